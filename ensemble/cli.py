@@ -1,0 +1,234 @@
+"""The `thera` command: parses, calls pipeline, prints. Nothing heavy is imported until a command runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional
+
+import typer
+
+from ensemble.errors import ConfigError, Stopped, TheraError
+
+if TYPE_CHECKING:
+    from ensemble.reports.tables import Table
+
+app = typer.Typer(
+    name="thera",
+    help="Images and a 0/1 label file in; the label file with the lowest half total error rate (HTER) out.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+RunFolder = Annotated[Path, typer.Option("--run", help="The run's folder, e.g. checkpoints/therapanacea.")]
+Images = Annotated[
+    Path, typer.Option("--images", help="A folder of numbered images or of 0/ and 1/, a zip, or a CSV or Parquet file.")
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Workers = Annotated[Optional[int], typer.Option("--workers", min=0, help="Processes that augment; changes no result.")]
+
+
+@app.callback()
+def _main(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    if debug:
+        os.environ["THERA_DEBUG"] = "1"
+
+
+@app.command("train-member")
+def train_member(
+    arch: Annotated[str, typer.Option(help="resnet18, mobilenetv2, convnext_nano, or any timm architecture.")],
+    images: Images,
+    run: RunFolder,
+    labels: Annotated[Optional[Path], typer.Option(help="Line i labels image i: 0 or 1.")] = None,
+    name: Annotated[Optional[str], typer.Option(help="The member's name; by default the architecture.")] = None,
+    folds: Annotated[int, typer.Option(min=2, max=100)] = 5,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    epochs: Annotated[Optional[int], typer.Option(help="Of every fold; none is chosen afterwards. [20]")] = None,
+    batch_size: Annotated[Optional[int], typer.Option(help="[128]")] = None,
+    lr: Annotated[Optional[float], typer.Option(help="Peak learning rate of AdamW. [0.002]")] = None,
+    gamma: Annotated[Optional[float], typer.Option(help="Of the focal loss. [2]")] = None,
+    alpha: Annotated[Optional[float], typer.Option(help="Weight of label 1 in the focal loss. [both weigh 1]")] = None,
+    augment: Annotated[Optional[str], typer.Option(help="none, light or standard. [standard]")] = None,
+    stem: Annotated[Optional[str], typer.Option(help="standard or half-stride. [standard]")] = None,
+    input_size: Annotated[Optional[int], typer.Option(help="Pixels. [the images' size]")] = None,
+    precision: Annotated[Optional[str], typer.Option(help="auto, fp32, bf16 or fp16. [auto]")] = None,
+    pretrained: Annotated[bool, typer.Option(help="Start from timm's pretrained weights.")] = True,
+    weights: Annotated[Optional[Path], typer.Option(help="Start from this safetensors file instead.")] = None,
+    resize: Annotated[Optional[int], typer.Option(help="Bring every image to this size in pixels.")] = None,
+    device: Device = "auto",
+    workers: Workers = None,
+) -> None:
+    """Train one member of the ensemble on all folds, and print its out-of-fold (OOF) HTER report.
+
+    Interrupted, the same command goes on from the last finished epoch.
+    """
+
+    def work() -> list[Table]:
+        from ensemble import pipeline
+        from ensemble.config import DataConfig, MemberConfig, validated
+
+        given = {
+            "name": name,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "lr": lr,
+            "gamma": gamma,
+            "alpha": alpha,
+            "augment": augment,
+            "stem": stem,
+            "input_size": input_size,
+            "precision": precision,
+            "weights": weights,
+        }
+        chosen = {key: value for key, value in given.items() if value is not None}
+        member = validated(MemberConfig, {"arch": arch, "pretrained": pretrained, **chosen}, "train-member")
+        data = validated(DataConfig, {"images": images, "labels": labels, "resize": resize}, "train-member")
+        machine = pipeline.Machine(device, workers)
+        return [pipeline.train_member(run, member, data, folds, seed, machine, _say)]
+
+    _run(work)
+
+
+@app.command("fit-stacker")
+def fit_stacker(run: RunFolder) -> None:
+    """Fit the logistic stacker and the HTER-minimising threshold on the members' OOF logits."""
+
+    def work() -> list[Table]:
+        from ensemble import pipeline
+        from ensemble.reports.tables import decision_tables
+
+        decisions = pipeline.fit_stacker(run, _say)
+        return list(decision_tables(decisions["plain"], decisions["tta"]))
+
+    _run(work)
+
+
+@app.command()
+def predict(
+    run: RunFolder,
+    images: Images,
+    out: Annotated[Path, typer.Option(help="The label file to write: one 0 or 1 a line, in the images' order.")],
+    tta: Annotated[
+        bool, typer.Option("--tta/--no-tta", help="Average the logits of the image and its mirror.")
+    ] = False,
+    device: Device = "auto",
+    workers: Workers = None,
+) -> None:
+    """Label a set of images with the members, the stacker and the threshold of a run."""
+
+    def work() -> list[Table]:
+        from ensemble import pipeline
+        from ensemble.config import PredictConfig
+
+        wanted = PredictConfig(images=images, out=out, tta=tta)
+        place, n = pipeline.predict(run, wanted, pipeline.Machine(device, workers), _say)
+        print(f"{n} labels written to {out}; logits and votes are in {place / 'predictions.csv'}")
+        return []
+
+    _run(work)
+
+
+@app.command()
+def report(run: RunFolder) -> None:
+    """Print each member's OOF HTER report and the stack's beside it; write report.md and report.json."""
+
+    def work() -> list[Table]:
+        from ensemble import pipeline
+
+        return pipeline.report(run)
+
+    _run(work)
+
+
+@app.command("run")
+def run_config(
+    config: Annotated[Path, typer.Argument(help="A YAML file such as configs/therapanacea.yaml.")],
+    device: Device = "auto",
+    workers: Workers = None,
+) -> None:
+    """Train all members, fit the stacker, predict and report, as a YAML file says.
+
+    Interrupted, the same command goes on where it stopped.
+    """
+
+    def work() -> list[Table]:
+        from ensemble import pipeline
+        from ensemble.config import load_config
+
+        return pipeline.run_config(load_config(config), pipeline.Machine(device, workers), _say)
+
+    _run(work)
+
+
+@app.command()
+def demo(
+    run: Annotated[Optional[Path], typer.Option("--run", help="Its folder. [checkpoints/demo]")] = None,
+    device: Device = "auto",
+    workers: Workers = None,
+) -> None:
+    """Do everything on generated images, whose best possible HTER is known."""
+
+    def work() -> list[Table]:
+        from ensemble import pipeline
+
+        return pipeline.demo(run, pipeline.Machine(device, workers), _say)
+
+    _run(work)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _run(work: Callable[[], list[Table]]) -> None:
+    """Do the work of a command, print its tables, and turn an error into its one line and exit status."""
+    from ensemble.progress import stoppable
+
+    try:
+        with stoppable():
+            _print(work())
+    except TheraError as error:
+        _fail(error)
+    except MemoryError:
+        from ensemble.errors import ResourceError
+
+        _fail(ResourceError("thera", "out of memory", "close other programs, or use a smaller --batch-size"))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        _fail(Stopped("thera", "stopped by SIGINT, what is finished is saved", "run the same command again to go on"))
+
+
+def _print(tables: list[Table]) -> None:
+    if not sys.stdout.isatty():
+        print("\n".join(table.text() for table in tables), end="", flush=True)
+        return
+    from rich.console import Console
+
+    for table in tables:
+        Console().print(table.rich(), "")
+
+
+def _fail(error: TheraError) -> NoReturn:
+    if os.environ.get("THERA_DEBUG"):
+        raise error
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    raise SystemExit(error.status)
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run the command line; usage errors are one line too."""
+    try:
+        return app(arguments, standalone_mode=False)
+    except typer.Abort:
+        raise SystemExit(Stopped.status) from None
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # what typer raises for a wrong command line
+            raise
+        _fail(ConfigError("thera", error.format_message().rstrip("."), "see thera --help"))

@@ -1,0 +1,174 @@
+"""The configuration: one YAML file or the command line, checked as a whole, frozen."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ensemble.errors import ConfigError, printable
+
+SHORT_NAMES = {"resnet18": "resnet18", "mobilenetv2": "mobilenetv2_100", "convnext_nano": "convnext_nano"}
+"""Names of the three members of the design, and the timm architectures that they stand for."""
+
+VIEWS = ("identity", "hflip")
+"""The views that every logit is computed for: the image as it is, and mirrored left to right."""
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(_Frozen):
+    """Where the labelled images are."""
+
+    images: Path
+    labels: Path | None = None
+    resize: int | None = Field(None, ge=16, le=4096, description="pixels; sets of mixed sizes are brought to it")
+
+
+class MemberConfig(_Frozen):
+    """How one member is built and trained. Times are in epochs, sizes in pixels, rates per update."""
+
+    arch: str = Field(description="a timm architecture, or mobilenetv2 for mobilenetv2_100")
+    name: str = Field("", pattern=r"^[A-Za-z0-9._-]*$", description="its folder in the run; by default the arch")
+    pretrained: bool = True
+    weights: Path | None = Field(None, description="a safetensors file to start from instead of timm's weights")
+    stem: Literal["standard", "half-stride"] = "standard"
+    input_size: int | None = Field(None, ge=16, le=1024, description="by default the size of the images")
+    epochs: int = Field(20, ge=1)
+    batch_size: int = Field(128, ge=2)
+    lr: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    warmup_epochs: float = Field(1.0, ge=0)
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    clip_norm: float = Field(1.0, gt=0)
+    gamma: float = Field(2.0, ge=0, description="focal loss: 0 is cross-entropy")
+    alpha: float | None = Field(None, gt=0, lt=1, description="focal loss: weight of label 1; label 0 weighs 1 - alpha")
+    augment: Literal["none", "light", "standard"] = "standard"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_after_arch(cls, values: Any) -> Any:
+        if isinstance(values, dict) and not values.get("name") and isinstance(values.get("arch"), str):
+            values = {**values, "name": values["arch"]}
+        return values
+
+    @property
+    def timm_name(self) -> str:
+        return SHORT_NAMES.get(self.arch, self.arch)
+
+
+class PredictConfig(_Frozen):
+    """A set of images to label, and the file to write."""
+
+    images: Path
+    out: Path
+    tta: bool = True
+
+
+class RunConfig(_Frozen):
+    """A whole run: what `thera run` does, in order."""
+
+    run: Path
+    seed: int = Field(0, ge=0)
+    folds: int = Field(5, ge=2, le=100)
+    data: DataConfig
+    members: tuple[MemberConfig, ...] = Field(min_length=1)
+    predict: PredictConfig | None = None
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> RunConfig:
+        names = [member.name for member in self.members]
+        if doubled := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"members must have different names; {', '.join(doubled)} stands twice: set name")
+        return self
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read a run's YAML file.
+
+    Raises
+    ------
+    ConfigError
+        The file cannot be read, is no plain YAML (duplicate keys, aliases and tags are refused), or has faults; all of
+        them are named at once, unknown keys with the nearest known one.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(path, f"cannot be read ({error})", "give a YAML file in UTF-8") from None
+    try:
+        values = yaml.load(text, Loader=_PlainLoader)  # noqa: S506  a SafeLoader, made stricter
+    except yaml.YAMLError as error:
+        raise ConfigError(path, printable(" ".join(str(error).split())), "mend the YAML") from None
+    if not isinstance(values, dict):
+        raise ConfigError(path, "holds no mapping of keys to values", "see configs/demo.yaml")
+    return validated(RunConfig, values, path)
+
+
+def validated(model: type[M], values: dict[str, Any], where: object) -> M:
+    """Return `values` as a `model`, or raise one ConfigError that names every fault."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        faults = [_fault(model, fault) for fault in error.errors()]
+        raise ConfigError(where, "; ".join(faults)) from None
+
+
+def _fault(model: type[BaseModel], fault: Any) -> str:
+    at = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"]).lstrip(".")
+    if fault["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(fault["loc"][-1]), _keys(model), n=1)
+        return f"{printable(at)} is no known key" + (f" (did you mean {near[0]}?)" if near else "")
+    if fault["type"] == "missing":
+        return f"{at} is missing"
+    message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if fault["type"] == "value_error":
+        return f"{at}: {message}" if at else message
+    return f"{at} must be {message}; got {printable(fault['input'])}"
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    models = (RunConfig, DataConfig, MemberConfig, PredictConfig) if model is RunConfig else (model,)
+    return [key for part in models for key in part.model_fields]
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """A safe loader that also refuses duplicate keys and aliases."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.constructor.ConstructorError(None, None, "aliases are not allowed", mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be text", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def seed_sequence(seed: int, *names: str | int) -> np.random.SeedSequence:
+    """Return the child of `seed` that goes by `names`, the same wherever and whenever it is asked for.
+
+    >>> seed_sequence(0, "folds").generate_state(1) == seed_sequence(0, "folds").generate_state(1)
+    array([ True])
+    """
+    digest = hashlib.sha256("\0".join(map(str, names)).encode()).digest()
+    return np.random.SeedSequence(seed, spawn_key=tuple(np.frombuffer(digest, "<u4").tolist()))

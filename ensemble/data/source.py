@@ -1,0 +1,483 @@
+"""Where images and labels come from: a numbered folder, a zip, a manifest, class folders. One `Source` each."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import functools
+import io
+import os
+import re
+import stat
+import zipfile
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble.data import MAX_PIXELS
+from ensemble.errors import ConfigError, DataError, printable
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+MANIFEST_COLUMNS = ("path", "label", "group")
+MAX_FILE_BYTES = 4 * MAX_PIXELS
+MAX_INFLATION = 100
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images that can be read by row, with what is known about them. Reading is thread-safe.
+
+    Attributes
+    ----------
+    where : str
+        What the user called it, for messages.
+    ids : str array (n,)
+        ``"000001"`` for a numbered image, the path of a manifest row, ``"0/name.jpg"`` in class folders.
+    labels : int8 array (n,) or None
+    groups : int64 array (n,) or None
+        Rows of one group stay in one fold.
+    names : tuple of str
+        The file behind each row, for messages.
+    fetch : callable
+        Name to bytes; raises `DataError`.
+    """
+
+    where: str
+    ids: NDArray[np.str_]
+    labels: NDArray[np.int8] | None
+    groups: NDArray[np.int64] | None
+    names: tuple[str, ...]
+    fetch: Callable[[str], bytes]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def read(self, row: int) -> bytes:
+        """Return the bytes of the file behind `row`, or raise `DataError`."""
+        return self.fetch(self.names[row])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Decoded images and what is known about them; every array is read-only.
+
+    Attributes
+    ----------
+    ids : str array (n,)
+    labels : int8 array (n,) or None
+        0 or 1.
+    groups : int64 array (n,) or None
+    pixels : uint8 memory map (n, H, W, 3)
+        RGB.
+    digests : bytes array (n,), dtype S64
+        SHA-256 of every file, in hexadecimal.
+    fingerprint : str
+        SHA-256 over all of the above but the pixels, which follow from the digests, the size and the image policy.
+    notes : tuple of str
+        What the user should know about the data, a line each.
+    """
+
+    ids: NDArray[np.str_]
+    labels: NDArray[np.int8] | None
+    groups: NDArray[np.int64] | None
+    pixels: NDArray[np.uint8]
+    digests: NDArray[np.bytes_]
+    fingerprint: str
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for array in (self.ids, self.labels, self.groups, self.pixels, self.digests):
+            if array is not None:
+                array.setflags(write=False)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of every image, in pixels."""
+        return self.pixels.shape[1], self.pixels.shape[2]
+
+
+def open_source(images: Path, labels: Path | None = None) -> Source:
+    """Recognise what `images` is and read its labels, but no image yet.
+
+    Parameters
+    ----------
+    images : Path
+        A folder of numbered images, a folder with the class folders ``0`` and ``1``, a zip of either (or a folder in
+        it: ``set.zip/val_img``), or a CSV or Parquet manifest with the columns path[,label][,group].
+    labels : Path, optional
+        A text file whose line i labels image i, possibly in a zip. Without it a zip with one image folder is labelled
+        by the text file in it, and a numbered folder is unlabelled.
+
+    Raises
+    ------
+    DataError
+        Anything that leaves open which image has which label.
+    ConfigError
+        `labels` given for images that bring their own.
+    """
+    where = printable(images)
+    suffix = images.suffix.lower()
+    with _reading(where):
+        if archive := _archive(images):
+            return _open_zip(*archive, labels)
+        if images.is_dir():
+            return _open_folder(images, labels)
+        if not images.exists():
+            raise DataError(where, "does not exist", "name a folder of images, a zip or a manifest")
+        if suffix in (".csv", ".parquet"):
+            _refuse_labels(where, labels)
+            return _open_manifest(images, _csv_rows if suffix == ".csv" else _parquet_rows)
+    raise DataError(where, "is no folder of images, zip, CSV or Parquet manifest")
+
+
+def parse_labels(data: bytes, where: str) -> NDArray[np.int8]:
+    """Return the labels of a text file with one 0 or 1 a line.
+
+    A byte-order mark, CRLF, a missing final newline and one extra one are accepted.
+
+    Returns
+    -------
+    int8 array (n,)
+
+    Raises
+    ------
+    DataError
+        With the line at fault: blank, an extra column, or another value.
+
+    Examples
+    --------
+    >>> parse_labels(b"1\\r\\n0\\r\\n", "labels.txt")
+    array([1, 0], dtype=int8)
+    """
+    lines = _text(data, where).replace("\r\n", "\n").split("\n")
+    for _ in range(2):
+        if lines and not lines[-1]:
+            lines.pop()
+    if not lines:
+        raise DataError(where, "holds no labels", "write one 0 or 1 a line")
+    for number, line in enumerate(lines, 1):
+        if line not in ("0", "1"):
+            _refuse_label(where, number, line)
+    return np.array(lines, dtype="U1").astype(np.int8)
+
+
+def _refuse_label(where: str, line: int, value: str) -> None:
+    if not value.strip():
+        found = "is blank"
+    elif len(value.replace(",", " ").replace(";", " ").split()) > 1:
+        found = f"holds more than one column: '{printable(value[:40])}'"
+    else:
+        found = f"must be 0 or 1; got '{printable(value[:40])}'"
+    raise DataError(f"{where}: line {line}", found)
+
+
+def _refuse_labels(where: str, labels: Path | None) -> None:
+    if labels is not None:
+        raise ConfigError("--labels", f"{where} brings its own labels", "leave it out")
+
+
+def _text(data: bytes, where: str) -> str:
+    if b"\0" in data:
+        raise DataError(where, "holds zero bytes: UTF-16 or no text at all", "save it as UTF-8 text")
+    return data.decode("utf-8-sig", "surrogateescape")
+
+
+@contextlib.contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """Turn what the file system and the zip format raise into `DataError`."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(where, f"cannot be read: {error.strerror or error}") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeError) as error:
+        raise DataError(where, f"is damaged: {printable(error)}") from error
+
+
+def _listed(names: Sequence[object]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(printable(name) for name in names[:SHOWN]) + more
+
+
+def _read_file(root: str, name: str) -> bytes:
+    with _reading(printable(name)), open(os.path.join(root, name), "rb", buffering=0) as file:
+        _bound(name, os.fstat(file.fileno()).st_size)
+        return file.read()
+
+
+def _bound(name: str, size: int) -> None:
+    if size > MAX_FILE_BYTES:
+        raise DataError(printable(name), f"has {size} bytes; at most {MAX_FILE_BYTES} are read")
+
+
+def _is_image(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+
+
+# Numbered images and class folders, on disk or in a zip
+
+
+def _numbered(
+    where: str, files: dict[str, str], fetch: Callable[[str], bytes], labels: tuple[str, bytes] | None
+) -> Source:
+    """Join images to label lines by the number in their names.
+
+    Parameters
+    ----------
+    files : dict
+        File name in its folder -> what `fetch` takes.
+    labels : tuple of str and bytes, optional
+        Name and content of the label file.
+    """
+    remedy = "number the images 1 to n without gaps, or give a manifest (path,label)"
+    named = [name for name in files if not re.fullmatch("[0-9]{1,18}", PurePosixPath(name).stem)]
+    if named:
+        raise DataError(where, f"{len(named)} image names are no number: {_listed(sorted(named))}", remedy)
+    by_number: dict[int, str] = {}
+    for name in sorted(files):
+        number = int(PurePosixPath(name).stem)
+        if (twin := by_number.setdefault(number, name)) != name:
+            raise DataError(where, f"{twin} and {name} have the same number", "keep one of them")
+    numbers = sorted(by_number)
+    if numbers[0] != 1:
+        raise DataError(where, f"numbering starts at {numbers[0]} ({by_number[numbers[0]]})", remedy)
+    if numbers[-1] != len(numbers):
+        gap = next(i for i, number in enumerate(numbers, 1) if i != number)
+        raise DataError(
+            where, f"numbering has gaps: there is no image {gap} before {by_number[numbers[gap - 1]]}", remedy
+        )
+    ordered = [by_number[number] for number in numbers]
+    parsed = None
+    if labels is not None:
+        parsed = parse_labels(labels[1], labels[0])
+        n, lines = len(ordered), len(parsed)
+        if lines != n:
+            left = f"line {n + 1} has no image" if lines > n else f"{ordered[lines]} has no label"
+            raise DataError(labels[0], f"{lines} lines for {n} images; {left}", "give one line for each image")
+    ids = np.array([PurePosixPath(name).stem for name in ordered])
+    return Source(where, ids, parsed, None, tuple(files[name] for name in ordered), fetch)
+
+
+def _classes(where: str, files: dict[str, str], fetch: Callable[[str], bytes]) -> Source:
+    """Label images by their folder; `files` maps ids such as ``"0/a.jpg"`` to what `fetch` takes."""
+    ids = sorted(files)
+    labels = np.array([name.partition("/")[0] for name in ids], dtype="U1").astype(np.int8)
+    return Source(where, np.array(ids), labels, None, tuple(files[name] for name in ids), fetch)
+
+
+def _open_folder(folder: Path, labels: Path | None) -> Source:
+    where, fetch = printable(folder), functools.partial(_read_file, str(folder))
+    entries = [entry for entry in os.scandir(folder) if not _is_hidden(entry.name)]
+    if any(_is_image(entry.name) for entry in entries):
+        names = _image_files(folder)
+        return _numbered(where, {name: name for name in names}, fetch, _read_labels(labels) if labels else None)
+    folders = sorted(entry.name for entry in entries if entry.is_dir())
+    if not folders:
+        raise DataError(where, "holds no images")
+    if not set(folders) <= {"0", "1"}:
+        raise DataError(
+            where, f"holds no images, but the folders {_listed(folders)}", "name one of them, or call them 0 and 1"
+        )
+    _refuse_labels(where, labels)
+    for name in folders:
+        if not _inside(os.path.realpath(folder / name), os.path.realpath(folder)):
+            raise DataError(printable(folder / name), "is a link out of its folder", "put the folder itself there")
+    files = [f"{name}/{image}" for name in folders for image in _image_files(folder / name)]
+    if not files:
+        raise DataError(where, "holds no images")
+    return _classes(where, {file: file for file in files}, fetch)
+
+
+def _image_files(folder: Path) -> list[str]:
+    root = os.path.realpath(folder)
+    names: list[str] = []
+    odd: list[str] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if _is_hidden(entry.name) or not _is_image(entry.name):
+                continue
+            if entry.is_symlink() and not _inside(os.path.realpath(entry.path), root):
+                raise DataError(printable(entry.path), "is a link out of its folder", "put the file itself there")
+            (names if entry.is_file() else odd).append(entry.name)
+    if odd:
+        raise DataError(printable(folder), f"{len(odd)} of the images are no files: {_listed(sorted(odd))}")
+    return names
+
+
+def _inside(path: str, root: str) -> bool:
+    return os.path.commonpath((path, root)) == root
+
+
+def _read_labels(path: Path) -> tuple[str, bytes]:
+    where = printable(path)
+    with _reading(where):
+        if archive := _archive(path):
+            return where, _unzip(_listing(archive[0])[0], archive[1])
+        return where, path.read_bytes()
+
+
+# Zip
+
+
+def _archive(path: Path) -> tuple[Path, str] | None:
+    """Split ``a/set.zip/inner/folder`` into the zip file and the path inside it."""
+    for outer in (path, *path.parents):
+        if outer.suffix.lower() == ".zip" and outer.is_file():
+            return outer, "" if outer == path else path.relative_to(outer).as_posix()
+    return None
+
+
+def _listing(path: Path) -> tuple[zipfile.ZipFile, list[str]]:
+    """Open a zip and return the names of its files, after refusing one that is not safe to read."""
+    archive, where = zipfile.ZipFile(path), printable(path)
+    entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+    names = Counter(entry.filename for entry in entries)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise DataError(where, f"holds entries of the same name: {_listed(twice)}")
+    if sum(entry.compress_size for entry in entries) > path.stat().st_size:
+        raise DataError(where, "claims more than the file holds: a zip bomb")
+    for entry in entries:
+        name = f"{where}: {printable(entry.filename)}"
+        if ".." in (parts := PurePosixPath(entry.filename.replace("\\", "/"))).parts or parts.is_absolute():
+            raise DataError(name, "points out of the zip")
+        if stat.S_ISLNK(entry.external_attr >> 16):
+            raise DataError(name, "is a symbolic link")
+        if entry.flag_bits & 1:
+            raise DataError(name, "is encrypted", "unpack it first")
+        if entry.file_size > max(MAX_INFLATION * entry.compress_size, 2**20) or entry.file_size > MAX_FILE_BYTES:
+            raise DataError(name, f"would grow from {entry.compress_size} to {entry.file_size} bytes: a zip bomb")
+    return archive, list(names)
+
+
+def _unzip(archive: zipfile.ZipFile, name: str) -> bytes:
+    with _reading(printable(name)):
+        try:
+            return archive.read(name)
+        except (KeyError, RuntimeError) as error:
+            raise DataError(printable(name), f"cannot be read: {printable(error)}") from error
+
+
+def _open_zip(path: Path, inner: str, labels: Path | None) -> Source:
+    where = printable(path / inner)
+    archive, names = _listing(path)
+    fetch = functools.partial(_unzip, archive)
+    folders: dict[str, dict[str, str]] = defaultdict(dict)
+    for name in names:
+        if _is_image(name) and not _is_hidden(name):
+            folders[str(PurePosixPath(name).parent)][PurePosixPath(name).name] = name
+    chosen = {folder: files for folder, files in folders.items() if not inner or _within(folder, inner)}
+    parents = {str(PurePosixPath(folder).parent) for folder in chosen}
+    if len(parents) == 1 and {PurePosixPath(folder).name for folder in chosen} == {"0", "1"}:
+        _refuse_labels(where, labels)
+        files = {
+            f"{PurePosixPath(folder).name}/{name}": file for folder in chosen for name, file in chosen[folder].items()
+        }
+        return _classes(where, files, fetch)
+    if len(chosen) > 1:
+        first = path / min(chosen)
+        raise DataError(
+            where, f"holds several image folders: {_listed(sorted(chosen))}", f"name one: {printable(first)}"
+        )
+    if not chosen:
+        raise DataError(where, "holds no images")
+    (files,) = chosen.values()
+    found = _read_labels(labels) if labels else _labels_beside(path, archive, names) if len(folders) == 1 else None
+    return _numbered(where, files, fetch, found)
+
+
+def _within(folder: str, inner: str) -> bool:
+    return PurePosixPath(folder).is_relative_to(PurePosixPath(inner))
+
+
+def _labels_beside(path: Path, archive: zipfile.ZipFile, names: list[str]) -> tuple[str, bytes] | None:
+    """Return the label file of a zip: its only text file, or the only one called label…"""
+    texts = [name for name in names if name.lower().endswith(".txt") and not _is_hidden(name)]
+    if len(texts) > 1:
+        texts = [name for name in texts if PurePosixPath(name).name.startswith("label")] or texts
+    if len(texts) > 1:
+        raise DataError(printable(path), f"holds several text files: {_listed(texts)}", "name the labels with --labels")
+    return (printable(path / texts[0]), _unzip(archive, texts[0])) if texts else None
+
+
+# Manifest
+
+
+def _open_manifest(path: Path, rows_of: Callable[[Path], list[tuple[int, list[str]]]]) -> Source:
+    where, root = printable(path), os.path.realpath(path.parent)
+    (_, header), *rows = rows_of(path) or [(1, [])]
+    if "path" not in header or not set(header) <= set(MANIFEST_COLUMNS) or len(set(header)) < len(header):
+        raise DataError(
+            where, f"must have the columns path[,label][,group]; got '{printable(','.join(header))}'", "rename them"
+        )
+    if not rows:
+        raise DataError(where, "lists no images")
+    for line, row in rows:
+        if len(row) != len(header):
+            raise DataError(f"{where}: line {line}", f"has {len(row)} columns; the first line has {len(header)}")
+    columns = dict(zip(header, zip(*(row for _, row in rows), strict=True), strict=True))
+    numbers, paths = [line for line, _ in rows], columns["path"]
+    _check_paths(where, root, numbers, paths)
+    labels = groups = None
+    if "label" in columns:
+        for line, value in zip(numbers, columns["label"], strict=True):
+            if value not in ("0", "1"):
+                _refuse_label(where, line, value)
+        labels = np.array(columns["label"], dtype="U1").astype(np.int8)
+    if "group" in columns:
+        if "" in columns["group"]:
+            line = numbers[columns["group"].index("")]
+            raise DataError(f"{where}: line {line}", "has a blank group", "give it a group of its own")
+        groups = np.unique(np.array(columns["group"]), return_inverse=True)[1].astype(np.int64)
+    return Source(where, np.array(paths), labels, groups, paths, functools.partial(_read_file, root))
+
+
+def _check_paths(where: str, root: str, lines: list[int], paths: Sequence[str]) -> None:
+    real_folder = functools.cache(os.path.realpath)
+    seen: dict[str, int] = {}
+    missing = []
+    for line, path in zip(lines, paths, strict=True):
+        at = f"{where}: line {line}"
+        full = os.path.join(root, path)
+        if not path or os.path.isabs(path) or ".." in PurePosixPath(path).parts:
+            raise DataError(at, f"'{printable(path)}' must be a path inside the manifest's folder")
+        if (first := seen.setdefault(os.path.normpath(path), line)) != line:
+            raise DataError(at, f"{printable(path)} was listed in line {first} already", "list every image once")
+        real = os.path.realpath(full) if os.path.islink(full) else real_folder(os.path.dirname(full))
+        if not _inside(real, root):
+            raise DataError(at, f"{printable(path)} is a link out of the manifest's folder")
+        if not os.path.isfile(full):
+            missing.append(f"{path} (line {line})")
+    if missing:
+        raise DataError(where, f"{len(missing)} of {len(paths)} images are missing or no files: {_listed(missing)}")
+
+
+def _csv_rows(path: Path) -> list[tuple[int, list[str]]]:
+    reader = csv.reader(io.StringIO(_text(path.read_bytes(), printable(path)), newline=""), strict=True)
+    try:
+        rows = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise DataError(f"{printable(path)}: line {reader.line_num}", f"is no CSV: {error}") from error
+    return rows[:-1] if rows and not rows[-1][1] else rows
+
+
+def _parquet_rows(path: Path) -> list[tuple[int, list[str]]]:
+    from pyarrow import ArrowException, parquet  # type: ignore[import-untyped, unused-ignore]
+
+    try:
+        table = parquet.read_table(path)
+    except (ArrowException, OSError) as error:
+        raise DataError(printable(path), f"is no Parquet: {printable(error)}") from error
+    columns = [["" if value is None else str(value) for value in column.to_pylist()] for column in table.columns]
+    return [(1, list(table.column_names))] + [(i, list(row)) for i, row in enumerate(zip(*columns, strict=True), 1)]

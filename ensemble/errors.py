@@ -1,0 +1,63 @@
+"""Everything that thera raises on purpose.
+
+    TheraError            1   internal, or no better class
+    ├── ConfigError       2   a command line or a config file that cannot be meant
+    ├── DataError         3   images or labels that cannot be used
+    ├── ArtifactError     4   a file of a run that is missing, damaged, newer or of another run
+    ├── LockedError       5   another process works in the same place
+    ├── ResourceError     6   disk, memory, device or network
+    └── Stopped          75   a signal; what is finished is saved and the same command goes on
+
+The number is the exit status of the command.
+"""
+
+from __future__ import annotations
+
+
+class TheraError(Exception):
+    """An error told in one line: where, what was found, what to do.
+
+    Parameters
+    ----------
+    where : str
+        The file, option or object that is at fault.
+    found : str
+        What was found there, and what must hold instead.
+    remedy : str, optional
+        What the user can do.
+    """
+
+    status = 1
+
+    def __init__(self, where: object, found: str, remedy: str = "") -> None:
+        self.where, self.found, self.remedy = str(where), found, remedy
+        super().__init__(f"{self.where}: {found}" + (f"; {remedy}" if remedy else ""))
+
+
+class ConfigError(TheraError):
+    status = 2
+
+
+class DataError(TheraError):
+    status = 3
+
+
+class ArtifactError(TheraError):
+    status = 4
+
+
+class LockedError(TheraError):
+    status = 5
+
+
+class ResourceError(TheraError):
+    status = 6
+
+
+class Stopped(TheraError):
+    status = 75
+
+
+def printable(text: object) -> str:
+    """Return `text` with control characters and bytes that are no UTF-8 escaped, fit for a terminal line."""
+    return "".join(c if c.isprintable() and not "\ud800" <= c <= "\udfff" else ascii(c)[1:-1] for c in str(text))

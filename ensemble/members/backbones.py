@@ -1,0 +1,120 @@
+"""Architecture name -> a timm model with one output logit."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from ensemble.config import MemberConfig
+from ensemble.errors import ArtifactError, ConfigError, ResourceError
+
+
+class Backbone(nn.Module):
+    """A timm backbone with one logit, fed with uint8 pixels.
+
+    The features are computed in the caller's precision; normalisation and the last linear layer run in float32, so that
+    a logit is never rounded to half precision.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A timm model with `num_classes=1`.
+    input_size : int
+        Side in pixels to which images are resampled (antialiased bilinear) before the first layer.
+    """
+
+    def __init__(self, model: Any, input_size: int) -> None:
+        super().__init__()
+        self.model, self.input_size = model, input_size
+        facts: Any = model.pretrained_cfg
+        self.mean: torch.Tensor
+        self.std: torch.Tensor
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(facts[name]).view(1, 3, 1, 1) * 255, persistent=False)
+
+    def forward(self, pixels: torch.Tensor, precision: torch.dtype = torch.float32) -> torch.Tensor:
+        """pixels (b, H, W, 3) uint8 -> logits (b,) float32."""
+        x = pixels.permute(0, 3, 1, 2).float()  # (b, 3, H, W), channels last in memory
+        if x.shape[-2:] != (self.input_size, self.input_size):
+            x = nn.functional.interpolate(x, (self.input_size, self.input_size), mode="bilinear", antialias=True)
+        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(pixels.device.type, precision, enabled=precision != torch.float32):
+            features = self.model.forward_head(self.model.forward_features(x), pre_logits=True)  # (b, c)
+        with torch.autocast(pixels.device.type, enabled=False):
+            logits: torch.Tensor = self.model.get_classifier()(features.float()).squeeze(1)
+        return logits
+
+
+def build(config: MemberConfig, image_size: int, weights: Mapping[str, torch.Tensor] | None = None) -> Backbone:
+    """Build a member's network; parameters that are not loaded are drawn from torch's global generator.
+
+    Parameters
+    ----------
+    config : MemberConfig
+        Architecture, stem, input size, and whether timm's pretrained weights are wanted.
+    image_size : int
+        Side of the images in pixels, where `config.input_size` does not say otherwise.
+    weights : mapping, optional
+        A state dict to start from instead of timm's: of this class, or of the timm model, with a head of any size
+        (a head of another size than one logit is left out).
+
+    Raises
+    ------
+    ConfigError
+        No such architecture, or one that this stem does not exist for.
+    ResourceError
+        Pretrained weights are wanted and cannot be had.
+    ArtifactError
+        `weights` do not fit the architecture.
+    """
+    name = config.timm_name
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
+        raise ConfigError(f"architecture {name}", "is not known to timm", hint)
+    pretrained = config.pretrained and weights is None
+    try:
+        model = timm.create_model(name, pretrained=pretrained, num_classes=1)
+    except Exception as error:
+        if not pretrained:
+            raise
+        cache = os.environ.get("HF_HUB_CACHE", "~/.cache/huggingface/hub")
+        raise ResourceError(
+            f"pretrained weights of {name}",
+            f"are not in {cache} and cannot be downloaded ({type(error).__name__})",
+            "connect, or give --weights FILE.safetensors, or train from scratch with --no-pretrained",
+        ) from error
+    if weights is not None:
+        _load(model, weights, str(config.weights))
+    if config.stem == "half-stride":
+        _halve_stem_stride(model, name)
+    return Backbone(model, config.input_size or image_size)
+
+
+def _load(model: nn.Module, weights: Mapping[str, torch.Tensor], where: str) -> None:
+    own = model.state_dict()
+    given = {key.removeprefix("model."): value for key, value in weights.items()}
+    head = {key for key in own if key in given and own[key].shape[0] == 1 and given[key].shape != own[key].shape}
+    wrong = [key for key in own if key not in head and (key not in given or given[key].shape != own[key].shape)]
+    if wrong:
+        found = f"lacks or has in another shape {wrong[0]}" + (f" and {len(wrong) - 1} more" if wrong[1:] else "")
+        raise ArtifactError(where, found, "give weights of this architecture")
+    model.load_state_dict({key: value for key, value in given.items() if key in own and key not in head}, strict=False)
+
+
+def _halve_stem_stride(model: nn.Module, name: str) -> None:
+    """Let the stem keep twice the resolution; shapes of parameters stay, so pretrained weights still fit."""
+    if hasattr(model, "maxpool"):  # ResNets: stride 4 -> 2
+        model.maxpool = nn.Identity()
+    elif isinstance(stem := getattr(model, "conv_stem", None), nn.Conv2d):  # MobileNets, EfficientNets: 2 -> 1
+        stem.stride = (1, 1)
+    elif isinstance(stem := getattr(model, "stem", [None])[0], nn.Conv2d) and stem.kernel_size == (4, 4):
+        stem.stride, stem.padding = (2, 2), (1, 1)  # ConvNeXts: patches of 4 every 4 -> every 2
+    else:
+        raise ConfigError(f"architecture {name}", "has no half-stride stem", "use --stem standard")

@@ -1,0 +1,279 @@
+"""Train one member on the training rows of one fold."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
+
+from ensemble.config import MemberConfig, seed_sequence
+from ensemble.errors import TheraError
+from ensemble.members.augment import Augmentation
+from ensemble.members.backbones import Backbone, build
+from ensemble.members.inference import PRECISIONS
+from ensemble.members.losses import focal_loss
+from ensemble.progress import Bar
+
+FINITE_CHECK_INTERVAL = 50
+"""Updates between two looks at the losses: a look makes a GPU wait."""
+
+Tensors = dict[str, torch.Tensor]
+History = list[dict[str, Any]]
+
+
+class Checkpoint(Protocol):
+    """Where a fold's state is kept between epochs."""
+
+    def load(self) -> tuple[Tensors, History] | None: ...
+
+    def save(self, tensors: Tensors, history: Sequence[Mapping[str, Any]]) -> None: ...
+
+
+@dataclass(frozen=True)
+class FoldJob:
+    """What one fold's model is trained on.
+
+    Parameters
+    ----------
+    config : MemberConfig
+    pixels : uint8 array (n, H, W, 3)
+    labels : int8 array (n,)
+    rows : int array (r,)
+        The training rows; the held-out ones are not looked at.
+    fold, seed : int
+        Every random stream is a child of the seed, named after the member and the fold.
+    weights : mapping, optional
+        A state dict to start from.
+    """
+
+    config: MemberConfig
+    pixels: np.ndarray
+    labels: np.ndarray
+    rows: np.ndarray
+    fold: int
+    seed: int
+    weights: Mapping[str, torch.Tensor] | None = None
+
+    def random_state(self, *names: str | int) -> int:
+        return int(seed_sequence(self.seed, self.config.name, self.fold, *names).generate_state(1)[0])
+
+    @property
+    def batch_size(self) -> int:
+        return min(self.config.batch_size, len(self.rows))
+
+    @property
+    def updates_per_epoch(self) -> int:
+        return len(self.rows) // self.batch_size
+
+
+def train_fold(
+    job: FoldJob, checkpoint: Checkpoint, precision: str, device: torch.device, workers: int, bar: Bar
+) -> tuple[Backbone, History]:
+    """Train for the budgeted epochs and return the weight average with its history.
+
+    No epoch is chosen: the budget is fixed, and the exponential moving average (EMA) of the weights after the last
+    epoch is the result. It goes on from the last epoch that `checkpoint` holds, to the same result on a CPU.
+
+    Parameters
+    ----------
+    precision : {"fp32", "bf16", "fp16"}
+        Of the features; parameters, loss and EMA are float32. fp16 uses a gradient scaler.
+    workers : int
+        Processes that augment; any number gives the same batches.
+    bar : Bar
+        Advanced by one an image.
+
+    Returns
+    -------
+    Backbone
+        The EMA, in evaluation mode, on `device`.
+    list of dict
+        One an epoch: epoch, loss, lr (that of its last update), seconds.
+
+    Raises
+    ------
+    TheraError
+        A loss is not finite; the rows of its batch are named.
+    """
+    torch.manual_seed(job.random_state("weights"))
+    network = build(job.config, job.pixels.shape[1], job.weights).to(memory_format=torch.channels_last).to(device)
+    learner = _Learner(job, network, precision, device)
+    if (saved := checkpoint.load()) is not None:
+        tensors, history = saved
+        learner.restore(tensors)
+    else:
+        history = []
+    bar.advance(len(history) * job.updates_per_epoch * job.batch_size)
+    loader = _batches(job, len(history), workers, device)
+    for epoch in range(len(history), job.config.epochs):
+        started = time.monotonic()
+        torch.manual_seed(job.random_state("dropout", epoch))
+        loss = learner.epoch(epoch, loader, bar)
+        seconds = round(time.monotonic() - started, 2)
+        history = [*history, {"epoch": epoch + 1, "loss": loss, "lr": learner.lr, "seconds": seconds}]
+        checkpoint.save(learner.state(), history)
+        bar.note(f"epoch {epoch + 1}/{job.config.epochs} loss {loss:.4f}")
+    return learner.ema.module.eval(), history
+
+
+class _Learner:
+    """The network, its average, its optimiser and its schedule."""
+
+    def __init__(self, job: FoldJob, network: Backbone, precision: str, device: torch.device) -> None:
+        config, self.job, self.network, self.device = job.config, job, network, device
+        self.precision = PRECISIONS[precision]
+        self.ema = ModelEmaV3(network, decay=config.ema_decay, use_warmup=True)
+        self.optimizer = create_optimizer_v2(
+            network, "adamw", lr=config.lr, weight_decay=config.weight_decay, fused=device.type == "cuda"
+        )
+        self.schedule = CosineLRScheduler(
+            self.optimizer,
+            t_initial=config.epochs * job.updates_per_epoch,
+            warmup_t=round(config.warmup_epochs * job.updates_per_epoch),
+            warmup_lr_init=config.lr / 100,
+            t_in_epochs=False,
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+    @property
+    def lr(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def epoch(self, epoch: int, loader: Iterator[tuple[torch.Tensor, torch.Tensor, np.ndarray]], bar: Bar) -> float:
+        """Make one epoch's updates and return the mean loss."""
+        config = self.job.config
+        self.network.train()
+        total, unseen = torch.zeros((), dtype=torch.float64), []
+        for step in range(self.job.updates_per_epoch):
+            update = epoch * self.job.updates_per_epoch + step
+            pixels, labels, rows = next(loader)  # (b, H, W, 3) uint8, (b,) float32, (b,) int64
+            self.schedule.step_update(update)
+            logits = self.network(pixels.to(self.device, non_blocking=True), self.precision)  # (b,)
+            loss = focal_loss(logits, labels.to(self.device, non_blocking=True), config.gamma, config.alpha).mean()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.clip_norm)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.ema.update(self.network, step=update)
+            unseen.append((loss.detach(), rows))
+            if len(unseen) == FINITE_CHECK_INTERVAL or step + 1 == self.job.updates_per_epoch:
+                total += self._finite_sum(unseen)
+                unseen = []
+            bar.advance(len(rows))
+        return round(float(total) / self.job.updates_per_epoch, 6)
+
+    def _finite_sum(self, unseen: list[tuple[torch.Tensor, np.ndarray]]) -> torch.Tensor:
+        losses = torch.stack([loss for loss, _ in unseen]).double().cpu()
+        finite = losses.isfinite()
+        if not finite.all() and not self.scaler.is_enabled():
+            rows = unseen[int((~finite).nonzero()[0])][1]
+            raise TheraError(
+                f"training {self.job.config.name} fold {self.job.fold}",
+                f"the loss is not finite on the batch of rows {' '.join(map(str, rows.tolist()))}",
+                "lower --lr, or use --precision fp32",
+            )
+        return losses[finite].sum()
+
+    def state(self) -> Tensors:
+        """Return everything that the next epoch depends on, by name."""
+        tensors = {f"network.{key}": value for key, value in self.network.state_dict().items()}
+        tensors |= {f"ema.{key}": value for key, value in self.ema.module.state_dict().items()}
+        for index, slots in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items()}
+        if self.scaler.is_enabled():
+            scaler = self.scaler.state_dict()
+            tensors["scaler"] = torch.tensor([scaler["scale"], scaler["_growth_tracker"]], dtype=torch.float64)
+        return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+
+    def restore(self, tensors: Tensors) -> None:
+        self.network.load_state_dict(_below(tensors, "network."))
+        self.ema.module.load_state_dict(_below(tensors, "ema."))
+        slots: dict[int, Tensors] = {}
+        for key, value in _below(tensors, "optimizer.").items():
+            index, slot = key.split(".")
+            slots.setdefault(int(index), {})[slot] = value
+        self.optimizer.load_state_dict({"state": slots, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        if self.scaler.is_enabled():
+            scale, growth = tensors["scaler"].tolist()
+            self.scaler.load_state_dict(self.scaler.state_dict() | {"scale": scale, "_growth_tracker": int(growth)})
+
+
+def _below(tensors: Tensors, prefix: str) -> Tensors:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+class _AugmentedRows(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    """Batches of augmented images, asked for by (epoch, row): what a worker returns depends on nothing else."""
+
+    def __init__(self, job: FoldJob) -> None:
+        self.pixels, self.labels = job.pixels, job.labels
+        self.augmentation = Augmentation(job.config.augment, job.seed)
+
+    def __getitems__(self, wanted: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        pixels = np.stack([self.augmentation(self.pixels[row], epoch, row) for epoch, row in wanted])
+        rows = np.array([row for _, row in wanted])
+        return pixels, self.labels[rows].astype(np.float32), rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        if isinstance(self.pixels, np.memmap):  # a spawned worker opens the file itself
+            state["pixels"] = str(self.pixels.filename)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self.pixels, str):
+            self.pixels = np.load(self.pixels, mmap_mode="r")
+
+
+def _order(job: FoldJob, epoch: int) -> np.ndarray:
+    """Return the rows of an epoch's updates, (updates, b): each training row once, less a last partial batch."""
+    rows = np.random.default_rng(job.random_state("order", epoch)).permutation(job.rows)
+    return rows[: job.updates_per_epoch * job.batch_size].reshape(-1, job.batch_size)
+
+
+def _batches(
+    job: FoldJob, first_epoch: int, workers: int, device: torch.device
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, np.ndarray]]:
+    wanted = [
+        [(epoch, int(row)) for row in batch]
+        for epoch in range(first_epoch, job.config.epochs)
+        for batch in _order(job, epoch)
+    ]
+    if not wanted:
+        return iter(())
+    loader = torch.utils.data.DataLoader(
+        _AugmentedRows(job),
+        batch_sampler=wanted,
+        collate_fn=_to_tensors,
+        num_workers=workers,
+        multiprocessing_context="forkserver" if workers else None,  # never fork once CUDA is initialised
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_quiet_worker,
+    )
+    return iter(loader)
+
+
+def _to_tensors(batch: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+    pixels, labels, rows = batch
+    return torch.from_numpy(pixels), torch.from_numpy(labels), rows
+
+
+def _quiet_worker(_: int) -> None:
+    """Leave signals to the parent, which stops its workers itself."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,448 @@
+"""The verbs of thera: what each command does, from files to files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ensemble import runs
+from ensemble.config import VIEWS, DataConfig, MemberConfig, PredictConfig, RunConfig, load_config
+from ensemble.decision.assessment import Assessment, Decision, fit_decision, member_report
+from ensemble.decision.rates import ErrorRates, call, error_rates
+from ensemble.decision.stacker import OofLogits
+from ensemble.errors import ArtifactError, DataError
+from ensemble.progress import progress
+from ensemble.reports.tables import Table, decision_tables, member_table, report_json, report_markdown
+
+if TYPE_CHECKING:
+    from ensemble.data.source import Dataset
+
+VIEW_SETS = {"plain": VIEWS[:1], "tta": VIEWS}
+"""The views that plain prediction and `--tta` average; each has a stacker and a threshold of its own."""
+
+Say = Callable[[str], None]
+"""What a verb tells the user while it works: one line a call."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where to compute. It changes how long a run takes; on one device, not what comes out."""
+
+    device: str = "auto"
+    workers: int | None = None
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def train_member(
+    folder: Path, member: MemberConfig, data: DataConfig, folds: int, seed: int, machine: Machine, say: Say
+) -> Table:
+    """Train one member on every fold that is not finished yet, and return the table of its OOF report.
+
+    Raises
+    ------
+    ArtifactError
+        The run, or this member, was begun with other data, folds, seed or config.
+    """
+    started, run = time.time(), runs.Run(folder)
+    dataset = _labelled(data, run, say)
+    table = _begin(run, dataset, data, folds, seed)
+    with runs.locked(run.member(member.name).folder):
+        _train_folds(run.member(member.name), member, dataset, table, seed, machine, say)
+        oof = _assess_member(run.member(member.name), table, seed)
+        run.member(member.name).update(oof=oof.to_json())
+        shown = member_table(oof, VIEWS)
+        text = report_markdown(f"Member {member.name}", [shown])
+        runs.write_whole(run.member(member.name).folder / "report.md", text.encode())
+    run.record(f"train-member {member.name}", started)
+    return shown
+
+
+def _labelled(data: DataConfig, run: runs.Run, say: Say) -> Dataset:
+    dataset = _load(data.images, data.labels, data.resize, run, say)
+    if dataset.labels is None:
+        raise DataError(data.images, "has no labels", "give --labels")
+    return dataset
+
+
+def _load(images: Path, labels: Path | None, resize: int | None, run: runs.Run, say: Say) -> Dataset:
+    from ensemble.data.pixels import load_dataset
+    from ensemble.data.source import open_source
+
+    dataset = load_dataset(open_source(images, labels), run.pixels, resize)
+    for note in dataset.notes:
+        say(f"note: {images}: {note}")
+    return dataset
+
+
+def _begin(run: runs.Run, dataset: Dataset, data: DataConfig, folds: int, seed: int) -> runs.FoldTable:
+    """Start the run, or make sure that it is the same one; return its folds."""
+    from ensemble.data.folds import assign_folds, together
+
+    assert dataset.labels is not None
+    units = together(dataset.digests, dataset.groups)
+    fold_of = assign_folds(dataset.labels, units, folds, seed).fold_of
+    table = runs.FoldTable(dataset.ids, dataset.labels, fold_of, dataset.groups)
+    identity = {
+        "seed": seed,
+        "folds": folds,
+        "images": len(dataset),
+        "size": list(dataset.size),
+        "resize": data.resize,
+        "fingerprint": dataset.fingerprint,
+    }
+    run.begin(identity, {"notes": list(dataset.notes)})
+    if not (run.folder / "folds.csv").exists():
+        run.write_folds(table)
+    return table
+
+
+def _train_folds(
+    folder: runs.MemberFolder,
+    member: MemberConfig,
+    dataset: Dataset,
+    table: runs.FoldTable,
+    seed: int,
+    machine: Machine,
+    say: Say,
+) -> None:
+    from ensemble.members.inference import choose_device, choose_precision, default_workers, predict_logits
+    from ensemble.members.training import FoldJob, train_fold
+
+    device = choose_device(machine.device)
+    precision = choose_precision(member.precision, device)
+    workers = default_workers(device) if machine.workers is None else machine.workers
+    start = {"sha256": runs.file_sha256(member.weights)} if member.weights else {}
+    folder.begin(
+        member.model_dump(mode="json", exclude={"weights"}) | {"weights": start.get("sha256")},
+        {"fingerprint": runs.Run(folder.folder.parents[1]).read()["fingerprint"], "seed": seed, "precision": precision},
+    )
+    weights = runs.read_tensors(member.weights) if member.weights else None
+    with progress(table.k, member.name, "folds") as done:
+        for fold in range(table.k):
+            if folder.has_fold(fold):
+                done.advance()
+                continue
+            started = time.monotonic()
+            train_rows, held_out = np.flatnonzero(table.fold_of != fold), np.flatnonzero(table.fold_of == fold)
+            job = FoldJob(member, dataset.pixels, table.labels, train_rows, fold, seed, weights)
+            checkpoint = runs.StateFolder(folder.fold(fold))
+            images = member.epochs * job.updates_per_epoch * job.batch_size
+            with progress(images, f"{member.name} fold {fold + 1}/{table.k}") as bar:
+                network, history = train_fold(job, checkpoint, precision, device, workers, bar)
+            for warning in checkpoint.warnings:
+                say(f"warning: {warning}")
+            with progress(len(held_out) * len(VIEWS), f"{member.name} fold {fold + 1}/{table.k} OOF", "views") as bar:
+                logits = predict_logits(network, dataset.pixels, held_out, VIEWS, precision, device, bar)
+            parameters = sum(parameter.numel() for parameter in network.parameters())
+            folder.finish_fold(
+                fold,
+                {key: value.cpu().contiguous() for key, value in network.state_dict().items()},
+                table.ids[held_out],
+                logits,
+                VIEWS,
+                epochs=len(history),
+                training_seconds=round(sum(epoch["seconds"] for epoch in history), 1),
+                seconds=round(time.monotonic() - started, 1),
+                device=str(device),
+            )
+            folder.update(parameters=parameters)
+            done.advance()
+
+
+# --- the decision -----------------------------------------------------------------------------------------------------
+
+
+def _oof_logits(member: runs.MemberFolder, table: runs.FoldTable) -> np.ndarray:
+    """Return a member's OOF logits (n, views), in the order of the fold table.
+
+    Raises
+    ------
+    ArtifactError
+        A fold is missing, or its ids are not those of the table.
+    """
+    logits = np.full((len(table.ids), len(VIEWS)), np.nan)
+    for fold in range(table.k):
+        ids, values = member.read_oof(fold, VIEWS)
+        rows = np.flatnonzero(table.fold_of == fold)
+        if not np.array_equal(ids, table.ids[rows]):
+            found = f"OOF ids of fold {fold} are not those of folds.csv ({len(ids)} rows for {len(rows)})"
+            raise ArtifactError(f"member {member.name}", found, f"run: thera train-member --arch {member.name}")
+        logits[rows] = values
+    return logits
+
+
+def _assess_member(member: runs.MemberFolder, table: runs.FoldTable, seed: int) -> Assessment:
+    logits = _oof_logits(member, table).mean(axis=1)
+    return member_report(member.name, table.ids, logits, table.labels, table.fold_of, table.groups, seed)
+
+
+def fit_stacker(folder: Path, say: Say) -> dict[str, Decision]:
+    """Fit stacker and threshold on the members' OOF logits, plain and with TTA, and write the decision.
+
+    Raises
+    ------
+    ArtifactError
+        A member lacks a fold, or its OOF logits are not those that training wrote.
+    """
+    started, run = time.time(), runs.Run(folder)
+    table, seed = run.read_folds(), run.read()["seed"]
+    members = run.members()
+    if not members:
+        raise ArtifactError(folder, "has no members", "run: thera train-member --help")
+    logits = np.stack([_oof_logits(member, table) for member in members], axis=1)  # (n, m, views)
+    names = tuple(member.name for member in members)
+    decisions = {}
+    for key, views in VIEW_SETS.items():
+        averaged = logits[:, :, : len(views)].mean(axis=2)
+        oof = OofLogits(table.ids, table.labels, table.fold_of, names, averaged, table.groups)
+        decisions[key] = fit_decision(oof, views, seed)
+    for note in decisions["tta"].notes:
+        say(f"warning: {note}")
+    with runs.locked(run.decision.parent):
+        stored = {key: decision.to_json() for key, decision in decisions.items()}
+        runs.write_json(run.decision, {"schema": runs.SCHEMA, "parents": _parents(run, names), **stored})
+    run.record("fit-stacker", started)
+    return decisions
+
+
+def _parents(run: runs.Run, members: tuple[str, ...]) -> dict[str, Any]:
+    """Return the hashes of the OOF logits that a decision rests on."""
+    folds = {name: run.member(name).read()["folds"] for name in members}
+    return {name: {fold: facts["oof_sha256"] for fold, facts in found.items()} for name, found in folds.items()}
+
+
+def _read_decisions(run: runs.Run) -> dict[str, Decision]:
+    remedy = f"run: thera fit-stacker --run {run.folder}"
+    stored = runs.read_json(run.decision, remedy)
+    if stored.get("parents") != _parents(run, tuple(stored.get("parents", ()))):
+        raise ArtifactError(run.decision, "was fitted on other OOF logits than the members have now", remedy)
+    return {key: Decision.from_json(stored.get(key, {})) for key in VIEW_SETS}
+
+
+# --- prediction -------------------------------------------------------------------------------------------------------
+
+
+def predict(folder: Path, wanted: PredictConfig, machine: Machine, say: Say) -> tuple[Path, int]:
+    """Label a set of images; return where its predictions lie and how many there are.
+
+    The logits of each member are averaged over its fold models and the views, stacked, and held against the threshold.
+    A set that was predicted already, with the same decision, is not computed again.
+    """
+    started, run = time.time(), runs.Run(folder)
+    decisions = _read_decisions(run)
+    decision = decisions["tta" if wanted.tta else "plain"]
+    identity = run.read()
+    dataset = _load(wanted.images, None, identity["resize"], run, say)
+    if list(dataset.size) != identity["size"]:
+        found = f"images are {dataset.size[0]} × {dataset.size[1]} pixels; the members know {identity['size']}"
+        raise DataError(wanted.images, found, "bring them to that size, or train with --resize")
+    place = run.predictions(wanted.images)
+    made_from = {
+        "schema": runs.SCHEMA,
+        "fingerprint": dataset.fingerprint,
+        "decision_sha256": runs.file_sha256(run.decision),
+        "views": list(decision.views),
+    }
+    with runs.locked(place):
+        if not _is_predicted(place, made_from):
+            _predict(run, decision, dataset, place, made_from, machine)
+        text = (place / "label_val.txt").read_bytes()
+        _verify(text, len(dataset), place / "label_val.txt")
+        runs.write_whole(wanted.out, text)
+    run.record(f"predict {place.name}", started)
+    return place, len(dataset)
+
+
+def _is_predicted(place: Path, made_from: Mapping[str, Any]) -> bool:
+    try:
+        stored = runs.read_json(place / "predictions.json", "")
+        files = {name: runs.file_sha256(place / name) for name in ("label_val.txt", "predictions.csv")}
+    except (ArtifactError, OSError):
+        return False
+    return all(stored.get(key) == value for key, value in made_from.items()) and stored.get("files") == files
+
+
+def _predict(
+    run: runs.Run, decision: Decision, dataset: Dataset, place: Path, made_from: Mapping[str, Any], machine: Machine
+) -> None:
+    logits = _member_logits(run, decision, dataset, machine)  # (n, m)
+    stacked = decision.stacker.apply(logits)
+    labels = call(stacked, decision.threshold)
+    votes, majority = decision.votes(logits)
+    text = "".join(f"{label}\n" for label in labels.tolist()).encode()
+    _verify(text, len(dataset), place / "label_val.txt")
+    names = decision.stacker.members
+    columns = [
+        "id",
+        *(f"logit_{name}" for name in names),
+        "stacked_logit",
+        "probability",
+        "label",
+        *(f"vote_{name}" for name in names),
+        "majority",
+    ]
+    rows = (
+        (id_, *(f"{x:.{runs.LOGIT_DECIMALS}f}" for x in own), f"{x:.{runs.LOGIT_DECIMALS}f}", f"{p:.5f}", y, *v, m)
+        for id_, own, x, p, y, v, m in zip(
+            dataset.ids, logits, stacked, _probability(stacked), labels, votes.tolist(), majority, strict=True
+        )
+    )
+    files = {
+        "label_val.txt": runs.write_whole(place / "label_val.txt", text),
+        "predictions.csv": runs.write_table(place / "predictions.csv", columns, rows),
+    }
+    expected = decision.stacked.new_set_interval(len(dataset))
+    runs.write_json(
+        place / "predictions.json",
+        {
+            **made_from,
+            "images": len(dataset),
+            "share_of_label_0": float(np.mean(labels == 0)),
+            "nested_hter": decision.nested.hter,
+            "interval": [decision.interval.low, decision.interval.high],
+            "expected_on_this_many_images": [expected.low, expected.high],
+            "files": files,
+        },
+    )
+
+
+def _member_logits(run: runs.Run, decision: Decision, dataset: Dataset, machine: Machine) -> np.ndarray:
+    """Return each member's logits (n, m), averaged over its fold models and the decision's views."""
+    from ensemble.members.backbones import build
+    from ensemble.members.inference import choose_device, choose_precision, predict_logits
+
+    device, members = choose_device(machine.device), [run.member(name) for name in decision.stacker.members]
+    folds, rows = run.read()["folds"], np.arange(len(dataset))
+    logits = np.zeros((len(dataset), len(members)))
+    with progress(len(members) * folds * len(rows) * len(decision.views), "predict", "views") as bar:
+        for column, member in enumerate(members):
+            stored = member.read()
+            config = MemberConfig.model_validate(stored["config"] | {"pretrained": False, "weights": None})
+            network = build(config, dataset.size[0]).to(device)
+            precision = choose_precision(stored["precision"], device)
+            for fold in range(folds):
+                bar.note(f"{member.name} fold {fold + 1}/{folds}")
+                network.load_state_dict(member.read_weights(fold))
+                views = predict_logits(network, dataset.pixels, rows, decision.views, precision, device, bar)
+                logits[:, column] += views.mean(axis=1) / folds
+    return np.round(logits, runs.LOGIT_DECIMALS)
+
+
+def _verify(text: bytes, n: int, path: Path) -> None:
+    lines = text.split(b"\n")
+    if lines[-1] != b"" or len(lines) != n + 1 or not set(lines[:-1]) <= {b"0", b"1"}:
+        raise ArtifactError(path, f"must hold {n} lines of 0 or 1", "run: thera predict")
+
+
+def _probability(logits: np.ndarray) -> np.ndarray:
+    from scipy.special import expit
+
+    return np.asarray(expit(logits))
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+
+def report(folder: Path) -> list[Table]:
+    """Return the run's tables, and write them as `report.md` and `report.json` beside `run.json`.
+
+    A run whose stacker is not fitted yet is reported by its finished members alone.
+    """
+    run = runs.Run(folder)
+    identity, table = run.read(), run.read_folds()
+    complete = [member for member in run.members() if all(map(member.has_fold, range(table.k)))]
+    members = [_assess_member(member, table, identity["seed"]) for member in complete]
+    decisions = _read_decisions(run) if run.decision.exists() else {}
+    n_new = _last_predicted(run)
+    tables = [member_table(member, VIEWS) for member in members]
+    if decisions:
+        tables += decision_tables(decisions["plain"], decisions["tta"], n_new)
+    text = report_markdown(f"Run {folder.name}: {identity['images']} images, {table.k} folds", tables)
+    runs.write_whole(folder / "report.md", text.encode())
+    runs.write_json(folder / "report.json", report_json(members, decisions, n_new) | {"data_notes": identity["notes"]})
+    return tables
+
+
+def _last_predicted(run: runs.Run) -> int | None:
+    found = sorted(run.folder.glob("predictions/*/predictions.json"), key=lambda path: path.stat().st_mtime)
+    return int(runs.read_json(found[-1], "run: thera predict")["images"]) if found else None
+
+
+# --- everything in order ----------------------------------------------------------------------------------------------
+
+
+def run_config(config: RunConfig, machine: Machine, say: Say) -> list[Table]:
+    """Train every member, fit the stacker, predict and report; what is done already is not done again."""
+    with progress(len(config.members), config.run.name, "members") as bar:
+        for member in config.members:
+            train_member(config.run, member, config.data, config.folds, config.seed, machine, say)
+            bar.advance()
+    fit_stacker(config.run, say)
+    if config.predict is not None:
+        predict(config.run, config.predict, machine, say)
+        say(f"labels written to {config.predict.out}")
+    return report(config.run)
+
+
+def demo(folder: Path | None, machine: Machine, say: Say) -> list[Table]:
+    """Make the demo data, run everything on it, and hold the result against the best that any rule can reach."""
+    from ensemble.data.synthetic import bayes_hter, write_demo
+
+    config = load_config(demo_config())
+    if folder is not None:
+        config = config.model_copy(update={"run": folder})
+    place = config.run / "data"
+    assert config.predict is not None
+    config = config.model_copy(
+        update={
+            "data": DataConfig(images=place / "train_img", labels=place / "label_train.txt", resize=None),
+            "predict": PredictConfig(images=place / "val_img", out=config.run / "label_val.txt"),
+        }
+    )
+    write_demo(place, n_train=DEMO_IMAGES, n_val=DEMO_IMAGES // 2, seed=config.seed)
+    tables = run_config(config, machine, say)
+    assert config.predict is not None
+    called = _labels(config.predict.out)
+    given, true = (error_rates(_labels(place / name), called) for name in ("given_val.txt", "truth_val.txt"))
+    decision = _read_decisions(runs.Run(config.run))["tta"]
+    return [*tables, _demo_table(decision, given, true, bayes_hter())]
+
+
+DEMO_IMAGES = 1600
+
+
+def demo_config() -> Path:
+    """Return `demo.yaml`: beside this file where the package is installed, in `configs/` in a checkout."""
+    beside = Path(__file__).with_name("demo.yaml")
+    return beside if beside.exists() else Path(__file__).parents[1] / "configs" / "demo.yaml"
+
+
+def _demo_table(decision: Decision, given: ErrorRates, true: ErrorRates, bayes: float) -> Table:
+    def row(name: str, rates: ErrorRates) -> tuple[str, ...]:
+        return name, str(rates.n), f"{rates.fpr:.4f}", f"{rates.fnr:.4f}", f"{rates.hter:.4f}"
+
+    off = decision.nested.hter - bayes
+    return Table(
+        "Demo: what was reached, and what can be reached",
+        ("labels", "n", "FPR", "FNR", "HTER"),
+        (
+            row("training images, nested, as given (5 % flipped)", decision.nested),
+            row("label_val.txt against the labels as given", given),
+            row("label_val.txt against the true classes", true),
+            ("least HTER that any rule has, as given (Bayes)", "", "", "", f"{bayes:.4f}"),
+        ),
+        (f"The ensemble's nested HTER is {abs(off):.4f} {'above' if off >= 0 else 'below'} the Bayes HTER.",),
+    )
+
+
+def _labels(path: Path) -> np.ndarray:
+    from ensemble.data.source import parse_labels
+
+    return parse_labels(path.read_bytes(), str(path))

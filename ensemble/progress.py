@@ -1,0 +1,126 @@
+"""Long work: progress on standard error (nested bars on a terminal, one plain line a minute elsewhere), and its end.
+
+A signal is acted on where a bar advances: there everything that is finished is on disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+
+from tqdm import tqdm
+
+from ensemble.errors import Stopped
+
+PLAIN_INTERVAL_S = 60.0
+
+
+class Bar:
+    """One line of progress. `advance(n)` moves it, `note(text)` says what is being done.
+
+    Off a terminal it prints a plain line when it is opened, at most one a minute while it moves, and one at its end.
+    """
+
+    def __init__(self, total: int, what: str, unit: str, level: int) -> None:
+        self.total, self.what, self.unit, self.done = total, what, unit, 0
+        self._noted = ""
+        self._started = self._printed = time.monotonic()
+        self._tqdm = None
+        if sys.stderr.isatty():
+            self._tqdm = tqdm(
+                total=total, desc=what, unit=f" {unit}", position=level, leave=level == 0, dynamic_ncols=True
+            )
+
+    def advance(self, n: int = 1) -> None:
+        """Move by `n` steps.
+
+        Raises
+        ------
+        Stopped
+            A signal has come since.
+        """
+        if _signals:
+            raise Stopped(
+                "thera", f"stopped by {_signals[0]}, what is finished is saved", "run the same command again to go on"
+            )
+        self.done += n
+        if self._tqdm is not None:
+            self._tqdm.update(n)
+        elif time.monotonic() - self._printed >= PLAIN_INTERVAL_S:
+            self._print()
+
+    def note(self, text: str) -> None:
+        self._noted = text
+        if self._tqdm is not None:
+            self._tqdm.set_postfix_str(text, refresh=False)
+
+    def close(self) -> None:
+        if self._tqdm is not None:
+            self._tqdm.close()
+        else:
+            self._print()
+
+    def _print(self) -> None:
+        self._printed = time.monotonic()
+        spent = self._printed - self._started
+        left = f", {_clock(spent / self.done * (self.total - self.done))} left" if 0 < self.done < self.total else ""
+        noted = f", {self._noted}" if self._noted else ""
+        line = f"{self.what}: {self.done} of {self.total} {self.unit} in {_clock(spent)}{left}{noted}"
+        with contextlib.suppress(BrokenPipeError):
+            print(line, file=sys.stderr, flush=True)
+
+
+_open: list[Bar] = []
+
+
+@contextlib.contextmanager
+def progress(total: int, what: str, unit: str = "images") -> Iterator[Bar]:
+    """Open a bar below those that are open already.
+
+    Parameters
+    ----------
+    total : int
+        Number of steps until it is full.
+    what : str
+        What is being done, in a few words: ``"decode"``, ``"resnet18 fold 1/3"``.
+    unit : str
+        What a step is.
+    """
+    bar = Bar(total, what, unit, level=len(_open))
+    _open.append(bar)
+    try:
+        yield bar
+    finally:
+        _open.remove(bar)
+        bar.close()
+
+
+_signals: list[str] = []
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM stop the work below at its next step; a second one ends the process at once."""
+
+    def stop(number: int, _: object) -> None:
+        if _signals:
+            os._exit(Stopped.status)
+        _signals.append(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        _signals.clear()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

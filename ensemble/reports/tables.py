@@ -1,0 +1,230 @@
+"""The tables of the report: one neutral form, shown as Markdown, as plain text or on a rich terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ensemble.decision.assessment import Assessment, Decision
+from ensemble.decision.rates import ErrorRates, Interval
+
+if TYPE_CHECKING:
+    import rich.table
+
+RATES = "FPR: share of label 0 called 1. FNR: share of label 1 called 0. HTER: their mean. []: 95 % interval."
+INTERVAL = "The interval is that of the images drawn (bootstrap at the calls made), not of fitting the threshold anew."
+SHIFT = (
+    "Not corrected: prediction averages k fold models, while each logit measured here came from one. That moves the "
+    "best threshold, so the HTER of a label file can lie off the promised one by more than chance."
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table of text cells; the first column is text, the others numbers. Notes stand below it."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+    def markdown(self) -> str:
+        """Return a GitHub-flavoured Markdown section."""
+
+        def line(cells: Iterable[str]) -> str:
+            return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+        rule = ("---", *("---:" for _ in self.columns[1:]))
+        lines = [f"## {self.title}", "", line(self.columns), line(rule), *map(line, self.rows)]
+        return "\n".join(lines + [text for note in self.notes for text in ("", note)]) + "\n"
+
+    def text(self) -> str:
+        """Return aligned plain text, for a pipe or a log.
+
+        >>> print(Table("Rates", ("fold", "n"), (("0", "12"), ("1", "9")), ("Few.",)).text(), end="")
+        Rates
+        fold   n
+        0     12
+        1      9
+        Few.
+        """
+        cells = (self.columns, *self.rows)
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+
+        def line(row: Sequence[str]) -> str:
+            numbers = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+            return "  ".join((row[0].ljust(widths[0]), *numbers))
+
+        return "\n".join((self.title, *map(line, cells), *self.notes)) + "\n"
+
+    def rich(self) -> rich.table.Table:
+        """Return it as a rich renderable."""
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        caption = Text("\n".join(self.notes)) if self.notes else None
+        table = RichTable(title=Text(self.title), caption=caption, title_justify="left", caption_justify="left")
+        for place, column in enumerate(self.columns):
+            table.add_column(Text(column), justify="right" if place else "left")
+        for row in self.rows:
+            table.add_row(*map(Text, row))
+        return table
+
+
+def member_table(member: Assessment, views: Sequence[str]) -> Table:
+    """Return one row per fold, and the pooled row with its 95 % interval, for logits averaged over `views`."""
+    folds = [
+        (str(row.fold), str(row.rates.n), *_rates(row.rates), "", f"{row.auc:.4f}", f"{row.threshold:+.4f}")
+        for row in member.folds
+    ]
+    pooled = (
+        "pooled",
+        str(member.nested.n),
+        *_rates(member.nested),
+        _interval(member.interval),
+        f"{member.auc:.4f}",
+        f"{member.threshold:+.4f}",
+    )
+    return Table(
+        f"{member.name}: out-of-fold, views {' + '.join(views)}, at the member's threshold",
+        ("fold", "n", "FPR", "FNR", "HTER", "95 %", "AUC", "threshold"),
+        (*folds, pooled),
+        (
+            RATES,
+            (
+                "Each fold is scored at the threshold fitted without it, so no row is judged by a threshold that saw "
+                "it; the pooled rates are over these calls. The threshold beside it is that of all rows, for use."
+            ),
+            (
+                f"At that threshold, fitted and scored on all rows, the HTER would be {member.apparent.hter:.4f} "
+                f"(apparent; it flatters by {member.optimism:+.4f})."
+            ),
+            INTERVAL,
+        ),
+    )
+
+
+def decision_table(decision: Decision, n_new: int | None = None) -> Table:
+    """Return the stack's table: the stack first, then each member, then the baselines, all on the same rows.
+
+    Parameters
+    ----------
+    decision : Decision
+        Of one set of views.
+    n_new : int, optional
+        Size of the label file that the note speaks of, at least 2; as many images as OOF rows if None.
+    """
+    n = decision.nested.n if n_new is None else n_new
+    new = decision.stacked.new_set_interval(n)
+    labelled = [("stack", decision.stacked), *((f"member {m.name}", m) for m in decision.members)]
+    labelled += [(f"baseline: {b.name}", b) for b in decision.baselines]
+    rows = tuple(
+        (
+            label,
+            *_rates(row.nested),
+            _interval(row.interval),
+            f"{row.apparent.hter:.4f}",
+            f"{row.optimism:+.4f}",
+            f"{row.auc:.4f}",
+        )
+        for label, row in labelled
+    )
+    weights = ", ".join(
+        f"{name} {weight:+.4f}" for name, weight in zip(decision.stacker.members, decision.stacker.weights, strict=True)
+    )
+    return Table(
+        f"Decision, views {' + '.join(decision.views)}: nested HTER {decision.nested.hter:.4f} "
+        f"{_interval(decision.interval)}",
+        ("rule", "FPR", "FNR", "HTER", "95 %", "apparent", "gap", "AUC"),
+        rows,
+        (
+            RATES,
+            (
+                "FPR, FNR and HTER are nested: whatever a rule fits (weights, thresholds) is fitted without the fold "
+                "that it is scored on. Apparent is the HTER of the rule fitted on all rows, scored on the same rows. "
+                "Gap is nested less apparent: what the apparent figure flatters itself by."
+            ),
+            (
+                f"A label file for {n} images like these is expected to score {new.low:.4f} to {new.high:.4f} "
+                "(HTER, 95 %: the chance in this estimate and in the new images together)."
+            ),
+            INTERVAL,
+            SHIFT,
+            (
+                f"Fitted on all {decision.nested.n} rows: weights {weights}; bias {decision.stacker.bias:+.4f}; "
+                f"threshold {decision.threshold:+.4f} (logits)."
+            ),
+            *decision.notes,
+        ),
+    )
+
+
+def decision_tables(plain: Decision, tta: Decision | None = None, n_new: int | None = None) -> tuple[Table, ...]:
+    """Return the stack's table for plain prediction, and for prediction with TTA where there is one."""
+    return tuple(decision_table(decision, n_new) for decision in (plain, tta) if decision is not None)
+
+
+def report_markdown(title: str, tables: Iterable[Table]) -> str:
+    """Return the whole report as Markdown."""
+    return "\n".join((f"# {title}\n", *(table.markdown() for table in tables)))
+
+
+def report_json(
+    members: Iterable[Assessment], decisions: Mapping[str, Decision], n_new: int | None = None
+) -> dict[str, Any]:
+    """Return the report's figures, unrounded, as plain dicts.
+
+    Parameters
+    ----------
+    members : iterable of Assessment
+        What `member_table` shows.
+    decisions : mapping of str to Decision
+        What `decision_table` shows, by name ("plain", "tta").
+    n_new : int, optional
+        As in `decision_table`.
+    """
+    return {
+        "schema": 1,
+        "members": {member.name: _figures(member, n_new) for member in members},
+        "decisions": {
+            name: {
+                "views": list(decision.views),
+                "stack": _figures(decision.stacked, n_new),
+                "members": [_figures(row, n_new) for row in decision.members],
+                "baselines": [_figures(row, n_new) for row in decision.baselines],
+                "notes": [*decision.notes, SHIFT],
+            }
+            for name, decision in decisions.items()
+        },
+    }
+
+
+def _figures(row: Assessment, n_new: int | None) -> dict[str, Any]:
+    n = row.nested.n if n_new is None else n_new
+    new = row.new_set_interval(n)
+    return {
+        "name": row.name,
+        "threshold": row.threshold,
+        "nested": _rates_json(row.nested) | {"interval": [row.interval.low, row.interval.high]},
+        "apparent": _rates_json(row.apparent),
+        "optimism": row.optimism,
+        "auc": row.auc,
+        "new_set": {"n": n, "interval": [new.low, new.high]},
+        "folds": [
+            {"fold": fold.fold, "threshold": fold.threshold, "auc": fold.auc} | _rates_json(fold.rates)
+            for fold in row.folds
+        ],
+    }
+
+
+def _rates_json(rates: ErrorRates) -> dict[str, Any]:
+    return {"n_neg": rates.n_neg, "n_pos": rates.n_pos, "fpr": rates.fpr, "fnr": rates.fnr, "hter": rates.hter}
+
+
+def _rates(rates: ErrorRates) -> tuple[str, str, str]:
+    return f"{rates.fpr:.4f}", f"{rates.fnr:.4f}", f"{rates.hter:.4f}"
+
+
+def _interval(interval: Interval) -> str:
+    return f"[{interval.low:.4f}, {interval.high:.4f}]"

@@ -1,0 +1,416 @@
+"""The run directory: the only code that knows what lies where on disk, and in which form.
+
+Files appear whole (temporary name, fsync, rename, fsync of the folder) or not at all. Weights and training state are
+safetensors, tables are CSV keyed by id, the rest is JSON; nothing is ever pickled. A SHA-256 stands beside whatever
+another step relies on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import datetime
+import errno
+import fcntl
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import shutil
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from ensemble.errors import ArtifactError, LockedError, ResourceError, printable
+
+if TYPE_CHECKING:
+    import torch
+
+SCHEMA = 1
+LOGIT_DECIMALS = 5
+"""Logits are rounded to this many decimals when they are made; the file holds them as they are used."""
+
+Tensors: TypeAlias = "dict[str, torch.Tensor]"
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def write_whole(path: Path, data: bytes) -> str:
+    """Write a file so that it is there whole or not at all, and return its SHA-256."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary file to fill; move it to `path` once it is filled and on disk, remove it on any error.
+
+    Raises
+    ------
+    ResourceError
+        The disk is full, or the place cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "free some space and run the same command again" if full else "choose a place that can be written"
+        raise ResourceError(path, f"cannot be written ({error.strerror or error})", remedy) from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_json(path: Path, value: Any) -> str:
+    return write_whole(path, (json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n").encode())
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """Read a JSON file of this schema.
+
+    Raises
+    ------
+    ArtifactError
+        It is missing, damaged, or of a newer schema.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        schema = value["schema"]
+    except FileNotFoundError:
+        raise ArtifactError(path, "is not there", remedy) from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ArtifactError(path, f"is damaged ({printable(error)})", remedy) from None
+    if schema != SCHEMA:
+        raise ArtifactError(path, f"has schema {schema}; this thera reads {SCHEMA}", "use the version that wrote it")
+    return value
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Write a CSV file, ids first; an id that a spreadsheet would take for a formula gets a leading apostrophe."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows((_escaped(str(row[0])), *row[1:]) for row in rows)
+    return write_whole(path, text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def read_table(path: Path, columns: Sequence[str], remedy: str) -> list[tuple[str, ...]]:
+    """Read back the columns of a CSV file that `write_table` wrote, one tuple of texts a column."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            head, *rows = csv.reader(file)
+        if head != list(columns) or any(len(row) != len(head) for row in rows):
+            raise ValueError(f"columns are not {','.join(columns)}")
+    except FileNotFoundError:
+        raise ArtifactError(path, "is not there", remedy) from None
+    except (OSError, ValueError, csv.Error) as error:
+        raise ArtifactError(path, f"is damaged ({printable(error)})", remedy) from None
+    texts = list(zip(*rows, strict=True)) or [()] * len(head)
+    texts[0] = tuple(id_[1:] if id_[:1] == "'" else id_ for id_ in texts[0])
+    return texts
+
+
+def _escaped(id_: str) -> str:
+    return "'" + id_ if id_[:1] in "=+-@\t\r'" else id_
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Hold `folder` for this process; the lock of a killed process is free again.
+
+    Parameters
+    ----------
+    wait : bool
+        Wait for another holder instead of giving up: for work that takes no time.
+
+    Raises
+    ------
+    LockedError
+        Another process holds it; its pid and host are named.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "a+")  # noqa: SIM115
+    except OSError as error:
+        raise ResourceError(folder, f"cannot be written ({error.strerror})", "choose another --run") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            file.seek(0)
+            holder = printable(file.read().strip()) or "another process"
+            raise LockedError(folder, f"{holder} works here", "wait for it, or stop it first") from None
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FoldTable:
+    """`folds.csv`: ids (n,) str, labels (n,) int8, fold_of (n,) int8, and groups (n,) int64 where the user gave them."""
+
+    ids: np.ndarray
+    labels: np.ndarray
+    fold_of: np.ndarray
+    groups: np.ndarray | None
+
+    @property
+    def k(self) -> int:
+        return int(self.fold_of.max()) + 1
+
+
+class Run:
+    """One run's folder.
+
+    Parameters
+    ----------
+    folder : Path
+        `checkpoints/<run>`; made when something is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.pixels = folder / "pixels"
+        self.decision = folder / "decision" / "decision.json"
+
+    def member(self, name: str) -> MemberFolder:
+        return MemberFolder(self.folder / "members" / name)
+
+    def members(self) -> list[MemberFolder]:
+        """Return the members that training has begun for, in the order in which they were begun."""
+        begun = [MemberFolder(path.parent) for path in (self.folder / "members").glob("*/member.json")]
+        return sorted(begun, key=lambda member: (member.read()["begun"], member.name))
+
+    def predictions(self, images: Path) -> Path:
+        """Return the folder for the predictions on a set of images, named after it."""
+        return self.folder / "predictions" / (images.stem or "images")
+
+    def read(self) -> Any:
+        return read_json(self.folder / "run.json", "train a member first: thera train-member --help")
+
+    def begin(self, identity: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        """Start a run with its identity (seed, folds, data) and further facts, or make sure that it is the same one.
+
+        Raises
+        ------
+        ArtifactError
+            It was begun with another; the differences are named.
+        """
+        path = self.folder / "run.json"
+        with locked(self.folder, wait=True):
+            if not path.exists():
+                write_json(path, {"schema": SCHEMA, **identity, **facts, "versions": versions(), "history": []})
+        refuse_differences(path, {key: self.read().get(key) for key in identity}, identity, "use another --run")
+
+    def record(self, what: str, started: float) -> None:
+        """Add a line to what was run when. `started` is in seconds of `time.time()`."""
+        when = datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds")
+        entry = {"command": what, "when": when, "seconds": round(time.time() - started, 1)}
+        with locked(self.folder, wait=True):
+            run = self.read()
+            write_json(self.folder / "run.json", run | {"history": [*run["history"], entry]})
+
+    def write_folds(self, table: FoldTable) -> None:
+        """Write which image is in which fold; a group column where the user gave groups."""
+        columns = [("id", table.ids), ("label", table.labels), ("fold", table.fold_of), ("group", table.groups)]
+        given = [(name, values.tolist()) for name, values in columns if values is not None]
+        rows = zip(*(values for _, values in given), strict=True)
+        write_table(self.folder / "folds.csv", [name for name, _ in given], rows)
+
+    def read_folds(self) -> FoldTable:
+        path, columns = self.folder / "folds.csv", ["id", "label", "fold"]
+        with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="surrogateescape") as file:
+            columns += ["group"] if file.readline().rstrip().endswith(",group") else []
+        ids, labels, fold_of, *groups = read_table(path, columns, "train a member first: thera train-member --help")
+        return FoldTable(
+            np.array(ids),
+            np.array(labels, np.int8),
+            np.array(fold_of, np.int8),
+            np.array(groups[0], np.int64) if groups else None,
+        )
+
+
+class MemberFolder:
+    """One member's folder: `member.json`, and for each fold its weights, OOF logits and history."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.name = folder, folder.name
+        self._json = folder / "member.json"
+
+    def begin(self, config: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+        """Start a member, or make sure that it goes on with the same config, data and folds."""
+        now = datetime.datetime.now(datetime.UTC).isoformat()
+        if not self._json.exists():
+            first = {"schema": SCHEMA, "begun": now, "config": config, **identity, "folds": {}, "oof": None}
+            write_json(self._json, first)
+        found, remedy = self.read(), "give it another --name, or use another --run"
+        refuse_differences(self._json, found["config"], config, remedy)
+        refuse_differences(self._json, {key: found.get(key) for key in identity}, identity, remedy)
+
+    def read(self) -> Any:
+        return read_json(self._json, f"run: thera train-member --arch {self.name}")
+
+    def update(self, **values: Any) -> None:
+        write_json(self._json, self.read() | values)
+
+    def fold(self, fold: int) -> Path:
+        return self.folder / f"fold-{fold}"
+
+    def has_fold(self, fold: int) -> bool:
+        return str(fold) in self.read()["folds"]
+
+    def finish_fold(
+        self, fold: int, weights: Tensors, ids: np.ndarray, logits: np.ndarray, views: Sequence[str], **facts: Any
+    ) -> None:
+        """Write a fold's weights and OOF logits (n, views), record their hashes, then drop its training state."""
+        from safetensors.torch import save_file
+
+        folder = self.fold(fold)
+        with replacing(folder / "weights.safetensors") as temporary:
+            save_file(weights, temporary)
+        rows = ((id_, *(f"{x:.{LOGIT_DECIMALS}f}" for x in row)) for id_, row in zip(ids, logits, strict=True))
+        oof_sha256 = write_table(folder / "oof.csv", _oof_columns(views), rows)
+        files = {"weights_sha256": file_sha256(folder / "weights.safetensors"), "oof_sha256": oof_sha256}
+        self.update(folds=self.read()["folds"] | {str(fold): files | facts})
+        shutil.rmtree(folder / "state", ignore_errors=True)
+
+    def read_oof(self, fold: int, views: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids (n,) that a fold's model scored and their logits (n, views) as float64."""
+        path, retrain = self.fold(fold) / "oof.csv", f"run: thera train-member --arch {self.name}"
+        facts = self.read()["folds"].get(str(fold))
+        if facts is None:
+            raise ArtifactError(f"member {self.name}", f"lacks OOF logits for fold {fold}", retrain)
+        ids, *logits = read_table(path, _oof_columns(views), retrain)
+        if file_sha256(path) != facts["oof_sha256"]:
+            raise ArtifactError(path, "is not the file that training wrote (its hash differs)", "restore it")
+        return np.array(ids), np.array(logits, np.float64).T
+
+    def read_weights(self, fold: int) -> Tensors:
+        """Return a fold's weights, once their hash is verified."""
+        path, facts = self.fold(fold) / "weights.safetensors", self.read()["folds"].get(str(fold))
+        if facts is None or not path.exists():
+            retrain = f"run: thera train-member --arch {self.name}"
+            raise ArtifactError(f"member {self.name}", f"lacks the weights of fold {fold}", retrain)
+        if file_sha256(path) != facts["weights_sha256"]:
+            raise ArtifactError(path, "is not the file that training wrote (its hash differs)", "restore it")
+        return read_tensors(path)
+
+
+class StateFolder:
+    """A fold's resumable training state: the last two epochs, each with its hash beside it.
+
+    Parameters
+    ----------
+    folder : Path
+        `members/<name>/fold-<k>`; the state lies in `state/` below it, the history beside it.
+    """
+
+    KEPT = 2
+
+    def __init__(self, folder: Path) -> None:
+        self._state, self._history = folder / "state", folder / "history.jsonl"
+        self.warnings: list[str] = []
+
+    def save(self, tensors: Tensors, history: Sequence[Mapping[str, Any]]) -> None:
+        """Keep the state after `len(history)` epochs, and the history of them."""
+        from safetensors.torch import save_file
+
+        stem = f"epoch-{len(history):04d}"
+        with replacing(self._state / f"{stem}.safetensors") as temporary:
+            save_file(tensors, temporary)
+        sha256 = file_sha256(self._state / f"{stem}.safetensors")
+        write_json(self._state / f"{stem}.json", {"schema": SCHEMA, "sha256": sha256, "history": list(history)})
+        write_whole(self._history, "".join(json.dumps(epoch) + "\n" for epoch in history).encode())
+        for old in sorted(self._state.glob("epoch-*.json"))[: -self.KEPT]:
+            old.unlink()
+            old.with_suffix(".safetensors").unlink(missing_ok=True)
+
+    def load(self) -> tuple[Tensors, list[dict[str, Any]]] | None:
+        """Return the newest state that is whole, or None where there is none yet.
+
+        Raises
+        ------
+        ArtifactError
+            There are states, and none of them is whole.
+        """
+        found = sorted(self._state.glob("epoch-*.json"), reverse=True)
+        for path in found:
+            weights = path.with_suffix(".safetensors")
+            try:
+                note = read_json(path, "")
+                if file_sha256(weights) == note["sha256"]:
+                    return read_tensors(weights), note["history"]
+            except (OSError, ArtifactError):
+                pass
+            self.warnings.append(f"{weights} is damaged; going on from an older state")
+        if found:
+            raise ArtifactError(
+                self._state, "holds no state that is whole", "remove this folder to start the fold anew"
+            )
+        return None
+
+
+def read_tensors(path: Path) -> Tensors:
+    """Read a safetensors file; nothing in it is executed, whatever it is.
+
+    Raises
+    ------
+    ArtifactError
+        It is no safetensors file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise ArtifactError(path, f"is no safetensors file ({printable(error)})", "give one") from None
+
+
+def _oof_columns(views: Sequence[str]) -> tuple[str, ...]:
+    return ("id", *(f"logit_{view}" for view in views))
+
+
+def refuse_differences(where: object, found: Mapping[str, Any], wanted: Mapping[str, Any], remedy: str) -> None:
+    """Raise an ArtifactError that names every key whose value differs."""
+    keys = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
+    if keys:
+        told = ", ".join(f"{key} was {printable(found.get(key))} and is {printable(wanted.get(key))}" for key in keys)
+        raise ArtifactError(where, f"was made differently: {told}", remedy)
+
+
+def versions() -> dict[str, str]:
+    names = ("torch", "timm", "albumentations", "opencv-python-headless", "numpy", "scikit-learn")
+    found = {"python": platform.python_version()}
+    for name in ("thera", *names):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

@@ -1,0 +1,23 @@
+import numpy as np
+import pytest
+
+from ensemble.decision.stacker import OofLogits
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20)
+
+
+@pytest.fixture
+def make_oof(rng):
+    """Return OOF logits of members whose logits lie at +-separation, noise 1; label 0 is a quarter of the rows."""
+
+    def make(n=600, separations=(1.0, 0.6, 0.2), k=4, groups=None):
+        labels = np.arange(n) % 4 > 0
+        fold_of = np.arange(n) // 4 % k
+        logits = rng.normal(size=(n, len(separations))) + np.outer(2.0 * labels - 1, separations)
+        members = tuple(f"m{j}" for j in range(len(separations)))
+        return OofLogits(np.arange(n).astype(str), labels, fold_of, members, logits, groups)
+
+    return make
