@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional
 
 import typer
 
-from ensemble.errors import ConfigError, Stopped, TheraError
+from ensemble.errors import ConfigError, ResourceError, Stopped, TheraError, printable
 
 if TYPE_CHECKING:
     from ensemble.reports.tables import Table
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="thera",
     help="Images and a 0/1 label file in; the label file with the lowest half total error rate (HTER) out.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -34,10 +35,13 @@ Workers = Annotated[Optional[int], typer.Option("--workers", min=0, help="Proces
 
 @app.callback()
 def _main(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     if debug:
         os.environ["THERA_DEBUG"] = "1"
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @app.command("train-member")
@@ -128,7 +132,7 @@ def predict(
 
         wanted = PredictConfig(images=images, out=out, tta=tta)
         place, n = pipeline.predict(run, wanted, pipeline.Machine(device, workers), _say)
-        print(f"{n} labels written to {out}; logits and votes are in {place / 'predictions.csv'}")
+        print(printable(f"{n} labels written to {out}; logits and votes are in {place / 'predictions.csv'}"))
         return []
 
     _run(work)
@@ -183,26 +187,21 @@ def demo(
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    from ensemble.progress import say
+
+    say(line)
 
 
 def _run(work: Callable[[], list[Table]]) -> None:
-    """Do the work of a command, print its tables, and turn an error into its one line and exit status."""
-    from ensemble.progress import stoppable
+    """Do the work of a command and print its tables."""
+    from ensemble.progress import hush, stoppable
 
+    with stoppable():
+        tables = work()
     try:
-        with stoppable():
-            _print(work())
-    except TheraError as error:
-        _fail(error)
-    except MemoryError:
-        from ensemble.errors import ResourceError
-
-        _fail(ResourceError("thera", "out of memory", "close other programs, or use a smaller --batch-size"))
+        _print(tables)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        _fail(Stopped("thera", "stopped by SIGINT, what is finished is saved", "run the same command again to go on"))
+        hush(sys.stdout)
 
 
 def _print(tables: list[Table]) -> None:
@@ -215,20 +214,35 @@ def _print(tables: list[Table]) -> None:
         Console().print(table.rich(), "")
 
 
-def _fail(error: TheraError) -> NoReturn:
+def _fail(error: Exception) -> NoReturn:
+    """Tell an error in its one line, and leave with its exit status."""
     if os.environ.get("THERA_DEBUG"):
-        raise error
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    raise SystemExit(error.status)
+        traceback.print_exception(error)
+    told = _told(error)
+    _say(f"error: {told}")
+    raise SystemExit(told.status)
+
+
+def _told(error: Exception) -> TheraError:
+    if isinstance(error, TheraError):
+        return error
+    if isinstance(error, typer.Abort):
+        return Stopped("thera", "stopped by SIGINT, what is finished is saved", "run the same command again to go on")
+    if hasattr(error, "format_message"):  # what typer raises for a wrong command line
+        command = getattr(getattr(error, "ctx", None), "command_path", "thera")
+        return ConfigError(command, error.format_message().rstrip("."), f"see {command} --help")
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the latter is torch's
+        place = "memory" if isinstance(error, MemoryError) else "device memory"
+        return ResourceError("thera", f"out of {place}", "close other programs, or use a smaller --batch-size")
+    if isinstance(error, OSError):
+        return ResourceError(error.filename or "thera", error.strerror or str(error), "run the same command again")
+    found = f"internal fault, {type(error).__name__}: {error}"
+    return TheraError("thera", found, "show its traceback with thera --debug, and report it")
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """Run the command line; usage errors are one line too."""
+    """Run the command line; whatever goes wrong is one line on standard error and an exit status."""
     try:
-        return app(arguments, standalone_mode=False)
-    except typer.Abort:
-        raise SystemExit(Stopped.status) from None
+        return app(arguments, prog_name="thera", standalone_mode=False)
     except Exception as error:
-        if not hasattr(error, "format_message"):  # what typer raises for a wrong command line
-            raise
-        _fail(ConfigError("thera", error.format_message().rstrip("."), "see thera --help"))
+        _fail(error)

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ensemble.errors import ConfigError, printable
 
@@ -24,7 +24,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(_Frozen):
@@ -39,7 +39,9 @@ class MemberConfig(_Frozen):
     """How one member is built and trained. Times are in epochs, sizes in pixels, rates per update."""
 
     arch: str = Field(description="a timm architecture, or mobilenetv2 for mobilenetv2_100")
-    name: str = Field("", pattern=r"^[A-Za-z0-9._-]*$", description="its folder in the run; by default the arch")
+    name: str = Field(
+        "", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", description="its folder in the run; by default the arch"
+    )
     pretrained: bool = True
     weights: Path | None = Field(None, description="a safetensors file to start from instead of timm's weights")
     stem: Literal["standard", "half-stride"] = "standard"
@@ -83,15 +85,18 @@ class RunConfig(_Frozen):
     seed: int = Field(0, ge=0)
     folds: int = Field(5, ge=2, le=100)
     data: DataConfig
-    members: tuple[MemberConfig, ...] = Field(min_length=1)
+    members: tuple[MemberConfig, ...]
     predict: PredictConfig | None = None
 
-    @model_validator(mode="after")
-    def _names_differ(self) -> RunConfig:
-        names = [member.name for member in self.members]
+    @field_validator("members")
+    @classmethod
+    def _names_differ(cls, members: tuple[MemberConfig, ...]) -> tuple[MemberConfig, ...]:
+        if not members:
+            raise ValueError("must hold at least one member")
+        names = [member.name for member in members]
         if doubled := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"members must have different names; {', '.join(doubled)} stands twice: set name")
-        return self
+            raise ValueError(f"must have different names; {', '.join(doubled)} stands twice: set name")
+        return members
 
 
 def load_config(path: Path) -> RunConfig:
@@ -106,11 +111,13 @@ def load_config(path: Path) -> RunConfig:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(path, f"cannot be read ({error})", "give a YAML file in UTF-8") from None
+        raise ConfigError(path, f"cannot be read ({printable(error)})", "give a YAML file in UTF-8") from None
     try:
         values = yaml.load(text, Loader=_PlainLoader)  # noqa: S506  a SafeLoader, made stricter
-    except yaml.YAMLError as error:
-        raise ConfigError(path, printable(" ".join(str(error).split())), "mend the YAML") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the last two: no such date, nested too deep
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        raise ConfigError(path, line + printable(getattr(error, "problem", None) or error), "mend the YAML") from None
     if not isinstance(values, dict):
         raise ConfigError(path, "holds no mapping of keys to values", "see configs/demo.yaml")
     return validated(RunConfig, values, path)
@@ -128,28 +135,26 @@ def validated(model: type[M], values: dict[str, Any], where: object) -> M:
 def _fault(model: type[BaseModel], fault: Any) -> str:
     at = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"]).lstrip(".")
     if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(fault["loc"][-1]), _keys(model), n=1)
+        parts: dict[str, type[BaseModel]] = {"data": DataConfig, "members": MemberConfig, "predict": PredictConfig}
+        part = parts[fault["loc"][0]] if len(fault["loc"]) > 1 else model
+        near = difflib.get_close_matches(str(fault["loc"][-1]).lower(), part.model_fields, n=1)
         return f"{printable(at)} is no known key" + (f" (did you mean {near[0]}?)" if near else "")
     if fault["type"] == "missing":
         return f"{at} is missing"
-    message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if fault["type"] == "value_error":
-        return f"{at}: {message}" if at else message
-    return f"{at} must be {message}; got {printable(fault['input'])}"
-
-
-def _keys(model: type[BaseModel]) -> list[str]:
-    models = (RunConfig, DataConfig, MemberConfig, PredictConfig) if model is RunConfig else (model,)
-    return [key for part in models for key in part.model_fields]
+        return f"{at} {fault['msg'].removeprefix('Value error, ')}"
+    _, _, must = fault["msg"].partition(" should ")  # "Input should be greater than 0"
+    return f"{at} must {must or 'be another: ' + fault['msg']}; got {printable(fault['input'])[:80]}"
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """A safe loader that also refuses duplicate keys and aliases."""
+    """A safe loader that also refuses duplicate keys, aliases and tags."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.constructor.ConstructorError(None, None, "aliases are not allowed", mark)
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent) or event.tag is not None:
+            kind = "aliases" if isinstance(event, yaml.AliasEvent) else f"tags ({event.tag})"
+            raise yaml.constructor.ConstructorError(None, None, f"{kind} are not allowed", event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:

@@ -72,8 +72,8 @@ def _labelled(data: DataConfig, run: runs.Run, say: Say) -> Dataset:
 
 
 def _load(images: Path, labels: Path | None, resize: int | None, run: runs.Run, say: Say) -> Dataset:
-    from ensemble.data.pixels import load_dataset
     from ensemble.data.source import open_source
+    from ensemble.data.store import load_dataset
 
     dataset = load_dataset(open_source(images, labels), run.pixels, resize)
     for note in dataset.notes:
@@ -92,12 +92,13 @@ def _begin(run: runs.Run, dataset: Dataset, data: DataConfig, folds: int, seed: 
     identity = {
         "seed": seed,
         "folds": folds,
-        "images": len(dataset),
+        "n": len(dataset),
         "size": list(dataset.size),
         "resize": data.resize,
         "fingerprint": dataset.fingerprint,
     }
-    run.begin(identity, {"notes": list(dataset.notes)})
+    facts = {"images": str(data.images), "labels": str(data.labels or data.images), "notes": list(dataset.notes)}
+    run.begin(identity, facts)
     if not (run.folder / "folds.csv").exists():
         run.write_folds(table)
     return table
@@ -121,7 +122,7 @@ def _train_folds(
     start = {"sha256": runs.file_sha256(member.weights)} if member.weights else {}
     folder.begin(
         member.model_dump(mode="json", exclude={"weights"}) | {"weights": start.get("sha256")},
-        {"fingerprint": runs.Run(folder.folder.parents[1]).read()["fingerprint"], "seed": seed, "precision": precision},
+        {"fingerprint": dataset.fingerprint, "seed": seed, "precision": precision},
     )
     weights = runs.read_tensors(member.weights) if member.weights else None
     with progress(table.k, member.name, "folds") as done:
@@ -364,7 +365,7 @@ def report(folder: Path) -> list[Table]:
     tables = [member_table(member, VIEWS) for member in members]
     if decisions:
         tables += decision_tables(decisions["plain"], decisions["tta"], n_new)
-    text = report_markdown(f"Run {folder.name}: {identity['images']} images, {table.k} folds", tables)
+    text = report_markdown(f"Run {folder.name}: {identity['n']} images, {table.k} folds", tables)
     runs.write_whole(folder / "report.md", text.encode())
     runs.write_json(folder / "report.json", report_json(members, decisions, n_new) | {"data_notes": identity["notes"]})
     return tables

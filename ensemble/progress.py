@@ -1,6 +1,7 @@
 """Long work: progress on standard error (nested bars on a terminal, one plain line a minute elsewhere), and its end.
 
-A signal is acted on where a bar advances: there everything that is finished is on disk.
+A signal is acted on where a bar opens or advances: there everything that is finished is on disk. Where no bar is open,
+it is acted on at once.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from typing import TextIO
 
 from tqdm import tqdm
 
-from ensemble.errors import Stopped
+from ensemble.errors import Stopped, printable
 
 PLAIN_INTERVAL_S = 60.0
 
@@ -22,12 +24,12 @@ PLAIN_INTERVAL_S = 60.0
 class Bar:
     """One line of progress. `advance(n)` moves it, `note(text)` says what is being done.
 
-    Off a terminal it prints a plain line when it is opened, at most one a minute while it moves, and one at its end.
+    Off a terminal it prints at most one plain line a minute while it moves, and one at its end.
     """
 
     def __init__(self, total: int, what: str, unit: str, level: int) -> None:
         self.total, self.what, self.unit, self.done = total, what, unit, 0
-        self._noted = ""
+        self._noted, self._told = "", -1
         self._started = self._printed = time.monotonic()
         self._tqdm = None
         if sys.stderr.isatty():
@@ -43,10 +45,7 @@ class Bar:
         Stopped
             A signal has come since.
         """
-        if _signals:
-            raise Stopped(
-                "thera", f"stopped by {_signals[0]}, what is finished is saved", "run the same command again to go on"
-            )
+        _heed_signals()
         self.done += n
         if self._tqdm is not None:
             self._tqdm.update(n)
@@ -61,17 +60,31 @@ class Bar:
     def close(self) -> None:
         if self._tqdm is not None:
             self._tqdm.close()
-        else:
+        elif self.done != self._told:
             self._print()
 
     def _print(self) -> None:
-        self._printed = time.monotonic()
+        self._printed, self._told = time.monotonic(), self.done
         spent = self._printed - self._started
         left = f", {_clock(spent / self.done * (self.total - self.done))} left" if 0 < self.done < self.total else ""
         noted = f", {self._noted}" if self._noted else ""
-        line = f"{self.what}: {self.done} of {self.total} {self.unit} in {_clock(spent)}{left}{noted}"
-        with contextlib.suppress(BrokenPipeError):
-            print(line, file=sys.stderr, flush=True)
+        say(f"{self.what}: {self.done} of {self.total} {self.unit} in {_clock(spent)}{left}{noted}")
+
+
+def say(line: str) -> None:
+    """Print a line on standard error, above the bars. One that cannot be shown (a closed pipe) stops no work."""
+    try:
+        tqdm.write(printable(line), file=sys.stderr)
+        sys.stderr.flush()
+    except OSError:
+        hush(sys.stderr)
+
+
+def hush(stream: TextIO) -> None:
+    """Send what is still said to a stream that nobody reads any more to nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 _open: list[Bar] = []
@@ -89,7 +102,13 @@ def progress(total: int, what: str, unit: str = "images") -> Iterator[Bar]:
         What is being done, in a few words: ``"decode"``, ``"resnet18 fold 1/3"``.
     unit : str
         What a step is.
+
+    Raises
+    ------
+    Stopped
+        A signal has come since.
     """
+    _heed_signals()
     bar = Bar(total, what, unit, level=len(_open))
     _open.append(bar)
     try:
@@ -102,14 +121,22 @@ def progress(total: int, what: str, unit: str = "images") -> Iterator[Bar]:
 _signals: list[str] = []
 
 
+def _heed_signals() -> None:
+    if _signals:
+        found = f"stopped by {_signals[0]}, what is finished is saved"
+        raise Stopped("thera", found, "run the same command again to go on")
+
+
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM stop the work below at its next step; a second one ends the process at once."""
+    """Let Ctrl-C and SIGTERM stop the work below at its bar's next step; a second one ends the process at once."""
 
     def stop(number: int, _: object) -> None:
         if _signals:
             os._exit(Stopped.status)
         _signals.append(signal.Signals(number).name)
+        if not _open:
+            _heed_signals()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

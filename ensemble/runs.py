@@ -24,7 +24,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -81,7 +81,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> str:
-    return write_whole(path, (json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n").encode())
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
+    return write_whole(path, text.encode("utf-8", "backslashreplace"))  # of a lone surrogate: its JSON escape
 
 
 def read_json(path: Path, remedy: str) -> Any:
@@ -97,7 +98,7 @@ def read_json(path: Path, remedy: str) -> Any:
         schema = value["schema"]
     except FileNotFoundError:
         raise ArtifactError(path, "is not there", remedy) from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ArtifactError(path, f"is damaged ({printable(error)})", remedy) from None
     if schema != SCHEMA:
         raise ArtifactError(path, f"has schema {schema}; this thera reads {SCHEMA}", "use the version that wrote it")
@@ -106,11 +107,16 @@ def read_json(path: Path, remedy: str) -> Any:
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Write a CSV file, ids first; an id that a spreadsheet would take for a formula gets a leading apostrophe."""
+    return write_whole(path, _table(columns, rows))
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    cells = [(_escaped(str(row[0])), *row[1:]) for row in rows]
+    bare = any("\r" in str(row[0]) for row in cells)  # Python before 3.13 leaves it unquoted
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows((_escaped(str(row[0])), *row[1:]) for row in rows)
-    return write_whole(path, text.getvalue().encode("utf-8", "surrogateescape"))
+    csv.writer(text, lineterminator="\n").writerow(columns)
+    csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if bare else csv.QUOTE_MINIMAL).writerows(cells)
+    return text.getvalue().encode("utf-8", "surrogateescape")
 
 
 def read_table(path: Path, columns: Sequence[str], remedy: str) -> list[tuple[str, ...]]:
@@ -134,8 +140,24 @@ def _escaped(id_: str) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the SHA-256 of a file, or raise an ArtifactError where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ArtifactError(path, f"cannot be read ({error.strerror})", "restore it") from None
+
+
+_held: list[IO[str]] = []
+
+
+def _let_go() -> None:
+    """Leave the locks to the parent, or a forked data worker would hold them on after its parent was killed."""
+    for file in _held:
+        file.close()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 @contextlib.contextmanager
@@ -167,7 +189,11 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
         file.truncate(0)
         file.write(f"pid {os.getpid()} on {socket.gethostname()}")
         file.flush()
-        yield
+        _held.append(file)
+        try:
+            yield
+        finally:
+            _held.remove(file)
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
@@ -175,7 +201,7 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class FoldTable:
-    """`folds.csv`: ids (n,) str, labels (n,) int8, fold_of (n,) int8, and groups (n,) int64 where the user gave them."""
+    """`folds.csv`: ids (n,) str, labels (n,) int8, fold_of (n,) int8, and groups (n,) int64 or None."""
 
     ids: np.ndarray
     labels: np.ndarray
@@ -211,7 +237,8 @@ class Run:
 
     def predictions(self, images: Path) -> Path:
         """Return the folder for the predictions on a set of images, named after it."""
-        return self.folder / "predictions" / (images.stem or "images")
+        place = Path(os.path.abspath(images))
+        return self.folder / "predictions" / ((place.stem if place.is_file() else place.name) or "images")
 
     def read(self) -> Any:
         return read_json(self.folder / "run.json", "train a member first: thera train-member --help")
@@ -239,17 +266,23 @@ class Run:
             write_json(self.folder / "run.json", run | {"history": [*run["history"], entry]})
 
     def write_folds(self, table: FoldTable) -> None:
-        """Write which image is in which fold; a group column where the user gave groups."""
+        """Write which image is in which fold, a group column where the user gave groups, and the hash to `run.json`."""
         columns = [("id", table.ids), ("label", table.labels), ("fold", table.fold_of), ("group", table.groups)]
         given = [(name, values.tolist()) for name, values in columns if values is not None]
         rows = zip(*(values for _, values in given), strict=True)
-        write_table(self.folder / "folds.csv", [name for name, _ in given], rows)
+        data = _table([name for name, _ in given], rows)
+        with locked(self.folder, wait=True):
+            write_json(self.folder / "run.json", self.read() | {"folds_sha256": hashlib.sha256(data).hexdigest()})
+            write_whole(self.folder / "folds.csv", data)
 
     def read_folds(self) -> FoldTable:
         path, columns = self.folder / "folds.csv", ["id", "label", "fold"]
         with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="surrogateescape") as file:
             columns += ["group"] if file.readline().rstrip().endswith(",group") else []
         ids, labels, fold_of, *groups = read_table(path, columns, "train a member first: thera train-member --help")
+        found = file_sha256(path)
+        if found != self.read().get("folds_sha256", found):
+            raise ArtifactError(path, "is not the file that training wrote (its hash differs)", "restore it")
         return FoldTable(
             np.array(ids),
             np.array(labels, np.int8),
@@ -291,14 +324,11 @@ class MemberFolder:
         self, fold: int, weights: Tensors, ids: np.ndarray, logits: np.ndarray, views: Sequence[str], **facts: Any
     ) -> None:
         """Write a fold's weights and OOF logits (n, views), record their hashes, then drop its training state."""
-        from safetensors.torch import save_file
-
         folder = self.fold(fold)
-        with replacing(folder / "weights.safetensors") as temporary:
-            save_file(weights, temporary)
+        weights_sha256 = write_tensors(folder / "weights.safetensors", weights)
         rows = ((id_, *(f"{x:.{LOGIT_DECIMALS}f}" for x in row)) for id_, row in zip(ids, logits, strict=True))
         oof_sha256 = write_table(folder / "oof.csv", _oof_columns(views), rows)
-        files = {"weights_sha256": file_sha256(folder / "weights.safetensors"), "oof_sha256": oof_sha256}
+        files = {"weights_sha256": weights_sha256, "oof_sha256": oof_sha256}
         self.update(folds=self.read()["folds"] | {str(fold): files | facts})
         shutil.rmtree(folder / "state", ignore_errors=True)
 
@@ -341,12 +371,8 @@ class StateFolder:
 
     def save(self, tensors: Tensors, history: Sequence[Mapping[str, Any]]) -> None:
         """Keep the state after `len(history)` epochs, and the history of them."""
-        from safetensors.torch import save_file
-
         stem = f"epoch-{len(history):04d}"
-        with replacing(self._state / f"{stem}.safetensors") as temporary:
-            save_file(tensors, temporary)
-        sha256 = file_sha256(self._state / f"{stem}.safetensors")
+        sha256 = write_tensors(self._state / f"{stem}.safetensors", tensors)
         write_json(self._state / f"{stem}.json", {"schema": SCHEMA, "sha256": sha256, "history": list(history)})
         write_whole(self._history, "".join(json.dumps(epoch) + "\n" for epoch in history).encode())
         for old in sorted(self._state.glob("epoch-*.json"))[: -self.KEPT]:
@@ -368,7 +394,7 @@ class StateFolder:
                 note = read_json(path, "")
                 if file_sha256(weights) == note["sha256"]:
                     return read_tensors(weights), note["history"]
-            except (OSError, ArtifactError):
+            except (KeyError, ArtifactError):
                 pass
             self.warnings.append(f"{weights} is damaged; going on from an older state")
         if found:
@@ -376,6 +402,13 @@ class StateFolder:
                 self._state, "holds no state that is whole", "remove this folder to start the fold anew"
             )
         return None
+
+
+def write_tensors(path: Path, tensors: Tensors) -> str:
+    """Write a safetensors file whole, and return its SHA-256."""
+    from safetensors.torch import save
+
+    return write_whole(path, save(tensors))
 
 
 def read_tensors(path: Path) -> Tensors:

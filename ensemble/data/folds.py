@@ -1,4 +1,4 @@
-"""Folds and subsets that are stratified by class and never split rows that belong together."""
+"""Folds that are stratified by class and never split rows that belong together."""
 
 from __future__ import annotations
 
@@ -103,29 +103,6 @@ def assign_folds(labels: NDArray[np.int8], units: NDArray[np.int64], k: int, see
         zeros[fold] += zero
         ones[fold] += one
     return Folds(fold_of_unit[unit], k, seed)
-
-
-def subset(labels: NDArray[np.int8], units: NDArray[np.int64], rows: int, seed: int) -> NDArray[np.int64]:
-    """Return about `rows` random rows with the classes in their proportion and units whole.
-
-    Exactly `rows` (to rounding, one a class) where every row is a unit; a unit that would exceed the number is left out.
-
-    Returns
-    -------
-    int64 array (about rows,)
-        Row numbers, ascending.
-    """
-    if rows < 1:
-        raise ConfigError("rows", f"must be 1 or more; got {rows}")
-    unit, held = _composition(labels, units)
-    rng = np.random.default_rng(seed_sequence(seed, "subset"))
-    mostly_one = held[:, 1] > held[:, 0]
-    taken = np.zeros(len(held), bool)
-    for stratum in (mostly_one, ~mostly_one):
-        members = rng.permutation(np.flatnonzero(stratum))
-        sizes = held[members].sum(1)
-        taken[members[np.cumsum(sizes) <= round(rows * sizes.sum() / len(labels))]] = True
-    return np.flatnonzero(taken[unit])
 
 
 def _composition(labels: NDArray[np.int8], units: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import functools
-import io
 import os
 import re
-import stat
 import zipfile
-import zlib
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.data import MAX_PIXELS
+from ensemble.data.files import (
+    as_text,
+    image_files,
+    is_hidden,
+    is_image,
+    is_inside,
+    list_zip,
+    listed,
+    read_file,
+    reading,
+    split_zip,
+    unzip,
+)
+from ensemble.data.manifest import read_manifest
 from ensemble.errors import ConfigError, DataError, printable
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
-MANIFEST_COLUMNS = ("path", "label", "group")
-MAX_FILE_BYTES = 4 * MAX_PIXELS
-MAX_INFLATION = 100
-SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -125,17 +127,16 @@ def open_source(images: Path, labels: Path | None = None) -> Source:
         `labels` given for images that bring their own.
     """
     where = printable(images)
-    suffix = images.suffix.lower()
-    with _reading(where):
-        if archive := _archive(images):
+    with reading(where):
+        if archive := split_zip(images):
             return _open_zip(*archive, labels)
         if images.is_dir():
             return _open_folder(images, labels)
         if not images.exists():
             raise DataError(where, "does not exist", "name a folder of images, a zip or a manifest")
-        if suffix in (".csv", ".parquet"):
+        if images.suffix.lower() in (".csv", ".parquet"):
             _refuse_labels(where, labels)
-            return _open_manifest(images, _csv_rows if suffix == ".csv" else _parquet_rows)
+            return _open_manifest(images)
     raise DataError(where, "is no folder of images, zip, CSV or Parquet manifest")
 
 
@@ -158,7 +159,7 @@ def parse_labels(data: bytes, where: str) -> NDArray[np.int8]:
     >>> parse_labels(b"1\\r\\n0\\r\\n", "labels.txt")
     array([1, 0], dtype=int8)
     """
-    lines = _text(data, where).replace("\r\n", "\n").split("\n")
+    lines = as_text(data, where).replace("\r\n", "\n").split("\n")
     for _ in range(2):
         if lines and not lines[-1]:
             lines.pop()
@@ -185,47 +186,6 @@ def _refuse_labels(where: str, labels: Path | None) -> None:
         raise ConfigError("--labels", f"{where} brings its own labels", "leave it out")
 
 
-def _text(data: bytes, where: str) -> str:
-    if b"\0" in data:
-        raise DataError(where, "holds zero bytes: UTF-16 or no text at all", "save it as UTF-8 text")
-    return data.decode("utf-8-sig", "surrogateescape")
-
-
-@contextlib.contextmanager
-def _reading(where: str) -> Iterator[None]:
-    """Turn what the file system and the zip format raise into `DataError`."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(where, f"cannot be read: {error.strerror or error}") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeError) as error:
-        raise DataError(where, f"is damaged: {printable(error)}") from error
-
-
-def _listed(names: Sequence[object]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(printable(name) for name in names[:SHOWN]) + more
-
-
-def _read_file(root: str, name: str) -> bytes:
-    with _reading(printable(name)), open(os.path.join(root, name), "rb", buffering=0) as file:
-        _bound(name, os.fstat(file.fileno()).st_size)
-        return file.read()
-
-
-def _bound(name: str, size: int) -> None:
-    if size > MAX_FILE_BYTES:
-        raise DataError(printable(name), f"has {size} bytes; at most {MAX_FILE_BYTES} are read")
-
-
-def _is_image(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
-
-
 # Numbered images and class folders, on disk or in a zip
 
 
@@ -244,7 +204,7 @@ def _numbered(
     remedy = "number the images 1 to n without gaps, or give a manifest (path,label)"
     named = [name for name in files if not re.fullmatch("[0-9]{1,18}", PurePosixPath(name).stem)]
     if named:
-        raise DataError(where, f"{len(named)} image names are no number: {_listed(sorted(named))}", remedy)
+        raise DataError(where, f"{len(named)} image names are no number: {listed(sorted(named))}", remedy)
     by_number: dict[int, str] = {}
     for name in sorted(files):
         number = int(PurePosixPath(name).stem)
@@ -278,104 +238,46 @@ def _classes(where: str, files: dict[str, str], fetch: Callable[[str], bytes]) -
 
 
 def _open_folder(folder: Path, labels: Path | None) -> Source:
-    where, fetch = printable(folder), functools.partial(_read_file, str(folder))
-    entries = [entry for entry in os.scandir(folder) if not _is_hidden(entry.name)]
-    if any(_is_image(entry.name) for entry in entries):
-        names = _image_files(folder)
+    where, fetch = printable(folder), functools.partial(read_file, str(folder))
+    entries = [entry for entry in os.scandir(folder) if not is_hidden(entry.name)]
+    if any(is_image(entry.name) for entry in entries):
+        names = image_files(folder)
         return _numbered(where, {name: name for name in names}, fetch, _read_labels(labels) if labels else None)
     folders = sorted(entry.name for entry in entries if entry.is_dir())
     if not folders:
         raise DataError(where, "holds no images")
     if not set(folders) <= {"0", "1"}:
         raise DataError(
-            where, f"holds no images, but the folders {_listed(folders)}", "name one of them, or call them 0 and 1"
+            where, f"holds no images, but the folders {listed(folders)}", "name one of them, or call them 0 and 1"
         )
     _refuse_labels(where, labels)
     for name in folders:
-        if not _inside(os.path.realpath(folder / name), os.path.realpath(folder)):
+        if not is_inside(os.path.realpath(folder / name), os.path.realpath(folder)):
             raise DataError(printable(folder / name), "is a link out of its folder", "put the folder itself there")
-    files = [f"{name}/{image}" for name in folders for image in _image_files(folder / name)]
+    files = [f"{name}/{image}" for name in folders for image in image_files(folder / name)]
     if not files:
         raise DataError(where, "holds no images")
     return _classes(where, {file: file for file in files}, fetch)
 
 
-def _image_files(folder: Path) -> list[str]:
-    root = os.path.realpath(folder)
-    names: list[str] = []
-    odd: list[str] = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if _is_hidden(entry.name) or not _is_image(entry.name):
-                continue
-            if entry.is_symlink() and not _inside(os.path.realpath(entry.path), root):
-                raise DataError(printable(entry.path), "is a link out of its folder", "put the file itself there")
-            (names if entry.is_file() else odd).append(entry.name)
-    if odd:
-        raise DataError(printable(folder), f"{len(odd)} of the images are no files: {_listed(sorted(odd))}")
-    return names
-
-
-def _inside(path: str, root: str) -> bool:
-    return os.path.commonpath((path, root)) == root
-
-
 def _read_labels(path: Path) -> tuple[str, bytes]:
     where = printable(path)
-    with _reading(where):
-        if archive := _archive(path):
-            return where, _unzip(_listing(archive[0])[0], archive[1])
+    with reading(where):
+        if archive := split_zip(path):
+            return where, unzip(list_zip(archive[0])[0], archive[1])
         return where, path.read_bytes()
 
 
 # Zip
 
 
-def _archive(path: Path) -> tuple[Path, str] | None:
-    """Split ``a/set.zip/inner/folder`` into the zip file and the path inside it."""
-    for outer in (path, *path.parents):
-        if outer.suffix.lower() == ".zip" and outer.is_file():
-            return outer, "" if outer == path else path.relative_to(outer).as_posix()
-    return None
-
-
-def _listing(path: Path) -> tuple[zipfile.ZipFile, list[str]]:
-    """Open a zip and return the names of its files, after refusing one that is not safe to read."""
-    archive, where = zipfile.ZipFile(path), printable(path)
-    entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-    names = Counter(entry.filename for entry in entries)
-    if twice := [name for name, count in names.items() if count > 1]:
-        raise DataError(where, f"holds entries of the same name: {_listed(twice)}")
-    if sum(entry.compress_size for entry in entries) > path.stat().st_size:
-        raise DataError(where, "claims more than the file holds: a zip bomb")
-    for entry in entries:
-        name = f"{where}: {printable(entry.filename)}"
-        if ".." in (parts := PurePosixPath(entry.filename.replace("\\", "/"))).parts or parts.is_absolute():
-            raise DataError(name, "points out of the zip")
-        if stat.S_ISLNK(entry.external_attr >> 16):
-            raise DataError(name, "is a symbolic link")
-        if entry.flag_bits & 1:
-            raise DataError(name, "is encrypted", "unpack it first")
-        if entry.file_size > max(MAX_INFLATION * entry.compress_size, 2**20) or entry.file_size > MAX_FILE_BYTES:
-            raise DataError(name, f"would grow from {entry.compress_size} to {entry.file_size} bytes: a zip bomb")
-    return archive, list(names)
-
-
-def _unzip(archive: zipfile.ZipFile, name: str) -> bytes:
-    with _reading(printable(name)):
-        try:
-            return archive.read(name)
-        except (KeyError, RuntimeError) as error:
-            raise DataError(printable(name), f"cannot be read: {printable(error)}") from error
-
-
 def _open_zip(path: Path, inner: str, labels: Path | None) -> Source:
     where = printable(path / inner)
-    archive, names = _listing(path)
-    fetch = functools.partial(_unzip, archive)
+    archive, names = list_zip(path)
+    fetch = functools.partial(unzip, archive)
     folders: dict[str, dict[str, str]] = defaultdict(dict)
     for name in names:
-        if _is_image(name) and not _is_hidden(name):
+        if is_image(name) and not is_hidden(name):
             folders[str(PurePosixPath(name).parent)][PurePosixPath(name).name] = name
     chosen = {folder: files for folder, files in folders.items() if not inner or _within(folder, inner)}
     parents = {str(PurePosixPath(folder).parent) for folder in chosen}
@@ -388,7 +290,7 @@ def _open_zip(path: Path, inner: str, labels: Path | None) -> Source:
     if len(chosen) > 1:
         first = path / min(chosen)
         raise DataError(
-            where, f"holds several image folders: {_listed(sorted(chosen))}", f"name one: {printable(first)}"
+            where, f"holds several image folders: {listed(sorted(chosen))}", f"name one: {printable(first)}"
         )
     if not chosen:
         raise DataError(where, "holds no images")
@@ -403,32 +305,20 @@ def _within(folder: str, inner: str) -> bool:
 
 def _labels_beside(path: Path, archive: zipfile.ZipFile, names: list[str]) -> tuple[str, bytes] | None:
     """Return the label file of a zip: its only text file, or the only one called label…"""
-    texts = [name for name in names if name.lower().endswith(".txt") and not _is_hidden(name)]
+    texts = [name for name in names if name.lower().endswith(".txt") and not is_hidden(name)]
     if len(texts) > 1:
         texts = [name for name in texts if PurePosixPath(name).name.startswith("label")] or texts
     if len(texts) > 1:
-        raise DataError(printable(path), f"holds several text files: {_listed(texts)}", "name the labels with --labels")
-    return (printable(path / texts[0]), _unzip(archive, texts[0])) if texts else None
+        raise DataError(printable(path), f"holds several text files: {listed(texts)}", "name the labels with --labels")
+    return (printable(path / texts[0]), unzip(archive, texts[0])) if texts else None
 
 
 # Manifest
 
 
-def _open_manifest(path: Path, rows_of: Callable[[Path], list[tuple[int, list[str]]]]) -> Source:
-    where, root = printable(path), os.path.realpath(path.parent)
-    (_, header), *rows = rows_of(path) or [(1, [])]
-    if "path" not in header or not set(header) <= set(MANIFEST_COLUMNS) or len(set(header)) < len(header):
-        raise DataError(
-            where, f"must have the columns path[,label][,group]; got '{printable(','.join(header))}'", "rename them"
-        )
-    if not rows:
-        raise DataError(where, "lists no images")
-    for line, row in rows:
-        if len(row) != len(header):
-            raise DataError(f"{where}: line {line}", f"has {len(row)} columns; the first line has {len(header)}")
-    columns = dict(zip(header, zip(*(row for _, row in rows), strict=True), strict=True))
-    numbers, paths = [line for line, _ in rows], columns["path"]
-    _check_paths(where, root, numbers, paths)
+def _open_manifest(path: Path) -> Source:
+    where = printable(path)
+    numbers, columns = read_manifest(path)
     labels = groups = None
     if "label" in columns:
         for line, value in zip(numbers, columns["label"], strict=True):
@@ -440,44 +330,5 @@ def _open_manifest(path: Path, rows_of: Callable[[Path], list[tuple[int, list[st
             line = numbers[columns["group"].index("")]
             raise DataError(f"{where}: line {line}", "has a blank group", "give it a group of its own")
         groups = np.unique(np.array(columns["group"]), return_inverse=True)[1].astype(np.int64)
-    return Source(where, np.array(paths), labels, groups, paths, functools.partial(_read_file, root))
-
-
-def _check_paths(where: str, root: str, lines: list[int], paths: Sequence[str]) -> None:
-    real_folder = functools.cache(os.path.realpath)
-    seen: dict[str, int] = {}
-    missing = []
-    for line, path in zip(lines, paths, strict=True):
-        at = f"{where}: line {line}"
-        full = os.path.join(root, path)
-        if not path or os.path.isabs(path) or ".." in PurePosixPath(path).parts:
-            raise DataError(at, f"'{printable(path)}' must be a path inside the manifest's folder")
-        if (first := seen.setdefault(os.path.normpath(path), line)) != line:
-            raise DataError(at, f"{printable(path)} was listed in line {first} already", "list every image once")
-        real = os.path.realpath(full) if os.path.islink(full) else real_folder(os.path.dirname(full))
-        if not _inside(real, root):
-            raise DataError(at, f"{printable(path)} is a link out of the manifest's folder")
-        if not os.path.isfile(full):
-            missing.append(f"{path} (line {line})")
-    if missing:
-        raise DataError(where, f"{len(missing)} of {len(paths)} images are missing or no files: {_listed(missing)}")
-
-
-def _csv_rows(path: Path) -> list[tuple[int, list[str]]]:
-    reader = csv.reader(io.StringIO(_text(path.read_bytes(), printable(path)), newline=""), strict=True)
-    try:
-        rows = [(reader.line_num, row) for row in reader]
-    except csv.Error as error:
-        raise DataError(f"{printable(path)}: line {reader.line_num}", f"is no CSV: {error}") from error
-    return rows[:-1] if rows and not rows[-1][1] else rows
-
-
-def _parquet_rows(path: Path) -> list[tuple[int, list[str]]]:
-    from pyarrow import ArrowException, parquet  # type: ignore[import-untyped, unused-ignore]
-
-    try:
-        table = parquet.read_table(path)
-    except (ArrowException, OSError) as error:
-        raise DataError(printable(path), f"is no Parquet: {printable(error)}") from error
-    columns = [["" if value is None else str(value) for value in column.to_pylist()] for column in table.columns]
-    return [(1, list(table.column_names))] + [(i, list(row)) for i, row in enumerate(zip(*columns, strict=True), 1)]
+    paths, fetch = columns["path"], functools.partial(read_file, os.path.realpath(path.parent))
+    return Source(where, np.array(paths), labels, groups, paths, fetch)

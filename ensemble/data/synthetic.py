@@ -26,8 +26,8 @@ Canvas = NDArray[np.uint8]
 def bayes_hter(minority: float = 0.12, flip: float = 0.05) -> float:
     """Return the least HTER against the given labels that any rule can reach on the demo.
 
-    The image shows the true class t, so a rule is a choice for each of the two; HTER is linear in it, so one of the four
-    deterministic rules is best. With q = P(t = 0), e the flip rate and g the given label, calling t has
+    The image shows the true class t, so a rule is a choice for each of the two; HTER is linear in it, so one of the
+    four deterministic rules is best. With q = P(t = 0), e the flip rate and g the given label, calling t has
 
         FPR = P(t = 1 | g = 0) = (1 - q) e / (q (1 - e) + (1 - q) e)
         FNR = P(t = 0 | g = 1) = q e / ((1 - q) (1 - e) + q e),
@@ -244,7 +244,8 @@ def _photographed(canvas: Canvas, rng: np.random.Generator, size: int) -> Canvas
     small = cv2.resize(moved, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
     across, down = np.meshgrid(np.linspace(-1, 1, size), np.linspace(-1, 1, size))
     light = rng.uniform(0.8, 1.12) * (1 + rng.normal(0, 0.1) * across + rng.normal(0, 0.08) * down)
-    return np.clip(small * light[:, :, None] + rng.normal(0, 4, small.shape), 0, 255).astype(np.uint8)
+    noisy = small * light[:, :, None] + rng.normal(0, 4, small.shape)
+    return np.asarray(np.clip(noisy, 0, 255), np.uint8)
 
 
 def _oval(

@@ -6,7 +6,7 @@ import os
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import asks the network for a newer release otherwise
 
-import albumentations as A
+import albumentations
 import cv2
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ class Augmentation:
 
     def __init__(self, strength: str, seed: int) -> None:
         self.strength, self.seed = strength, seed
-        self._pipeline: A.Compose | None = None
+        self._pipeline: albumentations.Compose | None = None
 
     def __call__(self, image: np.ndarray, epoch: int, row: int) -> np.ndarray:
         """image (H, W, 3) uint8 -> (H, W, 3) uint8."""
@@ -44,15 +44,15 @@ class Augmentation:
         return {**self.__dict__, "_pipeline": None}
 
 
-def _pipeline(strength: str) -> A.Compose:
+def _pipeline(strength: str) -> albumentations.Compose:
     shift = {"translate_percent": (-0.06, 0.06), "border_mode": cv2.BORDER_REPLICATE}
     if strength == "light":
-        return A.Compose([A.HorizontalFlip(p=0.5), A.Affine(**shift, p=1.0)])
-    return A.Compose(
+        return albumentations.Compose([albumentations.HorizontalFlip(p=0.5), albumentations.Affine(**shift, p=1.0)])
+    return albumentations.Compose(
         [
-            A.HorizontalFlip(p=0.5),
-            A.Affine(**shift, scale=(0.9, 1.1), rotate=(-8, 8), p=0.9),
-            A.ColorJitter(brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(0, 0), p=0.5),
+            albumentations.HorizontalFlip(p=0.5),
+            albumentations.Affine(**shift, scale=(0.9, 1.1), rotate=(-8, 8), p=0.9),
+            albumentations.ColorJitter(brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(0, 0), p=0.5),
         ]
     )
 

@@ -266,7 +266,7 @@ def _batches(
     return iter(loader)
 
 
-def _to_tensors(batch: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+def _to_tensors(batch: Any) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
     pixels, labels, rows = batch
     return torch.from_numpy(pixels), torch.from_numpy(labels), rows
 

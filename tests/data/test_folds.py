@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ensemble.data.folds import assign_folds, subset, together
+from ensemble.data.folds import assign_folds, together
 from ensemble.errors import ConfigError, DataError
 
 
@@ -112,24 +112,3 @@ def test_together_is_the_finest_partition(rows: list[tuple[int, int]]) -> None:
                 unit = [low if u == high else u for u in unit]
     digests, groups = np.array(rows).T
     assert together(digests.astype("S2"), groups).tolist() == unit
-
-
-@given(rows=st.integers(1, 300), seed=st.integers(0, 9))
-@settings(deadline=None, max_examples=40)
-def test_subset_of_single_rows_is_stratified(rows: int, seed: int) -> None:
-    labels = (np.arange(250) % 10 > 2).astype(np.int8)
-    chosen = subset(labels, np.arange(250), rows, seed)
-    assert (np.diff(chosen) > 0).all()
-    assert abs(len(chosen) - min(rows, 250)) <= 1
-    assert abs((labels[chosen] == 0).sum() - 0.3 * min(rows, 250)) <= 0.5
-    assert np.array_equal(chosen, subset(labels, np.arange(250), rows, seed))
-
-
-def test_subset_keeps_units_whole() -> None:
-    rng = np.random.default_rng(0)
-    labels, units = (rng.random(1000) > 0.3).astype(np.int8), rng.integers(0, 200, 1000)
-    chosen = subset(labels, units, 400, 0)
-    assert 380 <= len(chosen) <= 400
-    assert not set(units[chosen]) & set(np.delete(units, chosen))
-    with pytest.raises(ConfigError):
-        subset(labels, units, 0, 0)

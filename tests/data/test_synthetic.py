@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ensemble.data.pixels import load_dataset
 from ensemble.data.source import open_source
+from ensemble.data.store import load_dataset
 from ensemble.data.synthetic import bayes_hter, draw_head, write_demo
 from ensemble.errors import ConfigError
 

@@ -1,0 +1,27 @@
+# make demo   environment, demo data, three members, stacker, prediction, report
+# make test   the tests          make check   format, lint, types, tests
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check clean
+
+demo: $(BIN)/.ready
+	$(BIN)/thera demo
+
+test: $(BIN)/.ready
+	$(BIN)/python -m pytest
+
+check: $(BIN)/.ready
+	$(BIN)/ruff format
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+$(BIN)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv checkpoints/demo

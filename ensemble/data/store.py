@@ -1,0 +1,271 @@
+"""The memory-mapped store: every image is decoded once, and opened again for as long as its file stays the same."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble.data.files import SHOWN
+from ensemble.data.pixels import POLICY_VERSION, decode, inspect
+from ensemble.data.source import Dataset, Source
+from ensemble.errors import DataError, ResourceError, printable
+from ensemble.progress import progress
+
+SCHEMA_VERSION = 1
+CHUNK = 64
+SAMPLED = 101
+SPARE_BYTES = 2**26
+
+TRAITS = {
+    "grey": "grey images: their channel is used three times",
+    "alpha": "images with alpha: it is dropped",
+    "oriented": "images with an EXIF orientation: it is ignored, in training and in prediction",
+    "constant": "constant images",
+    "squashed": "images that are not square: resized to a square",
+}
+
+
+def load_dataset(source: Source, store: Path, resize: int | None = None, threads: int | None = None) -> Dataset:
+    """Return the data set behind `source`, decoding it unless `store` holds just these files already.
+
+    Every file is read and hashed at every start; pixels are kept in ``store/<key>/pixels.npy``, where the key is a
+    hash of the files' content, `resize` and the image policy. The folder appears whole or not at all. Memory is
+    bounded for any number of images.
+
+    Parameters
+    ----------
+    source : Source
+    store : Path
+        A folder; made where missing.
+    resize : int, optional
+        Height and width that every image is brought to, in pixels; an image that is not square is squashed. Without it
+        all images must have one size.
+    threads : int, optional
+        Readers and decoders; as many as there are cores by default.
+
+    Raises
+    ------
+    DataError
+        Images that cannot be used: their count and the first of them.
+    ResourceError
+        No room in `store`, or no permission to write there.
+    """
+    threads = threads or os.cpu_count() or 1
+    digests: NDArray[np.bytes_] = np.zeros(len(source), "S64")
+
+    def hash_one(row: int) -> None:
+        digests[row] = hashlib.sha256(source.read(row)).hexdigest()
+
+    _each(source, hash_one, threads, "read")
+    key = hashlib.sha256(digests.tobytes() + f"{resize} {POLICY_VERSION} {SCHEMA_VERSION}".encode()).hexdigest()
+    folder = store / key[:16]
+    try:
+        stored = _open_store(folder, digests)
+        if stored is None:
+            with _locked(store):
+                stored = _open_store(folder, digests) or _write_store(folder, source, digests, resize, threads)
+    except OSError as error:
+        raise ResourceError(printable(store), f"cannot be written: {error.strerror or error}") from error
+    pixels, traits = stored
+    notes = (*_trait_notes(source, traits), *_conflict_notes(source, digests))
+    fingerprint = _fingerprint(source, digests, pixels)
+    return Dataset(source.ids, source.labels, source.groups, pixels, digests, fingerprint, notes)
+
+
+def _each(source: Source, work: Callable[[int], None], threads: int, what: str) -> None:
+    """Call `work` with every row, in threads, and raise one `DataError` for all rows for which it raised one."""
+
+    def chunk(rows: range) -> tuple[int, list[str]]:
+        errors = []
+        for row in rows:
+            try:
+                work(row)
+            except DataError as error:
+                errors.append(f"{error.where} {error.found}" + (f" ({error.remedy})" if error.remedy else ""))
+        return len(errors), errors[:SHOWN]
+
+    n, bad, shown = len(source), 0, list[str]()
+    chunks = [range(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
+    pool = ThreadPoolExecutor(threads)
+    try:
+        with progress(n, what) as bar:
+            for rows, (count, errors) in zip(chunks, pool.map(chunk, chunks), strict=True):
+                bar.advance(len(rows))
+                bad += count
+                shown += errors[: SHOWN - len(shown)]
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if bad:
+        more = f", and {bad - len(shown)} more" if bad > len(shown) else ""
+        raise DataError(
+            source.where, f"{bad} of {n} images cannot be used: {', '.join(shown)}{more}", "replace or remove them"
+        )
+
+
+Stored = tuple[NDArray[np.uint8], NDArray[np.bool_]]
+"""Pixels (n, H, W, 3) and traits (n, len(TRAITS))."""
+
+
+def _open_store(folder: Path, digests: NDArray[np.bytes_]) -> Stored | None:
+    try:
+        about = json.loads((folder / "store.json").read_text())
+        pixels = np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False)
+        traits = np.load(folder / "traits.npy", allow_pickle=False)
+        listed = (folder / "digests.txt").read_bytes()
+    except (OSError, ValueError, EOFError):
+        return None
+    shape = (len(digests), *about.get("size", ()), 3)
+    whole = pixels.shape == shape and pixels.dtype == np.uint8 and traits.shape == (len(digests), len(TRAITS))
+    return (pixels, traits) if whole and listed == _lines(digests) else None
+
+
+def _lines(digests: NDArray[np.bytes_]) -> bytes:
+    return b"".join(digest + b"\n" for digest in digests.tolist())
+
+
+@contextlib.contextmanager
+def _locked(store: Path) -> Iterator[None]:
+    """Be the only writer of `store`, and remove what a killed one left."""
+    store.mkdir(parents=True, exist_ok=True)
+    with open(store / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for left in store.glob("decoding-*"):
+            shutil.rmtree(left)
+        yield
+
+
+def _write_store(folder: Path, source: Source, digests: NDArray[np.bytes_], resize: int | None, threads: int) -> Stored:
+    n = len(source)
+    height, width = (resize, resize) if resize else _common_size(source)
+    traits = np.zeros((n, len(TRAITS)), bool)
+
+    def decode_one(row: int) -> None:
+        name, data = printable(source.names[row]), source.read(row)
+        if hashlib.sha256(data).hexdigest().encode() != digests[row]:
+            raise DataError(name, "changed while it was read")
+        image = decode(data, name)
+        header, fitted = image.header, image.pixels
+        if resize:
+            fitted = _resized(fitted, resize)
+        elif fitted.shape != (height, width, 3):
+            raise DataError(
+                name, f"has {header.width} × {header.height} pixels, the set {width} × {height}", "or give --resize"
+            )
+        pixels[row] = fitted
+        constant = bool((fitted == fitted[0, 0]).all())
+        squashed = bool(resize) and header.width != header.height
+        traits[row] = header.grey, header.alpha, header.oriented, constant, squashed
+
+    partial = Path(tempfile.mkdtemp(prefix="decoding-", dir=folder.parent))
+    try:
+        pixels = _allocate(partial / "pixels.npy", (n, height, width, 3))
+        _each(source, decode_one, threads, "decode")
+        pixels.flush()
+        np.save(partial / "traits.npy", traits)
+        (partial / "digests.txt").write_bytes(_lines(digests))
+        about = {
+            "schema": SCHEMA_VERSION,
+            "policy": POLICY_VERSION,
+            "n": n,
+            "size": [height, width],
+            "resize": resize,
+            "traits": dict(zip(TRAITS, traits.sum(0).tolist(), strict=True)),
+        }
+        (partial / "store.json").write_text(json.dumps(about, indent=2) + "\n")
+        for path in (*partial.iterdir(), partial):
+            _sync(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+        _sync(folder.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    stored = _open_store(folder, digests)
+    if stored is None:
+        raise ResourceError(printable(folder), "was written but cannot be read back")
+    return stored
+
+
+def _allocate(path: Path, shape: tuple[int, ...]) -> np.memmap[tuple[int, ...], np.dtype[np.uint8]]:
+    """Make a memory map whose room on disk is reserved, so that a full disk is an error here and not a crash later."""
+    need, free = int(np.prod(shape)) + SPARE_BYTES, shutil.disk_usage(path.parent).free
+    if need > free:
+        raise ResourceError(
+            printable(path.parent.parent), f"needs {need / 1e9:.2f} GB for the pixels; {free / 1e9:.2f} GB are free"
+        )
+    pixels: np.memmap[tuple[int, ...], np.dtype[np.uint8]]
+    pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return pixels
+
+
+def _common_size(source: Source) -> tuple[int, int]:
+    """Return the height and width that most of a sample of the images have."""
+    sizes: Counter[tuple[int, int]] = Counter()
+    for row in np.unique(np.linspace(0, len(source) - 1, SAMPLED).astype(int)):
+        with contextlib.suppress(DataError):
+            header = inspect(source.read(row), source.names[row])
+            sizes[header.height, header.width] += 1
+    return sizes.most_common(1)[0][0] if sizes else (1, 1)
+
+
+def _resized(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    if pixels.shape[:2] == (size, size):
+        return pixels
+    shrinks = size <= min(pixels.shape[:2])
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(pixels, (size, size), interpolation=method), np.uint8)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _trait_notes(source: Source, traits: NDArray[np.bool_]) -> Iterator[str]:
+    for column, what in enumerate(TRAITS.values()):
+        if rows := np.flatnonzero(traits[:, column]).tolist():
+            yield f"{len(rows)} {what} ({_some(source.ids[row] for row in rows)})"
+
+
+def _conflict_notes(source: Source, digests: NDArray[np.bytes_]) -> Iterator[str]:
+    if source.labels is None:
+        return
+    _, first, same = np.unique(digests, return_index=True, return_inverse=True)
+    differs = source.labels != source.labels[first[same]]
+    conflicting = np.unique(same[differs])
+    if conflicting.size:
+        twins = {int(same[row]): row for row in np.flatnonzero(differs)[::-1]}
+        pairs = (f"{source.ids[first[file]]} = {source.ids[twins[file]]}" for file in conflicting.tolist())
+        yield f"{conflicting.size} images come byte-identical with both labels ({_some(pairs)})"
+
+
+def _some(names: Iterator[str]) -> str:
+    shown = [printable(name) for name, _ in zip(names, range(SHOWN), strict=False)]
+    return ", ".join(shown) + (", …" if next(names, None) is not None else "")
+
+
+def _fingerprint(source: Source, digests: NDArray[np.bytes_], pixels: NDArray[np.uint8]) -> str:
+    whole = hashlib.sha256(f"policy {POLICY_VERSION}, size {pixels.shape[1:3]}\n".encode())
+    whole.update("\0".join(source.ids.tolist()).encode("utf-8", "surrogateescape"))
+    for array in (source.labels, source.groups, digests):
+        whole.update(b"\0\0none" if array is None else b"\0\0" + array.tobytes())
+    return whole.hexdigest()

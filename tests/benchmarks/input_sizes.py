@@ -1,0 +1,91 @@
+"""What input size and stem suit each backbone, from scratch, at equal training time.
+
+    python tests/benchmarks/input_sizes.py DATA [--seconds 75] [arch:size:stem:precision ...]
+
+DATA is the exercise's folder. Each variant's speed is measured first; it then makes one epoch (one warm-up and cosine
+cycle) over as many of 70,000 rows as fit into the seconds. The other 10,000 rows, both views, give the HTER at the best
+cut on them: a figure to compare variants by, not one to promise. One line of JSON a variant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ensemble.config import VIEWS, MemberConfig
+from ensemble.data.source import open_source
+from ensemble.data.store import load_dataset
+from ensemble.decision.rates import call, error_rates
+from ensemble.decision.threshold import fit_threshold
+from ensemble.members.inference import choose_device, predict_logits
+from ensemble.members.training import FoldJob, train_fold
+from ensemble.progress import progress
+
+VARIANTS = [
+    f"{arch}:{variant}:{precision}"
+    for arch, precision in (("resnet18", "bf16"), ("mobilenetv2", "fp32"), ("convnext_nano", "fp32"))
+    for variant in ("64:standard", "64:half-stride", "32:half-stride")
+]
+
+
+class Nowhere:
+    """A checkpoint that keeps nothing."""
+
+    def load(self) -> None:
+        return None
+
+    def save(self, *_: object) -> None:
+        pass
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path)
+    parser.add_argument("variants", nargs="*", default=VARIANTS)
+    parser.add_argument("--seconds", type=float, default=75)
+    arguments = parser.parse_args()
+    device = choose_device()
+    with tempfile.TemporaryDirectory() as store:
+        source = open_source(arguments.data / "train_img", arguments.data / "label_train.txt")
+        dataset = load_dataset(source, Path(store))
+        assert dataset.labels is not None
+        order = np.random.default_rng(0).permutation(len(dataset))
+        held_out, rest = np.sort(order[:10_000]), order[10_000:]
+        for variant in arguments.variants:
+            arch, size, stem, precision = variant.split(":")
+            config = MemberConfig(
+                arch=arch,
+                pretrained=False,
+                input_size=int(size),
+                stem=stem,
+                epochs=1,
+                warmup_epochs=0.1,
+                lr=1e-3 if arch == "convnext_nano" else 2e-3,
+                augment="light",
+            )
+            with progress(1, variant) as bar:
+                for n in (3 * 128, 12 * 128):  # the first warms up
+                    started = time.monotonic()
+                    job = FoldJob(config, dataset.pixels, dataset.labels, rest[:n], 0, 0)
+                    train_fold(job, Nowhere(), precision, device, 0, bar)
+                speed = n / (time.monotonic() - started)
+                rows = rest[: int(speed * arguments.seconds)]
+                started = time.monotonic()
+                job = FoldJob(config, dataset.pixels, dataset.labels, rows, 0, 0)
+                network, _ = train_fold(job, Nowhere(), precision, device, 0, bar)
+                spent = time.monotonic() - started
+                logits = predict_logits(network, dataset.pixels, held_out, VIEWS, precision, device, bar).mean(axis=1)
+            labels = dataset.labels[held_out]
+            rates = error_rates(labels, call(logits, fit_threshold(logits, labels)))
+            facts = {"variant": variant, "images": len(rows), "seconds": round(spent), "hter": round(rates.hter, 4)}
+            print(json.dumps(facts | {"threads": torch.get_num_threads()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

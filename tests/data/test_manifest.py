@@ -1,0 +1,73 @@
+"""Faults 2 to 4, 12, 24 and 26 of the table, in manifests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from samples import fill, text
+
+from ensemble.data.source import open_source
+from ensemble.errors import ConfigError, DataError
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("path,label\na.jpg,1\n../out.jpg,0\n", "line 3: '../out.jpg' must be a path inside"),
+        ("path,label\n/etc/passwd,1\n", "line 2: '/etc/passwd' must be a path inside"),
+        ("path,label\na.jpg,1\naway.jpg,0\n", "line 3: away.jpg is a link out"),
+        ("path,label\ndoor/out.jpg,0\n", "line 2: door/out.jpg is a link out"),
+        ("path,label\na.jpg,1\nc.jpg,0\n", "1 of 2 images are missing or no files: c.jpg (line 3)"),
+        ("path,label\na.jpg,1\n./a.jpg,0\n", "line 3: ./a.jpg was listed in line 2 already"),
+        ("path,label\na.jpg,2\n", "line 2: must be 0 or 1; got '2'"),
+        ("path,label\na.jpg,1,x\n", "line 2: has 3 columns; the first line has 2"),
+        ("path,label\na.jpg,1\n\nb.jpg,0\n", "line 3: has 0 columns"),
+        ("path,lable\na.jpg,1\n", "got 'path,lable'"),
+        ("path,label\n", "lists no images"),
+        ("path,group\na.jpg,\n", "line 2: has a blank group"),
+        ('path\n"a.jpg\n', "is no CSV"),
+        ("path\na.jpg\n".encode("utf-16"), "UTF-16"),
+        (b"", "must have the columns"),
+    ],
+)
+def test_manifests_that_are_refused(tmp_path: Path, content: str | bytes, message: str) -> None:
+    fill(tmp_path / "m", "a.jpg", "b.jpg")
+    fill(tmp_path, "out.jpg")
+    (tmp_path / "m" / "away.jpg").symlink_to(tmp_path / "out.jpg")
+    (tmp_path / "m" / "door").symlink_to(tmp_path)
+    with pytest.raises(DataError) as error:
+        open_source(text(tmp_path / "m" / "m.csv", content))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_parquet_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is no Parquet"):
+        open_source(text(tmp_path / "x.parquet", b"no parquet"))
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_manifest(tmp_path: Path, kind: str) -> None:
+    fill(tmp_path, "d/é,\n.jpg", "b.jpg", "=cmd().jpg")
+    table = pd.DataFrame({"path": ["d/é,\n.jpg", "b.jpg", "=cmd().jpg"], "label": [1, 0, 1], "group": ["x", "y", "x"]})
+    if kind == "csv":
+        table.to_csv(tmp_path / "m.csv", index=False, encoding="utf-8-sig", lineterminator="\r\n")
+    else:
+        table.to_parquet(tmp_path / "m.parquet")
+    source = open_source(tmp_path / f"m.{kind}")
+    assert source.ids.tolist() == table["path"].tolist()
+    assert source.labels is not None and source.labels.tolist() == [1, 0, 1]
+    assert source.groups is not None and source.groups.tolist() == [0, 1, 0]
+    assert source.read(0) == "d/é,\n.jpg".encode()
+    with pytest.raises(ConfigError, match="brings its own labels"):
+        open_source(tmp_path / f"m.{kind}", tmp_path / "l.txt")
+
+
+def test_manifest_with_a_name_that_is_no_utf8_and_without_labels(tmp_path: Path) -> None:
+    fill(tmp_path, os.fsdecode(b"\xff.jpg"))
+    source = open_source(text(tmp_path / "m.csv", b"path\n\xff.jpg\n\n"))
+    assert source.labels is None and source.groups is None
+    assert source.read(0) == b"\xff.jpg"

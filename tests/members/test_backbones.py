@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from ensemble.config import MemberConfig
+from ensemble.errors import ArtifactError, ConfigError, ResourceError
+from ensemble.members.backbones import build
+
+THREE = ("resnet18", "mobilenetv2", "convnext_nano")
+
+
+def config(arch: str, **values: Any) -> MemberConfig:
+    return MemberConfig.model_validate({"arch": arch, "pretrained": False} | values)
+
+
+def pixels(size: int, n: int = 2) -> torch.Tensor:
+    return torch.randint(0, 256, (n, size, size, 3), dtype=torch.uint8, generator=torch.manual_seed(0))
+
+
+@pytest.mark.parametrize("arch", THREE)
+def test_one_logit_in_float32_whatever_the_precision(arch: str) -> None:
+    network = build(config(arch), 64).eval()
+    for precision in (torch.float32, torch.bfloat16):
+        with torch.inference_mode():
+            logits = network(pixels(64, 8), precision)
+        assert logits.shape == (8,) and logits.dtype == torch.float32
+        assert not torch.equal(logits, logits.bfloat16().float()), "the logit was rounded to half precision"
+
+
+@pytest.mark.parametrize(("arch", "at_standard"), [("resnet18", 16), ("mobilenetv2", 32), ("convnext_nano", 16)])
+def test_half_stride_stem_doubles_the_first_map_and_keeps_every_shape(arch: str, at_standard: int) -> None:
+    sides = {}
+    for stem in ("standard", "half-stride"):
+        network = build(config(arch, stem=stem), 64)
+        first = {"resnet18": "layer1", "mobilenetv2": "blocks", "convnext_nano": "stages"}[arch]
+        network.model.get_submodule(first).register_forward_pre_hook(
+            lambda _, inputs, stem=stem: sides.update({stem: inputs[0].shape[-1]})
+        )
+        network.eval()(pixels(64))
+        shapes = {key: value.shape for key, value in network.state_dict().items()}
+        sides.setdefault("shapes", shapes)  # type: ignore[arg-type]
+        assert sides["shapes"] == shapes
+    assert (sides["standard"], sides["half-stride"]) == (at_standard, 2 * at_standard)
+
+
+def test_input_is_resampled_and_normalised() -> None:
+    network = build(config("resnet18", input_size=32), 64).eval()
+    seen = []
+    network.model.conv1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    grey = torch.full((1, 64, 64, 3), 128, dtype=torch.uint8)
+    network(grey)
+    assert seen[0].shape == (1, 3, 32, 32)
+    expected = (128 / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    torch.testing.assert_close(seen[0].mean((0, 2, 3)), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("arch", ["hrnet_w18_small", "vit_tiny_patch16_224"])
+def test_no_half_stride_stem_is_said(arch: str) -> None:
+    with pytest.raises(ConfigError, match="no half-stride stem"):
+        build(config(arch, stem="half-stride"), 64)
+
+
+def test_unknown_architecture_is_answered_with_near_ones() -> None:
+    with pytest.raises(ConfigError, match=r"resnet19: is not known to timm; did you mean .*resnet"):
+        build(config("resnet19"), 64)
+
+
+def test_pretrained_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: Any, **values: Any) -> None:
+        assert values["pretrained"]
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(ResourceError, match=r"cannot be downloaded .*--weights FILE\.safetensors.*--no-pretrained"):
+        build(config("resnet18", pretrained=True), 64)
+
+
+@pytest.mark.parametrize("classes", [1, 1000])
+def test_weights_from_a_file_with_any_head(tmp_path: Path, classes: int) -> None:
+    torch.manual_seed(1)
+    given = timm.create_model("resnet18", num_classes=classes).state_dict()
+    save_file(given, tmp_path / "w.safetensors")
+    loaded = load_file(tmp_path / "w.safetensors")
+    own = build(config("resnet18", pretrained=True, weights=tmp_path / "w.safetensors"), 64, loaded).model.state_dict()
+    same = {key for key in own if torch.equal(own[key], given[key]) and own[key].shape == given[key].shape}
+    assert set(own) - same == (set() if classes == 1 else {"fc.weight", "fc.bias"})
+
+
+def test_weights_of_another_architecture_are_refused() -> None:
+    given = timm.create_model("resnet34").state_dict()
+    given.pop("layer1.0.conv1.weight")
+    with pytest.raises(ArtifactError, match=r"layer1\.0\.conv1\.weight"):
+        build(config("resnet18"), 64, given)

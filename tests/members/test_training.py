@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ensemble.config import VIEWS, MemberConfig
+from ensemble.errors import TheraError
+from ensemble.members import training
+from ensemble.members.inference import choose_device, choose_precision, predict_logits
+from ensemble.members.training import FoldJob, train_fold
+from ensemble.progress import progress
+
+CPU = torch.device("cpu")
+
+
+class Memory:
+    """A checkpoint in memory that can stop the training after an epoch, as a kill does."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.stop_after, self.saved = stop_after, None
+
+    def load(self) -> Any:
+        return self.saved
+
+    def save(self, tensors: Mapping[str, torch.Tensor], history: Sequence[Mapping[str, Any]]) -> None:
+        self.saved = ({key: value.clone() for key, value in tensors.items()}, list(history))
+        if len(history) == self.stop_after:
+            raise InterruptedError
+
+
+@pytest.fixture(scope="module")
+def images() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    labels = (np.arange(72) % 4 != 0).astype(np.int8)
+    pixels = rng.integers(0, 120, (72, 16, 16, 3), dtype=np.uint8)
+    pixels[labels == 1, :8] += 120
+    pixels[labels == 0, 8:] += 120
+    return pixels, labels
+
+
+def job(images: tuple[np.ndarray, np.ndarray], **values: Any) -> FoldJob:
+    base = {"arch": "resnet10t", "pretrained": False, "epochs": 3, "batch_size": 16, "ema_decay": 0.9, "name": "m"}
+    config = MemberConfig.model_validate(base | values)
+    return FoldJob(config, *images, rows=np.arange(0, 72, 1)[np.arange(72) % 3 != 0], fold=0, seed=5)
+
+
+def train(wanted: FoldJob, checkpoint: Memory, workers: int = 0, precision: str = "fp32") -> dict[str, torch.Tensor]:
+    with progress(1, "test") as bar:
+        network, history = train_fold(wanted, checkpoint, precision, CPU, workers, bar)
+    assert [epoch["epoch"] for epoch in history] == list(range(1, wanted.config.epochs + 1))
+    return network.state_dict()
+
+
+def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(images: tuple[np.ndarray, np.ndarray]) -> dict[str, torch.Tensor]:
+    return train(job(images), Memory())
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+def test_resumed_equals_undisturbed(images: Any, undisturbed: Any, stop_after: int) -> None:
+    checkpoint = Memory(stop_after)
+    with pytest.raises(InterruptedError):
+        train(job(images), checkpoint)
+    checkpoint.stop_after = None
+    torch.manual_seed(99)
+    assert same(train(job(images), checkpoint), undisturbed)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_any_number_of_workers_gives_the_same(images: Any, undisturbed: Any, workers: int) -> None:
+    assert same(train(job(images), Memory(), workers), undisturbed)
+
+
+@pytest.mark.parametrize(
+    "change", [{"name": "n"}, {"lr": 1e-3}, {"gamma": 0.0}, {"augment": "none"}, {"clip_norm": 0.01}]
+)
+def test_every_choice_matters(images: Any, undisturbed: Any, change: dict[str, Any]) -> None:
+    assert not same(train(job(images, **change), Memory()), undisturbed)
+
+
+def test_held_out_rows_are_not_looked_at(images: Any, undisturbed: Any) -> None:
+    pixels, labels = images[0].copy(), images[1].copy()
+    pixels[::3] = 0
+    labels[::3] = 1 - labels[::3]
+    assert same(train(job((pixels, labels)), Memory()), undisturbed)
+
+
+def test_it_learns_and_scores_each_view(images: Any) -> None:
+    wanted = job(images, epochs=12, augment="light")
+    with progress(1, "test") as bar:
+        network, history = train_fold(wanted, Memory(), "fp32", CPU, 0, bar)
+        held_out = np.arange(0, 72, 3)
+        logits = predict_logits(network, images[0], held_out, VIEWS, "fp32", CPU, bar)
+    assert history[-1]["loss"] < history[0]["loss"] / 2
+    assert logits.shape == (24, 2) and not np.array_equal(logits[:, 0], logits[:, 1])
+    labels = images[1][held_out]
+    assert logits[labels == 1].min() > logits[labels == 0].max()
+    alone = predict_logits(network, images[0], held_out[3:4], VIEWS, "fp32", CPU, bar)
+    np.testing.assert_allclose(alone[0], logits[3], rtol=1e-4, atol=1e-4)
+
+
+def test_bf16_trains_to_nearly_the_same(images: Any, undisturbed: Any) -> None:
+    half = train(job(images), Memory(), precision="bf16")
+    assert not same(half, undisturbed)
+    assert all(value.dtype == undisturbed[key].dtype and value.isfinite().all() for key, value in half.items())
+
+
+def test_schedule_warms_up_and_falls_to_nothing(images: Any) -> None:
+    wanted = job(images, epochs=10, warmup_epochs=2)
+    network = training.build(wanted.config, 16)
+    learner = training._Learner(wanted, network, "fp32", CPU)
+    rates = []
+    for update in range(10 * wanted.updates_per_epoch):
+        learner.schedule.step_update(update)
+        rates.append(learner.lr)
+    assert rates[0] == pytest.approx(wanted.config.lr / 100)
+    assert np.argmax(rates) == 2 * wanted.updates_per_epoch
+    assert max(rates) <= wanted.config.lr and max(rates) > 0.85 * wanted.config.lr
+    assert rates[-1] < 0.01 * wanted.config.lr
+
+
+def test_each_epoch_deals_out_every_training_row_once(images: Any) -> None:
+    wanted = job(images, batch_size=12)
+    first, second = (training._order(wanted, epoch) for epoch in (0, 1))
+    assert first.shape == (4, 12)
+    assert sorted(first.ravel()) == sorted(wanted.rows) == sorted(second.ravel())
+    assert not np.array_equal(first, second)
+    assert training._order(job(images, batch_size=500), 0).shape == (1, 48)
+
+
+def test_a_loss_that_is_not_finite_names_its_batch(images: Any) -> None:
+    wanted = job(images, epochs=1)
+    poisoned = {
+        key: torch.full_like(value, torch.nan) if value.is_floating_point() else value
+        for key, value in training.build(wanted.config, 16).state_dict().items()
+    }
+    broken = FoldJob(wanted.config, *images, rows=wanted.rows, fold=0, seed=5, weights=poisoned)
+    rows = " ".join(map(str, training._order(broken, 0)[0]))
+    with pytest.raises(TheraError, match=f"not finite on the batch of rows {rows}; lower --lr"):
+        train(broken, Memory())
+
+
+def test_device_and_precision_by_capability(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_precision("auto", CPU) == "fp32" and choose_precision("fp16", CPU) == "fp32"
+    assert choose_precision("bf16", CPU) == "bf16"
+    cuda = torch.device("cuda")
+    for capability, expected in (((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        assert choose_precision("auto", cuda) == expected
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == CPU
+    with pytest.raises(TheraError, match="no CUDA device; use --device cpu"):
+        choose_device("cuda")

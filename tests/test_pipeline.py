@@ -1,0 +1,318 @@
+"""The whole main path on tiny images, through the command line, as a user runs it."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from conftest import write_tiny
+
+from ensemble.cli import main
+
+MEMBER = """
+  - {arch: resnet10t, name: a, pretrained: false, epochs: 4, batch_size: 8, ema_decay: 0.9, augment: light}
+  - {arch: test_resnet, name: b, pretrained: false, epochs: 4, batch_size: 8, ema_decay: 0.9, augment: light}
+"""
+CONFIG = """
+run: {folder}/run
+seed: 3
+folds: 3
+data: {{images: {folder}/tiny/img, labels: {folder}/tiny/labels.txt}}
+members:{members}
+predict: {{images: {folder}/new/img, out: {folder}/label_val.txt}}
+"""
+
+
+def write_config(folder: Path, members: str = MEMBER) -> Path:
+    write_tiny(folder / "tiny", 48)
+    write_tiny(folder / "new", 12, seed=1)
+    (folder / "run.yaml").write_text(CONFIG.format(folder=folder, members=members))
+    return folder / "run.yaml"
+
+
+def fails(status: int, *arguments: object, capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert stopped.value.code == status and len(told) == 1, (stopped.value.code, told)
+    return told[0]
+
+
+def results(run: Path) -> dict[str, str]:
+    """Hash what a run is judged by: OOF logits, weights, decision, labels."""
+    files = [*run.glob("members/*/fold-*/*.*"), *run.glob("decision/*.json"), *run.glob("predictions/*/*.*")]
+    kept = [path for path in files if path.name not in ("history.jsonl", ".lock", "predictions.json")]
+    return {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("done")
+    main(["run", str(write_config(folder)), "--device", "cpu"])
+    return folder
+
+
+def test_labels_are_those_of_the_images(done: Path) -> None:
+    labels = np.loadtxt(done / "label_val.txt", dtype=int)
+    truth = np.loadtxt(done / "new" / "labels.txt", dtype=int)
+    assert labels.shape == (12,)
+    assert np.mean(labels == truth) >= 0.9
+    assert (done / "label_val.txt").read_bytes() == (done / "run/predictions/img/label_val.txt").read_bytes()
+
+
+def test_run_folder_holds_what_it_promises(done: Path) -> None:
+    run = done / "run"
+    with open(run / "folds.csv") as file:
+        folds = list(csv.DictReader(file))
+    assert [row["id"] for row in folds] == [f"{i:03d}" for i in range(1, 49)]
+    for name in ("a", "b"):
+        seen = []
+        for fold in range(3):
+            with open(run / f"members/{name}/fold-{fold}/oof.csv") as file:
+                rows = list(csv.DictReader(file))
+            assert list(rows[0]) == ["id", "logit_identity", "logit_hflip"]
+            assert {row["id"] for row in rows} == {row["id"] for row in folds if row["fold"] == str(fold)}
+            seen += [row["id"] for row in rows]
+            history = (run / f"members/{name}/fold-{fold}/history.jsonl").read_text().splitlines()
+            assert [json.loads(line)["epoch"] for line in history] == [1, 2, 3, 4]
+            assert not (run / f"members/{name}/fold-{fold}/state").exists()
+        assert sorted(seen) == [row["id"] for row in folds]
+        assert json.loads((run / f"members/{name}/member.json").read_text())["oof"]["nested"]["n_pos"] == 36
+    stored = json.loads((run / "run.json").read_text())
+    assert [entry["command"] for entry in stored["history"]] == [
+        "train-member a",
+        "train-member b",
+        "fit-stacker",
+        "predict img",
+    ]
+    assert not list(run.rglob("*.tmp"))
+
+
+def test_predictions_follow_from_the_decision(done: Path) -> None:
+    decision = json.loads((done / "run/decision/decision.json").read_text())["tta"]
+    with open(done / "run/predictions/img/predictions.csv") as file:
+        rows = list(csv.DictReader(file))
+    logits = np.array([[float(row[f"logit_{name}"]) for name in ("a", "b")] for row in rows])
+    stacker = decision["stacker"]
+    stacked = logits @ np.array(stacker["weights"]) + stacker["bias"]
+    np.testing.assert_allclose(stacked, [float(row["stacked_logit"]) for row in rows], atol=1e-4)
+    labels = [int(row["label"]) for row in rows]
+    assert labels == [int(x >= decision["stacked"]["threshold"]) for x in stacked]
+    assert labels == np.loadtxt(done / "label_val.txt", dtype=int).tolist()
+    own = {member["name"]: member["threshold"] for member in decision["members"]}
+    for row, (a, b) in zip(rows, logits, strict=True):
+        assert (int(row["vote_a"]), int(row["vote_b"])) == (int(a >= own["a"]), int(b >= own["b"]))
+        assert int(row["majority"]) == int(int(row["vote_a"]) + int(row["vote_b"]) >= 1)
+    np.testing.assert_allclose([float(row["probability"]) for row in rows], 1 / (1 + np.exp(-stacked)), atol=1e-5)
+
+
+def test_prediction_averages_folds_and_views(done: Path) -> None:
+    """The logits of predictions.csv, computed anew with plain torch from the weights on disk."""
+    import torch
+
+    from ensemble.config import MemberConfig
+    from ensemble.members.backbones import build
+    from ensemble.runs import Run
+
+    member = Run(done / "run").member("b")
+    config = MemberConfig.model_validate(member.read()["config"])
+    image = cv2.cvtColor(cv2.imread(str(done / "new/img/005.png")), cv2.COLOR_BGR2RGB)
+    network, logits = build(config, 16).eval(), []
+    for fold in range(3):
+        network.load_state_dict(member.read_weights(fold))
+        with torch.inference_mode():
+            logits += [float(network(torch.from_numpy(x.copy())[None])) for x in (image, image[:, ::-1])]
+    with open(done / "run/predictions/img/predictions.csv") as file:
+        row = list(csv.DictReader(file))[4]
+    assert row["id"] == "005"
+    assert float(row["logit_b"]) == pytest.approx(np.mean(logits), abs=2e-4)
+
+
+def test_report_is_the_same_on_screen_and_on_disk(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    main(["report", "--run", str(done / "run")])
+    shown = capsys.readouterr().out
+    written = json.loads((done / "run/report.json").read_text())
+    nested = written["decisions"]["tta"]["stack"]["nested"]["hter"]
+    assert f"nested HTER {nested:.4f}" in shown
+    assert f"nested HTER {nested:.4f}" in (done / "run/report.md").read_text()
+    assert written["decisions"]["tta"]["stack"]["new_set"]["n"] == 12
+    assert "A label file for 12 images" in shown
+
+
+def test_again_changes_nothing_and_trains_nothing(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ensemble.members import inference, training
+
+    before = results(done / "run")
+    for module, name in ((training, "train_fold"), (inference, "predict_logits")):
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("computed again"))
+    main(["run", str(done / "run.yaml"), "--device", "cpu"])
+    assert results(done / "run") == before
+
+
+def test_plain_prediction_has_its_own_decision(done: Path) -> None:
+    main(["predict", "--run", str(done / "run"), "--images", str(done / "tiny/img"), "--out", str(done / "p.txt")])
+    made = json.loads((done / "run/predictions/img/predictions.json").read_text())
+    assert made["views"] == ["identity"] and made["images"] == 48
+    main(["predict", "--tta", "--run", str(done / "run"), "--images", str(done / "new/img"), "--out", str(done / "q")])
+    assert (done / "q").read_bytes() == (done / "label_val.txt").read_bytes()
+
+
+def start(config: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", "from ensemble.cli import main; main()", "run", str(config), "--device", "cpu"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert path.exists(), process.communicate()[1]
+
+
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_and_started_again_gives_the_same(done: Path, tmp_path: Path, kind: signal.Signals) -> None:
+    config = write_config(tmp_path)
+    process = start(config)
+    wait_for(tmp_path / "run/members/a/fold-1/state/epoch-0001.json", process)
+    os.kill(process.pid, kind)
+    err = process.communicate()[1]
+    if kind == signal.SIGTERM:
+        assert process.returncode == 75, err
+        assert "error: thera: stopped by SIGTERM" in err and "Traceback" not in err
+    assert "1" not in json.loads((tmp_path / "run/members/a/member.json").read_text())["folds"]
+    main(["run", str(config), "--device", "cpu"])
+    assert results(tmp_path / "run") == results(done / "run")
+
+
+def test_second_start_of_a_member_is_told_who_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from ensemble.runs import locked
+
+    config = write_config(tmp_path)
+    with locked(tmp_path / "run/members/a"):
+        told = fails(5, "run", config, capsys=capsys)
+    assert f"pid {os.getpid()} on " in told
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("s/epochs: 4/epochs: 5/", "epochs was 4 and is 5"),
+        ("s/seed: 3/seed: 4/", "seed was 3 and is 4"),
+        ("s/folds: 3/folds: 2/", "folds was 3 and is 2"),
+        ("image", "fingerprint was"),
+        ("label", "fingerprint was"),
+    ],
+)
+def test_changed_run_is_refused(
+    done: Path, tmp_path: Path, change: str, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = results(done / "run")
+    text, data = (done / "run.yaml").read_text(), done / "tiny"
+    if change.startswith("s/"):
+        text = text.replace(*change.split("/")[1:3], 1)
+    else:
+        data = tmp_path / "tiny"
+        write_tiny(data, 48)
+        if change == "image":
+            cv2.imwrite(str(data / "img/007.png"), np.full((16, 16, 3), 9, np.uint8))
+        else:
+            (data / "labels.txt").write_text((data / "labels.txt").read_text().replace("0\n1", "1\n0", 1))
+    (tmp_path / "changed.yaml").write_text(text.replace(str(done / "tiny"), str(data)))
+    assert named in fails(4, "run", tmp_path / "changed.yaml", capsys=capsys)
+    assert results(done / "run") == before
+
+
+def test_faults_of_artifacts_are_named(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(done / "run", run)
+    oof, weights = run / "members/b/fold-2/oof.csv", run / "members/a/fold-0/weights.safetensors"
+    whole = oof.read_bytes()
+    oof.write_bytes(whole.replace(b"0", b"1", 1))
+    assert "hash differs" in fails(4, "fit-stacker", "--run", run, capsys=capsys)
+    oof.unlink()
+    assert "members/b/fold-2/oof.csv: is not there; run: thera train-member" in fails(
+        4, "fit-stacker", "--run", run, capsys=capsys
+    )
+    oof.write_bytes(whole)
+    data = bytearray(weights.read_bytes())
+    data[-3] ^= 4
+    weights.write_bytes(data)
+    predict = ("predict", "--run", run, "--images", done / "tiny/img", "--out", tmp_path / "out.txt")
+    assert "weights.safetensors: is not the file that training wrote" in fails(4, *predict, capsys=capsys)
+    assert not (tmp_path / "out.txt").exists()
+    stored: dict[str, Any] = json.loads((run / "members/a/member.json").read_text())
+    stored["folds"]["0"]["oof_sha256"] = "0" * 64
+    (run / "members/a/member.json").write_text(json.dumps(stored))
+    assert "was fitted on other OOF logits" in fails(4, *predict, capsys=capsys)
+    (run / "run.json").write_text(json.dumps(json.loads((run / "run.json").read_text()) | {"schema": 99}))
+    assert "has schema 99" in fails(4, "report", "--run", run, capsys=capsys)
+
+
+def test_images_of_another_size_are_refused(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tiny(tmp_path / "large", 4, size=24)
+    told = fails(
+        3, "predict", "--run", done / "run", "--images", tmp_path / "large/img", "--out", tmp_path / "o", capsys=capsys
+    )
+    assert "24 × 24" in told
+
+
+def test_one_member_from_weights_through_the_single_commands(tmp_path: Path) -> None:
+    """`train-member`, `fit-stacker`, `predict`, `report`, from a safetensors file, with groups from a manifest."""
+    import timm
+    from safetensors.torch import save_file
+
+    labels = write_tiny(tmp_path / "tiny", 48)
+    lines = [f"tiny/img/{row:03d}.png,{label},{(row - 1) // 8}" for row, label in enumerate(labels, 1)]
+    (tmp_path / "set.csv").write_text("path,label,group\n" + "\n".join(lines) + "\n")
+    save_file(timm.create_model("test_resnet", num_classes=10).state_dict(), tmp_path / "w.safetensors")
+    run = str(tmp_path / "run")
+    main(
+        [
+            "train-member",
+            "--arch",
+            "test_resnet",
+            "--images",
+            str(tmp_path / "set.csv"),
+            "--run",
+            run,
+            "--folds",
+            "2",
+            "--epochs",
+            "2",
+            "--batch-size",
+            "8",
+            "--weights",
+            str(tmp_path / "w.safetensors"),
+            "--device",
+            "cpu",
+        ]
+    )
+    main(["fit-stacker", "--run", run])
+    main(["predict", "--tta", "--run", run, "--images", str(tmp_path / "set.csv"), "--out", str(tmp_path / "l.txt")])
+    main(["report", "--run", run])
+    with open(tmp_path / "run/folds.csv") as file:
+        rows = list(csv.DictReader(file))
+    folds_of_group: dict[str, set[str]] = {}
+    for row in rows:
+        folds_of_group.setdefault(row["group"], set()).add(row["fold"])
+    assert all(len(folds) == 1 for folds in folds_of_group.values())
+    assert len((tmp_path / "l.txt").read_text().splitlines()) == 48

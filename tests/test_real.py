@@ -1,0 +1,128 @@
+"""The committed results hold together, and the real data, where it is at hand, is what they were made from."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ensemble.decision.assessment import Decision
+from ensemble.decision.rates import error_rates
+from ensemble.decision.stacker import OofLogits
+from ensemble.pipeline import VIEW_SETS, _oof_logits, fit_decision
+from ensemble.runs import Run
+
+RUN = Run(Path(__file__).parents[1] / "checkpoints" / "therapanacea")
+PREDICTED = RUN.folder / "predictions" / "val_img"
+
+needs_data = pytest.mark.skipif("THERA_DATA" not in os.environ, reason="THERA_DATA does not name the exercise's folder")
+
+
+@pytest.fixture(scope="module")
+def data() -> Path:
+    return Path(os.environ["THERA_DATA"])
+
+
+@pytest.mark.parametrize("key", VIEW_SETS)
+def test_decision_follows_from_the_oof_logits(key: str) -> None:
+    """Every figure of decision.json, computed anew from the committed tables."""
+    table, stored = RUN.read_folds(), json.loads(RUN.decision.read_text())
+    members, views = list(stored["parents"]), VIEW_SETS[key]
+    logits = np.stack([_oof_logits(RUN.member(name), table)[:, : len(views)].mean(axis=1) for name in members], axis=1)
+    oof = OofLogits(table.ids, table.labels, table.fold_of, tuple(members), logits, table.groups)
+    anew, decision = fit_decision(oof, views, RUN.read()["seed"]), Decision.from_json(stored[key])
+    np.testing.assert_allclose(anew.stacker.weights, decision.stacker.weights, rtol=1e-6)
+    assert [row.name for row in anew.comparisons] == [row.name for row in decision.comparisons]
+    for one, other in zip(anew.comparisons, decision.comparisons, strict=True):
+        assert one.nested.hter == pytest.approx(other.nested.hter, abs=1e-4)
+        assert one.interval.low == pytest.approx(other.interval.low, abs=1e-3)
+
+
+def test_every_row_counts() -> None:
+    table = RUN.read_folds()
+    assert len(table.ids) == 80_000 and table.labels.sum() == 80_000 - 9_682
+    for fold in range(table.k):
+        share = np.mean(table.labels[table.fold_of == fold] == 0)
+        assert share == pytest.approx(9_682 / 80_000, abs=1e-4)
+
+
+def test_label_file_is_that_of_the_decision() -> None:
+    labels = (PREDICTED / "label_val.txt").read_text().splitlines()
+    with open(PREDICTED / "predictions.csv") as file:
+        rows = list(csv.DictReader(file))
+    decision = Decision.from_json(json.loads(RUN.decision.read_text())["tta"])
+    assert [row["id"] for row in rows] == [f"{i:06d}" for i in range(1, 20_001)]
+    assert labels == [row["label"] for row in rows]
+    called = [str(int(float(row["stacked_logit"]) >= decision.threshold)) for row in rows]
+    assert sum(a != b for a, b in zip(called, labels, strict=True)) <= 1  # a logit within rounding of the threshold
+    assert 0 < decision.nested.hter < 0.5
+
+
+@needs_data
+def test_committed_folds_are_of_these_labels(data: Path) -> None:
+    from ensemble.data.source import parse_labels
+
+    labels = parse_labels((data / "label_train.txt").read_bytes(), "label_train.txt")
+    assert np.array_equal(RUN.read_folds().labels, labels)
+    assert error_rates(labels, np.ones_like(labels)).hter == 0.5
+
+
+@needs_data
+def test_folder_and_zip_are_one_data_set(data: Path, tmp_path: Path) -> None:
+    from ensemble.data.store import load_dataset
+
+    from ensemble.data.source import open_source
+
+    with zipfile.ZipFile(tmp_path / "val.zip", "w") as archive:
+        for path in sorted((data / "val_img").glob("*.jpg")):
+            archive.write(path, f"therapanacea/val_img/{path.name}")
+    folder = load_dataset(open_source(data / "val_img"), tmp_path / "store")
+    zipped = load_dataset(open_source(tmp_path / "val.zip"), tmp_path / "store")
+    assert folder.pixels.shape == (20_000, 64, 64, 3)
+    assert folder.fingerprint == zipped.fingerprint == _predicted_from()
+
+
+def _predicted_from() -> str:
+    return str(json.loads((PREDICTED / "predictions.json").read_text())["fingerprint"])
+
+
+@needs_data
+def test_a_member_trains_on_real_images(data: Path, tmp_path: Path) -> None:
+    """600 real faces, two folds, two epochs: better than chance, through the command line."""
+    from ensemble.cli import main
+
+    (tmp_path / "img").mkdir()
+    for row in range(1, 601):
+        (tmp_path / "img" / f"{row:06d}.jpg").write_bytes((data / "train_img" / f"{row:06d}.jpg").read_bytes())
+    lines = (data / "label_train.txt").read_text().splitlines()[:600]
+    (tmp_path / "labels.txt").write_text("\n".join(lines) + "\n")
+    main(
+        [
+            "train-member",
+            "--arch",
+            "resnet10t",
+            "--no-pretrained",
+            "--folds",
+            "2",
+            "--epochs",
+            "2",
+            "--batch-size",
+            "16",
+            "--images",
+            str(tmp_path / "img"),
+            "--labels",
+            str(tmp_path / "labels.txt"),
+            "--run",
+            str(tmp_path / "run"),
+            "--device",
+            "cpu",
+        ]
+    )
+    report = json.loads((tmp_path / "run/members/resnet10t/member.json").read_text())["oof"]
+    assert report["nested"]["n_neg"] + report["nested"]["n_pos"] == 600
+    assert report["auc"] > 0.5
