@@ -132,7 +132,8 @@ def predict(
 
         wanted = PredictConfig(images=images, out=out, tta=tta)
         place, n = pipeline.predict(run, wanted, pipeline.Machine(device, workers), _say)
-        print(printable(f"{n} labels written to {out}; logits and votes are in {place / 'predictions.csv'}"))
+        told = f"{n} labels written to {out}; logits and votes are in {place / 'predictions.csv'}"
+        _print(printable(told) + "\n")
         return []
 
     _run(work)
@@ -194,24 +195,30 @@ def _say(line: str) -> None:
 
 def _run(work: Callable[[], list[Table]]) -> None:
     """Do the work of a command and print its tables."""
-    from ensemble.progress import hush, stoppable
+    from ensemble.progress import stoppable
 
-    with stoppable():
-        tables = work()
     try:
-        _print(tables)
-    except BrokenPipeError:
-        hush(sys.stdout)
-
-
-def _print(tables: list[Table]) -> None:
+        with stoppable():
+            tables = work()
+    except OSError as error:  # told here: typer leaves without a word on a broken pipe, a data worker's too
+        _fail(error)
     if not sys.stdout.isatty():
-        print("\n".join(table.text() for table in tables), end="", flush=True)
+        _print("\n".join(table.text() for table in tables))
         return
     from rich.console import Console
 
     for table in tables:
         Console().print(table.rich(), "")
+
+
+def _print(text: str) -> None:
+    """Print on standard output; that nobody reads it (a closed pipe) is no error."""
+    from ensemble.progress import hush
+
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        hush(sys.stdout)
 
 
 def _fail(error: Exception) -> NoReturn:
@@ -226,8 +233,6 @@ def _fail(error: Exception) -> NoReturn:
 def _told(error: Exception) -> TheraError:
     if isinstance(error, TheraError):
         return error
-    if isinstance(error, typer.Abort):
-        return Stopped("thera", "stopped by SIGINT, what is finished is saved", "run the same command again to go on")
     if hasattr(error, "format_message"):  # what typer raises for a wrong command line
         command = getattr(getattr(error, "ctx", None), "command_path", "thera")
         return ConfigError(command, error.format_message().rstrip("."), f"see {command} --help")
@@ -243,6 +248,11 @@ def _told(error: Exception) -> TheraError:
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line; whatever goes wrong is one line on standard error and an exit status."""
     try:
-        return app(arguments, prog_name="thera", standalone_mode=False)
+        status = app(arguments, prog_name="thera", standalone_mode=False)
+        if status == 130:  # what typer makes of a Ctrl-C that came before or after the work
+            raise Stopped(
+                "thera", "stopped by SIGINT, what is finished is saved", "run the same command again to go on"
+            )
+        return status
     except Exception as error:
         _fail(error)

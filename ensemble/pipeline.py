@@ -416,7 +416,7 @@ def demo(folder: Path | None, machine: Machine, say: Say) -> list[Table]:
     return [*tables, _demo_table(decision, given, true, bayes_hter())]
 
 
-DEMO_IMAGES = 1600
+DEMO_IMAGES = 4000
 
 
 def demo_config() -> Path:

@@ -148,14 +148,10 @@ def draw_head(rng: np.random.Generator, accessory: bool, size: int = 64) -> Canv
 
 
 def _background(rng: np.random.Generator) -> Canvas:
-    top, bottom = rng.integers(30, 236, (2, 1, 1, 3))
-    ramp = np.linspace(0, 1, CANVAS // 4).reshape(-1, 1, 1)
-    canvas = np.tile(top + (bottom - top) * ramp, (1, CANVAS // 4, 1)).astype(np.uint8)
-    for _ in range(rng.integers(0, 4)):
-        x, y, radius = rng.integers(0, CANVAS // 4, 3).tolist()
-        cv2.circle(canvas, (x, y), 3 + radius // 5, _random_colour(rng), -1, cv2.LINE_AA)
-    blurred = cv2.GaussianBlur(canvas, (0, 0), 2.3)
-    return np.asarray(cv2.resize(blurred, (CANVAS, CANVAS), interpolation=cv2.INTER_LINEAR), np.uint8)
+    """Return a wall: any grey, a little tinted, darker towards one end."""
+    wall = rng.integers(100, 226) + rng.normal(0, 10, 3)
+    ramp = np.linspace(-1, 1, CANVAS).reshape(-1, 1, 1) * rng.normal(0, 15)
+    return np.asarray(np.clip(np.tile(wall + ramp, (1, CANVAS, 1)), 0, 255), np.uint8)
 
 
 def _body(canvas: Canvas, rng: np.random.Generator, skin: Colour) -> None:

@@ -100,7 +100,7 @@ def build(config: MemberConfig, image_size: int, weights: Mapping[str, torch.Ten
 def _load(model: nn.Module, weights: Mapping[str, torch.Tensor], where: str) -> None:
     own = model.state_dict()
     given = {key.removeprefix("model."): value for key, value in weights.items()}
-    head = {key for key in own if key in given and own[key].shape[0] == 1 and given[key].shape != own[key].shape}
+    head = {key for key in own if key in given and own[key].shape[:1] == (1,) and given[key].shape != own[key].shape}
     wrong = [key for key in own if key not in head and (key not in given or given[key].shape != own[key].shape)]
     if wrong:
         found = f"lacks or has in another shape {wrong[0]}" + (f" and {len(wrong) - 1} more" if wrong[1:] else "")
