@@ -316,3 +316,27 @@ def test_one_member_from_weights_through_the_single_commands(tmp_path: Path) -> 
         folds_of_group.setdefault(row["group"], set()).add(row["fold"])
     assert all(len(folds) == 1 for folds in folds_of_group.values())
     assert len((tmp_path / "l.txt").read_text().splitlines()) == 48
+
+
+def test_demo_holds_its_result_against_the_best_possible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ensemble import pipeline
+
+    config = pipeline.load_config(pipeline.demo_config())
+    member = {"arch": "test_resnet", "pretrained": False, "epochs": 2, "batch_size": 8, "ema_decay": 0.9}
+    small = config.model_copy(update={"members": (pipeline.MemberConfig.model_validate(member),)})
+    monkeypatch.setattr(pipeline, "load_config", lambda _: small)
+    monkeypatch.setattr(pipeline, "DEMO_IMAGES", 96)
+    capsys.readouterr()
+    main(["demo", "--run", str(tmp_path / "demo"), "--device", "cpu"])
+    shown = capsys.readouterr().out
+    truth, given = (np.loadtxt(tmp_path / "demo/data" / name, dtype=int) for name in ("truth_val.txt", "given_val.txt"))
+    called = np.loadtxt(tmp_path / "demo/label_val.txt", dtype=int)
+    for labels, what in ((given, "as given"), (truth, "true classes")):
+        hter = (np.mean(called[labels == 0] == 1) + np.mean(called[labels == 1] == 0)) / 2
+        line = next(
+            line for line in shown.splitlines() if line.startswith("label_val.txt against the") and what in line
+        )
+        assert line.split()[-1] == f"{hter:.4f}"
+    assert "(Bayes)" in shown and "0.1428" in shown

@@ -74,9 +74,8 @@ def test_committed_folds_are_of_these_labels(data: Path) -> None:
 
 @needs_data
 def test_folder_and_zip_are_one_data_set(data: Path, tmp_path: Path) -> None:
-    from ensemble.data.store import load_dataset
-
     from ensemble.data.source import open_source
+    from ensemble.data.store import load_dataset
 
     with zipfile.ZipFile(tmp_path / "val.zip", "w") as archive:
         for path in sorted((data / "val_img").glob("*.jpg")):

@@ -45,16 +45,14 @@ class Augmentation:
 
 
 def _pipeline(strength: str) -> albumentations.Compose:
+    mirror = albumentations.HorizontalFlip(p=0.5)
     shift = {"translate_percent": (-0.06, 0.06), "border_mode": cv2.BORDER_REPLICATE}
     if strength == "light":
-        return albumentations.Compose([albumentations.HorizontalFlip(p=0.5), albumentations.Affine(**shift, p=1.0)])
-    return albumentations.Compose(
-        [
-            albumentations.HorizontalFlip(p=0.5),
-            albumentations.Affine(**shift, scale=(0.9, 1.1), rotate=(-8, 8), p=0.9),
-            albumentations.ColorJitter(brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(0, 0), p=0.5),
-        ]
-    )
+        return albumentations.Compose([mirror, albumentations.Affine(**shift, p=1.0)])
+    move = albumentations.Affine(**shift, scale=(0.9, 1.1), rotate=(-8, 8), p=0.9)
+    vary = (0.8, 1.2)
+    light = albumentations.ColorJitter(brightness=vary, contrast=vary, saturation=vary, hue=(0, 0), p=0.5)
+    return albumentations.Compose([mirror, move, light])
 
 
 def view(pixels: torch.Tensor, name: str) -> torch.Tensor:
