@@ -56,6 +56,10 @@ def train_member(
     epochs: Annotated[Optional[int], typer.Option(help="Of every fold; none is chosen afterwards. [20]")] = None,
     batch_size: Annotated[Optional[int], typer.Option(help="[128]")] = None,
     lr: Annotated[Optional[float], typer.Option(help="Peak learning rate of AdamW. [0.002]")] = None,
+    weight_decay: Annotated[Optional[float], typer.Option(help="Of AdamW. [0.05]")] = None,
+    warmup_epochs: Annotated[Optional[float], typer.Option(help="[a tenth of the epochs, at most 1]")] = None,
+    ema_decay: Annotated[Optional[float], typer.Option(help="Of the weights' moving average. [0.999]")] = None,
+    clip_norm: Annotated[Optional[float], typer.Option(help="Largest norm of a gradient. [1]")] = None,
     gamma: Annotated[Optional[float], typer.Option(help="Of the focal loss. [2]")] = None,
     alpha: Annotated[Optional[float], typer.Option(help="Weight of label 1 in the focal loss. [both weigh 1]")] = None,
     augment: Annotated[Optional[str], typer.Option(help="none, light or standard. [standard]")] = None,
@@ -82,6 +86,10 @@ def train_member(
             "epochs": epochs,
             "batch_size": batch_size,
             "lr": lr,
+            "weight_decay": weight_decay,
+            "warmup_epochs": warmup_epochs,
+            "ema_decay": ema_decay,
+            "clip_norm": clip_norm,
             "gamma": gamma,
             "alpha": alpha,
             "augment": augment,
@@ -146,7 +154,7 @@ def report(run: RunFolder) -> None:
     def work() -> list[Table]:
         from ensemble import pipeline
 
-        return pipeline.report(run)
+        return pipeline.report(run, _say)
 
     _run(work)
 

@@ -50,7 +50,7 @@ class MemberConfig(_Frozen):
     batch_size: int = Field(128, ge=2)
     lr: float = Field(2e-3, gt=0)
     weight_decay: float = Field(0.05, ge=0)
-    warmup_epochs: float = Field(1.0, ge=0)
+    warmup_epochs: float | None = Field(None, ge=0, description="by default a tenth of the epochs, at most 1")
     ema_decay: float = Field(0.999, ge=0, lt=1)
     clip_norm: float = Field(1.0, gt=0)
     gamma: float = Field(2.0, ge=0, description="focal loss: 0 is cross-entropy")
@@ -64,6 +64,10 @@ class MemberConfig(_Frozen):
         if isinstance(values, dict) and not values.get("name") and isinstance(values.get("arch"), str):
             values = {**values, "name": values["arch"]}
         return values
+
+    @property
+    def warmup(self) -> float:
+        return min(1.0, self.epochs / 10) if self.warmup_epochs is None else self.warmup_epochs
 
     @property
     def timm_name(self) -> str:

@@ -15,11 +15,13 @@ from ensemble.config import VIEWS, DataConfig, MemberConfig, PredictConfig, RunC
 from ensemble.decision.assessment import Assessment, Decision, fit_decision, member_report
 from ensemble.decision.rates import ErrorRates, call, error_rates
 from ensemble.decision.stacker import OofLogits
-from ensemble.errors import ArtifactError, DataError
+from ensemble.errors import ArtifactError, DataError, TheraError, printable
 from ensemble.progress import progress
 from ensemble.reports.tables import Table, decision_tables, member_table, report_json, report_markdown
 
 if TYPE_CHECKING:
+    import torch
+
     from ensemble.data.source import Dataset
 
 VIEW_SETS = {"plain": VIEWS[:1], "tta": VIEWS}
@@ -50,16 +52,19 @@ def train_member(
     ArtifactError
         The run, or this member, was begun with other data, folds, seed or config.
     """
+    from ensemble.members.inference import choose_device
+
     started, run = time.time(), runs.Run(folder)
-    dataset = _labelled(data, run, say)
-    table = _begin(run, dataset, data, folds, seed)
-    with runs.locked(run.member(member.name).folder):
-        _train_folds(run.member(member.name), member, dataset, table, seed, machine, say)
-        oof = _assess_member(run.member(member.name), table, seed)
-        run.member(member.name).update(oof=oof.to_json())
+    own = run.member(member.name)
+    device = choose_device(machine.device)
+    with runs.locked(own.folder):
+        dataset = _labelled(data, run, say)
+        table = _begin(run, dataset, data, folds, seed)
+        _train_folds(own, member, dataset, table, seed, device, machine.workers, say)
+        oof = _assess_member(own, table, seed)
+        own.update(oof=oof.to_json())
         shown = member_table(oof, VIEWS)
-        text = report_markdown(f"Member {member.name}", [shown])
-        runs.write_whole(run.member(member.name).folder / "report.md", text.encode())
+        runs.write_whole(own.folder / "report.md", report_markdown(f"Member {member.name}", [shown]).encode())
     run.record(f"train-member {member.name}", started)
     return shown
 
@@ -82,26 +87,54 @@ def _load(images: Path, labels: Path | None, resize: int | None, run: runs.Run, 
 
 
 def _begin(run: runs.Run, dataset: Dataset, data: DataConfig, folds: int, seed: int) -> runs.FoldTable:
-    """Start the run, or make sure that it is the same one; return its folds."""
+    """Start the run, or make sure that it is the same one; return its folds, which are assigned once.
+
+    Raises
+    ------
+    ArtifactError
+        The run was begun with another seed, other folds or other data.
+    """
     from ensemble.data.folds import assign_folds, together
 
     assert dataset.labels is not None
-    units = together(dataset.digests, dataset.groups)
-    fold_of = assign_folds(dataset.labels, units, folds, seed).fold_of
-    table = runs.FoldTable(dataset.ids, dataset.labels, fold_of, dataset.groups)
     identity = {
         "seed": seed,
         "folds": folds,
         "n": len(dataset),
         "size": list(dataset.size),
         "resize": data.resize,
-        "fingerprint": dataset.fingerprint,
     }
-    facts = {"images": str(data.images), "labels": str(data.labels or data.images), "notes": list(dataset.notes)}
+    facts = {
+        "fingerprint": dataset.fingerprint,
+        "images": str(data.images),
+        "labels": str(data.labels or data.images),
+        "notes": list(dataset.notes),
+    }
     run.begin(identity, facts)
     if not (run.folder / "folds.csv").exists():
-        run.write_folds(table)
+        units = together(dataset.digests, dataset.groups)
+        fold_of = assign_folds(dataset.labels, units, folds, seed).fold_of
+        run.write_folds(runs.FoldTable(dataset.ids, dataset.labels, fold_of, dataset.groups))
+    table = run.read_folds()
+    if changed := _changed_since(table, run.read()["fingerprint"], dataset):
+        raise ArtifactError(run.folder, f"was begun with other data: {changed}", "restore them, or use another --run")
     return table
+
+
+def _changed_since(table: runs.FoldTable, fingerprint: str, dataset: Dataset) -> str:
+    """Return what differs between the data that a run was begun with and the data at hand; nothing if nothing does."""
+    if not np.array_equal(table.ids, dataset.ids):
+        only = sorted(set(dataset.ids.tolist()) ^ set(table.ids.tolist()))
+        return f"{len(only)} images are in one of the two only ({_some(only)})" if only else "the images' order"
+    assert dataset.labels is not None
+    relabelled = table.ids[table.labels != dataset.labels].tolist()
+    if relabelled:
+        return f"{len(relabelled)} labels changed ({_some(relabelled)})"
+    return "" if fingerprint == dataset.fingerprint else "image files or groups changed"
+
+
+def _some(ids: list[str]) -> str:
+    return ", ".join(map(printable, ids[:5])) + (" …" if ids[5:] else "")
 
 
 def _train_folds(
@@ -110,21 +143,23 @@ def _train_folds(
     dataset: Dataset,
     table: runs.FoldTable,
     seed: int,
-    machine: Machine,
+    device: torch.device,
+    workers: int | None,
     say: Say,
 ) -> None:
-    from ensemble.members.inference import choose_device, choose_precision, default_workers, predict_logits
+    from ensemble.members.backbones import build
+    from ensemble.members.inference import choose_precision, default_workers, predict_logits
     from ensemble.members.training import FoldJob, train_fold
 
-    device = choose_device(machine.device)
     precision = choose_precision(member.precision, device)
-    workers = default_workers(device) if machine.workers is None else machine.workers
+    workers = default_workers(device) if workers is None else workers
+    weights = runs.read_tensors(member.weights) if member.weights else None
+    build(member.model_copy(update={"pretrained": False}), dataset.size[0], weights)  # what it cannot be is said first
     start = {"sha256": runs.file_sha256(member.weights)} if member.weights else {}
     folder.begin(
         member.model_dump(mode="json", exclude={"weights"}) | {"weights": start.get("sha256")},
         {"fingerprint": dataset.fingerprint, "seed": seed, "precision": precision},
     )
-    weights = runs.read_tensors(member.weights) if member.weights else None
     with progress(table.k, member.name, "folds") as done:
         for fold in range(table.k):
             if folder.has_fold(fold):
@@ -132,7 +167,7 @@ def _train_folds(
                 continue
             started = time.monotonic()
             train_rows, held_out = np.flatnonzero(table.fold_of != fold), np.flatnonzero(table.fold_of == fold)
-            job = FoldJob(member, dataset.pixels, table.labels, train_rows, fold, seed, weights)
+            job = FoldJob(member, dataset.pixels, table.labels, table.ids, train_rows, fold, seed, weights)
             checkpoint = runs.StateFolder(folder.fold(fold))
             images = member.epochs * job.updates_per_epoch * job.batch_size
             with progress(images, f"{member.name} fold {fold + 1}/{table.k}") as bar:
@@ -141,6 +176,9 @@ def _train_folds(
                 say(f"warning: {warning}")
             with progress(len(held_out) * len(VIEWS), f"{member.name} fold {fold + 1}/{table.k} OOF", "views") as bar:
                 logits = predict_logits(network, dataset.pixels, held_out, VIEWS, precision, device, bar)
+            if not np.isfinite(logits).all():
+                found = f"{np.count_nonzero(~np.isfinite(logits))} OOF logits of fold {fold} are not finite"
+                raise TheraError(f"member {member.name}", found, "lower --lr, or use --precision fp32")
             parameters = sum(parameter.numel() for parameter in network.parameters())
             folder.finish_fold(
                 fold,
@@ -174,7 +212,7 @@ def _oof_logits(member: runs.MemberFolder, table: runs.FoldTable) -> np.ndarray:
         rows = np.flatnonzero(table.fold_of == fold)
         if not np.array_equal(ids, table.ids[rows]):
             found = f"OOF ids of fold {fold} are not those of folds.csv ({len(ids)} rows for {len(rows)})"
-            raise ArtifactError(f"member {member.name}", found, f"run: thera train-member --arch {member.name}")
+            raise ArtifactError(f"member {member.name}", found, runs.TRAIN_AGAIN)
         logits[rows] = values
     return logits
 
@@ -204,7 +242,7 @@ def fit_stacker(folder: Path, say: Say) -> dict[str, Decision]:
         averaged = logits[:, :, : len(views)].mean(axis=2)
         oof = OofLogits(table.ids, table.labels, table.fold_of, names, averaged, table.groups)
         decisions[key] = fit_decision(oof, views, seed)
-    for note in decisions["tta"].notes:
+    for note in sorted({note for decision in decisions.values() for note in decision.notes}):
         say(f"warning: {note}")
     with runs.locked(run.decision.parent):
         stored = {key: decision.to_json() for key, decision in decisions.items()}
@@ -219,11 +257,14 @@ def _parents(run: runs.Run, members: tuple[str, ...]) -> dict[str, Any]:
     return {name: {fold: facts["oof_sha256"] for fold, facts in found.items()} for name, found in folds.items()}
 
 
-def _read_decisions(run: runs.Run) -> dict[str, Decision]:
+def _read_decisions(run: runs.Run, say: Say) -> dict[str, Decision]:
     remedy = f"run: thera fit-stacker --run {run.folder}"
     stored = runs.read_json(run.decision, remedy)
     if stored.get("parents") != _parents(run, tuple(stored.get("parents", ()))):
         raise ArtifactError(run.decision, "was fitted on other OOF logits than the members have now", remedy)
+    for member in run.members():
+        if member.name not in stored["parents"]:
+            say(f"warning: member {member.name} is not in the decision; {remedy}")
     return {key: Decision.from_json(stored.get(key, {})) for key in VIEW_SETS}
 
 
@@ -237,14 +278,13 @@ def predict(folder: Path, wanted: PredictConfig, machine: Machine, say: Say) -> 
     A set that was predicted already, with the same decision, is not computed again.
     """
     started, run = time.time(), runs.Run(folder)
-    decisions = _read_decisions(run)
-    decision = decisions["tta" if wanted.tta else "plain"]
+    decision = _read_decisions(run, say)["tta" if wanted.tta else "plain"]
     identity = run.read()
     dataset = _load(wanted.images, None, identity["resize"], run, say)
     if list(dataset.size) != identity["size"]:
         found = f"images are {dataset.size[0]} × {dataset.size[1]} pixels; the members know {identity['size']}"
         raise DataError(wanted.images, found, "bring them to that size, or train with --resize")
-    place = run.predictions(wanted.images)
+    place = run.predictions(wanted.images, dataset.fingerprint, wanted.tta)
     made_from = {
         "schema": runs.SCHEMA,
         "fingerprint": dataset.fingerprint,
@@ -308,7 +348,7 @@ def _predict(
             "share_of_label_0": float(np.mean(labels == 0)),
             "nested_hter": decision.nested.hter,
             "interval": [decision.interval.low, decision.interval.high],
-            "expected_on_this_many_images": [expected.low, expected.high],
+            "expected_on_this_many_images": expected and [expected.low, expected.high],
             "files": files,
         },
     )
@@ -351,21 +391,22 @@ def _probability(logits: np.ndarray) -> np.ndarray:
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
-def report(folder: Path) -> list[Table]:
+def report(folder: Path, say: Say) -> list[Table]:
     """Return the run's tables, and write them as `report.md` and `report.json` beside `run.json`.
 
     A run whose stacker is not fitted yet is reported by its finished members alone.
     """
     run = runs.Run(folder)
     identity, table = run.read(), run.read_folds()
-    complete = [member for member in run.members() if all(map(member.has_fold, range(table.k)))]
+    complete = [member for member in run.members() if all(map(member.has_oof, range(table.k)))]
     members = [_assess_member(member, table, identity["seed"]) for member in complete]
-    decisions = _read_decisions(run) if run.decision.exists() else {}
+    decisions = _read_decisions(run, say) if run.decision.exists() else {}
     n_new = _last_predicted(run)
     tables = [member_table(member, VIEWS) for member in members]
     if decisions:
         tables += decision_tables(decisions["plain"], decisions["tta"], n_new)
     text = report_markdown(f"Run {folder.name}: {identity['n']} images, {table.k} folds", tables)
+    text += "".join(f"\nData: {note}\n" for note in identity["notes"])
     runs.write_whole(folder / "report.md", text.encode())
     runs.write_json(folder / "report.json", report_json(members, decisions, n_new) | {"data_notes": identity["notes"]})
     return tables
@@ -389,7 +430,7 @@ def run_config(config: RunConfig, machine: Machine, say: Say) -> list[Table]:
     if config.predict is not None:
         predict(config.run, config.predict, machine, say)
         say(f"labels written to {config.predict.out}")
-    return report(config.run)
+    return report(config.run, say)
 
 
 def demo(folder: Path | None, machine: Machine, say: Say) -> list[Table]:
@@ -412,7 +453,7 @@ def demo(folder: Path | None, machine: Machine, say: Say) -> list[Table]:
     assert config.predict is not None
     called = _labels(config.predict.out)
     given, true = (error_rates(_labels(place / name), called) for name in ("given_val.txt", "truth_val.txt"))
-    decision = _read_decisions(runs.Run(config.run))["tta"]
+    decision = _read_decisions(runs.Run(config.run), say)["tta"]
     return [*tables, _demo_table(decision, given, true, bayes_hter())]
 
 

@@ -29,7 +29,7 @@ class Bar:
 
     def __init__(self, total: int, what: str, unit: str, level: int) -> None:
         self.total, self.what, self.unit, self.done = total, what, unit, 0
-        self._noted, self._told = "", -1
+        self._noted, self._told, self._skipped = "", -1, 0
         self._started = self._printed = time.monotonic()
         self._tqdm = None
         if sys.stderr.isatty():
@@ -52,6 +52,15 @@ class Bar:
         elif time.monotonic() - self._printed >= PLAIN_INTERVAL_S:
             self._print()
 
+    def skip(self, n: int) -> None:
+        """Count `n` steps that an earlier start made; they tell nothing of the time that is left."""
+        self.done += n
+        self._skipped += n
+        if self._tqdm is not None:
+            self._tqdm.initial += n
+            self._tqdm.n += n
+            self._tqdm.refresh()
+
     def note(self, text: str) -> None:
         self._noted = text
         if self._tqdm is not None:
@@ -66,7 +75,8 @@ class Bar:
     def _print(self) -> None:
         self._printed, self._told = time.monotonic(), self.done
         spent = self._printed - self._started
-        left = f", {_clock(spent / self.done * (self.total - self.done))} left" if 0 < self.done < self.total else ""
+        made = self.done - self._skipped
+        left = f", {_clock(spent / made * (self.total - self.done))} left" if made and self.done < self.total else ""
         noted = f", {self._noted}" if self._noted else ""
         say(f"{self.what}: {self.done} of {self.total} {self.unit} in {_clock(spent)}{left}{noted}")
 

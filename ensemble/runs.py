@@ -37,6 +37,8 @@ SCHEMA = 1
 LOGIT_DECIMALS = 5
 """Logits are rounded to this many decimals when they are made; the file holds them as they are used."""
 
+TRAIN_AGAIN = "give its `thera train-member` command again; what is done is kept"
+
 Tensors: TypeAlias = "dict[str, torch.Tensor]"
 
 
@@ -235,10 +237,18 @@ class Run:
         begun = [MemberFolder(path.parent) for path in (self.folder / "members").glob("*/member.json")]
         return sorted(begun, key=lambda member: (member.read()["begun"], member.name))
 
-    def predictions(self, images: Path) -> Path:
-        """Return the folder for the predictions on a set of images, named after it."""
+    def predictions(self, images: Path, fingerprint: str, tta: bool) -> Path:
+        """Return the folder for the predictions on a set of images, named after it.
+
+        Plain predictions lie apart from those with TTA, and sets of one name and other content apart from each other.
+        """
         place = Path(os.path.abspath(images))
-        return self.folder / "predictions" / ((place.stem if place.is_file() else place.name) or "images")
+        name = ((place.stem if place.is_file() else place.name) or "images") + ("" if tta else "-plain")
+        folder = self.folder / "predictions" / name
+        if (folder / "predictions.json").exists():
+            there = read_json(folder / "predictions.json", f"remove {folder}").get("fingerprint")
+            folder = folder if there == fingerprint else folder.with_name(f"{name}-{fingerprint[:8]}")
+        return folder
 
     def read(self) -> Any:
         return read_json(self.folder / "run.json", "train a member first: thera train-member --help")
@@ -299,9 +309,14 @@ class MemberFolder:
         self._json = folder / "member.json"
 
     def begin(self, config: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-        """Start a member, or make sure that it goes on with the same config, data and folds."""
+        """Start a member, or make sure that it goes on with the same config, data and folds.
+
+        One that has nothing yet, no finished fold and no epoch of one, may still be begun with another config.
+        """
         now = datetime.datetime.now(datetime.UTC).isoformat()
-        if not self._json.exists():
+        for left_by_a_kill in self.folder.rglob(".*.tmp"):
+            left_by_a_kill.unlink(missing_ok=True)
+        if not self._json.exists() or not (self.read()["folds"] or any(self.folder.glob("fold-*/state/*"))):
             first = {"schema": SCHEMA, "begun": now, "config": config, **identity, "folds": {}, "oof": None}
             write_json(self._json, first)
         found, remedy = self.read(), "give it another --name, or use another --run"
@@ -309,7 +324,7 @@ class MemberFolder:
         refuse_differences(self._json, {key: found.get(key) for key in identity}, identity, remedy)
 
     def read(self) -> Any:
-        return read_json(self._json, f"run: thera train-member --arch {self.name}")
+        return read_json(self._json, TRAIN_AGAIN)
 
     def update(self, **values: Any) -> None:
         write_json(self._json, self.read() | values)
@@ -317,8 +332,14 @@ class MemberFolder:
     def fold(self, fold: int) -> Path:
         return self.folder / f"fold-{fold}"
 
-    def has_fold(self, fold: int) -> bool:
+    def has_oof(self, fold: int) -> bool:
         return str(fold) in self.read()["folds"]
+
+    def has_fold(self, fold: int) -> bool:
+        """Return whether nothing of a fold is left to do: OOF logits and weights are there."""
+        return self.has_oof(fold) and all(
+            (self.fold(fold) / name).exists() for name in ("oof.csv", "weights.safetensors")
+        )
 
     def finish_fold(
         self, fold: int, weights: Tensors, ids: np.ndarray, logits: np.ndarray, views: Sequence[str], **facts: Any
@@ -334,11 +355,11 @@ class MemberFolder:
 
     def read_oof(self, fold: int, views: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids (n,) that a fold's model scored and their logits (n, views) as float64."""
-        path, retrain = self.fold(fold) / "oof.csv", f"run: thera train-member --arch {self.name}"
+        path = self.fold(fold) / "oof.csv"
         facts = self.read()["folds"].get(str(fold))
         if facts is None:
-            raise ArtifactError(f"member {self.name}", f"lacks OOF logits for fold {fold}", retrain)
-        ids, *logits = read_table(path, _oof_columns(views), retrain)
+            raise ArtifactError(f"member {self.name}", f"lacks OOF logits for fold {fold}", TRAIN_AGAIN)
+        ids, *logits = read_table(path, _oof_columns(views), TRAIN_AGAIN)
         if file_sha256(path) != facts["oof_sha256"]:
             raise ArtifactError(path, "is not the file that training wrote (its hash differs)", "restore it")
         return np.array(ids), np.array(logits, np.float64).T
@@ -347,8 +368,7 @@ class MemberFolder:
         """Return a fold's weights, once their hash is verified."""
         path, facts = self.fold(fold) / "weights.safetensors", self.read()["folds"].get(str(fold))
         if facts is None or not path.exists():
-            retrain = f"run: thera train-member --arch {self.name}"
-            raise ArtifactError(f"member {self.name}", f"lacks the weights of fold {fold}", retrain)
+            raise ArtifactError(f"member {self.name}", f"lacks the weights of fold {fold}", TRAIN_AGAIN)
         if file_sha256(path) != facts["weights_sha256"]:
             raise ArtifactError(path, "is not the file that training wrote (its hash differs)", "restore it")
         return read_tensors(path)

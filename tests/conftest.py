@@ -10,6 +10,10 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import cv2
 import numpy as np
 import pytest
+from hypothesis import settings
+
+settings.register_profile("thera", deadline=None)  # a busy machine is no fault
+settings.load_profile("thera")
 
 
 def write_tiny(folder: Path, n: int, seed: int = 0, size: int = 16) -> np.ndarray:

@@ -52,7 +52,7 @@ def fails(status: int, *arguments: object, capsys: pytest.CaptureFixture[str]) -
 
 def results(run: Path) -> dict[str, str]:
     """Hash what a run is judged by: OOF logits, weights, decision, labels."""
-    files = [*run.glob("members/*/fold-*/*.*"), *run.glob("decision/*.json"), *run.glob("predictions/*/*.*")]
+    files = [*run.glob("members/*/fold-*/*.*"), *run.glob("decision/*.json"), *run.glob("predictions/img/*.*")]
     kept = [path for path in files if path.name not in ("history.jsonl", ".lock", "predictions.json")]
     return {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
 
@@ -164,7 +164,7 @@ def test_again_changes_nothing_and_trains_nothing(done: Path, monkeypatch: pytes
 
 def test_plain_prediction_has_its_own_decision(done: Path) -> None:
     main(["predict", "--run", str(done / "run"), "--images", str(done / "tiny/img"), "--out", str(done / "p.txt")])
-    made = json.loads((done / "run/predictions/img/predictions.json").read_text())
+    made = json.loads((done / "run/predictions/img-plain/predictions.json").read_text())
     assert made["views"] == ["identity"] and made["images"] == 48
     main(["predict", "--tta", "--run", str(done / "run"), "--images", str(done / "new/img"), "--out", str(done / "q")])
     assert (done / "q").read_bytes() == (done / "label_val.txt").read_bytes()
@@ -216,8 +216,8 @@ def test_second_start_of_a_member_is_told_who_works(tmp_path: Path, capsys: pyte
         ("s/epochs: 4/epochs: 5/", "epochs was 4 and is 5"),
         ("s/seed: 3/seed: 4/", "seed was 3 and is 4"),
         ("s/folds: 3/folds: 2/", "folds was 3 and is 2"),
-        ("image", "fingerprint was"),
-        ("label", "fingerprint was"),
+        ("image", "begun with other data: image files or groups changed"),
+        ("label", "begun with other data: 2 labels changed (001, 002)"),
     ],
 )
 def test_changed_run_is_refused(
@@ -249,14 +249,14 @@ def test_faults_of_artifacts_are_named(done: Path, tmp_path: Path, capsys: pytes
     oof.write_bytes(whole.replace(b"0", b"1", 1))
     assert "hash differs" in fails(4, "fit-stacker", "--run", run, capsys=capsys)
     oof.unlink()
-    assert "members/b/fold-2/oof.csv: is not there; run: thera train-member" in fails(
+    assert "members/b/fold-2/oof.csv: is not there; give its `thera train-member` command again" in fails(
         4, "fit-stacker", "--run", run, capsys=capsys
     )
     oof.write_bytes(whole)
     data = bytearray(weights.read_bytes())
     data[-3] ^= 4
     weights.write_bytes(data)
-    predict = ("predict", "--run", run, "--images", done / "tiny/img", "--out", tmp_path / "out.txt")
+    predict = ("predict", "--run", run, "--images", done / "new/img", "--out", tmp_path / "out.txt")
     assert "weights.safetensors: is not the file that training wrote" in fails(4, *predict, capsys=capsys)
     assert not (tmp_path / "out.txt").exists()
     stored: dict[str, Any] = json.loads((run / "members/a/member.json").read_text())
@@ -273,6 +273,62 @@ def test_images_of_another_size_are_refused(done: Path, tmp_path: Path, capsys: 
         3, "predict", "--run", done / "run", "--images", tmp_path / "large/img", "--out", tmp_path / "o", capsys=capsys
     )
     assert "24 × 24" in told
+
+
+def test_sets_of_one_name_do_not_overwrite_each_other(done: Path, tmp_path: Path) -> None:
+    """One image alone, too: it has labels, and no HTER to promise."""
+    write_tiny(tmp_path, 1)
+    before = results(done / "run")
+    main(
+        [
+            "predict",
+            "--tta",
+            "--run",
+            str(done / "run"),
+            "--images",
+            str(tmp_path / "img"),
+            "--out",
+            str(tmp_path / "o"),
+        ]
+    )
+    assert before.items() <= results(done / "run").items()
+    assert (tmp_path / "o").read_text() in ("0\n", "1\n")
+
+
+def test_first_start_that_fails_binds_to_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "no-cache"))
+    write_tiny(tmp_path / "tiny", 48)
+    command = ["train-member", "--arch", "test_resnet", "--run", tmp_path / "run", "--images", tmp_path / "tiny/img"]
+    command += ["--labels", tmp_path / "tiny/labels.txt", "--folds", 2, "--epochs", 1, "--batch-size", 8]
+    command += ["--device", "cpu"]
+    assert "or train from scratch with --no-pretrained" in fails(6, *command, capsys=capsys)
+    assert "did you mean" in fails(2, *command[:2], "test_resnett", *command[3:], capsys=capsys)
+    main([str(part) for part in [*command, "--no-pretrained"]])
+    assert "pretrained was False and is True" in fails(4, *command, capsys=capsys)
+
+
+def test_lost_weights_are_trained_anew_to_the_same(done: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(done / "run", tmp_path / "run")
+    (tmp_path / "run/members/b/fold-1/weights.safetensors").unlink()
+    config = tmp_path / "again.yaml"
+    config.write_text((done / "run.yaml").read_text().replace(f"run: {done}/run", f"run: {tmp_path}/run"))
+    main(["run", str(config), "--device", "cpu"])
+    assert results(tmp_path / "run") == results(done / "run")
+
+
+def test_member_outside_the_decision_is_told(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import shutil
+
+    shutil.copytree(done / "run", tmp_path / "run")
+    shutil.copytree(tmp_path / "run/members/a", tmp_path / "run/members/late")
+    capsys.readouterr()
+    main(["report", "--run", str(tmp_path / "run")])
+    assert "warning: member late is not in the decision; run: thera fit-stacker" in capsys.readouterr().err
 
 
 def test_one_member_from_weights_through_the_single_commands(tmp_path: Path) -> None:

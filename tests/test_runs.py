@@ -22,7 +22,7 @@ import pytest
 
 from ensemble import runs
 from ensemble.errors import ArtifactError, LockedError, ResourceError
-from ensemble.runs import FoldTable, MemberFolder, Run, StateFolder
+from ensemble.runs import FoldTable, MemberFolder, Run, StateFolder, write_json
 
 ODD = [
     "plain.jpg",
@@ -408,7 +408,8 @@ def test_predictions_are_named_after_their_set(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "set.zip").write_bytes(b"")
     (tmp_path / "val.v2" / "deep").mkdir(parents=True)
     run = Run(Path("r"))
-    names = {given: run.predictions(Path(given)).name for given in ("set.zip", "val.v2", "val.v2/deep/..", ".", "/")}
+    sets = ("set.zip", "val.v2", "val.v2/deep/..", ".", "/")
+    names = {given: run.predictions(Path(given), "f00", tta=True).name for given in sets}
     assert names == {
         "set.zip": "set",
         "val.v2": "val.v2",
@@ -416,7 +417,12 @@ def test_predictions_are_named_after_their_set(tmp_path: Path, monkeypatch: pyte
         ".": tmp_path.name,
         "/": "images",
     }
-    assert run.predictions(Path("val.v2")).parent == Path("r/predictions")
+    place = run.predictions(Path("val.v2"), "f00", tta=True)
+    assert place.parent == Path("r/predictions")
+    assert run.predictions(Path("val.v2"), "f00", tta=False).name == "val.v2-plain"
+    write_json(place / "predictions.json", {"schema": 1, "fingerprint": "f00"})
+    assert run.predictions(Path("val.v2"), "f00", tta=True) == place
+    assert run.predictions(Path("val.v2"), "0123456789", tta=True).name == "val.v2-01234567"
 
 
 # --- a member ---------------------------------------------------------------------------------------------------------
@@ -462,9 +468,10 @@ def test_a_fold_that_is_not_finished_is_named(member: MemberFolder) -> None:
     with pytest.raises(ArtifactError) as caught:
         member.read_oof(3, VIEWS)
     assert str(caught.value) == (
-        "member resnet18: lacks OOF logits for fold 3; run: thera train-member --arch resnet18"
+        "member resnet18: lacks OOF logits for fold 3; "
+        "give its `thera train-member` command again; what is done is kept"
     )
-    with pytest.raises(ArtifactError, match="lacks the weights of fold 3; run: thera train-member --arch resnet18"):
+    with pytest.raises(ArtifactError, match="lacks the weights of fold 3; give its `thera train-member` command again"):
         member.read_weights(3)
     (member.fold(0) / "weights.safetensors").unlink()
     with pytest.raises(ArtifactError, match="lacks the weights of fold 0"):

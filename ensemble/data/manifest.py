@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from ensemble.data.files import as_text, is_inside, listed
-from ensemble.errors import DataError, printable
+from ensemble.errors import DataError, ResourceError, printable
 
 MANIFEST_COLUMNS = ("path", "label", "group")
 
@@ -71,8 +71,10 @@ def _csv_rows(path: Path) -> list[tuple[int, list[str]]]:
 
 
 def _parquet_rows(path: Path) -> list[tuple[int, list[str]]]:
-    from pyarrow import ArrowException, parquet  # type: ignore[import-untyped, unused-ignore]
-
+    try:
+        from pyarrow import ArrowException, parquet  # type: ignore[import-untyped, unused-ignore]
+    except ImportError:
+        raise ResourceError(printable(path), "needs pyarrow to be read", "pip install 'thera[parquet]'") from None
     try:
         table = parquet.read_table(path)
     except (ArrowException, OSError) as error:

@@ -56,8 +56,13 @@ class Assessment:
         """Nested less apparent HTER: what the apparent figure flatters itself by; 0 where nothing is fitted."""
         return self.nested.hter - self.apparent.hter
 
-    def new_set_interval(self, n: int, seed: int = 0) -> Interval:
-        """Return where the HTER measured on `n` new images falls 95 % of the time, at the class share of these rows."""
+    def new_set_interval(self, n: int, seed: int = 0) -> Interval | None:
+        """Return where the HTER measured on `n` new images falls 95 % of the time, at the class share of these rows.
+
+        None for a single image: its HTER does not exist.
+        """
+        if n < 2:
+            return None
         n_neg = min(max(round(n * self.nested.n_neg / self.nested.n), 1), n - 1)
         return new_set_interval(self.nested, n_neg, n - n_neg, seed)
 

@@ -107,7 +107,7 @@ def auc(logits: ArrayLike, labels: ArrayLike) -> float:
     >>> auc([0.0, 1.0, 1.0, 2.0], [0, 0, 1, 1])
     0.875
     """
-    x, y = _checked("cannot compute the AUC", logits, labels)
+    x, y = checked("cannot compute the AUC", logits, labels)
     neg, pos = np.sort(x[y == 0]), np.sort(x[y == 1])
     below = int(np.searchsorted(neg, pos, "left").sum()) + int(np.searchsorted(neg, pos, "right").sum())
     return below / (2 * neg.size * pos.size)
@@ -240,7 +240,7 @@ def _kinds_of_group(
     return kinds, counts
 
 
-def _checked(task: str, logits: ArrayLike, labels: ArrayLike, ndim: int = 1) -> tuple[Floats, Calls]:
+def checked(task: str, logits: ArrayLike, labels: ArrayLike, ndim: int = 1) -> tuple[Floats, Calls]:
     """Return finite float64 logits, (n,) or (n, m) as `ndim` says, and int8 labels (n,) of both classes."""
     y = _checked_labels(task, labels)
     x = np.asarray(logits, dtype=np.float64)
@@ -254,14 +254,14 @@ def _checked(task: str, logits: ArrayLike, labels: ArrayLike, ndim: int = 1) -> 
 
 
 def _checked_calls(task: str, labels: ArrayLike, called: ArrayLike) -> tuple[Calls, Calls]:
-    y, calls = _checked_labels(task, labels), _zero_or_one(task, "calls", called)
+    y, calls = _checked_labels(task, labels), zero_or_one(task, "calls", called)
     if y.shape != calls.shape:
         raise DataError(task, f"labels and calls must have one shape; got {y.shape} and {calls.shape}")
     return y, calls
 
 
 def _checked_labels(task: str, labels: ArrayLike) -> Calls:
-    y = _zero_or_one(task, "labels", labels)
+    y = zero_or_one(task, "labels", labels)
     ones = int(np.count_nonzero(y))
     for label, count in ((0, y.size - ones), (1, ones)):
         if not count:
@@ -269,7 +269,7 @@ def _checked_labels(task: str, labels: ArrayLike) -> Calls:
     return y
 
 
-def _zero_or_one(task: str, what: str, values: ArrayLike) -> Calls:
+def zero_or_one(task: str, what: str, values: ArrayLike) -> Calls:
     raw: NDArray[Any] = np.asarray(values)
     if raw.ndim != 1:
         raise DataError(task, f"{what} must have shape (n,); got {raw.shape}")

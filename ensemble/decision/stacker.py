@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ensemble.decision.rates import Calls, ErrorRates, Floats, _checked, _zero_or_one, auc, call, error_rates
+from ensemble.decision.rates import Calls, ErrorRates, Floats, auc, call, checked, error_rates, zero_or_one
 from ensemble.decision.threshold import fit_threshold
 from ensemble.errors import ArtifactError, DataError
 
@@ -61,7 +61,7 @@ class OofLogits:
     groups: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
-        labels, m = _zero_or_one("OOF logits", "labels", self.labels), len(self.members)
+        labels, m = zero_or_one("OOF logits", "labels", self.labels), len(self.members)
         arrays: dict[str, NDArray[Any]] = {
             "ids": np.array(self.ids),
             "labels": labels,
@@ -94,7 +94,7 @@ class OofLogits:
                         f"OOF logits must be finite; got {lost} in fold {fold} that are not",
                         f"run: thera train-member --arch {name}",
                     )
-            _checked(f"fold {fold}", self.logits[inside], self.labels[inside], ndim=2)
+            checked(f"fold {fold}", self.logits[inside], self.labels[inside], ndim=2)
         if self.groups is not None:
             _, first, group_of = np.unique(self.groups, return_index=True, return_inverse=True)
             split = self.fold_of != self.fold_of[first][group_of]
@@ -178,7 +178,7 @@ def fit_stacker(logits: ArrayLike, labels: ArrayLike, members: tuple[str, ...]) 
     """
     from sklearn.linear_model import LogisticRegression
 
-    x, y = _checked("cannot fit the stacker", logits, labels, ndim=2)
+    x, y = checked("cannot fit the stacker", logits, labels, ndim=2)
     spread = np.ptp(x, axis=0) > 0
     centre, scale = x.mean(axis=0), np.where(spread, x.std(axis=0), 1.0)
     model = LogisticRegression(C=1.0, class_weight="balanced", solver="newton-cholesky", tol=1e-8)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ensemble.decision.rates import _checked
+from ensemble.decision.rates import checked
 
 
 def fit_threshold(logits: ArrayLike, labels: ArrayLike) -> float:
@@ -49,7 +49,7 @@ def fit_threshold(logits: ArrayLike, labels: ArrayLike) -> float:
     >>> fit_threshold([5.0, 5.0], [0, 1])
     4.0
     """
-    x, y = _checked("cannot fit a threshold", logits, labels)
+    x, y = checked("cannot fit a threshold", logits, labels)
     order = np.argsort(x)
     x = x[order]
     ones_below = np.concatenate(([0], np.cumsum(y[order], dtype=np.int64)))

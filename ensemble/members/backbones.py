@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ensemble.config import MemberConfig
-from ensemble.errors import ArtifactError, ConfigError, ResourceError
+from ensemble.errors import ArtifactError, ConfigError, ResourceError, printable
 
 
 class Backbone(nn.Module):
@@ -84,10 +84,11 @@ def build(config: MemberConfig, image_size: int, weights: Mapping[str, torch.Ten
     except Exception as error:
         if not pretrained:
             raise
+        reason = printable((str(error) or type(error).__name__).splitlines()[0][:100])
         cache = os.environ.get("HF_HUB_CACHE", "~/.cache/huggingface/hub")
         raise ResourceError(
             f"pretrained weights of {name}",
-            f"are not in {cache} and cannot be downloaded ({type(error).__name__})",
+            f"are not in {cache} and cannot be downloaded ({reason})",
             "connect, or give --weights FILE.safetensors, or train from scratch with --no-pretrained",
         ) from error
     if weights is not None:

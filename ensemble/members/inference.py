@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,25 +24,32 @@ def choose_device(name: str = "auto") -> torch.device:
     Raises
     ------
     ConfigError
-        CUDA is asked for and there is none.
+        It is none of auto, cpu, cuda, cuda:N, or there is no such CUDA device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError("--device", f"{name} is asked for and torch sees no CUDA device", "use --device cpu")
-    return torch.device(name)
+    if not re.fullmatch("cpu|cuda(:[0-9]+)?", name):
+        raise ConfigError("--device", f"must be auto, cpu, cuda or cuda:N; got {name}")
+    device = torch.device(name)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ConfigError("--device", f"{name} is asked for and torch sees {count} CUDA devices", "use --device cpu")
+    return device
 
 
 def choose_precision(name: str, device: torch.device) -> str:
     """Return the precision to compute in: what is asked for, or what the device is good at.
 
-    ``auto`` is bf16 from compute capability 8.0, fp16 below it, fp32 on a CPU. fp16 on a CPU becomes fp32.
+    ``auto`` is bf16 from compute capability 8.0, fp16 below it, fp32 on a CPU. What a device only emulates is replaced:
+    fp16 on a CPU by fp32, bf16 below compute capability 8.0 by fp16.
     """
+    if name == "fp32":
+        return name
     if device.type == "cpu":
-        return "fp32" if name in ("auto", "fp16") else name
-    if name == "auto":
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    return name
+        return "bf16" if name == "bf16" else "fp32"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "fp16"
+    return "bf16" if name == "auto" else name
 
 
 def default_workers(device: torch.device) -> int:

@@ -14,7 +14,7 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 
 from ensemble.config import MemberConfig, seed_sequence
-from ensemble.errors import TheraError
+from ensemble.errors import TheraError, printable
 from ensemble.members.augment import Augmentation
 from ensemble.members.backbones import Backbone, build
 from ensemble.members.inference import PRECISIONS
@@ -45,6 +45,8 @@ class FoldJob:
     config : MemberConfig
     pixels : uint8 array (n, H, W, 3)
     labels : int8 array (n,)
+    ids : str array (n,)
+        Named where something goes wrong.
     rows : int array (r,)
         The training rows; the held-out ones are not looked at.
     fold, seed : int
@@ -56,6 +58,7 @@ class FoldJob:
     config: MemberConfig
     pixels: np.ndarray
     labels: np.ndarray
+    ids: np.ndarray
     rows: np.ndarray
     fold: int
     seed: int
@@ -100,17 +103,16 @@ def train_fold(
     Raises
     ------
     TheraError
-        A loss is not finite; the rows of its batch are named.
+        A loss is not finite; the images of its batch are named.
     """
+    tensors, history = checkpoint.load() or (None, [])
+    start = job.config if tensors is None else job.config.model_copy(update={"pretrained": False})
     torch.manual_seed(job.random_state("weights"))
-    network = build(job.config, job.pixels.shape[1], job.weights).to(memory_format=torch.channels_last).to(device)
+    network = build(start, job.pixels.shape[1], job.weights).to(memory_format=torch.channels_last).to(device)
     learner = _Learner(job, network, precision, device)
-    if (saved := checkpoint.load()) is not None:
-        tensors, history = saved
+    if tensors is not None:
         learner.restore(tensors)
-    else:
-        history = []
-    bar.advance(len(history) * job.updates_per_epoch * job.batch_size)
+    bar.skip(len(history) * job.updates_per_epoch * job.batch_size)
     loader = _batches(job, len(history), workers, device)
     for epoch in range(len(history), job.config.epochs):
         started = time.monotonic()
@@ -136,7 +138,7 @@ class _Learner:
         self.schedule = CosineLRScheduler(
             self.optimizer,
             t_initial=config.epochs * job.updates_per_epoch,
-            warmup_t=round(config.warmup_epochs * job.updates_per_epoch),
+            warmup_t=round(config.warmup * job.updates_per_epoch),
             warmup_lr_init=config.lr / 100,
             t_in_epochs=False,
         )
@@ -150,7 +152,8 @@ class _Learner:
         """Make one epoch's updates and return the mean loss."""
         config = self.job.config
         self.network.train()
-        total, unseen = torch.zeros((), dtype=torch.float64), []
+        finite: list[float] = []
+        unseen: list[tuple[torch.Tensor, np.ndarray]] = []
         for step in range(self.job.updates_per_epoch):
             update = epoch * self.job.updates_per_epoch + step
             pixels, labels, rows = next(loader)  # (b, H, W, 3) uint8, (b,) float32, (b,) int64
@@ -166,22 +169,23 @@ class _Learner:
             self.ema.update(self.network, step=update)
             unseen.append((loss.detach(), rows))
             if len(unseen) == FINITE_CHECK_INTERVAL or step + 1 == self.job.updates_per_epoch:
-                total += self._finite_sum(unseen)
+                finite += self._finite(unseen)
                 unseen = []
             bar.advance(len(rows))
-        return round(float(total) / self.job.updates_per_epoch, 6)
+        return round(float(np.mean(finite)), 6)
 
-    def _finite_sum(self, unseen: list[tuple[torch.Tensor, np.ndarray]]) -> torch.Tensor:
-        losses = torch.stack([loss for loss, _ in unseen]).double().cpu()
+    def _finite(self, unseen: list[tuple[torch.Tensor, np.ndarray]]) -> list[float]:
+        """Return the finite losses; the gradient scaler skips an overflow, but not one update after the other."""
+        losses = torch.stack([loss for loss, _ in unseen]).cpu()
         finite = losses.isfinite()
-        if not finite.all() and not self.scaler.is_enabled():
+        if not finite.any() or not (finite.all() or self.scaler.is_enabled()):
             rows = unseen[int((~finite).nonzero()[0])][1]
             raise TheraError(
                 f"training {self.job.config.name} fold {self.job.fold}",
-                f"the loss is not finite on the batch of rows {' '.join(map(str, rows.tolist()))}",
+                f"the loss is not finite on the batch of images {' '.join(map(printable, self.job.ids[rows]))}",
                 "lower --lr, or use --precision fp32",
             )
-        return losses[finite].sum()
+        return losses[finite].tolist()
 
     def state(self) -> Tensors:
         """Return everything that the next epoch depends on, by name."""
@@ -197,9 +201,12 @@ class _Learner:
     def restore(self, tensors: Tensors) -> None:
         self.network.load_state_dict(_below(tensors, "network."))
         self.ema.module.load_state_dict(_below(tensors, "ema."))
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         slots: dict[int, Tensors] = {}
         for key, value in _below(tensors, "optimizer.").items():
             index, slot = key.split(".")
+            if value.shape == (like := parameters[int(index)]).shape:  # fused AdamW wants the parameter's strides
+                value = torch.empty_like(like, device="cpu").copy_(value)
             slots.setdefault(int(index), {})[slot] = value
         self.optimizer.load_state_dict({"state": slots, "param_groups": self.optimizer.state_dict()["param_groups"]})
         if self.scaler.is_enabled():
@@ -244,19 +251,26 @@ def _order(job: FoldJob, epoch: int) -> np.ndarray:
     return rows[: job.updates_per_epoch * job.batch_size].reshape(-1, job.batch_size)
 
 
+class _Batches:
+    """What to ask the data set for, batch by batch, through all epochs that are left."""
+
+    def __init__(self, job: FoldJob, first_epoch: int) -> None:
+        self.job, self.first_epoch = job, first_epoch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for epoch in range(self.first_epoch, self.job.config.epochs):
+            for batch in _order(self.job, epoch):
+                yield [(epoch, row) for row in batch.tolist()]
+
+
 def _batches(
     job: FoldJob, first_epoch: int, workers: int, device: torch.device
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, np.ndarray]]:
-    wanted = [
-        [(epoch, int(row)) for row in batch]
-        for epoch in range(first_epoch, job.config.epochs)
-        for batch in _order(job, epoch)
-    ]
-    if not wanted:
-        return iter(())
+    if workers:
+        torch.multiprocessing.set_forkserver_preload([__name__])
     loader = torch.utils.data.DataLoader(
         _AugmentedRows(job),
-        batch_sampler=wanted,
+        batch_sampler=_Batches(job, first_epoch),
         collate_fn=_to_tensors,
         num_workers=workers,
         multiprocessing_context="forkserver" if workers else None,  # never fork once CUDA is initialised

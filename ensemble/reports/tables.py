@@ -117,6 +117,14 @@ def decision_table(decision: Decision, n_new: int | None = None) -> Table:
     """
     n = decision.nested.n if n_new is None else n_new
     new = decision.stacked.new_set_interval(n)
+    promise = (
+        ()
+        if new is None
+        else (
+            f"A label file for {n} images like these is expected to score {new.low:.4f} to {new.high:.4f} "
+            "(HTER, 95 %: the chance in this estimate and in the new images together).",
+        )
+    )
     labelled = [("stack", decision.stacked), *((f"member {m.name}", m) for m in decision.members)]
     labelled += [(f"baseline: {b.name}", b) for b in decision.baselines]
     rows = tuple(
@@ -145,10 +153,7 @@ def decision_table(decision: Decision, n_new: int | None = None) -> Table:
                 "that it is scored on. Apparent is the HTER of the rule fitted on all rows, scored on the same rows. "
                 "Gap is nested less apparent: what the apparent figure flatters itself by."
             ),
-            (
-                f"A label file for {n} images like these is expected to score {new.low:.4f} to {new.high:.4f} "
-                "(HTER, 95 %: the chance in this estimate and in the new images together)."
-            ),
+            *promise,
             INTERVAL,
             SHIFT,
             (
@@ -210,7 +215,7 @@ def _figures(row: Assessment, n_new: int | None) -> dict[str, Any]:
         "apparent": _rates_json(row.apparent),
         "optimism": row.optimism,
         "auc": row.auc,
-        "new_set": {"n": n, "interval": [new.low, new.high]},
+        "new_set": {"n": n, "interval": new and [new.low, new.high]},
         "folds": [
             {"fold": fold.fold, "threshold": fold.threshold, "auc": fold.auc} | _rates_json(fold.rates)
             for fold in row.folds

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from pathlib import Path
 
-import pandas as pd
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 from samples import fill, text
 
 from ensemble.data.source import open_source
@@ -52,13 +54,14 @@ def test_a_damaged_parquet_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_manifest(tmp_path: Path, kind: str) -> None:
     fill(tmp_path, "d/é,\n.jpg", "b.jpg", "=cmd().jpg")
-    table = pd.DataFrame({"path": ["d/é,\n.jpg", "b.jpg", "=cmd().jpg"], "label": [1, 0, 1], "group": ["x", "y", "x"]})
+    columns = {"path": ["d/é,\n.jpg", "b.jpg", "=cmd().jpg"], "label": [1, 0, 1], "group": ["x", "y", "x"]}
     if kind == "csv":
-        table.to_csv(tmp_path / "m.csv", index=False, encoding="utf-8-sig", lineterminator="\r\n")
+        with open(tmp_path / "m.csv", "w", encoding="utf-8-sig", newline="") as file:
+            csv.writer(file).writerows([columns, *zip(*columns.values(), strict=True)])
     else:
-        table.to_parquet(tmp_path / "m.parquet")
+        parquet.write_table(pa.table(columns), tmp_path / "m.parquet")
     source = open_source(tmp_path / f"m.{kind}")
-    assert source.ids.tolist() == table["path"].tolist()
+    assert source.ids.tolist() == columns["path"]
     assert source.labels is not None and source.labels.tolist() == [1, 0, 1]
     assert source.groups is not None and source.groups.tolist() == [0, 1, 0]
     assert source.read(0) == "d/é,\n.jpg".encode()

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,7 +47,8 @@ def images() -> tuple[np.ndarray, np.ndarray]:
 def job(images: tuple[np.ndarray, np.ndarray], **values: Any) -> FoldJob:
     base = {"arch": "resnet10t", "pretrained": False, "epochs": 3, "batch_size": 16, "ema_decay": 0.9, "name": "m"}
     config = MemberConfig.model_validate(base | values)
-    return FoldJob(config, *images, rows=np.arange(0, 72, 1)[np.arange(72) % 3 != 0], fold=0, seed=5)
+    rows = np.flatnonzero(np.arange(72) % 3 != 0)
+    return FoldJob(config, *images, ids=np.arange(101, 173).astype(str), rows=rows, fold=0, seed=5)
 
 
 def train(wanted: FoldJob, checkpoint: Memory, workers: int = 0, precision: str = "fp32") -> dict[str, torch.Tensor]:
@@ -77,6 +80,25 @@ def test_resumed_equals_undisturbed(images: Any, undisturbed: Any, stop_after: i
 @pytest.mark.parametrize("workers", [1, 2])
 def test_any_number_of_workers_gives_the_same(images: Any, undisturbed: Any, workers: int) -> None:
     assert same(train(job(images), Memory(), workers), undisturbed)
+
+
+def test_workers_open_a_memory_map_themselves(images: Any, undisturbed: Any, tmp_path: Path) -> None:
+    np.save(tmp_path / "pixels.npy", images[0])
+    mapped = replace(job(images), pixels=np.load(tmp_path / "pixels.npy", mmap_mode="r"))
+    assert same(train(mapped, Memory(), workers=1), undisturbed)
+
+
+def test_restored_state_has_the_strides_of_the_parameters(images: Any) -> None:
+    """Fused AdamW on a GPU refuses moments that are laid out otherwise than their parameter."""
+    wanted, checkpoint = job(images, epochs=1), Memory()
+    train(wanted, checkpoint)
+    network = training.build(wanted.config, 16).to(memory_format=torch.channels_last)
+    learner = training._Learner(wanted, network, "fp32", CPU)
+    learner.restore(checkpoint.saved[0])
+    moments = learner.optimizer.state
+    assert len(moments) == len(list(network.parameters()))
+    assert all(slots["exp_avg"].stride() == parameter.stride() for parameter, slots in moments.items())
+    assert not network.model.conv1[0].weight.is_contiguous(), "channels last"
 
 
 @pytest.mark.parametrize(
@@ -142,9 +164,9 @@ def test_a_loss_that_is_not_finite_names_its_batch(images: Any) -> None:
         key: torch.full_like(value, torch.nan) if value.is_floating_point() else value
         for key, value in training.build(wanted.config, 16).state_dict().items()
     }
-    broken = FoldJob(wanted.config, *images, rows=wanted.rows, fold=0, seed=5, weights=poisoned)
-    rows = " ".join(map(str, training._order(broken, 0)[0]))
-    with pytest.raises(TheraError, match=f"not finite on the batch of rows {rows}; lower --lr"):
+    broken = replace(wanted, weights=poisoned)
+    named = " ".join(str(101 + row) for row in training._order(broken, 0)[0])
+    with pytest.raises(TheraError, match=f"not finite on the batch of images {named}; lower --lr"):
         train(broken, Memory())
 
 
@@ -157,5 +179,7 @@ def test_device_and_precision_by_capability(monkeypatch: pytest.MonkeyPatch) -> 
         assert choose_precision("auto", cuda) == expected
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto") == CPU
-    with pytest.raises(TheraError, match="no CUDA device; use --device cpu"):
+    with pytest.raises(TheraError, match="torch sees 0 CUDA devices; use --device cpu"):
         choose_device("cuda")
+    with pytest.raises(TheraError, match="must be auto, cpu, cuda or cuda:N; got mps"):
+        choose_device("mps")

@@ -21,7 +21,7 @@ def decision():
 
 def test_a_members_table_has_a_row_per_fold_and_one_of_all(decision):
     member = decision.members[0]
-    table = member_table(member)
+    table = member_table(member, ("identity", "hflip"))
     assert [row[0] for row in table.rows] == ["0", "1", "2", "3", "pooled"]
     assert sum(int(row[1]) for row in table.rows[:-1]) == int(table.rows[-1][1]) == 400
     assert table.rows[-1][4] == f"{member.nested.hter:.4f}"
@@ -74,7 +74,7 @@ def test_the_report_holds_all_figures_unrounded(decision):
 
 
 def test_the_markdown_report_holds_every_table(decision):
-    tables = [*map(member_table, decision.members), *decision_tables(decision)]
+    tables = [*(member_table(member, ("identity",)) for member in decision.members), *decision_tables(decision)]
     text = report_markdown("Run", tables)
     assert text.startswith("# Run\n\n## cnn[b]")
     assert all(f"## {table.title}\n" in text for table in tables)
