@@ -151,7 +151,7 @@ def _train_folds(
     from ensemble.members.inference import choose_precision, default_workers, predict_logits
     from ensemble.members.training import FoldJob, train_fold
 
-    precision = choose_precision(member.precision, device)
+    precision = choose_precision(member.precision, device, member.input_size or dataset.size[0])
     workers = default_workers(device) if workers is None else workers
     weights = runs.read_tensors(member.weights) if member.weights else None
     build(member.model_copy(update={"pretrained": False}), dataset.size[0], weights)  # what it cannot be is said first
@@ -367,7 +367,7 @@ def _member_logits(run: runs.Run, decision: Decision, dataset: Dataset, machine:
             stored = member.read()
             config = MemberConfig.model_validate(stored["config"] | {"pretrained": False, "weights": None})
             network = build(config, dataset.size[0]).to(device)
-            precision = choose_precision(stored["precision"], device)
+            precision = choose_precision(stored["precision"], device, network.input_size)
             for fold in range(folds):
                 bar.note(f"{member.name} fold {fold + 1}/{folds}")
                 network.load_state_dict(member.read_weights(fold))

@@ -91,6 +91,7 @@ def build(config: MemberConfig, image_size: int, weights: Mapping[str, torch.Ten
             f"are not in {cache} and cannot be downloaded ({reason})",
             "connect, or give --weights FILE.safetensors, or train from scratch with --no-pretrained",
         ) from error
+    _tame_head(model)
     if weights is not None:
         _load(model, weights, str(config.weights))
     if config.stem == "half-stride":
@@ -107,6 +108,17 @@ def _load(model: nn.Module, weights: Mapping[str, torch.Tensor], where: str) -> 
         found = f"lacks or has in another shape {wrong[0]}" + (f" and {len(wrong) - 1} more" if wrong[1:] else "")
         raise ArtifactError(where, found, "give weights of this architecture")
     model.load_state_dict({key: value for key, value in given.items() if key in own and key not in head}, strict=False)
+
+
+def _tame_head(model: Any) -> None:
+    """Draw the head anew where timm drew it far too large for one logit.
+
+    timm's MobileNets and EfficientNets draw it from U(-1, 1) / sqrt(classes): with a thousand classes that is small,
+    with one the first logits are in the tens and the focal loss starts at several times its value at chance.
+    """
+    head = model.get_classifier()
+    if isinstance(head, nn.Linear) and head.weight.std() > 3 / head.in_features**0.5:
+        head.reset_parameters()
 
 
 def _halve_stem_stride(model: nn.Module, name: str) -> None:

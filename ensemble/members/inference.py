@@ -37,16 +37,18 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-def choose_precision(name: str, device: torch.device) -> str:
+def choose_precision(name: str, device: torch.device, input_size: int) -> str:
     """Return the precision to compute in: what is asked for, or what the device is good at.
 
     ``auto`` is bf16 from compute capability 8.0, fp16 below it, fp32 on a CPU. What a device only emulates is replaced:
-    fp16 on a CPU by fp32, bf16 below compute capability 8.0 by fp16.
+    fp16 on a CPU by fp32, bf16 below compute capability 8.0 by fp16. On a CPU, bf16 needs an input of more than 16
+    pixels: below, the last stages see one pixel, and there the gradient of a strided 3 × 3 convolution in bf16 is read
+    from memory that nobody wrote (torch 2.15 with oneDNN).
     """
     if name == "fp32":
         return name
     if device.type == "cpu":
-        return "bf16" if name == "bf16" else "fp32"
+        return "bf16" if name == "bf16" and input_size > 16 else "fp32"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "fp16"
     return "bf16" if name == "auto" else name

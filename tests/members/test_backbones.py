@@ -33,6 +33,14 @@ def test_one_logit_in_float32_whatever_the_precision(arch: str) -> None:
         assert not torch.equal(logits, logits.bfloat16().float()), "the logit was rounded to half precision"
 
 
+@pytest.mark.parametrize("arch", THREE)
+def test_first_logits_are_near_chance(arch: str) -> None:
+    """timm draws MobileNet's head for a thousand classes; with one, its first logits had a spread of 6."""
+    torch.manual_seed(0)
+    network = build(config(arch), 64).train()
+    assert network(pixels(64, 32)).std() < 1
+
+
 @pytest.mark.parametrize(("arch", "at_standard"), [("resnet18", 16), ("mobilenetv2", 32), ("convnext_nano", 16)])
 def test_half_stride_stem_doubles_the_first_map_and_keeps_every_shape(arch: str, at_standard: int) -> None:
     sides = {}
