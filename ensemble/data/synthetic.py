@@ -155,7 +155,7 @@ def _background(rng: np.random.Generator) -> Canvas:
 
 
 def _body(canvas: Canvas, rng: np.random.Generator, skin: Colour) -> None:
-    _oval(canvas, (128, 268), (rng.uniform(78, 112), 58), _random_colour(rng))
+    _oval(canvas, (128, 268), (rng.uniform(78, 112), 58), _vary(rng, (90, 95, 105), 25))
     cv2.rectangle(canvas, (106, 180), (150, 224), _shade(skin, 0.82), -1, cv2.LINE_AA)
 
 
@@ -194,9 +194,9 @@ def _curls(canvas: Canvas, rng: np.random.Generator, radius: int, hair: Colour) 
 
 
 def _glasses(canvas: Canvas, rng: np.random.Generator) -> None:
-    dark = rng.random() < 0.55
-    frame = (24, 22, 26) if dark or rng.random() < 0.6 else _random_colour(rng)
-    half_width, half_height = int(rng.integers(19, 24)), int(rng.integers(14, 20))
+    dark = rng.random() < 0.75
+    frame = (24, 22, 26)
+    half_width, half_height = int(rng.integers(21, 25)), int(rng.integers(16, 22))
     lens = _vary(rng, (26, 26, 32), 14)
     round_lenses = rng.random() < 0.5
     for side in (-1, 1):
@@ -212,7 +212,7 @@ def _glasses(canvas: Canvas, rng: np.random.Generator) -> None:
 
 
 def _hat(canvas: Canvas, rng: np.random.Generator) -> None:
-    colour, band = _random_colour(rng), _random_colour(rng)
+    colour, band = _bright_colour(rng), _bright_colour(rng)
     kind = rng.choice(("cap", "brimmed", "beanie"))
     brow = int(rng.integers(92, 102))
     height = int(rng.integers(50, 66))
@@ -253,8 +253,10 @@ def _oval(
     cv2.ellipse(canvas, (x, y), (a, b), angle, 0, 360, colour, -1, cv2.LINE_AA)
 
 
-def _random_colour(rng: np.random.Generator) -> Colour:
-    return tuple(rng.integers(20, 236, 3).tolist())
+def _bright_colour(rng: np.random.Generator) -> Colour:
+    """Return a colour that is neither hair nor skin: cloth, from green by blue to purple."""
+    colour = np.array([[rng.integers((40, 140, 120), (165, 256, 256))]], np.uint8)  # hue, saturation, value
+    return tuple(cv2.cvtColor(colour, cv2.COLOR_HSV2RGB)[0, 0].tolist())
 
 
 def _vary(rng: np.random.Generator, colour: Colour, spread: float) -> Colour:
