@@ -72,7 +72,7 @@ def train_member(
     device: Device = "auto",
     workers: Workers = None,
 ) -> None:
-    """Train one member of the ensemble on all folds, and print its out-of-fold (OOF) HTER report.
+    """Train one member; print its out-of-fold HTER.
 
     Interrupted, the same command goes on from the last finished epoch.
     """
@@ -109,7 +109,11 @@ def train_member(
 
 @app.command("fit-stacker")
 def fit_stacker(run: RunFolder) -> None:
-    """Fit the logistic stacker and the HTER-minimising threshold on the members' OOF logits."""
+    """Fit stacker and threshold on the OOF logits.
+
+    The stacker is logistic; the threshold is the one that minimises the HTER. Plain prediction and --tta each get their
+    own.
+    """
 
     def work() -> list[Table]:
         from ensemble import pipeline
@@ -132,7 +136,7 @@ def predict(
     device: Device = "auto",
     workers: Workers = None,
 ) -> None:
-    """Label a set of images with the members, the stacker and the threshold of a run."""
+    """Label a set of images with a fitted run."""
 
     def work() -> list[Table]:
         from ensemble import pipeline
@@ -149,7 +153,10 @@ def predict(
 
 @app.command()
 def report(run: RunFolder) -> None:
-    """Print each member's OOF HTER report and the stack's beside it; write report.md and report.json."""
+    """Print the members' HTER and the stack's.
+
+    The same is written to report.md and report.json in the run's folder.
+    """
 
     def work() -> list[Table]:
         from ensemble import pipeline
@@ -165,7 +172,7 @@ def run_config(
     device: Device = "auto",
     workers: Workers = None,
 ) -> None:
-    """Train all members, fit the stacker, predict and report, as a YAML file says.
+    """Do all of it, as a YAML file says.
 
     Interrupted, the same command goes on where it stopped.
     """
@@ -185,7 +192,10 @@ def demo(
     device: Device = "auto",
     workers: Workers = None,
 ) -> None:
-    """Do everything on generated images, whose best possible HTER is known."""
+    """Do all of it on generated images.
+
+    Their labels are flipped with a known probability, so the least HTER that any rule can have is known too.
+    """
 
     def work() -> list[Table]:
         from ensemble import pipeline

@@ -197,7 +197,7 @@ def test_debug_shows_the_traceback_too(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_a_signal_ends_a_command_with_75(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def report(_: Path) -> list[Table]:
+    def report(*_: object) -> list[Table]:
         os.kill(os.getpid(), signal.SIGTERM)
         return []
 
@@ -279,7 +279,7 @@ def test_demo_and_run_pass_on_what_was_given(tmp_path: Path, monkeypatch: pytest
 def test_tables_are_plain_off_a_terminal_and_drawn_on_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(pipeline, "report", lambda _: [TABLE, TABLE])
+    monkeypatch.setattr(pipeline, "report", lambda *_: [TABLE, TABLE])
     assert thera("report", "--run", "r") == 0
     assert capsys.readouterr().out == f"{TABLE.text()}\n{TABLE.text()}"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
@@ -296,7 +296,7 @@ BIG = """
 import sys
 from ensemble import cli, pipeline
 from ensemble.reports.tables import Table
-pipeline.report = lambda run: [Table("Big", ("fold",), (("x" * 99,),) * 9999)]
+pipeline.report = lambda run, say: [Table("Big", ("fold",), (("x" * 99,),) * 9999)]
 pipeline.predict = lambda run, wanted, machine, say: (say("a note"), (run, 3))[1]
 sys.exit(cli.main(sys.argv[1:]))
 """
