@@ -117,10 +117,10 @@ def fit_stacker(run: RunFolder) -> None:
 
     def work() -> list[Table]:
         from ensemble import pipeline
-        from ensemble.reports.tables import decision_tables
+        from ensemble.reports.tables import decision_tables, explained
 
         decisions = pipeline.fit_stacker(run, _say)
-        return list(decision_tables(decisions["plain"], decisions["tta"]))
+        return explained(decision_tables(decisions["plain"], decisions["tta"]), deployed=True)
 
     _run(work)
 

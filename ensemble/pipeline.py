@@ -17,7 +17,7 @@ from ensemble.decision.rates import ErrorRates, call, error_rates
 from ensemble.decision.stacker import OofLogits
 from ensemble.errors import ArtifactError, DataError, TheraError, printable
 from ensemble.progress import progress
-from ensemble.reports.tables import Table, decision_tables, member_table, report_json, report_markdown
+from ensemble.reports.tables import Table, decision_tables, explained, member_table, report_json, report_markdown
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +63,7 @@ def train_member(
         _train_folds(own, member, dataset, table, seed, device, machine.workers, say)
         oof = _assess_member(own, table, seed)
         own.update(oof=oof.to_json())
-        shown = member_table(oof, VIEWS)
+        (shown,) = explained([member_table(oof, VIEWS)], deployed=False)
         runs.write_whole(own.folder / "report.md", report_markdown(f"Member {member.name}", [shown]).encode())
     run.record(f"train-member {member.name}", started)
     return shown
@@ -405,6 +405,9 @@ def report(folder: Path, say: Say) -> list[Table]:
     tables = [member_table(member, VIEWS) for member in members]
     if decisions:
         tables += decision_tables(decisions["plain"], decisions["tta"], n_new)
+    if not tables:
+        raise ArtifactError(folder, "has no finished member", "train one: thera train-member --help")
+    tables = explained(tables, deployed=bool(decisions))
     text = report_markdown(f"Run {folder.name}: {identity['n']} images, {table.k} folds", tables)
     text += "".join(f"\nData: {note}\n" for note in identity["notes"])
     runs.write_whole(folder / "report.md", text.encode())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ensemble.decision.assessment import Assessment, Decision
@@ -12,8 +12,15 @@ from ensemble.decision.rates import ErrorRates, Interval
 if TYPE_CHECKING:
     import rich.table
 
-RATES = "FPR: share of label 0 called 1. FNR: share of label 1 called 0. HTER: their mean. []: 95 % interval."
-INTERVAL = "The interval is that of the images drawn (bootstrap at the calls made), not of fitting the threshold anew."
+LEGEND = (
+    "FPR: share of label 0 called 1. FNR: share of label 1 called 0. HTER: their mean.",
+    (
+        "All three are nested: whatever a rule fits (weights, thresholds) is fitted without the fold that it is scored "
+        "on. Apparent is the HTER of the rule fitted on all rows and scored on the same rows; the gap is what it "
+        "flatters itself by. The threshold is that of the rule fitted on all rows, in logits."
+    ),
+    "[]: 95 % interval of the images drawn (bootstrap at the calls made), not of fitting the threshold anew.",
+)
 SHIFT = (
     "Not corrected: prediction averages k fold models, while each logit measured here came from one. That moves the "
     "best threshold, so the HTER of a label file can lie off the promised one by more than chance."
@@ -91,16 +98,8 @@ def member_table(member: Assessment, views: Sequence[str]) -> Table:
         ("fold", "n", "FPR", "FNR", "HTER", "95 %", "AUC", "threshold"),
         (*folds, pooled),
         (
-            RATES,
-            (
-                "Each fold is scored at the threshold fitted without it, so no row is judged by a threshold that saw "
-                "it; the pooled rates are over these calls. The threshold beside it is that of all rows, for use."
-            ),
-            (
-                f"At that threshold, fitted and scored on all rows, the HTER would be {member.apparent.hter:.4f} "
-                f"(apparent; it flatters by {member.optimism:+.4f})."
-            ),
-            INTERVAL,
+            f"Each fold is scored at the threshold fitted without it. Apparent HTER {member.apparent.hter:.4f}, "
+            f"gap {member.optimism:+.4f}.",
         ),
     )
 
@@ -147,15 +146,7 @@ def decision_table(decision: Decision, n_new: int | None = None) -> Table:
         ("rule", "FPR", "FNR", "HTER", "95 %", "apparent", "gap", "AUC"),
         rows,
         (
-            RATES,
-            (
-                "FPR, FNR and HTER are nested: whatever a rule fits (weights, thresholds) is fitted without the fold "
-                "that it is scored on. Apparent is the HTER of the rule fitted on all rows, scored on the same rows. "
-                "Gap is nested less apparent: what the apparent figure flatters itself by."
-            ),
             *promise,
-            INTERVAL,
-            SHIFT,
             (
                 f"Fitted on all {decision.nested.n} rows: weights {weights}; bias {decision.stacker.bias:+.4f}; "
                 f"threshold {decision.threshold:+.4f} (logits)."
@@ -168,6 +159,12 @@ def decision_table(decision: Decision, n_new: int | None = None) -> Table:
 def decision_tables(plain: Decision, tta: Decision | None = None, n_new: int | None = None) -> tuple[Table, ...]:
     """Return the stack's table for plain prediction, and for prediction with TTA where there is one."""
     return tuple(decision_table(decision, n_new) for decision in (plain, tta) if decision is not None)
+
+
+def explained(tables: Sequence[Table], deployed: bool) -> list[Table]:
+    """Return the tables with what they all mean below the last one; `deployed` if a decision is among them."""
+    notes = (*LEGEND, SHIFT) if deployed else LEGEND
+    return [*tables[:-1], replace(tables[-1], notes=tables[-1].notes + notes)]
 
 
 def report_markdown(title: str, tables: Iterable[Table]) -> str:

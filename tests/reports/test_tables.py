@@ -7,7 +7,7 @@ from rich.console import Console
 
 from ensemble.decision.assessment import fit_decision
 from ensemble.decision.stacker import OofLogits
-from ensemble.reports.tables import Table, decision_tables, member_table, report_json, report_markdown
+from ensemble.reports.tables import Table, decision_tables, explained, member_table, report_json, report_markdown
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,9 @@ def test_the_stacks_table_leads_with_the_nested_stack_and_promises_a_range(decis
     new = decision.stacked.new_set_interval(20_000)
     promise = f"A label file for 20000 images like these is expected to score {new.low:.4f} to {new.high:.4f}"
     assert any(note.startswith(promise) for note in table.notes)
-    assert any(note.startswith("Not corrected") for note in table.notes)
+    shown = explained([tta, table], deployed=True)
+    assert shown[0] == tta and any(note.startswith("Not corrected") for note in shown[-1].notes)
+    assert not any(note.startswith("Not corrected") for note in explained([table], deployed=False)[0].notes)
     assert len(decision_tables(decision)) == 1
 
 
