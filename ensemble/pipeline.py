@@ -20,8 +20,6 @@ from ensemble.progress import progress
 from ensemble.reports.tables import Table, decision_tables, explained, member_table, report_json, report_markdown
 
 if TYPE_CHECKING:
-    import torch
-
     from ensemble.data.source import Dataset
 
 VIEW_SETS = {"plain": VIEWS[:1], "tta": VIEWS}
@@ -56,11 +54,11 @@ def train_member(
 
     started, run = time.time(), runs.Run(folder)
     own = run.member(member.name)
-    device = choose_device(machine.device)
+    choose_device(machine.device)  # a wrong one is said before the images are read
     with runs.locked(own.folder):
         dataset = _labelled(data, run, say)
         table = _begin(run, dataset, data, folds, seed)
-        _train_folds(own, member, dataset, table, seed, device, machine.workers, say)
+        _train_folds(own, member, dataset, table, seed, machine, say)
         oof = _assess_member(own, table, seed)
         own.update(oof=oof.to_json())
         (shown,) = explained([member_table(oof, VIEWS)], deployed=False)
@@ -143,16 +141,16 @@ def _train_folds(
     dataset: Dataset,
     table: runs.FoldTable,
     seed: int,
-    device: torch.device,
-    workers: int | None,
+    machine: Machine,
     say: Say,
 ) -> None:
     from ensemble.members.backbones import build
-    from ensemble.members.inference import choose_precision, default_workers, predict_logits
+    from ensemble.members.inference import choose_device, choose_precision, default_workers, predict_logits
     from ensemble.members.training import FoldJob, train_fold
 
+    device = choose_device(machine.device)
     precision = choose_precision(member.precision, device, member.input_size or dataset.size[0])
-    workers = default_workers(device) if workers is None else workers
+    workers = default_workers(device) if machine.workers is None else machine.workers
     weights = runs.read_tensors(member.weights) if member.weights else None
     build(member.model_copy(update={"pretrained": False}), dataset.size[0], weights)  # what it cannot be is said first
     start = {"sha256": runs.file_sha256(member.weights)} if member.weights else {}
