@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional
 
 import typer
 
-from ensemble.errors import ConfigError, ResourceError, Stopped, TheraError, printable
+from ensemble.errors import ConfigError, ResourceError, Stopped, TheraError
 
 if TYPE_CHECKING:
     from ensemble.reports.tables import Table
@@ -143,10 +143,7 @@ def predict(
         from ensemble.config import PredictConfig
 
         wanted = PredictConfig(images=images, out=out, tta=tta)
-        place, n = pipeline.predict(run, wanted, pipeline.Machine(device, workers), _say)
-        told = f"{n} labels written to {out}; logits and votes are in {place / 'predictions.csv'}"
-        _print(printable(told) + "\n")
-        return []
+        return [pipeline.predict(run, wanted, pipeline.Machine(device, workers), _say)]
 
     _run(work)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +13,20 @@ import numpy as np
 from ensemble import runs
 from ensemble.config import VIEWS, DataConfig, MemberConfig, PredictConfig, RunConfig, load_config
 from ensemble.decision.assessment import Assessment, Decision, fit_decision, member_report
-from ensemble.decision.rates import ErrorRates, call, error_rates
+from ensemble.decision.averaging import foresee_averaging
+from ensemble.decision.rates import ErrorRates, Interval, call, error_rates
 from ensemble.decision.stacker import OofLogits
 from ensemble.errors import ArtifactError, DataError, TheraError, printable
 from ensemble.progress import progress
-from ensemble.reports.tables import Table, decision_tables, explained, member_table, report_json, report_markdown
+from ensemble.reports.tables import (
+    Table,
+    decision_tables,
+    explained,
+    member_table,
+    prediction_table,
+    report_json,
+    report_markdown,
+)
 
 if TYPE_CHECKING:
     from ensemble.data.source import Dataset
@@ -196,6 +205,11 @@ def _train_folds(
 # --- the decision -----------------------------------------------------------------------------------------------------
 
 
+def _all_oof_logits(run: runs.Run, table: runs.FoldTable, members: Sequence[str]) -> np.ndarray:
+    """Return the OOF logits of several members, (n, m, views)."""
+    return np.stack([_oof_logits(run.member(name), table) for name in members], axis=1)
+
+
 def _oof_logits(member: runs.MemberFolder, table: runs.FoldTable) -> np.ndarray:
     """Return a member's OOF logits (n, views), in the order of the fold table.
 
@@ -230,11 +244,10 @@ def fit_stacker(folder: Path, say: Say) -> dict[str, Decision]:
     """
     started, run = time.time(), runs.Run(folder)
     table, seed = run.read_folds(), run.read()["seed"]
-    members = run.members()
-    if not members:
-        raise ArtifactError(folder, "has no members", "run: thera train-member --help")
-    logits = np.stack([_oof_logits(member, table) for member in members], axis=1)  # (n, m, views)
-    names = tuple(member.name for member in members)
+    names = tuple(member.name for member in run.members())
+    if not names:
+        raise ArtifactError(folder, "has no members", "train one: thera train-member --help")
+    logits = _all_oof_logits(run, table, names)
     decisions = {}
     for key, views in VIEW_SETS.items():
         averaged = logits[:, :, : len(views)].mean(axis=2)
@@ -269,8 +282,8 @@ def _read_decisions(run: runs.Run, say: Say) -> dict[str, Decision]:
 # --- prediction -------------------------------------------------------------------------------------------------------
 
 
-def predict(folder: Path, wanted: PredictConfig, machine: Machine, say: Say) -> tuple[Path, int]:
-    """Label a set of images; return where its predictions lie and how many there are.
+def predict(folder: Path, wanted: PredictConfig, machine: Machine, say: Say) -> Table:
+    """Label a set of images; return the table of what to expect of its label file.
 
     The logits of each member are averaged over its fold models and the views, stacked, and held against the threshold.
     A set that was predicted already, with the same decision, is not computed again.
@@ -296,7 +309,8 @@ def predict(folder: Path, wanted: PredictConfig, machine: Machine, say: Say) -> 
         _verify(text, len(dataset), place / "label_val.txt")
         runs.write_whole(wanted.out, text)
     run.record(f"predict {place.name}", started)
-    return place, len(dataset)
+    say(f"{len(dataset)} labels written to {wanted.out}; logits and votes are in {place / 'predictions.csv'}")
+    return prediction_table({place.name: runs.read_json(place / "predictions.json", "run: thera predict")})
 
 
 def _is_predicted(place: Path, made_from: Mapping[str, Any]) -> bool:
@@ -311,7 +325,8 @@ def _is_predicted(place: Path, made_from: Mapping[str, Any]) -> bool:
 def _predict(
     run: runs.Run, decision: Decision, dataset: Dataset, place: Path, made_from: Mapping[str, Any], machine: Machine
 ) -> None:
-    logits = _member_logits(run, decision, dataset, machine)  # (n, m)
+    fold_logits = _member_logits(run, decision, dataset, machine)  # (n, m, k)
+    logits = fold_logits.mean(axis=2).round(runs.LOGIT_DECIMALS)
     stacked = decision.stacker.apply(logits)
     labels = call(stacked, decision.threshold)
     votes, majority = decision.votes(logits)
@@ -337,7 +352,7 @@ def _predict(
         "label_val.txt": runs.write_whole(place / "label_val.txt", text),
         "predictions.csv": runs.write_table(place / "predictions.csv", columns, rows),
     }
-    expected = decision.stacked.new_set_interval(len(dataset))
+    rates, interval = _foresee(run, decision, fold_logits)
     runs.write_json(
         place / "predictions.json",
         {
@@ -345,21 +360,38 @@ def _predict(
             "images": len(dataset),
             "share_of_label_0": float(np.mean(labels == 0)),
             "nested_hter": decision.nested.hter,
-            "interval": [decision.interval.low, decision.interval.high],
-            "expected_on_this_many_images": expected and [expected.low, expected.high],
+            "expected": {"fpr": rates.fpr, "fnr": rates.fnr, "hter": rates.hter},
+            "expected_interval": interval and [interval.low, interval.high],
             "files": files,
         },
     )
 
 
+def _foresee(run: runs.Run, decision: Decision, fold_logits: np.ndarray) -> tuple[ErrorRates, Interval | None]:
+    """Return the rates to expect of a label file made from fold logits (n, m, k), and the interval of its HTER.
+
+    Where there are too few images to see what averaging does, they are the nested ones.
+    """
+    table, members = run.read_folds(), decision.stacker.members
+    oof = _all_oof_logits(run, table, members)[:, :, : len(decision.views)].mean(axis=2)
+    stacked = np.stack([decision.stacker.apply(of_fold) for of_fold in np.moveaxis(fold_logits, 2, 0)], axis=1)
+    seed = run.read()["seed"]
+    foreseen = foresee_averaging(
+        decision.stacker.apply(oof), table.labels, stacked, decision.threshold, decision.nested, seed
+    )
+    if foreseen is None:
+        return decision.nested, decision.stacked.new_set_interval(len(fold_logits), seed)
+    return foreseen.rates, foreseen.interval
+
+
 def _member_logits(run: runs.Run, decision: Decision, dataset: Dataset, machine: Machine) -> np.ndarray:
-    """Return each member's logits (n, m), averaged over its fold models and the decision's views."""
+    """Return the logits of each member and fold model (n, m, k), averaged over the decision's views."""
     from ensemble.members.backbones import build
     from ensemble.members.inference import choose_device, choose_precision, predict_logits
 
     device, members = choose_device(machine.device), [run.member(name) for name in decision.stacker.members]
     folds, rows = run.read()["folds"], np.arange(len(dataset))
-    logits = np.zeros((len(dataset), len(members)))
+    logits = np.empty((len(dataset), len(members), folds))
     with progress(len(members) * folds * len(rows) * len(decision.views), "predict", "views") as bar:
         for column, member in enumerate(members):
             stored = member.read()
@@ -370,8 +402,8 @@ def _member_logits(run: runs.Run, decision: Decision, dataset: Dataset, machine:
                 bar.note(f"{member.name} fold {fold + 1}/{folds}")
                 network.load_state_dict(member.read_weights(fold))
                 views = predict_logits(network, dataset.pixels, rows, decision.views, precision, device, bar)
-                logits[:, column] += views.mean(axis=1) / folds
-    return np.round(logits, runs.LOGIT_DECIMALS)
+                logits[:, column, fold] = views.mean(axis=1)
+    return logits
 
 
 def _verify(text: bytes, n: int, path: Path) -> None:
@@ -399,23 +431,32 @@ def report(folder: Path, say: Say) -> list[Table]:
     complete = [member for member in run.members() if all(map(member.has_oof, range(table.k)))]
     members = [_assess_member(member, table, identity["seed"]) for member in complete]
     decisions = _read_decisions(run, say) if run.decision.exists() else {}
-    n_new = _last_predicted(run)
+    predicted = _predicted(run)
     tables = [member_table(member, VIEWS) for member in members]
     if decisions:
-        tables += decision_tables(decisions["plain"], decisions["tta"], n_new)
+        tables += decision_tables(decisions["plain"], decisions["tta"])
+    if predicted:
+        tables += [prediction_table(predicted)]
     if not tables:
         raise ArtifactError(folder, "has no finished member", "train one: thera train-member --help")
     tables = explained(tables, deployed=bool(decisions))
     text = report_markdown(f"Run {folder.name}: {identity['n']} images, {table.k} folds", tables)
     text += "".join(f"\nData: {note}\n" for note in identity["notes"])
     runs.write_whole(folder / "report.md", text.encode())
-    runs.write_json(folder / "report.json", report_json(members, decisions, n_new) | {"data_notes": identity["notes"]})
+    runs.write_json(
+        folder / "report.json", report_json(members, decisions, predicted) | {"data_notes": identity["notes"]}
+    )
     return tables
 
 
-def _last_predicted(run: runs.Run) -> int | None:
-    found = sorted(run.folder.glob("predictions/*/predictions.json"), key=lambda path: path.stat().st_mtime)
-    return int(runs.read_json(found[-1], "run: thera predict")["images"]) if found else None
+def _predicted(run: runs.Run) -> dict[str, Any]:
+    """Return what is known of the label files that the decision of now has made, by the name of their set."""
+    if not run.decision.exists():
+        return {}
+    found = {path.parent.name: path for path in sorted(run.folder.glob("predictions/*/predictions.json"))}
+    stored = {name: runs.read_json(path, "run: thera predict") for name, path in found.items()}
+    now = runs.file_sha256(run.decision)
+    return {name: facts for name, facts in stored.items() if facts.get("decision_sha256") == now}
 
 
 # --- everything in order ----------------------------------------------------------------------------------------------
@@ -430,7 +471,6 @@ def run_config(config: RunConfig, machine: Machine, say: Say) -> list[Table]:
     fit_stacker(config.run, say)
     if config.predict is not None:
         predict(config.run, config.predict, machine, say)
-        say(f"labels written to {config.predict.out}")
     return report(config.run, say)
 
 

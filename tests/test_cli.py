@@ -258,12 +258,12 @@ def test_predict_passes_on_what_was_given(
     option: list[str], tta: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(pipeline, "predict", lambda *given: seen.extend(given[:3]) or (Path("place"), 3))
+    monkeypatch.setattr(pipeline, "predict", lambda *given: seen.extend(given[:3]) or TABLE)
     assert thera("predict", "--run", "r", "--images", "i", "--out", "o.txt", "--device", "cpu", *option) == 0
     run, wanted, machine = seen
     assert (run, wanted.images, wanted.out, wanted.tta) == (Path("r"), Path("i"), Path("o.txt"), tta)
     assert machine == pipeline.Machine("cpu", None)
-    assert capsys.readouterr().out == "3 labels written to o.txt; logits and votes are in place/predictions.csv\n"
+    assert capsys.readouterr().out == TABLE.text()
 
 
 def test_demo_and_run_pass_on_what_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,7 +297,7 @@ import sys
 from ensemble import cli, pipeline
 from ensemble.reports.tables import Table
 pipeline.report = lambda run, say: [Table("Big", ("fold",), (("x" * 99,),) * 9999)]
-pipeline.predict = lambda run, wanted, machine, say: (say("a note"), (run, 3))[1]
+pipeline.predict = lambda run, wanted, machine, say: (say("a note"), Table("Big", ("set",), (("x" * 99,),) * 9999))[1]
 sys.exit(cli.main(sys.argv[1:]))
 """
 

@@ -148,8 +148,9 @@ def test_report_is_the_same_on_screen_and_on_disk(done: Path, capsys: pytest.Cap
     nested = written["decisions"]["tta"]["stack"]["nested"]["hter"]
     assert f"nested HTER {nested:.4f}" in shown
     assert f"nested HTER {nested:.4f}" in (done / "run/report.md").read_text()
-    assert written["decisions"]["tta"]["stack"]["new_set"]["n"] == 12
-    assert "A label file for 12 images" in shown
+    promised = written["predictions"]["img"]
+    assert promised["images"] == 12 and promised["expected"]["hter"] == nested, "too few images to see averaging"
+    assert "Label files: the HTER to expect" in shown
 
 
 def test_again_changes_nothing_and_trains_nothing(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:

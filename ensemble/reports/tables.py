@@ -22,8 +22,9 @@ LEGEND = (
     "[]: 95 % interval of the images drawn (bootstrap at the calls made), not of fitting the threshold anew.",
 )
 SHIFT = (
-    "Not corrected: prediction averages k fold models, while each logit measured here came from one. That moves the "
-    "best threshold, so the HTER of a label file can lie off the promised one by more than chance."
+    "Prediction averages k fold models, while each logit measured here came from one. What that gains is read off the "
+    "images to predict (decision/averaging.py) and stands with their label file as its expected HTER; the threshold is "
+    "not moved for it."
 )
 
 
@@ -104,26 +105,8 @@ def member_table(member: Assessment, views: Sequence[str]) -> Table:
     )
 
 
-def decision_table(decision: Decision, n_new: int | None = None) -> Table:
-    """Return the stack's table: the stack first, then each member, then the baselines, all on the same rows.
-
-    Parameters
-    ----------
-    decision : Decision
-        Of one set of views.
-    n_new : int, optional
-        Size of the label file that the note speaks of, at least 2; as many images as OOF rows if None.
-    """
-    n = decision.nested.n if n_new is None else n_new
-    new = decision.stacked.new_set_interval(n)
-    promise = (
-        ()
-        if new is None
-        else (
-            f"A label file for {n} images like these is expected to score {new.low:.4f} to {new.high:.4f} "
-            "(HTER, 95 %: the chance in this estimate and in the new images together).",
-        )
-    )
+def decision_table(decision: Decision) -> Table:
+    """Return the stack's table: the stack first, then each member, then the baselines, all on the same rows."""
     labelled = [("stack", decision.stacked), *((f"member {m.name}", m) for m in decision.members)]
     labelled += [(f"baseline: {b.name}", b) for b in decision.baselines]
     rows = tuple(
@@ -146,7 +129,6 @@ def decision_table(decision: Decision, n_new: int | None = None) -> Table:
         ("rule", "FPR", "FNR", "HTER", "95 %", "apparent", "gap", "AUC"),
         rows,
         (
-            *promise,
             (
                 f"Fitted on all {decision.nested.n} rows: weights {weights}; bias {decision.stacker.bias:+.4f}; "
                 f"threshold {decision.threshold:+.4f} (logits)."
@@ -156,9 +138,30 @@ def decision_table(decision: Decision, n_new: int | None = None) -> Table:
     )
 
 
-def decision_tables(plain: Decision, tta: Decision | None = None, n_new: int | None = None) -> tuple[Table, ...]:
+def decision_tables(plain: Decision, tta: Decision | None = None) -> tuple[Table, ...]:
     """Return the stack's table for plain prediction, and for prediction with TTA where there is one."""
-    return tuple(decision_table(decision, n_new) for decision in (plain, tta) if decision is not None)
+    return tuple(decision_table(decision) for decision in (plain, tta) if decision is not None)
+
+
+def prediction_table(predicted: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Return what to expect of label files, from their `predictions.json`, by the name of the set."""
+    rows = tuple(
+        (
+            name,
+            str(facts["images"]),
+            " + ".join(facts["views"]),
+            f"{facts['share_of_label_0']:.4f}",
+            *(f"{facts['expected'][rate]:.4f}" for rate in ("fpr", "fnr", "hter")),
+            _interval(Interval(*facts["expected_interval"])) if facts["expected_interval"] else "",
+        )
+        for name, facts in predicted.items()
+    )
+    return Table(
+        "Label files: the HTER to expect",
+        ("set", "images", "views", "share of 0", "FPR", "FNR", "HTER", "95 %"),
+        rows,
+        ("[]: where the HTER measured on these images falls 95 times in 100, if they are like the labelled ones.",),
+    )
 
 
 def explained(tables: Sequence[Table], deployed: bool) -> list[Table]:
@@ -173,7 +176,7 @@ def report_markdown(title: str, tables: Iterable[Table]) -> str:
 
 
 def report_json(
-    members: Iterable[Assessment], decisions: Mapping[str, Decision], n_new: int | None = None
+    members: Iterable[Assessment], decisions: Mapping[str, Decision], predicted: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
     """Return the report's figures, unrounded, as plain dicts.
 
@@ -183,28 +186,27 @@ def report_json(
         What `member_table` shows.
     decisions : mapping of str to Decision
         What `decision_table` shows, by name ("plain", "tta").
-    n_new : int, optional
-        As in `decision_table`.
+    predicted : mapping of str to mapping
+        What `prediction_table` shows.
     """
     return {
         "schema": 1,
-        "members": {member.name: _figures(member, n_new) for member in members},
+        "members": {member.name: _figures(member) for member in members},
         "decisions": {
             name: {
                 "views": list(decision.views),
-                "stack": _figures(decision.stacked, n_new),
-                "members": [_figures(row, n_new) for row in decision.members],
-                "baselines": [_figures(row, n_new) for row in decision.baselines],
-                "notes": [*decision.notes, SHIFT],
+                "stack": _figures(decision.stacked),
+                "members": [_figures(row) for row in decision.members],
+                "baselines": [_figures(row) for row in decision.baselines],
+                "notes": list(decision.notes),
             }
             for name, decision in decisions.items()
         },
+        "predictions": {name: dict(facts) for name, facts in predicted.items()},
     }
 
 
-def _figures(row: Assessment, n_new: int | None) -> dict[str, Any]:
-    n = row.nested.n if n_new is None else n_new
-    new = row.new_set_interval(n)
+def _figures(row: Assessment) -> dict[str, Any]:
     return {
         "name": row.name,
         "threshold": row.threshold,
@@ -212,7 +214,6 @@ def _figures(row: Assessment, n_new: int | None) -> dict[str, Any]:
         "apparent": _rates_json(row.apparent),
         "optimism": row.optimism,
         "auc": row.auc,
-        "new_set": {"n": n, "interval": new and [new.low, new.high]},
         "folds": [
             {"fold": fold.fold, "threshold": fold.threshold, "auc": fold.auc} | _rates_json(fold.rates)
             for fold in row.folds

@@ -7,7 +7,30 @@ from rich.console import Console
 
 from ensemble.decision.assessment import fit_decision
 from ensemble.decision.stacker import OofLogits
-from ensemble.reports.tables import Table, decision_tables, explained, member_table, report_json, report_markdown
+from ensemble.reports.tables import (
+    Table,
+    decision_tables,
+    explained,
+    member_table,
+    prediction_table,
+    report_json,
+    report_markdown,
+)
+
+PREDICTED = {
+    "images": 500,
+    "views": ["identity", "hflip"],
+    "share_of_label_0": 0.25,
+    "expected": {"fpr": 0.1, "fnr": 0.2, "hter": 0.15},
+    "expected_interval": [0.1, 0.2],
+}
+
+
+def test_a_label_file_is_promised_an_hter():
+    one = PREDICTED | {"images": 1, "expected_interval": None}
+    table = prediction_table({"val": PREDICTED, "one": one})
+    promised = ("val", "500", "identity + hflip", "0.2500", "0.1000", "0.2000", "0.1500", "[0.1000, 0.2000]")
+    assert table.rows == (promised, ("one", "1", *promised[2:7], ""))
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +53,7 @@ def test_a_members_table_has_a_row_per_fold_and_one_of_all(decision):
 
 
 def test_the_stacks_table_leads_with_the_nested_stack_and_promises_a_range(decision):
-    table, tta = decision_tables(decision, decision, n_new=20_000)
+    table, tta = decision_tables(decision, decision)
     assert table == tta
     assert f"nested HTER {decision.nested.hter:.4f}" in table.title
     assert [row[0] for row in table.rows][:3] == ["stack", "member cnn[b]", "member a|b"]
@@ -41,12 +64,9 @@ def test_the_stacks_table_leads_with_the_nested_stack_and_promises_a_range(decis
         f"{decision.optimism:+.4f}",
         f"{decision.stacked.auc:.4f}",
     )
-    new = decision.stacked.new_set_interval(20_000)
-    promise = f"A label file for 20000 images like these is expected to score {new.low:.4f} to {new.high:.4f}"
-    assert any(note.startswith(promise) for note in table.notes)
     shown = explained([tta, table], deployed=True)
-    assert shown[0] == tta and any(note.startswith("Not corrected") for note in shown[-1].notes)
-    assert not any(note.startswith("Not corrected") for note in explained([table], deployed=False)[0].notes)
+    assert shown[0] == tta and any(note.startswith("Prediction averages") for note in shown[-1].notes)
+    assert not any(note.startswith("Prediction averages") for note in explained([table], deployed=False)[0].notes)
     assert len(decision_tables(decision)) == 1
 
 
@@ -65,12 +85,14 @@ def test_markdown_keeps_its_columns_whatever_a_member_is_called():
 
 
 def test_the_report_holds_all_figures_unrounded(decision):
-    stored = json.loads(json.dumps(report_json(decision.members, {"plain": decision}, 500), allow_nan=False))
+    stored = json.loads(
+        json.dumps(report_json(decision.members, {"plain": decision}, {"val": PREDICTED}), allow_nan=False)
+    )
     assert set(stored["members"]) == {"cnn[b]", "a|b"}
     stack = stored["decisions"]["plain"]["stack"]
     assert stack["nested"]["hter"] == decision.nested.hter
     assert stack["nested"]["interval"] == [decision.interval.low, decision.interval.high]
-    assert stack["new_set"]["n"] == 500
+    assert stored["predictions"]["val"] == PREDICTED
     assert len(stored["decisions"]["plain"]["baselines"]) == len(decision.baselines)
     assert len(stack["folds"]) == 4
 
