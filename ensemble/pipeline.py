@@ -14,7 +14,7 @@ from ensemble import runs
 from ensemble.config import VIEWS, DataConfig, MemberConfig, PredictConfig, RunConfig, load_config
 from ensemble.decision.assessment import Assessment, Decision, fit_decision, member_report
 from ensemble.decision.averaging import foresee_averaging
-from ensemble.decision.rates import ErrorRates, Interval, call, error_rates
+from ensemble.decision.rates import ErrorRates, call, error_rates
 from ensemble.decision.stacker import OofLogits
 from ensemble.errors import ArtifactError, DataError, TheraError, printable
 from ensemble.progress import progress
@@ -117,10 +117,12 @@ def _begin(run: runs.Run, dataset: Dataset, data: DataConfig, folds: int, seed: 
         "labels": str(data.labels or data.images),
         "notes": list(dataset.notes),
     }
-    run.begin(identity, facts)
-    if not (run.folder / "folds.csv").exists():
+    if (run.folder / "folds.csv").exists():
+        run.begin(identity, facts)
+    else:  # nothing is begun before the folds are possible
         units = together(dataset.digests, dataset.groups)
         fold_of = assign_folds(dataset.labels, units, folds, seed).fold_of
+        run.begin(identity, facts)
         run.write_folds(runs.FoldTable(dataset.ids, dataset.labels, fold_of, dataset.groups))
     table = run.read_folds()
     if changed := _changed_since(table, run.read()["fingerprint"], dataset):
@@ -153,7 +155,7 @@ def _train_folds(
     machine: Machine,
     say: Say,
 ) -> None:
-    from ensemble.members.backbones import build
+    from ensemble.members.backbones import check
     from ensemble.members.inference import choose_device, choose_precision, default_workers, predict_logits
     from ensemble.members.training import FoldJob, train_fold
 
@@ -161,7 +163,7 @@ def _train_folds(
     precision = choose_precision(member.precision, device, member.input_size or dataset.size[0])
     workers = default_workers(device) if machine.workers is None else machine.workers
     weights = runs.read_tensors(member.weights) if member.weights else None
-    build(member.model_copy(update={"pretrained": False}), dataset.size[0], weights)  # what it cannot be is said first
+    check(member, dataset.size[0], weights)
     start = {"sha256": runs.file_sha256(member.weights)} if member.weights else {}
     folder.begin(
         member.model_dump(mode="json", exclude={"weights"}) | {"weights": start.get("sha256")},
@@ -352,7 +354,7 @@ def _predict(
         "label_val.txt": runs.write_whole(place / "label_val.txt", text),
         "predictions.csv": runs.write_table(place / "predictions.csv", columns, rows),
     }
-    rates, interval = _foresee(run, decision, fold_logits)
+    expected = _foresee(run, decision, fold_logits)
     runs.write_json(
         place / "predictions.json",
         {
@@ -360,14 +362,13 @@ def _predict(
             "images": len(dataset),
             "share_of_label_0": float(np.mean(labels == 0)),
             "nested_hter": decision.nested.hter,
-            "expected": {"fpr": rates.fpr, "fnr": rates.fnr, "hter": rates.hter},
-            "expected_interval": interval and [interval.low, interval.high],
+            **expected,
             "files": files,
         },
     )
 
 
-def _foresee(run: runs.Run, decision: Decision, fold_logits: np.ndarray) -> tuple[ErrorRates, Interval | None]:
+def _foresee(run: runs.Run, decision: Decision, fold_logits: np.ndarray) -> dict[str, Any]:
     """Return the rates to expect of a label file made from fold logits (n, m, k), and the interval of its HTER.
 
     Where there are too few images to see what averaging does, they are the nested ones.
@@ -379,9 +380,13 @@ def _foresee(run: runs.Run, decision: Decision, fold_logits: np.ndarray) -> tupl
     foreseen = foresee_averaging(
         decision.stacker.apply(oof), table.labels, stacked, decision.threshold, decision.nested, seed
     )
-    if foreseen is None:
-        return decision.nested, decision.stacked.new_set_interval(len(fold_logits), seed)
-    return foreseen.rates, foreseen.interval
+    rates = decision.nested if foreseen is None else foreseen.rates
+    interval = decision.stacked.new_set_interval(len(fold_logits), seed) if foreseen is None else foreseen.interval
+    return {
+        "expected": {"fpr": rates.fpr, "fnr": rates.fnr, "hter": rates.hter},
+        "expected_interval": interval and [interval.low, interval.high],
+        "averaging_measured": foreseen is not None,
+    }
 
 
 def _member_logits(run: runs.Run, decision: Decision, dataset: Dataset, machine: Machine) -> np.ndarray:
@@ -435,13 +440,13 @@ def report(folder: Path, say: Say) -> list[Table]:
     tables = [member_table(member, VIEWS) for member in members]
     if decisions:
         tables += decision_tables(decisions["plain"], decisions["tta"])
-    if predicted:
-        tables += [prediction_table(predicted)]
     if not tables:
         raise ArtifactError(folder, "has no finished member", "train one: thera train-member --help")
     tables = explained(tables, deployed=bool(decisions))
-    text = report_markdown(f"Run {folder.name}: {identity['n']} images, {table.k} folds", tables)
-    text += "".join(f"\nData: {note}\n" for note in identity["notes"])
+    if predicted:
+        tables += [prediction_table(predicted)]
+    text = report_markdown(f"Run {printable(folder.name)}: {identity['n']} images, {table.k} folds", tables)
+    text += "".join(f"\nData: {printable(note)}\n" for note in identity["notes"])
     runs.write_whole(folder / "report.md", text.encode())
     runs.write_json(
         folder / "report.json", report_json(members, decisions, predicted) | {"data_notes": identity["notes"]}

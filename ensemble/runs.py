@@ -336,9 +336,12 @@ class MemberFolder:
         return str(fold) in self.read()["folds"]
 
     def has_fold(self, fold: int) -> bool:
-        """Return whether nothing of a fold is left to do: OOF logits and weights are there."""
-        return self.has_oof(fold) and all(
-            (self.fold(fold) / name).exists() for name in ("oof.csv", "weights.safetensors")
+        """Return whether nothing of a fold is left to do: OOF logits and weights are there, as they were written."""
+        facts = self.read()["folds"].get(str(fold), {})
+        files = {"oof_sha256": "oof.csv", "weights_sha256": "weights.safetensors"}
+        return bool(facts) and all(
+            (self.fold(fold) / name).exists() and file_sha256(self.fold(fold) / name) == facts[key]
+            for key, name in files.items()
         )
 
     def finish_fold(
@@ -361,7 +364,7 @@ class MemberFolder:
             raise ArtifactError(f"member {self.name}", f"lacks OOF logits for fold {fold}", TRAIN_AGAIN)
         ids, *logits = read_table(path, _oof_columns(views), TRAIN_AGAIN)
         if file_sha256(path) != facts["oof_sha256"]:
-            raise ArtifactError(path, "is not the file that training wrote (its hash differs)", "restore it")
+            raise ArtifactError(path, "is not the file that training wrote (its hash differs)", TRAIN_AGAIN)
         return np.array(ids), np.array(logits, np.float64).T
 
     def read_weights(self, fold: int) -> Tensors:
@@ -370,7 +373,7 @@ class MemberFolder:
         if facts is None or not path.exists():
             raise ArtifactError(f"member {self.name}", f"lacks the weights of fold {fold}", TRAIN_AGAIN)
         if file_sha256(path) != facts["weights_sha256"]:
-            raise ArtifactError(path, "is not the file that training wrote (its hash differs)", "restore it")
+            raise ArtifactError(path, "is not the file that training wrote (its hash differs)", TRAIN_AGAIN)
         return read_tensors(path)
 
 

@@ -276,6 +276,37 @@ def test_images_of_another_size_are_refused(done: Path, tmp_path: Path, capsys: 
     assert "24 × 24" in told
 
 
+def test_expected_hter_is_read_off_enough_images(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ensemble.decision import averaging
+
+    write_tiny(tmp_path / "more", 40, seed=2)
+    command = ["predict", "--tta", "--run", str(done / "run"), "--images", str(tmp_path / "more/img")]
+    main([*command, "--out", str(tmp_path / "few")])
+    (few,) = [path for path in (done / "run/predictions").glob("img-*/predictions.json") if _images(path) == 40]
+    assert not json.loads(few.read_text())["averaging_measured"]
+    few.unlink()
+    monkeypatch.setattr(averaging, "LEAST_IMAGES", 40)
+    main([*command, "--out", str(tmp_path / "enough")])
+    promised = json.loads(few.read_text())
+    assert promised["averaging_measured"]
+    assert 0 <= promised["expected_interval"][0] <= promised["expected_interval"][1] <= 1
+    assert promised["expected"]["hter"] == pytest.approx(sum(promised["expected"][k] for k in ("fpr", "fnr")) / 2)
+    assert (tmp_path / "few").read_bytes() == (tmp_path / "enough").read_bytes()
+
+
+def _images(path: Path) -> int:
+    return int(json.loads(path.read_text())["images"])
+
+
+def test_impossible_folds_bind_to_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_config(tmp_path)
+    text = config.read_text()
+    config.write_text(text.replace("folds: 3", "folds: 50"))
+    assert "--folds" in fails(3, "run", config, capsys=capsys)
+    config.write_text(text.replace("folds: 3", "folds: 2").split("predict:")[0].split("  - {arch: test_resnet")[0])
+    main(["run", str(config), "--device", "cpu"])
+
+
 def test_sets_of_one_name_do_not_overwrite_each_other(done: Path, tmp_path: Path) -> None:
     """One image alone, too: it has labels, and no HTER to promise."""
     write_tiny(tmp_path, 1)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ensemble.config import seed_sequence
-from ensemble.decision.rates import ErrorRates, Floats, Interval, checked
+from ensemble.decision.rates import ErrorRates, Floats, Interval, call, checked, error_rates
 from ensemble.errors import DataError
 
 BINS = 100
@@ -51,8 +51,9 @@ def foresee_averaging(
     fitted to that, bin by bin of s_j, by maximum likelihood (expectation-maximisation with an isotonic step). FPR and
     FNR of the mean follow by weighting the unlabelled images with 1 - g and g.
 
-    The rates are the nested ones, less what averaging gains by this estimate at the same threshold. The interval is a
-    bootstrap over the OOF rows and the images, with the errors on that many images drawn on top.
+    What the rule flatters itself by on its own OOF rows, nested less apparent, is added to both. The interval is a
+    bootstrap over the OOF rows (by class) and the images, with the errors on that many images drawn on top; groups of
+    rows are not heeded in it.
 
     Parameters
     ----------
@@ -94,45 +95,42 @@ def foresee_averaging(
     counts = np.bincount(np.searchsorted(single_edges, x, "right") * 2 + y, minlength=2 * b)  # by bin and label
     cell_of = np.searchsorted(mean_edges, mean, "right")
     pairs = np.searchsorted(single_edges, s, "right") * c + cell_of[:, None]  # (n_new, k)
-    called_single = np.arange(b) > np.searchsorted(single_edges, threshold)
     called_mean = np.arange(c) > np.searchsorted(mean_edges, threshold)
 
-    def gain(counts: NDArray[np.int64], weights: NDArray[np.int64]) -> tuple[float, float]:
-        """Return by how much averaging lowers FPR and FNR, for OOF counts (b * 2,) and image weights (n_new,)."""
+    def averaged(counts: NDArray[np.int64], weights: NDArray[np.int64]) -> tuple[float, float]:
+        """Return FPR and FNR of the mean, for OOF counts (b * 2,) and image weights (n_new,)."""
         zeros, ones = counts.reshape(b, 2).T
         joint = np.bincount(pairs.ravel(), np.repeat(weights, s.shape[1]), b * c).reshape(b, c)
-        share = _share_of_ones(zeros, ones, joint)
+        share = _share_share(zeros, ones, joint)
         cells = np.bincount(cell_of, weights, minlength=c)
-        fpr = float(((1 - share) * cells)[called_mean].sum() / ((1 - share) * cells).sum())
-        fnr = float((share * cells)[~called_mean].sum() / (share * cells).sum())
-        return zeros[called_single].sum() / zeros.sum() - fpr, ones[~called_single].sum() / ones.sum() - fnr
+        fpr = ((1 - share) * cells)[called_mean].sum() / max(((1 - share) * cells).sum(), 1e-12)
+        fnr = (share * cells)[~called_mean].sum() / max((share * cells).sum(), 1e-12)
+        return float(fpr), float(fnr)
 
-    gain_fpr, gain_fnr = gain(counts, np.ones(len(s), np.int64))
+    # what the estimate flatters itself by on the rows that it was fitted on: nested less apparent
+    single = error_rates(y, call(x, threshold))
+    optimism = nested.fpr - single.fpr, nested.fnr - single.fnr
+    fpr, fnr = averaged(counts, np.ones(len(s), np.int64))
     rates = ErrorRates(
-        float(np.clip(nested.fpr - gain_fpr, 0, 1)),
-        float(np.clip(nested.fnr - gain_fnr, 0, 1)),
-        nested.n_neg,
-        nested.n_pos,
+        float(np.clip(fpr + optimism[0], 0, 1)), float(np.clip(fnr + optimism[1], 0, 1)), nested.n_neg, nested.n_pos
     )
     rng = np.random.default_rng(seed_sequence(seed, "averaging"))
     n_neg = min(max(round(len(s) * nested.n_neg / nested.n), 1), len(s) - 1)
-    measured = []
+    new_sizes, drawn, measured = (n_neg, len(s) - n_neg), np.empty_like(counts), []
     for _ in range(replicates):
-        drawn = rng.multinomial(y.size, counts / y.size)
-        moved = gain(drawn, rng.multinomial(len(s), np.full(len(s), 1 / len(s))))
-        fpr, fnr = (
-            rng.binomial(n_new, np.clip(rng.binomial(n, rate) / n - lower, 0, 1)) / n_new
-            for rate, n, lower, n_new in (
-                (nested.fpr, nested.n_neg, moved[0], n_neg),
-                (nested.fnr, nested.n_pos, moved[1], len(s) - n_neg),
-            )
-        )
-        measured.append((fpr + fnr) / 2)
+        for label in (0, 1):
+            of_label = counts[label::2]
+            drawn[label::2] = rng.multinomial(of_label.sum(), of_label / of_label.sum())
+        moved = averaged(drawn, rng.multinomial(len(s), np.full(len(s), 1 / len(s))))
+        twice_hter = 0.0
+        for rate, lower, size in zip(moved, optimism, new_sizes, strict=True):
+            twice_hter += rng.binomial(size, np.clip(rate + lower, 0, 1)) / size
+        measured.append(twice_hter / 2)
     low, high = np.quantile(measured, [0.025, 0.975])
     return Foreseen(rates, Interval(float(low), float(high)))
 
 
-def _share_of_ones(zeros: NDArray[np.int64], ones: NDArray[np.int64], joint: NDArray[Any]) -> Floats:
+def _share_share(zeros: NDArray[np.int64], ones: NDArray[np.int64], joint: NDArray[Any]) -> Floats:
     """Return g (c,): the share of label 1 in each cell of the mean, rising.
 
     `zeros` and `ones` (b,) count the OOF rows in each bin of a single logit, `joint` (b, c) the images (times fold

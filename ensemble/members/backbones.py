@@ -99,10 +99,30 @@ def build(config: MemberConfig, image_size: int, weights: Mapping[str, torch.Ten
     return Backbone(model, config.input_size or image_size)
 
 
-def _load(model: nn.Module, weights: Mapping[str, torch.Tensor], where: str) -> None:
+def check(config: MemberConfig, image_size: int, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Make sure that `build` can build it, pretrained weights aside, and that it takes the images.
+
+    Raises
+    ------
+    ConfigError, ArtifactError
+        As `build`; also for a network that takes other sizes only, or has no one linear head.
+    """
+    network = build(config.model_copy(update={"pretrained": False}), image_size, weights).eval()
+    try:
+        with torch.inference_mode():
+            network(torch.zeros((1, image_size, image_size, 3), dtype=torch.uint8))
+    except Exception as error:
+        reason = printable((str(error) or type(error).__name__).splitlines()[0][:100])
+        found = f"cannot take images of {network.input_size} pixels ({reason})"
+        raise ConfigError(f"architecture {config.timm_name}", found, "give --input-size, or take another") from error
+
+
+def _load(model: Any, weights: Mapping[str, torch.Tensor], where: str) -> None:
     own = model.state_dict()
     given = {key.removeprefix("model."): value for key, value in weights.items()}
-    head = {key for key in own if key in given and own[key].shape[:1] == (1,) and given[key].shape != own[key].shape}
+    of_head = {id(parameter) for parameter in model.get_classifier().parameters()}
+    names = [name for name, parameter in model.named_parameters() if id(parameter) in of_head]
+    head = {name for name in names if name in given and given[name].shape != own[name].shape}
     wrong = [key for key in own if key not in head and (key not in given or given[key].shape != own[key].shape)]
     if wrong:
         found = f"lacks or has in another shape {wrong[0]}" + (f" and {len(wrong) - 1} more" if wrong[1:] else "")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ensemble.decision.assessment import Assessment, Decision
 from ensemble.decision.rates import ErrorRates, Interval
+from ensemble.errors import printable
 
 if TYPE_CHECKING:
     import rich.table
@@ -41,7 +42,7 @@ class Table:
         """Return a GitHub-flavoured Markdown section."""
 
         def line(cells: Iterable[str]) -> str:
-            return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+            return "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |"
 
         rule = ("---", *("---:" for _ in self.columns[1:]))
         lines = [f"## {self.title}", "", line(self.columns), line(rule), *map(line, self.rows)]
@@ -147,7 +148,7 @@ def prediction_table(predicted: Mapping[str, Mapping[str, Any]]) -> Table:
     """Return what to expect of label files, from their `predictions.json`, by the name of the set."""
     rows = tuple(
         (
-            name,
+            printable(name) + ("" if facts["averaging_measured"] else " *"),
             str(facts["images"]),
             " + ".join(facts["views"]),
             f"{facts['share_of_label_0']:.4f}",
@@ -160,7 +161,10 @@ def prediction_table(predicted: Mapping[str, Mapping[str, Any]]) -> Table:
         "Label files: the HTER to expect",
         ("set", "images", "views", "share of 0", "FPR", "FNR", "HTER", "95 %"),
         rows,
-        ("[]: where the HTER measured on these images falls 95 times in 100, if they are like the labelled ones.",),
+        (
+            "[]: where the HTER measured on these images falls 95 times in 100, if they are like the labelled ones.",
+            *("*: too few images to see what averaging gains; the nested figures" for row in rows if "*" in row[0]),
+        )[:2],
     )
 
 

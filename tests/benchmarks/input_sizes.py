@@ -1,6 +1,6 @@
 """What input size and stem suit each backbone, from scratch, at equal training time.
 
-    python tests/benchmarks/input_sizes.py DATA [--seconds 75] [arch:size:stem:precision ...]
+    python tests/benchmarks/input_sizes.py DATA [--seconds 40] [arch:size:stem:precision ...]
 
 DATA is the exercise's folder. Each variant's speed is measured first; it then makes one epoch (one warm-up and cosine
 cycle) over as many of 70,000 rows as fit into the seconds. The other 10,000 rows, both views, give the HTER at the best
@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("data", type=Path)
     parser.add_argument("variants", nargs="*", default=VARIANTS)
-    parser.add_argument("--seconds", type=float, default=75)
+    parser.add_argument("--seconds", type=float, default=40)
     arguments = parser.parse_args()
     device = choose_device()
     with tempfile.TemporaryDirectory() as store:
@@ -57,6 +57,10 @@ def main() -> None:
         assert dataset.labels is not None
         order = np.random.default_rng(0).permutation(len(dataset))
         held_out, rest = np.sort(order[:10_000]), order[10_000:]
+
+        def job(config: MemberConfig, rows: np.ndarray) -> FoldJob:
+            return FoldJob(config, dataset.pixels, dataset.labels, dataset.ids, rows, fold=0, seed=0)
+
         for variant in arguments.variants:
             arch, size, stem, precision = variant.split(":")
             config = MemberConfig(
@@ -72,13 +76,11 @@ def main() -> None:
             with progress(1, variant) as bar:
                 for n in (3 * 128, 12 * 128):  # the first warms up
                     started = time.monotonic()
-                    job = FoldJob(config, dataset.pixels, dataset.labels, rest[:n], 0, 0)
-                    train_fold(job, Nowhere(), precision, device, 0, bar)
+                    train_fold(job(config, rest[:n]), Nowhere(), precision, device, 0, bar)
                 speed = n / (time.monotonic() - started)
                 rows = rest[: int(speed * arguments.seconds)]
                 started = time.monotonic()
-                job = FoldJob(config, dataset.pixels, dataset.labels, rows, 0, 0)
-                network, _ = train_fold(job, Nowhere(), precision, device, 0, bar)
+                network, _ = train_fold(job(config, rows), Nowhere(), precision, device, 0, bar)
                 spent = time.monotonic() - started
                 logits = predict_logits(network, dataset.pixels, held_out, VIEWS, precision, device, bar).mean(axis=1)
             labels = dataset.labels[held_out]

@@ -72,3 +72,15 @@ def test_too_few_images_and_bad_logits() -> None:
     assert foresee_averaging(oof[:, 0], labels, np.zeros((LEAST_IMAGES - 1, 3)), 1.0, nested) is None
     with pytest.raises(DataError, match=r"needs finite logits \(n, k\)"):
         foresee_averaging(oof[:, 0], labels, np.full((LEAST_IMAGES, 3), np.nan), 1.0, nested)
+
+
+def test_few_rows_of_a_class_and_far_thresholds() -> None:
+    rng = np.random.default_rng(3)
+    labels, oof = draw(rng, 600, 1, 0.5)
+    labels = np.where(np.cumsum(labels == 0) > 3, 1, labels)
+    _, new = draw(rng, 2_000, 3, 0.5)
+    for threshold, expected in ((-99.0, (1.0, 0.0)), (99.0, (0.0, 1.0)), (1.0, None)):
+        nested = error_rates(labels, call(oof[:, 0], threshold))
+        foreseen = foresee_averaging(oof[:, 0], labels, new, threshold, nested, replicates=40)
+        assert foreseen is not None and 0 <= foreseen.interval.low <= foreseen.interval.high <= 1
+        assert expected is None or (foreseen.rates.fpr, foreseen.rates.fnr) == expected

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from ensemble.config import MemberConfig
 from ensemble.errors import ArtifactError, ConfigError, ResourceError
-from ensemble.members.backbones import build
+from ensemble.members.backbones import build, check
 
 THREE = ("resnet18", "mobilenetv2", "convnext_nano")
 
@@ -105,3 +105,10 @@ def test_weights_of_another_architecture_are_refused() -> None:
     given.pop("layer1.0.conv1.weight")
     with pytest.raises(ArtifactError, match=r"layer1\.0\.conv1\.weight"):
         build(config("resnet18"), 64, given)
+
+
+@pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
+def test_what_cannot_take_the_images_is_said(arch: str) -> None:
+    with pytest.raises(ConfigError, match=r"cannot take images of 64 pixels \(.*give --input-size"):
+        check(config(arch), 64)
+    check(config("vit_tiny_patch16_224", input_size=224), 64)

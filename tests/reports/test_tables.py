@@ -23,14 +23,15 @@ PREDICTED = {
     "share_of_label_0": 0.25,
     "expected": {"fpr": 0.1, "fnr": 0.2, "hter": 0.15},
     "expected_interval": [0.1, 0.2],
+    "averaging_measured": True,
 }
 
 
 def test_a_label_file_is_promised_an_hter():
-    one = PREDICTED | {"images": 1, "expected_interval": None}
+    one = PREDICTED | {"images": 1, "expected_interval": None, "averaging_measured": False}
     table = prediction_table({"val": PREDICTED, "one": one})
     promised = ("val", "500", "identity + hflip", "0.2500", "0.1000", "0.2000", "0.1500", "[0.1000, 0.2000]")
-    assert table.rows == (promised, ("one", "1", *promised[2:7], ""))
+    assert table.rows == (promised, ("one *", "1", *promised[2:7], ""))
 
 
 @pytest.fixture(scope="module")
