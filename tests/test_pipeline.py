@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from conftest import write_tiny
+from tiny import write_tiny
 
 from ensemble.cli import main
 
