@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ensemble.decision.intervals import Interval, bootstrap_interval, new_set_interval
 from ensemble.decision.rates import (
     Calls,
     ErrorRates,
     Floats,
-    Interval,
     auc,
-    bootstrap_interval,
     error_rates,
-    new_set_interval,
 )
 from ensemble.decision.stacker import (
     FoldRow,

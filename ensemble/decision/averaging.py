@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ensemble.config import seed_sequence
-from ensemble.decision.rates import ErrorRates, Floats, Interval, call, checked, error_rates
+from ensemble.decision.intervals import Interval
+from ensemble.decision.rates import ErrorRates, Floats, call, checked, error_rates
 from ensemble.errors import DataError
 
 BINS = 100

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ensemble.decision.assessment import Assessment, Decision
-from ensemble.decision.rates import ErrorRates, Interval
+from ensemble.decision.intervals import Interval
+from ensemble.decision.rates import ErrorRates
 from ensemble.errors import printable
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from ensemble.decision.assessment import Assessment, Decision, fit_decision, member_report
-from ensemble.decision.rates import bootstrap_interval, call, error_rates
+from ensemble.decision.intervals import bootstrap_interval
+from ensemble.decision.rates import call, error_rates
 from ensemble.errors import ArtifactError, DataError
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ensemble.decision.averaging import LEAST_IMAGES, foresee_averaging
-from ensemble.decision.rates import call, error_rates, new_set_interval
+from ensemble.decision.intervals import new_set_interval
+from ensemble.decision.rates import call, error_rates
 from ensemble.decision.threshold import fit_threshold
 from ensemble.errors import DataError
 
