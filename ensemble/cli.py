@@ -1,4 +1,4 @@
-"""The `thera` command: parses, calls pipeline, prints. Nothing heavy is imported until a command runs."""
+"""The `thera` command: parses, calls pipeline or evaluation, prints. Nothing heavy is imported until a command runs."""
 
 from __future__ import annotations
 
@@ -108,18 +108,29 @@ def train_member(
 
 
 @app.command("fit-stacker")
-def fit_stacker(run: RunFolder) -> None:
+def fit_stacker(
+    run: RunFolder,
+    objective: Annotated[
+        str, typer.Option(help="hter; cost:A,B (what an FPR and an FNR cost); fpr:R or fnr:R (at most that rate).")
+    ] = "hter",
+    stacker: Annotated[
+        str, typer.Option(help="mean, calibrated, nonnegative, logistic; auto: the simplest as good as the best.")
+    ] = "auto",
+    repeats: Annotated[int, typer.Option(min=0, help="Repeat the nested estimate on other partitions.")] = 0,
+) -> None:
     """Fit stacker and threshold on the OOF logits.
 
-    The stacker is logistic; the threshold is the one that minimises the HTER. Plain prediction and --tta each get their
-    own.
+    Without options, the threshold is the one that minimises the HTER. Plain prediction and --tta each get their own.
     """
 
     def work() -> list[Table]:
         from ensemble import pipeline
+        from ensemble.config import DecisionConfig, validated
         from ensemble.reports.tables import decision_tables, explained
 
-        decisions = pipeline.fit_stacker(run, _say)
+        given = {"objective": objective, "stacker": stacker, "repeats": repeats}
+        wanted = validated(DecisionConfig, given, "fit-stacker")
+        decisions = pipeline.fit_stacker(run, wanted, _say)
         return explained(decision_tables(decisions["plain"], decisions["tta"]), deployed=True)
 
     _run(work)
@@ -133,6 +144,12 @@ def predict(
     tta: Annotated[
         bool, typer.Option("--tta/--no-tta", help="Average the logits of the image and its mirror.")
     ] = False,
+    prior: Annotated[
+        Optional[float], typer.Option(help="Share of label 0 in this set, where it is known to differ.")
+    ] = None,
+    correction: Annotated[
+        str, typer.Option(help="Of the threshold, for averaging: posterior, location-scale, share or none.")
+    ] = "posterior",
     device: Device = "auto",
     workers: Workers = None,
 ) -> None:
@@ -140,10 +157,54 @@ def predict(
 
     def work() -> list[Table]:
         from ensemble import pipeline
-        from ensemble.config import PredictConfig
+        from ensemble.config import PredictConfig, validated
 
-        wanted = PredictConfig(images=images, out=out, tta=tta)
+        given = {"images": images, "out": out, "tta": tta, "correction": correction, "prior": prior}
+        wanted = validated(PredictConfig, given, "predict")
         return [pipeline.predict(run, wanted, pipeline.Machine(device, workers), _say)]
+
+    _run(work)
+
+
+@app.command()
+def evaluate(
+    label_file: Annotated[Path, typer.Argument(help="One 0 or 1 a line, such as predict writes.")],
+    labels: Annotated[Path, typer.Option("--labels", help="The true labels of the same images, in the same order.")],
+) -> None:
+    """Measure a label file against the true labels.
+
+    Prints FPR, FNR and HTER with their 95 % intervals, the confusion matrix and the classification report.
+    """
+
+    def work() -> list[Table]:
+        from ensemble import evaluation
+
+        return evaluation.evaluate(label_file, labels)
+
+    _run(work)
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="A run's folder, a member's (RUN/members/NAME), or a label file.")],
+    b: Annotated[Path, typer.Argument(help="The same kind of thing, on the same images.")],
+    labels: Annotated[
+        Optional[Path], typer.Option("--labels", help="The true labels; runs and members bring their own.")
+    ] = None,
+    tta: Annotated[
+        bool, typer.Option("--tta/--no-tta", help="Of runs and members: the views that prediction averages.")
+    ] = True,
+) -> None:
+    """Tell whether B beats A, or the difference is chance.
+
+    A run is measured by the nested calls of its stack, a member by those at its own threshold: out-of-fold, each by
+    weights and threshold fitted without it.
+    """
+
+    def work() -> list[Table]:
+        from ensemble import evaluation
+
+        return evaluation.compare(a, b, labels, tta, _say)
 
     _run(work)
 

@@ -19,6 +19,9 @@ SHORT_NAMES = {"resnet18": "resnet18", "mobilenetv2": "mobilenetv2_100", "convne
 VIEWS = ("identity", "hflip")
 """The views that every logit is computed for: the image as it is, and mirrored left to right."""
 
+CORRECTIONS = ("posterior", "location-scale", "share", "none")
+"""How the threshold of one fold model becomes that of their mean (decision/averaging.py); the default first."""
+
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -74,12 +77,26 @@ class MemberConfig(_Frozen):
         return SHORT_NAMES.get(self.arch, self.arch)
 
 
+class DecisionConfig(_Frozen):
+    """How member logits become labels: what the threshold is best for, and what stacks the members."""
+
+    objective: str = "hter"  # the forms that decision/threshold.py reads
+    stacker: Literal["auto", "mean", "calibrated", "nonnegative", "logistic"] = "auto"
+    repeats: int = Field(
+        default=0, ge=0, le=1000, description="other partitions of the rows to repeat the nested estimate on"
+    )
+
+
 class PredictConfig(_Frozen):
     """A set of images to label, and the file to write."""
 
     images: Path
     out: Path
     tta: bool = True
+    correction: Literal["posterior", "location-scale", "share", "none"] = "posterior"
+    prior: float | None = Field(
+        default=None, gt=0, lt=1, description="share of label 0 in the set, if it is known to differ"
+    )
 
 
 class RunConfig(_Frozen):
@@ -90,6 +107,7 @@ class RunConfig(_Frozen):
     folds: int = Field(5, ge=2, le=100)
     data: DataConfig
     members: tuple[MemberConfig, ...]
+    decision: DecisionConfig = DecisionConfig()
     predict: PredictConfig | None = None
 
     @field_validator("members")
@@ -139,7 +157,12 @@ def validated(model: type[M], values: dict[str, Any], where: object) -> M:
 def _fault(model: type[BaseModel], fault: Any) -> str:
     at = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"]).lstrip(".")
     if fault["type"] == "extra_forbidden":
-        parts: dict[str, type[BaseModel]] = {"data": DataConfig, "members": MemberConfig, "predict": PredictConfig}
+        parts: dict[str, type[BaseModel]] = {
+            "data": DataConfig,
+            "members": MemberConfig,
+            "decision": DecisionConfig,
+            "predict": PredictConfig,
+        }
         part = parts[fault["loc"][0]] if len(fault["loc"]) > 1 else model
         near = difflib.get_close_matches(str(fault["loc"][-1]).lower(), part.model_fields, n=1)
         return f"{printable(at)} is no known key" + (f" (did you mean {near[0]}?)" if near else "")

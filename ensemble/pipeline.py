@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ensemble import runs
-from ensemble.config import VIEWS, DataConfig, MemberConfig, PredictConfig, RunConfig, load_config
+from ensemble import prediction, runs
+from ensemble.config import VIEWS, DataConfig, DecisionConfig, MemberConfig, PredictConfig, RunConfig, load_config
 from ensemble.decision.assessment import Assessment, Decision, fit_decision, member_report
-from ensemble.decision.averaging import foresee_averaging
-from ensemble.decision.rates import ErrorRates, call, error_rates
-from ensemble.decision.stacker import OofLogits
+from ensemble.decision.rates import ErrorRates, error_rates
+from ensemble.decision.rules import OofLogits
+from ensemble.decision.threshold import Objective
 from ensemble.errors import ArtifactError, DataError, TheraError, printable
-from ensemble.progress import progress
+from ensemble.progress import Say, progress
 from ensemble.reports.tables import (
     Table,
     decision_tables,
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 
 VIEW_SETS = {"plain": VIEWS[:1], "tta": VIEWS}
 """The views that plain prediction and `--tta` average; each has a stacker and a threshold of its own."""
-
-Say = Callable[[str], None]
-"""What a verb tells the user while it works: one line a call."""
 
 
 @dataclass(frozen=True)
@@ -134,15 +131,16 @@ def _changed_since(table: runs.FoldTable, fingerprint: str, dataset: Dataset) ->
     """Return what differs between the data that a run was begun with and the data at hand; nothing if nothing does."""
     if not np.array_equal(table.ids, dataset.ids):
         only = sorted(set(dataset.ids.tolist()) ^ set(table.ids.tolist()))
-        return f"{len(only)} images are in one of the two only ({_some(only)})" if only else "the images' order"
+        return f"{len(only)} images are in one of the two only ({some(only)})" if only else "the images' order"
     assert dataset.labels is not None
     relabelled = table.ids[table.labels != dataset.labels].tolist()
     if relabelled:
-        return f"{len(relabelled)} labels changed ({_some(relabelled)})"
+        return f"{len(relabelled)} labels changed ({some(relabelled)})"
     return "" if fingerprint == dataset.fingerprint else "image files or groups changed"
 
 
-def _some(ids: list[str]) -> str:
+def some(ids: list[str]) -> str:
+    """Return the first five ids, for a message."""
     return ", ".join(map(printable, ids[:5])) + (" …" if ids[5:] else "")
 
 
@@ -207,12 +205,12 @@ def _train_folds(
 # --- the decision -----------------------------------------------------------------------------------------------------
 
 
-def _all_oof_logits(run: runs.Run, table: runs.FoldTable, members: Sequence[str]) -> np.ndarray:
+def all_oof_logits(run: runs.Run, table: runs.FoldTable, members: Sequence[str]) -> np.ndarray:
     """Return the OOF logits of several members, (n, m, views)."""
-    return np.stack([_oof_logits(run.member(name), table) for name in members], axis=1)
+    return np.stack([oof_logits(run.member(name), table) for name in members], axis=1)
 
 
-def _oof_logits(member: runs.MemberFolder, table: runs.FoldTable) -> np.ndarray:
+def oof_logits(member: runs.MemberFolder, table: runs.FoldTable) -> np.ndarray:
     """Return a member's OOF logits (n, views), in the order of the fold table.
 
     Raises
@@ -232,11 +230,11 @@ def _oof_logits(member: runs.MemberFolder, table: runs.FoldTable) -> np.ndarray:
 
 
 def _assess_member(member: runs.MemberFolder, table: runs.FoldTable, seed: int) -> Assessment:
-    logits = _oof_logits(member, table).mean(axis=1)
+    logits = oof_logits(member, table).mean(axis=1)
     return member_report(member.name, table.ids, logits, table.labels, table.fold_of, table.groups, seed)
 
 
-def fit_stacker(folder: Path, say: Say) -> dict[str, Decision]:
+def fit_stacker(folder: Path, wanted: DecisionConfig, say: Say) -> dict[str, Decision]:
     """Fit stacker and threshold on the members' OOF logits, plain and with TTA, and write the decision.
 
     Raises
@@ -249,12 +247,13 @@ def fit_stacker(folder: Path, say: Say) -> dict[str, Decision]:
     names = tuple(member.name for member in run.members())
     if not names:
         raise ArtifactError(folder, "has no members", "train one: thera train-member --help")
-    logits = _all_oof_logits(run, table, names)
+    logits = all_oof_logits(run, table, names)
     decisions = {}
     for key, views in VIEW_SETS.items():
         averaged = logits[:, :, : len(views)].mean(axis=2)
         oof = OofLogits(table.ids, table.labels, table.fold_of, names, averaged, table.groups)
-        decisions[key] = fit_decision(oof, views, seed)
+        objective = Objective.parse(wanted.objective)
+        decisions[key] = fit_decision(oof, views, seed, objective, wanted.stacker, wanted.repeats)
     for note in sorted({note for decision in decisions.values() for note in decision.notes}):
         say(f"warning: {note}")
     with runs.locked(run.decision.parent):
@@ -270,7 +269,14 @@ def _parents(run: runs.Run, members: tuple[str, ...]) -> dict[str, Any]:
     return {name: {fold: facts["oof_sha256"] for fold, facts in found.items()} for name, found in folds.items()}
 
 
-def _read_decisions(run: runs.Run, say: Say) -> dict[str, Decision]:
+def read_decisions(run: runs.Run, say: Say) -> dict[str, Decision]:
+    """Return the run's decisions, plain and with TTA, once their parents' hashes are verified.
+
+    Raises
+    ------
+    ArtifactError
+        There is none, or the members' OOF logits have changed since.
+    """
     remedy = f"run: thera fit-stacker --run {run.folder}"
     stored = runs.read_json(run.decision, remedy)
     if stored.get("parents") != _parents(run, tuple(stored.get("parents", ()))):
@@ -288,10 +294,11 @@ def predict(folder: Path, wanted: PredictConfig, machine: Machine, say: Say) -> 
     """Label a set of images; return the table of what to expect of its label file.
 
     The logits of each member are averaged over its fold models and the views, stacked, and held against the threshold.
-    A set that was predicted already, with the same decision, is not computed again.
+    A set that was predicted already, with the same decision, is not computed again; nor, with another decision, are the
+    logits that are kept of it.
     """
     started, run = time.time(), runs.Run(folder)
-    decision = _read_decisions(run, say)["tta" if wanted.tta else "plain"]
+    decision = read_decisions(run, say)["tta" if wanted.tta else "plain"]
     identity = run.read()
     dataset = _load(wanted.images, None, identity["resize"], run, say)
     if list(dataset.size) != identity["size"]:
@@ -303,124 +310,26 @@ def predict(folder: Path, wanted: PredictConfig, machine: Machine, say: Say) -> 
         "fingerprint": dataset.fingerprint,
         "decision_sha256": runs.file_sha256(run.decision),
         "views": list(decision.views),
+        "correction_asked": wanted.correction,
+        "prior": wanted.prior,
     }
     with runs.locked(place):
-        if not _is_predicted(place, made_from):
-            _predict(run, decision, dataset, place, made_from, machine)
+        if not prediction.is_predicted(place, made_from):
+            table, members = run.read_folds(), decision.stacker.members
+            averaged = all_oof_logits(run, table, members)[:, :, : len(decision.views)].mean(axis=2)
+            oof = OofLogits(table.ids, table.labels, table.fold_of, members, averaged, table.groups)
+            with_tta = run.predictions(wanted.images, dataset.fingerprint, tta=True)  # its logits serve both
+            logits = prediction.fold_logits(run, decision, dataset, [place, with_tta], machine.device, say)
+            prediction.write_set(decision, oof, dataset.ids, logits, wanted, identity["seed"], place, made_from)
         text = (place / "label_val.txt").read_bytes()
-        _verify(text, len(dataset), place / "label_val.txt")
+        prediction.verify(text, len(dataset), place / "label_val.txt")
         runs.write_whole(wanted.out, text)
     run.record(f"predict {place.name}", started)
     say(f"{len(dataset)} labels written to {wanted.out}; logits and votes are in {place / 'predictions.csv'}")
-    return prediction_table({place.name: runs.read_json(place / "predictions.json", "run: thera predict")})
-
-
-def _is_predicted(place: Path, made_from: Mapping[str, Any]) -> bool:
-    try:
-        stored = runs.read_json(place / "predictions.json", "")
-        files = {name: runs.file_sha256(place / name) for name in ("label_val.txt", "predictions.csv")}
-    except (ArtifactError, OSError):
-        return False
-    return all(stored.get(key) == value for key, value in made_from.items()) and stored.get("files") == files
-
-
-def _predict(
-    run: runs.Run, decision: Decision, dataset: Dataset, place: Path, made_from: Mapping[str, Any], machine: Machine
-) -> None:
-    fold_logits = _member_logits(run, decision, dataset, machine)  # (n, m, k)
-    logits = fold_logits.mean(axis=2).round(runs.LOGIT_DECIMALS)
-    stacked = decision.stacker.apply(logits)
-    labels = call(stacked, decision.threshold)
-    votes, majority = decision.votes(logits)
-    text = "".join(f"{label}\n" for label in labels.tolist()).encode()
-    _verify(text, len(dataset), place / "label_val.txt")
-    names = decision.stacker.members
-    columns = [
-        "id",
-        *(f"logit_{name}" for name in names),
-        "stacked_logit",
-        "probability",
-        "label",
-        *(f"vote_{name}" for name in names),
-        "majority",
-    ]
-    rows = (
-        (id_, *(f"{x:.{runs.LOGIT_DECIMALS}f}" for x in own), f"{x:.{runs.LOGIT_DECIMALS}f}", f"{p:.5f}", y, *v, m)
-        for id_, own, x, p, y, v, m in zip(
-            dataset.ids, logits, stacked, _probability(stacked), labels, votes.tolist(), majority, strict=True
-        )
-    )
-    files = {
-        "label_val.txt": runs.write_whole(place / "label_val.txt", text),
-        "predictions.csv": runs.write_table(place / "predictions.csv", columns, rows),
-    }
-    expected = _foresee(run, decision, fold_logits)
-    runs.write_json(
-        place / "predictions.json",
-        {
-            **made_from,
-            "images": len(dataset),
-            "share_of_label_0": float(np.mean(labels == 0)),
-            "nested_hter": decision.nested.hter,
-            **expected,
-            "files": files,
-        },
-    )
-
-
-def _foresee(run: runs.Run, decision: Decision, fold_logits: np.ndarray) -> dict[str, Any]:
-    """Return the rates to expect of a label file made from fold logits (n, m, k), and the interval of its HTER.
-
-    Where there are too few images to see what averaging does, they are the nested ones.
-    """
-    table, members = run.read_folds(), decision.stacker.members
-    oof = _all_oof_logits(run, table, members)[:, :, : len(decision.views)].mean(axis=2)
-    stacked = np.stack([decision.stacker.apply(of_fold) for of_fold in np.moveaxis(fold_logits, 2, 0)], axis=1)
-    seed = run.read()["seed"]
-    foreseen = foresee_averaging(
-        decision.stacker.apply(oof), table.labels, stacked, decision.threshold, decision.nested, seed
-    )
-    rates = decision.nested if foreseen is None else foreseen.rates
-    interval = decision.stacked.new_set_interval(len(fold_logits), seed) if foreseen is None else foreseen.interval
-    return {
-        "expected": {"fpr": rates.fpr, "fnr": rates.fnr, "hter": rates.hter},
-        "expected_interval": interval and [interval.low, interval.high],
-        "averaging_measured": foreseen is not None,
-    }
-
-
-def _member_logits(run: runs.Run, decision: Decision, dataset: Dataset, machine: Machine) -> np.ndarray:
-    """Return the logits of each member and fold model (n, m, k), averaged over the decision's views."""
-    from ensemble.members.backbones import build
-    from ensemble.members.inference import choose_device, choose_precision, predict_logits
-
-    device, members = choose_device(machine.device), [run.member(name) for name in decision.stacker.members]
-    folds, rows = run.read()["folds"], np.arange(len(dataset))
-    logits = np.empty((len(dataset), len(members), folds))
-    with progress(len(members) * folds * len(rows) * len(decision.views), "predict", "views") as bar:
-        for column, member in enumerate(members):
-            stored = member.read()
-            config = MemberConfig.model_validate(stored["config"] | {"pretrained": False, "weights": None})
-            network = build(config, dataset.size[0]).to(device)
-            precision = choose_precision(stored["precision"], device, network.input_size)
-            for fold in range(folds):
-                bar.note(f"{member.name} fold {fold + 1}/{folds}")
-                network.load_state_dict(member.read_weights(fold))
-                views = predict_logits(network, dataset.pixels, rows, decision.views, precision, device, bar)
-                logits[:, column, fold] = views.mean(axis=1)
-    return logits
-
-
-def _verify(text: bytes, n: int, path: Path) -> None:
-    lines = text.split(b"\n")
-    if lines[-1] != b"" or len(lines) != n + 1 or not set(lines[:-1]) <= {b"0", b"1"}:
-        raise ArtifactError(path, f"must hold {n} lines of 0 or 1", "run: thera predict")
-
-
-def _probability(logits: np.ndarray) -> np.ndarray:
-    from scipy.special import expit
-
-    return np.asarray(expit(logits))
+    facts = runs.read_json(place / "predictions.json", "run: thera predict")
+    if facts["share_check"]["shifted"]:
+        say(f"warning: {place.name}: {facts['share_check']['told']}")
+    return prediction_table({place.name: facts})
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
@@ -435,7 +344,7 @@ def report(folder: Path, say: Say) -> list[Table]:
     identity, table = run.read(), run.read_folds()
     complete = [member for member in run.members() if all(map(member.has_oof, range(table.k)))]
     members = [_assess_member(member, table, identity["seed"]) for member in complete]
-    decisions = _read_decisions(run, say) if run.decision.exists() else {}
+    decisions = read_decisions(run, say) if run.decision.exists() else {}
     predicted = _predicted(run)
     tables = [member_table(member, VIEWS) for member in members]
     if decisions:
@@ -469,11 +378,12 @@ def _predicted(run: runs.Run) -> dict[str, Any]:
 
 def run_config(config: RunConfig, machine: Machine, say: Say) -> list[Table]:
     """Train every member, fit the stacker, predict and report; what is done already is not done again."""
+    Objective.parse(config.decision.objective)  # a wrong one is said before anything is trained
     with progress(len(config.members), config.run.name, "members") as bar:
         for member in config.members:
             train_member(config.run, member, config.data, config.folds, config.seed, machine, say)
             bar.advance()
-    fit_stacker(config.run, say)
+    fit_stacker(config.run, config.decision, say)
     if config.predict is not None:
         predict(config.run, config.predict, machine, say)
     return report(config.run, say)
@@ -499,7 +409,7 @@ def demo(folder: Path | None, machine: Machine, say: Say) -> list[Table]:
     assert config.predict is not None
     called = _labels(config.predict.out)
     given, true = (error_rates(_labels(place / name), called) for name in ("given_val.txt", "truth_val.txt"))
-    decision = _read_decisions(runs.Run(config.run), say)["tta"]
+    decision = read_decisions(runs.Run(config.run), say)["tta"]
     return [*tables, _demo_table(decision, given, true, bayes_hter())]
 
 

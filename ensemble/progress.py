@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 from tqdm import tqdm
@@ -19,6 +19,9 @@ from tqdm import tqdm
 from ensemble.errors import Stopped, printable
 
 PLAIN_INTERVAL_S = 60.0
+
+Say = Callable[[str], None]
+"""What a verb tells the user while it works: one line a call."""
 
 
 class Bar:

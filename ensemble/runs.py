@@ -245,8 +245,9 @@ class Run:
         place = Path(os.path.abspath(images))
         name = ((place.stem if place.is_file() else place.name) or "images") + ("" if tta else "-plain")
         folder = self.folder / "predictions" / name
-        if (folder / "predictions.json").exists():
-            there = read_json(folder / "predictions.json", f"remove {folder}").get("fingerprint")
+        notes = (folder / "predictions.json", folder / "logits" / "made_from.json")  # the second of one interrupted
+        if begun := [note for note in notes if note.exists()]:
+            there = read_json(begun[0], f"remove {folder}").get("fingerprint")
             folder = folder if there == fingerprint else folder.with_name(f"{name}-{fingerprint[:8]}")
         return folder
 
@@ -350,29 +351,36 @@ class MemberFolder:
         """Write a fold's weights and OOF logits (n, views), record their hashes, then drop its training state."""
         folder = self.fold(fold)
         weights_sha256 = write_tensors(folder / "weights.safetensors", weights)
-        rows = ((id_, *(f"{x:.{LOGIT_DECIMALS}f}" for x in row)) for id_, row in zip(ids, logits, strict=True))
-        oof_sha256 = write_table(folder / "oof.csv", _oof_columns(views), rows)
+        oof_sha256 = write_logits(folder / "oof.csv", ids, logits, views)
         files = {"weights_sha256": weights_sha256, "oof_sha256": oof_sha256}
         self.update(folds=self.read()["folds"] | {str(fold): files | facts})
         shutil.rmtree(folder / "state", ignore_errors=True)
 
     def read_oof(self, fold: int, views: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids (n,) that a fold's model scored and their logits (n, views) as float64."""
-        path = self.fold(fold) / "oof.csv"
         facts = self.read()["folds"].get(str(fold))
         if facts is None:
             raise ArtifactError(f"member {self.name}", f"lacks OOF logits for fold {fold}", TRAIN_AGAIN)
-        ids, *logits = read_table(path, _oof_columns(views), TRAIN_AGAIN)
-        if file_sha256(path) != facts["oof_sha256"]:
-            raise ArtifactError(path, "is not the file that training wrote (its hash differs)", TRAIN_AGAIN)
-        return np.array(ids), np.array(logits, np.float64).T
+        return read_logits(self.fold(fold) / "oof.csv", views, facts["oof_sha256"], TRAIN_AGAIN)
+
+    def weights_sha256(self, fold: int) -> str:
+        """Return the hash that training recorded of a fold's weights; the weights themselves may be gone."""
+        facts = self.read()["folds"].get(str(fold))
+        if facts is None:
+            raise ArtifactError(f"member {self.name}", f"lacks the weights of fold {fold}", TRAIN_AGAIN)
+        return str(facts["weights_sha256"])
+
+    def weights(self, fold: int) -> Path:
+        """Return where a fold's weights lie, or raise an ArtifactError where they are gone."""
+        path = self.fold(fold) / "weights.safetensors"
+        if not path.exists():
+            raise ArtifactError(f"member {self.name}", f"lacks the weights of fold {fold}", TRAIN_AGAIN)
+        return path
 
     def read_weights(self, fold: int) -> Tensors:
         """Return a fold's weights, once their hash is verified."""
-        path, facts = self.fold(fold) / "weights.safetensors", self.read()["folds"].get(str(fold))
-        if facts is None or not path.exists():
-            raise ArtifactError(f"member {self.name}", f"lacks the weights of fold {fold}", TRAIN_AGAIN)
-        if file_sha256(path) != facts["weights_sha256"]:
+        path, sha256 = self.weights(fold), self.weights_sha256(fold)
+        if file_sha256(path) != sha256:
             raise ArtifactError(path, "is not the file that training wrote (its hash differs)", TRAIN_AGAIN)
         return read_tensors(path)
 
@@ -451,7 +459,21 @@ def read_tensors(path: Path) -> Tensors:
         raise ArtifactError(path, f"is no safetensors file ({printable(error)})", "give one") from None
 
 
-def _oof_columns(views: Sequence[str]) -> tuple[str, ...]:
+def write_logits(path: Path, ids: np.ndarray, logits: np.ndarray, views: Sequence[str]) -> str:
+    """Write logits (n, views) as a CSV file keyed by id (n,), rounded to `LOGIT_DECIMALS`, and return its SHA-256."""
+    rows = ((id_, *(f"{x:.{LOGIT_DECIMALS}f}" for x in row)) for id_, row in zip(ids, logits, strict=True))
+    return write_table(path, _logit_columns(views), rows)
+
+
+def read_logits(path: Path, views: Sequence[str], sha256: str, remedy: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ids (n,) and the float64 logits (n, views) of a file, once its hash is verified."""
+    ids, *logits = read_table(path, _logit_columns(views), remedy)
+    if file_sha256(path) != sha256:
+        raise ArtifactError(path, "is not the file that thera wrote (its hash differs)", remedy)
+    return np.array(ids), np.array(logits, np.float64).T
+
+
+def _logit_columns(views: Sequence[str]) -> tuple[str, ...]:
     return ("id", *(f"logit_{view}" for view in views))
 
 

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import typer
 
-from ensemble import cli, pipeline
+from ensemble import cli, evaluation, pipeline
 from ensemble.errors import ArtifactError, ConfigError, DataError, LockedError, ResourceError, Stopped, TheraError
 from ensemble.reports.tables import Table
 
-COMMANDS = ("train-member", "fit-stacker", "predict", "report", "run", "demo")
+COMMANDS = ("train-member", "fit-stacker", "predict", "evaluate", "compare", "report", "run", "demo")
 TRAIN = ["train-member", "--arch", "resnet18", "--images", "img", "--run", "r"]
 HEAVY = (
     "torch",
@@ -266,6 +266,32 @@ def test_predict_passes_on_what_was_given(
     assert capsys.readouterr().out == TABLE.text()
 
 
+def test_evaluate_passes_on_what_was_given(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(evaluation, "evaluate", lambda *given: seen.append(given) or [TABLE])
+    assert thera("evaluate", "p.txt", "--labels", "l.txt") == 0
+    assert seen == [(Path("p.txt"), Path("l.txt"))]
+    assert capsys.readouterr().out == TABLE.text()
+
+
+@pytest.mark.parametrize(
+    ("options", "labels", "tta"),
+    [([], None, True), (["--no-tta"], None, False), (["--tta", "--labels", "l.txt"], Path("l.txt"), True)],
+)
+def test_compare_passes_on_what_was_given(
+    options: list[str],
+    labels: Path | None,
+    tta: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(evaluation, "compare", lambda *given: seen.append(given) or [TABLE])
+    assert thera("compare", "a", "b", *options) == 0
+    assert [given[:4] for given in seen] == [(Path("a"), Path("b"), labels, tta)]
+    assert capsys.readouterr().out == TABLE.text()
+
+
 def test_demo_and_run_pass_on_what_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(pipeline, "demo", lambda *given: seen.append(given[:2]) or [])
@@ -294,7 +320,7 @@ def test_tables_are_plain_off_a_terminal_and_drawn_on_one(
 
 BIG = """
 import sys
-from ensemble import cli, pipeline
+from ensemble import cli, evaluation, pipeline
 from ensemble.reports.tables import Table
 pipeline.report = lambda run, say: [Table("Big", ("fold",), (("x" * 99,),) * 9999)]
 pipeline.predict = lambda run, wanted, machine, say: (say("a note"), Table("Big", ("set",), (("x" * 99,),) * 9999))[1]

@@ -258,6 +258,7 @@ def test_faults_of_artifacts_are_named(done: Path, tmp_path: Path, capsys: pytes
     data[-3] ^= 4
     weights.write_bytes(data)
     predict = ("predict", "--run", run, "--images", done / "new/img", "--out", tmp_path / "out.txt")
+    shutil.rmtree(run / "predictions")  # with the logits there, no weights are read
     assert "weights.safetensors: is not the file that training wrote" in fails(4, *predict, capsys=capsys)
     assert not (tmp_path / "out.txt").exists()
     stored: dict[str, Any] = json.loads((run / "members/a/member.json").read_text())

@@ -14,7 +14,7 @@ import pytest
 from ensemble.decision.assessment import Decision
 from ensemble.decision.rates import error_rates
 from ensemble.decision.stacker import OofLogits
-from ensemble.pipeline import VIEW_SETS, _oof_logits, fit_decision
+from ensemble.pipeline import VIEW_SETS, fit_decision, oof_logits
 from ensemble.runs import Run
 
 RUN = Run(Path(__file__).parents[1] / "checkpoints" / "therapanacea")
@@ -33,7 +33,7 @@ def test_decision_follows_from_the_oof_logits(key: str) -> None:
     """Every figure of decision.json, computed anew from the committed tables."""
     table, stored = RUN.read_folds(), json.loads(RUN.decision.read_text())
     members, views = list(stored["parents"]), VIEW_SETS[key]
-    logits = np.stack([_oof_logits(RUN.member(name), table)[:, : len(views)].mean(axis=1) for name in members], axis=1)
+    logits = np.stack([oof_logits(RUN.member(name), table)[:, : len(views)].mean(axis=1) for name in members], axis=1)
     oof = OofLogits(table.ids, table.labels, table.fold_of, tuple(members), logits, table.groups)
     anew, decision = fit_decision(oof, views, RUN.read()["seed"]), Decision.from_json(stored[key])
     np.testing.assert_allclose(anew.stacker.weights, decision.stacker.weights, rtol=1e-6)

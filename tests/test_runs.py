@@ -494,7 +494,7 @@ def test_oof_logits_with_a_flipped_bit_or_a_row_short_are_refused(member: Member
         with pytest.raises(ArtifactError, match=r"oof\.csv"):
             member.read_oof(0, VIEWS)
     path.write_bytes(whole[: whole.rindex(b"\n", 0, -1) + 1])
-    with pytest.raises(ArtifactError, match=r"oof\.csv: is not the file that training wrote"):
+    with pytest.raises(ArtifactError, match=r"oof\.csv: is not the file that thera wrote"):
         member.read_oof(0, VIEWS)
 
 

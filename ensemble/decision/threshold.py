@@ -1,21 +1,116 @@
-"""The threshold that minimises HTER, exactly."""
+"""The threshold that is best for an objective, exactly; by default the one that minimises HTER."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ensemble.decision.rates import checked
+from ensemble.decision.rates import ErrorRates, checked
+from ensemble.errors import ConfigError
+
+_FORMS = "hter, cost:A,B (what an FPR and an FNR cost), fpr:R or fnr:R (at most that rate), e.g. cost:5,1 or fpr:0.01"
 
 
-def fit_threshold(logits: ArrayLike, labels: ArrayLike) -> float:
-    """Return the threshold that minimises HTER, by exact sweep over every distinct cut.
+@dataclass(frozen=True)
+class Objective:
+    """What a threshold is chosen for: the least weighted error, or the least of one rate with the other held.
 
-    Candidates are the midpoints of adjacent distinct logits and one beyond each end. Ties in HTER go to the smallest
-    |FPR - FNR|, then to the widest gap between the two logits beside the cut, then to the lowest. Both rates are
-    compared as integers over the common denominator n_neg * n_pos, so that a tie is a tie.
+    >>> Objective.parse("cost:5,1").loss(0.1, 0.4), Objective.parse("fpr:0.01")
+    (0.15, Objective(max_fpr=0.01))
+    """
+
+    cost_fpr: int = 1  # weights of the two rates, whole numbers, so that a tie is a tie
+    cost_fnr: int = 1
+    max_fpr: float | None = None  # the least FNR with FPR at or below this
+    max_fnr: float | None = None  # the least FPR with FNR at or below this
+
+    def __repr__(self) -> str:
+        default = Objective()
+        given = {name: value for name, value in vars(self).items() if value != getattr(default, name)}
+        return f"Objective({', '.join(f'{name}={value}' for name, value in given.items())})"
+
+    @classmethod
+    def parse(cls, text: str) -> Objective:
+        """Read `hter`, `cost:A,B`, `fpr:R` or `fnr:R`.
+
+        Raises
+        ------
+        ConfigError
+            It is none of these, a cost is not positive, or a rate is not in [0, 1].
+        """
+        kind, _, rest = text.strip().partition(":")
+        try:
+            values = [Fraction(part.strip()) for part in rest.split(",")] if rest else []
+        except (ValueError, ZeroDivisionError):
+            raise _no_objective(text) from None
+        if kind == "hter" and not rest:
+            return cls()
+        if kind == "cost" and len(values) == 2 and min(values) > 0:
+            scale = math.lcm(values[0].denominator, values[1].denominator)
+            costs = int(values[0] * scale), int(values[1] * scale)
+            divisor = math.gcd(*costs)
+            if max(costs) // divisor <= 10**6:  # the sweep's integers must not overflow
+                return cls(costs[0] // divisor, costs[1] // divisor)
+        if kind in ("fpr", "fnr") and len(values) == 1 and 0 <= values[0] <= 1:
+            rate = float(values[0])
+            return cls(max_fpr=rate) if kind == "fpr" else cls(max_fnr=rate)
+        raise _no_objective(text)
+
+    @property
+    def text(self) -> str:
+        """The form that `parse` reads.
+
+        >>> [Objective.parse(form).text for form in ("hter", "cost:2.5,1", "fnr:0.02")]
+        ['hter', 'cost:5,2', 'fnr:0.02']
+        """
+        if self.max_fpr is not None:
+            return f"fpr:{self.max_fpr:g}"
+        if self.max_fnr is not None:
+            return f"fnr:{self.max_fnr:g}"
+        return "hter" if self.cost_fpr == self.cost_fnr else f"cost:{self.cost_fpr},{self.cost_fnr}"
+
+    @property
+    def told(self) -> str:
+        """What the threshold does, in words."""
+        if self.max_fpr is not None:
+            return f"the least FNR with FPR <= {self.max_fpr:g}"
+        if self.max_fnr is not None:
+            return f"the least FPR with FNR <= {self.max_fnr:g}"
+        if self.cost_fpr == self.cost_fnr:
+            return "the least HTER"
+        return f"the least weighted error ({self.cost_fpr} FPR + {self.cost_fnr} FNR) / {self.cost_fpr + self.cost_fnr}"
+
+    def loss(self, fpr: float, fnr: float) -> float:
+        """Return what is minimised: the weighted mean of the two rates, or the one that is not held."""
+        if self.max_fpr is not None:
+            return fnr
+        if self.max_fnr is not None:
+            return fpr
+        return (self.cost_fpr * fpr + self.cost_fnr * fnr) / (self.cost_fpr + self.cost_fnr)
+
+    def loss_of(self, rates: ErrorRates) -> float:
+        return self.loss(rates.fpr, rates.fnr)
+
+
+HTER = Objective()
+
+
+def _no_objective(text: str) -> ConfigError:
+    return ConfigError("objective", f"must be one of {_FORMS}; got {text!r}")
+
+
+def fit_threshold(logits: ArrayLike, labels: ArrayLike, objective: Objective = HTER) -> float:
+    """Return the threshold that is best for `objective`, by exact sweep over every distinct cut.
+
+    Candidates are the midpoints of adjacent distinct logits and one beyond each end. Ties go to the smallest
+    |FPR - FNR| (where a rate is held: to the smallest held rate), then to the widest gap between the two logits beside
+    the cut, then to the lowest. Rates are compared as integers over the common denominator n_neg * n_pos, so that a tie
+    is a tie.
 
     Parameters
     ----------
@@ -23,6 +118,8 @@ def fit_threshold(logits: ArrayLike, labels: ArrayLike) -> float:
         Log-odds of label 1, finite.
     labels : int8 array (n,)
         0 or 1, both present.
+    objective : Objective
+        By default HTER.
 
     Returns
     -------
@@ -36,9 +133,7 @@ def fit_threshold(logits: ArrayLike, labels: ArrayLike) -> float:
 
     Notes
     -----
-    The gap beyond an end counts as infinite, but this decides nothing: only "call everything 1" and "call everything
-    0" reach |FPR - FNR| = 1 at HTER 1/2, so they tie with each other alone, and the lower one wins. The cut above the
-    highest logit is therefore never returned.
+    The gap beyond an end counts as infinite.
 
     One argsort: O(n log n).
 
@@ -48,6 +143,8 @@ def fit_threshold(logits: ArrayLike, labels: ArrayLike) -> float:
     0.0
     >>> fit_threshold([5.0, 5.0], [0, 1])
     4.0
+    >>> fit_threshold([-2.0, -1.0, 1.0, 3.0], [0, 1, 0, 1], Objective.parse("fpr:0"))
+    2.0
     """
     x, y = checked("cannot fit a threshold", logits, labels)
     order = np.argsort(x)
@@ -56,18 +153,45 @@ def fit_threshold(logits: ArrayLike, labels: ArrayLike) -> float:
     n_pos = int(ones_below[-1])
     n_neg = y.size - n_pos
 
-    cuts = np.flatnonzero(np.concatenate(([True], x[1:] > x[:-1])))  # rows from a cut on are called 1
-    false_neg = ones_below[cuts] * n_neg  # FNR and FPR, both times n_neg * n_pos
-    false_pos = (n_neg - cuts + ones_below[cuts]) * n_pos
-    best = np.flatnonzero(_least(false_pos + false_neg))
-    best = best[_least(np.abs(false_pos - false_neg)[best])]
-    cuts = cuts[best]
+    cuts = np.flatnonzero(np.concatenate(([True], x[1:] > x[:-1], [True])))  # rows from a cut on are called 1
+    false_neg, false_pos = ones_below[cuts], n_neg - cuts + ones_below[cuts]
+    if objective.max_fpr is not None:
+        cost, tie = _held(false_pos, objective.max_fpr, n_neg, false_neg), false_pos
+    elif objective.max_fnr is not None:
+        cost, tie = _held(false_neg, objective.max_fnr, n_pos, false_pos), false_neg
+    else:
+        cost = objective.cost_fpr * (false_pos * n_pos) + objective.cost_fnr * (false_neg * n_neg)
+        tie = np.abs(false_pos * n_pos - false_neg * n_neg)
+    best = np.flatnonzero(_least(cost))
+    cuts = cuts[best[_least(tie[best])]]
     if cuts[0] == 0:
-        return float(x[0] - 1)
+        return below_all(x[0])
+    if cuts[-1] == y.size:
+        return above_all(x[-1])
     widest = cuts[_least(x[cuts - 1] / 2 - x[cuts] / 2)][0]  # halves: the gap of two huge logits must not overflow
-    below, above = float(x[widest - 1]), float(x[widest])
-    middle = below / 2 + above / 2
-    return middle if below < middle <= above else above
+    return midpoint(x[widest - 1], x[widest])
+
+
+def below_all(lowest: float) -> float:
+    """Return a threshold at which all logits down to `lowest` are called 1."""
+    return float(lowest - 1)
+
+
+def above_all(highest: float) -> float:
+    """Return a threshold at which no logit up to `highest` is called 1."""
+    return float(max(highest + 1, np.nextafter(highest, np.inf)))
+
+
+def midpoint(below: float, above: float) -> float:
+    """Return a threshold that calls `above` 1 and `below` 0, halfway where the two are not neighbours."""
+    middle = float(below) / 2 + float(above) / 2
+    return middle if below < middle <= above else float(above)
+
+
+def _held(held: NDArray[np.int64], limit: float, of: int, free: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the counts of the free error, out of reach where the held one is over its limit."""
+    most = math.floor(Fraction(repr(limit)) * of)
+    return np.where(held <= most, free, np.iinfo(np.int64).max)
 
 
 def _least(cost: NDArray[Any]) -> NDArray[np.bool_]:

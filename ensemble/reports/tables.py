@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ensemble.decision.assessment import Assessment, Decision
+from ensemble.decision.floor import describe_floor
 from ensemble.decision.intervals import Interval
 from ensemble.decision.rates import ErrorRates
 from ensemble.errors import printable
@@ -21,12 +22,14 @@ LEGEND = (
         "on. Apparent is the HTER of the rule fitted on all rows and scored on the same rows; the gap is what it "
         "flatters itself by. The threshold is that of the rule fitted on all rows, in logits."
     ),
-    "[]: 95 % interval of the images drawn (bootstrap at the calls made), not of fitting the threshold anew.",
+    (
+        "[]: 95 % interval. Of the stack, and of a member in its own report, with the threshold fitted anew in every "
+        "bootstrap replicate; of the rules beside the stack, at the calls made."
+    ),
 )
 SHIFT = (
-    "Prediction averages k fold models, while each logit measured here came from one. What that gains is read off the "
-    "images to predict (decision/averaging.py) and stands with their label file as its expected HTER; the threshold is "
-    "not moved for it."
+    "Prediction averages k fold models, while each logit measured here came from one. What that changes is read off "
+    "the images to predict; the threshold is corrected for it, and the HTER to expect stands with their label file."
 )
 
 
@@ -119,6 +122,7 @@ def decision_table(decision: Decision) -> Table:
             f"{row.apparent.hter:.4f}",
             f"{row.optimism:+.4f}",
             f"{row.auc:.4f}",
+            _difference(row),
         )
         for label, row in labelled
     )
@@ -128,21 +132,111 @@ def decision_table(decision: Decision) -> Table:
     return Table(
         f"Decision, views {' + '.join(decision.views)}: nested HTER {decision.nested.hter:.4f} "
         f"{_interval(decision.interval)}",
-        ("rule", "FPR", "FNR", "HTER", "95 %", "apparent", "gap", "AUC"),
+        ("rule", "FPR", "FNR", "HTER", "95 %", "apparent", "gap", "AUC", "HTER less the stack's"),
         rows,
         (
+            f"The threshold is that of {decision.objective.told}. {_of_kind(decision)}",
             (
                 f"Fitted on all {decision.nested.n} rows: weights {weights}; bias {decision.stacker.bias:+.4f}; "
                 f"threshold {decision.threshold:+.4f} (logits)."
             ),
+            *_repeated(decision),
             *decision.notes,
         ),
     )
 
 
-def decision_tables(plain: Decision, tta: Decision | None = None) -> tuple[Table, ...]:
-    """Return the stack's table for plain prediction, and for prediction with TTA where there is one."""
-    return tuple(decision_table(decision) for decision in (plain, tta) if decision is not None)
+def _difference(row: Assessment) -> str:
+    if row.difference is None:
+        return ""
+    low, high = row.difference.interval.low, row.difference.interval.high
+    return f"{row.difference.value:+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+def _of_kind(decision: Decision) -> str:
+    if not decision.stackers:
+        return "One member needs no stacker."
+    if decision.chosen != "auto":
+        return f"The stacker is {_KINDS[decision.kind]}, as asked for."
+    return (
+        f"The stacker is {_KINDS[decision.kind]}: the simplest within one standard error of the best; the nested "
+        "figures make this choice anew without each fold."
+    )
+
+
+_KINDS = {
+    "mean": "the mean of logits",
+    "calibrated": "the mean of calibrated logits",
+    "nonnegative": "the logistic one without negative weights",
+    "logistic": "the logistic one",
+}
+
+
+def _repeated(decision: Decision) -> tuple[str, ...]:
+    if not decision.repeated:
+        return ()
+    mean = sum(decision.repeated) / len(decision.repeated)
+    span = f"{min(decision.repeated):.4f} to {max(decision.repeated):.4f}"
+    return (f"Nested HTER over {len(decision.repeated)} other partitions of the rows: mean {mean:.4f}, from {span}.",)
+
+
+def stackers_table(decision: Decision) -> Table:
+    """Return the kinds of stacker, the simplest first, all under the same nested estimate."""
+    rows = tuple(
+        (
+            _KINDS[row.name] + (" (deployed)" if row.name == decision.kind else ""),
+            *_rates(row.nested),
+            _interval(row.interval),
+            _difference(row),
+        )
+        for row in decision.stackers
+    )
+    return Table("Stackers compared", ("stacker", "FPR", "FNR", "HTER", "95 %", "HTER less the stack's"), rows)
+
+
+def curve_table(decision: Decision) -> Table:
+    """Return the expected-performance curve: nested rates at the threshold for each weight of the two errors."""
+    rows = tuple(
+        (
+            f"{row.cost_fpr / 10:.1f} FPR + {1 - row.cost_fpr / 10:.1f} FNR",
+            f"{row.threshold:+.4f}",
+            *_rates(row.rates),
+            f"{row.loss:.4f}",
+        )
+        for row in decision.curve
+    )
+    return Table(
+        "Expected performance at other costs",
+        ("least", "threshold", "FPR", "FNR", "HTER", "weighted error"),
+        rows,
+        (
+            "Nested: each fold at the threshold fitted without it. `thera fit-stacker --objective cost:A,B` deploys one.",
+        ),
+    )
+
+
+def floor_table(decision: Decision) -> Table:
+    """Return what label noise alone forces on any model, in two opinions, and what is left to learn."""
+    told = describe_floor(decision.floor, decision.nested.hter)
+    if decision.floor is None:
+        return Table(
+            "Floor: the HTER that label noise alone forces", ("opinion", "FPR", "FNR", "HTER", "95 %"), (), (told,)
+        )
+    opinions = {"confident learning": decision.floor.confident, "mixture fit": decision.floor.mixture}
+    rows = tuple((name, *_rates(estimate.rates), _interval(estimate.interval)) for name, estimate in opinions.items())
+    most = ("at most (labels wrong at random)", *_rates(decision.floor.ceiling), "")
+    return Table(
+        "Floor: the HTER that label noise alone forces",
+        ("opinion", "FPR", "FNR", "HTER", "95 %"),
+        (*rows, most),
+        (told,),
+    )
+
+
+def decision_tables(plain: Decision, tta: Decision) -> tuple[Table, ...]:
+    """Return the stack's table for plain prediction and for TTA; of the latter, also what else is known of it."""
+    stackers = (stackers_table(tta),) if tta.stackers else ()
+    return (decision_table(plain), decision_table(tta), *stackers, curve_table(tta), floor_table(tta))
 
 
 def prediction_table(predicted: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -154,19 +248,48 @@ def prediction_table(predicted: Mapping[str, Mapping[str, Any]]) -> Table:
             " + ".join(facts["views"]),
             f"{facts['share_of_label_0']:.4f}",
             *(f"{facts['expected'][rate]:.4f}" for rate in ("fpr", "fnr", "hter")),
+            _interval(Interval(*facts["hter_interval"])),
             _interval(Interval(*facts["expected_interval"])) if facts["expected_interval"] else "",
         )
         for name, facts in predicted.items()
     )
+    few = any(not facts["averaging_measured"] for facts in predicted.values())
     return Table(
         "Label files: the HTER to expect",
-        ("set", "images", "views", "share of 0", "FPR", "FNR", "HTER", "95 %"),
+        ("set", "images", "views", "share of 0", "FPR", "FNR", "HTER", "95 %", "measured here"),
         rows,
         (
-            "[]: where the HTER measured on these images falls 95 times in 100, if they are like the labelled ones.",
-            *("*: too few images to see what averaging gains; the nested figures" for row in rows if "*" in row[0]),
-        )[:2],
+            "95 %: of the rule's HTER. Measured here: where the HTER measured on these images falls 95 times in 100; "
+            "their luck comes on top.",
+            *(("*: too few images to see what averaging changes; the nested figures, no correction.",) if few else ()),
+            *(note for name, facts in predicted.items() for note in _prediction_notes(printable(name), facts)),
+        ),
     )
+
+
+def _prediction_notes(name: str, facts: Mapping[str, Any]) -> Iterator[str]:
+    candidates = facts["corrections"]
+    if candidates:
+        chosen, none = candidates[facts["correction"]], candidates["none"]
+        others = "; ".join(
+            f"{other} {each['threshold']:+.4f}: FPR {each['fpr']:.4f}, FNR {each['fnr']:.4f}, HTER {each['hter']:.4f}"
+            for other, each in candidates.items()
+            if other != facts["correction"]
+        )
+        yield (
+            f"{name}: averaging the fold models moves the threshold from {none['threshold']:+.4f} to "
+            f"{chosen['threshold']:+.4f} (correction: {facts['correction']}), which is expected to change the HTER by "
+            f"{chosen['hter'] - none['hter']:+.4f}; nested it was {facts['nested_hter']:.4f}. Other corrections: "
+            f"{others}."
+        )
+    yield f"{name}: {facts['share_check']['told']}"
+    if there := facts["at_prior"]:
+        yield (
+            f"{name}: where label 0 is {there['prior']:.4f} of the images, as given, FPR, FNR, HTER and its threshold "
+            f"are the same; {there['share_called_0']:.4f} should be called 0 ({facts['share_of_label_0']:.4f} are), "
+            f"{there['error_rate']:.4f} called wrong, {there['precision_of_0']:.4f} of the 0s be right, and the "
+            "probabilities in predictions.csv are for this share."
+        )
 
 
 def explained(tables: Sequence[Table], deployed: bool) -> list[Table]:
@@ -203,6 +326,16 @@ def report_json(
                 "stack": _figures(decision.stacked),
                 "members": [_figures(row) for row in decision.members],
                 "baselines": [_figures(row) for row in decision.baselines],
+                "objective": decision.objective.text,
+                "stacker": decision.kind,
+                "stackers": [_figures(row) for row in decision.stackers],
+                "curve": [
+                    {"cost_fpr": row.cost_fpr / 10, "threshold": row.threshold, "loss": row.loss}
+                    | _rates_json(row.rates)
+                    for row in decision.curve
+                ],
+                "repeated": list(decision.repeated),
+                "floor": None if decision.floor is None else decision.floor.to_json(),
                 "notes": list(decision.notes),
             }
             for name, decision in decisions.items()
@@ -215,7 +348,12 @@ def _figures(row: Assessment) -> dict[str, Any]:
     return {
         "name": row.name,
         "threshold": row.threshold,
-        "nested": _rates_json(row.nested) | {"interval": [row.interval.low, row.interval.high]},
+        "nested": _rates_json(row.nested)
+        | {"interval": [row.interval.low, row.interval.high], "refitted": row.refitted}
+        | {f"{name}_interval": [i.low, i.high] for name, i in (("fpr", row.fpr), ("fnr", row.fnr))},
+        "less_the_stack": None
+        if row.difference is None
+        else {"hter": row.difference.value, "interval": [row.difference.interval.low, row.difference.interval.high]},
         "apparent": _rates_json(row.apparent),
         "optimism": row.optimism,
         "auc": row.auc,

@@ -1,0 +1,442 @@
+"""The floor: how much HTER wrong labels alone force on any model, estimated twice, and a ceiling on it.
+
+An oracle that knows the true classes is still wrong against the labels as given, at these rates:
+
+    FPR = P(true = 1 | given = 0),   FNR = P(true = 0 | given = 1),   floor = their mean.
+
+Logits alone cannot tell a wrong label from an image that looks like the other class, so every estimate leans on a view
+of what wrong labels look like:
+
+- the *mixture* takes them for strewn at random, whatever the image shows: then, among the rows given as 0, some have
+  logits distributed as those of true 1 are;
+- *confident learning* takes for a wrong label whatever the model contradicts with confidence, the model's own confident
+  errors with it: it errs high, and the more so the weaker the model;
+- the *ceiling* bounds the mixture's kind of noise from above, whatever the distributions are.
+
+Wrong labels on images that are hard anyway pass for difficulty: all three then lie below the rate of wrong labels. Nor
+are they a floor: a model that learns to follow them can reach a lower HTER than the oracle.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ensemble.config import seed_sequence
+from ensemble.decision.intervals import Interval, central
+from ensemble.decision.label_issues import confident_joint
+from ensemble.decision.rates import Calls, ErrorRates, Floats, checked
+from ensemble.errors import ArtifactError
+
+LEAST_ROWS = 100
+"""Of each class; with fewer, nothing is estimated."""
+
+BINS_A_CLASS = 50
+LEAST_BINS = 20
+"""Logits of fewer distinct values than these bins need are too coarse to fit densities to."""
+
+LEAST_RATE = 1e-4
+"""A fitted rate below this is called 0: it has run to its limit."""
+
+TAILS = (0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.005)
+"""Shares of a class beyond the cuts at which the ceiling looks."""
+
+APART = 0.02
+"""Two estimates that differ by more, with intervals that do not meet, are said to disagree."""
+
+
+@dataclass(frozen=True)
+class FloorEstimate:
+    """One opinion: the rates of the oracle against the labels as given, and the 95 % interval of their mean."""
+
+    rates: ErrorRates
+    interval: Interval
+
+    @property
+    def hter(self) -> float:
+        return self.rates.hter
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What label noise alone forces on any model, in two opinions."""
+
+    confident: FloorEstimate
+    mixture: FloorEstimate
+    ceiling: ErrorRates  # the most that labels wrong at random can force, at 95 %
+    misfit: float  # of the mixture: deviance a degree of freedom; 1 where it fits, and its interval widens with it
+
+    @property
+    def disagree(self) -> bool:
+        """Whether the opinions differ by more than chance, and by more than `APART`."""
+        low, high = sorted((self.confident, self.mixture), key=lambda estimate: estimate.hter)
+        return high.hter - low.hter > APART and high.interval.low > low.interval.high
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Floor:
+        """Read what `to_json` wrote, every float to the last bit.
+
+        Raises
+        ------
+        ArtifactError
+            It is not a floor.
+        """
+        try:
+            estimates = {
+                name: FloorEstimate(
+                    **stored[name]
+                    | {"rates": ErrorRates(**stored[name]["rates"]), "interval": Interval(**stored[name]["interval"])}
+                )
+                for name in ("confident", "mixture")
+            }
+            return cls(**stored | estimates | {"ceiling": ErrorRates(**stored["ceiling"])})
+        except (TypeError, KeyError) as error:
+            raise ArtifactError("floor", f"fields are missing or unknown ({error})") from error
+
+
+def estimate_floor(logits: ArrayLike, labels: ArrayLike, seed: int = 0, replicates: int = 200) -> Floor | None:
+    """Estimate the floor from out-of-fold logits, by confident learning and by a mixture, with intervals.
+
+    Parameters
+    ----------
+    logits : float64 array (n,)
+        Out-of-fold, of one model or stacked, finite; higher means label 1.
+    labels : int8 array (n,)
+        As given: 0 or 1, both present.
+    seed : int
+        The same seed gives the same floor.
+    replicates : int
+        Bootstrap draws of the mixture.
+
+    Returns
+    -------
+    Floor or None
+        None for fewer than `LEAST_ROWS` rows of a class, or logits of too few distinct values.
+
+    Raises
+    ------
+    DataError
+        Shapes differ, a logit is not finite, or a class is absent.
+
+    Notes
+    -----
+    Means over 100 simulated data sets of 20,000 rows, 12 % of class 0 (`tests/simulations/floor.py`), bias against the
+    oracle's HTER and how often the 95 % interval holds it:
+
+    ===============================  ======  ==================  ===================
+    model, noise                      floor  confident learning  mixture
+    ===============================  ======  ==================  ===================
+    strong, none                     0.0000   +0.0006      0 %    +0.0000     100 %
+    strong, 5 % flips                0.1436   -0.0019     91 %    -0.0011      99 %
+    strong, trained on 5 % flips     0.1432   -0.0008     91 %    +0.0046      93 %
+    moderate, none                   0.0000   +0.0208      0 %    +0.0002     100 %
+    moderate, 3 % flips              0.0951   +0.0253      0 %    -0.0013      96 %
+    moderate, trained on 3 % flips   0.0949   MODC    MODM
+    skewed logits, 3 % flips         0.0946   +0.0302      0 %    -0.0022      95 %
+    heavy tails, none                0.0000   +0.0146      0 %    +0.0053       0 %
+    weak, none                       0.0000   +0.1705      0 %    +0.0050      93 %
+    weak, 3 % flips                  0.0951   +0.1446      0 %    -0.0263      90 %
+    moderate, hard images flipped    0.0463   HARC    HARM
+    ===============================  ======  ==================  ===================
+
+    Read confident learning as an upper figure, and by itself only for a strong model: its interval is of the counting
+    alone, not of that bias. The mixture is the better one wherever noise is strewn at random; a model's own outliers,
+    which look like wrong labels, move it up by about 0.005.
+    """
+    x, y = checked("cannot estimate the floor", logits, labels)
+    n_pos = int(np.count_nonzero(y))
+    if min(n_pos, y.size - n_pos) < LEAST_ROWS:
+        return None
+    edges, counts = _binned(x, y)
+    if counts.shape[1] < LEAST_BINS:
+        return None
+    rng = np.random.default_rng(seed_sequence(seed, "mixture"))
+    most = ceiling(x, y)
+    mixture, misfit = _by_mixture(edges, counts, most, rng, replicates)
+    return Floor(_by_confidence(x, y, seed), mixture, most, misfit)
+
+
+# --- confident learning ---------------------------------------------------------------------------------------------
+
+
+def _by_confidence(logits: Floats, labels: Calls, seed: int) -> FloorEstimate:
+    joint = confident_joint(logits, labels, seed)
+    sure = np.maximum(joint.sum(axis=1), 1)
+    n_pos = int(np.count_nonzero(labels))
+    rates = ErrorRates(float(joint[0, 1] / sure[0]), float(joint[1, 0] / sure[1]), labels.size - n_pos, n_pos)
+    rng = np.random.default_rng(seed_sequence(seed, "confident"))
+    return FloorEstimate(rates, _counted(rates, int(sure[0]), int(sure[1]), rng))
+
+
+def _counted(rates: ErrorRates, n_neg: int, n_pos: int, rng: np.random.Generator) -> Interval:
+    """Return the interval of two rates' mean that were counted on `n_neg` and `n_pos` rows, by the Jeffreys Beta.
+
+    A rate of which not one case was seen may be 0 itself.
+    """
+    total = np.zeros(20_000)
+    for rate, n in ((rates.fpr, n_neg), (rates.fnr, n_pos)):
+        total += rng.beta(rate * n + 0.5, (1 - rate) * n + 0.5, size=total.size)
+    interval = central(total)
+    return Interval(0.0 if rates.fpr + rates.fnr == 0 else min(interval.low, rates.hter), interval.high)
+
+
+# --- the ceiling ----------------------------------------------------------------------------------------------------
+
+
+def ceiling(logits: ArrayLike, labels: ArrayLike) -> ErrorRates:
+    """Return the largest rates of an oracle that labels wrong at random allow, at 95 % confidence.
+
+    Let the label depend on the true class alone. Of the rows given as 0, the share fpr is of true 1, and of these a
+    share P(A | true 1) has its logit in a set A. Hence P(A | given 0) >= fpr P(A | true 1), and as well
+    P(A | given 1) <= (1 - fnr) P(A | true 1) + fnr P(A | true 0); together
+
+        fpr / (1 - fnr) <= P(A | given 0) / P(A | given 1)   for every A,
+
+    and the mirror image. A runs over the tails `TAILS`, where true 0 are rarest; each share is taken at its exact
+    (Clopper-Pearson) bound, at a level that leaves 5 % for all of them together. The two bounds are then solved for fpr
+    and fnr. Nothing is assumed of the distributions or the model, but the noise must not depend on the image.
+
+    Parameters
+    ----------
+    logits : float64 array (n,)
+        Out-of-fold, finite; higher means label 1.
+    labels : int8 array (n,)
+        As given: 0 or 1, both present.
+
+    Raises
+    ------
+    DataError
+        Shapes differ, a logit is not finite, or a class is absent.
+
+    References
+    ----------
+    Scott, Blanchard and Handy (2013), Classification with Asymmetric Label Noise, COLT, section 3.
+
+    Examples
+    --------
+    >>> logits = np.linspace(-4.0, 4.0, 2000)
+    >>> ceiling(logits, logits > 0).hter < 0.02
+    True
+    """
+    from scipy.special import betaincinv
+
+    x, y = checked("cannot bound the floor", logits, labels)
+    level = 0.05 / (4 * len(TAILS))  # two sides, two shares each
+    bounds = []
+    for given, sign in ((0, 1), (1, -1)):
+        own, other = np.sort(sign * x[y == given]), np.sort(sign * x[y != given])
+        cuts = np.quantile(other, 1 - np.asarray(TAILS))
+        in_own, in_other = own.size - np.searchsorted(own, cuts), other.size - np.searchsorted(other, cuts)
+        most = np.where(in_own < own.size, betaincinv(in_own + 1, np.maximum(own.size - in_own, 1), 1 - level), 1.0)
+        least = betaincinv(np.maximum(in_other, 1), other.size - in_other + 1, level)
+        bounds.append(min(float((most / least).min()), 1.0))
+    n_pos = int(np.count_nonzero(y))
+    a, b = bounds
+    rest = 1 - a * b
+    fpr, fnr = (a * (1 - b) / rest, b * (1 - a) / rest) if rest > 0 else (0.5, 0.5)
+    return ErrorRates(fpr, fnr, y.size - n_pos, n_pos)
+
+
+# --- the mixture ----------------------------------------------------------------------------------------------------
+
+_PARAMETERS = 10
+"""Log-odds of the two rates; then location, log scale, skew and log tail of true 0, and of true 1."""
+
+_SPREAD = np.array([np.inf, np.inf, np.inf, np.inf, 0.5, 0.35, np.inf, np.inf, 0.5, 0.35])
+"""Standard deviations of the normal penalty on skew and log tail; they keep few rows from bending the shape at will."""
+
+_STARTS = ((0.01, 0.001), (0.1, 0.01), (0.3, 0.03), (0.01, 0.05), (0.2, 0.1))
+
+
+def _binned(logits: Floats, labels: Calls) -> tuple[Floats, NDArray[np.int64]]:
+    """Return the edges (b - 1,) of bins at both classes' quantiles, in standardised logits, and counts (2, b)."""
+    x = (logits - np.median(logits)) / max(float(logits.std()), 1e-300)
+    levels = np.linspace(0, 1, BINS_A_CLASS + 1)[1:-1]
+    edges = np.unique(np.concatenate([np.quantile(x[labels == label], levels) for label in (0, 1)]))
+    bin_of = np.searchsorted(edges, x, "right")
+    return edges, np.stack([np.bincount(bin_of[labels == label], minlength=edges.size + 1) for label in (0, 1)])
+
+
+def _by_mixture(
+    edges: Floats, counts: NDArray[np.int64], most: ErrorRates, rng: np.random.Generator, replicates: int
+) -> tuple[FloorEstimate, float]:
+    """Fit the mixture to binned logits by maximum likelihood; return the estimate and its misfit.
+
+    The logits of the rows given as 0 are distributed as (1 - fpr) f0 + fpr f1, of those given as 1 as (1 - fnr) f1 +
+    fnr f0, with f0 and f1, the logits of the true classes, sinh-arcsinh normal: location, scale, skew and tail weight
+    (Jones and Pewsey 2009, Biometrika 96, 761-780).
+
+    The interval is a bootstrap of the counts, as of `misfit` times fewer rows where the fit is worse than chance, and
+    never narrower than counting the wrong labels themselves would give. A fit above the ceiling is refuted by it: the
+    rates are then the ceiling's and the interval runs from 0 to it.
+    """
+    first = np.stack([_start(edges, counts, rates) for rates in _STARTS])
+    fitted, likelihood = _fit(first, np.repeat(counts[None].astype(np.float64), len(first), axis=0), edges)
+    best = fitted[int(np.argmax(likelihood))]
+    n_neg, n_pos = (int(n) for n in counts.sum(axis=1))
+    expected = np.maximum(_bin_shares(best, edges), 1e-12) * [[n_neg], [n_pos]]
+    deviance = 2 * float((counts * np.log(np.maximum(counts, 1) / expected))[counts > 0].sum())
+    misfit = deviance / (2 * edges.size - _PARAMETERS)
+    fpr, fnr = _rates(best).tolist()
+    rates = ErrorRates(fpr, fnr, n_neg, n_pos)
+    if rates.hter > most.hter:
+        return FloorEstimate(most, Interval(0.0, most.hter)), misfit
+
+    sizes = [max(round(n / max(misfit, 1.0)), 1) for n in (n_neg, n_pos)]
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    drawn = np.stack([rng.multinomial(size, row, replicates) for size, row in zip(sizes, shares, strict=True)], axis=1)
+    begin = np.repeat(best[None], replicates, axis=0)
+    begin[:, :2] = np.resize(first[:, :2], (replicates, 2))  # of all starts, so that a flat likelihood shows
+    moved = central(_rates(_fit(begin, drawn, edges)[0]).sum(axis=1))
+    counted = _counted(rates, n_neg, n_pos, rng)
+    low, high = min(moved.low, counted.low), min(max(moved.high, counted.high), most.hter)
+    return FloorEstimate(rates, Interval(min(low, rates.hter), max(high, rates.hter))), misfit
+
+
+def _start(edges: Floats, counts: NDArray[np.int64], rates: tuple[float, float]) -> Floats:
+    """Return parameters (10,): these rates, and the median and quartiles of the two classes as given."""
+    start = [float(np.log(rate / (1 - rate))) for rate in rates]
+    for row in counts:
+        below = np.cumsum(row)[:-1] / row.sum()
+        low, middle, high = np.interp([0.25, 0.5, 0.75], below, edges)
+        start += [float(middle), float(np.log((high - low) / 1.35 + 1e-3)), 0.0, 0.0]
+    return np.array(start)
+
+
+def _rates(theta: Floats) -> Floats:
+    """Return fpr and fnr (..., 2) of parameters (..., 10).
+
+    Naming the true classes the other way round gives the same distributions; of the two, the smaller rates are meant.
+    """
+    from scipy.special import expit
+
+    rates = expit(theta[..., :2])
+    rates = np.where(rates.sum(axis=-1, keepdims=True) > 1, 1 - rates, rates)
+    return np.asarray(np.where(rates < LEAST_RATE, 0.0, rates))
+
+
+def _bin_shares(theta: Floats, edges: Floats) -> Floats:
+    """Return the share of each class as given in each bin, (..., 2, b), of parameters (..., 10)."""
+    from scipy.special import expit, ndtr
+
+    mixed, true = expit(theta[..., :2]), theta[..., 2:].reshape(*theta.shape[:-1], 2, 4)
+    location, log_scale, skew, log_tail = (true[..., [j]] for j in range(4))
+    z = np.exp(log_tail) * np.arcsinh((edges - location) * np.exp(-log_scale)) - skew
+    below = ndtr(np.sinh(np.clip(z, -20, 20)))
+    ends = np.zeros((*below.shape[:-1], 1))
+    of_true = np.diff(np.concatenate([ends, below, ends + 1], axis=-1))
+    return np.asarray((1 - mixed[..., None]) * of_true + mixed[..., None] * of_true[..., ::-1, :])
+
+
+def _fit(theta: Floats, counts: NDArray[Any], edges: Floats, steps: int = 100) -> tuple[Floats, Floats]:
+    """Maximise the penalised multinomial likelihood from r starts at once, by Fisher scoring damped as Levenberg does.
+
+    Parameters
+    ----------
+    theta : float64 array (r, 10)
+        Where to start.
+    counts : array (r, 2, b)
+        Rows of each class as given in each bin.
+    edges : float64 array (b - 1,)
+        Of the bins.
+    steps : int
+        At most.
+
+    Returns
+    -------
+    float64 arrays (r, 10) and (r,)
+        The parameters and their log likelihood.
+    """
+    n, precision, h = counts.sum(axis=-1, keepdims=True), _SPREAD**-2, 1e-5
+    nudges = np.concatenate([np.zeros((1, _PARAMETERS)), h * np.eye(_PARAMETERS)])
+
+    def likelihood(theta: Floats) -> Floats:
+        log_shares = np.log(np.maximum(_bin_shares(theta, edges), 1e-12))
+        return np.asarray((counts * log_shares).sum(axis=(1, 2)) - (theta**2 * precision).sum(axis=1) / 2)
+
+    current, damping = likelihood(theta), np.full(len(theta), 1e-2)
+    for step in range(steps):
+        shares = np.maximum(_bin_shares(theta[:, None] + nudges, edges), 1e-12)  # (r, 11, 2, b)
+        slopes, shares = (shares[:, 1:] - shares[:, :1]) / h, shares[:, 0]
+        uphill = np.einsum("rpcb,rcb->rp", slopes, counts / shares) - theta * precision
+        scaled = (slopes * np.sqrt(n / shares)[:, None]).reshape(len(theta), _PARAMETERS, -1)
+        information = scaled @ scaled.transpose(0, 2, 1) + np.diag(precision)
+        ridge = damping[:, None] * (np.diagonal(information, axis1=1, axis2=2) + 1e-3)
+        move = np.linalg.solve(information + ridge[..., None] * np.eye(_PARAMETERS), uphill[..., None])[..., 0]
+        moved = theta + np.clip(move, -1, 1)
+        moved[:, :2] = np.clip(moved[:, :2], -12, 12)
+        found = likelihood(moved)
+        better, gain = found > current, found - current
+        theta, current = np.where(better[:, None], moved, theta), np.maximum(found, current)
+        damping = np.clip(np.where(better, damping / 5, damping * 8), 1e-7, 1e9)
+        if step > 5 and ((np.abs(gain) < 1e-3) | (damping > 1e6)).all():
+            break
+    return theta, current
+
+
+# --- in words -------------------------------------------------------------------------------------------------------
+
+
+def describe_floor(floor: Floor | None, nested_hter: float) -> str:
+    """Return one sentence: how much of the nested HTER label noise alone forces, and what is left to learn.
+
+    Parameters
+    ----------
+    floor : Floor or None
+        Of the logits that the HTER is of.
+    nested_hter : float
+        What the model has reached.
+
+    Examples
+    --------
+    >>> rates, interval = ErrorRates(0.05, 0.01, 2400, 17600), Interval(0.02, 0.04)
+    >>> estimate = FloorEstimate(rates, interval)
+    >>> describe_floor(Floor(estimate, estimate, rates, 1.0), 0.1123)
+    'Of the nested HTER 0.1123, label noise alone forces about 0.030 (two estimates); 0.082 is left to learn.'
+    """
+    task = f"Of the nested HTER {nested_hter:.4f}"
+    if floor is None:
+        return (
+            f"{task}, the share that label noise alone forces cannot be told: that takes at least {LEAST_ROWS} images "
+            "of each label and logits of many values."
+        )
+    named = (("confident learning", floor.confident), ("the mixture", floor.mixture))
+    low, high = sorted((estimate.hter for _, estimate in named))
+    left = _span(max(nested_hter - high, 0.0), max(nested_hter - low, 0.0))
+    beaten = [name for name, estimate in named if estimate.interval.low > nested_hter]
+    if beaten:
+        return (
+            f"{task}, label noise alone cannot force more, yet {' and '.join(beaten)} "
+            f"put{'s' * (len(beaten) == 1)} it higher ({_span(low, high)} are the two estimates): "
+            "the model is too weak, or its logits too odd, for this estimate."
+        )
+    if floor.disagree and floor.mixture.hter < floor.confident.hter:
+        most = f"at most {floor.ceiling.hter:.3f}"
+        at_random = most if floor.mixture.rates == floor.ceiling else f"{low:.3f} ({most})"
+        return (
+            f"{task}, label noise alone forces {at_random} if labels are wrong at random, whatever the image shows, "
+            f"but {high:.3f} if every label is wrong that the model confidently contradicts: the two estimates "
+            f"disagree, and {left} is left to learn."
+        )
+    if floor.disagree:
+        return (
+            f"{task}, label noise alone forces {_span(low, high)}: the two estimates disagree, and {left} is left to "
+            "learn."
+        )
+    said = f"{task}, label noise alone forces about {_span(low, high)} (two estimates); {left} is left to learn"
+    ends = [end for _, estimate in named for end in (estimate.interval.low, estimate.interval.high)]
+    if max(ends) - min(ends) > max(nested_hter / 2, APART):
+        return f"{said}, but that is known loosely: the two 95 % intervals reach from {_span(min(ends), max(ends))}."
+    return f"{said}."
+
+
+def _span(low: float, high: float) -> str:
+    """Return "0.030 to 0.050", or one number where both are the same to three digits."""
+    first, last = f"{low:.3f}", f"{high:.3f}"
+    return first if first == last else f"{first} to {last}"

@@ -1,0 +1,307 @@
+"""Rules, from member logits to calls, and the cross-fitting that measures them all alike.
+
+A rule fits a score of the member logits, and then the threshold of that score:
+
+    rule.fit(rows) -> score            score(logits (n, m)) -> (n,)
+    rule(rows, objective) -> FittedRule, called on logits (n, m): 1 iff score >= threshold
+
+The stack, one member, the mean of logits and the majority vote are rules, so one `cross_fit` serves them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ensemble.decision.rates import Calls, ErrorRates, Floats, auc, call, checked, error_rates, zero_or_one
+from ensemble.decision.stacker import STACKERS, Stacker
+from ensemble.decision.threshold import HTER, Objective, fit_threshold
+from ensemble.errors import ArtifactError, DataError
+
+
+@dataclass(frozen=True, eq=False)
+class OofLogits:
+    """Out-of-fold logits: each cell predicted exactly once, by a model that never saw that image.
+
+    Parameters
+    ----------
+    ids : array (n,)
+        Distinct.
+    labels : int8 array (n,)
+        0 or 1, both in every fold.
+    fold_of : int8 array (n,)
+        At least two folds.
+    members : tuple of m str
+        Distinct, in the order of the columns.
+    logits : float64 array (n, m)
+        Log-odds of label 1, finite.
+    groups : int64 array (n,), optional
+        Rows of one group are in one fold.
+
+    Raises
+    ------
+    ArtifactError
+        A member's logit is not finite; names member and fold.
+    DataError
+        Any other of the above does not hold.
+
+    Notes
+    -----
+    The arrays are kept as read-only copies.
+    """
+
+    ids: NDArray[Any]
+    labels: Calls
+    fold_of: Calls
+    members: tuple[str, ...]
+    logits: Floats
+    groups: NDArray[np.int64] | None = None
+
+    def __post_init__(self) -> None:
+        labels, m = zero_or_one("OOF logits", "labels", self.labels), len(self.members)
+        arrays: dict[str, NDArray[Any]] = {
+            "ids": np.array(self.ids),
+            "labels": labels,
+            "fold_of": np.array(self.fold_of, np.int8),
+            "logits": np.array(self.logits, np.float64),
+        }
+        if self.groups is not None:
+            arrays["groups"] = np.array(self.groups, np.int64)
+        for name, array in arrays.items():
+            expected = (labels.size, m) if name == "logits" else (labels.size,)
+            if array.shape != expected:
+                raise DataError("OOF logits", f"{name} must have shape {expected}; got {array.shape}")
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
+        self._check()
+
+    def _check(self) -> None:
+        if not self.members or len(set(self.members)) < len(self.members):
+            raise DataError("OOF logits", f"members must be distinct and at least one; got {self.members}")
+        if len(set(self.ids.tolist())) < self.ids.size:
+            raise DataError("OOF logits", f"{self.ids.size} ids must be distinct")
+        if len(self.folds) < 2:
+            raise DataError("OOF logits", f"at least two folds are needed; got {self.folds}")
+        for fold in self.folds:
+            inside = self.fold_of == fold
+            for name, logits in zip(self.members, self.logits.T, strict=True):
+                if lost := int(np.count_nonzero(~np.isfinite(logits[inside]))):
+                    raise ArtifactError(
+                        f"member {name}",
+                        f"OOF logits must be finite; got {lost} in fold {fold} that are not",
+                        f"run: thera train-member --arch {name}",
+                    )
+            checked(f"fold {fold}", self.logits[inside], self.labels[inside], ndim=2)
+        if self.groups is not None:
+            _, first, group_of = np.unique(self.groups, return_index=True, return_inverse=True)
+            split = self.fold_of != self.fold_of[first][group_of]
+            if split.any():
+                raise DataError("OOF logits", f"group {self.groups[split][0]} must lie in one fold; it is split")
+
+    @property
+    def folds(self) -> tuple[int, ...]:
+        return tuple(np.unique(self.fold_of).tolist())
+
+    @property
+    def rows(self) -> Rows:
+        return Rows(self.logits, self.labels, self.fold_of, self.members)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """What a rule is fitted on: logits (n, m), labels (n,), the folds that the rows come from (n,), the members' names.
+
+    Nothing is checked: `OofLogits` has done so.
+    """
+
+    logits: Floats
+    labels: Calls
+    fold_of: Calls
+    members: tuple[str, ...]
+
+    def where(self, chosen: NDArray[np.bool_]) -> Rows:
+        return Rows(self.logits[chosen], self.labels[chosen], self.fold_of[chosen], self.members)
+
+
+Score: TypeAlias = Callable[[Floats], Floats]
+
+
+@dataclass(frozen=True)
+class FittedRule:
+    """A score of member logits, (n, m) -> (n,), and the threshold at which it is called 1."""
+
+    score: Score
+    threshold: float
+
+    def __call__(self, logits: Floats) -> Calls:
+        return call(self.score(logits), self.threshold)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a score is fitted; its threshold is fitted too, unless it is given."""
+
+    fit: Callable[[Rows, Objective], Score]
+    threshold: float | None = None
+
+    def __call__(self, rows: Rows, objective: Objective = HTER) -> FittedRule:
+        score = self.fit(rows, objective)
+        if self.threshold is not None:
+            return FittedRule(score, self.threshold)
+        return FittedRule(score, fit_threshold(score(rows.logits), rows.labels, objective))
+
+
+def member_logit(column: int) -> Score:
+    """Return the score that is one member's logit."""
+    return lambda logits: logits[:, column]
+
+
+def vote_share(thresholds: ArrayLike) -> Score:
+    """Return the score that is the share of members whose logit reaches their own threshold (m,).
+
+    Called at 1/2 it is the majority vote; half of an even number of votes is a 1, by the one tie rule.
+
+    >>> vote_share([0.0, 1.0])(np.array([[0.5, 0.5], [-1.0, 0.0]]))
+    array([0.5, 0. ])
+    """
+    cuts = np.asarray(thresholds, np.float64)
+    return lambda logits: np.asarray((logits >= cuts).mean(axis=1))
+
+
+def of_score(score: Score, threshold: float | None = None) -> Rule:
+    """Return the rule that fits nothing but the threshold of `score`, or nothing at all where that is given."""
+    return Rule(lambda rows, objective: score, threshold)
+
+
+def _fit_votes(rows: Rows, objective: Objective) -> Score:
+    return vote_share([fit_threshold(column, rows.labels, objective) for column in rows.logits.T])
+
+
+MAJORITY_VOTE = Rule(_fit_votes, 0.5)
+"""The majority vote of the members at their own thresholds, the method of the public solutions."""
+
+
+def stack(kind: str) -> Rule:
+    """Return the rule that fits a stacker of `kind`, or, for "auto", of the simplest good kind.
+
+    >>> rows = Rows(np.array([[-1.0, 1.0], [3.0, 5.0]]), np.array([0, 1]), np.array([0, 1]), ("a", "b"))
+    >>> fitted = stack("mean")(rows)
+    >>> fitted.threshold
+    2.0
+    """
+    return Rule(partial(_fit_stack, kind))
+
+
+def _fit_stack(kind: str, rows: Rows, objective: Objective) -> Score:
+    return fit_stack(kind, rows, objective)[1].apply
+
+
+def fit_stack(kind: str, rows: Rows, objective: Objective = HTER) -> tuple[str, Stacker]:
+    """Return the kind that was fitted, which for "auto" is `simplest_stacker`, and the stacker."""
+    if kind == "auto":
+        kind = simplest_stacker(rows, objective)
+    return kind, STACKERS[kind](rows.logits, rows.labels, rows.members)
+
+
+def simplest_stacker(rows: Rows, objective: Objective = HTER) -> str:
+    """Return the simplest kind of stacker whose nested loss is within one standard error of the least.
+
+    Every kind is cross-fitted over the folds of `rows`. The standard error is that of the paired difference to the best
+    kind: of the rows that the two call differently (the one-standard-error rule of Breiman, Friedman, Olshen and Stone
+    1984, Classification and Regression Trees, section 3.4.3). Of rows from one fold alone, even and odd rows of each
+    class stand for two folds. One member has nothing to be stacked with: "mean", which is the member itself.
+
+    Parameters
+    ----------
+    rows : Rows
+        What the choice is made on, and nothing else: in a nested estimate it is made anew without each fold.
+    objective : Objective
+        Whose loss is compared; where a rate is held, the HTER.
+    """
+    if len(rows.members) == 1:
+        return "mean"
+    if np.ptp(rows.fold_of) == 0:
+        rows = Rows(rows.logits, rows.labels, _halves(rows.labels), rows.members)
+    nested = {kind: cross_fit(rows, stack(kind), objective).called for kind in STACKERS}
+    compared = objective if objective.max_fpr is None and objective.max_fnr is None else HTER
+    losses = {kind: compared.loss_of(error_rates(rows.labels, called)) for kind, called in nested.items()}
+    best = min(losses, key=losses.__getitem__)  # of equals, the simplest
+    for kind, called in nested.items():
+        if losses[kind] - losses[best] <= _paired_error(rows.labels, called, nested[best], compared):
+            return kind
+    raise AssertionError("the best is within no distance of itself")
+
+
+def _halves(labels: Calls) -> Calls:
+    half = np.empty(labels.size, np.int8)
+    for label in (0, 1):
+        of_label = labels == label
+        half[of_label] = np.arange(np.count_nonzero(of_label)) % 2
+    return half
+
+
+def _paired_error(labels: Calls, a: Calls, b: Calls, objective: Objective) -> float:
+    """Return the standard error of the difference in loss between two sets of calls on the same rows."""
+    difference = a.astype(np.int64) - b
+    variances = [float(difference[labels == label].var() / np.count_nonzero(labels == label)) for label in (0, 1)]
+    weights = objective.loss(1, 0), objective.loss(0, 1)
+    return float(np.sqrt(sum(weight**2 * variance for weight, variance in zip(weights, variances, strict=True))))
+
+
+@dataclass(frozen=True)
+class FoldRow:
+    """What a rule reached on one fold, fitted on all the others."""
+
+    fold: int
+    threshold: float  # of the rule's score, fitted without this fold
+    rates: ErrorRates
+    auc: float
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A rule fitted without one fold: where the fold's rows are (n,), and the rule's scores of all rows (n,)."""
+
+    inside: NDArray[np.bool_]
+    scores: Floats
+    threshold: float
+
+
+@dataclass(frozen=True, eq=False)
+class CrossFit:
+    """Nested calls and scores (n,): each row's come from a rule that was fitted without the row's fold."""
+
+    called: Calls
+    scores: Floats
+    folds: tuple[FoldRow, ...]
+    splits: tuple[Split, ...]
+
+
+def cross_fit(rows: Rows, rule: Rule, objective: Objective = HTER) -> CrossFit:
+    """Refit `rule` without each fold in turn and apply it to that fold.
+
+    Examples
+    --------
+    >>> oof = OofLogits(range(4), [0, 1, 0, 1], [0, 0, 1, 1], ("a",), [[-1.0], [2.0], [-2.0], [5.0]])
+    >>> nested = cross_fit(oof.rows, of_score(member_logit(0)))
+    >>> nested.called, [row.threshold for row in nested.folds]
+    (array([0, 1, 0, 1], dtype=int8), [1.5, 0.5])
+    """
+    called, scores = np.empty(rows.labels.size, np.int8), np.empty(rows.labels.size)
+    folds, splits = [], []
+    for fold in np.unique(rows.fold_of).tolist():
+        inside = rows.fold_of == fold
+        fitted = rule(rows.where(~inside), objective)
+        split = Split(inside, fitted.score(rows.logits), float(fitted.threshold))
+        scores[inside] = split.scores[inside]
+        called[inside] = call(scores[inside], split.threshold)
+        truth = rows.labels[inside]
+        rates = error_rates(truth, called[inside])
+        folds.append(FoldRow(fold, split.threshold, rates, auc(scores[inside], truth)))
+        splits.append(split)
+    return CrossFit(called, scores, tuple(folds), tuple(splits))
