@@ -1,9 +1,10 @@
 # make demo   environment, demo data, three members, stacker, prediction, report
 # make test   the tests          make check   format, lint, types, tests
+# make simulate   400 data sets with known truth: does the printed number hold?
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check simulate clean
 
 demo: $(BIN)/.ready
 	$(BIN)/thera demo
@@ -16,6 +17,9 @@ check: $(BIN)/.ready
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+simulate: $(BIN)/.ready
+	$(BIN)/python tests/simulations/label_files.py
 
 $(BIN)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -239,10 +239,12 @@ def fit_stacker(folder: Path, wanted: DecisionConfig, say: Say) -> dict[str, Dec
 
     Raises
     ------
+    ConfigError
+        The objective has none of the known forms.
     ArtifactError
         A member lacks a fold, or its OOF logits are not those that training wrote.
     """
-    started, run = time.time(), runs.Run(folder)
+    started, run, objective = time.time(), runs.Run(folder), Objective.parse(wanted.objective)
     table, seed = run.read_folds(), run.read()["seed"]
     names = tuple(member.name for member in run.members())
     if not names:
@@ -252,7 +254,6 @@ def fit_stacker(folder: Path, wanted: DecisionConfig, say: Say) -> dict[str, Dec
     for key, views in VIEW_SETS.items():
         averaged = logits[:, :, : len(views)].mean(axis=2)
         oof = OofLogits(table.ids, table.labels, table.fold_of, names, averaged, table.groups)
-        objective = Objective.parse(wanted.objective)
         decisions[key] = fit_decision(oof, views, seed, objective, wanted.stacker, wanted.repeats)
     for note in sorted({note for decision in decisions.values() for note in decision.notes}):
         say(f"warning: {note}")

@@ -14,7 +14,7 @@ from ensemble.decision.assessment import Decision, stack_replicates
 from ensemble.decision.averaging import LEAST_IMAGES, Corrected, Foreseen, foresee
 from ensemble.decision.rates import ErrorRates, call, error_rates
 from ensemble.decision.rules import OofLogits
-from ensemble.decision.shift import at_prior, check_share
+from ensemble.decision.shift import ShareCheck, at_prior, check_share
 from ensemble.errors import ArtifactError, TheraError
 from ensemble.progress import Bar, Say, progress
 
@@ -238,7 +238,9 @@ def write_set(
     logits = fold_logits.mean(axis=2).round(runs.LOGIT_DECIMALS)
     stacked = decision.stacker.apply(logits)
     singles = np.stack([decision.stacker.apply(of_fold) for of_fold in np.moveaxis(fold_logits, 2, 0)], axis=1)
-    foreseen = _foresee(decision, oof, singles, wanted, seed)
+    check = _check(decision, oof, singles)
+    mix = check.prior if wanted.prior is None and check.shifted else wanted.prior
+    foreseen = _foresee(decision, oof, singles, wanted.correction, mix, seed)
     threshold = decision.threshold if foreseen is None else foreseen.chosen.threshold
     labels = call(stacked, threshold)
     votes, majority = decision.votes(logits)
@@ -266,8 +268,6 @@ def write_set(
         "label_val.txt": runs.write_whole(place / "label_val.txt", text),
         "predictions.csv": runs.write_table(place / "predictions.csv", columns, rows),
     }
-    single = error_rates(oof.labels, call(decision.stacker.apply(oof.logits), decision.threshold))
-    check = check_share(decision.stacker.apply(oof.logits), singles, decision.threshold, single, oof.groups)
     runs.write_json(
         place / "predictions.json",
         {
@@ -277,6 +277,7 @@ def write_set(
             "threshold": threshold,
             "share_of_label_0": float(np.mean(labels == 0)),
             "nested_hter": decision.nested.hter,
+            "taken_share_of_label_0": mix,
             **_expectations(decision, foreseen, len(ids), wanted.prior, seed),
             "share_check": check.to_json() | {"told": check.told},
             "files": files,
@@ -284,8 +285,15 @@ def write_set(
     )
 
 
+def _check(decision: Decision, oof: OofLogits, singles: np.ndarray) -> ShareCheck:
+    """Return the share check of the fold models' stacked logits (n, k)."""
+    scores = decision.stacker.apply(oof.logits)
+    rates = error_rates(oof.labels, call(scores, decision.threshold))
+    return check_share(scores, singles, decision.threshold, rates, oof.groups)
+
+
 def _foresee(
-    decision: Decision, oof: OofLogits, singles: np.ndarray, wanted: PredictConfig, seed: int
+    decision: Decision, oof: OofLogits, singles: np.ndarray, correction: str, prior: float | None, seed: int
 ) -> Foreseen | None:
     """Return what to expect of the mean of the fold models' stacked logits (n, k); None for too few images."""
     if len(singles) < LEAST_IMAGES:
@@ -297,9 +305,9 @@ def _foresee(
         decision.threshold,
         decision.nested,
         stack_replicates(decision, oof, seed, REPLICATES),
-        wanted.correction,
+        correction,
         decision.objective,
-        wanted.prior,
+        prior,
         seed,
     )
 

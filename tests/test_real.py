@@ -13,7 +13,7 @@ import pytest
 
 from ensemble.decision.assessment import Decision
 from ensemble.decision.rates import error_rates
-from ensemble.decision.stacker import OofLogits
+from ensemble.decision.rules import OofLogits
 from ensemble.pipeline import VIEW_SETS, fit_decision, oof_logits
 from ensemble.runs import Run
 

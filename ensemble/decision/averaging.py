@@ -49,7 +49,7 @@ class Foreseen:
 
     chosen: Corrected
     candidates: tuple[Corrected, ...]  # every correction, `chosen` among them
-    interval: Interval  # 95 %, of the loss that the rule has: of the HTER, unless another objective was given
+    interval: Interval  # 95 %, of the HTER that the rule has
     measured: Interval  # where the HTER measured on these very images falls 95 times in 100
 
 
@@ -108,8 +108,9 @@ class MeanModel:
         singles = joint.sum(axis=1)
         seen = (singles > 0) & (zeros + ones > 0)
         given = joint[seen] / singles[seen][:, None]
+        among = np.clip(ones.sum() / (zeros.sum() + ones.sum()), 1e-9, 1 - 1e-9)
+        theta = np.full(COEFFICIENTS, logit(among)) if start is None else start
         zeros, ones = zeros[seen], ones[seen]
-        theta = np.full(COEFFICIENTS, logit(ones.sum() / (zeros.sum() + ones.sum()))) if start is None else start
 
         def loss(theta: Floats) -> float:
             q = np.clip(given @ expit(self._basis @ theta), 1e-9, 1 - 1e-9)
@@ -248,9 +249,10 @@ def foresee(
     """Return what to expect of the labels ``fold_logits.mean(axis=1) >= corrected threshold``.
 
     The nested rates are those of single fold models; what the mean at the corrected threshold gains on a single logit
-    at its own is read off a `MeanModel`, the same for both, and added. The interval is the basic bootstrap interval of
-    that sum: each replicate draws OOF rows and images anew, fits the threshold, g and the correction, and is held
-    against what our g and our rows say of the thresholds that it found.
+    at its own is read off a `MeanModel`, the same for both, and added. Each bootstrap replicate draws OOF rows and
+    images anew, fits the threshold, g and the correction, and is held against what our g and our rows say of the
+    thresholds that it found. What the gains of the replicates miss by on average, ours is taken to miss by too (it is
+    read off a fitted curve, at the best point of it); the interval has their spread.
 
     Parameters
     ----------
@@ -278,7 +280,8 @@ def foresee(
     Returns
     -------
     Foreseen or None
-        None for fewer than `LEAST_IMAGES` images. The counts in the rates are those of `nested`.
+        None for fewer than `LEAST_IMAGES` images, or where all their logits are the same. The counts in the rates are
+        those of `nested`.
 
     Raises
     ------
@@ -289,7 +292,7 @@ def foresee(
     s = np.asarray(fold_logits, np.float64)
     if s.ndim != 2 or not np.isfinite(s).all():
         raise DataError("cannot foresee averaging", f"needs finite logits (n, k); got shape {s.shape}")
-    if len(s) < LEAST_IMAGES:
+    if len(s) < LEAST_IMAGES or np.ptp(s) == 0:
         return None
     model, mean = MeanModel(x, y, s, prior), s.mean(axis=1)
     fit = model.fit(np.ones(x.size), np.ones(len(s)))
@@ -297,26 +300,31 @@ def foresee(
     def gain(of: MeanFit, single: float, averaged: float) -> Floats:
         return np.subtract(of.of_mean(averaged), of.of_single(single))
 
-    def at(name: str) -> Corrected:
-        moved = corrected_threshold(name, threshold, s, fit, objective)
-        rates = np.clip(np.array([nested.fpr, nested.fnr]) + gain(fit, threshold, moved), 0, 1)
-        expected = ErrorRates(float(rates[0]), float(rates[1]), nested.n_neg, nested.n_pos)
-        return Corrected(name, moved, expected, float(np.mean(mean < moved)))
-
-    candidates = tuple(map(at, CORRECTIONS))
-    chosen = candidates[CORRECTIONS.index(correction)]
     rng = np.random.default_rng(seed_sequence(seed, "averaging"))
     errors: list[Pair] = []
+    missed: dict[str, list[Floats]] = {name: [] for name in CORRECTIONS}
     for replicate in replicates:
         images = np.bincount(rng.integers(0, len(s), len(s)), minlength=len(s)).astype(np.float64)
         anew = model.fit(replicate.weights, images, fit.coefficients)
-        moved = corrected_threshold(correction, replicate.threshold, s, anew, objective)
-        missed = gain(anew, replicate.threshold, moved) - gain(fit, replicate.threshold, moved)
-        errors.append((replicate.errors[0] + missed[0], replicate.errors[1] + missed[1]))
+        for name in CORRECTIONS:
+            moved = corrected_threshold(name, replicate.threshold, s, anew, objective)
+            missed[name].append(gain(anew, replicate.threshold, moved) - gain(fit, replicate.threshold, moved))
+        wrong = missed[correction][-1]
+        errors.append((replicate.errors[0] + wrong[0], replicate.errors[1] + wrong[1]))
+
+    def at(name: str) -> Corrected:
+        moved = corrected_threshold(name, threshold, s, fit, objective)
+        expected = np.array([nested.fpr, nested.fnr]) + gain(fit, threshold, moved) - np.mean(missed[name], axis=0)
+        fpr, fnr = np.clip(expected, 0, 1).tolist()
+        return Corrected(name, moved, ErrorRates(fpr, fnr, nested.n_neg, nested.n_pos), float(np.mean(mean < moved)))
+
+    candidates = tuple(map(at, CORRECTIONS))
+    chosen = candidates[CORRECTIONS.index(correction)]
     rates = chosen.rates
-    interval = refit_interval((rates.fpr, rates.fnr), errors, objective)
+    interval = refit_interval((rates.fpr, rates.fnr), errors)
     share = nested.n_neg / nested.n if prior is None else prior
     n_neg = min(max(round(len(s) * share), 1), len(s) - 1)
-    true = np.clip(np.array([rates.fpr, rates.fnr]) - np.array(errors), 0, 1)
+    spread = np.array(errors) - np.mean(errors, axis=0)
+    true = np.clip(np.array([rates.fpr, rates.fnr]) - spread, 0, 1)
     measured = rng.binomial([n_neg, len(s) - n_neg], true) / [n_neg, len(s) - n_neg]
     return Foreseen(chosen, candidates, interval, central(measured.sum(axis=1)))

@@ -137,17 +137,18 @@ def estimate_floor(logits: ArrayLike, labels: ArrayLike, seed: int = 0, replicat
     strong, trained on 5 % flips     0.1432   -0.0008     91 %    +0.0046      93 %
     moderate, none                   0.0000   +0.0208      0 %    +0.0002     100 %
     moderate, 3 % flips              0.0951   +0.0253      0 %    -0.0013      96 %
-    moderate, trained on 3 % flips   0.0949   MODC    MODM
+    moderate, trained on 3 % flips   0.0949   +0.0321      0 %    +0.0125      87 %
     skewed logits, 3 % flips         0.0946   +0.0302      0 %    -0.0022      95 %
     heavy tails, none                0.0000   +0.0146      0 %    +0.0053       0 %
     weak, none                       0.0000   +0.1705      0 %    +0.0050      93 %
     weak, 3 % flips                  0.0951   +0.1446      0 %    -0.0263      90 %
-    moderate, hard images flipped    0.0463   HARC    HARM
+    moderate, hard images flipped    0.0463   -0.0163      1 %    -0.0462       0 %
     ===============================  ======  ==================  ===================
 
-    Read confident learning as an upper figure, and by itself only for a strong model: its interval is of the counting
-    alone, not of that bias. The mixture is the better one wherever noise is strewn at random; a model's own outliers,
-    which look like wrong labels, move it up by about 0.005.
+    Read confident learning as an upper figure, and believe it by itself only of a strong model: its interval is of the
+    counting alone, not of that bias. The mixture is the better one wherever noise is strewn at random; a model's own
+    outliers, which look like wrong labels, move it up by 0.005, and logits that have learned the noise, in shapes that
+    the family lacks, by up to 0.013. The ceiling held in all worlds but that of the hard images, 99 times in 100.
     """
     x, y = checked("cannot estimate the floor", logits, labels)
     n_pos = int(np.count_nonzero(y))

@@ -214,7 +214,8 @@ def simplest_stacker(rows: Rows, objective: Objective = HTER) -> str:
     Every kind is cross-fitted over the folds of `rows`. The standard error is that of the paired difference to the best
     kind: of the rows that the two call differently (the one-standard-error rule of Breiman, Friedman, Olshen and Stone
     1984, Classification and Regression Trees, section 3.4.3). Of rows from one fold alone, even and odd rows of each
-    class stand for two folds. One member has nothing to be stacked with: "mean", which is the member itself.
+    class stand for two folds. One member has nothing to be stacked with: "mean", which is the member itself; "mean" too
+    where a class has one row alone, which cannot be halved.
 
     Parameters
     ----------
@@ -223,7 +224,7 @@ def simplest_stacker(rows: Rows, objective: Objective = HTER) -> str:
     objective : Objective
         Whose loss is compared; where a rate is held, the HTER.
     """
-    if len(rows.members) == 1:
+    if len(rows.members) == 1 or np.bincount(rows.labels).min() == 1:
         return "mean"
     if np.ptp(rows.fold_of) == 0:
         rows = Rows(rows.logits, rows.labels, _halves(rows.labels), rows.members)

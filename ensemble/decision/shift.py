@@ -26,7 +26,7 @@ class ShareCheck:
     error: float  # standard error of the difference
     p_value: float  # two-sided
     prior: float  # estimated share of label 0 among the new images, if only the class mix has changed
-    prior_error: float  # its standard error
+    prior_error: float  # its standard error, that of the rates that it is worked out with included
 
     @property
     def shifted(self) -> bool:
@@ -44,8 +44,8 @@ class ShareCheck:
         low, high = (float(np.clip(self.prior + side * 1.96 * self.prior_error, 0, 1)) for side in (-1, 1))
         return (
             f"SHIFT: {seen}: more than chance. If only the class mix has changed, label 0 is {low:.3f} to {high:.3f} "
-            "of the new images (give it as --prior), and FPR, FNR, HTER and its threshold stay as they are; if the "
-            "images themselves have changed, no figure here holds for them."
+            "of the new images (give it as --prior if you know it better), and FPR, FNR, HTER and its threshold stay "
+            "as they are; if the images themselves have changed, no figure here holds for them."
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -59,7 +59,10 @@ def check_share(
     rates: ErrorRates,
     groups: ArrayLike | None = None,
 ) -> ShareCheck:
-    """Test whether new images give the share of label 0 that the OOF rows give (two independent shares, z-test).
+    """Test whether new images give the share of label 0 that the OOF rows give.
+
+    The p-value is the larger of two: of the z-test of two independent shares, and of the exact binomial test of the new
+    images at the OOF share, since a few images have no spread to read a standard error off.
 
     Parameters
     ----------
@@ -84,7 +87,7 @@ def check_share(
     >>> check_share(oof, new - 1, 0.0, ErrorRates(0.1, 0.1, 2000, 2000)).shifted
     True
     """
-    from scipy.stats import norm
+    from scipy.stats import binomtest, norm
 
     called = (oof_logits < threshold).astype(np.float64)
     votes = (fold_logits < threshold).mean(axis=1)
@@ -94,9 +97,12 @@ def check_share(
     error = float(np.sqrt((excess**2).sum() / called.size**2 + votes.var() / max(len(votes), 1)))
     distance = abs(new_share - oof_share)
     p_value = float(2 * norm.sf(distance / error)) if error > 0 else float(distance == 0)
+    p_value = max(p_value, float(binomtest(round(new_share * len(votes)), len(votes), oof_share).pvalue))
     separation = max(1 - rates.fpr - rates.fnr, 1e-9)
     prior = float(np.clip((new_share - rates.fnr) / separation, 0, 1))
-    prior_error = float(np.sqrt(votes.var() / max(len(votes), 1)) / separation)
+    of_fpr, of_fnr = prior**2 * rates.fpr * (1 - rates.fpr), (1 - prior) ** 2 * rates.fnr * (1 - rates.fnr)
+    variance = votes.var() / max(len(votes), 1) + of_fpr / rates.n_neg + of_fnr / rates.n_pos
+    prior_error = float(np.sqrt(variance) / separation)
     return ShareCheck(oof_share, new_share, error, p_value, prior, prior_error)
 
 

@@ -6,6 +6,7 @@ stacked logits. Which of them is deployed is chosen in decision/rules.py.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -56,7 +57,7 @@ class Stacker:
 
 
 FitStacker: TypeAlias = Callable[[ArrayLike, ArrayLike, tuple[str, ...]], Stacker]
-"""Logits (n, m), labels (n,) and the members' names in; the stacker out. All raise what `checked` raises."""
+"""Logits (n, m), labels (n,) and the members' names in; the stacker out. Those that fit raise what `checked` raises."""
 
 
 def mean_of_logits(logits: ArrayLike, labels: ArrayLike, members: tuple[str, ...]) -> Stacker:
@@ -140,12 +141,15 @@ def logistic(logits: ArrayLike, labels: ArrayLike, members: tuple[str, ...]) -> 
     >>> stacker.weights[0] > 0, stacker.weights[1]
     (True, 0.0)
     """
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     x, y = checked("cannot fit the stacker", logits, labels, ndim=2)
     z, centre, scale, spread = _standardised(x)
     model = LogisticRegression(C=1.0, class_weight="balanced", solver="newton-cholesky", tol=1e-8)
-    model.fit(z, y)
+    with warnings.catch_warnings():  # where the start is the optimum to rounding, no step is better, and none needed
+        warnings.filterwarnings("ignore", "Line search of Newton solver", ConvergenceWarning)
+        model.fit(z, y)
     return _unscaled(model.coef_[0], float(model.intercept_[0]), centre, scale, spread, y, members)
 
 

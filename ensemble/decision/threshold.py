@@ -43,12 +43,12 @@ class Objective:
         ConfigError
             It is none of these, a cost is not positive, or a rate is not in [0, 1].
         """
-        kind, _, rest = text.strip().partition(":")
+        kind, colon, rest = text.strip().partition(":")
         try:
-            values = [Fraction(part.strip()) for part in rest.split(",")] if rest else []
-        except (ValueError, ZeroDivisionError):
+            values = [_number(part) for part in rest.split(",")] if rest else []
+        except (ValueError, ZeroDivisionError):  # the first, of inf and nan too
             raise _no_objective(text) from None
-        if kind == "hter" and not rest:
+        if kind == "hter" and not colon:
             return cls()
         if kind == "cost" and len(values) == 2 and min(values) > 0:
             scale = math.lcm(values[0].denominator, values[1].denominator)
@@ -69,9 +69,9 @@ class Objective:
         ['hter', 'cost:5,2', 'fnr:0.02']
         """
         if self.max_fpr is not None:
-            return f"fpr:{self.max_fpr:g}"
+            return "fpr:" + repr(self.max_fpr).removesuffix(".0")
         if self.max_fnr is not None:
-            return f"fnr:{self.max_fnr:g}"
+            return "fnr:" + repr(self.max_fnr).removesuffix(".0")
         return "hter" if self.cost_fpr == self.cost_fnr else f"cost:{self.cost_fpr},{self.cost_fnr}"
 
     @property
@@ -98,6 +98,11 @@ class Objective:
 
 
 HTER = Objective()
+
+
+def _number(text: str) -> Fraction:
+    """Read a decimal or a fraction, exactly as it is written; 1e9999999 is none."""
+    return Fraction(text) if "/" in text else Fraction(repr(float(text)))
 
 
 def _no_objective(text: str) -> ConfigError:
@@ -179,7 +184,7 @@ def below_all(lowest: float) -> float:
 
 def above_all(highest: float) -> float:
     """Return a threshold at which no logit up to `highest` is called 1."""
-    return float(max(highest + 1, np.nextafter(highest, np.inf)))
+    return max(float(highest) + 1, math.nextafter(highest, math.inf))
 
 
 def midpoint(below: float, above: float) -> float:
@@ -190,7 +195,7 @@ def midpoint(below: float, above: float) -> float:
 
 def _held(held: NDArray[np.int64], limit: float, of: int, free: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the counts of the free error, out of reach where the held one is over its limit."""
-    most = math.floor(Fraction(repr(limit)) * of)
+    most = math.floor(Fraction(limit).limit_denominator(10**9) * of)  # 0.3 is 3/10, not the float just below
     return np.where(held <= most, free, np.iinfo(np.int64).max)
 
 

@@ -209,9 +209,7 @@ def curve_table(decision: Decision) -> Table:
         "Expected performance at other costs",
         ("least", "threshold", "FPR", "FNR", "HTER", "weighted error"),
         rows,
-        (
-            "Nested: each fold at the threshold fitted without it. `thera fit-stacker --objective cost:A,B` deploys one.",
-        ),
+        ("Nested: each fold at the threshold fitted without it; `thera fit-stacker --objective` deploys another.",),
     )
 
 

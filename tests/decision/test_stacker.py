@@ -1,70 +1,222 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from scipy.optimize import minimize
+from sklearn.linear_model import LogisticRegression
 
-from ensemble.decision.rates import call, error_rates
 from ensemble.decision.stacker import (
+    STACKERS,
     Stacker,
-    cross_fit,
-    fit_stacker,
-    fixed,
-    majority_vote,
-    mean_logit,
-    member_logit,
-    own_threshold,
-    stack,
-    vote_share,
+    logistic,
+    mean_of_calibrated,
+    mean_of_logits,
+    nonnegative_logistic,
 )
-from ensemble.decision.threshold import fit_threshold
-from ensemble.errors import ArtifactError, DataError
+from ensemble.errors import DataError
 
-RULES = {
-    "stack": stack(("m0", "m1", "m2")),
-    "member": own_threshold(member_logit(1)),
-    "mean": own_threshold(mean_logit),
-    "vote": majority_vote,
-    "at half": fixed(member_logit(0), 0.0),
-}
+FITTED = {name: fit for name, fit in STACKERS.items() if name != "mean"}
+
+
+def likelihood(x, y):
+    """Return the standardised logits, and the balanced penalised cost and its gradient in (weights, bias)."""
+    z = (x - x.mean(0)) / x.std(0)
+    weight = np.where(y == 1, y.size / (2 * y.sum()), y.size / (2 * (1 - y).sum()))
+
+    def cost(beta):
+        margin = (2 * y - 1) * (z @ beta[:-1] + beta[-1])
+        return weight @ np.logaddexp(0, -margin) + beta[:-1] @ beta[:-1] / 2
+
+    def gradient(beta):
+        pull = weight * (1 / (1 + np.exp(-(z @ beta[:-1] + beta[-1]))) - y)
+        return np.append(z.T @ pull + beta[:-1], pull.sum())
+
+    return z, cost, gradient
+
+
+def standardised(stacker, x, y):
+    """Return (weights, bias) as the likelihood has them, of a stacker as it is deployed."""
+    weights = np.array(stacker.weights)
+    prior = np.log(y.sum() / (1 - y).sum())
+    return np.append(weights * x.std(0), stacker.bias - prior + weights @ x.mean(0))
+
+
+def with_a_misled_member(rng, n=2000):
+    """Return logits (n, 3) and labels (n,): the second member is mostly what misleads the first, and of use below 0."""
+    y = (np.arange(n) % 4 > 0).astype(np.int8)
+    misled = rng.normal(size=n)
+    good = 2.0 * y - 1 + misled + 0.5 * rng.normal(size=n)
+    bad = 0.2 * (2.0 * y - 1) + misled + 0.5 * rng.normal(size=n)
+    return np.stack([good, bad, y - 0.5 + rng.normal(size=n)], axis=1), y
+
+
+# --- logistic ---------------------------------------------------------------------------------------------------------
 
 
 def test_it_is_the_optimum_of_the_balanced_penalised_likelihood(make_oof):
     oof = make_oof(200)
     x, y = oof.logits, oof.labels.astype(float)
-    z = (x - x.mean(0)) / x.std(0)
-    weight = np.where(y == 1, y.size / (2 * y.sum()), y.size / (2 * (1 - y).sum()))
-
-    def cost(beta):
-        margin = (2 * y - 1) * (z @ beta[:3] + beta[3])
-        return weight @ np.logaddexp(0, -margin) + beta[:3] @ beta[:3] / 2
-
-    best = minimize(cost, np.zeros(4), method="BFGS", options={"gtol": 1e-9}).x
-    stacker = fit_stacker(x, oof.labels, oof.members)
+    z, cost, gradient = likelihood(x, y)
+    best = minimize(cost, np.zeros(4), jac=gradient, method="BFGS", options={"gtol": 1e-6}).x
+    stacker = logistic(x, oof.labels, oof.members)
     np.testing.assert_allclose(stacker.weights, best[:3] / x.std(0), rtol=1e-4)
     np.testing.assert_allclose(stacker.apply(x), z @ best[:3] + best[3] + np.log(3), rtol=1e-4, atol=1e-4)
 
 
+def test_it_is_scikit_learn_on_standardised_logits(make_oof):
+    oof = make_oof(400)
+    z = (oof.logits - oof.logits.mean(0)) / oof.logits.std(0)
+    model = LogisticRegression(class_weight="balanced", tol=1e-10).fit(z, oof.labels)
+    stacked = logistic(oof.logits, oof.labels, oof.members).apply(oof.logits)
+    np.testing.assert_allclose(stacked, model.decision_function(z) + np.log(3), atol=1e-4)
+
+
 def test_it_recovers_the_true_log_odds(make_oof):
-    stacker = fit_stacker(make_oof(40_000).logits, (np.arange(40_000) % 4 > 0).astype(int), ("a", "b", "c"))
-    np.testing.assert_allclose(stacker.weights, [2.0, 1.2, 0.4], atol=0.1)
-    assert stacker.bias == pytest.approx(np.log(3), abs=0.1)
+    oof = make_oof(40_000)
+    for fit in (logistic, nonnegative_logistic):
+        stacker = fit(oof.logits, oof.labels, oof.members)
+        np.testing.assert_allclose(stacker.weights, [2.0, 1.2, 0.4], atol=0.1)
+        assert stacker.bias == pytest.approx(np.log(3), abs=0.1)
 
 
-def test_the_scale_of_a_member_does_not_matter(make_oof):
+# --- nonnegative ------------------------------------------------------------------------------------------------------
+
+
+def test_where_no_weight_is_negative_it_is_the_free_fit(make_oof):
     oof = make_oof()
-    plain = fit_stacker(oof.logits, oof.labels, oof.members)
-    scaled = oof.logits * [100.0, 1.0, 0.01] + [0.0, 50.0, -3.0]
-    other = fit_stacker(scaled, oof.labels, oof.members)
-    np.testing.assert_allclose(other.apply(scaled), plain.apply(oof.logits), rtol=1e-7, atol=1e-7)
+    free = logistic(oof.logits, oof.labels, oof.members)
+    assert min(free.weights) > 0
+    assert nonnegative_logistic(oof.logits, oof.labels, oof.members) == free
 
 
-def test_it_is_deterministic_and_a_row_does_not_depend_on_its_batch(make_oof):
+def test_where_a_weight_would_be_negative_it_is_the_best_of_those_that_are_not(rng):
+    x, y = with_a_misled_member(rng)
+    members = ("good", "bad", "other")
+    free, held = (fit(x, y, members) for fit in (logistic, nonnegative_logistic))
+    assert free.weights[1] < -0.5
+    assert held.weights[1] == 0
+    assert held.weights[0] > 0 < held.weights[2]
+
+    _, cost, gradient = likelihood(x, y.astype(float))  # the conditions of Karush, Kuhn and Tucker
+    beta = standardised(held, x, y.astype(float))
+    slope = gradient(beta) / y.size
+    np.testing.assert_allclose(slope[[0, 2, 3]], 0, atol=1e-6)
+    assert slope[1] > 1e-3
+
+    bounds = [(0, None)] * 3 + [(None, None)]  # another solver, from elsewhere
+    other = minimize(cost, [0.5, 0.5, 0.5, 0.0], jac=gradient, method="trust-constr", bounds=bounds)
+    assert cost(beta) <= other.fun + 1e-6
+    np.testing.assert_allclose(beta, other.x, atol=1e-2)
+    without = logistic(x[:, [0, 2]], y, ("good", "other"))  # a weight of 0 is a member left out
+    np.testing.assert_allclose((*held.weights[::2], held.bias), (*without.weights, without.bias), rtol=1e-4, atol=1e-5)
+
+
+def test_a_member_that_is_against_the_label_is_left_out_not_turned_round(make_oof):
+    oof = make_oof()
+    turned = oof.logits * [1.0, -1.0, 1.0]
+    assert logistic(turned, oof.labels, oof.members).weights[1] < 0
+    assert nonnegative_logistic(turned, oof.labels, oof.members).weights[1] == 0
+    nothing = nonnegative_logistic(-oof.logits, oof.labels, oof.members)
+    assert nothing.weights == (0.0, 0.0, 0.0)
+    assert nothing.bias == pytest.approx(np.log(3), abs=1e-5)  # the class share, and no more
+
+
+# --- mean and calibrated ----------------------------------------------------------------------------------------------
+
+
+def test_calibrated_is_the_mean_of_logistics_of_one_member_each(make_oof):
+    oof = make_oof()
+    own = [
+        logistic(oof.logits[:, [j]], oof.labels, (name,)).apply(oof.logits[:, [j]])
+        for j, name in enumerate(oof.members)
+    ]
+    stacked = mean_of_calibrated(oof.logits, oof.labels, oof.members).apply(oof.logits)
+    np.testing.assert_allclose(stacked, np.mean(own, axis=0), rtol=1e-12, atol=1e-12)
+
+
+def test_calibrated_brings_a_member_to_log_odds_and_hears_a_weak_one_less(make_oof):
+    oof = make_oof(40_000)
+    stacker = mean_of_calibrated(oof.logits * [10.0, 1.0, 0.1], oof.labels, oof.members)
+    np.testing.assert_allclose(np.array(stacker.weights) * 3 * [10.0, 1.0, 0.1], [2.0, 1.2, 0.4], atol=0.1)
+
+
+def test_the_mean_is_the_mean(make_oof):
+    oof = make_oof()
+    stacker = mean_of_logits(oof.logits, oof.labels, oof.members)
+    assert stacker.bias == 0
+    np.testing.assert_allclose(stacker.apply(oof.logits), oof.logits.mean(axis=1), rtol=1e-12, atol=1e-12)
+
+
+# --- all --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fit", FITTED.values(), ids=FITTED)
+def test_the_scale_of_a_member_does_not_matter(make_oof, rng, fit):
+    for x, y in ((make_oof().logits, make_oof().labels), with_a_misled_member(rng)):
+        members = ("a", "b", "c")
+        plain = fit(x, y, members)
+        scaled = x * [100.0, 1.0, 0.01] + [0.0, 50.0, -3.0]
+        other = fit(scaled, y, members)
+        tolerance = 1e-4 if fit is nonnegative_logistic else 1e-7
+        np.testing.assert_allclose(other.apply(scaled), plain.apply(x), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("fit", STACKERS.values(), ids=STACKERS)
+def test_the_order_of_members_does_not_matter(make_oof, fit):
+    oof = make_oof()
+    plain = fit(oof.logits, oof.labels, oof.members)
+    turned = fit(oof.logits[:, ::-1], oof.labels, oof.members[::-1])
+    np.testing.assert_allclose(turned.weights[::-1], plain.weights, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("fit", STACKERS.values(), ids=STACKERS)
+def test_it_is_deterministic_and_a_row_does_not_depend_on_its_batch(make_oof, fit):
     oof = make_oof(1000)
-    stacker = fit_stacker(oof.logits, oof.labels, oof.members)
-    assert stacker == fit_stacker(oof.logits, oof.labels, oof.members)
+    stacker = fit(oof.logits, oof.labels, oof.members)
+    assert stacker == fit(oof.logits, oof.labels, oof.members)
     one_by_one = np.concatenate([stacker.apply(row[None]) for row in oof.logits])
     np.testing.assert_array_equal(one_by_one, stacker.apply(oof.logits))
+
+
+@pytest.mark.parametrize("fit", STACKERS.values(), ids=STACKERS)
+def test_the_stack_of_a_mean_of_fold_models_is_the_mean_of_their_stacks(make_oof, rng, fit):
+    oof = make_oof()
+    stacker = fit(oof.logits, oof.labels, oof.members)
+    fold_models = rng.normal(scale=3.0, size=(5, 50, 3))
+    each = np.stack([stacker.apply(logits) for logits in fold_models])
+    np.testing.assert_allclose(stacker.apply(fold_models.mean(axis=0)), each.mean(axis=0), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("fit", FITTED.values(), ids=FITTED)
+def test_a_column_without_spread_weighs_nothing(make_oof, rng, fit):
+    for x, y in ((make_oof().logits, make_oof().labels), with_a_misled_member(rng)):
+        flat = np.insert(x, 1, 7.3, axis=1)
+        stacker = fit(flat, y, ("a", "flat", "b", "c"))
+        assert stacker.weights[1] == 0
+        if fit is not mean_of_calibrated:  # there, it still takes its share of the mean
+            without = fit(x, y, ("a", "b", "c"))
+            np.testing.assert_allclose(stacker.apply(flat), without.apply(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("fit", FITTED.values(), ids=FITTED)
+def test_what_cannot_be_fitted_is_refused(fit):
+    with pytest.raises(
+        DataError, match="cannot fit the stacker: HTER needs both classes; got 0 of label 0 in 3 images"
+    ):
+        fit(np.zeros((3, 1)), [1, 1, 1], ("a",))
+    with pytest.raises(DataError, match="1 of 2 that are not"):
+        fit([[np.nan], [0.0]], [0, 1], ("a",))
+    with pytest.raises(DataError, match="needs 2-dimensional logits"):
+        fit([0.0, 1.0], [0, 1], ("a",))
+
+
+def test_separable_members_get_finite_weights():
+    x, y = np.array([[-2.0, -1.0], [-1.0, -2.0], [1.0, 2.0], [2.0, 1.0]]), [0, 0, 1, 1]
+    for fit in STACKERS.values():
+        stacked = fit(x, y, ("a", "b")).apply(x)
+        assert stacked[:2].max() < stacked[2:].min()
+
+
+def test_the_kinds_are_named_from_the_simplest_to_the_freest():
+    assert tuple(STACKERS) == ("mean", "calibrated", "nonnegative", "logistic")
 
 
 def test_a_stacker_is_sound():
@@ -72,77 +224,7 @@ def test_a_stacker_is_sound():
         Stacker(("a", "b"), (1.0,), 0.0)
     with pytest.raises(DataError, match="finite weight"):
         Stacker(("a",), (float("nan"),), 0.0)
+    with pytest.raises(DataError, match="finite bias"):
+        Stacker(("a",), (1.0,), float("inf"))
     with pytest.raises(DataError, match=r"shape \(n, 1\); got \(3, 2\)"):
         Stacker(("a",), (1.0,), 0.0).apply(np.zeros((3, 2)))
-
-
-@pytest.mark.parametrize("name", RULES)
-def test_a_fold_is_called_by_a_rule_that_never_saw_it(make_oof, name):
-    oof, rule = make_oof(), RULES[name]
-    honest = cross_fit(oof, rule)
-    for fold in oof.folds:
-        inside = oof.fold_of == fold
-        labels, logits = oof.labels.copy(), oof.logits.copy()
-        labels[inside] = 1 - labels[inside]
-        changed = cross_fit(replace(oof, labels=labels), rule)
-        np.testing.assert_array_equal(changed.called[inside], honest.called[inside])
-        np.testing.assert_array_equal(changed.scores[inside], honest.scores[inside])
-        logits[inside] += 100.0
-        moved = cross_fit(replace(oof, logits=logits), rule).folds
-        assert moved[oof.folds.index(fold)].threshold == honest.folds[oof.folds.index(fold)].threshold
-    if name != "at half":  # the test above can fail: the other folds did notice
-        assert (cross_fit(replace(oof, labels=1 - oof.labels), rule).called != honest.called).any()
-
-
-def test_cross_fit_by_hand(make_oof):
-    oof = make_oof()
-    nested = cross_fit(oof, RULES["member"])
-    for row in nested.folds:
-        inside = oof.fold_of == row.fold
-        threshold = fit_threshold(oof.logits[~inside, 1], oof.labels[~inside])
-        assert row.threshold == threshold
-        np.testing.assert_array_equal(nested.called[inside], call(oof.logits[inside, 1], threshold))
-        assert row.rates == error_rates(oof.labels[inside], nested.called[inside])
-
-
-def test_half_of_an_even_number_of_votes_is_a_one():
-    vote = fixed(vote_share([0.0, 0.0]), 0.5)(np.empty((0, 2)), np.empty(0, np.int8))
-    np.testing.assert_array_equal(vote(np.array([[1.0, -1.0], [-1.0, -1.0], [0.0, 1.0]])), np.array([1, 0, 1]))
-
-
-def test_oof_arrays_are_read_only_copies(make_oof):
-    oof = make_oof(16)
-    source = np.zeros((16, 3))
-    copied = replace(oof, logits=source)
-    source[:] = 1
-    assert not copied.logits.any()
-    assert oof.labels.dtype == oof.fold_of.dtype == np.int8
-    for array in (copied.ids, copied.labels, copied.fold_of, copied.logits):
-        assert not array.flags.writeable
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"ids": np.zeros(16)}, "16 ids must be distinct"),
-        ({"ids": np.arange(15)}, r"ids must have shape \(16,\); got \(15,\)"),
-        ({"members": ("a", "b")}, r"logits must have shape \(16, 2\); got \(16, 3\)"),
-        ({"members": ("a", "a", "b")}, "members must be distinct"),
-        ({"fold_of": np.zeros(16)}, r"at least two folds are needed; got \(0,\)"),
-        ({"fold_of": np.arange(16) % 4}, "fold 0: HTER needs both classes; got 0 of label 1 in 4 images"),
-        ({"labels": np.full(16, 2)}, "labels must be 0 or 1; got 2 at row 0"),
-        ({"groups": np.zeros(16)}, "group 0 must lie in one fold"),
-        ({"groups": np.zeros(3)}, r"groups must have shape \(16,\)"),
-    ],
-)
-def test_oof_logits_that_cannot_be_are_refused(make_oof, change, says):
-    with pytest.raises(DataError, match=says):
-        replace(make_oof(16), **change)
-
-
-def test_a_missing_logit_names_member_and_fold(make_oof):
-    oof = make_oof(16)
-    logits = oof.logits.copy()
-    logits[5, 1] = np.nan
-    with pytest.raises(ArtifactError, match=r"member m1: .* got 1 in fold 1 .* run: thera train-member --arch m1"):
-        replace(oof, logits=logits)

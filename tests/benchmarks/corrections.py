@@ -1,0 +1,77 @@
+"""What averaging the fold models does on real images whose labels are known, and what each correction is worth there.
+
+    thera run HALF.yaml                      # trained on a part of the labelled rows
+    thera predict --tta --run RUN --images REST.csv --out labels.txt
+    python tests/benchmarks/corrections.py RUN SET REST_LABELS.txt
+
+The set has labels that the run has never seen, so rates, best thresholds and regrets (HTER at the chosen threshold,
+less the least one to be had) are counted, not estimated.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from ensemble import pipeline, runs
+from ensemble.config import CORRECTIONS, VIEWS
+from ensemble.data.source import parse_labels
+from ensemble.decision.averaging import MeanModel, corrected_threshold
+from ensemble.decision.rates import ErrorRates, call, error_rates
+from ensemble.decision.threshold import fit_threshold
+
+
+def stacked_logits(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """Return the run's OOF labels (n,) and stacked logits (n,), those of the set (n_new, k), and the threshold."""
+    run = runs.Run(folder)
+    decision, table = pipeline.read_decisions(run, print)["tta"], run.read_folds()
+    members, apply = decision.stacker.members, decision.stacker.apply
+    oof = pipeline.all_oof_logits(run, table, members).mean(axis=2)
+
+    def of_fold(member: str, fold: int) -> np.ndarray:
+        path = run.folder / "predictions" / name / "logits" / member / f"fold-{fold}.csv"
+        return np.loadtxt(path, delimiter=",", skiprows=1, usecols=range(1, 1 + len(VIEWS))).mean(axis=1)
+
+    new = [apply(np.stack([of_fold(member, fold) for member in members], axis=1)) for fold in range(table.k)]
+    return table.labels, apply(oof), np.stack(new, axis=1), decision.threshold
+
+
+def main(folder: str, name: str, truth: str) -> None:
+    labels, oof, singles, threshold = stacked_logits(Path(folder), name)
+    hidden = parse_labels(Path(truth).read_bytes(), truth)
+    mean = singles.mean(axis=1)
+    best = fit_threshold(mean, hidden)
+    least = error_rates(hidden, call(mean, best)).hter
+
+    def row(told: str, at: float, rates: ErrorRates) -> None:
+        print(
+            f"| {told} | {at:+.4f} | {rates.fpr:.4f} | {rates.fnr:.4f} | {rates.hter:.4f} | {rates.hter - least:.5f} |"
+        )
+
+    print(f"{labels.size} OOF rows, {hidden.size} labelled images that no model saw, {singles.shape[1]} fold models.\n")
+    print("| | threshold | FPR | FNR | HTER | regret |\n| --- | ---: | ---: | ---: | ---: | ---: |")
+    own = [error_rates(hidden, call(column, threshold)) for column in singles.T]
+    single = ErrorRates(*np.mean([(each.fpr, each.fnr) for each in own], axis=0), own[0].n_neg, own[0].n_pos)
+    row("one fold model (their mean rates)", threshold, single)
+    row("mean, best threshold on these very labels", best, error_rates(hidden, call(mean, best)))
+    fit = MeanModel(oof, labels, singles).fit(np.ones(labels.size), np.ones(len(singles)))
+    for correction in CORRECTIONS:
+        moved = corrected_threshold(correction, threshold, singles, fit)
+        row(f"mean, {correction}", moved, error_rates(hidden, call(mean, moved)))
+    probability = (1 / (1 + np.exp(-singles))).mean(axis=1)
+    kept = 1 / (1 + np.exp(-threshold))
+    row("mean of probabilities, threshold kept", threshold, error_rates(hidden, call(probability, kept)))
+    rng, part, lost = np.random.default_rng(0), hidden.size // 10, []
+    for _ in range(50):
+        chosen = np.zeros(hidden.size, bool)
+        chosen[rng.choice(hidden.size, part, replace=False)] = True
+        found = fit_threshold(mean[chosen], hidden[chosen])
+        rest = [error_rates(hidden[~chosen], call(mean[~chosen], at)).hter for at in (found, best)]
+        lost.append(rest[0] - rest[1])
+    print(f"\nThreshold fitted on {part} of these labels: mean regret {np.mean(lost):.5f} over 50 draws.")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

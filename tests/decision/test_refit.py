@@ -1,0 +1,322 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest, norm
+
+from ensemble.decision.comparison import measure_calls
+from ensemble.decision.intervals import Interval
+from ensemble.decision.rates import call, error_rates
+from ensemble.decision.refit import Cuts, Replicate, draw_weights, refit_interval, refit_replicates
+from ensemble.decision.rules import OofLogits, cross_fit, member_logit, of_score, stack
+from ensemble.decision.threshold import HTER, Objective, fit_threshold
+
+OBJECTIVES = [Objective.parse(form) for form in ("hter", "cost:5,2", "fpr:0", "fpr:0.3", "fnr:0.1", "fnr:1")]
+ids = {"ids": lambda objective: objective.text}
+
+
+def pair(rates):
+    return rates.fpr, rates.fnr
+
+
+# --- the cuts ---------------------------------------------------------------------------------------------------------
+
+weighted = st.lists(st.tuples(st.integers(-4, 4), st.integers(0, 1), st.integers(0, 3)), max_size=30).map(
+    lambda rows: np.array([(0, 0, 1), (1, 1, 1), *rows])
+)
+
+
+def rows_drawn(x, y, weights):
+    return np.repeat(x, weights), np.repeat(y, weights)
+
+
+@settings(max_examples=400)
+@given(weighted, st.sampled_from(OBJECTIVES))
+def test_the_best_cut_of_weighted_rows_has_the_rates_of_the_best_cut_of_rows_drawn_so_often(drawn, objective):
+    x, y, weights = drawn[:, 0].astype(float), drawn[:, 1].astype(np.int8), drawn[:, 2]
+    cuts = Cuts(x, y)
+    table, scored = cuts.counts(weights.astype(float))
+    np.testing.assert_array_equal(table, scored)
+    best = cuts.best(table, objective)
+    rows, labels = rows_drawn(x, y, weights)
+    reached = error_rates(labels, call(rows, cuts.thresholds[best]))
+    sought = error_rates(labels, call(rows, fit_threshold(rows, labels, objective)))
+    assert objective.loss_of(reached) == pytest.approx(objective.loss_of(sought), abs=1e-12)
+    if objective.max_fpr is not None or objective.max_fnr is not None:
+        assert pair(reached) == pytest.approx(pair(sought), abs=1e-12)
+    else:
+        assert abs(reached.fpr - reached.fnr) == pytest.approx(abs(sought.fpr - sought.fnr), abs=1e-12)
+    assert cuts.rates(table, best) == pytest.approx(pair(reached), abs=1e-12)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, **ids)
+def test_so_it_is_of_many_rows_and_of_a_part_that_is_fitted_on(rng, objective):
+    for _ in range(40):
+        n = 300
+        y = (rng.random(n) < 0.7).astype(np.int8)
+        x = (rng.normal(size=n) + y).round(int(rng.integers(0, 3)))
+        fitted, weights = rng.random(n) < 0.6, rng.poisson(1, n)
+        cuts = Cuts(x, y, fitted)
+        fit, scored = cuts.counts(weights.astype(float))
+        threshold = cuts.thresholds[cuts.best(fit, objective)]
+        rows, labels = rows_drawn(x[fitted], y[fitted], weights[fitted])
+        reached = error_rates(labels, call(rows, threshold))
+        sought = error_rates(labels, call(rows, fit_threshold(rows, labels, objective)))
+        assert objective.loss_of(reached) == pytest.approx(objective.loss_of(sought), abs=1e-12)
+        rows, labels = rows_drawn(x[~fitted], y[~fitted], weights[~fitted])
+        for cut, at in enumerate(cuts.thresholds):  # scored on the others, at every cut
+            rates = error_rates(labels, call(rows, at))
+            assert cuts.rates(scored, cut) == pytest.approx(pair(rates), abs=1e-12)
+
+
+def test_of_rows_that_were_each_drawn_once_the_cut_is_that_of_the_rows(rng):
+    for objective in OBJECTIVES:
+        for _ in range(50):
+            y = np.concatenate([[0, 1], rng.integers(0, 2, 60)]).astype(np.int8)
+            x = rng.normal(size=62) + y
+            cuts = Cuts(x, y)
+            threshold = cuts.thresholds[cuts.best(cuts.counts(np.ones(62))[0], objective)]
+            sought = fit_threshold(x, y, objective)
+            if objective == HTER or "cost" in objective.text:  # rates may tie; there are wider gaps then
+                assert objective.loss_of(error_rates(y, call(x, threshold))) == pytest.approx(
+                    objective.loss_of(error_rates(y, call(x, sought))), abs=1e-12
+                )
+            else:
+                assert threshold == sought
+
+
+def test_where_rows_between_two_cuts_were_not_drawn_the_middle_one_is_taken():
+    x, y = np.arange(6.0), np.array([0, 0, 1, 0, 1, 1], np.int8)
+    cuts = Cuts(x, y)
+    np.testing.assert_array_equal(cuts.thresholds, [-1.0, 1.5, 3.5, 6.0])
+    table, _ = cuts.counts(np.array([1.0, 0, 0, 0, 0, 1]))
+    assert cuts.best(table, HTER) == 1
+    table, _ = cuts.counts(np.array([1.0, 1, 0, 1, 0, 1]))
+    assert cuts.best(table, HTER) == 2
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, **ids)
+def test_a_class_of_which_nothing_was_drawn_has_no_errors(objective):
+    cuts = Cuts(np.arange(4.0), np.array([0, 1, 0, 1], np.int8))
+    for weights, errors_of in (([0.0, 2, 0, 2], 1), ([2.0, 0, 2, 0], 0)):
+        table, _ = cuts.counts(np.array(weights))
+        called = call(np.arange(4.0), cuts.thresholds[cuts.best(table, objective)])
+        if objective.max_fpr is None and objective.max_fnr is None:
+            assert (called[errors_of::2] == errors_of).all()
+
+
+def test_all_ends_are_there_and_thresholds_rise(rng):
+    x, y = rng.integers(0, 5, 50).astype(float), rng.integers(0, 2, 50).astype(np.int8)
+    thresholds = Cuts(x, y).thresholds
+    assert thresholds[0] < x.min() and thresholds[-1] > x.max()
+    assert all(below < above for below, above in pairwise(thresholds))
+
+
+# --- the draw ---------------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_drawn_with_replacement_and_stratified(rng):
+    y = (np.arange(400) % 4 > 0).astype(np.int8)
+    drawn = np.stack([draw_weights(y, None, rng) for _ in range(500)])
+    assert (drawn[:, y == 0].sum(axis=1) == 100).all() and (drawn[:, y == 1].sum(axis=1) == 300).all()
+    assert (drawn == drawn.round()).all() and drawn.max() > 3
+    np.testing.assert_allclose(drawn.mean(axis=0), 1, atol=0.25)
+    assert (drawn == 0).mean() == pytest.approx(np.exp(-1), abs=0.01)
+    assert drawn.var(axis=0).mean() == pytest.approx(1, abs=0.05)
+
+
+def test_groups_are_drawn_whole_within_their_strata(rng):
+    y = np.repeat([0, 1, 0, 1], [40, 160, 30, 30]).astype(np.int8)
+    groups = np.concatenate([np.arange(200) // 5, 40 + np.arange(30) % 6, 40 + np.arange(30) % 6])  # 8, 32, 6 of both
+    order = rng.permutation(y.size)
+    y, groups = y[order], groups[order] * 17 - 5
+    names = np.unique(groups)
+    has = np.array([[(y[groups == name] == label).any() for label in (0, 1)] for name in names])
+    for _ in range(100):
+        weights = draw_weights(y, groups, rng)
+        for name in names:
+            assert np.ptp(weights[groups == name]) == 0
+        each = np.array([weights[groups == name][0] for name in names])
+        assert each[has[:, 0] & ~has[:, 1]].sum() == 8
+        assert each[has[:, 1] & ~has[:, 0]].sum() == 32
+        assert each[has.all(axis=1)].sum() == 6
+
+
+# --- the replicates ---------------------------------------------------------------------------------------------------
+
+
+def grouped(rng, n=240, k=4, size=3):
+    """Return OOF logits of two members in groups of `size`, which never span two folds and may hold both labels."""
+    groups = np.arange(n) // size
+    labels = (rng.random(n) < 0.75).astype(np.int8)
+    logits = rng.normal(size=(n, 2)) + np.repeat(rng.normal(size=(n // size, 2)), size, axis=0) / 2
+    logits = (logits + np.outer(2.0 * labels - 1, (0.8, 0.5))).round(1)  # with ties
+    return OofLogits(np.arange(n), labels, groups % k, ("a", "b"), logits, groups)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES[:5], **ids)
+@pytest.mark.parametrize("by_group", [False, True])
+def test_a_replicate_is_what_fitting_the_rows_drawn_gives(rng, objective, by_group):
+    """Row by row: each row as often as it was drawn, the threshold fitted with and without each fold."""
+    oof = grouped(rng)
+    rule = stack("mean")
+    nested, scores, y = cross_fit(oof.rows, rule, objective), rule(oof.rows).score(oof.logits), oof.labels
+    exact = same = 0
+    found = list(
+        refit_replicates(scores, y, nested.splits, oof.groups if by_group else None, objective, seed=3, replicates=30)
+    )
+    for replicate in found:
+        times = replicate.weights.astype(int)
+        drawn = np.repeat(np.arange(y.size), times)
+        called = np.empty(drawn.size, np.int8)
+        for split in nested.splits:
+            inside = split.inside[drawn]
+            at = fit_threshold(split.scores[drawn][~inside], y[drawn][~inside], objective)
+            called[inside] = call(split.scores[drawn][inside], at)
+        by_hand = error_rates(y[drawn], called)
+        deployed = fit_threshold(scores[drawn], y[drawn], objective)
+        fitted, sought = (error_rates(y[drawn], call(scores[drawn], at)) for at in (replicate.threshold, deployed))
+        assert objective.loss_of(fitted) == pytest.approx(objective.loss_of(sought), abs=1e-12)
+        assert replicate.true == pytest.approx(pair(error_rates(y, call(scores, replicate.threshold))), abs=1e-12)
+        expected = replicate.nested[0] - replicate.true[0], replicate.nested[1] - replicate.true[1]
+        assert replicate.errors == expected
+        exact += replicate.nested == pytest.approx(pair(by_hand), abs=1e-12)
+        same += pair(by_hand) != pytest.approx(replicate.true, abs=1e-12)
+    assert exact > 8  # the others fell on another of several equal cuts, which sees other rows outside
+    assert same > 25  # and a replicate's two figures are not one
+    near = np.mean([replicate.nested for replicate in found], axis=0)
+    assert np.all(np.abs(near - pair(error_rates(y, nested.called))) < 0.1)
+
+
+def test_with_one_best_cut_each_replicate_is_exact(rng):
+    """Distinct logits and costs that no two cuts share: nothing is left to how ties and gaps are settled."""
+    n, k = 300, 3
+    y = (np.arange(n) % 4 > 0).astype(np.int8)
+    x = np.where(y == 1, 1.0, -1.0) * rng.uniform(1, 2, n)
+    wrong = rng.choice(n, 30, replace=False)
+    x[wrong] *= -1
+    oof = OofLogits(np.arange(n), y, np.arange(n) // 4 % k, ("a",), x[:, None])
+    rule = of_score(member_logit(0))
+    nested = cross_fit(oof.rows, rule)
+    for replicate in refit_replicates(x, y, nested.splits, replicates=30):
+        assert -1 < replicate.threshold < 1
+        weights, called = replicate.weights, x > 0
+        fpr, fnr = (weights[(y == label) & (called != label)].sum() / weights[y == label].sum() for label in (0, 1))
+        assert replicate.nested == pytest.approx((fpr, fnr))
+        assert replicate.true == pytest.approx(pair(error_rates(y, called)))
+
+
+def test_a_seed_fixes_the_replicates(rng):
+    oof = grouped(rng)
+    nested, scores = cross_fit(oof.rows, stack("mean")), oof.logits.mean(axis=1)
+
+    def drawn(seed):
+        found = refit_replicates(scores, oof.labels, nested.splits, oof.groups, seed=seed, replicates=5)
+        return [(each.threshold, each.nested, each.true, each.weights.tolist()) for each in found]
+
+    assert drawn(1) == drawn(1)
+    assert drawn(1) != drawn(2)
+    assert len(drawn(1)) == 5
+
+
+def test_a_fold_that_was_left_with_one_class_is_no_fault():
+    """Two rows of label 0, one a fold: in half of the replicates one of them is drawn twice, the other never."""
+    y, x = np.array([0, 1, 1, 0, 1, 1], np.int8), np.array([-1.0, 1.0, 2.0, 0.5, 0.0, 3.0])
+    oof = OofLogits(range(6), y, [0, 0, 0, 1, 1, 1], ("a",), x[:, None])
+    nested = cross_fit(oof.rows, of_score(member_logit(0)))
+    found = list(refit_replicates(x, y, nested.splits, replicates=100))
+    assert np.isfinite([each.nested + each.true for each in found]).all()
+    assert any((each.weights[[0, 3]] == [2, 0]).all() for each in found)
+
+
+# --- the interval -----------------------------------------------------------------------------------------------------
+
+
+def test_the_interval_is_the_estimate_less_what_its_replicates_missed_by():
+    errors = [(error, 0.0) for error in np.linspace(-0.1, 0.3, 401)]
+    interval = refit_interval((0.4, 0.6), errors)
+    assert (interval.low, interval.high) == pytest.approx((0.5 - 0.29 / 2, 0.5 + 0.09 / 2))
+    assert refit_interval((0.4, 0.6), errors, Objective(max_fpr=1.0)) == Interval(0.6, 0.6)  # FNR alone
+    assert refit_interval((0.01, 0.0), errors).low == 0
+    assert Replicate(np.ones(2), 0.0, (0.2, 0.3), (0.1, 0.5)).errors == pytest.approx((0.1, -0.2))
+
+
+def clear_cut(rng, n):
+    """Return labels and logits (n,) that have one best cut, at 0: 20 % of label 0 and 5 % of label 1 lie beyond it."""
+    y = (np.arange(n) % 4 > 0).astype(np.int8)
+    wrong = rng.random(n) < np.where(y == 1, 0.05, 0.2)
+    return y, rng.uniform(1, 2, n) * np.where((y == 1) != wrong, 1.0, -1.0)
+
+
+def test_where_the_threshold_is_clear_it_is_the_closed_form(rng):
+    n = 8000
+    y, x = clear_cut(rng, n)
+    oof = OofLogits(np.arange(n), y, np.arange(n) // 4 % 5, ("a",), x[:, None])
+    nested = cross_fit(oof.rows, of_score(member_logit(0)))
+    rates = error_rates(y, nested.called)
+    assert abs(rates.fpr - 0.2) < 0.03 and abs(rates.fnr - 0.05) < 0.01
+    errors = [each.errors for each in refit_replicates(x, y, nested.splits, replicates=1000)]
+    alone = {"fpr": Objective(max_fnr=1.0), "fnr": Objective(max_fpr=1.0)}
+    for name, n_of in (("fpr", rates.n_neg), ("fnr", rates.n_pos)):
+        interval = refit_interval(pair(rates), errors, alone[name])
+        exact = binomtest(round(getattr(rates, name) * n_of), n_of).proportion_ci(0.95, "wilson")
+        width = exact.high - exact.low
+        assert (interval.low, interval.high) == pytest.approx((exact.low, exact.high), abs=0.1 * width)
+    interval, fixed = refit_interval(pair(rates), errors), measure_calls(y, nested.called).hter
+    assert (interval.low, interval.high) == pytest.approx((fixed.low, fixed.high), abs=0.1 * (fixed.high - fixed.low))
+
+
+def test_groups_widen_it(rng):
+    n, size = 1600, 8
+    y, x = clear_cut(rng, n // size)
+    y, x, groups = (np.repeat(each, size) for each in (y, x, np.arange(n // size)))
+    oof = OofLogits(np.arange(n), y, groups // 4 % 5, ("a",), x[:, None], groups)
+    nested = cross_fit(oof.rows, of_score(member_logit(0)))
+    rates, widths = pair(error_rates(y, nested.called)), []
+    for of in (None, groups):
+        drawn = refit_replicates(x, y, nested.splits, of, replicates=400)
+        interval = refit_interval(rates, [each.errors for each in drawn])
+        widths.append(interval.high - interval.low)
+    assert 2 < widths[1] / widths[0] < 3.2  # of 8 alike, 8 ** 0.5 where the threshold has no part in it
+
+
+# --- coverage ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_interval_covers_the_deployed_rules_true_hter():
+    """Two Gaussian classes, so that the HTER of any stack at any threshold is known in closed form.
+
+    Beside it, two that a wrong estimate would make, which the same sets refute: around the apparent HTER, and around
+    the nested HTER but half as wide.
+    """
+    rng, separations, n = np.random.default_rng(11), np.array([0.7, 0.4, 0.3, 0.2]), 600
+    sets, covered, of_apparent, of_half, bias, flattery = 160, 0, 0, 0, [], []
+    rule = stack("logistic")
+    for trial in range(sets):
+        y = (np.arange(n) % 6 > 0).astype(np.int8)
+        x = rng.normal(size=(n, separations.size)) + np.outer(2.0 * y - 1, separations)
+        oof = OofLogits(np.arange(n), y, np.arange(n) // 6 % 5, tuple("abcd"), x)
+        deployed, nested = rule(oof.rows), cross_fit(oof.rows, rule)
+        stacker = deployed.score.__self__
+        centre, spread = np.dot(stacker.weights, separations), np.linalg.norm(stacker.weights)
+        fpr = norm.sf((deployed.threshold + centre - stacker.bias) / spread)
+        fnr = norm.cdf((deployed.threshold - centre - stacker.bias) / spread)
+        true = (fpr + fnr) / 2
+
+        rates, apparent = error_rates(y, nested.called), error_rates(y, deployed(x))
+        scores = deployed.score(x)
+        replicates = refit_replicates(scores, y, nested.splits, seed=trial, replicates=200)
+        interval = refit_interval(pair(rates), [each.errors for each in replicates])
+        covered += interval.low <= true <= interval.high
+        naive = measure_calls(y, deployed(x), replicates=500).hter
+        of_apparent += naive.low <= true <= naive.high
+        of_half += abs(true - (interval.low + interval.high) / 2) <= (interval.high - interval.low) / 4
+        bias.append((rates.hter - true) / (interval.high - interval.low) * 2)
+        flattery.append(true - apparent.hter)
+    print(covered / sets, of_apparent / sets, of_half / sets, np.mean(bias), np.mean(flattery))
+    assert 0.90 <= covered / sets <= 0.99
+    assert of_apparent / sets < 0.90 and of_half / sets < 0.85
+    assert abs(np.mean(bias)) < 0.2
+    assert np.mean(flattery) > 0.01

@@ -1,0 +1,272 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ensemble.decision.rates import auc, call, error_rates
+from ensemble.decision.rules import (
+    MAJORITY_VOTE,
+    Rows,
+    Rule,
+    cross_fit,
+    fit_stack,
+    member_logit,
+    of_score,
+    simplest_stacker,
+    stack,
+    vote_share,
+)
+from ensemble.decision.stacker import STACKERS
+from ensemble.decision.threshold import HTER, Objective, fit_threshold
+from ensemble.errors import ArtifactError, DataError
+
+RULES = {
+    **{kind: stack(kind) for kind in ("auto", *STACKERS)},
+    "member": of_score(member_logit(1)),
+    "vote": MAJORITY_VOTE,
+    "at half": of_score(member_logit(0), 0.0),
+}
+OBJECTIVES = [HTER, Objective.parse("cost:3,1"), Objective.parse("fpr:0.05"), Objective.parse("fnr:0.1")]
+
+
+# --- cross-fitting ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_fold_is_called_by_a_rule_that_never_saw_it(make_oof, name):
+    oof, rule = make_oof(240), RULES[name]
+    honest = cross_fit(oof.rows, rule)
+    for fold in oof.folds:
+        inside = oof.fold_of == fold
+        labels, logits = oof.labels.copy(), oof.logits.copy()
+        labels[inside] = 1 - labels[inside]
+        changed = cross_fit(replace(oof, labels=labels).rows, rule)
+        np.testing.assert_array_equal(changed.called[inside], honest.called[inside])
+        np.testing.assert_array_equal(changed.scores[inside], honest.scores[inside])
+        logits[inside] += 100.0
+        moved = cross_fit(replace(oof, logits=logits).rows, rule).folds
+        assert moved[oof.folds.index(fold)].threshold == honest.folds[oof.folds.index(fold)].threshold
+    if name != "at half":  # the test above can fail: the other folds did notice
+        assert (cross_fit(replace(oof, labels=1 - oof.labels).rows, rule).called != honest.called).any()
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: objective.text)
+def test_cross_fit_by_hand(make_oof, objective):
+    oof = make_oof()
+    nested = cross_fit(oof.rows, RULES["member"], objective)
+    assert [row.fold for row in nested.folds] == list(oof.folds)
+    for row, split in zip(nested.folds, nested.splits, strict=True):
+        inside = oof.fold_of == row.fold
+        threshold = fit_threshold(oof.logits[~inside, 1], oof.labels[~inside], objective)
+        assert row.threshold == split.threshold == threshold
+        np.testing.assert_array_equal(split.inside, inside)
+        np.testing.assert_array_equal(split.scores, oof.logits[:, 1])
+        np.testing.assert_array_equal(nested.scores[inside], oof.logits[inside, 1])
+        np.testing.assert_array_equal(nested.called[inside], call(oof.logits[inside, 1], threshold))
+        assert row.rates == error_rates(oof.labels[inside], nested.called[inside])
+        assert row.auc == auc(oof.logits[inside, 1], oof.labels[inside])
+
+
+@pytest.mark.parametrize("kind", STACKERS)
+def test_a_split_holds_the_stack_that_was_fitted_without_the_fold(make_oof, kind):
+    oof = make_oof()
+    for split in cross_fit(oof.rows, stack(kind)).splits:
+        without = ~split.inside
+        stacker = STACKERS[kind](oof.logits[without], oof.labels[without], oof.members)
+        np.testing.assert_array_equal(split.scores, stacker.apply(oof.logits))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: objective.text)
+def test_the_objective_reaches_every_threshold(make_oof, objective):
+    rows = make_oof().rows
+    fitted = stack("mean")(rows, objective)
+    assert fitted.threshold == fit_threshold(fitted.score(rows.logits), rows.labels, objective)
+    np.testing.assert_allclose(fitted.score(rows.logits), rows.logits.mean(axis=1), rtol=1e-12, atol=1e-12)
+    votes = MAJORITY_VOTE(rows, objective)
+    own = [fit_threshold(column, rows.labels, objective) for column in rows.logits.T]
+    np.testing.assert_array_equal(votes(rows.logits), (rows.logits >= own).sum(axis=1) >= 2)
+
+
+def test_the_majority_vote_is_at_the_members_own_thresholds(make_oof):
+    oof = make_oof()
+    own = [fit_threshold(column, oof.labels) for column in oof.logits.T]
+    fitted = MAJORITY_VOTE(oof.rows)
+    assert fitted.threshold == 0.5
+    np.testing.assert_array_equal(fitted(oof.logits), (oof.logits >= own).sum(axis=1) >= 2)
+    np.testing.assert_array_equal(fitted.score(oof.logits), (oof.logits >= own).mean(axis=1))
+
+
+def test_half_of_an_even_number_of_votes_is_a_one():
+    vote = of_score(vote_share([0.0, 0.0]), 0.5)(Rows(np.empty((0, 2)), np.empty(0), np.empty(0), ("a", "b")))
+    np.testing.assert_array_equal(vote(np.array([[1.0, -1.0], [-1.0, -1.0], [0.0, 1.0]])), np.array([1, 0, 1]))
+
+
+def test_a_threshold_that_is_given_stays():
+    rows = Rows(np.array([[-5.0], [-4.0]]), np.array([0, 1]), np.array([0, 1]), ("a",))
+    assert of_score(member_logit(0), 0.0)(rows).threshold == 0
+    assert of_score(member_logit(0))(rows).threshold == -4.5
+    assert Rule(lambda rows, objective: member_logit(0), 1.0)(rows).threshold == 1
+
+
+# --- the choice of the stacker ----------------------------------------------------------------------------------------
+
+
+def paired_bootstrap_error(rng, labels, a, b, objective, replicates=4000):
+    """Return the spread of the difference in loss of two sets of calls over replicates drawn row by row."""
+    found = np.empty(replicates)
+    strata = [np.flatnonzero(labels == label) for label in (0, 1)]
+    for replicate in range(replicates):
+        rows = np.concatenate([rng.choice(of, of.size) for of in strata])
+        one, other = (objective.loss_of(error_rates(labels[rows], calls[rows])) for calls in (a, b))
+        found[replicate] = one - other
+    return found.std()
+
+
+@pytest.mark.parametrize("objective", [HTER, Objective(5, 1)], ids=lambda objective: objective.text)
+def test_the_standard_error_is_that_of_the_paired_bootstrap(make_oof, rng, objective):
+    from ensemble.decision.rules import _paired_error
+
+    oof = make_oof(400)
+    a, b = (cross_fit(oof.rows, stack(kind), objective).called for kind in ("mean", "logistic"))
+    assert (a != b).sum() > 20
+    error = _paired_error(oof.labels, a, b, objective)
+    assert error == pytest.approx(paired_bootstrap_error(rng, oof.labels, a, b, objective), rel=0.05)
+    assert error == _paired_error(oof.labels, b, a, objective)
+    assert _paired_error(oof.labels, a, a, objective) == 0
+
+
+@pytest.mark.parametrize("objective", [HTER, Objective(3, 1), Objective(max_fpr=0.1)], ids=lambda each: each.text)
+def test_the_choice_is_the_simplest_within_a_standard_error_of_the_best(make_oof, objective):
+    """By its letter, from nested calls and a standard error of another form."""
+    chosen = set()
+    for separations in ((1.0, 1.0, 1.0), (1.2, 0.5, 0.1), (2.0, 0.0, 0.0)):
+        for _ in range(4):
+            oof = make_oof(400, separations)
+            y, weights = oof.labels, objective if objective.max_fpr is None else HTER
+            called = {kind: cross_fit(oof.rows, stack(kind), objective).called for kind in STACKERS}
+            losses = {kind: weights.loss_of(error_rates(y, each)) for kind, each in called.items()}
+            best = min(losses, key=losses.get)
+            w = np.where(y == 1, weights.loss(0, 1) / (y == 1).sum(), weights.loss(1, 0) / (y == 0).sum())
+            for kind in STACKERS:  # the first that passes
+                change = w * (called[kind].astype(float) - called[best])
+                mean = np.where(y == 1, change[y == 1].mean(), change[y == 0].mean())
+                if losses[kind] - losses[best] <= np.sqrt(((change - mean) ** 2).sum()):
+                    break
+            assert simplest_stacker(oof.rows, objective) == kind
+            chosen.add(kind)
+    assert len(chosen) > 1
+
+
+def test_equal_members_get_the_mean(make_oof):
+    """Four times in five: a standard error is passed by chance one time in six, and there are three others."""
+    kinds = [simplest_stacker(make_oof(1000, (1.0, 1.0, 1.0), common=0.3).rows) for _ in range(20)]
+    assert kinds.count("mean") >= 14
+    assert kinds.count("logistic") <= 3
+
+
+def test_where_one_member_is_much_better_it_is_heard(make_oof):
+    kinds = {simplest_stacker(make_oof(2000, (2.0, 0.1, 0.0)).rows) for _ in range(10)}
+    assert "mean" not in kinds
+
+
+def test_where_members_mislead_alike_a_logistic_one_is_worth_its_freedom(rng):
+    """One member is the other's mistake: only a negative weight takes it out."""
+    y = (np.arange(2000) % 4 > 0).astype(np.int8)
+    misled = 2 * rng.normal(size=2000)
+    logits = np.stack([2.0 * y - 1 + misled, misled + 0.3 * rng.normal(size=2000)], axis=1)
+    assert simplest_stacker(Rows(logits, y, np.arange(2000) // 4 % 4, ("a", "b"))) == "logistic"
+
+
+def test_the_choice_is_made_anew_without_each_fold(make_oof):
+    oof = make_oof(1200, (2.0, 0.2))
+    for split in cross_fit(oof.rows, stack("auto")).splits:
+        rows = oof.rows.where(~split.inside)
+        kind, stacker = fit_stack("auto", rows)
+        assert kind == simplest_stacker(rows)
+        np.testing.assert_array_equal(split.scores, stacker.apply(oof.logits))
+
+
+def test_auto_is_the_kind_that_it_chooses(make_oof):
+    for separations in ((1.0, 1.0, 1.0), (2.0, 0.1, 0.0)):
+        rows = make_oof(1200, separations).rows
+        kind, stacker = fit_stack("auto", rows)
+        assert kind == simplest_stacker(rows)
+        assert (kind, stacker) == fit_stack(kind, rows)
+        assert stacker == STACKERS[kind](rows.logits, rows.labels, rows.members)
+        auto, chosen = stack("auto")(rows), stack(kind)(rows)
+        assert auto.threshold == chosen.threshold
+        np.testing.assert_array_equal(auto(rows.logits), chosen(rows.logits))
+
+
+def test_of_two_folds_the_choice_without_one_is_made_between_halves_of_the_other(make_oof):
+    oof = make_oof(1200, (2.0, 0.1, 0.0), k=2)
+    alone = oof.rows.where(oof.fold_of == 0)
+    assert simplest_stacker(alone) != "mean"
+    half = np.empty(alone.labels.size, np.int8)
+    for label in (0, 1):
+        half[alone.labels == label] = np.arange((alone.labels == label).sum()) % 2
+    assert simplest_stacker(alone) == simplest_stacker(replace(alone, fold_of=half))
+    nested = cross_fit(oof.rows, stack("auto"))
+    assert error_rates(oof.labels, nested.called).hter < 0.1
+
+
+def test_one_member_is_itself(make_oof):
+    oof = make_oof(separations=(1.0,))
+    assert simplest_stacker(oof.rows) == "mean"
+    np.testing.assert_array_equal(stack("auto")(oof.rows).score(oof.logits), oof.logits[:, 0])
+
+
+def test_a_class_of_one_row_a_fold_is_enough(rng):
+    labels = np.array([0, 1, 1, 0, 1, 1])
+    rows = Rows(rng.normal(size=(6, 2)), labels.astype(np.int8), np.array([0, 0, 0, 1, 1, 1]), ("a", "b"))
+    assert simplest_stacker(rows.where(rows.fold_of == 0)) == "mean"
+    assert cross_fit(rows, stack("auto")).called.shape == (6,)
+
+
+# --- what rules are fitted on -----------------------------------------------------------------------------------------
+
+
+def test_rows_are_chosen_with_all_that_is_theirs(make_oof):
+    oof = make_oof(16)
+    some = oof.rows.where(oof.fold_of == 2)
+    assert some.members == oof.members
+    for name in ("logits", "labels", "fold_of"):
+        np.testing.assert_array_equal(getattr(some, name), getattr(oof, name)[oof.fold_of == 2])
+
+
+def test_oof_arrays_are_read_only_copies(make_oof):
+    oof = make_oof(16)
+    source = np.zeros((16, 3))
+    copied = replace(oof, logits=source, groups=np.arange(16) // 4)
+    source[:] = 1
+    assert not copied.logits.any()
+    assert oof.labels.dtype == oof.fold_of.dtype == np.int8
+    for array in (copied.ids, copied.labels, copied.fold_of, copied.logits, copied.groups):
+        assert not array.flags.writeable
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"ids": np.zeros(16)}, "16 ids must be distinct"),
+        ({"ids": np.arange(15)}, r"ids must have shape \(16,\); got \(15,\)"),
+        ({"members": ("a", "b")}, r"logits must have shape \(16, 2\); got \(16, 3\)"),
+        ({"members": ("a", "a", "b")}, "members must be distinct"),
+        ({"fold_of": np.zeros(16)}, r"at least two folds are needed; got \(0,\)"),
+        ({"fold_of": np.arange(16) % 4}, "fold 0: HTER needs both classes; got 0 of label 1 in 4 images"),
+        ({"labels": np.full(16, 2)}, "labels must be 0 or 1; got 2 at row 0"),
+        ({"groups": np.zeros(16)}, "group 0 must lie in one fold"),
+        ({"groups": np.zeros(3)}, r"groups must have shape \(16,\)"),
+    ],
+)
+def test_oof_logits_that_cannot_be_are_refused(make_oof, change, says):
+    with pytest.raises(DataError, match=says):
+        replace(make_oof(16), **change)
+
+
+def test_a_missing_logit_names_member_and_fold(make_oof):
+    oof = make_oof(16)
+    logits = oof.logits.copy()
+    logits[5, 1] = np.nan
+    with pytest.raises(ArtifactError, match=r"member m1: .* got 1 in fold 1 .* run: thera train-member --arch m1"):
+        replace(oof, logits=logits)
