@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 REPLICATES = 400
 """Of the bootstrap behind the expected HTER; each fits the effect of averaging anew, about a hundredth of a second."""
 
+LEAST_SHARE = 0.001
+"""Of a class, that an estimate of the class mix is taken for: from a class that is not there nothing can be fitted."""
+
 
 class KeptLogits:
     """A folder of fold models' logits, `<member>/fold-<k>.csv`, and `made_from.json`, which says what made them.
@@ -239,7 +242,9 @@ def write_set(
     stacked = decision.stacker.apply(logits)
     singles = np.stack([decision.stacker.apply(of_fold) for of_fold in np.moveaxis(fold_logits, 2, 0)], axis=1)
     check = _check(decision, oof, singles)
-    mix = check.prior if wanted.prior is None and check.shifted else wanted.prior
+    mix = wanted.prior
+    if mix is None and check.shifted:
+        mix = float(np.clip(check.prior, LEAST_SHARE, 1 - LEAST_SHARE))
     foreseen = _foresee(decision, oof, singles, wanted.correction, mix, seed)
     threshold = decision.threshold if foreseen is None else foreseen.chosen.threshold
     labels = call(stacked, threshold)

@@ -16,11 +16,14 @@ import pytest
 import typer
 
 from ensemble import cli, evaluation, pipeline
+from ensemble.config import DecisionConfig
 from ensemble.errors import ArtifactError, ConfigError, DataError, LockedError, ResourceError, Stopped, TheraError
+from ensemble.reports import tables
 from ensemble.reports.tables import Table
 
 COMMANDS = ("train-member", "fit-stacker", "predict", "evaluate", "compare", "report", "run", "demo")
 TRAIN = ["train-member", "--arch", "resnet18", "--images", "img", "--run", "r"]
+PREDICT = ["predict", "--run", "r", "--images", "i", "--out", "o.txt"]
 HEAVY = (
     "torch",
     "numpy",
@@ -129,6 +132,17 @@ def test_every_command_is_in_the_readme() -> None:
         ),
         ([*TRAIN, "--name", "../up"], "train-member: name must match pattern"),
         ([*TRAIN, "--resize", "4"], "train-member: resize must be greater than or equal to 16; got 4"),
+        (["fit-stacker", "--run", "r", "--objective", "eer"], "objective: must be one of hter, cost:A,B (what an FPR "),
+        (["fit-stacker", "--run", "r", "--stacker", "best"], "fit-stacker: stacker must be 'auto', 'mean', "),
+        (["fit-stacker", "--run", "r", "--repeats", "-1"], "thera fit-stacker: Invalid value for '--repeats': "),
+        (
+            ["fit-stacker", "--run", "r", "--repeats", "9999"],
+            "fit-stacker: repeats must be less than or equal to 1000;",
+        ),
+        ([*PREDICT, "--prior", "1"], "predict: prior must be less than 1; got 1.0"),
+        ([*PREDICT, "--prior", "0"], "predict: prior must be greater than 0; got 0.0"),
+        ([*PREDICT, "--prior", "half"], "thera predict: Invalid value for '--prior': "),
+        ([*PREDICT, "--correction", "mean"], "predict: correction must be 'posterior', 'location-scale', 'share' or "),
         (["run", "none.yaml"], "none.yaml: cannot be read ("),
         (["run", "a\nb\x1b.yaml"], "a\\nb\\x1b.yaml: cannot be read ("),
     ],
@@ -253,15 +267,50 @@ def cli_default() -> Any:
     return MemberConfig(arch="resnet18")
 
 
-@pytest.mark.parametrize(("option", "tta"), [([], False), (["--tta"], True), (["--no-tta"], False)])
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ([], DecisionConfig()),
+        (
+            ["--objective", "fpr:0.01", "--stacker", "mean", "--repeats", "5"],
+            DecisionConfig(objective="fpr:0.01", stacker="mean", repeats=5),
+        ),
+    ],
+)
+def test_fit_stacker_passes_on_what_was_given(
+    options: list[str],
+    wanted: DecisionConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(pipeline, "fit_stacker", lambda *given: seen.extend(given[:2]) or {"plain": 1, "tta": 2})
+    monkeypatch.setattr(tables, "decision_tables", lambda plain, tta: (seen.extend((plain, tta)), [TABLE])[1])
+    assert thera("fit-stacker", "--run", "r", *options) == 0
+    assert seen == [Path("r"), wanted, 1, 2]
+    assert capsys.readouterr().out.startswith(TABLE.text())
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ([], {"tta": False, "correction": "posterior", "prior": None}),
+        (["--tta"], {"tta": True, "correction": "posterior", "prior": None}),
+        (["--no-tta", "--prior", "0.3"], {"tta": False, "correction": "posterior", "prior": 0.3}),
+        (["--correction", "location-scale"], {"tta": False, "correction": "location-scale", "prior": None}),
+    ],
+)
 def test_predict_passes_on_what_was_given(
-    option: list[str], tta: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    options: list[str],
+    wanted: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(pipeline, "predict", lambda *given: seen.extend(given[:3]) or TABLE)
-    assert thera("predict", "--run", "r", "--images", "i", "--out", "o.txt", "--device", "cpu", *option) == 0
-    run, wanted, machine = seen
-    assert (run, wanted.images, wanted.out, wanted.tta) == (Path("r"), Path("i"), Path("o.txt"), tta)
+    assert thera(*PREDICT, "--device", "cpu", *options) == 0
+    run, given, machine = seen
+    assert (run, given.model_dump()) == (Path("r"), {"images": Path("i"), "out": Path("o.txt"), **wanted})
     assert machine == pipeline.Machine("cpu", None)
     assert capsys.readouterr().out == TABLE.text()
 

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import yaml
+from pydantic import BaseModel
 
-from ensemble.config import MemberConfig, RunConfig, load_config, seed_sequence, validated
+from ensemble.config import (
+    CORRECTIONS,
+    DecisionConfig,
+    MemberConfig,
+    PredictConfig,
+    RunConfig,
+    load_config,
+    seed_sequence,
+    validated,
+)
+from ensemble.decision.stacker import STACKERS
 from ensemble.errors import ConfigError
 
 GOOD = "run: checkpoints/x\ndata: {images: train_img, labels: label_train.txt}\nmembers:\n- {arch: resnet18}\n"
@@ -39,6 +51,25 @@ def test_a_small_file_has_the_defaults(tmp_path: Path) -> None:
     assert (config.run, config.seed, config.folds, config.predict) == (Path("checkpoints/x"), 0, 5, None)
     assert config.data.labels == Path("label_train.txt")
     assert config.members == (MemberConfig(arch="resnet18", name="resnet18"),)
+    assert config.decision.model_dump() == {"objective": "hter", "stacker": "auto", "repeats": 0}
+    predict = load(tmp_path, GOOD + "predict: {images: a, out: b}\n").predict
+    assert predict is not None and (predict.tta, predict.correction, predict.prior) == (True, CORRECTIONS[0], None)
+
+
+def test_what_is_decided_may_be_given(tmp_path: Path) -> None:
+    decision = "decision: {objective: 'cost:5,1', stacker: nonnegative, repeats: 20}\n"
+    config = load(tmp_path, GOOD + decision + "predict: {images: a, out: b, correction: share, prior: 3e-1}\n")
+    assert config.decision == DecisionConfig(objective="cost:5,1", stacker="nonnegative", repeats=20)
+    assert config.predict is not None and (config.predict.correction, config.predict.prior) == ("share", 0.3)
+    assert load(tmp_path, GOOD + "decision: {}\n") == load(tmp_path, GOOD)
+
+
+def test_the_choices_are_those_that_there_are() -> None:
+    def choices(model: type[BaseModel], field: str) -> tuple[str, ...]:
+        return get_args(model.model_fields[field].annotation)
+
+    assert choices(DecisionConfig, "stacker") == ("auto", *STACKERS)
+    assert choices(PredictConfig, "correction") == CORRECTIONS
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
@@ -93,7 +124,8 @@ members:
 - {arch: a, learning: 3, Epochs: 3}
 - {arch: a, augment: heavy}
 - {name: b, lr: -0.1, epochs: many}
-predict: {images: a, tta: 1}
+decision: {objektive: hter, stacker: best, repeats: -1, seed: 1}
+predict: {images: a, tta: 1, prior: 1, correction: mean}
 """,
     )
     assert set(message.split("; ")) == {
@@ -112,7 +144,16 @@ predict: {images: a, tta: 1}
         "got -0.1",
         "members[2].epochs must be a valid integer, unable to parse string as an integer",
         "got many",
+        "decision.objektive is no known key (did you mean objective?)",
+        "decision.stacker must be 'auto', 'mean', 'calibrated', 'nonnegative' or 'logistic'",
+        "got best",
+        "decision.repeats must be greater than or equal to 0",
+        "decision.seed is no known key",
         "predict.out is missing",
+        "predict.prior must be less than 1",
+        "got 1",
+        "predict.correction must be 'posterior', 'location-scale', 'share' or 'none'",
+        "got mean",
     }
 
 

@@ -132,6 +132,47 @@ def test_only_the_verbs_above_import_the_pipeline_and_nothing_imports_the_comman
     assert [name_of(path) for path in FILES if "prediction.py" in rooms(path)] == ["pipeline.py"]
 
 
+STOREYS = (
+    {"intervals.py", "label_issues.py", "rates.py", "shift.py"},
+    {"comparison.py", "floor.py", "stacker.py", "threshold.py"},
+    {"rules.py"},
+    {"refit.py"},
+    {"assessment.py", "averaging.py"},
+)
+"""The rooms of decision, from the ground up; a room stands on `rates` and on storeys below its own."""
+
+
+def test_each_room_of_decision_stands_on_those_below() -> None:
+    assert set.union(*STOREYS) == {path.name for path in FILES if path.parent.name == "decision"} - {"__init__.py"}
+    storey = {f"decision/{room}": height for height, rooms_ in enumerate(STOREYS) for room in rooms_}
+    for room, height in storey.items():
+        for used in rooms(HOUSE / room) & set(storey) - {"decision/rates.py"}:
+            assert storey[used] < height, f"{room} imports {used}"
+
+
+def test_decision_takes_nothing_of_data_but_the_folds() -> None:
+    taken = {room for path in FILES if path.parent.name == "decision" for room in rooms(path) if room[:5] == "data/"}
+    assert taken == {"data/folds.py"}
+    assert [name_of(path) for path in FILES if "decision/label_issues.py" in rooms(path)] == ["decision/floor.py"]
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.parent.name != "members"], ids=name_of)
+def test_what_is_slow_to_load_is_imported_where_it_is_used(path: Path) -> None:
+    slow = {
+        "torch",
+        "timm",
+        "albumentations",
+        "cleanlab",
+        "pandas",
+        "sklearn",
+        "scipy",
+        "matplotlib",
+        "pyarrow",
+        "rich",
+    }
+    assert not slow & {dotted.split(".")[0] for dotted in imports(tree(path), lazy=False)}
+
+
 def test_there_are_no_cycles() -> None:
     graph = {name_of(path): rooms(path) - {name_of(path)} for path in FILES}
     assert len(list(TopologicalSorter(graph).static_order())) == len(FILES)

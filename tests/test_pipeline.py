@@ -109,6 +109,9 @@ def test_predictions_follow_from_the_decision(done: Path) -> None:
     stacked = logits @ np.array(stacker["weights"]) + stacker["bias"]
     np.testing.assert_allclose(stacked, [float(row["stacked_logit"]) for row in rows], atol=1e-4)
     labels = [int(row["label"]) for row in rows]
+    facts = json.loads((done / "run/predictions/img/predictions.json").read_text())
+    assert facts["threshold"] == decision["stacked"]["threshold"], "too few images to correct it"
+    assert (facts["averaging_measured"], facts["correction"], facts["corrections"]) == (False, "none", {})
     assert labels == [int(x >= decision["stacked"]["threshold"]) for x in stacked]
     assert labels == np.loadtxt(done / "label_val.txt", dtype=int).tolist()
     own = {member["name"]: member["threshold"] for member in decision["members"]}
@@ -161,6 +164,42 @@ def test_again_changes_nothing_and_trains_nothing(done: Path, monkeypatch: pytes
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("computed again"))
     main(["run", str(done / "run.yaml"), "--device", "cpu"])
     assert results(done / "run") == before
+
+
+def test_another_decision_in_yaml_is_made_without_training(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`decision:`, and the prior and correction of `predict:`, on a run whose members and logits are there."""
+    import shutil
+
+    from ensemble.members import inference, training
+
+    shutil.copytree(done / "run", tmp_path / "run")
+    text = (done / "run.yaml").read_text().replace(f"run: {done}/run", f"run: {tmp_path}/run")
+    text = text.replace(f"out: {done}/label_val.txt", f"out: {tmp_path}/l.txt, prior: 0.4, correction: share")
+    (tmp_path / "c.yaml").write_text(text + "decision: {objective: 'cost:3,1', stacker: mean, repeats: 2}\n")
+    for module, name in ((training, "train_fold"), (inference, "predict_logits")):
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("computed again"))
+    main(["run", str(tmp_path / "c.yaml"), "--device", "cpu"])
+    shown = capsys.readouterr().out
+    decisions = json.loads((tmp_path / "run/decision/decision.json").read_text())
+    for key in ("plain", "tta"):
+        made = {name: decisions[key][name] for name in ("objective", "chosen", "kind")}
+        assert made == {"objective": "cost:3,1", "chosen": "mean", "kind": "mean"}
+        assert len(decisions[key]["repeated"]) == 2
+    facts = json.loads((tmp_path / "run/predictions/img/predictions.json").read_text())
+    assert (facts["objective"], facts["correction_asked"], facts["prior"]) == ("cost:3,1", "share", 0.4)
+    assert "the least weighted error (3 FPR + 1 FNR) / 4" in shown and "Nested HTER over 2 other partitions" in shown
+    assert "where label 0 is 0.4000 of the images, as given" in shown
+    for part in ("rule", "stacker", "least", "opinion", "set"):  # the head of each table of the decision
+        assert any(line.split()[:1] == [part] for line in shown.splitlines()), part
+
+
+def test_a_wrong_objective_binds_to_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_config(tmp_path)
+    config.write_text(config.read_text() + "decision: {objective: 'cost:0,1'}\n")
+    assert "objective: must be one of hter, cost:A,B" in fails(2, "run", config, "--device", "cpu", capsys=capsys)
+    assert not (tmp_path / "run").exists()
 
 
 def test_plain_prediction_has_its_own_decision(done: Path) -> None:
@@ -278,6 +317,7 @@ def test_images_of_another_size_are_refused(done: Path, tmp_path: Path, capsys: 
 
 
 def test_expected_hter_is_read_off_enough_images(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ensemble import prediction
     from ensemble.decision import averaging
 
     write_tiny(tmp_path / "more", 40, seed=2)
@@ -286,7 +326,8 @@ def test_expected_hter_is_read_off_enough_images(done: Path, tmp_path: Path, mon
     (few,) = [path for path in (done / "run/predictions").glob("img-*/predictions.json") if _images(path) == 40]
     assert not json.loads(few.read_text())["averaging_measured"]
     few.unlink()
-    monkeypatch.setattr(averaging, "LEAST_IMAGES", 40)
+    for module in (averaging, prediction):
+        monkeypatch.setattr(module, "LEAST_IMAGES", 40)
     main([*command, "--out", str(tmp_path / "enough")])
     promised = json.loads(few.read_text())
     assert promised["averaging_measured"]
@@ -308,8 +349,10 @@ def test_impossible_folds_bind_to_nothing(tmp_path: Path, capsys: pytest.Capture
     main(["run", str(config), "--device", "cpu"])
 
 
-def test_sets_of_one_name_do_not_overwrite_each_other(done: Path, tmp_path: Path) -> None:
-    """One image alone, too: it has labels, and no HTER to promise."""
+def test_sets_of_one_name_do_not_overwrite_each_other(
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One image alone, too: it has a label, and no HTER to measure; and it is no shift."""
     write_tiny(tmp_path, 1)
     before = results(done / "run")
     main(
@@ -326,6 +369,7 @@ def test_sets_of_one_name_do_not_overwrite_each_other(done: Path, tmp_path: Path
     )
     assert before.items() <= results(done / "run").items()
     assert (tmp_path / "o").read_text() in ("0\n", "1\n")
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_first_start_that_fails_binds_to_nothing(

@@ -15,7 +15,7 @@ from ensemble.decision.assessment import Decision
 from ensemble.decision.rates import error_rates
 from ensemble.decision.rules import OofLogits
 from ensemble.pipeline import VIEW_SETS, fit_decision, oof_logits
-from ensemble.runs import Run
+from ensemble.runs import Run, file_sha256
 
 RUN = Run(Path(__file__).parents[1] / "checkpoints" / "therapanacea")
 PREDICTED = RUN.folder / "predictions" / "val_img"
@@ -35,12 +35,20 @@ def test_decision_follows_from_the_oof_logits(key: str) -> None:
     members, views = list(stored["parents"]), VIEW_SETS[key]
     logits = np.stack([oof_logits(RUN.member(name), table)[:, : len(views)].mean(axis=1) for name in members], axis=1)
     oof = OofLogits(table.ids, table.labels, table.fold_of, tuple(members), logits, table.groups)
-    anew, decision = fit_decision(oof, views, RUN.read()["seed"]), Decision.from_json(stored[key])
+    decision = Decision.from_json(stored[key])
+    anew = fit_decision(oof, views, RUN.read()["seed"], decision.objective, decision.chosen)
+    assert (anew.kind, anew.chosen) == (decision.kind, decision.chosen)
     np.testing.assert_allclose(anew.stacker.weights, decision.stacker.weights, rtol=1e-6)
-    assert [row.name for row in anew.comparisons] == [row.name for row in decision.comparisons]
-    for one, other in zip(anew.comparisons, decision.comparisons, strict=True):
+    measured = [*zip(anew.comparisons, decision.comparisons, strict=True)]
+    measured += zip(anew.stackers, decision.stackers, strict=True)
+    for one, other in measured:
+        assert one.name == other.name
         assert one.nested.hter == pytest.approx(other.nested.hter, abs=1e-4)
         assert one.interval.low == pytest.approx(other.interval.low, abs=1e-3)
+    for point, known in zip(anew.curve, decision.curve, strict=True):
+        assert point.loss == pytest.approx(known.loss, abs=1e-4)
+    assert anew.floor is not None and decision.floor is not None
+    assert anew.floor.mixture.hter == pytest.approx(decision.floor.mixture.hter, abs=1e-3)
 
 
 def test_every_row_counts() -> None:
@@ -56,10 +64,15 @@ def test_label_file_is_that_of_the_decision() -> None:
     with open(PREDICTED / "predictions.csv") as file:
         rows = list(csv.DictReader(file))
     decision = Decision.from_json(json.loads(RUN.decision.read_text())["tta"])
+    facts = json.loads((PREDICTED / "predictions.json").read_text())
+    assert facts["decision_sha256"] == file_sha256(RUN.decision)
+    assert facts["threshold"] == facts["corrections"][facts["correction"]]["threshold"]
+    assert facts["corrections"]["none"]["threshold"] == decision.threshold
     assert [row["id"] for row in rows] == [f"{i:06d}" for i in range(1, 20_001)]
     assert labels == [row["label"] for row in rows]
-    called = [str(int(float(row["stacked_logit"]) >= decision.threshold)) for row in rows]
+    called = [str(int(float(row["stacked_logit"]) >= facts["threshold"])) for row in rows]
     assert sum(a != b for a, b in zip(called, labels, strict=True)) <= 1  # a logit within rounding of the threshold
+    assert facts["share_of_label_0"] == labels.count("0") / 20_000
     assert 0 < decision.nested.hter < 0.5
 
 

@@ -4,13 +4,47 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ensemble.decision.assessment import Assessment, Decision, fit_decision, member_report
-from ensemble.decision.intervals import bootstrap_interval
-from ensemble.decision.rates import call, error_rates
+from ensemble.data.folds import assign_folds
+from ensemble.decision.assessment import (
+    COSTS,
+    REPLICATES,
+    SCHEMA,
+    Assessment,
+    Decision,
+    assess,
+    fit_decision,
+    member_report,
+    stack_replicates,
+)
+from ensemble.decision.comparison import compare_calls, measure_calls
+from ensemble.decision.floor import estimate_floor
+from ensemble.decision.rates import auc, call, error_rates
+from ensemble.decision.refit import refit_interval, refit_replicates
+from ensemble.decision.rules import MAJORITY_VOTE, cross_fit, member_logit, of_score, stack
+from ensemble.decision.stacker import STACKERS
+from ensemble.decision.threshold import HTER, Objective, fit_threshold
 from ensemble.errors import ArtifactError, DataError
 
+OBJECTIVES = [Objective.parse(form) for form in ("hter", "cost:2.5,1", "fpr:0.05", "fnr:0.1")]
+by_text = {"ids": lambda objective: objective.text}
 
-def test_the_stack_beats_its_members_and_carries_what_prediction_needs(make_oof):
+
+@pytest.fixture
+def few_replicates(monkeypatch):
+    """The bootstrap of the threshold, with fewer draws where no width is looked at."""
+    monkeypatch.setattr("ensemble.decision.assessment.REPLICATES", 20)
+
+
+@pytest.fixture
+def quick(monkeypatch, few_replicates):
+    """Nor a floor."""
+    monkeypatch.setattr("ensemble.decision.assessment.estimate_floor", lambda logits, labels, seed: None)
+
+
+# --- the decision -----------------------------------------------------------------------------------------------------
+
+
+def test_the_stack_beats_its_members_and_carries_what_prediction_needs(make_oof, quick):
     oof = make_oof(4000)
     decision = fit_decision(oof, ("plain", "flip"))
     assert decision.nested.hter < min(member.nested.hter for member in decision.members)
@@ -20,7 +54,7 @@ def test_the_stack_beats_its_members_and_carries_what_prediction_needs(make_oof)
     assert decision.optimism == decision.nested.hter - decision.apparent.hter
     assert [row.name for row in decision.comparisons] == [
         "stack", "m0", "m1", "m2", "m0 at 0.5", "m1 at 0.5", "m2 at 0.5",
-        "mean of logits", "majority vote", "majority vote at 0.5",
+        "majority vote", "majority vote at 0.5",
     ]  # fmt: skip
     votes, majority = decision.votes(oof.logits)
     for j, member in enumerate(decision.members):
@@ -30,48 +64,75 @@ def test_the_stack_beats_its_members_and_carries_what_prediction_needs(make_oof)
     assert error_rates(oof.labels, majority) == vote.apparent
 
 
-def test_where_nothing_is_fitted_nothing_is_flattered(make_oof):
+def test_where_nothing_is_fitted_nothing_is_flattered(make_oof, quick):
     decision = fit_decision(make_oof(), ())
     for row in decision.baselines:
         if row.name.endswith("at 0.5"):
             assert row.apparent == row.nested
             assert row.optimism == 0
+            assert not row.refitted
 
 
-def test_a_member_alone_is_reported_as_it_is_in_the_decision(make_oof):
+def test_a_member_alone_is_as_it_is_in_the_decision_but_for_its_interval(make_oof, quick):
+    """In its own report the threshold is fitted anew; beside the stack the calls are kept and compared."""
     oof = make_oof()
     alone = member_report("m1", oof.ids, oof.logits[:, 1], oof.labels, oof.fold_of, seed=4)
-    assert alone == fit_decision(oof, (), seed=4).members[1]
+    beside = fit_decision(oof, (), 4, stacker="mean").members[1]
+    assert alone.refitted and not beside.refitted
+    assert alone.difference is None and beside.difference is not None
+    own = {name: getattr(beside, name) for name in ("fpr", "fnr", "interval", "refitted", "difference")}
+    assert replace(alone, **own) == beside
     assert sum(row.rates.n for row in alone.folds) == alone.nested.n == oof.labels.size
 
 
-def test_groups_reach_the_interval(make_oof):
-    groups = np.arange(600) // 4
-    oof = make_oof(groups=groups)
-    report = member_report("a", oof.ids, oof.logits[:, 0], oof.labels, oof.fold_of, groups)
-    nested = np.empty(600, np.int8)
-    for row in report.folds:
-        inside = oof.fold_of == row.fold
-        nested[inside] = call(oof.logits[inside, 0], row.threshold)
-    assert report.interval == bootstrap_interval(oof.labels, nested, groups)
-    assert report.interval != bootstrap_interval(oof.labels, nested)
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("objective", OBJECTIVES[::2], **by_text)
+def test_intervals_are_those_of_replicates_or_of_the_calls(make_oof, objective, grouped):
+    oof = make_oof(groups=np.arange(600) // 4 if grouped else None)
+    rule = of_score(member_logit(0))
+    nested = cross_fit(oof.rows, rule, objective)
+    refitted, kept = (assess("a", oof, rule, objective, 5, refit) for refit in (True, False))
+    pair = refitted.nested.fpr, refitted.nested.fnr
+    x = oof.logits[:, 0]
+    drawn = refit_replicates(x, oof.labels, nested.splits, oof.groups, objective, 5, REPLICATES)
+    errors = [each.errors for each in drawn]
+    assert refitted.interval == refit_interval(pair, errors)  # of the HTER, whatever the objective
+    assert refitted.fpr == refit_interval(pair, errors, Objective(max_fnr=1.0))
+    assert refitted.fnr == refit_interval(pair, errors, Objective(max_fpr=1.0))
+    measured = measure_calls(oof.labels, nested.called, oof.groups, 5)
+    assert (kept.fpr, kept.fnr, kept.interval) == (measured.fpr, measured.fnr, measured.hter)
+    assert (kept.nested, kept.apparent, kept.folds) == (refitted.nested, refitted.apparent, refitted.folds)
+    assert kept.auc == auc(nested.scores, oof.labels)
+    blind = assess("a", replace(oof, groups=None), rule, objective, 5, True)
+    assert (blind.interval != refitted.interval) == grouped
 
 
-def test_apparent_flatters_and_nested_does_not_on_pure_noise(make_oof):
-    decisions = [fit_decision(make_oof(200, (0.0,) * 12), ()) for _ in range(20)]
+def test_where_the_threshold_is_hard_to_find_its_luck_widens_the_interval(make_oof):
+    oof = make_oof(400, (0.6,))
+    rule, widths = of_score(member_logit(0)), []
+    for refit in (False, True):
+        interval = assess("a", oof, rule, refit=refit).interval
+        widths.append(interval.high - interval.low)
+    assert widths[1] > 1.03 * widths[0]
+
+
+def test_apparent_flatters_and_nested_does_not_on_pure_noise(make_oof, quick):
+    decisions = [fit_decision(make_oof(200, (0.0,) * 12), (), stacker="logistic") for _ in range(20)]
     assert np.mean([d.nested.hter for d in decisions]) == pytest.approx(0.5, abs=0.03)
     assert np.mean([d.apparent.hter for d in decisions]) < 0.42
     assert all(d.optimism > 0 for d in decisions)
 
 
-def test_one_member_is_an_ensemble(make_oof):
+def test_one_member_is_an_ensemble(make_oof, quick):
     decision = fit_decision(make_oof(separations=(1.0,)), ("plain",))
+    assert (decision.kind, decision.chosen, decision.stackers) == ("mean", "auto", ())
+    assert decision.threshold == decision.members[0].threshold
     assert decision.apparent == decision.members[0].apparent
     assert decision.nested == decision.members[0].nested
     assert [row.name for row in decision.baselines] == ["m0 at 0.5"]
 
 
-def test_a_constant_member_stays_out_and_is_named(make_oof):
+def test_a_constant_member_stays_out_and_is_named(make_oof, quick):
     oof = make_oof()
     logits = oof.logits.copy()
     logits[:, 1] = 0.1 + oof.fold_of  # a constant of its own in each fold
@@ -88,20 +149,213 @@ def test_a_constant_member_stays_out_and_is_named(make_oof):
         fit_decision(replace(oof, logits=np.zeros_like(logits)), ())
 
 
-def test_json_keeps_every_bit(make_oof):
-    decision = fit_decision(make_oof(), ("plain", "flip"), seed=1)
-    text = json.dumps(decision.to_json(), allow_nan=False)
-    assert Decision.from_json(json.loads(text)) == decision
-    member = decision.members[0]
-    assert Assessment.from_json(json.loads(json.dumps(member.to_json()))) == member
+# --- what is beside the stack -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stacker", ["auto", *STACKERS])
+def test_every_kind_of_stacker_is_measured_and_one_is_deployed(make_oof, quick, stacker):
+    oof = make_oof(400, (1.5, 0.3, 0.1))
+    decision = fit_decision(oof, (), stacker=stacker)
+    assert decision.chosen == stacker
+    assert decision.kind == (stacker if stacker != "auto" else decision.kind) in STACKERS
+    assert [row.name for row in decision.stackers] == list(STACKERS)
+    for row in decision.stackers:
+        nested = cross_fit(oof.rows, stack(row.name))
+        assert row.nested == error_rates(oof.labels, nested.called)
+        assert row.auc == auc(nested.scores, oof.labels)
+    deployed = next(row for row in decision.stackers if row.name == decision.kind)
+    assert deployed.apparent == decision.apparent
+    assert deployed.threshold == decision.threshold
+    if stacker != "auto":
+        assert deployed.nested == decision.nested
+        assert deployed.difference.value == 0
+    fitted = STACKERS[decision.kind](oof.logits, oof.labels, oof.members)
+    np.testing.assert_allclose(decision.stacker.weights, fitted.weights, rtol=1e-9)
+
+
+def test_with_auto_the_nested_estimate_makes_the_choice_anew(make_oof, quick):
+    oof = make_oof(400, (1.0, 0.9, 0.7))
+    decision = fit_decision(oof, ())
+    assert decision.nested == error_rates(oof.labels, cross_fit(oof.rows, stack("auto")).called)
+
+
+def test_differences_are_paired_with_the_stacks_calls(make_oof, quick):
+    oof = make_oof(groups=np.arange(600) // 4)
+    decision = fit_decision(oof, (), seed=3)
+    stacked = cross_fit(oof.rows, stack("auto")).called
+    rules = {
+        "m1": of_score(member_logit(1)),
+        "m2 at 0.5": of_score(member_logit(2), 0.0),
+        "majority vote": MAJORITY_VOTE,
+        "calibrated": stack("calibrated"),
+    }
+    rows = {row.name: row for row in (*decision.comparisons, *decision.stackers)}
+    for name, rule in rules.items():
+        called = cross_fit(oof.rows, rule).called
+        assert rows[name].difference == compare_calls(oof.labels, stacked, called, oof.groups, 3).hter
+        assert rows[name].difference.value == pytest.approx(rows[name].nested.hter - decision.nested.hter)
+    assert decision.stacked.difference is None and decision.stacked.refitted
+    worse = rows["m2 at 0.5"].difference.interval  # far worse, and on the same rows: beyond chance
+    assert 0 < worse.low < worse.high
+
+
+def test_the_curve_is_what_each_cost_gives_by_hand(make_oof, quick):
+    oof = make_oof(300)
+    decision = fit_decision(oof, (), stacker="logistic", objective=Objective.parse("fpr:0.05"))
+    assert [row.cost_fpr for row in decision.curve] == list(range(1, 10))
+    scores = decision.stacker.apply(oof.logits)
+
+    def loss(cut):
+        return 0.3 * np.mean(scores[oof.labels == 0] >= cut) + 0.7 * np.mean(scores[oof.labels == 1] < cut)
+
+    row, values = decision.curve[2], np.unique(scores)
+    cuts = [values[0] - 1, *(values[1:] + values[:-1]) / 2, values[-1] + 1]
+    assert loss(row.threshold) == pytest.approx(min(map(loss, cuts)))
+    false = np.zeros(2)
+    for fold in oof.folds:
+        inside = oof.fold_of == fold
+        stacker = STACKERS["logistic"](oof.logits[~inside], oof.labels[~inside], oof.members)
+        x = stacker.apply(oof.logits)
+        threshold = fit_threshold(x[~inside], oof.labels[~inside], Objective(3, 7))
+        labels, called = oof.labels[inside], x[inside] >= threshold
+        false += (called & (labels == 0)).sum(), (~called & (labels == 1)).sum()
+    assert row.rates.fpr == false[0] / row.rates.n_neg
+    assert row.rates.fnr == false[1] / row.rates.n_pos
+    assert row.loss == pytest.approx(0.3 * row.rates.fpr + 0.7 * row.rates.fnr)
+
+    thresholds = [row.threshold for row in decision.curve]
+    assert thresholds == sorted(thresholds)  # the dearer a false 1, the higher
+    assert [row.threshold for row in decision.curve] == [fit_threshold(scores, oof.labels, cost) for cost in COSTS]
+
+
+def test_the_middle_of_the_curve_is_the_decision(make_oof, quick):
+    decision = fit_decision(make_oof(), ())
+    middle = decision.curve[4]
+    assert (middle.cost_fpr, middle.threshold) == (5, decision.threshold)
+    assert middle.rates == decision.nested
+    assert middle.loss == decision.nested.hter
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, **by_text)
+def test_the_objective_is_passed_through(make_oof, quick, objective):
+    oof = make_oof(400)
+    decision = fit_decision(oof, (), objective=objective)
+    assert decision.objective == objective
+    assert decision.threshold == fit_threshold(decision.stacker.apply(oof.logits), oof.labels, objective)
+    for j, member in enumerate(decision.members):
+        assert member.threshold == fit_threshold(oof.logits[:, j], oof.labels, objective)
+    for row in (decision.stacked, *decision.members, *decision.stackers):
+        assert objective.max_fpr is None or row.apparent.fpr <= objective.max_fpr
+        assert objective.max_fnr is None or row.apparent.fnr <= objective.max_fnr
+    best = objective.loss_of(fit_decision(oof, (), stacker=decision.kind).apparent)
+    if objective.max_fpr is None and objective.max_fnr is None:
+        assert objective.loss_of(decision.apparent) <= best
+    assert decision.nested == error_rates(oof.labels, cross_fit(oof.rows, stack("auto"), objective).called)
+
+
+def test_a_nested_rate_is_near_the_one_that_is_held(make_oof, quick):
+    decision = fit_decision(make_oof(8000), (), objective=Objective.parse("fpr:0.05"))
+    assert decision.apparent.fpr <= 0.05
+    assert decision.nested.fpr == pytest.approx(0.05, abs=0.01)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES[:3], **by_text)
+def test_the_replicates_of_a_stored_decision_are_those_of_its_interval(make_oof, quick, objective):
+    oof = make_oof(400)
+    decision = Decision.from_json(json.loads(json.dumps(fit_decision(oof, (), 6, objective).to_json())))
+    errors = [each.errors for each in stack_replicates(decision, oof, 6, 20)]
+    assert decision.interval == refit_interval((decision.nested.fpr, decision.nested.fnr), errors, HTER)
+
+
+def test_repeats_are_nested_estimates_over_other_partitions(make_oof, quick):
+    groups = np.arange(600) // 4  # of one row of label 0 and three of label 1
+    oof = make_oof(groups=groups)
+    partitions = []
+
+    def seen(labels, units, k, seed):
+        folds = assign_folds(labels, units, k, seed)
+        partitions.append(folds.fold_of)
+        return folds
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ensemble.data.folds.assign_folds", seen)
+        decision = fit_decision(oof, (), stacker="mean", repeats=4, seed=8)
+    assert len(decision.repeated) == len(set(decision.repeated)) == 4
+    for fold_of, hter in zip(partitions, decision.repeated, strict=True):
+        assert len(np.unique(fold_of)) == len(oof.folds)
+        assert all(len(np.unique(fold_of[groups == group])) == 1 for group in range(150))
+        called = cross_fit(replace(oof.rows, fold_of=fold_of), stack("mean")).called
+        assert hter == error_rates(oof.labels, called).hter
+    assert np.mean(decision.repeated) == pytest.approx(decision.nested.hter, abs=0.03)
+    assert fit_decision(oof, (), stacker="mean", repeats=4, seed=8) == decision
+    assert fit_decision(oof, (), stacker="mean", repeats=2, seed=8).repeated == decision.repeated[:2]
+    assert fit_decision(oof, (), stacker="mean", repeats=4, seed=9).repeated != decision.repeated
+    assert fit_decision(oof, (), stacker="mean").repeated == ()
+
+
+def test_the_floor_is_that_of_the_nested_scores(make_oof, few_replicates):
+    oof = make_oof(400)
+    decision = fit_decision(oof, (), seed=2)
+    assert decision.floor is not None
+    assert decision.floor == estimate_floor(cross_fit(oof.rows, stack("auto")).scores, oof.labels, 2)
+    assert fit_decision(make_oof(100), ()).floor is None
+
+
+def test_the_share_is_that_of_the_rows_called_0(make_oof, quick):
+    oof = make_oof()
+    decision = fit_decision(oof, ())
+    called = call(decision.stacker.apply(oof.logits), decision.threshold)
+    assert decision.share_of_label_0 == pytest.approx(np.mean(called == 0))
+
+
+# --- what is stored ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, **by_text)
+def test_json_keeps_every_bit(make_oof, quick, objective):
+    oof = make_oof(400)
+    decision = fit_decision(oof, ("plain", "flip"), 1, objective, "nonnegative", repeats=2)
+    decision = replace(decision, floor=estimate_floor(np.linspace(-3, 3, 400), oof.labels, replicates=5))
+    assert decision.floor is not None and decision.curve and decision.stackers and decision.repeated
+    stored = json.loads(json.dumps(decision.to_json(), allow_nan=False))
+    assert Decision.from_json(stored) == decision
+    assert Decision.from_json(stored).to_json() == decision.to_json()
+    assert stored["schema"] == SCHEMA == 2
+    assert stored["objective"] == objective.text
+    for row in (decision.stacked, decision.members[0]):  # one with a difference, one without
+        assert Assessment.from_json(json.loads(json.dumps(row.to_json()))) == row
+
+
+def test_a_rate_of_many_digits_is_kept(make_oof, quick):
+    objective = Objective(max_fpr=0.1234567890123)
+    decision = fit_decision(make_oof(100), (), objective=objective)
+    assert Decision.from_json(json.loads(json.dumps(decision.to_json()))).objective == objective
+
+
+@pytest.fixture(scope="module")
+def stored():
+    rng = np.random.default_rng(1)
+    from ensemble.decision.rules import OofLogits
+
+    labels = np.arange(200) % 2
+    logits = rng.normal(size=(200, 2)) + labels[:, None]
+    oof = OofLogits(np.arange(200), labels, np.arange(200) // 2 % 2, ("a", "b"), logits)
+    return json.dumps(fit_decision(oof, (), stacker="mean").to_json())
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda stored: stored.update(schema=2),
-        lambda stored: stored.pop("schema"),
         lambda stored: stored.pop("stacker"),
+        lambda stored: stored.pop("kind"),
+        lambda stored: stored.pop("curve"),
+        lambda stored: stored.pop("floor"),
+        lambda stored: stored.update(objective="accuracy"),
+        lambda stored: stored.update(objective=None),
+        lambda stored: stored.update(floor={"confident": {}}),
+        lambda stored: stored["curve"][0].pop("rates"),
+        lambda stored: stored["stackers"][0].pop("refitted"),
+        lambda stored: stored["stackers"][0]["difference"].pop("value"),
         lambda stored: stored["stacker"]["weights"].pop(),
         lambda stored: stored["stacked"].update(more=1),
         lambda stored: stored["stacked"]["apparent"].pop("fpr"),
@@ -109,19 +363,35 @@ def test_json_keeps_every_bit(make_oof):
         lambda stored: stored.update(views=None),
     ],
 )
-def test_a_damaged_decision_is_refused(make_oof, damage):
-    stored = json.loads(json.dumps(fit_decision(make_oof(100), ()).to_json()))
-    damage(stored)
+def test_a_damaged_decision_is_refused(stored, damage):
+    damaged = json.loads(stored)
+    assert Decision.from_json(damaged)
+    damage(damaged)
     with pytest.raises(ArtifactError):
-        Decision.from_json(stored)
+        Decision.from_json(damaged)
 
 
-def test_it_is_deterministic(make_oof):
-    oof = make_oof()
-    assert fit_decision(oof, (), seed=2) == fit_decision(oof, (), seed=2)
+@pytest.mark.parametrize("schema", [1, 3, "2", None])
+def test_another_schema_is_refused_by_name(stored, schema):
+    with pytest.raises(ArtifactError, match=rf"schema must be 2; got {schema}.*run: thera fit-stacker"):
+        Decision.from_json(json.loads(stored) | {"schema": schema})
+    with pytest.raises(ArtifactError, match="schema must be 2; got list"):
+        Decision.from_json([])
 
 
-def test_the_promise_for_a_new_set_widens_as_it_shrinks(make_oof):
+def test_it_is_deterministic(make_oof, few_replicates):
+    oof = make_oof(400)
+    decision = fit_decision(oof, (), seed=2, stacker="logistic")
+    assert fit_decision(oof, (), seed=2, stacker="logistic") == decision
+    other = fit_decision(oof, (), seed=3, stacker="logistic")
+    assert (other.stacker, other.nested, other.curve) == (decision.stacker, decision.nested, decision.curve)
+    assert other.interval != decision.interval and other.floor != decision.floor
+
+
+# --- a new set --------------------------------------------------------------------------------------------------------
+
+
+def test_the_promise_for_a_new_set_widens_as_it_shrinks(make_oof, quick):
     stacked = fit_decision(make_oof(2000), ()).stacked
     widths = [i.high - i.low for i in map(stacked.new_set_interval, (100, 1000, 100_000))]
     assert widths[0] > widths[1] > widths[2] > 0.95 * (stacked.interval.high - stacked.interval.low)
