@@ -22,7 +22,10 @@ from ensemble.progress import Say
 from ensemble.reports.comparison_tables import comparison_tables, evaluation_tables
 from ensemble.reports.tables import Table
 
-NESTED = "Nested: each fold is called by weights and threshold that were fitted without it; views {views}."
+NESTED = (
+    "Nested: each fold is called by weights and threshold that were fitted without it; views {views}. The report's "
+    "intervals of a stack or member also fit the threshold anew."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,10 +114,11 @@ def _nested(where: Path, tta: bool, say: Say) -> Nested:
         run = runs.Run(where)
         decision = pipeline.read_decisions(run, say)[key]
         members, rule, objective = decision.stacker.members, stack(decision.chosen), decision.objective
-        told = f"the stack of {', '.join(members)}"
+        told = f"the stack of {', '.join(members)} at {objective.told}"
     elif (folder / "member.json").exists():
-        run, members, told = runs.Run(folder.parents[1]), (folder.name,), f"the member {folder.name} alone"
+        run, members = runs.Run(folder.parents[1]), (folder.name,)
         rule, objective = of_score(member_logit(0)), HTER
+        told = f"the member {folder.name} alone at {objective.told}"
     else:
         remedy = "name checkpoints/RUN or checkpoints/RUN/members/NAME"
         raise ArtifactError(where, "is neither a run nor a member: no run.json, no member.json", remedy)

@@ -281,12 +281,19 @@ def _prediction_notes(name: str, facts: Mapping[str, Any]) -> Iterator[str]:
             f"{others}."
         )
     yield f"{name}: {facts['share_check']['told']}"
+    if facts["at_prior"] is None and facts["taken_share_of_label_0"] is not None:
+        yield (
+            f"{name}: correction and expected rates take label 0 to be {facts['taken_share_of_label_0']:.4f} of these "
+            "images, which explains the share that is called 0; the probabilities in predictions.csv do not."
+        )
     if there := facts["at_prior"]:
         yield (
-            f"{name}: where label 0 is {there['prior']:.4f} of the images, as given, FPR, FNR, HTER and its threshold "
-            f"are the same; {there['share_called_0']:.4f} should be called 0 ({facts['share_of_label_0']:.4f} are), "
-            f"{there['error_rate']:.4f} called wrong, {there['precision_of_0']:.4f} of the 0s be right, and the "
-            "probabilities in predictions.csv are for this share."
+            f"{name}: where label 0 is {there['prior']:.4f} of the images, as given, a threshold has the FPR, FNR and "
+            "HTER that it has elsewhere, and the best one for HTER is the same; only the account of averaging has to "
+            f"know the mix. At these rates {there['share_called_0']:.4f} should be called 0 "
+            f"({facts['share_of_label_0']:.4f} are), {there['error_rate']:.4f} called wrong, "
+            f"{there['precision_of_0']:.4f} of the 0s be right; the probabilities in predictions.csv are for this "
+            "share."
         )
 
 
