@@ -12,7 +12,8 @@ import numpy as np
 
 from ensemble import prediction, runs
 from ensemble.config import VIEWS, DataConfig, DecisionConfig, MemberConfig, PredictConfig, RunConfig, load_config
-from ensemble.decision.assessment import Assessment, Decision, fit_decision, member_report
+from ensemble.decision.assessment import Assessment, member_report
+from ensemble.decision.decision import Decision, fit_decision
 from ensemble.decision.rates import ErrorRates, error_rates
 from ensemble.decision.rules import OofLogits
 from ensemble.decision.threshold import Objective

@@ -10,8 +10,8 @@ import numpy as np
 
 from ensemble import runs
 from ensemble.config import MemberConfig, PredictConfig
-from ensemble.decision.assessment import Decision, stack_replicates
 from ensemble.decision.averaging import LEAST_IMAGES, Corrected, Foreseen, foresee
+from ensemble.decision.decision import Decision, stack_replicates
 from ensemble.decision.rates import ErrorRates, call, error_rates
 from ensemble.decision.rules import OofLogits
 from ensemble.decision.shift import ShareCheck, at_prior, check_share

@@ -138,6 +138,7 @@ STOREYS = (
     {"rules.py"},
     {"refit.py"},
     {"assessment.py", "averaging.py"},
+    {"decision.py"},
 )
 """The rooms of decision, from the ground up; a room stands on `rates` and on storeys below its own."""
 

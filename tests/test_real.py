@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ensemble.decision.assessment import Decision
+from ensemble.decision.decision import Decision
 from ensemble.decision.rates import error_rates
 from ensemble.decision.rules import OofLogits
 from ensemble.pipeline import VIEW_SETS, fit_decision, oof_logits

@@ -25,8 +25,11 @@ from ensemble.errors import DataError
 LEAST_IMAGES = 1000
 """Below this many unlabelled images nothing is read off them."""
 
-BINS, CELLS = 200, 500
-"""Of a single logit, of the mean: fine enough that twice as many change nothing."""
+BINS, PAIRS, CELLS = (50, 200), 100, 500
+"""Of a single logit so many bins, at least and at most, that the images' single logits fill each with so many pairs of it
+and the mean; cells of the mean. In simulation 50 to 200 bins gave the same gain within 0.0007; 62 pairs a bin, whose
+noise passes for sharpness, overstated it by 0.002, and 25 bins did so by being coarse. 200 to 1,000 cells gave the same
+within 0.0001."""
 
 COEFFICIENTS, SMOOTHING = 12, 0.03
 """Of the spline, and the weight of its squared second differences. Fewer coefficients, or more smoothing, are biased in
@@ -83,7 +86,8 @@ class MeanModel:
         low, high = np.quantile(mean, [0.001, 0.999])
         self.edges = np.linspace(low, high, CELLS - 1)
         lowest, highest = np.quantile(oof_logits, [0.001, 0.999])
-        self.single_edges = np.linspace(lowest, highest, BINS - 1)
+        self._bins = int(np.clip(fold_logits.size // PAIRS, *BINS))
+        self.single_edges = np.linspace(lowest, highest, self._bins - 1)
         self._oof_bin = np.searchsorted(self.single_edges, oof_logits, "right") * 2 + y
         self._cell = np.searchsorted(self.edges, mean, "right")
         self._pair = np.searchsorted(self.single_edges, fold_logits, "right") * CELLS + self._cell[:, None]
@@ -102,9 +106,11 @@ class MeanModel:
         """Return g for weights of the OOF rows (n,) and of the images (n_new,), searched from `start`."""
         from scipy.special import expit, logit
 
-        zeros, ones = np.bincount(self._oof_bin, rows, 2 * BINS).reshape(BINS, 2).T * np.array(self._odds)[:, None]
+        zeros, ones = (
+            np.bincount(self._oof_bin, rows, 2 * self._bins).reshape(self._bins, 2).T * np.array(self._odds)[:, None]
+        )
         k = self._pair.shape[1]
-        joint = np.bincount(self._pair.ravel(), np.repeat(images, k), BINS * CELLS).reshape(BINS, CELLS)
+        joint = np.bincount(self._pair.ravel(), np.repeat(images, k), self._bins * CELLS).reshape(self._bins, CELLS)
         singles = joint.sum(axis=1)
         seen = (singles > 0) & (zeros + ones > 0)
         given = joint[seen] / singles[seen][:, None]
@@ -133,7 +139,7 @@ class MeanModel:
             if gained < 1e-6:
                 break
         share = np.asarray(expit(self._basis @ theta))
-        every = np.full(BINS, 0.5)
+        every = np.full(self._bins, 0.5)
         every[seen] = given @ share
         return MeanFit(
             theta,

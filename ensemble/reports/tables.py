@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ensemble.decision.assessment import Assessment, Decision
+from ensemble.decision.assessment import Assessment
+from ensemble.decision.decision import Decision
 from ensemble.decision.floor import describe_floor
 from ensemble.decision.intervals import Interval
 from ensemble.decision.rates import ErrorRates

@@ -5,18 +5,9 @@ import numpy as np
 import pytest
 
 from ensemble.data.folds import assign_folds
-from ensemble.decision.assessment import (
-    COSTS,
-    REPLICATES,
-    SCHEMA,
-    Assessment,
-    Decision,
-    assess,
-    fit_decision,
-    member_report,
-    stack_replicates,
-)
+from ensemble.decision.assessment import REPLICATES, Assessment, assess, member_report
 from ensemble.decision.comparison import compare_calls, measure_calls
+from ensemble.decision.decision import COSTS, SCHEMA, Decision, fit_decision, stack_replicates
 from ensemble.decision.floor import estimate_floor
 from ensemble.decision.rates import auc, call, error_rates
 from ensemble.decision.refit import refit_interval, refit_replicates
@@ -38,7 +29,7 @@ def few_replicates(monkeypatch):
 @pytest.fixture
 def quick(monkeypatch, few_replicates):
     """Nor a floor."""
-    monkeypatch.setattr("ensemble.decision.assessment.estimate_floor", lambda logits, labels, seed: None)
+    monkeypatch.setattr("ensemble.decision.decision.estimate_floor", lambda logits, labels, seed: None)
 
 
 # --- the decision -----------------------------------------------------------------------------------------------------

@@ -1,37 +1,129 @@
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from ensemble.decision.assessment import fit_decision
-from ensemble.decision.stacker import OofLogits
+from ensemble.decision.decision import fit_decision
+from ensemble.decision.floor import Floor, FloorEstimate, describe_floor
+from ensemble.decision.intervals import Interval
+from ensemble.decision.rates import ErrorRates
+from ensemble.decision.rules import OofLogits
+from ensemble.decision.shift import at_prior, check_share
+from ensemble.decision.threshold import Objective
 from ensemble.reports.tables import (
+    LEGEND,
+    SHIFT,
     Table,
+    curve_table,
+    decision_table,
     decision_tables,
     explained,
+    floor_table,
     member_table,
     prediction_table,
     report_json,
     report_markdown,
+    stackers_table,
 )
 
+CORRECTIONS = {
+    "posterior": {"threshold": 0.25, "share_of_label_0": 0.25, "fpr": 0.1, "fnr": 0.2, "hter": 0.15},
+    "share": {"threshold": 0.125, "share_of_label_0": 0.2, "fpr": 0.11, "fnr": 0.2, "hter": 0.155},
+    "none": {"threshold": -0.5, "share_of_label_0": 0.2, "fpr": 0.13, "fnr": 0.18, "hter": 0.156},
+}
 PREDICTED = {
     "images": 500,
     "views": ["identity", "hflip"],
     "share_of_label_0": 0.25,
+    "nested_hter": 0.1625,
+    "taken_share_of_label_0": None,
+    "correction": "posterior",
+    "corrections": CORRECTIONS,
     "expected": {"fpr": 0.1, "fnr": 0.2, "hter": 0.15},
+    "hter_interval": [0.12, 0.18],
     "expected_interval": [0.1, 0.2],
     "averaging_measured": True,
+    "at_prior": None,
+    "share_check": {"told": "Share check: no sign of a shift."},
 }
+FEW = {"correction": "none", "corrections": {}, "averaging_measured": False}
+
+
+# --- label files ------------------------------------------------------------------------------------------------------
 
 
 def test_a_label_file_is_promised_an_hter():
-    one = PREDICTED | {"images": 1, "expected_interval": None, "averaging_measured": False}
+    one = PREDICTED | FEW | {"images": 1, "expected_interval": None}
     table = prediction_table({"val": PREDICTED, "one": one})
-    promised = ("val", "500", "identity + hflip", "0.2500", "0.1000", "0.2000", "0.1500", "[0.1000, 0.2000]")
-    assert table.rows == (promised, ("one *", "1", *promised[2:7], ""))
+    promised = (
+        *("val", "500", "identity + hflip", "0.2500", "0.1000", "0.2000", "0.1500"),
+        *("[0.1200, 0.1800]", "[0.1000, 0.2000]"),
+    )
+    assert table.rows == (promised, ("one *", "1", *promised[2:8], ""))
+    assert all(len(row) == len(table.columns) for row in table.rows)
+
+
+def test_what_the_correction_changed_is_told_beside_the_others():
+    notes = prediction_table({"val": PREDICTED}).notes
+    assert "95 %: of the rule's HTER. Measured here: where the HTER measured on these images falls" in notes[0]
+    assert (
+        "val: averaging the fold models moves the threshold from -0.5000 to +0.2500 (correction: posterior), which is "
+        "expected to change the HTER by -0.0060; nested it was 0.1625. Other corrections: share +0.1250: FPR 0.1100, "
+        "FNR 0.2000, HTER 0.1550; none -0.5000: FPR 0.1300, FNR 0.1800, HTER 0.1560."
+    ) in notes
+    assert not any(note.startswith("*") for note in notes)
+
+
+def test_too_few_images_are_marked_and_no_correction_is_told():
+    notes = prediction_table({"one": PREDICTED | FEW}).notes
+    assert "*: too few images to see what averaging changes; the nested figures, no correction." in notes
+    assert not any("averaging the fold models" in note for note in notes)
+
+
+def test_the_share_check_is_told_of_each_set_by_name():
+    rng = np.random.default_rng(0)
+    rates = ErrorRates(0.1, 0.1, 2000, 2000)
+    oof, new = rng.normal(size=4000), rng.normal(size=(4000, 3))
+    told = {name: check_share(oof, new - moved, 0.0, rates).told for name, moved in (("calm", 0), ("moved", 1))}
+    facts = {name: PREDICTED | {"share_check": {"told": each}} for name, each in told.items()}
+    notes = prediction_table(facts).notes
+    assert f"calm: {told['calm']}" in notes and "no sign of a shift" in told["calm"]
+    assert f"moved: {told['moved']}" in notes and told["moved"].startswith("SHIFT: ")
+
+
+def test_what_a_prior_amounts_to_is_told_where_one_was_given():
+    there = at_prior(ErrorRates(0.1, 0.2, 120, 880), 0.5)
+    given = PREDICTED | {"at_prior": there.to_json(), "taken_share_of_label_0": 0.5}
+    (note,) = [note for note in prediction_table({"val": given}).notes if "as given" in note]
+    assert note.startswith("val: where label 0 is 0.5000 of the images, as given")
+    for figure in (
+        *("0.5500 should be called 0 (0.2500 are)", "0.1500 called wrong", "0.8182 of the 0s be right"),
+        "probabilities in predictions.csv are for this share",
+    ):
+        assert figure in note
+    for facts in (PREDICTED, given):
+        assert not any(
+            "correction and expected rates take label 0" in note for note in prediction_table({"v": facts}).notes
+        )
+    assert not any("as given" in note for note in prediction_table({"v": PREDICTED}).notes)
+
+
+def test_a_mix_that_was_taken_from_the_images_is_told():
+    notes = prediction_table({"val": PREDICTED | {"taken_share_of_label_0": 0.375}}).notes
+    assert any(
+        note.startswith("val: correction and expected rates take label 0 to be 0.3750 of these") for note in notes
+    )
+
+
+def test_a_sets_name_cannot_paint_the_terminal():
+    table = prediction_table({"a\x1b[31m": PREDICTED})
+    assert "\x1b" not in table.text() + table.markdown()
+
+
+# --- the decision -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +132,9 @@ def decision():
     labels = np.arange(400) % 4 > 0
     logits = rng.normal(size=(400, 2)) + np.outer(2.0 * labels - 1, (1.0, 0.5))
     oof = OofLogits(np.arange(400), labels, np.arange(400) // 4 % 4, ("cnn[b]", "a|b"), logits)
-    return fit_decision(oof, ("plain", "flip"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ensemble.decision.assessment.REPLICATES", 50)
+        return fit_decision(oof, ("plain", "flip"), repeats=3)
 
 
 def test_a_members_table_has_a_row_per_fold_and_one_of_all(decision):
@@ -53,31 +147,151 @@ def test_a_members_table_has_a_row_per_fold_and_one_of_all(decision):
     assert all(len(row) == len(table.columns) for row in table.rows)
 
 
-def test_the_stacks_table_leads_with_the_nested_stack_and_promises_a_range(decision):
-    table, tta = decision_tables(decision, decision)
-    assert table == tta
-    assert f"nested HTER {decision.nested.hter:.4f}" in table.title
-    assert [row[0] for row in table.rows][:3] == ["stack", "member cnn[b]", "member a|b"]
+def test_the_stacks_table_leads_with_the_nested_stack(decision):
+    table = decision_table(decision)
+    interval = f"[{decision.interval.low:.4f}, {decision.interval.high:.4f}]"
+    assert table.title == f"Decision, views plain + flip: nested HTER {decision.nested.hter:.4f} {interval}"
+    assert [row[0] for row in table.rows] == [
+        *("stack", "member cnn[b]", "member a|b", "baseline: cnn[b] at 0.5", "baseline: a|b at 0.5"),
+        *("baseline: majority vote", "baseline: majority vote at 0.5"),
+    ]
     assert table.rows[0][3:] == (
         f"{decision.nested.hter:.4f}",
-        f"[{decision.interval.low:.4f}, {decision.interval.high:.4f}]",
+        interval,
         f"{decision.apparent.hter:.4f}",
         f"{decision.optimism:+.4f}",
         f"{decision.stacked.auc:.4f}",
+        "",
     )
-    shown = explained([tta, table], deployed=True)
-    assert shown[0] == tta and any(note.startswith("Prediction averages") for note in shown[-1].notes)
-    assert not any(note.startswith("Prediction averages") for note in explained([table], deployed=False)[0].notes)
-    assert len(decision_tables(decision)) == 1
+    assert all(len(row) == len(table.columns) for row in table.rows)
+
+
+def test_beside_the_stack_each_row_says_how_far_it_is_from_it(decision):
+    rows = {row[0]: row[-1] for row in decision_table(decision).rows}
+    for member in decision.members:
+        low, high = member.difference.interval.low, member.difference.interval.high
+        assert rows[f"member {member.name}"] == f"{member.difference.value:+.4f} [{low:+.4f}, {high:+.4f}]"
+    assert rows["member a|b"].startswith("+0.")
+
+
+@pytest.mark.parametrize(
+    ("form", "told"),
+    [
+        ("hter", "the least HTER"),
+        ("cost:5,1", "the least weighted error (5 FPR + 1 FNR) / 6"),
+        ("fpr:0.01", "the least FNR with FPR <= 0.01"),
+    ],
+)
+def test_it_says_what_the_threshold_is_for(decision, form, told):
+    notes = decision_table(replace(decision, objective=Objective.parse(form))).notes
+    assert notes[0].startswith(f"The threshold is that of {told}. ")
+
+
+def test_it_says_which_stacker_it_is_and_why(decision):
+    def said(**change):
+        return decision_table(replace(decision, **change)).notes[0]
+
+    auto = said(kind="calibrated", chosen="auto")
+    assert "The stacker is the mean of calibrated logits: the simplest within one standard error of the best" in auto
+    assert "anew without each fold" in auto
+    asked = said(kind="nonnegative", chosen="nonnegative")
+    assert asked.endswith("The stacker is the logistic one without negative weights, as asked for.")
+    assert said(stackers=()).endswith("One member needs no stacker.")
+
+
+def test_the_deployed_figures_are_told(decision):
+    (note,) = [note for note in decision_table(decision).notes if note.startswith("Fitted on all 400 rows")]
+    for name, weight in zip(decision.stacker.members, decision.stacker.weights, strict=True):
+        assert f"{name} {weight:+.4f}" in note
+    assert note.endswith(f"bias {decision.stacker.bias:+.4f}; threshold {decision.threshold:+.4f} (logits).")
+
+
+def test_other_partitions_are_told_if_there_are_any(decision):
+    told = replace(decision, repeated=(0.1, 0.2, 0.15))
+    says = "Nested HTER over 3 other partitions of the rows: mean 0.1500, from 0.1000 to 0.2000."
+    assert says in decision_table(told).notes
+    assert len(decision.repeated) == 3
+    assert not any("partitions" in note for note in decision_table(replace(decision, repeated=())).notes)
+
+
+def test_its_warnings_are_told(decision):
+    assert decision_table(replace(decision, notes=("member a is dead",))).notes[-1] == "member a is dead"
+
+
+def test_stackers_are_compared_and_one_is_deployed(decision):
+    table = stackers_table(replace(decision, kind="nonnegative"))
+    assert [row[0] for row in table.rows] == [
+        "the mean of logits",
+        "the mean of calibrated logits",
+        "the logistic one without negative weights (deployed)",
+        "the logistic one",
+    ]
+    for shown, row in zip(table.rows, decision.stackers, strict=True):
+        assert shown[1:4] == (f"{row.nested.fpr:.4f}", f"{row.nested.fnr:.4f}", f"{row.nested.hter:.4f}")
+        assert shown[4] == f"[{row.interval.low:.4f}, {row.interval.high:.4f}]"
+        assert shown[5].startswith(f"{row.difference.value:+.4f} [")
+        assert len(shown) == len(table.columns)
+
+
+def test_the_curve_has_a_row_for_each_cost(decision):
+    table = curve_table(decision)
+    assert [row[0] for row in table.rows] == [f"0.{a} FPR + 0.{10 - a} FNR" for a in range(1, 10)]
+    for shown, row in zip(table.rows, decision.curve, strict=True):
+        loss = (row.cost_fpr * row.rates.fpr + (10 - row.cost_fpr) * row.rates.fnr) / 10
+        rates = f"{row.rates.fpr:.4f}", f"{row.rates.fnr:.4f}", f"{row.rates.hter:.4f}"
+        assert shown[1:] == (f"{row.threshold:+.4f}", *rates, f"{loss:.4f}")
+    assert table.rows[4][4] == table.rows[4][5] == f"{decision.nested.hter:.4f}"
+    assert "thera fit-stacker --objective" in table.notes[0]
+
+
+def test_the_floor_is_told_in_two_opinions(decision):
+    confident, mixture = (
+        FloorEstimate(ErrorRates(fpr, fnr, 100, 300), Interval(low, high))
+        for fpr, fnr, low, high in ((0.05, 0.03, 0.02, 0.06), (0.02, 0.01, 0.0, 0.03))
+    )
+    floor = Floor(confident, mixture, ErrorRates(0.1, 0.06, 100, 300), 1.0)
+    table = floor_table(replace(decision, floor=floor))
+    assert table.rows == (
+        ("confident learning", "0.0500", "0.0300", "0.0400", "[0.0200, 0.0600]"),
+        ("mixture fit", "0.0200", "0.0100", "0.0150", "[0.0000, 0.0300]"),
+        ("at most (labels wrong at random)", "0.1000", "0.0600", "0.0800", ""),
+    )
+    assert table.notes == (describe_floor(floor, decision.nested.hter),)
+    assert decision.floor is not None and len(floor_table(decision).rows) == 3
+
+
+def test_a_floor_that_is_not_known_is_said_to_be_so(decision):
+    table = floor_table(replace(decision, floor=None))
+    assert table.rows == ()
+    assert "cannot be told" in table.notes[0]
+    out = io.StringIO()
+    Console(file=out, width=300, color_system=None).print(table.rich())
+    for shown in (table.text(), table.markdown(), out.getvalue()):
+        assert "cannot be told" in shown
+
+
+def test_the_tables_of_a_decision_end_with_what_they_mean(decision):
+    plain, tta, stackers, curve, floor = decision_tables(replace(decision, views=("plain",)), decision)
+    assert plain.title.startswith("Decision, views plain:") and tta == decision_table(decision)
+    assert (stackers, curve, floor) == (stackers_table(decision), curve_table(decision), floor_table(decision))
+    alone = replace(decision, stackers=())
+    assert [table.title for table in decision_tables(alone, alone)][2:] == [curve.title, floor.title]
+    shown = explained([tta, floor], deployed=True)
+    assert shown[0] == tta
+    assert shown[1].notes == (*floor.notes, *LEGEND, SHIFT)
+    assert explained([floor], deployed=False)[0].notes == (*floor.notes, *LEGEND)
+
+
+# --- all --------------------------------------------------------------------------------------------------------------
 
 
 def test_one_table_reads_the_same_everywhere(decision):
-    (table,) = decision_tables(decision)
-    out = io.StringIO()
-    Console(file=out, width=300, color_system=None).print(table.rich())
-    for shown in (table.text(), table.markdown().replace("\\|", "|"), out.getvalue()):
-        for cell in (cell for row in table.rows for cell in row):
-            assert cell in shown
+    for table in (*decision_tables(decision, decision)[1:], prediction_table({"val": PREDICTED})):
+        out = io.StringIO()
+        Console(file=out, width=400, color_system=None).print(table.rich())
+        for shown in (table.text(), table.markdown().replace("\\|", "|").replace("&lt;", "<"), out.getvalue()):
+            for cell in (cell for row in table.rows for cell in row):
+                assert cell in shown
 
 
 def test_markdown_keeps_its_columns_whatever_a_member_is_called():
@@ -94,12 +308,30 @@ def test_the_report_holds_all_figures_unrounded(decision):
     assert stack["nested"]["hter"] == decision.nested.hter
     assert stack["nested"]["interval"] == [decision.interval.low, decision.interval.high]
     assert stored["predictions"]["val"] == PREDICTED
-    assert len(stored["decisions"]["plain"]["baselines"]) == len(decision.baselines)
+    assert stack["nested"]["refitted"] and not stored["members"]["a|b"]["nested"]["refitted"]
+    assert stack["nested"]["fpr_interval"] == [decision.stacked.fpr.low, decision.stacked.fpr.high]
+    assert stack["less_the_stack"] is None
+    of_member = decision.members[0].difference
+    assert stored["members"]["cnn[b]"]["less_the_stack"] == {
+        "hter": of_member.value,
+        "interval": [of_member.interval.low, of_member.interval.high],
+    }
     assert len(stack["folds"]) == 4
+    plain = stored["decisions"]["plain"]
+    assert len(plain["baselines"]) == len(decision.baselines)
+    assert (plain["objective"], plain["stacker"]) == ("hter", decision.kind)
+    assert [row["name"] for row in plain["stackers"]] == ["mean", "calibrated", "nonnegative", "logistic"]
+    assert [row["cost_fpr"] for row in plain["curve"]] == [cost / 10 for cost in range(1, 10)]
+    assert plain["curve"][4]["loss"] == plain["curve"][4]["hter"] == decision.nested.hter
+    assert plain["repeated"] == list(decision.repeated)
+    assert Floor.from_json(plain["floor"]) == decision.floor
 
 
 def test_the_markdown_report_holds_every_table(decision):
-    tables = [*(member_table(member, ("identity",)) for member in decision.members), *decision_tables(decision)]
+    tables = [
+        *(member_table(member, ("identity",)) for member in decision.members),
+        *decision_tables(decision, decision),
+    ]
     text = report_markdown("Run", tables)
     assert text.startswith("# Run\n\n## cnn[b]")
     assert all(f"## {table.title}\n" in text for table in tables)

@@ -1,0 +1,86 @@
+"""How fast is the exact threshold, and what does a grid of thresholds miss?
+
+Compares `fit_threshold` with scikit-learn's `TunedThresholdClassifierCV` (balanced accuracy, its default grid of 100
+thresholds, over a fitted classifier that passes a score through) on the same 100,000 logits, in turn, A B A B.
+
+    python tests/benchmarks/threshold.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.model_selection import TunedThresholdClassifierCV
+
+from ensemble.decision.rates import call, error_rates
+from ensemble.decision.threshold import fit_threshold
+
+
+class PassThrough(ClassifierMixin, BaseEstimator):
+    """A binary classifier that has been fitted: the score is its one column."""
+
+    classes_ = np.array([0, 1])
+
+    def fit(self, scores: np.ndarray, labels: np.ndarray) -> PassThrough:
+        return self
+
+    def decision_function(self, scores: np.ndarray) -> np.ndarray:
+        return scores[:, 0]
+
+    def predict(self, scores: np.ndarray) -> np.ndarray:
+        return (scores[:, 0] >= 0).astype(np.int8)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+
+def by_scikit_learn(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the best threshold of the grid."""
+    tuned = TunedThresholdClassifierCV(PassThrough(), scoring="balanced_accuracy", cv="prefit", refit=False)
+    return float(tuned.fit(logits[:, None], labels).best_threshold_)
+
+
+def clocked(
+    fit: Callable[[np.ndarray, np.ndarray], float], logits: np.ndarray, labels: np.ndarray
+) -> tuple[float, float]:
+    """Return the seconds of this process's own time, and the HTER at the threshold that was found."""
+    started = time.process_time()
+    threshold = fit(logits, labels)
+    return time.process_time() - started, error_rates(labels, call(logits, threshold)).hter
+
+
+def run(n: int, repeats: int) -> str:
+    """Return the figures as a Markdown table: a row each world, the ratio's median and spread over `repeats`."""
+    lines = [
+        "| logits | n | exact, s | scikit-learn, s | ratio (min..max) | HTER exact | HTER scikit-learn |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for world, outliers in (("two Gaussian classes", 0.0), ("with one in a thousand 20 times as far out", 0.001)):
+        rng = np.random.default_rng(0)
+        labels = (rng.random(n) < 0.88).astype(np.int8)
+        logits = rng.normal(size=n) + 2.0 * labels - 1
+        logits[rng.random(n) < outliers] *= 20
+        for fit in (fit_threshold, by_scikit_learn):  # what is loaded on the first call is not timed
+            clocked(fit, logits, labels)
+        exact, grid = zip(*(
+            (clocked(fit_threshold, logits, labels), clocked(by_scikit_learn, logits, labels)) for _ in range(repeats)
+        ), strict=True)  # fmt: skip
+        ratios = [slow / fast for (fast, _), (slow, _) in zip(exact, grid, strict=True)]
+        seconds = [float(np.median([took for took, _ in each])) for each in (exact, grid)]
+        lines.append(
+            f"| {world} | {n} | {seconds[0]:.4f} | {seconds[1]:.3f} | {np.median(ratios):.0f} "
+            f"({min(ratios):.0f}..{max(ratios):.0f}) | {exact[0][1]:.6f} | {grid[0][1]:.6f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--n", type=int, default=100_000)
+    options.add_argument("--repeats", type=int, default=5)
+    given = options.parse_args()
+    print(run(given.n, given.repeats))
