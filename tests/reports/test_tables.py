@@ -267,7 +267,7 @@ def test_a_floor_that_is_not_known_is_said_to_be_so(decision):
     out = io.StringIO()
     Console(file=out, width=300, color_system=None).print(table.rich())
     for shown in (table.text(), table.markdown(), out.getvalue()):
-        assert "cannot be told" in shown
+        assert "cannot be told" in " ".join(shown.split())  # a narrow table wraps it
 
 
 def test_the_tables_of_a_decision_end_with_what_they_mean(decision):
