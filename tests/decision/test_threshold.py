@@ -173,18 +173,20 @@ def test_a_held_rate_is_held_exactly(drawn, form):
     assert Fraction(int(wrong.sum()), int(of)) <= Fraction(rest)
 
 
-@pytest.mark.parametrize("tenths", range(11))
-def test_a_rate_that_is_a_whole_number_of_rows_is_used_to_the_full(tenths):
-    """0.3 * 10 is 3 and 0.7 * 10 is 7 only if the floats stand for what was written."""
-    x = np.concatenate([np.arange(10.0), np.arange(10) - 0.5])  # every cut more wins one row and costs one
-    y = np.repeat([0, 1], 10)
+@pytest.mark.parametrize(("of", "counts"), [(10, range(11)), (100, range(101))])
+def test_a_rate_that_is_a_whole_number_of_rows_is_used_to_the_full(of, counts):
+    """0.29 * 100 is 29 only if the float stands for what was written."""
+    x = np.concatenate([np.arange(of), np.arange(of) - 0.5])  # every cut more wins one row and costs one
+    y = np.repeat([0, 1], of)
 
     def reached(form):
         return error_rates(y, call(x, fit_threshold(x, y, Objective.parse(form))))
 
-    assert reached(f"fpr:{tenths / 10}").fpr == reached(f"fnr:{tenths / 10}").fnr == tenths / 10
-    if tenths:
-        assert reached(f"fpr:{tenths / 10 - 1e-6}").fpr == (tenths - 1) / 10
+    for count in counts:
+        assert reached(f"fpr:{count / of}").fpr == reached(f"fnr:{count / of}").fnr == count / of
+        if count:
+            assert reached(f"fpr:{count / of - 1e-6}").fpr == (count - 1) / of
+    assert int(0.29 * 100) == 28
 
 
 def test_a_third_of_three_is_one():
