@@ -111,7 +111,7 @@ def train_member(
 def fit_stacker(
     run: RunFolder,
     objective: Annotated[
-        str, typer.Option(help="hter; cost:A,B (what an FPR and an FNR cost); fpr:R or fnr:R (at most that rate).")
+        str, typer.Option(help="hter; cost:A,B (of an FPR and an FNR); fpr:R or fnr:R (at most R, on the OOF rows).")
     ] = "hter",
     stacker: Annotated[
         str, typer.Option(help="mean, calibrated, nonnegative, logistic; auto: the simplest as good as the best.")

@@ -27,6 +27,7 @@ from ensemble.reports.tables import (
     prediction_table,
     report_json,
     report_markdown,
+    summary_table,
 )
 
 if TYPE_CHECKING:
@@ -121,7 +122,8 @@ def _begin(run: runs.Run, dataset: Dataset, data: DataConfig, folds: int, seed: 
         units = together(dataset.digests, dataset.groups)
         fold_of = assign_folds(dataset.labels, units, folds, seed).fold_of
         run.begin(identity, facts)
-        run.write_folds(runs.FoldTable(dataset.ids, dataset.labels, fold_of, dataset.groups))
+        alone = dataset.groups is None and np.unique(units).size == units.size
+        run.write_folds(runs.FoldTable(dataset.ids, dataset.labels, fold_of, None if alone else units))
     table = run.read_folds()
     if changed := _changed_since(table, run.read()["fingerprint"], dataset):
         raise ArtifactError(run.folder, f"was begun with other data: {changed}", "restore them, or use another --run")
@@ -347,8 +349,9 @@ def report(folder: Path, say: Say) -> list[Table]:
     complete = [member for member in run.members() if all(map(member.has_oof, range(table.k)))]
     members = [_assess_member(member, table, identity["seed"]) for member in complete]
     decisions = read_decisions(run, say) if run.decision.exists() else {}
-    predicted = _predicted(run)
-    tables = [member_table(member, VIEWS) for member in members]
+    predicted = _predicted(run, say)
+    tables = [summary_table(decisions["tta"], predicted)] if decisions else []
+    tables += [member_table(member, VIEWS) for member in members]
     if decisions:
         tables += decision_tables(decisions["plain"], decisions["tta"])
     if not tables:
@@ -365,14 +368,17 @@ def report(folder: Path, say: Say) -> list[Table]:
     return tables
 
 
-def _predicted(run: runs.Run) -> dict[str, Any]:
+def _predicted(run: runs.Run, say: Say) -> dict[str, Any]:
     """Return what is known of the label files that the decision of now has made, by the name of their set."""
     if not run.decision.exists():
         return {}
     found = {path.parent.name: path for path in sorted(run.folder.glob("predictions/*/predictions.json"))}
     stored = {name: runs.read_json(path, "run: thera predict") for name, path in found.items()}
     now = runs.file_sha256(run.decision)
-    return {name: facts for name, facts in stored.items() if facts.get("decision_sha256") == now}
+    for name in [name for name, facts in stored.items() if facts.get("decision_sha256") != now]:
+        say(f"note: {printable(name)} was labelled by another decision; to label it by this one, run: thera predict")
+        del stored[name]
+    return stored
 
 
 # --- everything in order ----------------------------------------------------------------------------------------------

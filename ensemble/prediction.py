@@ -245,7 +245,8 @@ def write_set(
     mix = wanted.prior
     if mix is None and check.shifted:
         mix = float(np.clip(check.prior, LEAST_SHARE, 1 - LEAST_SHARE))
-    foreseen = _foresee(decision, oof, singles, wanted.correction, mix, seed)
+    unknown = wanted.prior is None and check.shifted  # what has changed is not known: the threshold stays
+    foreseen = _foresee(decision, oof, singles, "none" if unknown else wanted.correction, mix, seed)
     threshold = decision.threshold if foreseen is None else foreseen.chosen.threshold
     labels = call(stacked, threshold)
     votes, majority = decision.votes(logits)

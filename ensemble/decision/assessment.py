@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ensemble.decision.comparison import Difference, compare_calls, measure_calls
-from ensemble.decision.intervals import Interval, new_set_interval
+from ensemble.decision.intervals import Interval, counting_intervals, new_set_interval
 from ensemble.decision.rates import Calls, ErrorRates, auc, error_rates
 from ensemble.decision.refit import Replicate, refit_interval, refit_replicates
 from ensemble.decision.rules import (
@@ -28,6 +28,10 @@ from ensemble.errors import ArtifactError
 
 REPLICATES = 1000
 """Of the bootstrap that fits the threshold anew."""
+
+FEW_ERRORS = 30
+"""With fewer of a class, a bootstrap promises too much: it cannot draw an error that has not been seen. The interval
+then reaches as far as that of the counting alone does (Jeffreys)."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,9 @@ def assess_fitted(
         pair = rates.fpr, rates.fnr
         errors = [replicate.errors for replicate in replicates_of(oof, deployed, nested, objective, seed, REPLICATES)]
         fpr, fnr, hter = (refit_interval(pair, errors, what) for what in (_FPR_ALONE, _FNR_ALONE, HTER))
+        if min(rates.fpr * rates.n_neg, rates.fnr * rates.n_pos) < FEW_ERRORS:
+            counted = counting_intervals(rates, seed)
+            fpr, fnr, hter = (_both(*pair) for pair in zip((fpr, fnr, hter), counted, strict=True))
     else:
         measured = measure_calls(oof.labels, nested.called, oof.groups, seed)
         fpr, fnr, hter = measured.fpr, measured.fnr, measured.hter
@@ -160,6 +167,10 @@ def assess_fitted(
             None if stacked is None else compare_calls(oof.labels, stacked, nested.called, oof.groups, seed).hter
         ),
     )
+
+
+def _both(a: Interval, b: Interval) -> Interval:
+    return Interval(min(a.low, b.low), max(a.high, b.high))
 
 
 _FPR_ALONE, _FNR_ALONE = Objective(max_fnr=1.0), Objective(max_fpr=1.0)  # their loss is that one rate

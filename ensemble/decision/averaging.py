@@ -17,13 +17,17 @@ from numpy.typing import ArrayLike
 
 from ensemble.config import CORRECTIONS, seed_sequence
 from ensemble.decision.intervals import Interval, central
-from ensemble.decision.rates import ErrorRates, Floats, checked
+from ensemble.decision.rates import ErrorRates, Floats, call, checked, error_rates
 from ensemble.decision.refit import Pair, Replicate, refit_interval
 from ensemble.decision.threshold import HTER, Objective
 from ensemble.errors import DataError
 
 LEAST_IMAGES = 1000
 """Below this many unlabelled images nothing is read off them."""
+
+LEAST_SPREAD, MOST_MISFIT = 0.1, 0.03
+"""Nor where the spread of their means is smaller, as a share of that of the OOF logits, or where the HTER of a single
+logit comes out so far from that of the OOF rows."""
 
 BINS, PAIRS, CELLS = (50, 200), 100, 500
 """Of a single logit so many bins, at least and at most, that the images' single logits fill each with so many pairs of
@@ -285,8 +289,9 @@ def foresee(
     Returns
     -------
     Foreseen or None
-        None for fewer than `LEAST_IMAGES` images, or where all their logits are the same. The counts in the rates are
-        those of `nested`.
+        None where nothing can be read off the images: fewer than `LEAST_IMAGES`; means that hardly differ; or a g that
+        does not give the error rates of a single logit, within `MOST_MISFIT`, as when fold models do not agree on what
+        the images show. The counts in the rates are those of `nested`.
 
     Raises
     ------
@@ -297,10 +302,13 @@ def foresee(
     s = np.asarray(fold_logits, np.float64)
     if s.ndim != 2 or not np.isfinite(s).all():
         raise DataError("cannot foresee averaging", f"needs finite logits (n, k); got shape {s.shape}")
-    if len(s) < LEAST_IMAGES or np.ptp(s) == 0:
+    mean = s.mean(axis=1)
+    if len(s) < LEAST_IMAGES or mean.std() < LEAST_SPREAD * x.std():
         return None
-    model, mean = MeanModel(x, y, s, prior), s.mean(axis=1)
+    model = MeanModel(x, y, s, prior)
     fit = model.fit(np.ones(x.size), np.ones(len(s)))
+    if abs(sum(fit.of_single(threshold)) / 2 - error_rates(y, call(x, threshold)).hter) > MOST_MISFIT:
+        return None
 
     def gain(of: MeanFit, single: float, averaged: float) -> Floats:
         return np.subtract(of.of_mean(averaged), of.of_single(single))

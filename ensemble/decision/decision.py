@@ -272,7 +272,7 @@ def _baselines(members: Sequence[str]) -> list[tuple[str, Rule]]:
 
 
 def stack_replicates(decision: Decision, oof: OofLogits, seed: int, replicates: int) -> Iterable[Replicate]:
-    """Return bootstrap worlds of a decision's stack on the rows of its members (`kept_members`)."""
+    """Return bootstrap worlds of a decision's stack on the rows of its members."""
     nested = cross_fit(oof.rows, stack(decision.chosen), decision.objective)
     deployed = FittedRule(decision.stacker.apply, decision.threshold)
     return replicates_of(oof, deployed, nested, decision.objective, seed, replicates)

@@ -119,6 +119,25 @@ def new_set_interval(
     return central(measured(rates.fpr, rates.n_neg, n_neg_new) + measured(rates.fnr, rates.n_pos, n_pos_new))
 
 
+def counting_intervals(
+    rates: ErrorRates, seed: int = 0, replicates: int = 20_000
+) -> tuple[Interval, Interval, Interval]:
+    """Return 95 % intervals of FPR, FNR and HTER that the counts leave open: Jeffreys, Beta(errors + 1/2, right + 1/2).
+
+    Rows are taken as independent. Where no error has been seen the upper end is above 0.
+
+    >>> fpr, fnr, hter = counting_intervals(ErrorRates(0.0, 0.1, 100, 1000))
+    >>> fpr.low < 0.001, 0.01 < fpr.high < 0.04, hter.low < 0.05 < hter.high
+    (True, True, True)
+    """
+    rng = np.random.default_rng(seed_sequence(seed, "counting"))
+    drawn = [
+        rng.beta(round(rate * n) + 0.5, n - round(rate * n) + 0.5, size=replicates)
+        for rate, n in ((rates.fpr, rates.n_neg), (rates.fnr, rates.n_pos))
+    ]
+    return central(2 * drawn[0]), central(2 * drawn[1]), central(drawn[0] + drawn[1])
+
+
 def central(twice_hter: Floats) -> Interval:
     """Return the 2.5 and 97.5 % quantiles of HTERs that are given as FPR + FNR."""
     low, high = np.quantile(twice_hter / 2, [0.025, 0.975])

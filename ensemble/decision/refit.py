@@ -53,8 +53,8 @@ class Cuts:
         has_pos = np.add.reduceat(y, starts, dtype=np.int64) > 0
         has_neg = np.add.reduceat(1 - y, starts, dtype=np.int64) > 0
         cuts = starts[1:][has_neg[:-1] & has_pos[1:]]
-        middles = [midpoint(below, above) for below, above in zip(x[cuts - 1], x[cuts], strict=True)]
-        self.thresholds: Floats = np.array([below_all(x[0]), *middles, above_all(x[-1])])
+        middles = midpoint(x[cuts - 1], x[cuts])
+        self.thresholds: Floats = np.concatenate(([below_all(x[0])], middles, [above_all(x[-1])]))
         places = self.thresholds.size + 1
         place = np.searchsorted(self.thresholds, scores, "right")  # how many thresholds call the row 1
         self._code = place * 2 + labels
@@ -122,20 +122,31 @@ class Replicate:
         return self.nested[0] - self.true[0], self.nested[1] - self.true[1]
 
 
-def draw_weights(labels: Calls, groups: ArrayLike | None, rng: np.random.Generator) -> Floats:
-    """Return how often each row is drawn (n,): with replacement, whole groups, stratified by class.
+class Resampler:
+    """Draws rows with replacement, whole groups, stratified by class: "only label 0", "only label 1" and "both".
 
-    Groups are drawn within the strata "only label 0", "only label 1" and "both"; every row is a group if None.
+    Parameters
+    ----------
+    labels : int8 array (n,)
+        0 or 1.
+    groups : int64 array (n,), optional
+        Every row is a group if None.
     """
-    units = np.arange(labels.size) if groups is None else np.unique(groups, return_inverse=True)[1]
-    has = np.zeros((int(units.max()) + 1, 2), bool)
-    has[units, labels] = True
-    drawn = np.zeros(len(has))
-    for stratum in (has[:, 0] & ~has[:, 1], has[:, 1] & ~has[:, 0], has.all(axis=1)):
-        members = np.flatnonzero(stratum)
-        if members.size:
-            drawn[members] = np.bincount(rng.integers(0, members.size, members.size), minlength=members.size)
-    return drawn[units]
+
+    def __init__(self, labels: Calls, groups: ArrayLike | None) -> None:
+        self._units = np.arange(labels.size) if groups is None else np.unique(groups, return_inverse=True)[1]
+        has = np.zeros((int(self._units.max()) + 1, 2), bool)
+        has[self._units, labels] = True
+        strata = (has[:, 0] & ~has[:, 1], has[:, 1] & ~has[:, 0], has.all(axis=1))
+        self._strata = [np.flatnonzero(stratum) for stratum in strata if stratum.any()]
+        self._size = len(has)
+
+    def draw(self, rng: np.random.Generator) -> Floats:
+        """Return how often each row is drawn (n,)."""
+        drawn = np.zeros(self._size)
+        for stratum in self._strata:
+            drawn[stratum] = np.bincount(rng.integers(0, stratum.size, stratum.size), minlength=stratum.size)
+        return drawn[self._units]
 
 
 def refit_replicates(
@@ -167,12 +178,12 @@ def refit_replicates(
         How many.
     """
     rng = np.random.default_rng(seed_sequence(seed, "refit"))
-    deployed = Cuts(scores, labels)
+    resampler, deployed = Resampler(labels, groups), Cuts(scores, labels)
     population, _ = deployed.counts(np.ones(labels.size))
     without = [Cuts(split.scores, labels, ~split.inside) for split in splits]
     totals = np.empty(2)
     for _ in range(replicates):
-        weights = draw_weights(labels, groups, rng)
+        weights = resampler.draw(rng)
         table, _ = deployed.counts(weights)
         totals[:] = table.sum(axis=0)
         cut = deployed.best(table, objective)

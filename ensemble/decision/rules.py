@@ -128,6 +128,9 @@ class Rows:
         return Rows(self.logits[chosen], self.labels[chosen], self.fold_of[chosen], self.members)
 
 
+INNER_FOLDS = 5
+"""That a stacker is chosen on, at most."""
+
 Score: TypeAlias = Callable[[Floats], Floats]
 
 
@@ -211,11 +214,11 @@ def fit_stack(kind: str, rows: Rows, objective: Objective = HTER) -> tuple[str, 
 def simplest_stacker(rows: Rows, objective: Objective = HTER) -> str:
     """Return the simplest kind of stacker whose nested loss is within one standard error of the least.
 
-    Every kind is cross-fitted over the folds of `rows`. The standard error is that of the paired difference to the best
-    kind: of the rows that the two call differently (the one-standard-error rule of Breiman, Friedman, Olshen and Stone
-    1984, Classification and Regression Trees, section 3.4.3). Of rows from one fold alone, even and odd rows of each
-    class stand for two folds. One member has nothing to be stacked with: "mean", which is the member itself; "mean" too
-    where a class has one row alone, which cannot be halved.
+    Every kind is cross-fitted over the folds of `rows`, joined to at most `INNER_FOLDS`. The standard error is that of
+    the paired difference to the best kind: of the rows that the two call differently (the one-standard-error rule of
+    Breiman, Friedman, Olshen and Stone 1984, Classification and Regression Trees, section 3.4.3). Of rows from one fold
+    alone, even and odd rows of each class stand for two folds. One member has nothing to be stacked with: "mean", which
+    is the member itself; "mean" too where a class has one row alone, which cannot be halved.
 
     Parameters
     ----------
@@ -226,8 +229,8 @@ def simplest_stacker(rows: Rows, objective: Objective = HTER) -> str:
     """
     if len(rows.members) == 1 or np.bincount(rows.labels).min() == 1:
         return "mean"
-    if np.ptp(rows.fold_of) == 0:
-        rows = Rows(rows.logits, rows.labels, _halves(rows.labels), rows.members)
+    parts: Calls = (np.unique(rows.fold_of, return_inverse=True)[1] % INNER_FOLDS).astype(np.int8)
+    rows = Rows(rows.logits, rows.labels, parts if np.ptp(parts) else _halves(rows.labels), rows.members)
     nested = {kind: cross_fit(rows, stack(kind), objective).called for kind in STACKERS}
     compared = objective if objective.max_fpr is None and objective.max_fnr is None else HTER
     losses = {kind: compared.loss_of(error_rates(rows.labels, called)) for kind, called in nested.items()}

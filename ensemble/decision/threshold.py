@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ensemble.decision.rates import ErrorRates, checked
+from ensemble.decision.rates import ErrorRates, Floats, checked
 from ensemble.errors import ConfigError
 
 _FORMS = "hter, cost:A,B (what an FPR and an FNR cost), fpr:R or fnr:R (at most that rate), e.g. cost:5,1 or fpr:0.01"
@@ -174,7 +174,7 @@ def fit_threshold(logits: ArrayLike, labels: ArrayLike, objective: Objective = H
     if cuts[-1] == y.size:
         return above_all(x[-1])
     widest = cuts[_least(x[cuts - 1] / 2 - x[cuts] / 2)][0]  # halves: the gap of two huge logits must not overflow
-    return midpoint(x[widest - 1], x[widest])
+    return float(midpoint(x[widest - 1], x[widest]))
 
 
 def below_all(lowest: float) -> float:
@@ -187,10 +187,11 @@ def above_all(highest: float) -> float:
     return max(float(highest) + 1, math.nextafter(highest, math.inf))
 
 
-def midpoint(below: float, above: float) -> float:
-    """Return a threshold that calls `above` 1 and `below` 0, halfway where the two are not neighbours."""
-    middle = float(below) / 2 + float(above) / 2
-    return middle if below < middle <= above else float(above)
+def midpoint(below: ArrayLike, above: ArrayLike) -> Floats:
+    """Return thresholds that call `above` 1 and `below` 0, halfway where the two are not neighbours."""
+    low, high = np.asarray(below, np.float64), np.asarray(above, np.float64)
+    middle = low / 2 + high / 2  # halves: the sum of two huge logits must not overflow
+    return np.asarray(np.where((low < middle) & (middle <= high), middle, high))
 
 
 def _held(held: NDArray[np.int64], limit: float, of: int, free: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -32,6 +32,7 @@ SHIFT = (
     "Prediction averages k fold models, while each logit measured here came from one. What that changes is read off "
     "the images to predict; the threshold is corrected for it, and the HTER to expect stands with their label file."
 )
+UNREAD = "*: what averaging changes cannot be read off these images (too few, or too unlike); no correction."
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,10 @@ def floor_table(decision: Decision) -> Table:
         return Table(
             "Floor: the HTER that label noise alone forces", ("opinion", "FPR", "FNR", "HTER", "95 %"), (), (told,)
         )
-    opinions = {"confident learning": decision.floor.confident, "mixture fit": decision.floor.mixture}
+    opinions = {
+        "confident learning (interval: counting alone)": decision.floor.confident,
+        "mixture fit": decision.floor.mixture,
+    }
     rows = tuple((name, *_rates(estimate.rates), _interval(estimate.interval)) for name, estimate in opinions.items())
     most = ("at most (labels wrong at random)", *_rates(decision.floor.ceiling), "")
     return Table(
@@ -229,6 +233,28 @@ def floor_table(decision: Decision) -> Table:
         ("opinion", "FPR", "FNR", "HTER", "95 %"),
         (*rows, most),
         (told,),
+    )
+
+
+def summary_table(decision: Decision, predicted: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Return the figures that matter, on top of all others: the label files' first."""
+    files = tuple(
+        (
+            f"label file {printable(name)}, expected",
+            f"{facts['expected']['hter']:.4f}",
+            _interval(Interval(*facts["hter_interval"])),
+        )
+        for name, facts in predicted.items()
+    )
+    views, nested = " + ".join(decision.views), f"{decision.nested.hter:.4f}"
+    return Table(
+        "In short",
+        ("", "HTER", "95 %"),
+        (
+            *files,
+            (f"stack of one fold model, nested, views {views}", nested, _interval(decision.interval)),
+            ("the same, apparent", f"{decision.apparent.hter:.4f}", ""),
+        ),
     )
 
 
@@ -255,12 +281,12 @@ def prediction_table(predicted: Mapping[str, Mapping[str, Any]]) -> Table:
     few = any(not facts["averaging_measured"] for facts in predicted.values())
     return Table(
         "Label files: the HTER to expect",
-        ("set", "images", "views", "share of 0", "FPR", "FNR", "HTER", "95 %", "measured here"),
+        ("set", "images", "views", "share of 0", "FPR", "FNR", "HTER", "95 %", "if measured here"),
         rows,
         (
-            "95 %: of the rule's HTER. Measured here: where the HTER measured on these images falls 95 times in 100; "
-            "their luck comes on top.",
-            *(("*: too few images to see what averaging changes; the nested figures, no correction.",) if few else ()),
+            "95 %: of the rule's HTER. If measured here: where the HTER measured on these images falls 95 times in "
+            "100; their luck comes on top.",
+            *((UNREAD,) if few else ()),
             *(note for name, facts in predicted.items() for note in _prediction_notes(printable(name), facts)),
         ),
     )
@@ -284,8 +310,8 @@ def _prediction_notes(name: str, facts: Mapping[str, Any]) -> Iterator[str]:
     yield f"{name}: {facts['share_check']['told']}"
     if facts["at_prior"] is None and facts["taken_share_of_label_0"] is not None:
         yield (
-            f"{name}: correction and expected rates take label 0 to be {facts['taken_share_of_label_0']:.4f} of these "
-            "images, which explains the share that is called 0; the probabilities in predictions.csv do not."
+            f"{name}: no correction, since what has changed is not known. The expected rates hold if it is the class "
+            f"mix alone; they take label 0 to be {facts['taken_share_of_label_0']:.4f} of these images."
         )
     if there := facts["at_prior"]:
         yield (
