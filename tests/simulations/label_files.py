@@ -8,6 +8,7 @@ on a large sample of the same world, labels as given. `make simulate` runs it an
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import multiprocessing
 import time
 from collections.abc import Iterator
@@ -21,13 +22,27 @@ from ensemble.decision.refit import refit_interval, refit_replicates
 from ensemble.decision.rules import OofLogits, cross_fit, stack
 from ensemble.decision.threshold import fit_threshold
 
+WORLDS: dict[str, dict[str, float]] = {
+    "even": {},
+    "by-image": {"by_image": 0.7},
+    "by-class": {"by_class": 1.6},
+}
+"""What the noise of a fold model depends on."""
+
 
 def hter(labels: np.ndarray, called: np.ndarray) -> float:
     return error_rates(labels, called).hter
 
 
 def simulate(
-    seed: int, rows: int, images: int, replicates: int = 400, size: int = 200_000, members: int = 3, folds: int = 5
+    seed: int,
+    rows: int,
+    images: int,
+    kind: str = "even",
+    folds: int = 5,
+    replicates: int = 400,
+    size: int = 200_000,
+    members: int = 3,
 ) -> dict[str, float]:
     """Return what was said of one data set, and what is true of it.
 
@@ -37,6 +52,8 @@ def simulate(
         Of the world and of all that is drawn from it.
     rows, images : int
         Labelled and unlabelled.
+    kind : str
+        A key of `WORLDS`.
     replicates : int
         Of the bootstrap.
     size : int
@@ -45,7 +62,7 @@ def simulate(
         Of the run.
     """
     rng = np.random.default_rng(seed)
-    world = World.draw(rng, members, folds)
+    world = dataclasses.replace(World.draw(rng, members, folds), **WORLDS[kind])
     labels, fold_of, logits = world.out_of_fold(rng, rows)
     hidden, new = world.sample(rng, images)
     truth, population = world.sample(rng, size)
@@ -103,10 +120,13 @@ def _sigmoid(x: Floats | float) -> Floats:
     return np.asarray(probability.mean(axis=1) if probability.ndim == 2 else probability)
 
 
-def run(sets: int, rows: int, images: int, jobs: int) -> dict[str, Floats]:
+Task = tuple[int, int, int, str, int]
+
+
+def run(sets: int, rows: int, images: int, jobs: int, kind: str = "even", folds: int = 5) -> dict[str, Floats]:
     """Return an array (sets,) for each thing that was found."""
     started, found = time.monotonic(), []
-    tasks = [(seed, rows, images) for seed in range(sets)]
+    tasks = [(seed, rows, images, kind, folds) for seed in range(sets)]
     for done, result in enumerate(_map(tasks, jobs), 1):
         found.append(result)
         if done % 20 == 0:
@@ -115,7 +135,7 @@ def run(sets: int, rows: int, images: int, jobs: int) -> dict[str, Floats]:
     return {name: np.array([each[name] for each in found]) for name in found[0]}
 
 
-def _map(tasks: list[tuple[int, int, int]], jobs: int) -> Iterator[dict[str, float]]:
+def _map(tasks: list[Task], jobs: int) -> Iterator[dict[str, float]]:
     if jobs == 1:
         yield from (simulate(*task) for task in tasks)
         return
@@ -123,7 +143,7 @@ def _map(tasks: list[tuple[int, int, int]], jobs: int) -> Iterator[dict[str, flo
         yield from pool.imap(_simulate, tasks)
 
 
-def _simulate(task: tuple[int, int, int]) -> dict[str, float]:
+def _simulate(task: Task) -> dict[str, float]:
     return simulate(*task)
 
 
@@ -179,10 +199,16 @@ def main() -> None:
     parser.add_argument("--sets", type=int, default=400)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000])
     parser.add_argument("--images", type=int, default=5_000)
+    parser.add_argument(
+        "--worlds", choices=WORLDS, nargs="+", default=["even"], help="of the noise"
+    )
+    parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=2)
     wanted = parser.parse_args()
-    for rows in wanted.rows:
-        print("\n" + tables(run(wanted.sets, rows, wanted.images, wanted.jobs), rows, wanted.images) + "\n")
+    for kind in wanted.worlds:
+        for rows in wanted.rows:
+            found = run(wanted.sets, rows, wanted.images, wanted.jobs, kind, wanted.folds)
+            print(f"\nNoise {kind}, {wanted.folds} folds. {tables(found, rows, wanted.images)}\n", flush=True)
 
 
 if __name__ == "__main__":

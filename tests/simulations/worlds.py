@@ -2,7 +2,8 @@
 
 A world is a distribution of images and the fold models that were trained on it. An image has a true class (0 with
 probability 0.12), an evidence that all members share, and an evidence of its own for each member; a fold model sees the
-member's evidence through a noise of its own (what averaging removes) and an offset of its own. Labels as given are true
+member's evidence through a noise of its own (what averaging removes) and an offset of its own. The noise may differ by
+image and by class, which is what the account of averaging assumes it does not. Labels as given are true
 classes, flipped more often for one class than for the other.
 """
 
@@ -24,6 +25,8 @@ class World:
     flips: tuple[float, float]  # probability that a label 0 is given as 1, and a 1 as 0
     skew: float  # of the shared evidence: 0 Gaussian, up to 1 a gamma of shape 4
     share: float = 0.12  # of true class 0
+    by_image: float = 0.0  # spread of the log of an image's own factor on the fold models' noise
+    by_class: float = 1.0  # factor on the noise where the true class is 0
 
     @classmethod
     def draw(cls, rng: np.random.Generator, members: int = 3, folds: int = 5) -> World:
@@ -48,6 +51,10 @@ class World:
         shared = np.where(truth, 1.7, -1.7) + (1 - self.skew) * bell + self.skew * tail
         evidence = shared[:, None] * self.strengths + self.own * rng.normal(size=(n, self.own.size))
         noise = self.noise[:, None] * rng.normal(size=(n, *self.offsets.shape))
+        factor = np.where(truth, 1.0, self.by_class)
+        if self.by_image:
+            factor = factor * rng.lognormal(0.0, self.by_image, n)
+        noise *= factor[:, None, None]
         labels = truth ^ (rng.random(n) < np.where(truth, self.flips[1], self.flips[0]))
         return labels.astype(np.int8), evidence[:, :, None] + noise + self.offsets
 
