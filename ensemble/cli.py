@@ -151,7 +151,6 @@ def predict(
         str, typer.Option(help="Of the threshold, for averaging: posterior, location-scale, share or none.")
     ] = "posterior",
     device: Device = "auto",
-    workers: Workers = None,
 ) -> None:
     """Label a set of images with a fitted run."""
 
@@ -161,7 +160,7 @@ def predict(
 
         given = {"images": images, "out": out, "tta": tta, "correction": correction, "prior": prior}
         wanted = validated(PredictConfig, given, "predict")
-        return [pipeline.predict(run, wanted, pipeline.Machine(device, workers), _say)]
+        return [pipeline.predict(run, wanted, pipeline.Machine(device), _say)]
 
     _run(work)
 

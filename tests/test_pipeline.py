@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,6 +101,56 @@ def test_run_folder_holds_what_it_promises(done: Path) -> None:
     assert not list(run.rglob("*.tmp"))
 
 
+def begun(folder: Path, images: Path, labels: Path | None = None) -> list[dict[str, str]]:
+    """Return the rows of the folds.csv that a run of three folds is begun with."""
+    from ensemble import pipeline
+    from ensemble.config import DataConfig
+    from ensemble.data.source import open_source
+    from ensemble.data.store import load_dataset
+    from ensemble.runs import Run
+
+    run, data = Run(folder), DataConfig(images=images, labels=labels, resize=None)
+    dataset = load_dataset(open_source(images, labels), run.pixels)
+    table = pipeline._begin(run, dataset, data, 3, 0)
+    again = pipeline._begin(run, dataset, data, 3, 0)  # read, not assigned anew
+    for one, other in ((table.fold_of, again.fold_of), (table.groups, again.groups)):
+        assert np.array_equal(one, other) if one is not None else other is None
+    with open(folder / "folds.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["group"]) for row in rows if "group" in row] == ([] if table.groups is None else list(table.groups))
+    return rows
+
+
+def members_of(rows: list[dict[str, str]]) -> set[frozenset[str]]:
+    """Return the ids of each group."""
+    return {frozenset(row["id"] for row in rows if row["group"] == group) for group in {row["group"] for row in rows}}
+
+
+def test_images_that_are_the_same_to_the_byte_are_one_group(tmp_path: Path) -> None:
+    write_tiny(tmp_path, 24)
+    images, labels = tmp_path / "img", tmp_path / "labels.txt"
+    rows = begun(tmp_path / "all-differ", images, labels)
+    assert list(rows[0]) == ["id", "label", "fold"]
+    for copy, of in (("006", "002"), ("010", "002"), ("017", "009")):
+        shutil.copyfile(images / f"{of}.png", images / f"{copy}.png")
+    rows = begun(tmp_path / "same", images, labels)
+    assert list(rows[0]) == ["id", "label", "fold", "group"]
+    together = {frozenset({"002", "006", "010"}), frozenset({"009", "017"})}
+    assert {group for group in members_of(rows) if len(group) > 1} == together
+    assert len(members_of(rows)) == 24 - 3
+    fold_of = {row["id"]: row["fold"] for row in rows}
+    assert all(len({fold_of[image] for image in group}) == 1 for group in together)
+
+
+def test_groups_that_share_an_image_are_one_group(tmp_path: Path) -> None:
+    labels = write_tiny(tmp_path, 24)
+    shutil.copyfile(tmp_path / "img/002.png", tmp_path / "img/007.png")  # of groups 0 and 1
+    lines = [f"img/{row:03d}.png,{label},{(row - 1) // 4}" for row, label in enumerate(labels.tolist(), 1)]
+    (tmp_path / "set.csv").write_text("path,label,group\n" + "\n".join(lines) + "\n")
+    groups = members_of(begun(tmp_path / "run", tmp_path / "set.csv"))
+    assert sorted(map(len, groups)) == [4, 4, 4, 4, 8]
+
+
 def test_predictions_follow_from_the_decision(done: Path) -> None:
     decision = json.loads((done / "run/decision/decision.json").read_text())["tta"]
     with open(done / "run/predictions/img/predictions.csv") as file:
@@ -170,8 +221,6 @@ def test_another_decision_in_yaml_is_made_without_training(
     done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`decision:`, and the prior and correction of `predict:`, on a run whose members and logits are there."""
-    import shutil
-
     from ensemble.members import inference, training
 
     shutil.copytree(done / "run", tmp_path / "run")
@@ -280,8 +329,6 @@ def test_changed_run_is_refused(
 
 
 def test_faults_of_artifacts_are_named(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import shutil
-
     run = tmp_path / "run"
     shutil.copytree(done / "run", run)
     oof, weights = run / "members/b/fold-2/oof.csv", run / "members/a/fold-0/weights.safetensors"
@@ -328,6 +375,10 @@ def test_expected_hter_is_read_off_enough_images(done: Path, tmp_path: Path, mon
     few.unlink()
     for module in (averaging, prediction):
         monkeypatch.setattr(module, "LEAST_IMAGES", 40)
+    main([*command, "--out", str(tmp_path / "unlike")])  # no g of 48 rows gives their rates
+    assert not json.loads(few.read_text())["averaging_measured"]
+    few.unlink()
+    monkeypatch.setattr(averaging, "MOST_MISFIT", 1.0)
     main([*command, "--out", str(tmp_path / "enough")])
     promised = json.loads(few.read_text())
     assert promised["averaging_measured"]
@@ -388,8 +439,6 @@ def test_first_start_that_fails_binds_to_nothing(
 
 
 def test_lost_weights_are_trained_anew_to_the_same(done: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(done / "run", tmp_path / "run")
     (tmp_path / "run/members/b/fold-1/weights.safetensors").unlink()
     config = tmp_path / "again.yaml"
@@ -399,8 +448,6 @@ def test_lost_weights_are_trained_anew_to_the_same(done: Path, tmp_path: Path) -
 
 
 def test_member_outside_the_decision_is_told(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import shutil
-
     shutil.copytree(done / "run", tmp_path / "run")
     shutil.copytree(tmp_path / "run/members/a", tmp_path / "run/members/late")
     capsys.readouterr()

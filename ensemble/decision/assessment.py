@@ -146,7 +146,7 @@ def assess_fitted(
         pair = rates.fpr, rates.fnr
         errors = [replicate.errors for replicate in replicates_of(oof, deployed, nested, objective, seed, REPLICATES)]
         fpr, fnr, hter = (refit_interval(pair, errors, what) for what in (_FPR_ALONE, _FNR_ALONE, HTER))
-        if min(rates.fpr * rates.n_neg, rates.fnr * rates.n_pos) < FEW_ERRORS:
+        if min(round(rates.fpr * rates.n_neg), round(rates.fnr * rates.n_pos)) < FEW_ERRORS:
             counted = counting_intervals(rates, seed)
             fpr, fnr, hter = (_both(*pair) for pair in zip((fpr, fnr, hter), counted, strict=True))
     else:

@@ -27,7 +27,7 @@ LEAST_IMAGES = 1000
 
 LEAST_SPREAD, MOST_MISFIT = 0.1, 0.03
 """Nor where the spread of their means is smaller, as a share of that of the OOF logits, or where the HTER of a single
-logit comes out so far from that of the OOF rows."""
+logit comes out so far, and three standard errors, from that of the OOF rows."""
 
 BINS, PAIRS, CELLS = (50, 200), 100, 500
 """Of a single logit so many bins, at least and at most, that the images' single logits fill each with so many pairs of
@@ -259,9 +259,10 @@ def foresee(
 
     The nested rates are those of single fold models; what the mean at the corrected threshold gains on a single logit
     at its own is read off a `MeanModel`, the same for both, and added. Each bootstrap replicate draws OOF rows and
-    images anew, fits the threshold, g and the correction, and is held against what our g and our rows say of the
-    thresholds that it found. What the gains of the replicates miss by on average, ours is taken to miss by too (it is
-    read off a fitted curve, at the best point of it); the interval has their spread.
+    images anew, fits the threshold, g and the correction ("share" and "location-scale" on the images as they are), and
+    is held against what our g and our rows say of the thresholds that it found. What the gains of the replicates miss
+    by on average, ours is taken to miss by too (it is read off a fitted curve, at the best point of it); the interval
+    has their spread.
 
     Parameters
     ----------
@@ -307,7 +308,9 @@ def foresee(
         return None
     model = MeanModel(x, y, s, prior)
     fit = model.fit(np.ones(x.size), np.ones(len(s)))
-    if abs(sum(fit.of_single(threshold)) / 2 - error_rates(y, call(x, threshold)).hter) > MOST_MISFIT:
+    single = error_rates(y, call(x, threshold))
+    error = np.sqrt(single.fpr * (1 - single.fpr) / single.n_neg + single.fnr * (1 - single.fnr) / single.n_pos) / 2
+    if abs(sum(fit.of_single(threshold)) / 2 - single.hter) > MOST_MISFIT + 3 * error:
         return None
 
     def gain(of: MeanFit, single: float, averaged: float) -> Floats:

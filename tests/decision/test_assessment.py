@@ -3,15 +3,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import beta, norm
 
 from ensemble.data.folds import assign_folds
-from ensemble.decision.assessment import REPLICATES, Assessment, assess, member_report
+from ensemble.decision.assessment import FEW_ERRORS, REPLICATES, Assessment, assess, member_report
 from ensemble.decision.comparison import compare_calls, measure_calls
 from ensemble.decision.decision import COSTS, SCHEMA, Decision, fit_decision, stack_replicates
 from ensemble.decision.floor import estimate_floor
+from ensemble.decision.intervals import Interval, counting_intervals
 from ensemble.decision.rates import auc, call, error_rates
 from ensemble.decision.refit import refit_interval, refit_replicates
-from ensemble.decision.rules import MAJORITY_VOTE, cross_fit, member_logit, of_score, stack
+from ensemble.decision.rules import MAJORITY_VOTE, OofLogits, cross_fit, member_logit, of_score, stack
 from ensemble.decision.stacker import STACKERS
 from ensemble.decision.threshold import HTER, Objective, fit_threshold
 from ensemble.errors import ArtifactError, DataError
@@ -30,6 +32,14 @@ def few_replicates(monkeypatch):
 def quick(monkeypatch, few_replicates):
     """Nor a floor."""
     monkeypatch.setattr("ensemble.decision.decision.estimate_floor", lambda logits, labels, seed: None)
+
+
+def fewest_errors(rates):
+    return round(min(rates.fpr * rates.n_neg, rates.fnr * rates.n_pos))
+
+
+def reaching(interval, other):
+    return Interval(min(interval.low, other.low), max(interval.high, other.high))
 
 
 # --- the decision -----------------------------------------------------------------------------------------------------
@@ -79,7 +89,9 @@ def test_a_member_alone_is_as_it_is_in_the_decision_but_for_its_interval(make_oo
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("objective", OBJECTIVES[::2], **by_text)
 def test_intervals_are_those_of_replicates_or_of_the_calls(make_oof, objective, grouped):
-    oof = make_oof(groups=np.arange(600) // 4 if grouped else None)
+    few = objective != HTER  # an FPR of 5 % is 8 of 150 rows
+    n = 600 if few else 1200
+    oof = make_oof(n, groups=np.arange(n) // 4 if grouped else None)
     rule = of_score(member_logit(0))
     nested = cross_fit(oof.rows, rule, objective)
     refitted, kept = (assess("a", oof, rule, objective, 5, refit) for refit in (True, False))
@@ -87,15 +99,60 @@ def test_intervals_are_those_of_replicates_or_of_the_calls(make_oof, objective, 
     x = oof.logits[:, 0]
     drawn = refit_replicates(x, oof.labels, nested.splits, oof.groups, objective, 5, REPLICATES)
     errors = [each.errors for each in drawn]
-    assert refitted.interval == refit_interval(pair, errors)  # of the HTER, whatever the objective
-    assert refitted.fpr == refit_interval(pair, errors, Objective(max_fnr=1.0))
-    assert refitted.fnr == refit_interval(pair, errors, Objective(max_fpr=1.0))
+    expected = [refit_interval(pair, errors, of) for of in (Objective(max_fnr=1.0), Objective(max_fpr=1.0), HTER)]
+    assert (fewest_errors(refitted.nested) < FEW_ERRORS) == few
+    if few:
+        counted = counting_intervals(refitted.nested, 5)
+        expected = [reaching(*both) for both in zip(expected, counted, strict=True)]
+    assert [refitted.fpr, refitted.fnr, refitted.interval] == expected  # whatever the objective
     measured = measure_calls(oof.labels, nested.called, oof.groups, 5)
     assert (kept.fpr, kept.fnr, kept.interval) == (measured.fpr, measured.fnr, measured.hter)
     assert (kept.nested, kept.apparent, kept.folds) == (refitted.nested, refitted.apparent, refitted.folds)
     assert kept.auc == auc(nested.scores, oof.labels)
     blind = assess("a", replace(oof, groups=None), rule, objective, 5, True)
     assert (blind.interval != refitted.interval) == grouped
+
+
+def test_an_interval_reaches_what_the_counts_of_few_errors_leave_open(make_oof, few_replicates):
+    rule, widened = of_score(member_logit(0)), {}
+    for n in (200, 4000):
+        oof = make_oof(n)
+        found = assess("a", oof, rule, seed=5, refit=True)
+        intervals = found.fpr, found.fnr, found.interval
+        nested = cross_fit(oof.rows, rule)
+        drawn = refit_replicates(oof.logits[:, 0], oof.labels, nested.splits, seed=5, replicates=20)
+        pair, errors = (found.nested.fpr, found.nested.fnr), [each.errors for each in drawn]
+        alone = [refit_interval(pair, errors, of) for of in (Objective(max_fnr=1.0), Objective(max_fpr=1.0), HTER)]
+        widened[n] = list(intervals) != alone
+        if n == 200:
+            for interval, counted in zip(intervals, counting_intervals(found.nested, 5), strict=True):
+                assert interval.low <= counted.low < counted.high <= interval.high
+        assert (fewest_errors(found.nested) < FEW_ERRORS) == widened[n]
+    assert widened == {200: True, 4000: False}
+
+
+def test_rows_that_are_separated_perfectly_are_no_promise_of_no_error(rng):
+    labels = np.arange(240) % 8 > 0  # 30 of label 0
+    logits = np.where(labels, 3.0, -3.0) + rng.uniform(-1, 1, 240)
+    report = member_report("a", range(240), logits, labels, np.arange(240) // 8 % 5)
+    assert report.nested.hter == report.apparent.hter == 0
+    for interval, n in ((report.fpr, 30), (report.fnr, 210)):
+        assert interval.low == 0
+        assert interval.high == pytest.approx(beta.ppf(0.975, 0.5, n + 0.5), rel=0.1)  # Jeffreys
+    assert report.interval.low == 0
+    assert report.fpr.high / 3 < report.interval.high < (report.fpr.high + report.fnr.high) / 2
+
+
+def test_of_few_rows_the_interval_holds_the_true_hter(monkeypatch):
+    """A Gaussian member, whose true HTER at any threshold is known. The bootstrap alone would hold it in 3 of 4."""
+    monkeypatch.setattr("ensemble.decision.assessment.REPLICATES", 60)
+    labels, apart, held = np.arange(240) % 8 > 0, 2.3, []
+    for seed in range(150):
+        logits = np.random.default_rng(seed).normal(size=240) + apart * np.where(labels, 1, -1)
+        report = member_report("a", range(240), logits, labels, np.arange(240) // 8 % 5, seed=seed)
+        true = (norm.sf(report.threshold + apart) + norm.cdf(report.threshold - apart)) / 2
+        held.append(report.interval.low <= true <= report.interval.high)
+    assert np.mean(held) >= 0.90
 
 
 def test_where_the_threshold_is_hard_to_find_its_luck_widens_the_interval(make_oof):
@@ -252,10 +309,15 @@ def test_a_nested_rate_is_near_the_one_that_is_held(make_oof, quick):
 
 @pytest.mark.parametrize("objective", OBJECTIVES[:3], **by_text)
 def test_the_replicates_of_a_stored_decision_are_those_of_its_interval(make_oof, quick, objective):
-    oof = make_oof(400)
-    decision = Decision.from_json(json.loads(json.dumps(fit_decision(oof, (), 6, objective).to_json())))
-    errors = [each.errors for each in stack_replicates(decision, oof, 6, 20)]
-    assert decision.interval == refit_interval((decision.nested.fpr, decision.nested.fnr), errors, HTER)
+    for n in (400, 4000):
+        oof = make_oof(n)
+        decision = Decision.from_json(json.loads(json.dumps(fit_decision(oof, (), 6, objective, "mean").to_json())))
+        errors = [each.errors for each in stack_replicates(decision, oof, 6, 20)]
+        expected = refit_interval((decision.nested.fpr, decision.nested.fnr), errors, HTER)
+        assert (fewest_errors(decision.nested) < FEW_ERRORS) == (n == 400)
+        if n == 400:
+            expected = reaching(expected, counting_intervals(decision.nested, 6)[2])
+        assert decision.interval == expected
 
 
 def test_repeats_are_nested_estimates_over_other_partitions(make_oof, quick):
@@ -326,8 +388,6 @@ def test_a_rate_of_many_digits_is_kept(make_oof, quick):
 @pytest.fixture(scope="module")
 def stored():
     rng = np.random.default_rng(1)
-    from ensemble.decision.rules import OofLogits
-
     labels = np.arange(200) % 2
     logits = rng.normal(size=(200, 2)) + labels[:, None]
     oof = OofLogits(np.arange(200), labels, np.arange(200) // 2 % 2, ("a", "b"), logits)

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from label_files import simulate
 from worlds import World
 
 from ensemble.config import CORRECTIONS
-from ensemble.decision.averaging import LEAST_IMAGES, MeanModel, corrected_threshold, foresee
+from ensemble.decision import averaging
+from ensemble.decision.averaging import (
+    LEAST_IMAGES,
+    LEAST_SPREAD,
+    MOST_MISFIT,
+    MeanModel,
+    corrected_threshold,
+    foresee,
+)
 from ensemble.decision.rates import call, error_rates
 from ensemble.decision.refit import refit_replicates
 from ensemble.decision.shift import check_share
@@ -28,6 +38,17 @@ def foreseen(labels, oof, new, threshold=1.0, replicates=20, seed=0, **options):
     nested = error_rates(labels, call(oof, threshold))
     worlds = refit_replicates(oof, labels, (), seed=seed, replicates=replicates)
     return foresee(oof, labels, new, threshold, nested, worlds, seed=seed, **options)
+
+
+@pytest.fixture
+def unguarded(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return what switches guards of `foresee` off, by name: the others alone are left to return None."""
+
+    def switch_off(*names: str) -> None:
+        for name in names:
+            monkeypatch.setattr(averaging, name, {"LEAST_SPREAD": 0.0, "MOST_MISFIT": np.inf}[name])
+
+    return switch_off
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +134,7 @@ def test_corrections_by_hand() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_class_mix_moves_the_correction_only_if_it_is_not_told(seed: int) -> None:
+def test_the_class_mix_moves_the_correction_only_if_it_is_not_told(seed: int, unguarded: Callable[..., None]) -> None:
     """The best threshold for HTER does not depend on the mix; taken for that of the rows, another mix misleads."""
     rng = np.random.default_rng(seed)
     world = World.draw(rng, 3, 5)
@@ -124,13 +145,15 @@ def test_the_class_mix_moves_the_correction_only_if_it_is_not_told(seed: int) ->
     rates = error_rates(labels, call(scores, threshold))
     check = check_share(scores, singles, threshold, rates)
     assert check.shifted
-    regret = {}
-    for prior in (None, check.prior, float(np.mean(hidden == 0))):
+    least = fit_threshold(singles.mean(axis=1), hidden)
+
+    def regret(prior: float | None) -> float:
         at = foreseen(labels, scores, singles, threshold, replicates=2, prior=prior).chosen.threshold
-        least = fit_threshold(singles.mean(axis=1), hidden)
-        regret[prior] = np.subtract(*(error_rates(hidden, call(singles.mean(axis=1), t)).hter for t in (at, least)))
-    blind, *told = regret.values()
-    assert max(told) < 0.004 < blind
+        return float(np.subtract(*(error_rates(hidden, call(singles.mean(axis=1), t)).hter for t in (at, least))))
+
+    assert max(map(regret, (check.prior, float(np.mean(hidden == 0))))) < 0.004
+    unguarded("MOST_MISFIT")  # it may be so misled that it shows
+    assert regret(None) > 0.004
 
 
 def test_same_seed_same_interval_and_order_of_models_does_not_matter() -> None:
@@ -166,12 +189,44 @@ def test_few_rows_of_a_class_far_thresholds_and_images_that_are_all_alike() -> N
         == ((1.0, 0.0), (0.0, 1.0))
         == (fit.of_single(-99.0), fit.of_single(99.0))
     )
-    for threshold in (-99.0, 99.0, 1.0):
+    assert foreseen(labels, oof[:, 0], new, 1.0, correction="none") is None  # no g has the FPR of three rows: 0
+    for threshold in (-99.0, 99.0):
         found = foreseen(labels, oof[:, 0], new, threshold, correction="none")
         assert 0 <= found.interval.low <= found.interval.high <= 1
         assert 0 <= found.measured.low <= found.measured.high <= 1
     assert foreseen(labels, oof[:, 0], np.ones((2_000, 3))) is None
     almost = np.ones((2_000, 3))
     almost[0, 0] = 1.5
-    found = foreseen(labels, oof[:, 0], almost)
-    assert np.isfinite(found.chosen.threshold) and 0 <= found.chosen.rates.hter <= 1
+    assert foreseen(labels, oof[:, 0], almost) is None
+
+
+def test_nothing_is_read_off_means_that_hardly_differ(unguarded: Callable[..., None]) -> None:
+    rng = np.random.default_rng(6)
+    labels, oof = draw(rng, 4_000, 1, 0.5)
+    alike = 1 + 0.01 * rng.normal(size=(LEAST_IMAGES, 1)) + np.array([-1.0, 0.0, 1.0])
+    assert alike.std() > LEAST_SPREAD * oof.std() > alike.mean(axis=1).std() > 0  # it is the means that count
+    unguarded("MOST_MISFIT")
+    assert foreseen(labels, oof[:, 0], alike) is None
+    spread = alike + 3 * LEAST_SPREAD * oof.std() * rng.normal(size=(LEAST_IMAGES, 1))
+    assert foreseen(labels, oof[:, 0], spread, replicates=2) is not None
+    unguarded("LEAST_SPREAD")
+    assert foreseen(labels, oof[:, 0], alike, replicates=2) is not None
+
+
+def test_nothing_is_read_off_fold_models_that_agree_on_nothing(unguarded: Callable[..., None]) -> None:
+    """No g of their mean can then say as much of the label as the single logits do."""
+    rng = np.random.default_rng(8)
+    labels, oof = draw(rng, 4_000, 1, 0.5)
+    _, agreed = draw(rng, 4_000, 5, 0.5)
+    strangers = rng.permuted(agreed, axis=0)  # each model's logits as they were, of other images
+    assert np.abs(np.corrcoef(strangers.T) - np.eye(5)).max() < 0.1
+    assert strangers.mean(axis=1).std() > LEAST_SPREAD * oof.std()
+    assert foreseen(labels, oof[:, 0], agreed, replicates=2) is not None
+    assert foreseen(labels, oof[:, 0], strangers) is None
+    unguarded("LEAST_SPREAD")
+    assert foreseen(labels, oof[:, 0], strangers) is None
+    fit = MeanModel(oof[:, 0], labels, strangers).fit(np.ones(4_000), np.ones(4_000))
+    off = np.mean(fit.of_single(1.0)) - error_rates(labels, call(oof[:, 0], 1.0)).hter
+    assert abs(off) > MOST_MISFIT
+    unguarded("MOST_MISFIT")
+    assert foreseen(labels, oof[:, 0], strangers, replicates=2) is not None

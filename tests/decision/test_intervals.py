@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+from scipy.stats import beta
 
-from ensemble.decision.intervals import bootstrap_interval, new_set_interval
+from ensemble.decision.intervals import bootstrap_interval, counting_intervals, new_set_interval
 from ensemble.decision.rates import ErrorRates, error_rates
 from ensemble.errors import DataError
 
@@ -67,6 +68,30 @@ def test_the_new_set_interval_covers_the_hter_that_is_measured(rng):
 def test_no_error_seen_is_no_promise_of_none():
     interval = new_set_interval(ErrorRates(0.0, 0.0, 20, 20), 1000, 1000)
     assert interval.high > 0.03
+
+
+@pytest.mark.parametrize("rates", [ErrorRates(0.2, 0.1, 4_000, 30_000), ErrorRates(0.05, 0.3, 20_000, 3_000)])
+def test_of_large_counts_the_counting_intervals_are_those_of_the_binomial_closed_form(rates):
+    fpr, fnr, hter = counting_intervals(rates, replicates=200_000)
+    for interval, rate, n in ((fpr, rates.fpr, rates.n_neg), (fnr, rates.fnr, rates.n_pos)):
+        half = 1.959964 * (rate * (1 - rate) / n) ** 0.5
+        assert (interval.low, interval.high) == pytest.approx((rate - half, rate + half), abs=0.05 * half)
+    low, high = closed_form(rates)
+    assert (hter.low, hter.high) == pytest.approx((low, high), abs=0.025 * (high - low))
+
+
+def test_of_small_counts_the_counting_intervals_are_those_of_jeffreys():
+    fpr, fnr, hter = counting_intervals(ErrorRates(0.0, 0.1, 30, 210), replicates=200_000)
+    for interval, wrong, n in ((fpr, 0, 30), (fnr, 21, 210)):
+        assert (interval.low, interval.high) == pytest.approx(
+            beta.ppf([0.025, 0.975], wrong + 0.5, n - wrong + 0.5), rel=0.02, abs=1e-4
+        )
+    assert (fpr.low + fnr.low) / 2 < hter.low < 0.05 < hter.high < (fpr.high + fnr.high) / 2
+
+
+def test_a_seed_fixes_the_counting_intervals():
+    rates = ErrorRates(0.1, 0.1, 30, 210)
+    assert counting_intervals(rates, 3) == counting_intervals(rates, 3) != counting_intervals(rates, 4)
 
 
 def test_a_new_set_needs_both_classes():

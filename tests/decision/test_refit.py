@@ -8,7 +8,7 @@ from scipy.stats import binomtest, norm
 
 from ensemble.decision.comparison import measure_calls
 from ensemble.decision.rates import call, error_rates
-from ensemble.decision.refit import Cuts, Replicate, draw_weights, refit_interval, refit_replicates
+from ensemble.decision.refit import Cuts, Replicate, Resampler, refit_interval, refit_replicates
 from ensemble.decision.rules import OofLogits, cross_fit, member_logit, of_score, stack
 from ensemble.decision.threshold import HTER, Objective, fit_threshold
 
@@ -118,7 +118,7 @@ def test_all_ends_are_there_and_thresholds_rise(rng):
 
 def test_rows_are_drawn_with_replacement_and_stratified(rng):
     y = (np.arange(400) % 4 > 0).astype(np.int8)
-    drawn = np.stack([draw_weights(y, None, rng) for _ in range(500)])
+    drawn = np.stack([Resampler(y, None).draw(rng) for _ in range(500)])
     assert (drawn[:, y == 0].sum(axis=1) == 100).all() and (drawn[:, y == 1].sum(axis=1) == 300).all()
     assert (drawn == drawn.round()).all() and drawn.max() > 3
     np.testing.assert_allclose(drawn.mean(axis=0), 1, atol=0.25)
@@ -134,7 +134,7 @@ def test_groups_are_drawn_whole_within_their_strata(rng):
     names = np.unique(groups)
     has = np.array([[(y[groups == name] == label).any() for label in (0, 1)] for name in names])
     for _ in range(100):
-        weights = draw_weights(y, groups, rng)
+        weights = Resampler(y, groups).draw(rng)
         for name in names:
             assert np.ptp(weights[groups == name]) == 0
         each = np.array([weights[groups == name][0] for name in names])

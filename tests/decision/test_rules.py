@@ -5,6 +5,7 @@ import pytest
 
 from ensemble.decision.rates import auc, call, error_rates
 from ensemble.decision.rules import (
+    INNER_FOLDS,
     MAJORITY_VOTE,
     Rows,
     Rule,
@@ -208,6 +209,47 @@ def test_of_two_folds_the_choice_without_one_is_made_between_halves_of_the_other
     assert simplest_stacker(alone) == simplest_stacker(replace(alone, fold_of=half))
     nested = cross_fit(oof.rows, stack("auto"))
     assert error_rates(oof.labels, nested.called).hter < 0.1
+
+
+def test_many_folds_are_joined_to_a_few_for_the_choice(make_oof, monkeypatch):
+    """Else the fits of a nested choice would grow with the square of the folds."""
+    fitted, mean = [], STACKERS["mean"]
+
+    def counting(kind):
+        def fit(logits, labels, members):
+            fitted.append((kind, len(labels)))
+            return mean(logits, labels, members)
+
+        return fit
+
+    for kind in STACKERS:
+        monkeypatch.setitem(STACKERS, kind, counting(kind))
+    for k, parts in ((3, 3), (INNER_FOLDS, INNER_FOLDS), (60, INNER_FOLDS)):
+        rows = make_oof(960, k=k).rows
+        fitted.clear()
+        assert simplest_stacker(rows) == "mean"
+        for kind in STACKERS:
+            sizes = [size for of, size in fitted if of == kind]
+            assert len(sizes) == parts
+            assert sum(960 - size for size in sizes) == 960  # every row is held out once
+    fitted.clear()
+    assert len(cross_fit(rows, stack("auto")).folds) == 60
+    assert len(fitted) == 60 * (len(STACKERS) * INNER_FOLDS + 1)
+
+
+def test_joined_folds_stay_whole(make_oof, monkeypatch):
+    rows = make_oof(960, (1.2, 0.5, 0.1), k=60).rows
+    given = []
+
+    def seen(of, rule, objective):
+        given.append(of.fold_of)
+        return cross_fit(of, rule, objective)
+
+    monkeypatch.setattr("ensemble.decision.rules.cross_fit", seen)
+    simplest_stacker(rows)
+    joined = given[0]
+    assert len(np.unique(joined)) == INNER_FOLDS
+    assert all(len(np.unique(joined[rows.fold_of == fold])) == 1 for fold in range(60))
 
 
 def test_one_member_is_itself(make_oof):

@@ -16,6 +16,7 @@ from ensemble.decision.threshold import Objective
 from ensemble.reports.tables import (
     LEGEND,
     SHIFT,
+    UNREAD,
     Table,
     curve_table,
     decision_table,
@@ -27,6 +28,7 @@ from ensemble.reports.tables import (
     report_json,
     report_markdown,
     stackers_table,
+    summary_table,
 )
 
 CORRECTIONS = {
@@ -64,11 +66,12 @@ def test_a_label_file_is_promised_an_hter():
     )
     assert table.rows == (promised, ("one *", "1", *promised[2:8], ""))
     assert all(len(row) == len(table.columns) for row in table.rows)
+    assert table.columns[-2:] == ("95 %", "if measured here")
 
 
 def test_what_the_correction_changed_is_told_beside_the_others():
     notes = prediction_table({"val": PREDICTED}).notes
-    assert "95 %: of the rule's HTER. Measured here: where the HTER measured on these images falls" in notes[0]
+    assert "95 %: of the rule's HTER. If measured here: where the HTER measured on these images falls" in notes[0]
     assert (
         "val: averaging the fold models moves the threshold from -0.5000 to +0.2500 (correction: posterior), which is "
         "expected to change the HTER by -0.0060; nested it was 0.1625. Other corrections: share +0.1250: FPR 0.1100, "
@@ -79,7 +82,10 @@ def test_what_the_correction_changed_is_told_beside_the_others():
 
 def test_too_few_images_are_marked_and_no_correction_is_told():
     notes = prediction_table({"one": PREDICTED | FEW}).notes
-    assert "*: too few images to see what averaging changes; the nested figures, no correction." in notes
+    assert UNREAD == (
+        "*: what averaging changes cannot be read off these images (too few, or too unlike); no correction."
+    )
+    assert notes.count(UNREAD) == 1
     assert not any("averaging the fold models" in note for note in notes)
 
 
@@ -105,17 +111,16 @@ def test_what_a_prior_amounts_to_is_told_where_one_was_given():
     ):
         assert figure in note
     for facts in (PREDICTED, given):
-        assert not any(
-            "correction and expected rates take label 0" in note for note in prediction_table({"v": facts}).notes
-        )
+        assert not any("what has changed is not known" in note for note in prediction_table({"v": facts}).notes)
     assert not any("as given" in note for note in prediction_table({"v": PREDICTED}).notes)
 
 
-def test_a_mix_that_was_taken_from_the_images_is_told():
+def test_where_what_has_changed_is_not_known_nothing_is_corrected_and_the_mix_that_is_taken_is_told():
     notes = prediction_table({"val": PREDICTED | {"taken_share_of_label_0": 0.375}}).notes
-    assert any(
-        note.startswith("val: correction and expected rates take label 0 to be 0.3750 of these") for note in notes
-    )
+    assert (
+        "val: no correction, since what has changed is not known. The expected rates hold if it is the class mix "
+        "alone; they take label 0 to be 0.3750 of these images."
+    ) in notes
 
 
 def test_a_sets_name_cannot_paint_the_terminal():
@@ -252,7 +257,7 @@ def test_the_floor_is_told_in_two_opinions(decision):
     floor = Floor(confident, mixture, ErrorRates(0.1, 0.06, 100, 300), 1.0)
     table = floor_table(replace(decision, floor=floor))
     assert table.rows == (
-        ("confident learning", "0.0500", "0.0300", "0.0400", "[0.0200, 0.0600]"),
+        ("confident learning (interval: counting alone)", "0.0500", "0.0300", "0.0400", "[0.0200, 0.0600]"),
         ("mixture fit", "0.0200", "0.0100", "0.0150", "[0.0000, 0.0300]"),
         ("at most (labels wrong at random)", "0.1000", "0.0600", "0.0800", ""),
     )
@@ -282,11 +287,34 @@ def test_the_tables_of_a_decision_end_with_what_they_mean(decision):
     assert explained([floor], deployed=False)[0].notes == (*floor.notes, *LEGEND)
 
 
+# --- in short ---------------------------------------------------------------------------------------------------------
+
+
+def test_in_short_the_label_files_come_first_then_the_stack_nested_and_apparent(decision):
+    nested, apparent = f"{decision.nested.hter:.4f}", f"{decision.apparent.hter:.4f}"
+    stack = (
+        ("stack of one fold model, nested, views plain + flip", nested, decision_table(decision).rows[0][4]),
+        ("the same, apparent", apparent, ""),
+    )
+    other = PREDICTED | {"expected": PREDICTED["expected"] | {"hter": 0.25}, "hter_interval": [0.2, 0.3]}
+    table = summary_table(decision, {"val": PREDICTED, "a\x1b[31m": other})
+    assert (table.title, table.columns, table.notes) == ("In short", ("", "HTER", "95 %"), ())
+    assert table.rows[0] == ("label file val, expected", "0.1500", "[0.1200, 0.1800]")
+    assert table.rows[1][1:] == ("0.2500", "[0.2000, 0.3000]")
+    assert table.rows[2:] == stack == summary_table(decision, {}).rows
+    assert "\x1b" not in table.text() + table.markdown()
+
+
 # --- all --------------------------------------------------------------------------------------------------------------
 
 
 def test_one_table_reads_the_same_everywhere(decision):
-    for table in (*decision_tables(decision, decision)[1:], prediction_table({"val": PREDICTED})):
+    predicted = {"val": PREDICTED}
+    for table in (
+        *decision_tables(decision, decision)[1:],
+        summary_table(decision, predicted),
+        prediction_table(predicted),
+    ):
         out = io.StringIO()
         Console(file=out, width=400, color_system=None).print(table.rich())
         for shown in (table.text(), table.markdown().replace("\\|", "|").replace("&lt;", "<"), out.getvalue()):

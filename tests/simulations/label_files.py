@@ -199,9 +199,7 @@ def main() -> None:
     parser.add_argument("--sets", type=int, default=400)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000])
     parser.add_argument("--images", type=int, default=5_000)
-    parser.add_argument(
-        "--worlds", choices=WORLDS, nargs="+", default=["even"], help="of the noise"
-    )
+    parser.add_argument("--worlds", choices=WORLDS, nargs="+", default=["even"], help="of the noise")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=2)
     wanted = parser.parse_args()
