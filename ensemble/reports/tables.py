@@ -322,6 +322,12 @@ def _prediction_notes(name: str, facts: Mapping[str, Any]) -> Iterator[str]:
             f"{there['precision_of_0']:.4f} of the 0s be right; the probabilities in predictions.csv are for this "
             "share."
         )
+        check = facts["share_check"]
+        if abs(check["prior"] - there["prior"]) > 4 * check["prior_error"]:
+            yield (
+                f"{name}: the images speak against that share: if only the class mix can have changed, it is "
+                f"{check['prior']:.4f} ± {1.96 * check['prior_error']:.4f} by what single fold models call 0."
+            )
 
 
 def explained(tables: Sequence[Table], deployed: bool) -> list[Table]:

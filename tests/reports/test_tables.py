@@ -49,7 +49,7 @@ PREDICTED = {
     "expected_interval": [0.1, 0.2],
     "averaging_measured": True,
     "at_prior": None,
-    "share_check": {"told": "Share check: no sign of a shift."},
+    "share_check": {"told": "Share check: no sign of a shift.", "prior": 0.47, "prior_error": 0.01},
 }
 FEW = {"correction": "none", "corrections": {}, "averaging_measured": False}
 
@@ -113,6 +113,12 @@ def test_what_a_prior_amounts_to_is_told_where_one_was_given():
     for facts in (PREDICTED, given):
         assert not any("what has changed is not known" in note for note in prediction_table({"v": facts}).notes)
     assert not any("as given" in note for note in prediction_table({"v": PREDICTED}).notes)
+    assert not any("speak against" in note for note in prediction_table({"v": given}).notes), "0.47 ± 0.04 may be 0.5"
+    far = given | {"share_check": PREDICTED["share_check"] | {"prior": 0.12}}
+    assert (
+        "v: the images speak against that share: if only the class mix can have changed, it is 0.1200 ± 0.0196 by what "
+        "single fold models call 0."
+    ) in prediction_table({"v": far}).notes
 
 
 def test_where_what_has_changed_is_not_known_nothing_is_corrected_and_the_mix_that_is_taken_is_told():
