@@ -39,8 +39,9 @@ def test_decision_follows_from_the_oof_logits(key: str) -> None:
     anew = fit_decision(oof, views, RUN.read()["seed"], decision.objective, decision.chosen)
     assert (anew.kind, anew.chosen) == (decision.kind, decision.chosen)
     np.testing.assert_allclose(anew.stacker.weights, decision.stacker.weights, rtol=1e-6)
-    measured = [*zip(anew.comparisons, decision.comparisons, strict=True)]
-    measured += zip(anew.stackers, decision.stackers, strict=True)
+    measured = [(anew.stacked, decision.stacked)]
+    for rows in ("members", "baselines", "stackers"):
+        measured += zip(getattr(anew, rows), getattr(decision, rows), strict=True)
     for one, other in measured:
         assert one.name == other.name
         assert one.nested.hter == pytest.approx(other.nested.hter, abs=1e-4)

@@ -104,7 +104,11 @@ class Comparison:
 def measure_calls(
     labels: ArrayLike, called: ArrayLike, groups: ArrayLike | None = None, seed: int = 0, replicates: int = 2000
 ) -> Measured:
-    """Return FPR, FNR and HTER of fixed calls, each with an interval, from the replicates of `bootstrap_interval`.
+    """Return FPR, FNR and HTER of fixed calls, each with its class-stratified percentile-bootstrap interval.
+
+    Whole groups are drawn, with replacement, within the strata "only label 0", "only label 1" and "both". Groups with
+    the same counts of the four outcomes are alike, so a replicate is one multinomial draw over the kinds of group, not
+    one over rows; with a row a group that is two binomial draws. An interval has no width where no call is wrong.
 
     Parameters
     ----------
@@ -120,7 +124,11 @@ def measure_calls(
     Raises
     ------
     DataError
-        As `bootstrap_interval`.
+        As `error_rates`, or the groups' shape differs.
+
+    References
+    ----------
+    Efron and Tibshirani (1993), An Introduction to the Bootstrap, chapters 8 and 13.
 
     Examples
     --------
@@ -177,7 +185,7 @@ def compare_calls(
 
     A replicate draws rows (whole groups where there are groups) with both their calls, so what the two have in common
     falls out of the difference. A row has one of eight outcomes, label × call of A × call of B; the draw is that of
-    `bootstrap_interval`: by class, one multinomial over the kinds of group.
+    `measure_calls`: by class, one multinomial over the kinds of group.
 
     Parameters
     ----------
@@ -198,7 +206,7 @@ def compare_calls(
     Raises
     ------
     DataError
-        As `bootstrap_interval`.
+        As `measure_calls`.
 
     References
     ----------

@@ -96,17 +96,6 @@ class Decision:
         return self.stacked.optimism
 
     @property
-    def share_of_label_0(self) -> float:
-        """Of the OOF rows that the threshold calls 0."""
-        rates = self.apparent
-        return (rates.n_neg * (1 - rates.fpr) + rates.n_pos * rates.fnr) / rates.n
-
-    @property
-    def comparisons(self) -> tuple[Assessment, ...]:
-        """The stack, each member, the baselines: all on the same rows."""
-        return (self.stacked, *self.members, *self.baselines)
-
-    @property
     def member_thresholds(self) -> tuple[float, ...]:
         """The own thresholds of `stacker.members`, in that order: what they vote at."""
         own = {member.name: member.threshold for member in self.members}

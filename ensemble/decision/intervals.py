@@ -1,4 +1,4 @@
-"""How far chance can move an HTER: intervals by the bootstrap, of given calls and of new sets."""
+"""How far chance can move an HTER: what bootstraps draw, and intervals of counts and of new sets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ensemble.config import seed_sequence
-from ensemble.decision.rates import ErrorRates, Floats, checked_calls
+from ensemble.decision.rates import ErrorRates, Floats
 from ensemble.errors import DataError
 
 _CELLS_AT_ONCE = 2**22  # int64 draws held in memory by one chunk of the bootstrap: 32 MiB
@@ -20,54 +20,6 @@ class Interval:
 
     low: float
     high: float
-
-
-def bootstrap_interval(
-    labels: ArrayLike, called: ArrayLike, groups: ArrayLike | None = None, seed: int = 0, replicates: int = 2000
-) -> Interval:
-    """Return the class-stratified percentile-bootstrap interval of the HTER of fixed calls.
-
-    Whole groups are drawn, with replacement, within the strata "only label 0", "only label 1" and "both". Groups with
-    the same counts of the four outcomes are alike, so a replicate is one multinomial draw over the kinds of group, not
-    one over rows; with a row a group that is two binomial draws.
-
-    Parameters
-    ----------
-    labels, called : array (n,)
-        0 or 1; both classes among the labels.
-    groups : int64 array (n,), optional
-        Rows of one value stand or fall together (duplicates, one person); every row by itself if None.
-    seed : int
-        The same seed gives the same interval.
-    replicates : int
-        Bootstrap draws.
-
-    Returns
-    -------
-    Interval
-        The 2.5 and 97.5 % quantiles of the replicates. It has no width when no call is wrong.
-
-    Raises
-    ------
-    DataError
-        As `error_rates`, or the groups' shape differs.
-
-    References
-    ----------
-    Efron and Tibshirani (1993), An Introduction to the Bootstrap, chapters 8 and 13.
-
-    Examples
-    --------
-    >>> interval = bootstrap_interval([0] * 100 + [1] * 100, [1] * 20 + [0] * 80 + [1] * 100)
-    >>> 0.05 < interval.low < 0.1 < interval.high < 0.15
-    True
-    """
-    truth, calls = checked_calls("cannot bootstrap", labels, called)
-    kinds, counts = kinds_of_group(truth.astype(np.int64) * 2 + calls, 4, groups)
-    rng = np.random.default_rng(seed_sequence(seed, "bootstrap"))
-    totals = draw_totals(kinds, counts, rng, replicates)
-    true_neg, false_pos, false_neg, true_pos = totals.T
-    return central(false_pos / (true_neg + false_pos) + false_neg / (false_neg + true_pos))
 
 
 def new_set_interval(

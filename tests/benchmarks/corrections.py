@@ -1,8 +1,11 @@
 """What averaging the fold models does on real images whose labels are known, and what each correction is worth there.
 
-    thera run HALF.yaml                      # trained on a part of the labelled rows
-    thera predict --tta --run RUN --images REST.csv --out labels.txt
-    python tests/benchmarks/corrections.py RUN SET REST_LABELS.txt
+    python tests/benchmarks/corrections.py split .data/therapanacea    # writes learn.csv, rest.csv, rest.txt there
+    thera train-member --arch resnet18 --no-pretrained --epochs 3 --warmup-epochs 0.3 --augment light \\
+        --precision bf16 --folds 3 --images .data/therapanacea/learn.csv --run checkpoints/held
+    thera fit-stacker --run checkpoints/held
+    thera predict --tta --run checkpoints/held --images .data/therapanacea/rest.csv --out rest_called.txt
+    python tests/benchmarks/corrections.py count checkpoints/held rest .data/therapanacea/rest.txt
 
 The set has labels that the run has never seen, so rates, best thresholds and regrets (HTER at the chosen threshold,
 less the least one to be had) are counted, not estimated.
@@ -22,6 +25,8 @@ from ensemble.decision.averaging import MeanModel, corrected_threshold
 from ensemble.decision.rates import ErrorRates, call, error_rates
 from ensemble.decision.threshold import fit_threshold
 
+LEARN = 60_000
+
 
 def stacked_logits(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """Return the run's OOF labels (n,) and stacked logits (n,), those of the set (n_new, k), and the threshold."""
@@ -38,7 +43,17 @@ def stacked_logits(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.
     return table.labels, apply(oof), np.stack(new, axis=1), decision.threshold
 
 
-def main(folder: str, name: str, truth: str) -> None:
+def split(data: str) -> None:
+    """Write manifests of the first 60,000 labelled images and of the rest, and the labels of the rest."""
+    folder = Path(data)
+    labels = parse_labels((folder / "label_train.txt").read_bytes(), data).tolist()
+    lines = [f"train_img/{row:06d}.jpg,{label}\n" for row, label in enumerate(labels, 1)]
+    for name, of in (("learn.csv", lines[:LEARN]), ("rest.csv", lines[LEARN:])):
+        (folder / name).write_text("path,label\n" + "".join(of))
+    (folder / "rest.txt").write_text("".join(f"{label}\n" for label in labels[LEARN:]))
+
+
+def count(folder: str, name: str, truth: str) -> None:
     labels, oof, singles, threshold = stacked_logits(Path(folder), name)
     hidden = parse_labels(Path(truth).read_bytes(), truth)
     mean = singles.mean(axis=1)
@@ -83,4 +98,4 @@ def main(folder: str, name: str, truth: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    {"split": split, "count": count}[sys.argv[1]](*sys.argv[2:])

@@ -53,7 +53,7 @@ def test_the_stack_beats_its_members_and_carries_what_prediction_needs(make_oof,
     called = call(decision.stacker.apply(oof.logits), decision.threshold)
     assert error_rates(oof.labels, called) == decision.apparent
     assert decision.optimism == decision.nested.hter - decision.apparent.hter
-    assert [row.name for row in decision.comparisons] == [
+    assert [row.name for row in (decision.stacked, *decision.members, *decision.baselines)] == [
         "stack", "m0", "m1", "m2", "m0 at 0.5", "m1 at 0.5", "m2 at 0.5",
         "majority vote", "majority vote at 0.5",
     ]  # fmt: skip
@@ -237,7 +237,7 @@ def test_differences_are_paired_with_the_stacks_calls(make_oof, quick):
         "majority vote": MAJORITY_VOTE,
         "calibrated": stack("calibrated"),
     }
-    rows = {row.name: row for row in (*decision.comparisons, *decision.stackers)}
+    rows = {row.name: row for row in (decision.stacked, *decision.members, *decision.baselines, *decision.stackers)}
     for name, rule in rules.items():
         called = cross_fit(oof.rows, rule).called
         assert rows[name].difference == compare_calls(oof.labels, stacked, called, oof.groups, 3).hter
@@ -352,13 +352,6 @@ def test_the_floor_is_that_of_the_nested_scores(make_oof, few_replicates):
     assert decision.floor is not None
     assert decision.floor == estimate_floor(cross_fit(oof.rows, stack("auto")).scores, oof.labels, 2)
     assert fit_decision(make_oof(100), ()).floor is None
-
-
-def test_the_share_is_that_of_the_rows_called_0(make_oof, quick):
-    oof = make_oof()
-    decision = fit_decision(oof, ())
-    called = call(decision.stacker.apply(oof.logits), decision.threshold)
-    assert decision.share_of_label_0 == pytest.approx(np.mean(called == 0))
 
 
 # --- what is stored ---------------------------------------------------------------------------------------------------

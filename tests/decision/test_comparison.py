@@ -4,7 +4,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score, classification_report, confusion_matrix
 
 from ensemble.decision.comparison import FEW, Agreement, compare_calls, evaluate_calls, measure_calls
-from ensemble.decision.intervals import Interval, bootstrap_interval
+from ensemble.decision.intervals import Interval
 from ensemble.decision.rates import error_rates
 from ensemble.errors import DataError
 
@@ -113,7 +113,6 @@ def test_each_side_is_measured_as_by_itself(rng):
     for measured, calls in ((compared.a, a), (compared.b, b)):
         assert measured == measure_calls(labels, calls, groups, seed=4)
         assert measured.rates == error_rates(labels, calls)
-        assert measured.hter == bootstrap_interval(labels, calls, groups, seed=4)
 
 
 def test_duplicated_rows_widen_the_interval_only_if_they_are_one_group(rng):

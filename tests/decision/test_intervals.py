@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
-from ensemble.decision.intervals import bootstrap_interval, counting_intervals, new_set_interval
+from ensemble.decision.comparison import measure_calls
+from ensemble.decision.intervals import counting_intervals, new_set_interval
 from ensemble.decision.rates import ErrorRates, error_rates
 from ensemble.errors import DataError
 
@@ -22,7 +23,7 @@ def test_the_bootstrap_agrees_with_the_closed_form(rng):
     labels, called = independent_rows(rng)
     low, high = closed_form(error_rates(labels, called))
     for groups in (None, np.arange(labels.size)):
-        interval = bootstrap_interval(labels, called, groups, replicates=8000)
+        interval = measure_calls(labels, called, groups, replicates=8000).hter
         assert (interval.low, interval.high) == pytest.approx((low, high), abs=0.04 * (high - low))
 
 
@@ -35,23 +36,23 @@ def test_the_new_set_interval_agrees_with_the_closed_form(rng):
 
 def test_duplicated_rows_widen_the_interval_only_if_they_are_one_group(rng):
     labels, called = independent_rows(rng, 1000)
-    once = bootstrap_interval(labels, called, replicates=8000)
+    once = measure_calls(labels, called, replicates=8000).hter
     labels, called, groups = (np.repeat(column, 4) for column in (labels, called, np.arange(1000)))
-    blind, aware = (bootstrap_interval(labels, called, which, replicates=8000) for which in (None, groups))
+    blind, aware = (measure_calls(labels, called, which, replicates=8000).hter for which in (None, groups))
     assert aware.high - aware.low == pytest.approx(once.high - once.low, rel=0.05)
     assert blind.high - blind.low == pytest.approx((once.high - once.low) / 2, rel=0.06)
 
 
 def test_groups_of_both_classes_never_leave_a_replicate_without_one(rng):
     labels, called = np.array([0, 1, 0, 1, 0, 1, 1]), np.array([0, 1, 1, 1, 0, 0, 1])
-    interval = bootstrap_interval(labels, called, [5, 5, 7, 7, 9, 9, 2])
+    interval = measure_calls(labels, called, [5, 5, 7, 7, 9, 9, 2]).hter
     assert 0 <= interval.low < interval.high <= 1
 
 
 def test_a_seed_fixes_the_interval(rng):
     labels, called = independent_rows(rng)
-    assert bootstrap_interval(labels, called, seed=3) == bootstrap_interval(labels, called, seed=3)
-    assert bootstrap_interval(labels, called, seed=3) != bootstrap_interval(labels, called, seed=4)
+    assert measure_calls(labels, called, seed=3).hter == measure_calls(labels, called, seed=3).hter
+    assert measure_calls(labels, called, seed=3).hter != measure_calls(labels, called, seed=4).hter
 
 
 def test_the_new_set_interval_covers_the_hter_that_is_measured(rng):
