@@ -31,6 +31,9 @@ Images = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Workers = Annotated[Optional[int], typer.Option("--workers", min=0, help="Processes that augment; changes no result.")]
+Jobs = Annotated[
+    Optional[int], typer.Option("--jobs", min=1, help="Networks computed at once. [on a CPU one a core, where it pays]")
+]
 
 
 @app.callback()
@@ -65,12 +68,19 @@ def train_member(
     augment: Annotated[Optional[str], typer.Option(help="none, light or standard. [standard]")] = None,
     stem: Annotated[Optional[str], typer.Option(help="standard or half-stride. [standard]")] = None,
     input_size: Annotated[Optional[int], typer.Option(help="Pixels. [the images' size]")] = None,
-    precision: Annotated[Optional[str], typer.Option(help="auto, fp32, bf16 or fp16. [auto]")] = None,
+    early_size: Annotated[
+        Optional[int], typer.Option(help="Pixels, in the first half of the epochs: progressive resizing. [input size]")
+    ] = None,
+    precision: Annotated[Optional[str], typer.Option(help="auto, fp32, bf16 or fp16. [auto: by a probe]")] = None,
+    convolutions: Annotated[
+        Optional[str], typer.Option(help="native (the library's) or lowered (as matrix products). [auto: by a probe]")
+    ] = None,
     pretrained: Annotated[bool, typer.Option(help="Start from timm's pretrained weights.")] = True,
     weights: Annotated[Optional[Path], typer.Option(help="Start from this safetensors file instead.")] = None,
     resize: Annotated[Optional[int], typer.Option(help="Bring every image to this size in pixels.")] = None,
     device: Device = "auto",
     workers: Workers = None,
+    jobs: Jobs = None,
 ) -> None:
     """Train one member; print its out-of-fold HTER.
 
@@ -95,13 +105,15 @@ def train_member(
             "augment": augment,
             "stem": stem,
             "input_size": input_size,
+            "early_size": early_size,
             "precision": precision,
+            "convolutions": convolutions,
             "weights": weights,
         }
         chosen = {key: value for key, value in given.items() if value is not None}
         member = validated(MemberConfig, {"arch": arch, "pretrained": pretrained, **chosen}, "train-member")
         data = validated(DataConfig, {"images": images, "labels": labels, "resize": resize}, "train-member")
-        machine = pipeline.Machine(device, workers)
+        machine = pipeline.Machine(device, workers, jobs)
         return [pipeline.train_member(run, member, data, folds, seed, machine, _say)]
 
     _run(work)
@@ -150,7 +162,14 @@ def predict(
     correction: Annotated[
         str, typer.Option(help="Of the threshold, for averaging: posterior, location-scale, share or none.")
     ] = "posterior",
+    cascade: Annotated[
+        Optional[float],
+        typer.Option(help="E.g. 0.999: leave out what settles no label; that share of them is as without. [all exact]"),
+    ] = None,
+    precision: Annotated[str, typer.Option(help="auto (by a probe), fp32, bf16 or fp16.")] = "auto",
+    convolutions: Annotated[str, typer.Option(help="auto (by a probe), native or lowered.")] = "auto",
     device: Device = "auto",
+    jobs: Jobs = None,
 ) -> None:
     """Label a set of images with a fitted run."""
 
@@ -158,9 +177,18 @@ def predict(
         from ensemble import pipeline
         from ensemble.config import PredictConfig, validated
 
-        given = {"images": images, "out": out, "tta": tta, "correction": correction, "prior": prior}
+        given = {
+            "images": images,
+            "out": out,
+            "tta": tta,
+            "correction": correction,
+            "prior": prior,
+            "cascade": cascade,
+            "precision": precision,
+            "convolutions": convolutions,
+        }
         wanted = validated(PredictConfig, given, "predict")
-        return [pipeline.predict(run, wanted, pipeline.Machine(device), _say)]
+        return [pipeline.predict(run, wanted, pipeline.Machine(device, jobs=jobs), _say)]
 
     _run(work)
 
@@ -228,6 +256,7 @@ def run_config(
     config: Annotated[Path, typer.Argument(help="A YAML file such as configs/therapanacea.yaml.")],
     device: Device = "auto",
     workers: Workers = None,
+    jobs: Jobs = None,
 ) -> None:
     """Do all of it, as a YAML file says.
 
@@ -238,7 +267,7 @@ def run_config(
         from ensemble import pipeline
         from ensemble.config import load_config
 
-        return pipeline.run_config(load_config(config), pipeline.Machine(device, workers), _say)
+        return pipeline.run_config(load_config(config), pipeline.Machine(device, workers, jobs), _say)
 
     _run(work)
 
@@ -248,6 +277,7 @@ def demo(
     run: Annotated[Optional[Path], typer.Option("--run", help="Its folder. [checkpoints/demo]")] = None,
     device: Device = "auto",
     workers: Workers = None,
+    jobs: Jobs = None,
 ) -> None:
     """Do all of it on generated images.
 
@@ -257,7 +287,34 @@ def demo(
     def work() -> list[Table]:
         from ensemble import pipeline
 
-        return pipeline.demo(run, pipeline.Machine(device, workers), _say)
+        return pipeline.demo(run, pipeline.Machine(device, workers, jobs), _say)
+
+    _run(work)
+
+
+@app.command()
+def bench(
+    what: Annotated[Optional[list[str]], typer.Argument(help="train, predict, decide, load. [all four]")] = None,
+    arch: Annotated[Optional[list[str]], typer.Option(help="Again for each. [the three of the design]")] = None,
+    images: Annotated[Optional[Path], typer.Option(help="A folder of image files. [generated ones]")] = None,
+    labels: Annotated[Optional[Path], typer.Option(help="Line i labels image i: 0 or 1.")] = None,
+    limit: Annotated[int, typer.Option(min=256, help="Images that are used of them.")] = 2048,
+    peers: Annotated[bool, typer.Option("--peers", help="Measure other tools too, in turn. Minutes.")] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns that each contestant has.")] = 5,
+) -> None:
+    """Measure how well this machine's CPU is used, and what would be faster.
+
+    Images per second, the share of what the machine could do at most, and with --peers the ratio to other tools.
+    """
+
+    def work() -> list[Table]:
+        from ensemble.bench.verbs import SUBJECTS, Wish, bench
+        from ensemble.config import SHORT_NAMES
+
+        if wrong := [each for each in what or () if each not in SUBJECTS]:
+            raise ConfigError("bench", f"must be of {', '.join(SUBJECTS)}; got {', '.join(wrong)}")
+        wish = Wish(tuple(arch or SHORT_NAMES), images, labels, limit, peers, rounds)
+        return bench(what or SUBJECTS, wish, _say)
 
     _run(work)
 

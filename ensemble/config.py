@@ -49,6 +49,9 @@ class MemberConfig(_Frozen):
     weights: Path | None = Field(None, description="a safetensors file to start from instead of timm's weights")
     stem: Literal["standard", "half-stride"] = "standard"
     input_size: int | None = Field(None, ge=16, le=1024, description="by default the size of the images")
+    early_size: int | None = Field(
+        None, ge=16, le=1024, description="progressive resizing: the input size of the first half of the epochs"
+    )
     epochs: int = Field(20, ge=1)
     batch_size: int = Field(128, ge=2)
     lr: float = Field(2e-3, gt=0)
@@ -60,6 +63,9 @@ class MemberConfig(_Frozen):
     alpha: float | None = Field(None, gt=0, lt=1, description="focal loss: weight of label 1; label 0 weighs 1 - alpha")
     augment: Literal["none", "light", "standard"] = "standard"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    convolutions: Literal["auto", "native", "lowered"] = Field(
+        "auto", description="the library's, or matrix products where those are faster; auto measures"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -97,6 +103,14 @@ class PredictConfig(_Frozen):
     prior: float | None = Field(
         default=None, gt=0, lt=1, description="share of label 0 in the set, if it is known to differ"
     )
+    cascade: float | None = Field(
+        default=None,
+        gt=0.5,
+        lt=1,
+        description="share of the labels to be as without; members that settle none are left out",
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    convolutions: Literal["auto", "native", "lowered"] = "auto"
 
 
 class RunConfig(_Frozen):

@@ -33,6 +33,9 @@ class TheraError(Exception):
         self.where, self.found, self.remedy = str(where), found, remedy
         super().__init__(f"{self.where}: {found}" + (f"; {remedy}" if remedy else ""))
 
+    def __reduce__(self) -> tuple[type[TheraError], tuple[str, str, str]]:
+        return type(self), (self.where, self.found, self.remedy)  # as it crosses from one process to another
+
 
 class ConfigError(TheraError):
     status = 2

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,8 @@ from ensemble.decision.decision import Decision, fit_decision
 from ensemble.decision.rates import ErrorRates, error_rates
 from ensemble.decision.rules import OofLogits
 from ensemble.decision.threshold import Objective
-from ensemble.errors import ArtifactError, DataError, TheraError, printable
+from ensemble.engine import Engine
+from ensemble.errors import ArtifactError, DataError, printable
 from ensemble.progress import Say, progress
 from ensemble.reports.tables import (
     Table,
@@ -31,7 +34,11 @@ from ensemble.reports.tables import (
 )
 
 if TYPE_CHECKING:
+    import torch
+
     from ensemble.data.source import Dataset
+    from ensemble.members.plans import Plan
+    from ensemble.members.training import FoldJob
 
 VIEW_SETS = {"plain": VIEWS[:1], "tta": VIEWS}
 """The views that plain prediction and `--tta` average; each has a stacker and a threshold of its own."""
@@ -39,10 +46,14 @@ VIEW_SETS = {"plain": VIEWS[:1], "tta": VIEWS}
 
 @dataclass(frozen=True)
 class Machine:
-    """Where to compute. It changes how long a run takes; on one device, not what comes out."""
+    """Where to compute. It changes how long a run takes; what comes out, only in the order of floating-point sums.
+
+    `jobs` is how many networks are computed at once, each on its share of the cores; by default as many as pay.
+    """
 
     device: str = "auto"
     workers: int | None = None
+    jobs: int | None = None
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -157,52 +168,66 @@ def _train_folds(
     say: Say,
 ) -> None:
     from ensemble.members.backbones import check
-    from ensemble.members.inference import choose_device, choose_precision, default_workers, predict_logits
-    from ensemble.members.training import FoldJob, train_fold
+    from ensemble.members.inference import choose_device, default_workers
+    from ensemble.members.processes import MappedPixels, Workers, at_once, shares
+    from ensemble.members.training import FoldJob, train_and_predict
 
     device = choose_device(machine.device)
-    precision = choose_precision(member.precision, device, member.input_size or dataset.size[0])
     workers = default_workers(device) if machine.workers is None else machine.workers
     weights = runs.read_tensors(member.weights) if member.weights else None
     check(member, dataset.size[0], weights)
     start = {"sha256": runs.file_sha256(member.weights)} if member.weights else {}
+    rows = [(np.flatnonzero(table.fold_of != fold), np.flatnonzero(table.fold_of == fold)) for fold in range(table.k)]
+    pixels = MappedPixels(dataset.pixels)
+    jobs = [
+        FoldJob(member, pixels, table.labels, table.ids, own, fold, seed, weights) for fold, (own, _) in enumerate(rows)
+    ]
+    side_by_side = at_once(table.k, jobs[0].images // jobs[0].batch_size, device, machine.jobs)
+    cores = shares(table.k, side_by_side)
+    plan = _plan(folder, member, dataset, jobs[0], device, len(cores[0]))
     folder.begin(
         member.model_dump(mode="json", exclude={"weights"}) | {"weights": start.get("sha256")},
-        {"fingerprint": dataset.fingerprint, "seed": seed, "precision": precision},
+        {"fingerprint": dataset.fingerprint, "seed": seed, **dataclasses.asdict(plan)},
     )
-    with progress(table.k, member.name, "folds") as done:
-        for fold in range(table.k):
-            if folder.has_fold(fold):
-                done.advance()
-                continue
-            started = time.monotonic()
-            train_rows, held_out = np.flatnonzero(table.fold_of != fold), np.flatnonzero(table.fold_of == fold)
-            job = FoldJob(member, dataset.pixels, table.labels, table.ids, train_rows, fold, seed, weights)
-            checkpoint = runs.StateFolder(folder.fold(fold))
-            images = member.epochs * job.updates_per_epoch * job.batch_size
-            with progress(images, f"{member.name} fold {fold + 1}/{table.k}") as bar:
-                network, history = train_fold(job, checkpoint, precision, device, workers, bar)
-            for warning in checkpoint.warnings:
+    todo = [fold for fold in range(table.k) if not folder.has_fold(fold)]
+    calls = []
+    for fold in todo:
+        held_out = rows[fold][1]
+        calls.append((jobs[fold], runs.StateFolder(folder.fold(fold)), plan, device, workers, held_out, VIEWS))
+    steps = [job.images + len(held_out) * len(VIEWS) for job, (_, held_out) in zip(jobs, rows, strict=True)]
+    with progress(sum(steps), f"{member.name}, {table.k} folds") as bar, Workers() as processes:
+        bar.skip(sum(steps) - sum(steps[fold] for fold in todo))
+        for index, result in processes.run(train_and_predict, calls, [cores[fold] for fold in todo], bar):
+            fold = todo[index]
+            for warning in result.warnings:
                 say(f"warning: {warning}")
-            with progress(len(held_out) * len(VIEWS), f"{member.name} fold {fold + 1}/{table.k} OOF", "views") as bar:
-                logits = predict_logits(network, dataset.pixels, held_out, VIEWS, precision, device, bar)
-            if not np.isfinite(logits).all():
-                found = f"{np.count_nonzero(~np.isfinite(logits))} OOF logits of fold {fold} are not finite"
-                raise TheraError(f"member {member.name}", found, "lower --lr, or use --precision fp32")
-            parameters = sum(parameter.numel() for parameter in network.parameters())
             folder.finish_fold(
                 fold,
-                {key: value.cpu().contiguous() for key, value in network.state_dict().items()},
-                table.ids[held_out],
-                logits,
+                result.weights,
+                table.ids[rows[fold][1]],
+                result.logits,
                 VIEWS,
-                epochs=len(history),
-                training_seconds=round(sum(epoch["seconds"] for epoch in history), 1),
-                seconds=round(time.monotonic() - started, 1),
+                epochs=len(result.history),
+                training_seconds=round(sum(epoch["seconds"] for epoch in result.history), 1),
+                seconds=round(result.seconds, 1),
                 device=str(device),
+                threads=len(cores[fold]),
             )
-            folder.update(parameters=parameters)
-            done.advance()
+            folder.update(parameters=result.parameters)
+
+
+def _plan(
+    folder: runs.MemberFolder, member: MemberConfig, dataset: Dataset, job: FoldJob, device: torch.device, threads: int
+) -> Plan:
+    """Return how a member is computed: as it was begun, where this device can do so, else by what is fastest."""
+    from ensemble.members.plans import Plan, choose_plan, possible_plans
+
+    size = dataset.size[0]
+    if folder.has_begun:
+        begun = Plan(folder.read()["precision"], folder.read().get("convolutions", "native"))
+        if begun in possible_plans(member.precision, member.convolutions, device, member.input_size or size):
+            return begun
+    return choose_plan(member, device, size, "train", job.images // job.batch_size, threads)
 
 
 # --- the decision -----------------------------------------------------------------------------------------------------
@@ -316,14 +341,19 @@ def predict(folder: Path, wanted: PredictConfig, machine: Machine, say: Say) -> 
         "views": list(decision.views),
         "correction_asked": wanted.correction,
         "prior": wanted.prior,
+        "cascade_asked": wanted.cascade,
     }
     with runs.locked(place):
         if not prediction.is_predicted(place, made_from):
             table, members = run.read_folds(), decision.stacker.members
-            averaged = all_oof_logits(run, table, members)[:, :, : len(decision.views)].mean(axis=2)
-            oof = OofLogits(table.ids, table.labels, table.fold_of, members, averaged, table.groups)
+            by_view = all_oof_logits(run, table, members)[:, :, : len(decision.views)]
+            oof = OofLogits(table.ids, table.labels, table.fold_of, members, by_view.mean(axis=2), table.groups)
             with_tta = run.predictions(wanted.images, dataset.fingerprint, tta=True)  # its logits serve both
-            logits = prediction.fold_logits(run, decision, dataset, [place, with_tta], machine.device, say)
+            engine = Engine(wanted, machine.device, machine.jobs)
+            in_cascade = None
+            if wanted.cascade is not None:
+                in_cascade = partial(engine.cascade, run, decision, oof, by_view, dataset, say)
+            logits = prediction.fold_logits(run, decision, dataset, [place, with_tta], engine, say, in_cascade)
             prediction.write_set(decision, oof, dataset.ids, logits, wanted, identity["seed"], place, made_from)
         text = (place / "label_val.txt").read_bytes()
         prediction.verify(text, len(dataset), place / "label_val.txt")

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ensemble import runs
-from ensemble.config import MemberConfig, PredictConfig
+from ensemble.config import PredictConfig
 from ensemble.decision.averaging import LEAST_IMAGES, Corrected, Foreseen, foresee
 from ensemble.decision.decision import Decision, stack_replicates
 from ensemble.decision.rates import ErrorRates, call, error_rates
 from ensemble.decision.rules import OofLogits
 from ensemble.decision.shift import ShareCheck, at_prior, check_share
-from ensemble.errors import ArtifactError, TheraError
-from ensemble.progress import Bar, Say, progress
+from ensemble.errors import ArtifactError
+from ensemble.progress import Say, progress
 
 if TYPE_CHECKING:
     from ensemble.data.source import Dataset
+    from ensemble.engine import Engine
 
 REPLICATES = 400
 """Of the bootstrap behind the expected HTER; each fits the effect of averaging anew, about a hundredth of a second."""
@@ -93,9 +96,27 @@ def _name(member: runs.MemberFolder, fold: int) -> str:
     return f"{member.name}/fold-{fold}.csv"
 
 
+@dataclass(frozen=True)
+class FoldLogits:
+    """Logits (n, m, k) of each member and fold model, averaged over the views.
+
+    `known` (n, m) says where a member was evaluated; elsewhere a cascade has imputed it, and `facts` are about that.
+    """
+
+    logits: np.ndarray
+    known: np.ndarray | None = None
+    facts: Mapping[str, Any] | None = None
+
+
 def fold_logits(
-    run: runs.Run, decision: Decision, dataset: Dataset, places: Sequence[Path], device: str, say: Say
-) -> np.ndarray:
+    run: runs.Run,
+    decision: Decision,
+    dataset: Dataset,
+    places: Sequence[Path],
+    engine: Engine,
+    say: Say,
+    cascade: Callable[[], FoldLogits] | None = None,
+) -> FoldLogits:
     """Return the logits of each member and fold model, averaged over the decision's views.
 
     What is kept is read, without the weights and without torch; the rest is computed, and kept as soon as a fold model
@@ -105,12 +126,10 @@ def fold_logits(
     ----------
     places : sequence of Path
         The set's folder, into which is written, and others that may hold logits of the same images.
-    device : str
-        Of `--device`.
-
-    Returns
-    -------
-    float64 array (n, m, k)
+    engine : Engine
+        What computes.
+    cascade : callable, optional
+        What to call instead where anything has to be computed.
 
     Raises
     ------
@@ -122,21 +141,22 @@ def fold_logits(
     members, folds = [run.member(name) for name in decision.stacker.members], run.read()["folds"]
     kept = [KeptLogits(place / "logits", dataset) for place in dict.fromkeys(places)]
     logits = np.empty((len(dataset), len(members), folds))
-    steps = len(dataset) * len(decision.views)
+    steps, missing = len(dataset) * len(decision.views), []
+    for column, fold in product(range(len(members)), range(folds)):
+        found = _load(kept, members[column], fold, decision.views, say)
+        if found is None:
+            missing.append((column, fold))
+        else:
+            logits[:, column, fold] = found.mean(axis=1)
+    if missing and cascade is not None:
+        return cascade()
     with progress(len(members) * folds * steps, "predict", "views") as bar:
-        missing: dict[int, list[int]] = {}
-        for column, member in enumerate(members):
-            for fold in range(folds):
-                found = _load(kept, member, fold, decision.views, say)
-                if found is None:
-                    missing.setdefault(column, []).append(fold)
-                else:
-                    logits[:, column, fold] = found.mean(axis=1)
-                    bar.skip(steps)
-        for column, of_member in missing.items():
-            for fold, views in _compute(members[column], of_member, decision.views, dataset, kept[0], device, bar):
-                logits[:, column, fold] = views.mean(axis=1)
-    return logits
+        bar.skip(logits[0].size * steps - len(missing) * steps)
+        wanted = [(members[column], fold) for column, fold in missing]
+        for index, views, facts in engine.compute(wanted, decision.views, dataset, bar):
+            column, fold = missing[index]
+            logits[:, column, fold] = kept[0].save(members[column], fold, decision.views, views, **facts).mean(axis=1)
+    return FoldLogits(logits)
 
 
 def _load(
@@ -164,39 +184,6 @@ def _load(
     return None
 
 
-def _compute(
-    member: runs.MemberFolder,
-    folds: Sequence[int],
-    views: Sequence[str],
-    dataset: Dataset,
-    kept: KeptLogits,
-    device: str,
-    bar: Bar,
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Compute and keep the logits (n, views) of some of a member's fold models, one at a time.
-
-    Raises
-    ------
-    TheraError
-        A logit is not finite.
-    """
-    from ensemble.members.backbones import build
-    from ensemble.members.inference import choose_device, choose_precision, predict_logits
-
-    chosen, stored, rows = choose_device(device), member.read(), np.arange(len(dataset))
-    config = MemberConfig.model_validate(stored["config"] | {"pretrained": False, "weights": None})
-    network = build(config, dataset.size[0]).to(chosen)
-    precision = choose_precision(stored["precision"], chosen, network.input_size)
-    for fold in folds:
-        bar.note(f"{member.name} fold {fold + 1}/{len(stored['folds'])}")
-        network.load_state_dict(member.read_weights(fold))
-        logits = predict_logits(network, dataset.pixels, rows, views, precision, chosen, bar)
-        if not np.isfinite(logits).all():
-            found = f"{np.count_nonzero(~np.isfinite(logits))} logits of fold {fold} are not finite in {precision}"
-            raise TheraError(f"member {member.name}", found, "predict on another --device")
-        yield fold, kept.save(member, fold, views, logits, precision=precision, device=str(chosen))
-
-
 # --- the label file ---------------------------------------------------------------------------------------------------
 
 
@@ -214,7 +201,7 @@ def write_set(
     decision: Decision,
     oof: OofLogits,
     ids: np.ndarray,
-    fold_logits: np.ndarray,
+    found: FoldLogits,
     wanted: PredictConfig,
     seed: int,
     place: Path,
@@ -227,8 +214,8 @@ def write_set(
     oof : OofLogits
         Of the members of the stack, averaged over the decision's views.
     ids : str array (n,)
-    fold_logits : float64 array (n, m, k)
-        Of these images, averaged over the decision's views.
+    found : FoldLogits
+        Of these images.
     wanted : PredictConfig
         Its correction and prior.
     seed : int
@@ -238,16 +225,9 @@ def write_set(
     made_from : mapping
         What to know the prediction by, see `is_predicted`.
     """
-    logits = fold_logits.mean(axis=2).round(runs.LOGIT_DECIMALS)
+    logits = found.logits.mean(axis=2).round(runs.LOGIT_DECIMALS)
     stacked = decision.stacker.apply(logits)
-    singles = np.stack([decision.stacker.apply(of_fold) for of_fold in np.moveaxis(fold_logits, 2, 0)], axis=1)
-    check = _check(decision, oof, singles)
-    mix = wanted.prior
-    if mix is None and check.shifted:
-        mix = float(np.clip(check.prior, LEAST_SHARE, 1 - LEAST_SHARE))
-    unknown = wanted.prior is None and check.shifted  # what has changed is not known: the threshold stays
-    foreseen = _foresee(decision, oof, singles, "none" if unknown else wanted.correction, mix, seed)
-    threshold = decision.threshold if foreseen is None else foreseen.chosen.threshold
+    check, mix, foreseen, threshold = deployed_threshold(decision, oof, found.logits, wanted, seed)
     labels = call(stacked, threshold)
     votes, majority = decision.votes(logits)
     text = "".join(f"{label}\n" for label in labels.tolist()).encode()
@@ -264,10 +244,19 @@ def write_set(
         *(f"vote_{name}" for name in names),
         "majority",
     ]
+    known = np.ones(logits.shape, bool) if found.known is None else found.known
     rows = (
-        (id_, *(f"{x:.{runs.LOGIT_DECIMALS}f}" for x in own), f"{x:.{runs.LOGIT_DECIMALS}f}", f"{p:.5f}", y, *v, m)
-        for id_, own, x, p, y, v, m in zip(
-            ids, logits, stacked, _probability(stacked + shift), labels, votes.tolist(), majority, strict=True
+        (
+            id_,
+            *(f"{x:.{runs.LOGIT_DECIMALS}f}" if there else "" for x, there in zip(own, has, strict=True)),
+            f"{x:.{runs.LOGIT_DECIMALS}f}",
+            f"{p:.5f}",
+            y,
+            *(vote if there else "" for vote, there in zip(v, has, strict=True)),
+            m if has.all() else "",
+        )
+        for id_, own, has, x, p, y, v, m in zip(
+            ids, logits, known, stacked, _probability(stacked + shift), labels, votes.tolist(), majority, strict=True
         )
     )
     files = {
@@ -284,11 +273,26 @@ def write_set(
             "share_of_label_0": float(np.mean(labels == 0)),
             "nested_hter": decision.nested.hter,
             "taken_share_of_label_0": mix,
+            "cascade": found.facts,
             **_expectations(decision, foreseen, len(ids), wanted.prior, seed),
             "share_check": check.to_json() | {"told": check.told},
             "files": files,
         },
     )
+
+
+def deployed_threshold(
+    decision: Decision, oof: OofLogits, fold_logits: np.ndarray, wanted: PredictConfig, seed: int
+) -> tuple[ShareCheck, float | None, Foreseen | None, float]:
+    """Return what the images (n, m, k) say of their class mix, the mix that is taken, what to expect, the threshold."""
+    singles = np.stack([decision.stacker.apply(of_fold) for of_fold in np.moveaxis(fold_logits, 2, 0)], axis=1)
+    check = _check(decision, oof, singles)
+    mix = wanted.prior
+    if mix is None and check.shifted:
+        mix = float(np.clip(check.prior, LEAST_SHARE, 1 - LEAST_SHARE))
+    unknown = wanted.prior is None and check.shifted  # what has changed is not known: the threshold stays
+    foreseen = _foresee(decision, oof, singles, "none" if unknown else wanted.correction, mix, seed)
+    return check, mix, foreseen, decision.threshold if foreseen is None else foreseen.chosen.threshold
 
 
 def _check(decision: Decision, oof: OofLogits, singles: np.ndarray) -> ShareCheck:

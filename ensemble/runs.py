@@ -317,12 +317,17 @@ class MemberFolder:
         now = datetime.datetime.now(datetime.UTC).isoformat()
         for left_by_a_kill in self.folder.rglob(".*.tmp"):
             left_by_a_kill.unlink(missing_ok=True)
-        if not self._json.exists() or not (self.read()["folds"] or any(self.folder.glob("fold-*/state/*"))):
+        if not self.has_begun:
             first = {"schema": SCHEMA, "begun": now, "config": config, **identity, "folds": {}, "oof": None}
             write_json(self._json, first)
         found, remedy = self.read(), "give it another --name, or use another --run"
         refuse_differences(self._json, found["config"], config, remedy)
         refuse_differences(self._json, {key: found.get(key) for key in identity}, identity, remedy)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is a finished fold, or an epoch of one."""
+        return self._json.exists() and bool(self.read()["folds"] or any(self.folder.glob("fold-*/state/*")))
 
     def read(self) -> Any:
         return read_json(self._json, TRAIN_AGAIN)
@@ -346,11 +351,19 @@ class MemberFolder:
         )
 
     def finish_fold(
-        self, fold: int, weights: Tensors, ids: np.ndarray, logits: np.ndarray, views: Sequence[str], **facts: Any
+        self,
+        fold: int,
+        weights: Mapping[str, np.ndarray],
+        ids: np.ndarray,
+        logits: np.ndarray,
+        views: Sequence[str],
+        **facts: Any,
     ) -> None:
         """Write a fold's weights and OOF logits (n, views), record their hashes, then drop its training state."""
+        from safetensors.numpy import save
+
         folder = self.fold(fold)
-        weights_sha256 = write_tensors(folder / "weights.safetensors", weights)
+        weights_sha256 = write_whole(folder / "weights.safetensors", save(dict(weights)))
         oof_sha256 = write_logits(folder / "oof.csv", ids, logits, views)
         files = {"weights_sha256": weights_sha256, "oof_sha256": oof_sha256}
         self.update(folds=self.read()["folds"] | {str(fold): files | facts})

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from ensemble.config import MemberConfig
 from ensemble.errors import ConfigError
 from ensemble.members.augment import view
-from ensemble.members.backbones import Backbone
-from ensemble.progress import Bar
+from ensemble.members.backbones import Backbone, build
+from ensemble.members.plans import PRECISIONS, Plan, deviation, possible_plans, prepared, probe
+from ensemble.members.processes import MappedPixels, Progress
 
 BATCH = 256
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+PLAINEST = Plan("fp32")
+
+COMPARED, TOLERANCE = 64, 0.1
+"""Images on which a faster plan is held against float32, and how far its logits may lie from it: the root mean square
+of the differences, relative to that of the logits about their mean. A correct bfloat16 stays well below it."""
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -37,26 +45,81 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-def choose_precision(name: str, device: torch.device, input_size: int) -> str:
-    """Return the precision to compute in: what is asked for, or what the device is good at.
-
-    ``auto`` is bf16 from compute capability 8.0, fp16 below it, fp32 on a CPU. What a device only emulates is replaced:
-    fp16 on a CPU by fp32, bf16 below compute capability 8.0 by fp16. On a CPU, bf16 needs an input of more than 16
-    pixels: below, the last stages see one pixel, and there the gradient of a strided 3 × 3 convolution in bf16 is read
-    from memory that nobody wrote (torch 2.15 with oneDNN).
-    """
-    if name == "fp32":
-        return name
-    if device.type == "cpu":
-        return "bf16" if name == "bf16" and input_size > 16 else "fp32"
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return "fp16"
-    return "bf16" if name == "auto" else name
-
-
 def default_workers(device: torch.device) -> int:
     """Return how many data workers pay: none where the CPU itself trains, else one a core, 8 at most."""
     return 0 if device.type == "cpu" else min(8, max(1, (os.cpu_count() or 2) - 1))
+
+
+class FoldModels:
+    """The fold models of one member, one at a time on the device.
+
+    Parameters
+    ----------
+    config : MemberConfig
+    image_size : int
+        Side in pixels.
+    plan : Plan
+    device : torch.device
+    """
+
+    def __init__(self, config: MemberConfig, image_size: int, plan: Plan, device: torch.device) -> None:
+        self._config = config.model_copy(update={"pretrained": False, "weights": None})
+        self._image_size, self._plan, self._device = image_size, plan, device
+        self._network = self._built(plan)
+
+    def _built(self, plan: Plan) -> Backbone:
+        network = build(self._config, self._image_size).to(memory_format=torch.channels_last)
+        return prepared(network, plan).to(self._device).eval()
+
+    def predict(
+        self,
+        weights: Mapping[str, torch.Tensor],
+        pixels: np.ndarray,
+        rows: np.ndarray,
+        views: Sequence[str],
+        bar: Progress,
+    ) -> tuple[np.ndarray, Plan]:
+        """Return the logits (r, views) of a state dict, and how they were computed.
+
+        That is the plan, unless its logits of the first `COMPARED` images are further than `TOLERANCE` from those in
+        float32 with the library's convolutions: then it is the latter.
+        """
+        self._network.load_state_dict(weights)
+        network, plan = self._network, self._plan
+        if plan != PLAINEST and self._device.type == "cpu" and len(rows) > COMPARED:
+            exact = self._built(PLAINEST)
+            exact.load_state_dict(weights)
+            batch = torch.from_numpy(pixels[rows[:COMPARED]])
+            with torch.inference_mode():
+                if deviation(network(batch, plan.dtype), exact(batch)) > TOLERANCE:
+                    network, plan = exact, PLAINEST
+        return predict_logits(network, pixels, rows, views, plan.precision, self._device, bar), plan
+
+
+def cost_per_image(models: tuple[MemberConfig, int, Plan, torch.device], threads: int) -> float:
+    """Return what an image costs under one view, to compare members by: seconds as probed on a CPU, elsewhere FLOP."""
+    config, image_size, plan, device = models
+    if device.type == "cpu":
+        plans = possible_plans("auto", "auto", device, config.input_size or image_size)
+        speeds = probe(config, image_size, plans, "predict", threads)
+        return 1 / speeds.images_per_second.get(str(plan), min(speeds.images_per_second.values()))
+    network = build(config.model_copy(update={"pretrained": False, "weights": None}), image_size).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros((1, image_size, image_size, 3), dtype=torch.uint8))
+    return float(counter.get_total_flops())
+
+
+def predict_fold(
+    models: tuple[MemberConfig, int, Plan, torch.device],
+    weights: Mapping[str, np.ndarray],
+    mapped: MappedPixels,
+    rows: np.ndarray,
+    views: Sequence[str],
+    bar: Progress,
+) -> tuple[np.ndarray, Plan]:
+    """Return what `FoldModels(*models).predict` returns, in whatever process."""
+    tensors = {key: torch.from_numpy(value) for key, value in weights.items()}
+    return FoldModels(*models).predict(tensors, mapped.array, rows, views, bar)
 
 
 @torch.inference_mode()
@@ -67,7 +130,7 @@ def predict_logits(
     views: Sequence[str],
     precision: str,
     device: torch.device,
-    bar: Bar,
+    bar: Progress,
 ) -> np.ndarray:
     """Return the logits of some images under each view.
 
@@ -82,7 +145,7 @@ def predict_logits(
     views : sequence of str
         Of `config.VIEWS`.
     precision : {"fp32", "bf16", "fp16"}
-    bar : Bar
+    bar : Progress
         Advanced by the images times the views.
 
     Returns

@@ -17,9 +17,10 @@ from ensemble.config import MemberConfig, seed_sequence
 from ensemble.errors import TheraError, printable
 from ensemble.members.augment import Augmentation
 from ensemble.members.backbones import Backbone, build
-from ensemble.members.inference import PRECISIONS
+from ensemble.members.inference import predict_logits
 from ensemble.members.losses import focal_loss
-from ensemble.progress import Bar
+from ensemble.members.plans import Plan, prepared
+from ensemble.members.processes import MappedPixels, Progress
 
 FINITE_CHECK_INTERVAL = 50
 """Updates between two looks at the losses: a look makes a GPU wait."""
@@ -43,7 +44,8 @@ class FoldJob:
     Parameters
     ----------
     config : MemberConfig
-    pixels : uint8 array (n, H, W, 3)
+    mapped : MappedPixels
+        uint8 array (n, H, W, 3).
     labels : int8 array (n,)
     ids : str array (n,)
         Named where something goes wrong.
@@ -56,13 +58,17 @@ class FoldJob:
     """
 
     config: MemberConfig
-    pixels: np.ndarray
+    mapped: MappedPixels
     labels: np.ndarray
     ids: np.ndarray
     rows: np.ndarray
     fold: int
     seed: int
     weights: Mapping[str, torch.Tensor] | None = None
+
+    @property
+    def pixels(self) -> np.ndarray:
+        return self.mapped.array
 
     def random_state(self, *names: str | int) -> int:
         return int(seed_sequence(self.seed, self.config.name, self.fold, *names).generate_state(1)[0])
@@ -75,9 +81,67 @@ class FoldJob:
     def updates_per_epoch(self) -> int:
         return len(self.rows) // self.batch_size
 
+    @property
+    def images(self) -> int:
+        """How many images are shown in all epochs together."""
+        return self.config.epochs * self.updates_per_epoch * self.batch_size
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """What training one fold's model gives.
+
+    `weights` is a state dict of arrays; `logits` (h, views) are those of the held-out rows; `seconds` are those of
+    training and of everything.
+    """
+
+    weights: Mapping[str, np.ndarray]
+    logits: np.ndarray
+    history: History
+    parameters: int
+    seconds: float
+    warnings: tuple[str, ...]
+
+
+def train_and_predict(
+    job: FoldJob,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    device: torch.device,
+    workers: int,
+    held_out: np.ndarray,
+    views: Sequence[str],
+    bar: Progress,
+) -> FoldResult:
+    """Train one fold's model, and predict the rows that it has not seen.
+
+    Parameters
+    ----------
+    held_out : int array (h,)
+    views : sequence of str
+        Of `config.VIEWS`.
+    bar : Progress
+        Advanced by one an image trained on, and one an image and view predicted.
+
+    Raises
+    ------
+    TheraError
+        As `train_fold`; or a logit is not finite.
+    """
+    started = time.monotonic()
+    network, history = train_fold(job, checkpoint, plan, device, workers, bar)
+    logits = predict_logits(network, job.pixels, held_out, views, plan.precision, device, bar)
+    if not np.isfinite(logits).all():
+        found = f"{np.count_nonzero(~np.isfinite(logits))} OOF logits of fold {job.fold} are not finite"
+        raise TheraError(f"member {job.config.name}", found, "lower --lr, or use --precision fp32")
+    weights = {key: value.cpu().contiguous().numpy() for key, value in network.state_dict().items()}
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    seconds, warnings = time.monotonic() - started, tuple(getattr(checkpoint, "warnings", ()))
+    return FoldResult(weights, logits, history, parameters, seconds, warnings)
+
 
 def train_fold(
-    job: FoldJob, checkpoint: Checkpoint, precision: str, device: torch.device, workers: int, bar: Bar
+    job: FoldJob, checkpoint: Checkpoint, plan: Plan, device: torch.device, workers: int, bar: Progress
 ) -> tuple[Backbone, History]:
     """Train for the budgeted epochs and return the weight average with its history.
 
@@ -86,11 +150,11 @@ def train_fold(
 
     Parameters
     ----------
-    precision : {"fp32", "bf16", "fp16"}
-        Of the features; parameters, loss and EMA are float32. fp16 uses a gradient scaler.
+    plan : Plan
+        Its precision is that of the features; parameters, loss and EMA are float32. fp16 uses a gradient scaler.
     workers : int
         Processes that augment; any number gives the same batches.
-    bar : Bar
+    bar : Progress
         Advanced by one an image.
 
     Returns
@@ -109,13 +173,14 @@ def train_fold(
     start = job.config if tensors is None else job.config.model_copy(update={"pretrained": False})
     torch.manual_seed(job.random_state("weights"))
     network = build(start, job.pixels.shape[1], job.weights).to(memory_format=torch.channels_last).to(device)
-    learner = _Learner(job, network, precision, device)
+    learner = Learner(job, prepared(network, plan), plan, device)
     if tensors is not None:
         learner.restore(tensors)
     bar.skip(len(history) * job.updates_per_epoch * job.batch_size)
-    loader = _batches(job, len(history), workers, device)
+    loader = batches_of(job, len(history), workers, device)
     for epoch in range(len(history), job.config.epochs):
         started = time.monotonic()
+        network.input_size = _input_size(job, epoch)
         torch.manual_seed(job.random_state("dropout", epoch))
         loss = learner.epoch(epoch, loader, bar)
         seconds = round(time.monotonic() - started, 2)
@@ -125,12 +190,19 @@ def train_fold(
     return learner.ema.module.eval(), history
 
 
-class _Learner:
+def _input_size(job: FoldJob, epoch: int) -> int:
+    """Return the side in pixels of an epoch's images: that of progressive resizing in the first half of the epochs."""
+    config = job.config
+    early = config.early_size is not None and epoch < config.epochs // 2
+    return (config.early_size if early else config.input_size) or job.pixels.shape[1]
+
+
+class Learner:
     """The network, its average, its optimiser and its schedule."""
 
-    def __init__(self, job: FoldJob, network: Backbone, precision: str, device: torch.device) -> None:
+    def __init__(self, job: FoldJob, network: Backbone, plan: Plan, device: torch.device) -> None:
         config, self.job, self.network, self.device = job.config, job, network, device
-        self.precision = PRECISIONS[precision]
+        self.precision = plan.dtype
         self.ema = ModelEmaV3(network, decay=config.ema_decay, use_warmup=True)
         self.optimizer = create_optimizer_v2(
             network, "adamw", lr=config.lr, weight_decay=config.weight_decay, fused=device.type == "cuda"
@@ -142,13 +214,15 @@ class _Learner:
             warmup_lr_init=config.lr / 100,
             t_in_epochs=False,
         )
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")
 
     @property
     def lr(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def epoch(self, epoch: int, loader: Iterator[tuple[torch.Tensor, torch.Tensor, np.ndarray]], bar: Bar) -> float:
+    def epoch(
+        self, epoch: int, loader: Iterator[tuple[torch.Tensor, torch.Tensor, np.ndarray]], bar: Progress
+    ) -> float:
         """Make one epoch's updates and return the mean loss."""
         config = self.job.config
         self.network.train()
@@ -225,24 +299,13 @@ class _AugmentedRows(torch.utils.data.Dataset):  # type: ignore[type-arg]
     """Batches of augmented images, asked for by (epoch, row): what a worker returns depends on nothing else."""
 
     def __init__(self, job: FoldJob) -> None:
-        self.pixels, self.labels = job.pixels, job.labels
+        self.mapped, self.labels = job.mapped, job.labels
         self.augmentation = Augmentation(job.config.augment, job.seed)
 
     def __getitems__(self, wanted: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        pixels = np.stack([self.augmentation(self.pixels[row], epoch, row) for epoch, row in wanted])
+        pixels = np.stack([self.augmentation(self.mapped.array[row], epoch, row) for epoch, row in wanted])
         rows = np.array([row for _, row in wanted])
         return pixels, self.labels[rows].astype(np.float32), rows
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        if isinstance(self.pixels, np.memmap):  # a spawned worker opens the file itself
-            state["pixels"] = str(self.pixels.filename)
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if isinstance(self.pixels, str):
-            self.pixels = np.load(self.pixels, mmap_mode="r")
 
 
 def _order(job: FoldJob, epoch: int) -> np.ndarray:
@@ -263,7 +326,7 @@ class _Batches:
                 yield [(epoch, row) for row in batch.tolist()]
 
 
-def _batches(
+def batches_of(
     job: FoldJob, first_epoch: int, workers: int, device: torch.device
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, np.ndarray]]:
     if workers:

@@ -1,0 +1,248 @@
+"""How a network is computed on this machine: precision and convolutions, by what a short probe finds fastest.
+
+What a probe found is kept per machine, torch version and network, in the user's cache folder, so that the same command
+computes in the same way again; `--precision` and `--convolutions` force a plan.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from ensemble.config import MemberConfig
+from ensemble.members.backbones import Backbone, build
+from ensemble.members.convolutions import lower
+from ensemble.members.losses import focal_loss
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+PROBED_IMAGES = 128
+PROBE_ROUNDS = 3
+WORTH = 1.05
+"""How many times the images per second of the plainest plan another one must reach to be chosen."""
+
+PROBE_PAYS = 150
+"""Batches of work from which a probe, about a dozen batches itself, is made; below, the plainest plan is taken."""
+
+EXACT, LOOSE = 1e-3, 1.5
+"""The parity check: how far, in relative terms, logits and gradients of a lowered network may lie from those of the
+library's convolutions in float32; and in bfloat16, how many times as far as those of the library's in bfloat16."""
+
+Phase = Literal["train", "predict"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`precision`: fp32, bf16 or fp16. `convolutions`: native (the library's), or lowered (members/convolutions.py)."""
+
+    precision: str
+    convolutions: str = "native"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return PRECISIONS[self.precision]
+
+    def __str__(self) -> str:
+        return f"{self.precision} {self.convolutions}"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was measured: images per second of each plan that passed the parity check, and the plan chosen by it."""
+
+    chosen: Plan
+    images_per_second: dict[str, float]
+
+
+def possible_plans(precision: str, convolutions: str, device: torch.device, input_size: int) -> tuple[Plan, ...]:
+    """Return the plans that a device can compute and that the user's choice leaves, the plainest first.
+
+    ``auto`` leaves the choice: on a GPU, bf16 from compute capability 8.0 and fp16 below it, with the library's
+    convolutions; on a CPU, whatever a probe finds fastest. What a device only emulates is replaced: fp16 on a CPU by
+    fp32, bf16 below compute capability 8.0 by fp16. On a CPU, bf16 needs an input of more than 16 pixels: below, the
+    last stages see one pixel, and there the gradient of a strided 3 × 3 convolution in bf16 is read from memory that
+    nobody wrote (torch 2.15 with oneDNN).
+    """
+    if device.type != "cpu":
+        if precision != "fp32":
+            capable = torch.cuda.get_device_capability(device) >= (8, 0)
+            precision = "fp16" if not capable or precision == "fp16" else "bf16"
+        return (Plan(precision),)
+    half = input_size > 16
+    wanted = {"auto": ("fp32", "bf16") if half else ("fp32",), "bf16": ("bf16",) if half else ("fp32",)}
+    kinds = ("native", "lowered") if convolutions == "auto" else (convolutions,)
+    return tuple(Plan(each, kind) for each in wanted.get(precision, ("fp32",)) for kind in kinds)
+
+
+def choose_plan(
+    config: MemberConfig, device: torch.device, image_size: int, phase: Phase, batches: int, threads: int
+) -> Plan:
+    """Return the plan to compute a network by.
+
+    Parameters
+    ----------
+    config : MemberConfig
+        Its `precision` and `convolutions` limit the choice.
+    image_size : int
+        Side in pixels.
+    batches : int
+        How much work there is; little of it is done in the plainest plan that is possible.
+    threads : int
+        That it will be computed with.
+    """
+    plans = possible_plans(config.precision, config.convolutions, device, config.input_size or image_size)
+    if len(plans) == 1 or batches < PROBE_PAYS:
+        return plans[0]
+    return probe(config, image_size, plans, phase, threads).chosen
+
+
+# --- the probe --------------------------------------------------------------------------------------------------------
+
+
+def probe(config: MemberConfig, image_size: int, plans: tuple[Plan, ...], phase: Phase, threads: int) -> Probe:
+    """Measure each plan in turn on random images, or return what an earlier probe of the same found.
+
+    A plan other than the plainest is only chosen where it passes the parity check and is at least `WORTH` times as
+    fast. The network's parameters are drawn at random, without touching torch's global generator.
+    """
+    batch = min(config.batch_size, PROBED_IMAGES)
+    what = (phase, config.timm_name, config.stem, config.input_size or image_size, batch, threads)
+    key = " | ".join(map(str, (*_machine(), *what, *plans)))
+    kept = _read().get(key)
+    if kept is not None:
+        return Probe(Plan(**kept["chosen"]), kept["images_per_second"])
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            found = _measured(config, image_size, plans, phase, batch)
+    finally:
+        torch.set_num_threads(before)
+    _write({**_read(), key: {"chosen": asdict(found.chosen), "images_per_second": found.images_per_second}})
+    return found
+
+
+def _measured(config: MemberConfig, image_size: int, plans: tuple[Plan, ...], phase: Phase, batch: int) -> Probe:
+    shape = (batch, image_size, image_size, 3)
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
+    labels = torch.arange(batch) % 8 > 0
+
+    def subject(plan: Plan) -> _Subject:
+        torch.manual_seed(0)
+        network = build(config.model_copy(update={"pretrained": False, "weights": None}), image_size)
+        network = network.to(memory_format=torch.channels_last)
+        return _Subject(prepared(network, plan), plan.dtype, pixels, labels, phase)
+
+    subjects = {plan: subject(plan) for plan in plans}
+    subjects = {plan: each for plan, each in subjects.items() if _agrees(plan, each, subjects, subject)}
+    seconds: dict[Plan, list[float]] = {plan: [] for plan in subjects}
+    for _ in range(PROBE_ROUNDS):
+        for plan, each in subjects.items():
+            started = time.perf_counter()
+            each.step()
+            seconds[plan].append(time.perf_counter() - started)
+    speed = {plan: batch / float(np.median(spent)) for plan, spent in seconds.items()}
+    fastest = max(speed, key=lambda plan: speed[plan])
+    plainest = plans[0]
+    chosen = fastest if speed[fastest] >= WORTH * speed[plainest] else plainest
+    return Probe(chosen, {str(plan): round(value, 1) for plan, value in speed.items()})
+
+
+def prepared(network: Backbone, plan: Plan) -> Backbone:
+    """Return the network, its convolutions lowered in place where the plan says so."""
+    if plan.convolutions == "lowered":
+        lower(network)
+    return network
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A network that makes the same step again and again."""
+
+    network: Backbone
+    dtype: torch.dtype
+    pixels: torch.Tensor
+    labels: torch.Tensor
+    phase: Phase
+
+    def step(self) -> torch.Tensor:
+        """Return what a step computes, float32: the logits, or the gradients of all parameters."""
+        torch.manual_seed(1)  # of dropout
+        if self.phase == "predict":
+            with torch.inference_mode():
+                found: torch.Tensor = self.network.eval()(self.pixels, self.dtype)
+                return found
+        self.network.train().zero_grad(set_to_none=True)
+        logits = self.network(self.pixels, self.dtype)
+        focal_loss(logits, self.labels.float(), 2.0, None).mean().backward()  # type: ignore[no-untyped-call]
+        slopes = [parameter.grad.flatten() for parameter in self.network.parameters() if parameter.grad is not None]
+        return torch.cat(slopes)
+
+
+def _agrees(plan: Plan, own: _Subject, subjects: dict[Plan, _Subject], subject: Any) -> bool:
+    """Return whether a lowered network computes what the library's convolutions compute."""
+    if plan.convolutions == "native":
+        own.step()  # warm, as the lowered ones are by now
+        return True
+    result, exact = own.step(), subjects.get(Plan("fp32")) or subject(Plan("fp32"))
+    reference = exact.step()
+    allowed = EXACT
+    if plan.precision != "fp32":
+        same = subjects.get(Plan(plan.precision)) or subject(Plan(plan.precision))
+        allowed += LOOSE * deviation(same.step(), reference)
+    return deviation(result, reference) <= allowed
+
+
+def deviation(found: torch.Tensor, reference: torch.Tensor) -> float:
+    """Return the root mean square of the difference, relative to that of the reference about its mean."""
+    spread = (reference - reference.mean()).norm().clamp_min(1e-12)
+    return float((found - reference).norm() / spread)
+
+
+# --- what is kept -----------------------------------------------------------------------------------------------------
+
+
+def _machine() -> tuple[str, ...]:
+    """Return what names this machine and this torch."""
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        parts = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "cpu family"))]
+        model = " ".join(dict.fromkeys(parts)) or model
+    except OSError:
+        pass
+    return platform.node(), model, f"torch {torch.__version__}"
+
+
+def _file() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "thera" / "probes.json"
+
+
+def _read() -> dict[str, Any]:
+    """Return what earlier probes found; nothing where it cannot be read: it is only measured again."""
+    try:
+        found = json.loads(_file().read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write(found: dict[str, Any]) -> None:
+    """Keep what probes found, where there is room and permission; without, the next command measures again."""
+    try:
+        _file().parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=_file().parent, delete=False) as file:
+            json.dump(found, file, indent=2)
+        os.replace(file.name, _file())
+    except OSError:
+        pass
