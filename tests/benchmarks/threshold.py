@@ -13,35 +13,10 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.model_selection import TunedThresholdClassifierCV
 
+from ensemble.bench.grid import by_scikit_learn
 from ensemble.decision.rates import call, error_rates
 from ensemble.decision.threshold import fit_threshold
-
-
-class PassThrough(ClassifierMixin, BaseEstimator):
-    """A binary classifier that has been fitted: the score is its one column."""
-
-    classes_ = np.array([0, 1])
-
-    def fit(self, scores: np.ndarray, labels: np.ndarray) -> PassThrough:
-        return self
-
-    def decision_function(self, scores: np.ndarray) -> np.ndarray:
-        return scores[:, 0]
-
-    def predict(self, scores: np.ndarray) -> np.ndarray:
-        return (scores[:, 0] >= 0).astype(np.int8)
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return True
-
-
-def by_scikit_learn(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Return the best threshold of the grid."""
-    tuned = TunedThresholdClassifierCV(PassThrough(), scoring="balanced_accuracy", cv="prefit", refit=False)
-    return float(tuned.fit(logits[:, None], labels).best_threshold_)
 
 
 def clocked(

@@ -1,0 +1,134 @@
+"""Our own side of each comparison: the product's own code, warm, a fixed piece of work a turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ensemble.config import VIEWS, MemberConfig
+from ensemble.members.backbones import build
+from ensemble.members.inference import predict_logits
+from ensemble.members.plans import Plan, prepared
+from ensemble.members.processes import MappedPixels, Workers, cores, shares
+from ensemble.members.training import FoldJob, Learner, batches_of
+
+CPU = torch.device("cpu")
+
+_warm: dict[Any, Any] = {}
+"""What this process keeps between two turns."""
+
+
+class OurTraining:
+    """The training loop of `thera train-member`: one fold job a share of the cores, each in a pinned process.
+
+    Parameters
+    ----------
+    config : MemberConfig
+    plan : Plan
+    mapped : MappedPixels
+        uint8 array (n, H, W, 3).
+    labels : int8 array (n,)
+    images : int
+        That all jobs together train on in a turn.
+    at_once : int
+        Jobs side by side.
+    """
+
+    def __init__(
+        self, config: MemberConfig, plan: Plan, mapped: MappedPixels, labels: np.ndarray, images: int, at_once: int
+    ) -> None:
+        self._cores, self._processes = shares(at_once, at_once), Workers()
+        own, config = images // at_once, config.model_copy(update={"epochs": 1000})
+        rows = np.resize(np.arange(len(labels)), own)
+        ids = np.arange(len(labels)).astype(str)
+        self._calls = [(FoldJob(config, mapped, labels, ids, rows, fold, 0), plan) for fold in range(at_once)]
+
+    def run(self, bar: Any) -> int:
+        """Train on the images of a turn, in one more epoch of each job; return how many there were."""
+        return sum(images for _, images in self._processes.run(train_turn, self._calls, self._cores, bar))
+
+    def close(self) -> None:
+        self._processes.close()
+
+
+def train_turn(job: FoldJob, plan: Plan, bar: Any) -> int:
+    """Make an epoch of a job that goes on from turn to turn; return its images."""
+    key = (job.config.name, job.fold, plan, len(cores()))
+    if key not in _warm:
+        torch.manual_seed(0)
+        network = build(job.config, job.pixels.shape[1]).to(memory_format=torch.channels_last)
+        _warm.clear()
+        _warm[key] = Learner(job, prepared(network, plan), plan, CPU), batches_of(job, 0, 0, CPU), iter(range(1000))
+    learner, loader, epochs = _warm[key]
+    learner.epoch(next(epochs), loader, bar)
+    return job.updates_per_epoch * job.batch_size
+
+
+class OurPrediction:
+    """The prediction of `thera predict`: the images in as many parts as are computed at once, each in a process.
+
+    Parameters
+    ----------
+    config : MemberConfig
+    states : sequence of state dicts
+        A fold model each, of arrays.
+    plan : Plan
+    mapped : MappedPixels
+    at_once : int
+    """
+
+    def __init__(
+        self,
+        config: MemberConfig,
+        states: Sequence[dict[str, np.ndarray]],
+        plan: Plan,
+        mapped: MappedPixels,
+        at_once: int,
+    ) -> None:
+        self._cores, self._processes = shares(at_once, at_once), Workers()
+        parts = np.array_split(np.arange(len(mapped.array)), at_once)
+        self._calls = [(config, list(states), plan, mapped, part) for part in parts]
+        self.logits = np.empty((0, len(states), len(VIEWS)))
+        """float64 array (n, fold models, views) of the last turn."""
+
+    def run(self, bar: Any) -> int:
+        """Predict all images under all views with each fold model; return how many images there are."""
+        found = dict(self._processes.run(predict_turn, self._calls, self._cores, bar))
+        self.logits = np.concatenate([found[part] for part in range(len(found))])
+        return len(self.logits)
+
+    def close(self) -> None:
+        self._processes.close()
+
+
+def predict_turn(
+    config: MemberConfig,
+    states: Sequence[dict[str, np.ndarray]],
+    plan: Plan,
+    mapped: MappedPixels,
+    rows: np.ndarray,
+    bar: Any,
+) -> np.ndarray:
+    """Return the logits (r, fold models, views) of some images."""
+    key = (config.name, plan, len(states))
+    if key not in _warm:
+        _warm.clear()
+        networks = []
+        for state in states:
+            network = build(config, mapped.array.shape[1]).to(memory_format=torch.channels_last)
+            network.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
+            networks.append(prepared(network, plan))
+        _warm[key] = networks
+    of_models = [predict_logits(each, mapped.array, rows, VIEWS, plan.precision, CPU, bar) for each in _warm[key]]
+    return np.stack(of_models, axis=1)
+
+
+def one_epoch(pixels: np.ndarray, batch: int, seed: int) -> int:
+    """Gather all images, a shuffled batch at a time, as training does; return how many there are."""
+    order = np.random.default_rng(seed).permutation(len(pixels))
+    for start in range(0, len(order), batch):
+        torch.from_numpy(np.stack([pixels[row] for row in order[start : start + batch].tolist()]))
+    return len(order)
