@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ensemble.decision.comparison import Difference, compare_calls, measure_calls
+from ensemble.decision.comparison import Difference, differences, measure_calls
 from ensemble.decision.intervals import Interval, counting_intervals, new_set_interval
 from ensemble.decision.rates import Calls, ErrorRates, auc, error_rates
 from ensemble.decision.refit import Replicate, refit_interval, refit_replicates
@@ -163,9 +163,7 @@ def assess_fitted(
         refitted=refit,
         auc=auc(nested.scores, oof.labels),
         folds=nested.folds,
-        difference=(
-            None if stacked is None else compare_calls(oof.labels, stacked, nested.called, oof.groups, seed).hter
-        ),
+        difference=None if stacked is None else differences(oof.labels, stacked, nested.called, oof.groups, seed)[2],
     )
 
 

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ensemble.config import seed_sequence
 from ensemble.decision.intervals import Interval, central, draw_totals, kinds_of_group
-from ensemble.decision.rates import ErrorRates, Floats, checked_calls, error_rates
+from ensemble.decision.rates import Calls, ErrorRates, Floats, checked_calls, error_rates
 
 FEW = 10
 """Fewer disagreements than this are too few for an interval that leaves out 0 to mean anything."""
@@ -222,18 +222,9 @@ def compare_calls(
     """
     truth, calls_a = checked_calls("cannot compare the calls of A", labels, called_a)
     calls_b = checked_calls("cannot compare the calls of B", truth, called_b)[1]
-    outcome = truth.astype(np.int64) * 4 + calls_a * 2 + calls_b
-    totals = _totals(outcome, 8, groups, "paired bootstrap", seed, replicates)
-    neg, pos = totals[:, :4], totals[:, 4:]  # of a label, by the calls of A and B: 00, 01, 10, 11
-    intervals = _intervals((neg[:, 1] - neg[:, 2]) / neg.sum(axis=1), (pos[:, 2] - pos[:, 1]) / pos.sum(axis=1))
     a, b = (measure_calls(truth, calls, groups, seed, replicates) for calls in (calls_a, calls_b))
-    values = (
-        b.rates.fpr - a.rates.fpr,
-        b.rates.fnr - a.rates.fnr,
-        b.rates.hter - a.rates.hter,
-    )
-    fpr, fnr, hter = map(Difference, values, intervals)
-    of_neg, of_pos = np.bincount(outcome, minlength=8).reshape(2, 4).tolist()
+    fpr, fnr, hter = differences(truth, calls_a, calls_b, groups, seed, replicates)
+    of_neg, of_pos = np.bincount(_outcomes(truth, calls_a, calls_b), minlength=8).reshape(2, 4).tolist()
     differ = calls_a != calls_b
     return Comparison(
         a=a,
@@ -247,6 +238,26 @@ def compare_calls(
         ),
         apart=int(np.count_nonzero(differ)) if groups is None else np.unique(np.asarray(groups)[differ]).size,
     )
+
+
+def differences(
+    labels: Calls,
+    called_a: Calls,
+    called_b: Calls,
+    groups: ArrayLike | None = None,
+    seed: int = 0,
+    replicates: int = 2000,
+) -> tuple[Difference, Difference, Difference]:
+    """Return the differences in FPR, FNR and HTER alone, as `compare_calls` does; its calls are taken as they are."""
+    totals = _totals(_outcomes(labels, called_a, called_b), 8, groups, "paired bootstrap", seed, replicates)
+    neg, pos = totals[:, :4], totals[:, 4:]  # of a label, by the calls of A and B: 00, 01, 10, 11
+    fpr, fnr, hter = _intervals((neg[:, 1] - neg[:, 2]) / neg.sum(axis=1), (pos[:, 2] - pos[:, 1]) / pos.sum(axis=1))
+    a, b = error_rates(labels, called_a), error_rates(labels, called_b)
+    return Difference(b.fpr - a.fpr, fpr), Difference(b.fnr - a.fnr, fnr), Difference(b.hter - a.hter, hter)
+
+
+def _outcomes(labels: Calls, called_a: Calls, called_b: Calls) -> NDArray[np.int64]:
+    return labels.astype(np.int64) * 4 + called_a * 2 + called_b
 
 
 def _totals(

@@ -30,7 +30,7 @@ from ensemble.decision.rules import (
     vote_share,
 )
 from ensemble.decision.stacker import STACKERS, Stacker
-from ensemble.decision.threshold import HTER, Objective, fit_threshold
+from ensemble.decision.threshold import HTER, Objective, fit_threshold, fit_thresholds
 from ensemble.errors import ArtifactError, ConfigError, DataError
 
 SCHEMA = 2
@@ -220,15 +220,15 @@ def fit_decision(
 
 def _performance_curve(scores: Floats, labels: Calls, nested: CrossFit) -> tuple[CostRow, ...]:
     """Return the nested rates at the thresholds for `COSTS` (Bengio, Mariéthoz and Keller 2005)."""
-    curve = []
-    for objective in COSTS:
-        called = np.empty(labels.size, np.int8)
-        for split in nested.splits:
-            threshold = fit_threshold(split.scores[~split.inside], labels[~split.inside], objective)
-            called[split.inside] = split.scores[split.inside] >= threshold
-        own = fit_threshold(scores, labels, objective)
-        curve.append(CostRow(objective.cost_fpr, own, error_rates(labels, called)))
-    return tuple(curve)
+    own = fit_thresholds(scores, labels, COSTS)
+    called = np.empty((len(COSTS), labels.size), np.int8)
+    for split in nested.splits:
+        thresholds = fit_thresholds(split.scores[~split.inside], labels[~split.inside], COSTS)
+        called[:, split.inside] = split.scores[split.inside] >= np.array(thresholds)[:, None]
+    return tuple(
+        CostRow(objective.cost_fpr, threshold, error_rates(labels, calls))
+        for objective, threshold, calls in zip(COSTS, own, called, strict=True)
+    )
 
 
 def _repeated(oof: OofLogits, rule: Rule, objective: Objective, repeats: int, seed: int) -> tuple[float, ...]:

@@ -324,15 +324,39 @@ def _rates(theta: Floats) -> Floats:
 
 def _bin_shares(theta: Floats, edges: Floats) -> Floats:
     """Return the share of each class as given in each bin, (..., 2, b), of parameters (..., 10)."""
-    from scipy.special import expit, ndtr
+    return _mixed(theta[..., :2], _true_shares(theta[..., 2:].reshape(*theta.shape[:-1], 2, 4), edges))
 
-    mixed, true = expit(theta[..., :2]), theta[..., 2:].reshape(*theta.shape[:-1], 2, 4)
+
+def _true_shares(true: Floats, edges: Floats) -> Floats:
+    """Return the share of a true class in each bin, (..., b), of its parameters (..., 4)."""
+    from scipy.special import ndtr
+
     location, log_scale, skew, log_tail = (true[..., [j]] for j in range(4))
     z = np.exp(log_tail) * np.arcsinh((edges - location) * np.exp(-log_scale)) - skew
     below = ndtr(np.sinh(np.clip(z, -20, 20)))
     ends = np.zeros((*below.shape[:-1], 1))
-    of_true = np.diff(np.concatenate([ends, below, ends + 1], axis=-1))
-    return np.asarray((1 - mixed[..., None]) * of_true + mixed[..., None] * of_true[..., ::-1, :])
+    return np.diff(np.concatenate([ends, below, ends + 1], axis=-1))
+
+
+def _mixed(log_odds: Floats, of_true: Floats) -> Floats:
+    """Return the share of each class as given in each bin, (..., 2, b), of those of the true classes (..., 2, b)."""
+    from scipy.special import expit
+
+    mixed = expit(log_odds)[..., None]
+    return np.asarray((1 - mixed) * of_true + mixed * of_true[..., ::-1, :])
+
+
+def _nudged_shares(theta: Floats, edges: Floats, step: float) -> Floats:
+    """Return `_bin_shares` of parameters (r, 10), and of each nudged by a step: (r, 11, 2, b).
+
+    A rate moves no true class, and a parameter of one true class not the other: few distributions are worked out.
+    """
+    rates, true = theta[:, None, :2], theta[:, 2:].reshape(-1, 1, 2, 4)
+    nudges = np.concatenate([np.zeros((1, 4)), step * np.eye(4)])[:, None]
+    moved = _true_shares(true + nudges, edges)  # (r, 5, 2, b)
+    of_true = np.repeat(moved[:, :1], 1 + _PARAMETERS, axis=1)
+    of_true[:, 3:7, 0], of_true[:, 7:, 1] = moved[:, 1:, 0], moved[:, 1:, 1]
+    return _mixed(rates + np.eye(1 + _PARAMETERS, 2, -1) * step, of_true)
 
 
 def _fit(theta: Floats, counts: NDArray[Any], edges: Floats, steps: int = 100) -> tuple[Floats, Floats]:
@@ -355,7 +379,6 @@ def _fit(theta: Floats, counts: NDArray[Any], edges: Floats, steps: int = 100) -
         The parameters and their log likelihood.
     """
     n, precision, h = counts.sum(axis=-1, keepdims=True), _SPREAD**-2, 1e-5
-    nudges = np.concatenate([np.zeros((1, _PARAMETERS)), h * np.eye(_PARAMETERS)])
 
     def likelihood(theta: Floats) -> Floats:
         log_shares = np.log(np.maximum(_bin_shares(theta, edges), 1e-12))
@@ -363,7 +386,7 @@ def _fit(theta: Floats, counts: NDArray[Any], edges: Floats, steps: int = 100) -
 
     current, damping = likelihood(theta), np.full(len(theta), 1e-2)
     for step in range(steps):
-        shares = np.maximum(_bin_shares(theta[:, None] + nudges, edges), 1e-12)  # (r, 11, 2, b)
+        shares = np.maximum(_nudged_shares(theta, edges, h), 1e-12)  # (r, 11, 2, b)
         slopes, shares = (shares[:, 1:] - shares[:, :1]) / h, shares[:, 0]
         uphill = np.einsum("rpcb,rcb->rp", slopes, counts / shares) - theta * precision
         scaled = (slopes * np.sqrt(n / shares)[:, None]).reshape(len(theta), _PARAMETERS, -1)

@@ -145,7 +145,17 @@ def kinds_of_group(
         return kinds[counts > 0], counts[counts > 0]
     if np.shape(groups) != outcome.shape:
         raise DataError("cannot bootstrap", f"groups must have shape {outcome.shape}; got {np.shape(groups)}")
-    names, group_of = np.unique(np.asarray(groups), return_inverse=True)
-    table = np.bincount(group_of * outcomes + outcome, minlength=outcomes * names.size).reshape(-1, outcomes)
-    kinds, counts = np.unique(table, axis=0, return_counts=True)
-    return kinds, counts
+    group_of = np.asarray(groups)
+    if int(group_of.max()) - int(group_of.min()) > 4 * outcome.size:  # too many numbers between them lie idle
+        group_of = np.unique(group_of, return_inverse=True)[1]
+    group_of = group_of - group_of.min()
+    table = np.bincount(group_of * outcomes + outcome, minlength=outcomes * (int(group_of.max()) + 1))
+    table = table.reshape(-1, outcomes)
+    table = table[table.any(axis=1)]
+    base = int(table.max()) + 1
+    if base**outcomes > 2**62:
+        kinds, counts = np.unique(table, axis=0, return_counts=True)
+        return kinds, counts
+    digits = base ** np.arange(outcomes)[::-1]  # a row as one number, which sorts faster and alike
+    numbers, counts = np.unique(table @ digits, return_counts=True)
+    return numbers[:, None] // digits % base, counts

@@ -3,12 +3,17 @@
 A replicate is a set of weights, how often each row was drawn. Sorting is done once: in the order of a score, the best
 cut lies between a row of label 0 and a row of label 1 above it, whatever the weights, so rows between two such places
 are one segment, and a replicate is a weighted count over segments and a cumulative sum.
+
+Most of these cuts are far too bad to be best in any replicate. Only those near the best one are looked at, and the rows
+beyond them are counted together; in a replicate where this leaves it open that another cut is better, all are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,13 +22,16 @@ from ensemble.config import seed_sequence
 from ensemble.decision.intervals import Interval
 from ensemble.decision.rates import Calls, Floats
 from ensemble.decision.rules import Split
-from ensemble.decision.threshold import HTER, Objective, above_all, below_all, midpoint
+from ensemble.decision.threshold import HTER, Objective, above_all, below_all, crossings, midpoint
 
 Pair = tuple[float, float]
 """FPR and FNR."""
 
 _SAME = 1e-12
 """Rates, which are shares of counts, that are this near are the same."""
+
+_ROOM = 3.0
+"""How far a rate may move when the rows are drawn anew, times the root of the rarer label's rows: more than it does."""
 
 
 class Cuts:
@@ -49,62 +57,101 @@ class Cuts:
         x, y = scores[of_fit], labels[of_fit]
         order = np.argsort(x)
         x, y = x[order], y[order]
-        starts = np.flatnonzero(np.concatenate(([True], x[1:] > x[:-1])))  # of runs of one score
-        has_pos = np.add.reduceat(y, starts, dtype=np.int64) > 0
-        has_neg = np.add.reduceat(1 - y, starts, dtype=np.int64) > 0
-        cuts = starts[1:][has_neg[:-1] & has_pos[1:]]
+        cuts = crossings(x, y)
         middles = midpoint(x[cuts - 1], x[cuts])
         self.thresholds: Floats = np.concatenate(([below_all(x[0])], middles, [above_all(x[-1])]))
-        places = self.thresholds.size + 1
-        place = np.searchsorted(self.thresholds, scores, "right")  # how many thresholds call the row 1
-        self._code = place * 2 + labels
-        self._size = places * 2
-        if fitted is not None:
-            self._code = self._code + np.where(fitted, 0, self._size)
         self._tables = 1 if fitted is None else 2
+        table = np.zeros(labels.size, np.int64) if fitted is None else np.where(fitted, 0, 1)
+        place = np.searchsorted(self.thresholds, scores, "right")  # how many thresholds call the row 1
+        self.code = (table * 2 + labels) * (self.thresholds.size + 1) + place
+        self._left_out = False, False  # whether there are cuts below these, and above
+
+    @property
+    def size(self) -> int:
+        """How many values a row's code can have."""
+        return self._tables * 2 * (self.thresholds.size + 1)
 
     def counts(self, weights: Floats) -> tuple[Floats, Floats]:
-        """Return the weighted counts of the rows that are fitted on and of those that are scored, (c + 1, 2) each.
+        """Return the weighted counts of the rows that are fitted on and of those that are scored, (2, c + 1) each.
 
-        Row i of a table holds the rows that the first i thresholds call 1, a column a label.
+        A row of a table is a label; its column i holds the rows that the first i thresholds call 1.
         """
-        tables = np.bincount(self._code, weights, self._size * self._tables).reshape(self._tables, -1, 2)
+        tables = np.bincount(self.code, weights, self.size).reshape(self._tables, 2, -1)
         return tables[0], tables[-1]
 
-    def best(self, table: Floats, objective: Objective) -> int:
+    def best(self, table: Floats, objective: Objective) -> int | None:
         """Return the index of the threshold that is best for the counts.
 
         Ties go to the smallest |FPR - FNR| (where a rate is held: to the smallest held rate), as in `fit_threshold`,
         then to the lowest; of a stretch of cuts with no row drawn between them, to the middle one. A class of which no
-        row was drawn has no errors.
+        row was drawn has no errors. None where these are some of the cuts, and another may be as good.
         """
-        drawn = table.sum(axis=0)
-        of_neg, of_pos = np.maximum(drawn, 1)
-        below = np.cumsum(table, axis=0)[:-1]  # (c, 2): the rows that a threshold calls 0
-        false_neg, false_pos = below[:, 1] / of_pos, (drawn[0] - below[:, 0]) / of_neg
+        fpr, fnr = self.rates(table)
+        at_or_below, at_or_above = _least_losses(fpr, fnr, objective)
+        cost = at_or_below + at_or_above
+        least = cost.min() + _SAME
+        below_left_out, above_left_out = self._left_out
+        if (below_left_out and at_or_below[0] <= least) or (above_left_out and at_or_above[-1] <= least):
+            return None
+        tied = np.flatnonzero(cost <= least)
         if objective.max_fpr is not None:
-            cost = np.where(false_pos <= objective.max_fpr + _SAME, false_neg, np.inf)
+            tie = fpr[tied]
         elif objective.max_fnr is not None:
-            cost = np.where(false_neg <= objective.max_fnr + _SAME, false_pos, np.inf)
+            tie = fnr[tied]
         else:
-            cost = objective.cost_fpr * false_pos + objective.cost_fnr * false_neg
-        tied = np.flatnonzero(cost <= cost.min() + _SAME)
-        if objective.max_fpr is not None:
-            tie = false_pos[tied]
-        elif objective.max_fnr is not None:
-            tie = false_neg[tied]
-        else:
-            tie = np.abs(false_pos[tied] - false_neg[tied])
+            tie = np.abs(fpr[tied] - fnr[tied])
         first = int(tied[np.flatnonzero(tie <= tie.min() + _SAME)[0]])
         last = first
-        while last + 1 < cost.size and not table[last + 1].any():  # no row was drawn between the two cuts
+        while last + 1 < cost.size and not table[:, last + 1].any():  # no row was drawn between the two cuts
             last += 1
         return (first + last) // 2
 
-    def rates(self, table: Floats, cut: int) -> Pair:
-        """Return FPR and FNR of the counts at a cut."""
-        total, below = table.sum(axis=0), table[: cut + 1].sum(axis=0)
-        return float(1 - below[0] / total[0]), float(below[1] / total[1])
+    def rates(self, table: Floats) -> tuple[Floats, Floats]:
+        """Return FPR and FNR of the counts at each cut, (c,) each."""
+        below = np.cumsum(table, axis=1)  # the rows that a threshold calls 0, and at last all
+        n_neg, n_pos = below[:, -1]
+        return min(n_neg, 1) - below[0, :-1] / max(n_neg, 1), below[1, :-1] / max(n_pos, 1)
+
+    def near_best(self, objective: Objective) -> Cuts:
+        """Return the cuts between the outermost two that come near the best one, of the rows as they are."""
+        table, _ = self.counts(np.ones(self.code.size))
+        fpr, fnr = self.rates(table)
+        least = np.add(*_least_losses(fpr, fnr, objective)).min()
+        room = _ROOM / np.sqrt(max(table.sum(axis=1).min(), 1))
+        at_or_below, at_or_above = _least_losses(fpr - room, fnr - room, objective)
+        low = max(int(np.count_nonzero(at_or_below > least)) - 1, 0)
+        high = min(int(np.count_nonzero(at_or_above <= least)) + 1, self.thresholds.size)
+        near = copy(self)
+        near.thresholds, near._left_out = self.thresholds[low:high], (low > 0, high < self.thresholds.size)
+        column, place = np.divmod(self.code, self.thresholds.size + 1)
+        near.code = column * (high - low + 1) + np.clip(place - low, 0, high - low)
+        return near
+
+
+def _least_losses(fpr: Floats, fnr: Floats, objective: Objective) -> tuple[Floats, Floats]:
+    """Return the least weighted error, times the sum of the weights, at a cut or any below it, and at it or above.
+
+    Where a rate is held, it is the free rate, infinite where the held one is over its limit. The sum of the two is the
+    loss at the cut itself: below it FPR alone can only be larger, above it FNR.
+    """
+    if objective.max_fpr is not None:
+        return np.where(fpr <= objective.max_fpr + _SAME, 0.0, np.inf), fnr
+    if objective.max_fnr is not None:
+        return fpr, np.where(fnr <= objective.max_fnr + _SAME, 0.0, np.inf)
+    return objective.cost_fpr * fpr, objective.cost_fnr * fnr
+
+
+def _merged(every: Sequence[Cuts]) -> tuple[NDArray[np.int64], list[Cuts]]:
+    """Return rows that none of the cuts tell apart as one: which one each row is in (n,), and the cuts of those."""
+    one_of = np.zeros(every[0].code.size, np.int64)
+    first = one_of[:0]
+    for cuts in every:
+        _, first, one_of = np.unique(one_of * cuts.size + cuts.code, return_index=True, return_inverse=True)
+    merged = []
+    for cuts in every:
+        merged.append(copy(cuts))
+        merged[-1].code = cuts.code[first]
+    return one_of, merged
 
 
 @dataclass(frozen=True)
@@ -134,19 +181,19 @@ class Resampler:
     """
 
     def __init__(self, labels: Calls, groups: ArrayLike | None) -> None:
-        self._units = np.arange(labels.size) if groups is None else np.unique(groups, return_inverse=True)[1]
-        has = np.zeros((int(self._units.max()) + 1, 2), bool)
-        has[self._units, labels] = True
-        strata = (has[:, 0] & ~has[:, 1], has[:, 1] & ~has[:, 0], has.all(axis=1))
-        self._strata = [np.flatnonzero(stratum) for stratum in strata if stratum.any()]
-        self._size = len(has)
+        units = np.arange(labels.size) if groups is None else np.unique(groups, return_inverse=True)[1]
+        has = np.zeros((int(units.max()) + 1, 2), bool)
+        has[units, labels] = True
+        strata = has[:, 0] + 2 * has[:, 1]
+        self._sizes = [int(size) for size in np.bincount(strata) if size]
+        place = np.empty(len(has), np.int64)
+        place[np.argsort(strata, kind="stable")] = np.arange(len(has))
+        self._unit_of = place[units]  # of each row, the units in the order of the strata
 
     def draw(self, rng: np.random.Generator) -> Floats:
         """Return how often each row is drawn (n,)."""
-        drawn = np.zeros(self._size)
-        for stratum in self._strata:
-            drawn[stratum] = np.bincount(rng.integers(0, stratum.size, stratum.size), minlength=stratum.size)
-        return drawn[self._units]
+        drawn = [np.bincount(rng.integers(0, size, size), minlength=size) for size in self._sizes]
+        return np.concatenate(drawn).astype(np.float64)[self._unit_of]
 
 
 def refit_replicates(
@@ -179,22 +226,38 @@ def refit_replicates(
     """
     rng = np.random.default_rng(seed_sequence(seed, "refit"))
     resampler, deployed = Resampler(labels, groups), Cuts(scores, labels)
-    population, _ = deployed.counts(np.ones(labels.size))
-    without = [Cuts(split.scores, labels, ~split.inside) for split in splits]
-    totals = np.empty(2)
+    every = [deployed, *(Cuts(split.scores, labels, ~split.inside) for split in splits)]
+    one_of, near = _merged([cuts.near_best(objective) for cuts in every])
+    true = np.stack(deployed.rates(deployed.counts(np.ones(labels.size))[0]), axis=1).tolist()
     for _ in range(replicates):
         weights = resampler.draw(rng)
-        table, _ = deployed.counts(weights)
-        totals[:] = table.sum(axis=0)
-        cut = deployed.best(table, objective)
-        false_pos = false_neg = 0.0
-        for cuts in without:
-            fit, held_out = cuts.counts(weights)
-            at = cuts.best(fit, objective)
-            false_pos += held_out[at + 1 :, 0].sum()
-            false_neg += held_out[: at + 1, 1].sum()
-        nested = float(false_pos / totals[0]), float(false_neg / totals[1])
-        yield Replicate(weights, float(deployed.thresholds[cut]), nested, deployed.rates(population, cut))
+        found = _refitted(near, np.bincount(one_of, weights), objective) or _refitted(every, weights, objective)
+        assert found is not None  # the best is one of all cuts
+        threshold, nested = found
+        false_pos, false_neg = true[np.searchsorted(deployed.thresholds, threshold)]
+        yield Replicate(weights, threshold, nested, (false_pos, false_neg))
+
+
+def _refitted(every: Sequence[Cuts], weights: NDArray[Any], objective: Objective) -> tuple[float, Pair] | None:
+    """Return the deployed threshold of weighted rows, and the rates at the thresholds fitted without each fold.
+
+    None where another cut than these may be the best.
+    """
+    deployed, *without = every
+    table, _ = deployed.counts(weights)
+    cut = deployed.best(table, objective)
+    if cut is None:
+        return None
+    false_pos = false_neg = 0.0
+    for cuts in without:
+        fit, held_out = cuts.counts(weights)
+        at = cuts.best(fit, objective)
+        if at is None:
+            return None
+        false_pos += held_out[0, at + 1 :].sum()
+        false_neg += held_out[1, : at + 1].sum()
+    totals = table.sum(axis=1)
+    return float(deployed.thresholds[cut]), (float(false_pos / totals[0]), float(false_neg / totals[1]))
 
 
 def refit_interval(estimate: Pair, errors: Sequence[Pair], objective: Objective = HTER) -> Interval:

@@ -11,8 +11,8 @@ The stack, one member, the mean of logits and the majority vote are rules, so on
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property, partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -103,11 +103,11 @@ class OofLogits:
             if split.any():
                 raise DataError("OOF logits", f"group {self.groups[split][0]} must lie in one fold; it is split")
 
-    @property
+    @cached_property
     def folds(self) -> tuple[int, ...]:
         return tuple(np.unique(self.fold_of).tolist())
 
-    @property
+    @cached_property
     def rows(self) -> Rows:
         return Rows(self.logits, self.labels, self.fold_of, self.members)
 
@@ -116,16 +116,43 @@ class OofLogits:
 class Rows:
     """What a rule is fitted on: logits (n, m), labels (n,), the folds that the rows come from (n,), the members' names.
 
-    Nothing is checked: `OofLogits` has done so.
+    Nothing is checked: `OofLogits` has done so. What is fitted on rows is kept with them, and so are the parts of them
+    that lack some folds: without folds 1 and 2 they are the same part as without folds 2 and 1.
     """
 
     logits: Floats
     labels: Calls
     fold_of: Calls
     members: tuple[str, ...]
+    fitted: dict[tuple[Rule, Objective], FittedRule] = field(default_factory=dict, init=False, repr=False)
+    _stackers: dict[str, Stacker] = field(default_factory=dict, init=False, repr=False)
+    _parts: dict[tuple[int, ...], Rows] = field(default_factory=dict, init=False, repr=False)  # by the folds in them
+
+    @cached_property
+    def folds(self) -> tuple[int, ...]:
+        return tuple(np.unique(self.fold_of).tolist())
 
     def where(self, chosen: NDArray[np.bool_]) -> Rows:
         return Rows(self.logits[chosen], self.labels[chosen], self.fold_of[chosen], self.members)
+
+    def without(self, fold: int) -> Rows:
+        """Return the rows of the other folds."""
+        others = tuple(other for other in self.folds if other != fold)
+        if others not in self._parts:
+            part = self.where(self.fold_of != fold)
+            object.__setattr__(part, "_parts", self._parts)
+            self._parts[others] = part
+        return self._parts[others]
+
+    def stacker(self, kind: str) -> Stacker:
+        """Return the stacker of this kind, a key of `STACKERS`, that is fitted on these rows."""
+        if kind not in self._stackers:
+            free = self.stacker("logistic") if kind == "nonnegative" else None
+            if free is None or min(free.weights) < 0:
+                self._stackers[kind] = STACKERS[kind](self.logits, self.labels, self.members)
+            else:
+                self._stackers[kind] = free
+        return self._stackers[kind]
 
 
 INNER_FOLDS = 5
@@ -153,10 +180,12 @@ class Rule:
     threshold: float | None = None
 
     def __call__(self, rows: Rows, objective: Objective = HTER) -> FittedRule:
-        score = self.fit(rows, objective)
-        if self.threshold is not None:
-            return FittedRule(score, self.threshold)
-        return FittedRule(score, fit_threshold(score(rows.logits), rows.labels, objective))
+        if (self, objective) not in rows.fitted:
+            score, threshold = self.fit(rows, objective), self.threshold
+            if threshold is None:
+                threshold = fit_threshold(score(rows.logits), rows.labels, objective)
+            rows.fitted[self, objective] = FittedRule(score, threshold)
+        return rows.fitted[self, objective]
 
 
 def member_logit(column: int) -> Score:
@@ -189,6 +218,7 @@ MAJORITY_VOTE = Rule(_fit_votes, 0.5)
 """The majority vote of the members at their own thresholds, the method of the public solutions."""
 
 
+@cache
 def stack(kind: str) -> Rule:
     """Return the rule that fits a stacker of `kind`, or, for "auto", of the simplest good kind.
 
@@ -208,7 +238,7 @@ def fit_stack(kind: str, rows: Rows, objective: Objective = HTER) -> tuple[str, 
     """Return the kind that was fitted, which for "auto" is `simplest_stacker`, and the stacker."""
     if kind == "auto":
         kind = simplest_stacker(rows, objective)
-    return kind, STACKERS[kind](rows.logits, rows.labels, rows.members)
+    return kind, rows.stacker(kind)
 
 
 def simplest_stacker(rows: Rows, objective: Objective = HTER) -> str:
@@ -229,8 +259,11 @@ def simplest_stacker(rows: Rows, objective: Objective = HTER) -> str:
     """
     if len(rows.members) == 1 or np.bincount(rows.labels).min() == 1:
         return "mean"
-    parts: Calls = (np.unique(rows.fold_of, return_inverse=True)[1] % INNER_FOLDS).astype(np.int8)
-    rows = Rows(rows.logits, rows.labels, parts if np.ptp(parts) else _halves(rows.labels), rows.members)
+    if len(rows.folds) == 1:
+        rows = replace(rows, fold_of=_halves(rows.labels))
+    elif len(rows.folds) > INNER_FOLDS:
+        joined = np.unique(rows.fold_of, return_inverse=True)[1] % INNER_FOLDS
+        rows = replace(rows, fold_of=joined.astype(np.int8))
     nested = {kind: cross_fit(rows, stack(kind), objective).called for kind in STACKERS}
     compared = objective if objective.max_fpr is None and objective.max_fnr is None else HTER
     losses = {kind: compared.loss_of(error_rates(rows.labels, called)) for kind, called in nested.items()}
@@ -271,6 +304,7 @@ class FoldRow:
 class Split:
     """A rule fitted without one fold: where the fold's rows are (n,), and the rule's scores of all rows (n,)."""
 
+    fold: int
     inside: NDArray[np.bool_]
     scores: Floats
     threshold: float
@@ -280,10 +314,19 @@ class Split:
 class CrossFit:
     """Nested calls and scores (n,): each row's come from a rule that was fitted without the row's fold."""
 
+    labels: Calls
     called: Calls
     scores: Floats
-    folds: tuple[FoldRow, ...]
     splits: tuple[Split, ...]
+
+    @cached_property
+    def folds(self) -> tuple[FoldRow, ...]:
+        rows = []
+        for split in self.splits:
+            truth, scores = self.labels[split.inside], self.scores[split.inside]
+            rates = error_rates(truth, self.called[split.inside])
+            rows.append(FoldRow(split.fold, split.threshold, rates, auc(scores, truth)))
+        return tuple(rows)
 
 
 def cross_fit(rows: Rows, rule: Rule, objective: Objective = HTER) -> CrossFit:
@@ -297,15 +340,12 @@ def cross_fit(rows: Rows, rule: Rule, objective: Objective = HTER) -> CrossFit:
     (array([0, 1, 0, 1], dtype=int8), [1.5, 0.5])
     """
     called, scores = np.empty(rows.labels.size, np.int8), np.empty(rows.labels.size)
-    folds, splits = [], []
-    for fold in np.unique(rows.fold_of).tolist():
+    splits = []
+    for fold in rows.folds:
         inside = rows.fold_of == fold
-        fitted = rule(rows.where(~inside), objective)
-        split = Split(inside, fitted.score(rows.logits), float(fitted.threshold))
+        fitted = rule(rows.without(fold), objective)
+        split = Split(fold, inside, fitted.score(rows.logits), float(fitted.threshold))
         scores[inside] = split.scores[inside]
         called[inside] = call(scores[inside], split.threshold)
-        truth = rows.labels[inside]
-        rates = error_rates(truth, called[inside])
-        folds.append(FoldRow(fold, split.threshold, rates, auc(scores[inside], truth)))
         splits.append(split)
-    return CrossFit(called, scores, tuple(folds), tuple(splits))
+    return CrossFit(rows.labels, called, scores, tuple(splits))

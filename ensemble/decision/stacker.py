@@ -146,10 +146,10 @@ def logistic(logits: ArrayLike, labels: ArrayLike, members: tuple[str, ...]) -> 
 
     x, y = checked("cannot fit the stacker", logits, labels, ndim=2)
     z, centre, scale, spread = _standardised(x)
-    model = LogisticRegression(C=1.0, class_weight="balanced", solver="newton-cholesky", tol=1e-8)
+    model = LogisticRegression(C=1.0, solver="newton-cholesky", tol=1e-8)
     with warnings.catch_warnings():  # where the start is the optimum to rounding, no step is better, and none needed
         warnings.filterwarnings("ignore", "Line search of Newton solver", ConvergenceWarning)
-        model.fit(z, y)
+        model.fit(z, y, sample_weight=_class_weights(y))
     return _unscaled(model.coef_[0], float(model.intercept_[0]), centre, scale, spread, y, members)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ensemble.decision.rates import ErrorRates, Floats, checked
+from ensemble.decision.rates import Calls, ErrorRates, Floats, checked
 from ensemble.errors import ConfigError
 
 _FORMS = "hter, cost:A,B (what an FPR and an FNR cost), fpr:R or fnr:R (at most that rate), e.g. cost:5,1 or fpr:0.01"
@@ -151,30 +152,68 @@ def fit_threshold(logits: ArrayLike, labels: ArrayLike, objective: Objective = H
     >>> fit_threshold([-2.0, -1.0, 1.0, 3.0], [0, 1, 0, 1], Objective.parse("fpr:0"))
     2.0
     """
+    return fit_thresholds(logits, labels, (objective,))[0]
+
+
+def fit_thresholds(logits: ArrayLike, labels: ArrayLike, objectives: Sequence[Objective]) -> list[float]:
+    """Return what `fit_threshold` returns for each objective; the logits are sorted once."""
     x, y = checked("cannot fit a threshold", logits, labels)
     order = np.argsort(x)
-    x = x[order]
-    ones_below = np.concatenate(([0], np.cumsum(y[order], dtype=np.int64)))
+    x, y = x[order], y[order]
+    ones_below = np.concatenate(([0], np.cumsum(y, dtype=np.int64)))
     n_pos = int(ones_below[-1])
     n_neg = y.size - n_pos
+    cuts = np.concatenate(([0], crossings(x, y), [y.size]))  # rows from a cut on are called 1
+    false_neg = ones_below[cuts]
+    false_pos = n_neg - cuts + false_neg
 
-    cuts = np.flatnonzero(np.concatenate(([True], x[1:] > x[:-1], [True])))  # rows from a cut on are called 1
-    false_neg, false_pos = ones_below[cuts], n_neg - cuts + ones_below[cuts]
-    if objective.max_fpr is not None:
-        cost, tie = _held(false_pos, objective.max_fpr, n_neg, false_neg), false_pos
-    elif objective.max_fnr is not None:
-        cost, tie = _held(false_neg, objective.max_fnr, n_pos, false_pos), false_neg
-    else:
-        cost = objective.cost_fpr * (false_pos * n_pos) + objective.cost_fnr * (false_neg * n_neg)
-        tie = np.abs(false_pos * n_pos - false_neg * n_neg)
-    best = np.flatnonzero(_least(cost))
-    cuts = cuts[best[_least(tie[best])]]
-    if cuts[0] == 0:
-        return below_all(x[0])
-    if cuts[-1] == y.size:
-        return above_all(x[-1])
-    widest = cuts[_least(x[cuts - 1] / 2 - x[cuts] / 2)][0]  # halves: the gap of two huge logits must not overflow
-    return float(midpoint(x[widest - 1], x[widest]))
+    def best(objective: Objective) -> float:
+        if objective.max_fpr is not None:
+            cost, tie = _held(false_pos, objective.max_fpr, n_neg, false_neg), false_pos
+        elif objective.max_fnr is not None:
+            cost, tie = _held(false_neg, objective.max_fnr, n_pos, false_pos), false_neg
+        else:
+            cost = objective.cost_fpr * (false_pos * n_pos) + objective.cost_fnr * (false_neg * n_neg)
+            tie = np.abs(false_pos * n_pos - false_neg * n_neg)
+        equal = np.flatnonzero(_least(cost))
+        among = cuts[equal[_least(tie[equal])]]
+        if among[0] == 0:
+            return below_all(x[0])
+        if among[-1] == y.size:
+            return above_all(x[-1])
+        gaps = x[among] / 2 - x[among - 1] / 2  # halves: the gap of two huge logits must not overflow
+        widest = among[_least(-gaps)][0]
+        return float(midpoint(x[widest - 1], x[widest]))
+
+    return [best(objective) for objective in objectives]
+
+
+def crossings(logits: Floats, labels: Calls) -> NDArray[np.int64]:
+    """Return the cuts between a value that a label 0 has and the next one, if a label 1 has that.
+
+    No other cut can be best, but for the two ends: it can be moved over rows that are called wrong, and none other.
+
+    Parameters
+    ----------
+    logits : float64 array (n,)
+        Rising.
+    labels : int8 array (n,)
+        0 or 1.
+
+    Returns
+    -------
+    int64 array
+        Rising; rows from a cut on are called 1.
+
+    Examples
+    --------
+    >>> crossings(np.array([1.0, 2.0, 2.0, 3.0, 4.0]), np.array([0, 0, 1, 1, 0]))
+    array([1, 3])
+    """
+    starts = np.flatnonzero(np.concatenate(([True], logits[1:] > logits[:-1])))  # of runs of one value
+    has_one = np.maximum.reduceat(labels, starts) == 1
+    has_zero = np.minimum.reduceat(labels, starts) == 0
+    return np.asarray(starts[1:][has_zero[:-1] & has_one[1:]])
 
 
 def below_all(lowest: float) -> float:

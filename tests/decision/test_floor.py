@@ -15,6 +15,8 @@ from ensemble.decision.floor import (
     LEAST_ROWS,
     Floor,
     FloorEstimate,
+    _bin_shares,
+    _nudged_shares,
     ceiling,
     describe_floor,
     estimate_floor,
@@ -222,6 +224,13 @@ def test_it_takes_two_seconds_at_a_hundred_thousand() -> None:
     started = time.process_time()
     estimate_floor(logits, labels)
     assert time.process_time() - started < 2
+
+
+def test_shares_of_nudged_parameters_are_those_of_each_nudged() -> None:
+    rng = np.random.default_rng(0)
+    theta, edges = rng.normal(size=(7, 10)), np.linspace(-2, 2, 30)
+    nudges = np.concatenate([np.zeros((1, 10)), 1e-5 * np.eye(10)])
+    np.testing.assert_array_equal(_nudged_shares(theta, edges, 1e-5), _bin_shares(theta[:, None] + nudges, edges))
 
 
 def test_the_ceiling_by_hand() -> None:

@@ -3,7 +3,7 @@ import pytest
 from scipy.stats import beta
 
 from ensemble.decision.comparison import measure_calls
-from ensemble.decision.intervals import counting_intervals, new_set_interval
+from ensemble.decision.intervals import counting_intervals, kinds_of_group, new_set_interval
 from ensemble.decision.rates import ErrorRates, error_rates
 from ensemble.errors import DataError
 
@@ -47,6 +47,20 @@ def test_groups_of_both_classes_never_leave_a_replicate_without_one(rng):
     labels, called = np.array([0, 1, 0, 1, 0, 1, 1]), np.array([0, 1, 1, 1, 0, 0, 1])
     interval = measure_calls(labels, called, [5, 5, 7, 7, 9, 9, 2]).hter
     assert 0 <= interval.low < interval.high <= 1
+
+
+@pytest.mark.parametrize("largest", [3, 90], ids=["small groups", "large groups"])
+def test_kinds_of_group_are_counted(rng, largest):
+    size = rng.integers(1, largest + 1, 200)
+    groups, outcome = np.repeat(rng.permutation(200), size), rng.integers(0, 8, size.sum())
+    outcome[: size[0]] = 7  # of large groups, one whose counts are too many to be the digits of one number
+    table = np.array([np.bincount(outcome[groups == group], minlength=8) for group in range(200)])
+    expected, counted = np.unique(table, axis=0, return_counts=True)
+    far = np.array([-(2**63), 2**63 - 1])[groups % 2] // 2 + groups  # numbers with much between them
+    for named in (groups, groups * 3 - 100, groups * 1000, far):
+        kinds, counts = kinds_of_group(outcome, 8, named)
+        np.testing.assert_array_equal(kinds, expected)
+        np.testing.assert_array_equal(counts, counted)
 
 
 def test_a_seed_fixes_the_interval(rng):

@@ -20,6 +20,11 @@ def pair(rates):
     return rates.fpr, rates.fnr
 
 
+def pair_at(cuts, table, cut):
+    fpr, fnr = cuts.rates(table)
+    return fpr[cut], fnr[cut]
+
+
 # --- the cuts ---------------------------------------------------------------------------------------------------------
 
 weighted = st.lists(st.tuples(st.integers(-4, 4), st.integers(0, 1), st.integers(0, 3)), max_size=30).map(
@@ -47,7 +52,7 @@ def test_the_best_cut_of_weighted_rows_has_the_rates_of_the_best_cut_of_rows_dra
         assert pair(reached) == pytest.approx(pair(sought), abs=1e-12)
     else:
         assert abs(reached.fpr - reached.fnr) == pytest.approx(abs(sought.fpr - sought.fnr), abs=1e-12)
-    assert cuts.rates(table, best) == pytest.approx(pair(reached), abs=1e-12)
+    assert pair_at(cuts, table, best) == pytest.approx(pair(reached), abs=1e-12)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, **ids)
@@ -67,7 +72,7 @@ def test_so_it_is_of_many_rows_and_of_a_part_that_is_fitted_on(rng, objective):
         rows, labels = rows_drawn(x[~fitted], y[~fitted], weights[~fitted])
         for cut, at in enumerate(cuts.thresholds):  # scored on the others, at every cut
             rates = error_rates(labels, call(rows, at))
-            assert cuts.rates(scored, cut) == pytest.approx(pair(rates), abs=1e-12)
+            assert pair_at(cuts, scored, cut) == pytest.approx(pair(rates), abs=1e-12)
 
 
 def test_of_rows_that_were_each_drawn_once_the_cut_is_that_of_the_rows(rng):
@@ -111,6 +116,40 @@ def test_all_ends_are_there_and_thresholds_rise(rng):
     thresholds = Cuts(x, y).thresholds
     assert thresholds[0] < x.min() and thresholds[-1] > x.max()
     assert all(below < above for below, above in pairwise(thresholds))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, **ids)
+def test_near_the_best_the_best_is_found_or_it_is_said_that_it_may_not_be_there(rng, objective):
+    found = fewer = 0
+    for n in (60, 3000):
+        y = (rng.random(n) < 0.7).astype(np.int8)
+        x = (rng.normal(size=n) + 2 * y).round(2)
+        cuts = Cuts(x, y, rng.random(n) < 0.8)
+        near = cuts.near_best(objective)
+        fewer += cuts.thresholds.size - near.thresholds.size
+        assert set(near.thresholds) <= set(cuts.thresholds)
+        for turn in range(60):
+            weights = rng.poisson(1, n) * 1.0 if turn % 3 else rng.poisson(rng.random(n) * (x + 4), n) * 1.0
+            (fit, scored), (fit_near, scored_near) = cuts.counts(weights), near.counts(weights)
+            at = near.best(fit_near, objective)
+            best = cuts.best(fit, objective)
+            if at is not None:
+                found += 1
+                assert near.thresholds[at] == cuts.thresholds[best]
+                assert pair_at(near, scored_near, at) == pair_at(cuts, scored, best)
+    assert found >= 60 and fewer > 0
+
+
+def test_a_replicate_is_the_same_whether_few_cuts_are_looked_at_or_all(rng, monkeypatch):
+    y = (rng.random(2000) < 0.8).astype(np.int8)
+    oof = OofLogits(np.arange(2000), y, np.arange(2000) % 4, ("a", "b"), rng.normal(size=(2000, 2)) + 2 * y[:, None])
+    nested, scores = cross_fit(oof.rows, stack("logistic")), stack("logistic")(oof.rows).score(oof.logits)
+    told = []
+    for room in (3.0, 0.0, np.inf):  # with no room, many replicates must look at all
+        monkeypatch.setattr("ensemble.decision.refit._ROOM", room)
+        drawn = refit_replicates(scores, y, nested.splits, np.arange(2000) // 2, replicates=50)
+        told.append([(one.threshold, one.nested, one.true) for one in drawn])
+    assert told[0] == told[1] == told[2]
 
 
 # --- the draw ---------------------------------------------------------------------------------------------------------

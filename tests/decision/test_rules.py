@@ -211,6 +211,10 @@ def test_of_two_folds_the_choice_without_one_is_made_between_halves_of_the_other
     assert error_rates(oof.labels, nested.called).hter < 0.1
 
 
+FITTED = [kind for kind in STACKERS if kind != "nonnegative"]
+"""The kinds that are fitted where no weight of the logistic one is below 0."""
+
+
 def test_many_folds_are_joined_to_a_few_for_the_choice(make_oof, monkeypatch):
     """Else the fits of a nested choice would grow with the square of the folds."""
     fitted, mean = [], STACKERS["mean"]
@@ -228,13 +232,31 @@ def test_many_folds_are_joined_to_a_few_for_the_choice(make_oof, monkeypatch):
         rows = make_oof(960, k=k).rows
         fitted.clear()
         assert simplest_stacker(rows) == "mean"
-        for kind in STACKERS:
+        for kind in FITTED:
             sizes = [size for of, size in fitted if of == kind]
             assert len(sizes) == parts
             assert sum(960 - size for size in sizes) == 960  # every row is held out once
     fitted.clear()
     assert len(cross_fit(rows, stack("auto")).folds) == 60
-    assert len(fitted) == 60 * (len(STACKERS) * INNER_FOLDS + 1)
+    assert len(fitted) == 60 * (len(FITTED) * INNER_FOLDS + 1)
+
+
+def test_nothing_is_fitted_twice_on_the_same_rows(make_oof, monkeypatch):
+    rows, fitted, fit = make_oof(1000, k=5).rows, [], STACKERS["logistic"]
+    monkeypatch.setitem(STACKERS, "logistic", lambda *given: fitted.append(given[1].size) or fit(*given))
+    for kind in ("auto", "logistic", "nonnegative"):
+        stack(kind)(rows)
+        cross_fit(rows, stack(kind))
+    assert sorted(fitted) == [600] * 10 + [800] * 5 + [1000]  # without two folds, without one, and all
+    assert rows.without(1).without(3) is rows.without(3).without(1)
+
+
+def test_what_is_kept_with_rows_is_of_these_rows_alone(make_oof):
+    rows = make_oof(1000).rows
+    stack("logistic")(rows.without(0))
+    other = replace(rows, labels=1 - rows.labels)
+    np.testing.assert_array_equal(other.without(0).labels, 1 - rows.without(0).labels)
+    assert other.stacker("logistic") != rows.stacker("logistic")
 
 
 def test_joined_folds_stay_whole(make_oof, monkeypatch):
