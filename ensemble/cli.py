@@ -164,7 +164,9 @@ def predict(
     ] = "posterior",
     cascade: Annotated[
         Optional[float],
-        typer.Option(help="E.g. 0.999: leave out what settles no label; that share of them is as without. [all exact]"),
+        typer.Option(
+            help="E.g. 0.999: leave out what settles no label; at one threshold that share is as without. [off]"
+        ),
     ] = None,
     precision: Annotated[str, typer.Option(help="auto (by a probe), fp32, bf16 or fp16.")] = "auto",
     convolutions: Annotated[str, typer.Option(help="auto (by a probe), native or lowered.")] = "auto",

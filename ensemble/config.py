@@ -107,7 +107,7 @@ class PredictConfig(_Frozen):
         default=None,
         gt=0.5,
         lt=1,
-        description="share of the labels to be as without; members that settle none are left out",
+        description="share of the labels to be as without, at one threshold",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     convolutions: Literal["auto", "native", "lowered"] = "auto"

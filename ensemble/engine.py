@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,13 +21,10 @@ from ensemble.prediction import FoldLogits, deployed_threshold
 from ensemble.progress import Bar, Say, progress
 
 if TYPE_CHECKING:
-    import torch
-
     from ensemble.data.source import Dataset
+    from ensemble.members.inference import Models
     from ensemble.members.plans import Plan
-    from ensemble.members.processes import Workers
-
-    Models: TypeAlias = tuple[MemberConfig, int, Plan, torch.device]
+    from ensemble.members.processes import MappedPixels, Workers
 
 PILOT = 2000
 """Images that a cascade evaluates in full: the threshold is corrected on them, and the rest is held against it."""
@@ -62,19 +60,17 @@ class Engine:
         """
         if not models:
             return
-        from ensemble.members.inference import predict_fold
         from ensemble.members.processes import MappedPixels, Workers
 
         pixels, parts, cores = self._parts(dataset, len(models) * len(views))
         mapped, calls, of_call = MappedPixels(pixels), [], []
-        configs = {member.name: self._model(member, dataset, len(cores[0])) for member, _ in models}
+        configs = {member.name: self.model(member, dataset, len(cores[0])) for member, _ in models}
         for member, fold in models:
-            weights = {key: value.numpy() for key, value in member.read_weights(fold).items()}
-            calls += [(configs[member.name], weights, mapped, rows, views) for rows in parts]
+            calls += [(member, fold, configs[member.name], mapped, rows, views) for rows in parts]
             of_call += cores
         found: dict[int, dict[int, np.ndarray]] = {}
         with Workers() as processes:
-            for place, (logits, plan) in processes.run(predict_fold, calls, of_call, bar):
+            for place, (logits, plan) in processes.run(predict_part, calls, of_call, bar):
                 index, part = divmod(place, len(parts))
                 found.setdefault(index, {})[part] = logits
                 if len(found[index]) == len(parts):
@@ -88,8 +84,8 @@ class Engine:
     ) -> FoldLogits:
         """Return logits of which those that settle no label are imputed.
 
-        `PILOT` images, drawn from the run's seed, are evaluated in full: the threshold that the images call for is
-        taken from them, and what the cascade does is held against them.
+        `PILOT` images, drawn from the run's seed, are evaluated in full: the threshold that the cascade is fitted at is
+        taken from them, and what it does is held against them. Nothing is kept of a cascade that is stopped.
 
         Parameters
         ----------
@@ -105,12 +101,18 @@ class Engine:
         seed, folds, n = run.read()["seed"], run.read()["folds"], len(dataset)
         members = [run.member(name) for name in decision.stacker.members]
         pixels, parts, cores = self._parts(dataset, len(members) * folds * len(decision.views))
-        models = [self._model(member, dataset, len(cores[0])) for member in members]
+        models = [self.model(member, dataset, len(cores[0])) for member in members]
         cost = np.array([cost_per_image(model, len(cores[0])) for model in models])
-        args = (views, decision.stacker, decision.threshold, cost, self.wanted.cascade, oof.groups, seed)
-        fitted = fit_cascade(*args)
-        told = f"{100 * fitted.cost_share:.0f} % of the computing, at most {100 * fitted.changed_upper:.2g} % of labels"
-        say(f"cascade {self.wanted.cascade}: {told} changed, measured on {fitted.tested} OOF rows")
+        fit = partial(
+            fit_cascade,
+            views,
+            decision.stacker,
+            cost=cost,
+            probability=self.wanted.cascade,
+            groups=oof.groups,
+            seed=seed,
+        )
+        fitted = fit(threshold=decision.threshold)
         order = np.random.default_rng(seed_sequence(seed, "pilot")).permutation(n)
         pilot, rest = np.sort(order[:PILOT]), np.sort(order[PILOT:])
         logits = np.empty((n, len(members), len(decision.views), folds))
@@ -127,6 +129,10 @@ class Engine:
         with progress(n * len(fitted.order) * folds, "predict", "views") as bar, Workers() as processes:
             walk(pilot, None, processes, bar)
             threshold = deployed_threshold(decision, oof, logits[pilot].mean(axis=2), self.wanted, seed)[3]
+            fitted = fit(threshold=threshold)
+            told = f"{100 * fitted.cost_share:.0f} % of the computing, and at one threshold at most"
+            share = f"{100 * fitted.changed_upper:.2g} % of the labels changed"
+            say(f"cascade {self.wanted.cascade}: {told} {share}, measured on {fitted.tested} OOF rows")
             walk(rest, threshold, processes, bar)
         exact = logits[pilot].mean(axis=3)
         early = _stops(fitted, decision, exact, threshold)
@@ -153,10 +159,11 @@ class Engine:
         from ensemble.members.processes import at_once, cores, shares
 
         n = len(dataset)
-        side_by_side = at_once(len(cores()), passes * n // BATCH, choose_device(self.device), self.jobs)
+        batches = passes * n // BATCH // len(cores())
+        side_by_side = at_once(len(cores()), batches, choose_device(self.device), self.jobs)
         return dataset.pixels, np.array_split(np.arange(n), side_by_side), shares(side_by_side, side_by_side)
 
-    def _model(self, member: runs.MemberFolder, dataset: Dataset, threads: int) -> Models:
+    def model(self, member: runs.MemberFolder, dataset: Dataset, threads: int) -> Models:
         """Return what `FoldModels` is made of: a member's config, the images' size, the plan and the device."""
         from ensemble.members.inference import BATCH, choose_device
         from ensemble.members.plans import PROBE_PAYS, Plan, choose_plan, possible_plans
@@ -179,6 +186,21 @@ def _check_finite(logits: np.ndarray, member: runs.MemberFolder, fold: int, how:
         raise TheraError(f"member {member.name}", found, "use --precision fp32")
 
 
+def predict_part(
+    member: runs.MemberFolder,
+    fold: int,
+    models: Models,
+    mapped: MappedPixels,
+    rows: np.ndarray,
+    views: Sequence[str],
+    bar: Any,
+) -> tuple[np.ndarray, Plan]:
+    """Return the logits (r, views) of a fold model on some images, in whatever process, and how they were computed."""
+    from ensemble.members.inference import FoldModels
+
+    return FoldModels(*models).predict(member.read_weights(fold), mapped.array, rows, views, bar)
+
+
 # --- the cascade ------------------------------------------------------------------------------------------------------
 
 
@@ -189,7 +211,7 @@ def walk_cascade(
     cascade: Cascade,
     decision: Decision,
     threshold: float | None,
-    mapped: Any,
+    mapped: MappedPixels,
     rows: np.ndarray,
     bar: Any,
 ) -> tuple[np.ndarray, np.ndarray]:

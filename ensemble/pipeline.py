@@ -34,8 +34,6 @@ from ensemble.reports.tables import (
 )
 
 if TYPE_CHECKING:
-    import torch
-
     from ensemble.data.source import Dataset
     from ensemble.members.plans import Plan
     from ensemble.members.training import FoldJob
@@ -87,13 +85,13 @@ def train_member(
 
 
 def _labelled(data: DataConfig, run: runs.Run, say: Say) -> Dataset:
-    dataset = _load(data.images, data.labels, data.resize, run, say)
+    dataset = load_images(data.images, data.labels, data.resize, run, say)
     if dataset.labels is None:
         raise DataError(data.images, "has no labels", "give --labels")
     return dataset
 
 
-def _load(images: Path, labels: Path | None, resize: int | None, run: runs.Run, say: Say) -> Dataset:
+def load_images(images: Path, labels: Path | None, resize: int | None, run: runs.Run, say: Say) -> Dataset:
     from ensemble.data.source import open_source
     from ensemble.data.store import load_dataset
 
@@ -176,15 +174,16 @@ def _train_folds(
     workers = default_workers(device) if machine.workers is None else machine.workers
     weights = runs.read_tensors(member.weights) if member.weights else None
     check(member, dataset.size[0], weights)
+    arrays = {key: value.numpy() for key, value in weights.items()} if weights is not None else None
     start = {"sha256": runs.file_sha256(member.weights)} if member.weights else {}
     rows = [(np.flatnonzero(table.fold_of != fold), np.flatnonzero(table.fold_of == fold)) for fold in range(table.k)]
     pixels = MappedPixels(dataset.pixels)
     jobs = [
-        FoldJob(member, pixels, table.labels, table.ids, own, fold, seed, weights) for fold, (own, _) in enumerate(rows)
+        FoldJob(member, pixels, table.labels, table.ids, own, fold, seed, arrays) for fold, (own, _) in enumerate(rows)
     ]
     side_by_side = at_once(table.k, jobs[0].images // jobs[0].batch_size, device, machine.jobs)
     cores = shares(table.k, side_by_side)
-    plan = _plan(folder, member, dataset, jobs[0], device, len(cores[0]))
+    plan = _plan(folder, member, dataset, jobs[0], machine, len(cores[0]))
     folder.begin(
         member.model_dump(mode="json", exclude={"weights"}) | {"weights": start.get("sha256")},
         {"fingerprint": dataset.fingerprint, "seed": seed, **dataclasses.asdict(plan)},
@@ -217,15 +216,16 @@ def _train_folds(
 
 
 def _plan(
-    folder: runs.MemberFolder, member: MemberConfig, dataset: Dataset, job: FoldJob, device: torch.device, threads: int
+    folder: runs.MemberFolder, member: MemberConfig, dataset: Dataset, job: FoldJob, machine: Machine, threads: int
 ) -> Plan:
     """Return how a member is computed: as it was begun, where this device can do so, else by what is fastest."""
-    from ensemble.members.plans import Plan, choose_plan, possible_plans
+    from ensemble.members.inference import choose_device
+    from ensemble.members.plans import Plan, choose_plan, least_size, possible_plans
 
-    size = dataset.size[0]
+    device, size = choose_device(machine.device), dataset.size[0]
     if folder.has_begun:
         begun = Plan(folder.read()["precision"], folder.read().get("convolutions", "native"))
-        if begun in possible_plans(member.precision, member.convolutions, device, member.input_size or size):
+        if begun in possible_plans(member.precision, member.convolutions, device, least_size(member, size)):
             return begun
     return choose_plan(member, device, size, "train", job.images // job.batch_size, threads)
 
@@ -329,7 +329,7 @@ def predict(folder: Path, wanted: PredictConfig, machine: Machine, say: Say) -> 
     started, run = time.time(), runs.Run(folder)
     decision = read_decisions(run, say)["tta" if wanted.tta else "plain"]
     identity = run.read()
-    dataset = _load(wanted.images, None, identity["resize"], run, say)
+    dataset = load_images(wanted.images, None, identity["resize"], run, say)
     if list(dataset.size) != identity["size"]:
         found = f"images are {dataset.size[0]} × {dataset.size[1]} pixels; the members know {identity['size']}"
         raise DataError(wanted.images, found, "bring them to that size, or train with --resize")
@@ -342,6 +342,8 @@ def predict(folder: Path, wanted: PredictConfig, machine: Machine, say: Say) -> 
         "correction_asked": wanted.correction,
         "prior": wanted.prior,
         "cascade_asked": wanted.cascade,
+        "precision_asked": wanted.precision,
+        "convolutions_asked": wanted.convolutions,
     }
     with runs.locked(place):
         if not prediction.is_predicted(place, made_from):
@@ -353,7 +355,8 @@ def predict(folder: Path, wanted: PredictConfig, machine: Machine, say: Say) -> 
             in_cascade = None
             if wanted.cascade is not None:
                 in_cascade = partial(engine.cascade, run, decision, oof, by_view, dataset, say)
-            logits = prediction.fold_logits(run, decision, dataset, [place, with_tta], engine, say, in_cascade)
+            places = [place, with_tta]
+            logits = prediction.fold_logits(run, decision, dataset, places, wanted, engine.compute, say, in_cascade)
             prediction.write_set(decision, oof, dataset.ids, logits, wanted, identity["seed"], place, made_from)
         text = (place / "label_val.txt").read_bytes()
         prediction.verify(text, len(dataset), place / "label_val.txt")

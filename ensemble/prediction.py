@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -18,14 +18,19 @@ from ensemble.decision.rates import ErrorRates, call, error_rates
 from ensemble.decision.rules import OofLogits
 from ensemble.decision.shift import ShareCheck, at_prior, check_share
 from ensemble.errors import ArtifactError
-from ensemble.progress import Say, progress
+from ensemble.progress import Bar, Say, progress
 
 if TYPE_CHECKING:
     from ensemble.data.source import Dataset
-    from ensemble.engine import Engine
 
 REPLICATES = 400
 """Of the bootstrap behind the expected HTER; each fits the effect of averaging anew, about a hundredth of a second."""
+
+Compute: TypeAlias = Callable[
+    [Sequence[tuple[runs.MemberFolder, int]], Sequence[str], "Dataset", Bar],
+    Iterator[tuple[int, np.ndarray, dict[str, Any]]],
+]
+"""`Engine.compute`."""
 
 LEAST_SHARE = 0.001
 """Of a class, that an estimate of the class mix is taken for: from a class that is not there nothing can be fitted."""
@@ -60,8 +65,10 @@ class KeptLogits:
         if stored.get("fingerprint") == dataset.fingerprint:
             self._files = files
 
-    def load(self, member: runs.MemberFolder, fold: int, views: Sequence[str]) -> np.ndarray | None:
-        """Return the logits (n, views) of a fold model, or None where these weights and views have none.
+    def load(
+        self, member: runs.MemberFolder, fold: int, views: Sequence[str], wanted: PredictConfig
+    ) -> np.ndarray | None:
+        """Return the logits (n, views) of a fold model, or None where these weights, views and forced plan have none.
 
         Raises
         ------
@@ -73,6 +80,9 @@ class KeptLogits:
         if not isinstance(seen, list) or not all(view in seen for view in views):
             return None
         if facts.get("weights_sha256") != member.weights_sha256(fold) or not path.exists():
+            return None
+        forced = {"precision": wanted.precision, "convolutions": wanted.convolutions}
+        if any(value not in ("auto", facts.get(key, "native")) for key, value in forced.items()):
             return None
         ids, logits = runs.read_logits(path, seen, str(facts.get("sha256")), "restore it")
         if not np.array_equal(ids, self._dataset.ids):
@@ -100,7 +110,7 @@ def _name(member: runs.MemberFolder, fold: int) -> str:
 class FoldLogits:
     """Logits (n, m, k) of each member and fold model, averaged over the views.
 
-    `known` (n, m) says where a member was evaluated; elsewhere a cascade has imputed it, and `facts` are about that.
+    A cascade has `known` (n, m), where a member was evaluated and not imputed, and `facts` about itself.
     """
 
     logits: np.ndarray
@@ -113,7 +123,8 @@ def fold_logits(
     decision: Decision,
     dataset: Dataset,
     places: Sequence[Path],
-    engine: Engine,
+    wanted: PredictConfig,
+    compute: Compute,
     say: Say,
     cascade: Callable[[], FoldLogits] | None = None,
 ) -> FoldLogits:
@@ -126,10 +137,12 @@ def fold_logits(
     ----------
     places : sequence of Path
         The set's folder, into which is written, and others that may hold logits of the same images.
-    engine : Engine
-        What computes.
+    wanted : PredictConfig
+        Kept logits that were computed otherwise than it forces are not taken.
+    compute : callable
+        Gives the logits of fold models, as `Engine.compute`.
     cascade : callable, optional
-        What to call instead where anything has to be computed.
+        What to call instead where everything has to be computed.
 
     Raises
     ------
@@ -143,30 +156,35 @@ def fold_logits(
     logits = np.empty((len(dataset), len(members), folds))
     steps, missing = len(dataset) * len(decision.views), []
     for column, fold in product(range(len(members)), range(folds)):
-        found = _load(kept, members[column], fold, decision.views, say)
+        found = _load(kept, members[column], fold, decision.views, wanted, say)
         if found is None:
             missing.append((column, fold))
         else:
             logits[:, column, fold] = found.mean(axis=1)
-    if missing and cascade is not None:
+    if cascade is not None and len(missing) == logits[0].size:
         return cascade()
     with progress(len(members) * folds * steps, "predict", "views") as bar:
         bar.skip(logits[0].size * steps - len(missing) * steps)
-        wanted = [(members[column], fold) for column, fold in missing]
-        for index, views, facts in engine.compute(wanted, decision.views, dataset, bar):
+        models = [(members[column], fold) for column, fold in missing]
+        for index, views, facts in compute(models, decision.views, dataset, bar):
             column, fold = missing[index]
             logits[:, column, fold] = kept[0].save(members[column], fold, decision.views, views, **facts).mean(axis=1)
     return FoldLogits(logits)
 
 
 def _load(
-    kept: Sequence[KeptLogits], member: runs.MemberFolder, fold: int, views: Sequence[str], say: Say
+    kept: Sequence[KeptLogits],
+    member: runs.MemberFolder,
+    fold: int,
+    views: Sequence[str],
+    wanted: PredictConfig,
+    say: Say,
 ) -> np.ndarray | None:
     """Return a fold model's logits (n, views) from the first folder that has them; None where they can be computed."""
     damaged = None
     for folder in kept:
         try:
-            logits = folder.load(member, fold, views)
+            logits = folder.load(member, fold, views, wanted)
         except ArtifactError as error:
             damaged = error
         else:

@@ -39,6 +39,9 @@ LOGIT_DECIMALS = 5
 
 TRAIN_AGAIN = "give its `thera train-member` command again; what is done is kept"
 
+UNSAID, UNSAID_OF_TRAINING = {"convolutions": "auto"}, {"convolutions": "native"}
+"""What a member that was begun before there was a choice does not say: its config, and how it was trained."""
+
 Tensors: TypeAlias = "dict[str, torch.Tensor]"
 
 
@@ -321,8 +324,10 @@ class MemberFolder:
             first = {"schema": SCHEMA, "begun": now, "config": config, **identity, "folds": {}, "oof": None}
             write_json(self._json, first)
         found, remedy = self.read(), "give it another --name, or use another --run"
-        refuse_differences(self._json, found["config"], config, remedy)
-        refuse_differences(self._json, {key: found.get(key) for key in identity}, identity, remedy)
+        unsaid = {key: value for key, value in UNSAID.items() if key in config}
+        refuse_differences(self._json, unsaid | found["config"], config, remedy)
+        made = UNSAID_OF_TRAINING | found
+        refuse_differences(self._json, {key: made.get(key) for key in identity}, identity, remedy)
 
     @property
     def has_begun(self) -> bool:

@@ -21,7 +21,7 @@ from ensemble.errors import ArtifactError, ConfigError, DataError, LockedError, 
 from ensemble.reports import tables
 from ensemble.reports.tables import Table
 
-COMMANDS = ("train-member", "fit-stacker", "predict", "evaluate", "compare", "report", "run", "demo")
+COMMANDS = ("train-member", "fit-stacker", "predict", "evaluate", "compare", "report", "run", "demo", "bench")
 TRAIN = ["train-member", "--arch", "resnet18", "--images", "img", "--run", "r"]
 PREDICT = ["predict", "--run", "r", "--images", "i", "--out", "o.txt"]
 HEAVY = (
@@ -142,6 +142,12 @@ def test_every_command_is_in_the_readme() -> None:
         ([*PREDICT, "--prior", "1"], "predict: prior must be less than 1; got 1.0"),
         ([*PREDICT, "--prior", "0"], "predict: prior must be greater than 0; got 0.0"),
         ([*PREDICT, "--prior", "half"], "thera predict: Invalid value for '--prior': "),
+        ([*PREDICT, "--cascade", "0.4"], "predict: cascade must be greater than 0.5; got 0.4"),
+        ([*PREDICT, "--cascade", "1.0"], "predict: cascade must be less than 1; got 1.0"),
+        ([*PREDICT, "--jobs", "0"], "thera predict: Invalid value for '--jobs': "),
+        ([*PREDICT, "--precision", "int8"], "predict: precision must be 'auto', 'fp32', 'bf16' or 'fp16'; got int8"),
+        ([*TRAIN, "--early-size", "8"], "train-member: early_size must be greater than or equal to 16; got 8"),
+        ([*TRAIN, "--convolutions", "fast"], "train-member: convolutions must be 'auto', 'native' or 'lowered'; got"),
         ([*PREDICT, "--correction", "mean"], "predict: correction must be 'posterior', 'location-scale', 'share' or "),
         (["run", "none.yaml"], "none.yaml: cannot be read ("),
         (["run", "a\nb\x1b.yaml"], "a\\nb\\x1b.yaml: cannot be read ("),
@@ -245,20 +251,21 @@ def test_train_member_passes_on_what_was_given(
     options = ["--labels", "l", "--name", "n", "--folds", "3", "--seed", "7", "--epochs", "2", "--batch-size", "4"]
     options += ["--lr", "1e-3", "--gamma", "1", "--alpha", "0.25", "--augment", "none", "--stem", "half-stride"]
     options += ["--input-size", "32", "--precision", "fp32", "--no-pretrained", "--weights", "w", "--resize", "48"]
-    assert thera(*TRAIN, *options, "--device", "cpu", "--workers", "1") == 0
+    options += ["--early-size", "24", "--convolutions", "lowered"]
+    assert thera(*TRAIN, *options, "--device", "cpu", "--workers", "1", "--jobs", "3") == 0
     run, member, data, folds, seed, machine = seen
-    assert (run, folds, seed, machine) == (Path("r"), 3, 7, pipeline.Machine("cpu", 1))
+    assert (run, folds, seed, machine) == (Path("r"), 3, 7, pipeline.Machine("cpu", 1, 3))
     assert data.model_dump() == {"images": Path("img"), "labels": Path("l"), "resize": 48}
     wanted = {"arch": "resnet18", "name": "n", "epochs": 2, "batch_size": 4, "lr": 1e-3, "gamma": 1, "alpha": 0.25}
     wanted |= {"augment": "none", "stem": "half-stride", "input_size": 32, "precision": "fp32", "pretrained": False}
-    wanted |= {"weights": Path("w")}
+    wanted |= {"weights": Path("w"), "early_size": 24, "convolutions": "lowered"}
     assert {key: getattr(member, key) for key in wanted} == wanted
     assert capsys.readouterr() == (TABLE.text(), "note: a\\nb\n")
 
     seen.clear()
     assert thera(*TRAIN) == 0
     assert seen[1] == cli_default()
-    assert seen[3:] == [5, 0, pipeline.Machine("auto", None)]
+    assert seen[3:] == [5, 0, pipeline.Machine("auto", None, None)]
 
 
 def cli_default() -> Any:
@@ -294,10 +301,12 @@ def test_fit_stacker_passes_on_what_was_given(
 @pytest.mark.parametrize(
     ("options", "wanted"),
     [
-        ([], {"tta": False, "correction": "posterior", "prior": None}),
-        (["--tta"], {"tta": True, "correction": "posterior", "prior": None}),
-        (["--no-tta", "--prior", "0.3"], {"tta": False, "correction": "posterior", "prior": 0.3}),
-        (["--correction", "location-scale"], {"tta": False, "correction": "location-scale", "prior": None}),
+        ([], {}),
+        (["--tta"], {"tta": True}),
+        (["--no-tta", "--prior", "0.3"], {"prior": 0.3}),
+        (["--correction", "location-scale"], {"correction": "location-scale"}),
+        (["--cascade", "0.99", "--jobs", "2"], {"cascade": 0.99}),
+        (["--precision", "bf16", "--convolutions", "lowered"], {"precision": "bf16", "convolutions": "lowered"}),
     ],
 )
 def test_predict_passes_on_what_was_given(
@@ -310,8 +319,10 @@ def test_predict_passes_on_what_was_given(
     monkeypatch.setattr(pipeline, "predict", lambda *given: seen.extend(given[:3]) or TABLE)
     assert thera(*PREDICT, "--device", "cpu", *options) == 0
     run, given, machine = seen
-    assert (run, given.model_dump()) == (Path("r"), {"images": Path("i"), "out": Path("o.txt"), **wanted})
-    assert machine == pipeline.Machine("cpu", None)
+    default = {"images": Path("i"), "out": Path("o.txt"), "tta": False, "correction": "posterior", "prior": None}
+    default |= {"cascade": None, "precision": "auto", "convolutions": "auto"}
+    assert (run, given.model_dump()) == (Path("r"), default | wanted)
+    assert machine == pipeline.Machine("cpu", None, 2 if "--jobs" in options else None)
     assert capsys.readouterr().out == TABLE.text()
 
 
@@ -347,8 +358,10 @@ def test_demo_and_run_pass_on_what_was_given(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(pipeline, "run_config", lambda config, machine, say: seen.append((config.run, machine)) or [])
     (tmp_path / "c.yaml").write_text("run: r\ndata: {images: i}\nmembers: [{arch: a}]\n")
     assert thera("demo") == thera("demo", "--run", "d") == thera("run", str(tmp_path / "c.yaml"), "--workers", "2") == 0
-    plain = pipeline.Machine("auto", None)
-    assert seen == [(None, plain), (Path("d"), plain), (Path("r"), pipeline.Machine("auto", 2))]
+    assert thera("demo", "--jobs", "2") == thera("run", str(tmp_path / "c.yaml"), "--jobs", "1") == 0
+    plain = pipeline.Machine("auto", None, None)
+    assert seen[:3] == [(None, plain), (Path("d"), plain), (Path("r"), pipeline.Machine("auto", 2))]
+    assert seen[3:] == [(None, pipeline.Machine(jobs=2)), (Path("r"), pipeline.Machine(jobs=1))]
 
 
 def test_tables_are_plain_off_a_terminal_and_drawn_on_one(

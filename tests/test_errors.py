@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
 import ensemble.errors
@@ -26,6 +28,14 @@ def test_the_tree_is_the_one_that_is_drawn() -> None:
         assert kind.status == status
         (line,) = (line for line in (ensemble.errors.__doc__ or "").splitlines() if kind.__name__ in line)
         assert line.split()[2] == str(status)
+
+
+@pytest.mark.parametrize("kind", [TheraError, *STATUS])
+@pytest.mark.parametrize("told", [("a.jpg", "has zero bytes", "remove it"), ("a.jpg", "has zero bytes", "")])
+def test_an_error_crosses_from_one_process_to_another(kind: type[TheraError], told: tuple[str, str, str]) -> None:
+    error = pickle.loads(pickle.dumps(kind(*told)))
+    assert (type(error), error.where, error.found, error.remedy) == (kind, *told)
+    assert (str(error), error.status) == (str(kind(*told)), kind.status)
 
 
 def test_a_message_is_where_found_remedy() -> None:

@@ -11,17 +11,17 @@ import pytest
 
 HOUSE = Path(__file__).parents[1] / "ensemble"
 FILES = sorted(HOUSE.rglob("*.py"))
-WINGS = ("data", "members", "decision", "reports")
+WINGS = ("data", "members", "decision", "reports", "bench")
 FOR_ALL = {"config", "errors", "progress"}
 """Rooms beside the wings that each wing may use."""
 
 OWNERS = {
-    "torch": ("members/",),
+    "torch": ("members/", "bench/"),
     "torchvision": ("members/",),
-    "timm": ("members/",),
-    "albumentations": ("members/",),
+    "timm": ("members/", "bench/"),
+    "albumentations": ("members/", "bench/"),
     "cleanlab": ("decision/label_issues.py",),
-    "sklearn": ("decision/", "reports/"),
+    "sklearn": ("decision/", "reports/", "bench/"),
     "matplotlib": ("reports/",),
     "jinja2": ("reports/",),
     "safetensors": ("runs.py",),
@@ -80,7 +80,8 @@ def rooms(path: Path, lazy: bool = True) -> set[str]:
 
 
 def test_the_reading_of_imports_sees_what_there_is() -> None:
-    assert {"errors.py", "config.py", "progress.py", "members/augment.py"} <= rooms(HOUSE / "members" / "training.py")
+    assert {"errors.py", "config.py", "members/augment.py"} <= rooms(HOUSE / "members" / "training.py")
+    assert {"errors.py", "progress.py"} <= rooms(HOUSE / "members" / "processes.py")
     assert "data/folds.py" in rooms(HOUSE / "pipeline.py")
     assert "data/folds.py" not in rooms(HOUSE / "pipeline.py", lazy=False)
     assert "decision/rates.py" in rooms(HOUSE / "decision" / "stacker.py")
@@ -127,15 +128,15 @@ def test_only_the_verbs_above_import_the_pipeline_and_nothing_imports_the_comman
     assert [name_of(path) for path in FILES if "pipeline.py" in rooms(path)] == ["cli.py", "evaluation.py"]
     assert [name_of(path) for path in FILES if "evaluation.py" in rooms(path)] == ["cli.py"]
     assert [name_of(path) for path in FILES if "cli.py" in rooms(path)] == []
-    verbs = ["evaluation.py", "pipeline.py", "prediction.py"]
+    verbs = ["engine.py", "evaluation.py", "pipeline.py", "prediction.py"]
     assert [name_of(path) for path in FILES if "runs.py" in rooms(path)] == verbs
-    assert [name_of(path) for path in FILES if "prediction.py" in rooms(path)] == ["pipeline.py"]
+    assert [name_of(path) for path in FILES if "prediction.py" in rooms(path)] == ["engine.py", "pipeline.py"]
 
 
 STOREYS = (
     {"intervals.py", "label_issues.py", "rates.py", "shift.py"},
     {"comparison.py", "floor.py", "stacker.py", "threshold.py"},
-    {"rules.py"},
+    {"cascade.py", "rules.py"},
     {"refit.py"},
     {"assessment.py", "averaging.py"},
     {"decision.py"},
@@ -157,7 +158,7 @@ def test_decision_takes_nothing_of_data_but_the_folds() -> None:
     assert [name_of(path) for path in FILES if "decision/label_issues.py" in rooms(path)] == ["decision/floor.py"]
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.parent.name != "members"], ids=name_of)
+@pytest.mark.parametrize("path", [path for path in FILES if path.parent.name not in {"members", "bench"}], ids=name_of)
 def test_what_is_slow_to_load_is_imported_where_it_is_used(path: Path) -> None:
     slow = {
         "torch",
@@ -181,7 +182,7 @@ def test_there_are_no_cycles() -> None:
 
 def test_the_command_and_the_pipeline_start_light() -> None:
     assert rooms(HOUSE / "cli.py", lazy=False) == {"errors.py"}
-    for room in ("evaluation.py", "pipeline.py", "prediction.py"):
+    for room in ("engine.py", "evaluation.py", "pipeline.py", "prediction.py"):
         assert not any(used.startswith("members/") for used in rooms(HOUSE / room, lazy=False))
 
 

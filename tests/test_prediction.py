@@ -128,6 +128,7 @@ def test_the_logits_of_each_fold_model_lie_beside_the_labels(predicted: Path, tr
             "weights_sha256": training["weights_sha256"],
             "views": ["identity", "hflip"],
             "precision": "fp32",
+            "convolutions": "native",
             "device": "cpu",
         }
         head, *rows = csv.reader(data.decode().splitlines())
@@ -413,5 +414,5 @@ def test_logits_that_are_not_finite_are_not_kept(
     shutil.copytree(trained / "run", tmp_path / "run")
     monkeypatch.setattr(inference, "predict_logits", lambda *given: np.full((12, 2), np.nan))
     told = fails(1, command(tmp_path, trained), capsys)
-    assert "member a: 24 logits of fold 0 are not finite in fp32; predict on another --device" in told
+    assert "member a: 24 logits of fold 0 are not finite in fp32 native; use --precision fp32" in told
     assert not list(tmp_path.rglob("logits/*"))

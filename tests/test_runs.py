@@ -430,6 +430,10 @@ def test_predictions_are_named_after_their_set(tmp_path: Path, monkeypatch: pyte
 VIEWS = ("identity", "hflip")
 
 
+def arrays(value: float = 1.0) -> dict[str, np.ndarray]:
+    return {"w": np.full((2, 3), value, np.float32), "n": np.array(3)}
+
+
 def tensors(value: float = 1.0) -> Any:
     import torch
 
@@ -443,7 +447,7 @@ def member(tmp_path: Path) -> MemberFolder:
     member.begin({"lr": 0.1}, {"seed": 0})
     StateFolder(member.fold(0)).save(tensors(), [{"epoch": 1}])
     logits = np.array([[0.123456, -1.0], [2.0, 3.0], [-40.5, 1e-9]])
-    member.finish_fold(0, tensors(), np.array(["a", "=b\r", "\udcff"]), logits, VIEWS, epochs=1)
+    member.finish_fold(0, arrays(), np.array(["a", "=b\r", "\udcff"]), logits, VIEWS, epochs=1)
     return member
 
 
@@ -460,7 +464,7 @@ def test_a_fold_goes_round(member: MemberFolder) -> None:
     assert facts["epochs"] == 1
     assert facts["weights_sha256"] == runs.file_sha256(member.fold(0) / "weights.safetensors")
     assert {path.name for path in member.fold(0).iterdir()} == {"weights.safetensors", "oof.csv", "history.jsonl"}
-    member.finish_fold(1, tensors(), np.array(["c"]), np.zeros((1, 2)), VIEWS)
+    member.finish_fold(1, arrays(), np.array(["c"]), np.zeros((1, 2)), VIEWS)
     assert set(member.read()["folds"]) == {"0", "1"}
 
 

@@ -18,6 +18,7 @@ from ensemble.config import SHORT_NAMES, MemberConfig
 from ensemble.data.source import Source, open_source
 from ensemble.data.store import load_dataset
 from ensemble.data.synthetic import write_demo
+from ensemble.errors import ConfigError
 from ensemble.progress import Bar, Say, progress
 from ensemble.reports.tables import Table
 
@@ -25,6 +26,12 @@ SUBJECTS = ("train", "predict", "decide", "load")
 
 DEMO_IMAGES = 2048
 """That are generated where no images are given."""
+
+FOLDS = 5
+"""That are taken to be trained side by side, on as many cores."""
+
+FOLD_MODELS = 3
+"""That an image is predicted with, so that peers decode it once for all of them."""
 
 SLOWER = 0.8
 """Share of the probe's best plan below which a plan is told to be a bad choice."""
@@ -95,8 +102,12 @@ def _material(wish: Wish) -> Iterator[Material]:
         folder = Path(name)
         images, labels = wish.images, wish.labels
         if images is None:
+            if labels is not None:
+                raise ConfigError("--labels", "needs --images")
             write_demo(folder / "demo", wish.limit, 2, seed=0)
             images, labels = folder / "demo" / "train_img", folder / "demo" / "label_train.txt"
+        elif not images.is_dir():
+            raise ConfigError("--images", f"must be a folder of image files, for the peers to read; got {images}")
         source = open_source(images, labels)
         dataset = load_dataset(source, folder / "store")
         n = min(wish.limit, len(dataset))
@@ -137,25 +148,24 @@ def train(wish: Wish, material: Material, say: Say) -> Table:
 
     files = peers.Files(material.paths, material.labels, material.size)
     threads, rows, notes = len(cores()), [], []
-    names = ("plain torch loop", "timm train.py, default", "timm train.py, best flags")
+    names = ("plain torch loop", "timm train.py, default", "timm train.py, best flags, light augmentation")
     for arch in wish.archs:
         config, plan, probed, share = _chosen(arch, material, "train")
-        ours = OurTraining(config, plan, material.mapped, material.labels, len(files.paths), threads)
+        ours = OurTraining(config, plan, material.mapped, material.labels, len(files.paths), min(FOLDS, threads))
         with ExitStack() as stack, progress(_steps(wish, names), f"train {arch}", "turns") as bar:
             stack.callback(ours.close)
             contestants: dict[str, Callable[[], int]] = {"thera": partial(ours.run, _Quiet(bar))}
             if wish.peers:
                 timm_name, n = config.timm_name, len(files.paths)
                 flags = {"channels_last": True, "amp_dtype": _dtype(timm_best(timm_name, files, threads, bar))}
-                for name, peer in zip(
-                    names,
-                    (
-                        peers.plain_loop(timm_name, files, threads=threads),
-                        peers.timm_loop(timm_name, files, threads=threads, workers=0),
-                        peers.timm_loop(timm_name, files, threads=threads, workers=0, **flags),
-                    ),
-                    strict=True,
-                ):
+                makers = (
+                    partial(peers.plain_loop, timm_name, files, threads=threads),
+                    partial(peers.timm_loop, timm_name, files, threads=threads),
+                    partial(peers.timm_loop, timm_name, files, threads=threads, augmentation=peers.LIGHT, **flags),
+                )
+                for name, make in zip(names, makers, strict=True):
+                    bar.note(f"{name}: how many workers")
+                    peer = make(workers=_workers(make, threads, n))
                     stack.callback(peer.close)
                     contestants[name] = partial(peer.run, n)
             match = _turns(contestants, wish, bar)
@@ -172,7 +182,7 @@ def train(wish: Wish, material: Material, say: Say) -> Table:
 
 
 def predict(wish: Wish, material: Material, say: Say) -> Table:
-    """Images per second of prediction under two views with one fold model, ours and the peers', in turn."""
+    """Images per second of prediction under two views with three fold models, ours and the peers', in turn."""
     from ensemble.bench import engines, peers
     from ensemble.bench.ours import OurPrediction
     from ensemble.members.backbones import build
@@ -188,24 +198,26 @@ def predict(wish: Wish, material: Material, say: Say) -> Table:
         network = build(config, material.size).eval()
         state = {name: value.numpy() for name, value in network.state_dict().items()}
         timm_state = {name.removeprefix("model."): value for name, value in network.state_dict().items()}
-        ours = OurPrediction(config, [state], plan, material.mapped, threads)
+        ours = OurPrediction(config, [state] * FOLD_MODELS, plan, material.mapped, threads)
         with ExitStack() as stack, progress(_steps(wish, names), f"predict {arch}", "turns") as bar:
             stack.callback(ours.close)
             contestants: dict[str, Callable[[], int]] = {"thera": partial(ours.run, _Quiet(bar))}
             if wish.peers:
-                makers = {
+                makers: dict[str, Callable[..., Any]] = {
                     "timm eager fp32": peers.timm_predict,
                     "ONNX Runtime": peers.onnxruntime_predict,
-                    "OpenVINO": peers.openvino_predict,
+                    "OpenVINO": partial(
+                        peers.openvino_predict, precision="bf16" if plan.precision == "bf16" else "f32"
+                    ),
                 }
                 for name in names:
-                    models = peers.fold_models(config.timm_name, [timm_state])
+                    models = peers.fold_models(config.timm_name, [timm_state] * FOLD_MODELS)
                     peer = makers[name](models, material.paths, material.size, threads=threads, batch=64)
                     stack.callback(peer.close)
                     contestants[name] = peer.run
             match = _turns(contestants, wish, bar)
         matches.append(match)
-        rows.append(_row(arch, plan, match, 2 * share, names if wish.peers else ()))
+        rows.append(_row(arch, plan, match, 2 * FOLD_MODELS * share, names if wish.peers else ()))
         notes += _advice(arch, plan, probed)
     if wish.peers and len(matches) > 1:
         seconds = {name: np.sum([1 / match.speeds[name] for match in matches], axis=0) for name in matches[0].speeds}
@@ -214,7 +226,7 @@ def predict(wish: Wish, material: Material, say: Say) -> Table:
         rows.append(("all of them", "", _speed(match.speeds["thera"]), "", *whole))
     columns = ("architecture", "plan", "images/s", "of the roofline", *(_columns(names) if wish.peers else ()))
     told = (
-        f"Prediction with one fold model under two views, {material.size} pixels, {threads} cores, "
+        f"Prediction with {FOLD_MODELS} fold models under two views, {material.size} pixels, {threads} cores, "
         f"{len(material.paths)} images a turn, {wish.rounds} rounds in turn; median [least, greatest]. Peers read and "
         "decode the files, as they do each time; thera reads its store.",
         *_explained(),
@@ -308,6 +320,15 @@ def _dtype(precision: str) -> Any:
     import torch
 
     return torch.bfloat16 if precision == "bf16" else None
+
+
+def _workers(make: Callable[..., Any], threads: int, images: int) -> int:
+    """Return how many data workers a peer's loop is fastest with."""
+    from ensemble.bench import peers
+
+    candidates = sorted({0, 1, 2, threads})
+    found = peers.best_workers(lambda n: make(workers=n), lambda peer: peer.run(images // 4), candidates, rounds=1)
+    return next(iter(found))
 
 
 def timm_best(arch: str, files: Any, threads: int, bar: Bar) -> str:

@@ -85,7 +85,8 @@ def _windows(size: Pair, kernel: Pair, stride: Pair, padding: Pair, out: Pair) -
 
     def clipped(position: int, axis: int) -> tuple[slice, slice]:
         start = position * stride[axis] - padding[axis]
-        low, high = max(start, 0), min(start + kernel[axis], size[axis])
+        low = min(max(start, 0), size[axis])
+        high = max(low, min(start + kernel[axis], size[axis]))
         return slice(low, high), slice(low - start, high - start)
 
     found = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -14,12 +15,13 @@ from ensemble.config import MemberConfig
 from ensemble.errors import ConfigError
 from ensemble.members.augment import view
 from ensemble.members.backbones import Backbone, build
-from ensemble.members.plans import PRECISIONS, Plan, deviation, possible_plans, prepared, probe
-from ensemble.members.processes import MappedPixels, Progress
+from ensemble.members.plans import PLAINEST, PRECISIONS, Plan, deviation, possible_plans, prepared, probe
+from ensemble.members.processes import Progress
 
 BATCH = 256
 
-PLAINEST = Plan("fp32")
+Models: TypeAlias = tuple[MemberConfig, int, Plan, torch.device]
+"""What `FoldModels` is made of."""
 
 COMPARED, TOLERANCE = 64, 0.1
 """Images on which a faster plan is held against float32, and how far its logits may lie from it: the root mean square
@@ -81,45 +83,33 @@ class FoldModels:
     ) -> tuple[np.ndarray, Plan]:
         """Return the logits (r, views) of a state dict, and how they were computed.
 
-        That is the plan, unless its logits of the first `COMPARED` images are further than `TOLERANCE` from those in
+        That is the plan, unless its logits of `COMPARED` images of the set are further than `TOLERANCE` from those in
         float32 with the library's convolutions: then it is the latter.
         """
         self._network.load_state_dict(weights)
         network, plan = self._network, self._plan
-        if plan != PLAINEST and self._device.type == "cpu" and len(rows) > COMPARED:
+        if plan != PLAINEST:
             exact = self._built(PLAINEST)
             exact.load_state_dict(weights)
-            batch = torch.from_numpy(pixels[rows[:COMPARED]])
+            some = np.unique(np.linspace(0, len(pixels) - 1, COMPARED).astype(int))  # the same, whatever the rows
+            batch = torch.from_numpy(pixels[some]).to(self._device)
             with torch.inference_mode():
-                if deviation(network(batch, plan.dtype), exact(batch)) > TOLERANCE:
+                if not deviation(network(batch, plan.dtype), exact(batch)) <= TOLERANCE:  # NaN is no agreement
                     network, plan = exact, PLAINEST
         return predict_logits(network, pixels, rows, views, plan.precision, self._device, bar), plan
 
 
-def cost_per_image(models: tuple[MemberConfig, int, Plan, torch.device], threads: int) -> float:
+def cost_per_image(models: Models, threads: int) -> float:
     """Return what an image costs under one view, to compare members by: seconds as probed on a CPU, elsewhere FLOP."""
     config, image_size, plan, device = models
     if device.type == "cpu":
         plans = possible_plans("auto", "auto", device, config.input_size or image_size)
         speeds = probe(config, image_size, plans, "predict", threads)
-        return 1 / speeds.images_per_second.get(str(plan), min(speeds.images_per_second.values()))
+        return 1 / speeds.images_per_second.get(str(plan), 1.0)
     network = build(config.model_copy(update={"pretrained": False, "weights": None}), image_size).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.zeros((1, image_size, image_size, 3), dtype=torch.uint8))
     return float(counter.get_total_flops())
-
-
-def predict_fold(
-    models: tuple[MemberConfig, int, Plan, torch.device],
-    weights: Mapping[str, np.ndarray],
-    mapped: MappedPixels,
-    rows: np.ndarray,
-    views: Sequence[str],
-    bar: Progress,
-) -> tuple[np.ndarray, Plan]:
-    """Return what `FoldModels(*models).predict` returns, in whatever process."""
-    tensors = {key: torch.from_numpy(value) for key, value in weights.items()}
-    return FoldModels(*models).predict(tensors, mapped.array, rows, views, bar)
 
 
 @torch.inference_mode()

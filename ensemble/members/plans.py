@@ -9,21 +9,25 @@ from __future__ import annotations
 import json
 import os
 import platform
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import timm
 import torch
 
 from ensemble.config import MemberConfig
 from ensemble.members.backbones import Backbone, build
 from ensemble.members.convolutions import lower
 from ensemble.members.losses import focal_loss
+from ensemble.progress import progress
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+PROBE_VERSION = 1
+"""Counted up when what a probe has found of a plan may no longer hold."""
 
 PROBED_IMAGES = 128
 PROBE_ROUNDS = 3
@@ -31,7 +35,11 @@ WORTH = 1.05
 """How many times the images per second of the plainest plan another one must reach to be chosen."""
 
 PROBE_PAYS = 150
-"""Batches of work from which a probe, about a dozen batches itself, is made; below, the plainest plan is taken."""
+"""Batches of work from which a probe, 16 batches itself, is made; below, the plainest plan is taken."""
+
+SANE = 3.0
+"""How far bfloat16 with the library's convolutions may lie from float32, relative to its spread: with parameters drawn
+at random a deep network's gradients keep little of their direction, but they stay of a size."""
 
 EXACT, LOOSE = 1e-3, 1.5
 """The parity check: how far, in relative terms, logits and gradients of a lowered network may lie from those of the
@@ -53,6 +61,9 @@ class Plan:
 
     def __str__(self) -> str:
         return f"{self.precision} {self.convolutions}"
+
+
+PLAINEST = Plan("fp32")
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,12 @@ def possible_plans(precision: str, convolutions: str, device: torch.device, inpu
     return tuple(Plan(each, kind) for each in wanted.get(precision, ("fp32",)) for kind in kinds)
 
 
+def least_size(config: MemberConfig, image_size: int) -> int:
+    """Return the smallest side in pixels that a network sees, in training too."""
+    size = config.input_size or image_size
+    return min(size, config.early_size or size)
+
+
 def choose_plan(
     config: MemberConfig, device: torch.device, image_size: int, phase: Phase, batches: int, threads: int
 ) -> Plan:
@@ -99,7 +116,7 @@ def choose_plan(
     threads : int
         That it will be computed with.
     """
-    plans = possible_plans(config.precision, config.convolutions, device, config.input_size or image_size)
+    plans = possible_plans(config.precision, config.convolutions, device, least_size(config, image_size))
     if len(plans) == 1 or batches < PROBE_PAYS:
         return plans[0]
     return probe(config, image_size, plans, phase, threads).chosen
@@ -117,9 +134,9 @@ def probe(config: MemberConfig, image_size: int, plans: tuple[Plan, ...], phase:
     batch = min(config.batch_size, PROBED_IMAGES)
     what = (phase, config.timm_name, config.stem, config.input_size or image_size, batch, threads)
     key = " | ".join(map(str, (*_machine(), *what, *plans)))
-    kept = _read().get(key)
+    kept = _kept(key, plans)
     if kept is not None:
-        return Probe(Plan(**kept["chosen"]), kept["images_per_second"])
+        return kept
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -142,18 +159,27 @@ def _measured(config: MemberConfig, image_size: int, plans: tuple[Plan, ...], ph
         network = network.to(memory_format=torch.channels_last)
         return _Subject(prepared(network, plan), plan.dtype, pixels, labels, phase)
 
-    subjects = {plan: subject(plan) for plan in plans}
-    subjects = {plan: each for plan, each in subjects.items() if _agrees(plan, each, subjects, subject)}
-    seconds: dict[Plan, list[float]] = {plan: [] for plan in subjects}
-    for _ in range(PROBE_ROUNDS):
+    compared = [PLAINEST, *(Plan(plan.precision) for plan in plans), *plans]
+    subjects = {plan: subject(plan) for plan in dict.fromkeys(compared)}
+    steps = len(subjects) + PROBE_ROUNDS * len(plans)
+    with progress(steps, f"probe {config.timm_name}", "batches") as bar:
+        results = {}
         for plan, each in subjects.items():
-            started = time.perf_counter()
-            each.step()
-            seconds[plan].append(time.perf_counter() - started)
+            results[plan] = each.step()
+            bar.advance()
+        sound = [plan for plan in plans if _agrees(plan, results)]
+        seconds: dict[Plan, list[float]] = {plan: [] for plan in sound}
+        for _ in range(PROBE_ROUNDS):
+            for plan in sound:
+                started = time.perf_counter()
+                subjects[plan].step()
+                seconds[plan].append(time.perf_counter() - started)
+                bar.advance()
+    if not sound:
+        return Probe(PLAINEST, {})
     speed = {plan: batch / float(np.median(spent)) for plan, spent in seconds.items()}
     fastest = max(speed, key=lambda plan: speed[plan])
-    plainest = plans[0]
-    chosen = fastest if speed[fastest] >= WORTH * speed[plainest] else plainest
+    chosen = fastest if speed[fastest] >= WORTH * speed[sound[0]] else sound[0]
     return Probe(chosen, {str(plan): round(value, 1) for plan, value in speed.items()})
 
 
@@ -188,18 +214,13 @@ class _Subject:
         return torch.cat(slopes)
 
 
-def _agrees(plan: Plan, own: _Subject, subjects: dict[Plan, _Subject], subject: Any) -> bool:
-    """Return whether a lowered network computes what the library's convolutions compute."""
-    if plan.convolutions == "native":
-        own.step()  # warm, as the lowered ones are by now
-        return True
-    result, exact = own.step(), subjects.get(Plan("fp32")) or subject(Plan("fp32"))
-    reference = exact.step()
-    allowed = EXACT
-    if plan.precision != "fp32":
-        same = subjects.get(Plan(plan.precision)) or subject(Plan(plan.precision))
-        allowed += LOOSE * deviation(same.step(), reference)
-    return deviation(result, reference) <= allowed
+def _agrees(plan: Plan, results: dict[Plan, torch.Tensor]) -> bool:
+    """Return whether a plan computes what the library's convolutions compute in float32, as near as it can."""
+    reference = results[PLAINEST]
+    apart, same = deviation(results[plan], reference), deviation(results[Plan(plan.precision)], reference)
+    if plan.convolutions == "lowered":
+        return apart <= EXACT + (LOOSE * same if plan.precision != "fp32" else 0)
+    return apart <= SANE
 
 
 def deviation(found: torch.Tensor, reference: torch.Tensor) -> float:
@@ -220,11 +241,11 @@ def _machine() -> tuple[str, ...]:
         model = " ".join(dict.fromkeys(parts)) or model
     except OSError:
         pass
-    return platform.node(), model, f"torch {torch.__version__}"
+    return platform.node(), model, f"torch {torch.__version__}", f"timm {timm.__version__}", f"probe {PROBE_VERSION}"
 
 
 def _file() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(cache) / "thera" / "probes.json"
 
 
@@ -237,12 +258,22 @@ def _read() -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _kept(key: str, plans: tuple[Plan, ...]) -> Probe | None:
+    """Return what an earlier probe found, where it is whole."""
+    try:
+        kept = _read()[key]
+        found = Probe(Plan(**kept["chosen"]), {str(plan): float(x) for plan, x in kept["images_per_second"].items()})
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+    return found if found.chosen in plans and str(found.chosen) in found.images_per_second else None
+
+
 def _write(found: dict[str, Any]) -> None:
     """Keep what probes found, where there is room and permission; without, the next command measures again."""
     try:
         _file().parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=_file().parent, delete=False) as file:
-            json.dump(found, file, indent=2)
-        os.replace(file.name, _file())
+        own = _file().with_name(f".probes-{os.getpid()}.tmp")
+        own.write_text(json.dumps(found, indent=2))
+        own.replace(_file())
     except OSError:
         pass

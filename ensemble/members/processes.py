@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import multiprocessing
 import os
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -43,14 +45,14 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class MappedPixels:
-    """An array; where it is a memory map, another process opens the file itself instead of getting the content."""
+    """An array; a whole memory map is opened by another process itself, of anything else it gets the content."""
 
     array: np.ndarray
 
     def __reduce__(self) -> Any:
-        if isinstance(self.array, np.memmap):
+        if isinstance(self.array, np.memmap) and isinstance(self.array.base, mmap.mmap):  # of a part: another array
             return _open, (str(self.array.filename),)
-        return MappedPixels, (self.array,)
+        return MappedPixels, (np.asarray(self.array),)
 
 
 def _open(path: str) -> MappedPixels:
@@ -73,8 +75,7 @@ def shares(jobs: int, at_once: int) -> list[list[int]]:
     every = cores()
 
     def split(n: int) -> list[list[int]]:
-        width = max(1, len(every) // n)
-        return [every[i * width : (i + 1) * width] or every for i in range(n)]
+        return [every[i * len(every) // n : (i + 1) * len(every) // n] or every for i in range(n)]
 
     last = jobs % at_once
     full = split(at_once) * (jobs // at_once)
@@ -105,8 +106,8 @@ def keep_freed_memory() -> None:
     trim_threshold, mmap_threshold = -1, -3
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
-        library.mallopt(mmap_threshold, 2**30)
-        library.mallopt(trim_threshold, 2**31 - 1)
+        if library.mallopt(mmap_threshold, 2**30) or library.mallopt(mmap_threshold, 2**25):  # glibc before 2.35
+            library.mallopt(trim_threshold, 2**31 - 1)
 
 
 Job: TypeAlias = Callable[..., Any]
@@ -157,18 +158,23 @@ class Workers:
         if all(len(own) == len(cores()) for own in of_call):
             keep_freed_memory()
             for index, call in enumerate(calls):
-                yield index, function(*call, bar)
+                with _threads(len(cores())):
+                    result = function(*call, bar)
+                yield index, result
             return
         waiting = list(range(len(calls)))
         while waiting or self._running:
             busy = {core for worker in self._running.values() for core in worker.cores}
-            for index in list(waiting):
+            begun: list[int] = []
+            for index in waiting:
                 if busy.isdisjoint(of_call[index]):
-                    worker = self._idle.pop(tuple(of_call[index]), None) or _Worker(of_call[index])
-                    worker.begin(function, calls[index])
-                    self._running[index] = worker
-                    waiting.remove(index)
+                    idle = self._idle.pop(tuple(of_call[index]), None)
+                    self._running[index] = idle or _Worker(of_call[index])
+                    begun.append(index)
                 busy |= set(of_call[index])  # a later call does not overtake one that waits for the same core
+            for index in begun:  # all have been started by now: a long message waits until its process has torch
+                self._running[index].begin(function, calls[index])
+                waiting.remove(index)
             ready = wait([worker.connection for worker in self._running.values()], POLL_S)
             bar.advance(0)
             for index, worker in list(self._running.items()):
@@ -176,6 +182,17 @@ class Workers:
                     del self._running[index]
                     self._idle[tuple(worker.cores)] = worker
                     yield index, worker.result
+
+
+@contextlib.contextmanager
+def _threads(n: int) -> Iterator[None]:
+    """Compute with as many threads as a process of its own would on these cores: a sum depends on their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Worker:
@@ -186,7 +203,8 @@ class _Worker:
         self.connection, far = context.Pipe()
         self.cores, self.result = own, None
         self._process = context.Process(target=_work, args=(far, own))
-        self._process.start()
+        with _deaf_to_interrupts():  # inherited: the parent heeds them, and ends this process
+            self._process.start()
         far.close()
 
     def begin(self, function: Job, call: tuple[Any, ...]) -> None:
@@ -211,13 +229,26 @@ class _Worker:
 
     def _lost(self) -> ResourceError:
         self._process.join()
-        found = f"was killed (exit status {self._process.exitcode})"
+        code = self._process.exitcode or 0
+        found = f"was killed (signal {-code})" if code < 0 else f"ended by itself (exit status {code})"
         return ResourceError("a computing process", found, "free memory or use --jobs 1; the same command goes on")
 
     def end(self) -> None:
         self._process.terminate()
         self._process.join()
         self.connection.close()
+
+
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _Line:
@@ -238,7 +269,6 @@ class _Line:
 
 def _work(connection: Any, own: list[int]) -> None:
     """Make the calls that come down the line, until it is closed: by the parent's end, too."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent heeds it, and ends this process
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, own)
     torch.set_num_threads(len(own))
@@ -250,8 +280,11 @@ def _work(connection: Any, own: list[int]) -> None:
                 answer = "done", function(*call, _Line(connection))
             except (BrokenPipeError, ConnectionResetError):
                 return
-            except TheraError as error:
+            except (TheraError, OSError, MemoryError) as error:
                 answer = "failed", error
+            except torch.OutOfMemoryError as error:
+                found = str(error).splitlines()[0]
+                answer = "failed", ResourceError("a computing process", found, "lower --batch-size, or use --jobs 1")
             except Exception as error:
                 answer = "failed", RuntimeError(f"{error!r} in a computing process:\n{traceback.format_exc()}")
             connection.send(answer)

@@ -54,7 +54,7 @@ class FoldJob:
     fold, seed : int
         Every random stream is a child of the seed, named after the member and the fold.
     weights : mapping, optional
-        A state dict to start from.
+        A state dict of arrays to start from.
     """
 
     config: MemberConfig
@@ -64,7 +64,7 @@ class FoldJob:
     rows: np.ndarray
     fold: int
     seed: int
-    weights: Mapping[str, torch.Tensor] | None = None
+    weights: Mapping[str, np.ndarray] | None = None
 
     @property
     def pixels(self) -> np.ndarray:
@@ -172,7 +172,10 @@ def train_fold(
     tensors, history = checkpoint.load() or (None, [])
     start = job.config if tensors is None else job.config.model_copy(update={"pretrained": False})
     torch.manual_seed(job.random_state("weights"))
-    network = build(start, job.pixels.shape[1], job.weights).to(memory_format=torch.channels_last).to(device)
+    weights = None
+    if job.weights is not None:
+        weights = {key: torch.from_numpy(value) for key, value in job.weights.items()}
+    network = build(start, job.pixels.shape[1], weights).to(memory_format=torch.channels_last).to(device)
     learner = Learner(job, prepared(network, plan), plan, device)
     if tensors is not None:
         learner.restore(tensors)
@@ -186,7 +189,7 @@ def train_fold(
         seconds = round(time.monotonic() - started, 2)
         history = [*history, {"epoch": epoch + 1, "loss": loss, "lr": learner.lr, "seconds": seconds}]
         checkpoint.save(learner.state(), history)
-        bar.note(f"epoch {epoch + 1}/{job.config.epochs} loss {loss:.4f}")
+        bar.note(f"fold {job.fold + 1} epoch {epoch + 1}/{job.config.epochs} loss {loss:.4f}")
     return learner.ema.module.eval(), history
 
 

@@ -24,6 +24,8 @@ from ensemble.data.store import load_dataset
 from ensemble.decision.rates import call, error_rates
 from ensemble.decision.threshold import fit_threshold
 from ensemble.members.inference import choose_device, predict_logits
+from ensemble.members.plans import Plan
+from ensemble.members.processes import MappedPixels
 from ensemble.members.training import FoldJob, train_fold
 from ensemble.progress import progress
 
@@ -57,9 +59,10 @@ def main() -> None:
         assert dataset.labels is not None
         order = np.random.default_rng(0).permutation(len(dataset))
         held_out, rest = np.sort(order[:10_000]), order[10_000:]
+        mapped = MappedPixels(dataset.pixels)
 
         def job(config: MemberConfig, rows: np.ndarray) -> FoldJob:
-            return FoldJob(config, dataset.pixels, dataset.labels, dataset.ids, rows, fold=0, seed=0)
+            return FoldJob(config, mapped, dataset.labels, dataset.ids, rows, fold=0, seed=0)
 
         for variant in arguments.variants:
             arch, size, stem, precision = variant.split(":")
@@ -76,11 +79,11 @@ def main() -> None:
             with progress(1, variant) as bar:
                 for n in (3 * 128, 12 * 128):  # the first warms up
                     started = time.monotonic()
-                    train_fold(job(config, rest[:n]), Nowhere(), precision, device, 0, bar)
+                    train_fold(job(config, rest[:n]), Nowhere(), Plan(precision), device, 0, bar)
                 speed = n / (time.monotonic() - started)
                 rows = rest[: int(speed * arguments.seconds)]
                 started = time.monotonic()
-                network, _ = train_fold(job(config, rows), Nowhere(), precision, device, 0, bar)
+                network, _ = train_fold(job(config, rows), Nowhere(), Plan(precision), device, 0, bar)
                 spent = time.monotonic() - started
                 logits = predict_logits(network, dataset.pixels, held_out, VIEWS, precision, device, bar).mean(axis=1)
             labels = dataset.labels[held_out]

@@ -12,11 +12,13 @@ import torch
 from ensemble.config import VIEWS, MemberConfig
 from ensemble.errors import TheraError
 from ensemble.members import training
-from ensemble.members.inference import choose_device, choose_precision, predict_logits
+from ensemble.members.inference import choose_device, predict_logits
+from ensemble.members.plans import Plan
+from ensemble.members.processes import MappedPixels
 from ensemble.members.training import FoldJob, train_fold
 from ensemble.progress import progress
 
-CPU = torch.device("cpu")
+CPU, PLAIN = torch.device("cpu"), Plan("fp32")
 
 
 class Memory:
@@ -48,12 +50,13 @@ def job(images: tuple[np.ndarray, np.ndarray], **values: Any) -> FoldJob:
     base = {"arch": "resnet10t", "pretrained": False, "epochs": 3, "batch_size": 16, "ema_decay": 0.9, "name": "m"}
     config = MemberConfig.model_validate(base | values)
     rows = np.flatnonzero(np.arange(72) % 3 != 0)
-    return FoldJob(config, *images, ids=np.arange(101, 173).astype(str), rows=rows, fold=0, seed=5)
+    ids = np.arange(101, 173).astype(str)
+    return FoldJob(config, MappedPixels(images[0]), images[1], ids, rows, fold=0, seed=5)
 
 
-def train(wanted: FoldJob, checkpoint: Memory, workers: int = 0, precision: str = "fp32") -> dict[str, torch.Tensor]:
+def train(wanted: FoldJob, checkpoint: Memory, workers: int = 0, plan: Plan = PLAIN) -> dict[str, torch.Tensor]:
     with progress(1, "test") as bar:
-        network, history = train_fold(wanted, checkpoint, precision, CPU, workers, bar)
+        network, history = train_fold(wanted, checkpoint, plan, CPU, workers, bar)
     assert [epoch["epoch"] for epoch in history] == list(range(1, wanted.config.epochs + 1))
     return network.state_dict()
 
@@ -77,6 +80,7 @@ def test_resumed_equals_undisturbed(images: Any, undisturbed: Any, stop_after: i
     assert same(train(job(images), checkpoint), undisturbed)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # where this process may use one core only
 @pytest.mark.parametrize("workers", [1, 2])
 def test_any_number_of_workers_gives_the_same(images: Any, undisturbed: Any, workers: int) -> None:
     assert same(train(job(images), Memory(), workers), undisturbed)
@@ -84,7 +88,7 @@ def test_any_number_of_workers_gives_the_same(images: Any, undisturbed: Any, wor
 
 def test_workers_open_a_memory_map_themselves(images: Any, undisturbed: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "pixels.npy", images[0])
-    mapped = replace(job(images), pixels=np.load(tmp_path / "pixels.npy", mmap_mode="r"))
+    mapped = replace(job(images), mapped=MappedPixels(np.load(tmp_path / "pixels.npy", mmap_mode="r")))
     assert same(train(mapped, Memory(), workers=1), undisturbed)
 
 
@@ -93,7 +97,7 @@ def test_restored_state_has_the_strides_of_the_parameters(images: Any) -> None:
     wanted, checkpoint = job(images, epochs=1), Memory()
     train(wanted, checkpoint)
     network = training.build(wanted.config, 16).to(memory_format=torch.channels_last)
-    learner = training._Learner(wanted, network, "fp32", CPU)
+    learner = training.Learner(wanted, network, PLAIN, CPU)
     learner.restore(checkpoint.saved[0])
     moments = learner.optimizer.state
     assert len(moments) == len(list(network.parameters()))
@@ -118,7 +122,7 @@ def test_held_out_rows_are_not_looked_at(images: Any, undisturbed: Any) -> None:
 def test_it_learns_and_scores_each_view(images: Any) -> None:
     wanted = job(images, epochs=12, augment="light")
     with progress(1, "test") as bar:
-        network, history = train_fold(wanted, Memory(), "fp32", CPU, 0, bar)
+        network, history = train_fold(wanted, Memory(), PLAIN, CPU, 0, bar)
         held_out = np.arange(0, 72, 3)
         logits = predict_logits(network, images[0], held_out, VIEWS, "fp32", CPU, bar)
     assert history[-1]["loss"] < history[0]["loss"] / 2
@@ -130,17 +134,78 @@ def test_it_learns_and_scores_each_view(images: Any) -> None:
 
 
 def test_bf16_learns_and_repeats(images: Any, undisturbed: Any) -> None:
-    """At 32 pixels: see `choose_precision` for why not at 16."""
+    """At 32 pixels: see `possible_plans` for why not at 16."""
     wanted = job(images, input_size=32, epochs=2)
-    half, again = (train(wanted, Memory(), precision="bf16") for _ in range(2))
+    half, again = (train(wanted, Memory(), plan=Plan("bf16")) for _ in range(2))
     assert same(half, again) and not same(half, train(wanted, Memory()))
     assert all(value.dtype == undisturbed[key].dtype and value.isfinite().all() for key, value in half.items())
+
+
+def test_lowered_convolutions_learn_the_same(images: Any, undisturbed: Any) -> None:
+    """The same sums in another order: the first losses agree, and it repeats to the bit."""
+    losses: dict[str, list[float]] = {}
+    for kind in ("native", "lowered"):
+        checkpoint = Memory()
+        found = train(job(images, input_size=32), checkpoint, plan=Plan("fp32", kind))
+        losses[kind] = [epoch["loss"] for epoch in checkpoint.saved[1]]
+        assert found.keys() == undisturbed.keys()
+    assert same(found, train(job(images, input_size=32), Memory(), plan=Plan("fp32", "lowered")))
+    np.testing.assert_allclose(losses["native"], losses["lowered"], rtol=2e-3)
+
+
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, int]]:
+    """Return a list of what networks see from now on: whether in training, and the pixels of a side."""
+    seen: list[tuple[bool, int]] = []
+    really = training.build
+
+    def told(*given: Any) -> Any:
+        network = really(*given)
+        features = network.model.forward_features
+        network.model.forward_features = lambda x: seen.append((network.training, x.shape[-1])) or features(x)
+        return network
+
+    monkeypatch.setattr(training, "build", told)
+    monkeypatch.setattr(training, "ModelEmaV3", _CopyOfTold)
+    return seen
+
+
+class _CopyOfTold(training.ModelEmaV3):
+    """An average whose own passes are not told of: a deep copy would tell in the name of the original."""
+
+    def __init__(self, network: Any, **options: Any) -> None:
+        told = network.model.__dict__.pop("forward_features")
+        super().__init__(network, **options)
+        network.model.forward_features = told
+
+
+@pytest.mark.parametrize(("epochs", "early"), [(1, 0), (3, 1), (4, 2)])
+def test_the_first_half_of_the_epochs_is_seen_at_the_early_size(
+    images: Any, sizes: list[tuple[bool, int]], epochs: int, early: int
+) -> None:
+    wanted = job(images, input_size=32, early_size=16, epochs=epochs)
+    with progress(1, "test") as bar:
+        network, _ = train_fold(wanted, Memory(), PLAIN, CPU, 0, bar)
+    updates = wanted.updates_per_epoch
+    assert sizes == [(True, 16)] * early * updates + [(True, 32)] * (epochs - early) * updates
+    assert network.input_size == 32, "what is predicted with"
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+def test_resumed_at_any_size_equals_undisturbed(images: Any, stop_after: int) -> None:
+    wanted, checkpoint = job(images, input_size=24, early_size=16, epochs=4), Memory(stop_after)
+    with pytest.raises(InterruptedError):
+        train(wanted, checkpoint)
+    checkpoint.stop_after = None
+    found = train(wanted, checkpoint)
+    assert same(found, train(wanted, Memory()))
+    assert not same(found, train(job(images, input_size=24, epochs=4), Memory()))
 
 
 def test_schedule_warms_up_and_falls_to_nothing(images: Any) -> None:
     wanted = job(images, epochs=10, warmup_epochs=2)
     network = training.build(wanted.config, 16)
-    learner = training._Learner(wanted, network, "fp32", CPU)
+    learner = training.Learner(wanted, network, PLAIN, CPU)
     rates = []
     for update in range(10 * wanted.updates_per_epoch):
         learner.schedule.step_update(update)
@@ -166,25 +231,14 @@ def test_a_loss_that_is_not_finite_names_its_batch(images: Any) -> None:
         key: torch.full_like(value, torch.nan) if value.is_floating_point() else value
         for key, value in training.build(wanted.config, 16).state_dict().items()
     }
+    poisoned = {key: value.numpy() for key, value in poisoned.items()}
     broken = replace(wanted, weights=poisoned)
     named = " ".join(str(101 + row) for row in training._order(broken, 0)[0])
     with pytest.raises(TheraError, match=f"not finite on the batch of images {named}; lower --lr"):
         train(broken, Memory())
 
 
-def test_device_and_precision_by_capability(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [choose_precision(name, CPU, 64) for name in ("auto", "fp16", "bf16", "fp32")] == [
-        "fp32",
-        "fp32",
-        "bf16",
-        "fp32",
-    ]
-    assert choose_precision("bf16", CPU, 16) == "fp32"
-    cuda = torch.device("cuda")
-    for capability, expected in (((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
-        assert choose_precision("auto", cuda, 64) == choose_precision("bf16", cuda, 16) == expected
-        assert choose_precision("fp32", cuda, 64) == "fp32"
+def test_device_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto") == CPU
     with pytest.raises(TheraError, match="torch sees 0 CUDA devices; use --device cpu"):

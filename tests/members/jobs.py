@@ -1,0 +1,45 @@
+"""What test_processes.py has computed elsewhere: another process finds these functions by their module."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from ensemble.errors import DataError
+from ensemble.members.processes import MappedPixels
+
+
+def place(number: int, bar: Any) -> tuple[int, int, list[int], int]:
+    """Return the number, and where it was computed: the process, its cores, its threads."""
+    bar.note(f"number {number}")
+    bar.skip(10)
+    bar.advance(number)
+    return number, os.getpid(), sorted(os.sched_getaffinity(0)), torch.get_num_threads()
+
+
+def total(mapped: MappedPixels, bar: Any) -> tuple[int, bool]:
+    return int(mapped.array.sum(dtype=np.int64)), isinstance(mapped.array, np.memmap)
+
+
+def wrong(kind: str, bar: Any) -> None:
+    if kind == "told":
+        raise DataError("a\nb.jpg", "has zero bytes", "remove it")
+    if kind == "disk":
+        raise OSError(28, "No space left on device", "/x")
+    if kind == "memory":
+        raise MemoryError
+    if kind == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise ZeroDivisionError("of nothing")
+
+
+def slow(bar: Any) -> None:
+    """Tell of progress, for ever."""
+    while True:
+        bar.advance(1)
+        time.sleep(0.05)

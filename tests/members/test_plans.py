@@ -1,0 +1,224 @@
+"""The plan by which a network is computed: what is possible, what a probe finds, and what is kept of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ensemble.config import MemberConfig
+from ensemble.members import plans
+from ensemble.members.convolutions import LoweredConv2d
+from ensemble.members.plans import PROBE_PAYS, Plan, Probe, choose_plan, possible_plans, probe
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+NATIVE, LOWERED = Plan("fp32"), Plan("fp32", "lowered")
+EVERY = (NATIVE, LOWERED, Plan("bf16"), Plan("bf16", "lowered"))
+
+
+def member(**values: Any) -> MemberConfig:
+    base = {"arch": "resnet10t", "pretrained": False, "batch_size": 16, "precision": "fp32"}
+    return MemberConfig.model_validate(base | values)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache/thera/probes.json"
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]:
+    """Return a list of what is measured from now on; the last plan is always found fastest, nothing is computed."""
+    calls: list[tuple[Any, ...]] = []
+
+    def told(*given: Any) -> Probe:
+        calls.append((*given, torch.get_num_threads()))
+        return Probe(given[2][-1], {str(plan): 100.0 + i for i, plan in enumerate(given[2])})
+
+    monkeypatch.setattr(plans, "_measured", told)
+    return calls
+
+
+# --- what is possible -------------------------------------------------------------------------------------------------
+
+
+def precisions(name: str, device: torch.device, input_size: int) -> list[str]:
+    return [plan.precision for plan in possible_plans(name, "native", device, input_size)]
+
+
+def test_precisions_by_device_and_capability(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [precisions(name, CPU, 64) for name in ("auto", "fp16", "bf16", "fp32")]
+    assert found == [["fp32", "bf16"], ["fp32"], ["bf16"], ["fp32"]]
+    assert precisions("bf16", CPU, 16) == precisions("auto", CPU, 16) == ["fp32"]
+    assert precisions("bf16", CPU, 17) == ["bf16"]
+    for capability, expected in (((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        assert precisions("auto", CUDA, 64) == precisions("bf16", CUDA, 16) == [expected]
+        assert precisions("fp16", CUDA, 64) == ["fp16"]
+        assert precisions("fp32", CUDA, 64) == ["fp32"]
+        assert possible_plans("auto", "auto", CUDA, 64) == (Plan(expected),), "the GPU's own convolutions"
+
+
+def test_the_choice_of_the_user_limits_the_plans() -> None:
+    assert possible_plans("auto", "auto", CPU, 64) == EVERY
+    assert possible_plans("fp32", "auto", CPU, 64) == (NATIVE, LOWERED)
+    assert possible_plans("auto", "lowered", CPU, 64) == (LOWERED, Plan("bf16", "lowered"))
+    assert possible_plans("bf16", "native", CPU, 64) == (Plan("bf16"),)
+    assert possible_plans("auto", "auto", CPU, 16) == (NATIVE, LOWERED)
+
+
+# --- the choice -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("batches", "chosen"), [(1, NATIVE), (PROBE_PAYS - 1, NATIVE), (PROBE_PAYS, LOWERED)])
+def test_little_work_is_done_in_the_plainest_plan(cache: Path, measured: list[Any], batches: int, chosen: Plan) -> None:
+    assert choose_plan(member(), CPU, 32, "train", batches, 1) == chosen
+    assert len(measured) == (chosen == LOWERED) == cache.exists()
+
+
+@pytest.mark.parametrize("forced", [{"convolutions": "native"}, {"convolutions": "lowered"}])
+def test_where_there_is_no_choice_nothing_is_measured(cache: Path, measured: list[Any], forced: dict[str, str]) -> None:
+    assert choose_plan(member(**forced), CPU, 32, "train", 10**6, 1) == Plan("fp32", forced["convolutions"])
+    assert not measured
+
+
+def test_the_smallest_size_of_an_epoch_counts(cache: Path, measured: list[Any]) -> None:
+    """bfloat16 needs more than 16 pixels, in the epochs of progressive resizing, too."""
+    for sizes in ({"early_size": 16}, {"input_size": 16}, {"input_size": 16, "early_size": 24, "batch_size": 8}):
+        choose_plan(member(precision="auto", **sizes), CPU, 32, "train", PROBE_PAYS, 1)
+    assert [call[2] for call in measured] == [(NATIVE, LOWERED)] * 3
+    choose_plan(member(precision="auto", early_size=24), CPU, 32, "train", PROBE_PAYS, 1)
+    assert measured[-1][2] == EVERY
+
+
+# --- the probe --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("phase", ["train", "predict"])
+def test_a_probe_measures_what_agrees_and_leaves_no_trace(cache: Path, phase: Any) -> None:
+    """Neither in the random state nor in the number of threads."""
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    found = probe(member(), 32, EVERY, phase, threads)
+    assert set(found.images_per_second) <= {str(plan) for plan in EVERY}
+    assert {str(NATIVE), "bf16 native"} <= set(found.images_per_second) and str(LOWERED) in found.images_per_second
+    assert all(speed > 0 for speed in found.images_per_second.values())
+    fastest = max(found.images_per_second, key=lambda plan: found.images_per_second[plan])
+    assert str(found.chosen) in (fastest, str(NATIVE))
+    assert torch.equal(torch.get_rng_state(), before) and torch.get_num_threads() == threads
+
+
+def broken(network: Any) -> None:
+    """Lower a network, and compute something else."""
+    for module in network.modules():
+        if type(module) is torch.nn.Conv2d:
+            module.__class__ = Broken
+
+
+class Broken(LoweredConv2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 1.01 * super().forward(x).roll(1, 0)
+
+
+@pytest.mark.parametrize("phase", ["train", "predict"])
+def test_a_lowered_plan_that_computes_something_else_is_not_chosen(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, phase: Any
+) -> None:
+    monkeypatch.setattr(plans, "lower", broken)
+    monkeypatch.setattr(plans, "WORTH", 0.0)  # else it might only be too slow
+    found = probe(member(), 32, EVERY, phase, 1)
+    assert set(found.images_per_second) == {"fp32 native", "bf16 native"}
+    assert found.chosen.convolutions == "native"
+
+
+@pytest.mark.parametrize(("worth", "chosen"), [(1.05, NATIVE), (1.03, LOWERED)])
+def test_another_plan_must_be_worth_it(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, worth: float, chosen: Plan
+) -> None:
+    """104 images a second are 1.04 times 100: of the clock, which is told."""
+    monkeypatch.setattr(plans, "WORTH", worth)
+    ticks = iter([0.0, 0.16, 0.0, 0.16 / 1.04] * plans.PROBE_ROUNDS)
+    monkeypatch.setattr(plans.time, "perf_counter", lambda: next(ticks))
+    found = probe(member(), 32, (NATIVE, LOWERED), "predict", 1)
+    assert found == Probe(chosen, {"fp32 native": 100.0, "fp32 lowered": 104.0})
+
+
+# --- what is kept -----------------------------------------------------------------------------------------------------
+
+
+def test_what_was_found_is_kept(cache: Path, measured: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = probe(member(), 32, EVERY, "train", 1)
+    text = cache.read_bytes()
+    monkeypatch.setattr(plans, "_measured", lambda *_: pytest.fail("measured again"))
+    assert probe(member(), 32, EVERY, "train", 1) == first
+    assert cache.read_bytes() == text and [path.name for path in cache.parent.iterdir()] == ["probes.json"]
+
+
+def test_what_a_probe_depends_on_is_measured_anew(
+    cache: Path, measured: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, plain = torch.get_num_threads(), (member(), 32, EVERY, "train", 1)
+    others: list[tuple[Any, ...]] = [
+        (member(arch="test_resnet"), *plain[1:]),
+        (member(stem="half-stride"), *plain[1:]),
+        (member(batch_size=8), *plain[1:]),
+        (member(input_size=24), *plain[1:]),
+        (*plain[:1], 48, *plain[2:]),
+        (*plain[:2], EVERY[:2], *plain[3:]),
+        (*plain[:3], "predict", plain[4]),
+        (*plain[:4], 2),
+    ]
+    for given in (plain, *others):
+        probe(*given)
+    assert len(measured) == 1 + len(others) and torch.get_num_threads() == threads
+    assert [call[-1] for call in measured] == [1] * len(others) + [2], "the threads that it is measured with"
+    monkeypatch.setattr(torch, "__version__", "9.9")
+    probe(*plain)
+    monkeypatch.setattr(plans.platform, "node", lambda: "elsewhere")
+    probe(*plain)
+    assert len(measured) == 3 + len(others) == len(json.loads(cache.read_text()))
+    for given in (plain, plain):
+        probe(*given)
+    assert len(measured) == 3 + len(others)
+
+
+ODD: list[Any] = [{}, None, 7, [], "x", {"chosen": {}}, {"chosen": {"precision": "fp32"}}]
+ODD += [{"chosen": {"precision": "int8"}, "images_per_second": {"int8 native": 1}}]
+ODD += [{"chosen": {"precision": "fp32"}, "images_per_second": {"fp32 native": "fast"}}]
+ODD += [{"chosen": {"precision": "fp32"}, "images_per_second": {}}]
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[1]", b"null", b"\xff\xfe", b'"x"'])
+def test_a_damaged_file_is_only_measured_again(cache: Path, measured: list[Any], text: bytes) -> None:
+    first = probe(member(), 32, EVERY, "train", 1)
+    whole = cache.read_bytes()
+    cache.write_bytes(text)
+    assert probe(member(), 32, EVERY, "train", 1) == first
+    assert len(measured) == 2 and cache.read_bytes() == whole
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+def test_a_damaged_entry_is_only_measured_again(cache: Path, measured: list[Any], odd: Any) -> None:
+    first = probe(member(), 32, EVERY, "train", 1)
+    whole = cache.read_bytes()
+    cache.write_text(json.dumps(dict.fromkeys(json.loads(whole), odd)))
+    assert probe(member(), 32, EVERY, "train", 1) == first
+    assert len(measured) == 2 and cache.read_bytes() == whole
+
+
+def test_a_place_that_cannot_be_written_is_no_fault(tmp_path: Path, cache: Path, measured: list[Any]) -> None:
+    (tmp_path / "cache").write_bytes(b"a file")
+    for _ in range(2):
+        assert probe(member(), 32, EVERY, "train", 1).chosen == EVERY[-1]
+    assert len(measured) == 2 and (tmp_path / "cache").read_bytes() == b"a file"
+
+
+def test_a_plan_is_told_by_its_parts() -> None:
+    assert [str(plan) for plan in EVERY] == ["fp32 native", "fp32 lowered", "bf16 native", "bf16 lowered"]
+    assert [plan.dtype for plan in EVERY] == [torch.float32] * 2 + [torch.bfloat16] * 2
+    assert replace(NATIVE, convolutions="lowered") == LOWERED

@@ -1,0 +1,196 @@
+"""Jobs side by side in pinned processes: what goes in, what comes out, and how they end."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jobs
+import numpy as np
+import pytest
+import torch
+from tiny import write_tiny
+
+from ensemble.data.source import open_source
+from ensemble.data.store import load_dataset
+from ensemble.errors import DataError, ResourceError, Stopped
+from ensemble.members import processes
+from ensemble.members.processes import PROCESS_PAYS, MappedPixels, Workers, at_once, shares
+from ensemble.progress import progress, stoppable
+
+CPU = torch.device("cpu")
+HERE = sorted(os.sched_getaffinity(0))
+
+
+class Told:
+    """A bar that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.done, self.skipped, self.notes = 0, 0, set[str]()
+
+    def advance(self, n: int = 1) -> None:
+        self.done += n
+
+    def skip(self, n: int) -> None:
+        self.skipped += n
+
+    def note(self, text: str) -> None:
+        self.notes.add(text)
+
+
+@pytest.fixture(autouse=True)
+def _no_process_is_left() -> Iterator[None]:
+    yield
+    assert multiprocessing.active_children() == []
+
+
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Two cores, if need be one and the same: what a process is pinned to must be there."""
+    found = [HERE[0], HERE[-1]]
+    monkeypatch.setattr(processes, "cores", lambda: found)
+    return found
+
+
+# --- who computes where -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 7, 16])
+@pytest.mark.parametrize("jobs_", [1, 2, 3, 5, 6])
+def test_shares_cover_all_cores_and_depend_on_the_counts_alone(
+    monkeypatch: pytest.MonkeyPatch, n: int, jobs_: int
+) -> None:
+    every = [3 * i + 1 for i in range(n)]
+    monkeypatch.setattr(processes, "cores", lambda: every)
+    for wanted in range(1, 9):
+        side_by_side = at_once(jobs_, 10**6, CPU, wanted)
+        found = shares(jobs_, side_by_side)
+        assert found == shares(jobs_, side_by_side) and len(found) == jobs_
+        for start in range(0, jobs_, side_by_side):
+            turn = found[start : start + side_by_side]
+            assert sorted(core for own in turn for core in own) == every, "each once"
+            assert max(map(len, turn)) - min(map(len, turn)) <= 1
+
+
+def test_as_many_at_once_as_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "cores", lambda: [0, 1, 2, 3])
+    assert at_once(5, PROCESS_PAYS, CPU, None) == 4
+    assert at_once(3, PROCESS_PAYS, CPU, None) == 3
+    assert at_once(5, PROCESS_PAYS - 1, CPU, None) == 1
+    assert at_once(5, 10**6, torch.device("cuda"), None) == 1
+    assert [at_once(5, 1, CPU, wanted) for wanted in (1, 2, 4, 9)] == [1, 2, 4, 4]
+
+
+# --- what comes out ---------------------------------------------------------------------------------------------------
+
+
+def test_in_this_process_where_each_has_all_cores() -> None:
+    bar, threads = Told(), torch.get_num_threads()
+    with Workers() as workers:
+        found = list(workers.run(jobs.place, [(4,), (5,), (6,)], [processes.cores()] * 3, bar))  # type: ignore[arg-type]
+    assert found == [(i, (4 + i, os.getpid(), HERE, len(HERE))) for i in range(3)]
+    assert (bar.done, bar.skipped, bar.notes) == (15, 30, {"number 4", "number 5", "number 6"})
+    assert torch.get_num_threads() == threads
+
+
+def test_in_processes_of_their_own(two: list[int], tmp_path: Path) -> None:
+    """Two processes for five calls and another round; then a call that has all cores, in a process of its own, too."""
+    bar, of_call = Told(), [[two[0]], [two[1]], [two[0]], [two[1]], two]
+    np.save(tmp_path / "p.npy", np.full((4, 2, 2, 3), 7, np.uint8))
+    mapped = MappedPixels(np.load(tmp_path / "p.npy", mmap_mode="r"))
+    with Workers() as workers:
+        found = list(workers.run(jobs.place, [(number,) for number in range(5)], of_call, bar))  # type: ignore[arg-type]
+        again = list(workers.run(jobs.total, [(mapped,)] * 2, of_call[:2], bar))  # type: ignore[arg-type]
+    assert sorted(index for index, _ in found) == list(range(5))
+    where = dict(found)
+    assert all(where[index][0] == index for index in range(5))
+    assert [where[index][2:] for index in range(5)] == [(sorted(set(own)), len(own)) for own in of_call]
+    pids = [where[index][1] for index in range(5)]
+    assert os.getpid() not in pids and pids[4] not in pids[:4] and found[-1][0] == 4
+    if two[0] != two[1]:
+        assert pids[0] == pids[2] != pids[1] == pids[3]
+    assert (bar.done, bar.skipped, bar.notes) == (10, 50, {f"number {i}" for i in range(5)})
+    assert sorted(again) == [(0, (7 * 48, True)), (1, (7 * 48, True))]
+
+
+def test_what_goes_wrong_there_arrives_here(two: list[int]) -> None:
+    """One process for all but the killed one."""
+    with Workers() as workers:
+
+        def run(kind: str) -> None:
+            list(workers.run(jobs.wrong, [(kind,)], [[two[0]]], Told()))  # type: ignore[arg-type]
+
+        def idle_again() -> None:  # a worker whose call failed is as good as before
+            workers._idle[two[0],] = workers._running.pop(0)
+
+        with pytest.raises(DataError) as told:
+            run("told")
+        assert (told.value.where, told.value.found, told.value.remedy) == ("a\nb.jpg", "has zero bytes", "remove it")
+        assert told.value.status == 3
+        idle_again()
+        with pytest.raises(OSError, match="No space left on device") as full:
+            run("disk")
+        assert (full.value.errno, full.value.filename) == (28, "/x")
+        idle_again()
+        with pytest.raises(MemoryError):
+            run("memory")
+        idle_again()
+        with pytest.raises(RuntimeError, match="ZeroDivisionError") as fault:
+            run("other")
+        assert "in a computing process" in str(fault.value) and "jobs.py" in str(fault.value)
+        idle_again()
+        with pytest.raises(ResourceError) as killed:
+            run("killed")
+        assert str(killed.value) == (
+            "a computing process: was killed (exit status -9); free memory or use --jobs 1; the same command goes on"
+        )
+
+
+def test_a_signal_ends_the_processes(two: list[int]) -> None:
+    started = time.monotonic()
+    with stoppable(), pytest.raises(Stopped), progress(10, "test") as bar, Workers() as workers:
+        for index, _ in workers.run(jobs.place, [(0,), (1,)], [[two[0]], [two[1]]], bar):
+            assert index in (0, 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        list(workers.run(jobs.slow, [(), ()], [[two[0]], [two[1]]], bar))
+        pytest.fail("it went on")
+    assert time.monotonic() - started < 60
+
+
+# --- pixels that are not sent -----------------------------------------------------------------------------------------
+
+
+def test_a_memory_map_goes_by_its_path_and_an_array_by_its_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.arange(16 * 48, dtype=np.uint8).reshape(16, 4, 4, 3).repeat(50, axis=0)
+    np.save(tmp_path / "pixels.npy", pixels)
+    monkeypatch.chdir(tmp_path)
+    mapped = MappedPixels(np.load("pixels.npy", mmap_mode="r"))
+    sent = pickle.dumps(mapped)
+    monkeypatch.chdir("/")
+    there = pickle.loads(sent)
+    assert len(sent) < 1000 and isinstance(there.array, np.memmap) and not there.array.flags.writeable
+    assert np.array_equal(there.array, pixels)
+    sent = pickle.dumps(MappedPixels(pixels))
+    assert len(sent) > pixels.nbytes and np.array_equal(pickle.loads(sent).array, pixels)
+
+
+def test_the_pixels_of_a_data_set_go_by_their_path(tmp_path: Path) -> None:
+    write_tiny(tmp_path, 8)
+    dataset = load_dataset(open_source(tmp_path / "img", tmp_path / "labels.txt"), tmp_path / "store")
+    sent = pickle.dumps(MappedPixels(dataset.pixels))
+    assert len(sent) < 1000 and np.array_equal(pickle.loads(sent).array, dataset.pixels)
+
+
+@pytest.mark.parametrize("part", [lambda x: x[3:], lambda x: x[::2], lambda x: x[[1, 0]], lambda x: 255 - x])
+def test_a_part_of_a_memory_map_arrives_as_that_part(tmp_path: Path, part: Any) -> None:
+    np.save(tmp_path / "pixels.npy", np.arange(6 * 48, dtype=np.uint8).reshape(6, 4, 4, 3))
+    own = part(np.load(tmp_path / "pixels.npy", mmap_mode="r"))
+    assert np.array_equal(pickle.loads(pickle.dumps(MappedPixels(own))).array, own)
