@@ -148,7 +148,7 @@ def test_what_goes_wrong_there_arrives_here(two: list[int]) -> None:
         with pytest.raises(ResourceError) as killed:
             run("killed")
         assert str(killed.value) == (
-            "a computing process: was killed (exit status -9); free memory or use --jobs 1; the same command goes on"
+            "a computing process: was killed (signal 9); free memory or use --jobs 1; the same command goes on"
         )
 
 
