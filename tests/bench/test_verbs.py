@@ -62,4 +62,4 @@ def test_an_unknown_subject_is_refused(capsys: pytest.CaptureFixture[str]) -> No
 def test_images_that_are_not_there_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["bench", "load", "--images", str(tmp_path / "none")])
-    assert left.value.code == 3 and "error: " in capsys.readouterr().err
+    assert left.value.code == 2 and "must be a folder of image files" in capsys.readouterr().err
