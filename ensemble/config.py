@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 import yaml
@@ -38,6 +38,26 @@ class DataConfig(_Frozen):
     resize: int | None = Field(None, ge=16, le=4096, description="pixels; sets of mixed sizes are brought to it")
 
 
+class AugmentConfig(_Frozen):
+    """What training does to an image: each of these, drawn anew for each image of each epoch."""
+
+    flip: bool = Field(default=False, description="mirror left to right, every second time")
+    shift: float = Field(default=0.0, ge=0, le=0.5, description="at most so far, a share of the side")
+    rotate: float = Field(default=0.0, ge=0, le=180, description="at most so far, degrees")
+    scale: float = Field(default=0.0, ge=0, lt=1, description="larger or smaller by at most this share")
+    colour: float = Field(
+        default=0.0, ge=0, lt=1, description="brightness, contrast, saturation: by at most this share"
+    )
+
+
+AUGMENTATIONS = {
+    "none": AugmentConfig(),
+    "light": AugmentConfig(flip=True, shift=0.06),
+    "standard": AugmentConfig(flip=True, shift=0.06, rotate=8, scale=0.1, colour=0.2),
+}
+"""What goes by a name."""
+
+
 class MemberConfig(_Frozen):
     """How one member is built and trained. Times are in epochs, sizes in pixels, rates per update."""
 
@@ -61,7 +81,19 @@ class MemberConfig(_Frozen):
     clip_norm: float = Field(1.0, gt=0)
     gamma: float = Field(2.0, ge=0, description="focal loss: 0 is cross-entropy")
     alpha: float | None = Field(None, gt=0, lt=1, description="focal loss: weight of label 1; label 0 weighs 1 - alpha")
-    augment: Literal["none", "light", "standard"] = "standard"
+    loss: Literal["focal", "weighted-focal", "bce", "weighted-bce"] = Field(
+        "focal", description="weighted: each class by the inverse of its share in the training rows"
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="the share of a label that goes to both alike")
+    sampler: Literal["plain", "balanced"] = Field("plain", description="balanced: both classes equally often")
+    schedule: Literal["cosine", "step"] = "cosine"
+    step_epochs: int = Field(20, ge=1, description="of the step schedule: after so many epochs, again and again,")
+    step_factor: float = Field(0.7, gt=0, le=1, description="the rate is multiplied by this")
+    freeze: bool = Field(False, description="train the head alone: the backbone stays, its statistics too")
+    backbone_lr_factor: float = Field(1.0, gt=0, description="the backbone's rate, as a multiple of the head's")
+    drop_rate: float | None = Field(None, ge=0, lt=1, description="dropout; by default the architecture's own")
+    drop_path_rate: float | None = Field(None, ge=0, lt=1, description="stochastic depth, where it has that")
+    augment: Literal["none", "light", "standard"] | AugmentConfig = "standard"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     convolutions: Literal["auto", "native", "lowered"] = Field(
         "auto", description="the library's, or matrix products where those are faster; auto measures"
@@ -73,6 +105,16 @@ class MemberConfig(_Frozen):
         if isinstance(values, dict) and not values.get("name") and isinstance(values.get("arch"), str):
             values = {**values, "name": values["arch"]}
         return values
+
+    @model_validator(mode="after")
+    def _one_weight(self) -> Self:
+        if self.alpha is not None and self.loss != "focal":
+            raise ValueError(f"alpha is of the focal loss, not of {self.loss}: leave it out, or set loss to focal")
+        return self
+
+    @property
+    def augmentation(self) -> AugmentConfig:
+        return self.augment if isinstance(self.augment, AugmentConfig) else AUGMENTATIONS[self.augment]
 
     @property
     def warmup(self) -> float:

@@ -35,8 +35,8 @@ from ensemble.reports.tables import (
 
 if TYPE_CHECKING:
     from ensemble.data.source import Dataset
+    from ensemble.members.fold_job import FoldJob
     from ensemble.members.plans import Plan
-    from ensemble.members.training import FoldJob
 
 VIEW_SETS = {"plain": VIEWS[:1], "tta": VIEWS}
 """The views that plain prediction and `--tta` average; each has a stacker and a threshold of its own."""
@@ -166,9 +166,10 @@ def _train_folds(
     say: Say,
 ) -> None:
     from ensemble.members.backbones import check
+    from ensemble.members.fold_job import FoldJob
     from ensemble.members.inference import choose_device, default_workers
     from ensemble.members.processes import MappedPixels, Workers, at_once, shares
-    from ensemble.members.training import FoldJob, train_and_predict
+    from ensemble.members.training import train_and_predict
 
     device = choose_device(machine.device)
     workers = default_workers(device) if machine.workers is None else machine.workers
@@ -187,6 +188,7 @@ def _train_folds(
     folder.begin(
         member.model_dump(mode="json", exclude={"weights"}) | {"weights": start.get("sha256")},
         {"fingerprint": dataset.fingerprint, "seed": seed, **dataclasses.asdict(plan)},
+        MemberConfig.model_validate({"arch": member.arch}).model_dump(mode="json"),
     )
     todo = [fold for fold in range(table.k) if not folder.has_fold(fold)]
     calls = []

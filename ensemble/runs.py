@@ -39,8 +39,8 @@ LOGIT_DECIMALS = 5
 
 TRAIN_AGAIN = "give its `thera train-member` command again; what is done is kept"
 
-UNSAID, UNSAID_OF_TRAINING = {"convolutions": "auto"}, {"convolutions": "native"}
-"""What a member that was begun before there was a choice does not say: its config, and how it was trained."""
+UNSAID_OF_TRAINING = {"convolutions": "native"}
+"""How a member was trained that was begun before there was a choice, and does not say."""
 
 Tensors: TypeAlias = "dict[str, torch.Tensor]"
 
@@ -312,10 +312,13 @@ class MemberFolder:
         self.folder, self.name = folder, folder.name
         self._json = folder / "member.json"
 
-    def begin(self, config: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    def begin(
+        self, config: Mapping[str, Any], identity: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+    ) -> None:
         """Start a member, or make sure that it goes on with the same config, data and folds.
 
-        One that has nothing yet, no finished fold and no epoch of one, may still be begun with another config.
+        One that has nothing yet, no finished fold and no epoch of one, may still be begun with another config. What an
+        older config does not say is taken from `defaults`.
         """
         now = datetime.datetime.now(datetime.UTC).isoformat()
         for left_by_a_kill in self.folder.rglob(".*.tmp"):
@@ -324,8 +327,7 @@ class MemberFolder:
             first = {"schema": SCHEMA, "begun": now, "config": config, **identity, "folds": {}, "oof": None}
             write_json(self._json, first)
         found, remedy = self.read(), "give it another --name, or use another --run"
-        unsaid = {key: value for key, value in UNSAID.items() if key in config}
-        refuse_differences(self._json, unsaid | found["config"], config, remedy)
+        refuse_differences(self._json, {**(defaults or {}), **found["config"]}, config, remedy)
         made = UNSAID_OF_TRAINING | found
         refuse_differences(self._json, {key: made.get(key) for key in identity}, identity, remedy)
 

@@ -80,7 +80,7 @@ def rooms(path: Path, lazy: bool = True) -> set[str]:
 
 
 def test_the_reading_of_imports_sees_what_there_is() -> None:
-    assert {"errors.py", "config.py", "members/augment.py"} <= rooms(HOUSE / "members" / "training.py")
+    assert {"errors.py", "config.py", "members/sampling.py"} <= rooms(HOUSE / "members" / "training.py")
     assert {"errors.py", "progress.py"} <= rooms(HOUSE / "members" / "processes.py")
     assert "data/folds.py" in rooms(HOUSE / "pipeline.py")
     assert "data/folds.py" not in rooms(HOUSE / "pipeline.py", lazy=False)

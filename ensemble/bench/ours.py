@@ -10,10 +10,12 @@ import torch
 
 from ensemble.config import VIEWS, MemberConfig
 from ensemble.members.backbones import build
+from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import predict_logits
 from ensemble.members.plans import Plan, prepared
 from ensemble.members.processes import MappedPixels, Workers, cores, shares
-from ensemble.members.training import FoldJob, Learner, batches_of
+from ensemble.members.sampling import batches_of
+from ensemble.members.training import Learner
 
 CPU = torch.device("cpu")
 

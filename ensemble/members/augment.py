@@ -11,31 +11,37 @@ import cv2
 import numpy as np
 import torch
 
+from ensemble.config import AugmentConfig
+
 
 class Augmentation:
-    """An albumentations pipeline whose outcome depends on (seed, epoch, image) alone.
+    """An albumentations pipeline whose outcome depends on (seed, epoch, image, time) alone.
 
     Parameters
     ----------
-    strength : {"none", "light", "standard"}
-        ``light`` mirrors and shifts by up to 6 % of the side; ``standard`` also scales, rotates and changes brightness,
-        contrast and saturation.
+    wanted : AugmentConfig
     seed : int
         The run's seed.
     """
 
-    def __init__(self, strength: str, seed: int) -> None:
-        self.strength, self.seed = strength, seed
+    def __init__(self, wanted: AugmentConfig, seed: int) -> None:
+        self.wanted, self.seed = wanted, seed
         self._pipeline: albumentations.Compose | None = None
 
-    def __call__(self, image: np.ndarray, epoch: int, row: int) -> np.ndarray:
-        """image (H, W, 3) uint8 -> (H, W, 3) uint8."""
-        if self.strength == "none":
+    def __call__(self, image: np.ndarray, epoch: int, row: int, time: int = 0) -> np.ndarray:
+        """image (H, W, 3) uint8 -> (H, W, 3) uint8.
+
+        Parameters
+        ----------
+        time : int
+            How often the image was drawn before in this epoch.
+        """
+        if self.wanted == AugmentConfig():
             return image
         if self._pipeline is None:
             cv2.setNumThreads(0)
-            self._pipeline = _pipeline(self.strength)
-        state = np.random.SeedSequence((self.seed, epoch, row)).generate_state(1)
+            self._pipeline = _pipeline(self.wanted)
+        state = np.random.SeedSequence((self.seed, epoch, row, time)).generate_state(1)
         self._pipeline.set_random_seed(int(state[0]))
         augmented: np.ndarray = self._pipeline(image=image)["image"]
         return augmented
@@ -44,15 +50,19 @@ class Augmentation:
         return {**self.__dict__, "_pipeline": None}
 
 
-def _pipeline(strength: str) -> albumentations.Compose:
-    mirror = albumentations.HorizontalFlip(p=0.5)
-    shift = {"translate_percent": (-0.06, 0.06), "border_mode": cv2.BORDER_REPLICATE}
-    if strength == "light":
-        return albumentations.Compose([mirror, albumentations.Affine(**shift, p=1.0)])
-    move = albumentations.Affine(**shift, scale=(0.9, 1.1), rotate=(-8, 8), p=0.9)
-    vary = (0.8, 1.2)
-    light = albumentations.ColorJitter(brightness=vary, contrast=vary, saturation=vary, hue=(0, 0), p=0.5)
-    return albumentations.Compose([mirror, move, light])
+def _pipeline(wanted: AugmentConfig) -> albumentations.Compose:
+    steps: list[albumentations.BasicTransform] = []
+    if wanted.flip:
+        steps.append(albumentations.HorizontalFlip(p=0.5))
+    if wanted.shift or wanted.scale or wanted.rotate:
+        zoom = (1 - wanted.scale, 1 + wanted.scale)
+        move = {"translate_percent": (-wanted.shift, wanted.shift), "rotate": (-wanted.rotate, wanted.rotate)}
+        often = 0.9 if wanted.scale or wanted.rotate else 1.0  # a tenth keeps the sharpness that it came with
+        steps.append(albumentations.Affine(**move, scale=zoom, border_mode=cv2.BORDER_REPLICATE, p=often))
+    if wanted.colour:
+        vary = (1 - wanted.colour, 1 + wanted.colour)
+        steps.append(albumentations.ColorJitter(brightness=vary, contrast=vary, saturation=vary, hue=(0, 0), p=0.5))
+    return albumentations.Compose(steps)
 
 
 def view(pixels: torch.Tensor, name: str) -> torch.Tensor:

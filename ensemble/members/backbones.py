@@ -13,6 +13,7 @@ from torch import nn
 
 from ensemble.config import MemberConfig
 from ensemble.errors import ArtifactError, ConfigError, ResourceError, printable
+from ensemble.members import small_cnns as small_cnns  # registers them
 
 
 class Backbone(nn.Module):
@@ -79,8 +80,18 @@ def build(config: MemberConfig, image_size: int, weights: Mapping[str, torch.Ten
         hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
         raise ConfigError(f"architecture {name}", "is not known to timm", hint)
     pretrained = config.pretrained and weights is None
+    if pretrained and not getattr(timm.get_pretrained_cfg(name), "has_weights", False):
+        hint = "train from scratch with --no-pretrained, or give --weights FILE.safetensors"
+        raise ConfigError(f"architecture {name}", "has no pretrained weights", hint)
+    rates = {"drop_rate": config.drop_rate, "drop_path_rate": config.drop_path_rate}
+    asked = {key: value for key, value in rates.items() if value is not None}
     try:
-        model = timm.create_model(name, pretrained=pretrained, num_classes=1)
+        model = timm.create_model(name, pretrained=pretrained, num_classes=1, **asked)
+    except TypeError as error:
+        lacking = [key for key in asked if key in str(error)]
+        if not lacking:
+            raise
+        raise ConfigError(f"architecture {name}", f"knows no {lacking[0]}", f"leave {lacking[0]} out") from error
     except Exception as error:
         if not pretrained:
             raise
@@ -141,13 +152,15 @@ def _tame_head(model: Any) -> None:
         head.reset_parameters()
 
 
-def _halve_stem_stride(model: nn.Module, name: str) -> None:
+def _halve_stem_stride(model: Any, name: str) -> None:
     """Let the stem keep twice the resolution; shapes of parameters stay, so pretrained weights still fit."""
+    first = model.pretrained_cfg.get("first_conv")
+    stem = model.get_submodule(first) if isinstance(first, str) else None
     if hasattr(model, "maxpool"):  # ResNets: stride 4 -> 2
         model.maxpool = nn.Identity()
-    elif isinstance(stem := getattr(model, "conv_stem", None), nn.Conv2d):  # MobileNets, EfficientNets: 2 -> 1
+    elif isinstance(stem, nn.Conv2d) and stem.stride == (2, 2):  # MobileNets, EfficientNets, RegNets: 2 -> 1
         stem.stride = (1, 1)
-    elif isinstance(stem := getattr(model, "stem", [None])[0], nn.Conv2d) and stem.kernel_size == (4, 4):
+    elif isinstance(stem, nn.Conv2d) and stem.kernel_size == stem.stride == (4, 4) and hasattr(model, "stages"):
         stem.stride, stem.padding = (2, 2), (1, 1)  # ConvNeXts: patches of 4 every 4 -> every 2
     else:
         raise ConfigError(f"architecture {name}", "has no half-stride stem", "use --stem standard")

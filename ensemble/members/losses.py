@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch.nn.functional import logsigmoid
+
+from ensemble.config import MemberConfig
 
 
 def focal_loss(logits: torch.Tensor, labels: torch.Tensor, gamma: float, alpha: float | None) -> torch.Tensor:
@@ -38,3 +41,47 @@ def focal_loss(logits: torch.Tensor, labels: torch.Tensor, gamma: float, alpha: 
     signed = logits.float() * (2 * labels.float() - 1)
     loss = -torch.exp(gamma * logsigmoid(-signed)) * logsigmoid(signed)
     return loss if alpha is None else loss * torch.where(labels > 0.5, alpha, 1 - alpha)
+
+
+def class_weights(loss: str, labels: np.ndarray) -> tuple[float, float] | None:
+    """Return the weights of label 0 and label 1 in a weighted loss, n / (2 n_c), and None for the others.
+
+    Parameters
+    ----------
+    loss : str
+        As in `MemberConfig`.
+    labels : int array (n,)
+        Of the training rows.
+
+    Examples
+    --------
+    >>> class_weights("weighted-bce", np.array([0, 1, 1, 1]))
+    (2.0, 0.6666666666666666)
+    """
+    if not loss.startswith("weighted-"):
+        return None
+    ones = np.count_nonzero(labels == 1)
+    return labels.size / (2 * (labels.size - ones)), labels.size / (2 * ones)
+
+
+def classification_loss(
+    logits: torch.Tensor, labels: torch.Tensor, config: MemberConfig, weights: tuple[float, float] | None
+) -> torch.Tensor:
+    """Return the loss of each image (b,) float32 that a member's config asks for.
+
+    Label smoothing by s gives each image the loss of its own label, weighted 1 - s / 2, and that of the other, s / 2.
+
+    Parameters
+    ----------
+    logits : tensor (b,)
+    labels : tensor (b,)
+        0 or 1.
+    weights : pair of floats, optional
+        Of the labels as given, from `class_weights`.
+    """
+    gamma = 0.0 if config.loss.endswith("bce") else config.gamma
+    loss = focal_loss(logits, labels, gamma, config.alpha)
+    if config.label_smoothing:
+        other = focal_loss(logits, 1 - labels, gamma, config.alpha)
+        loss = (1 - config.label_smoothing / 2) * loss + config.label_smoothing / 2 * other
+    return loss if weights is None else loss * torch.where(labels > 0.5, weights[1], weights[0])

@@ -9,18 +9,20 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
+from timm.scheduler import CosineLRScheduler, StepLRScheduler
+from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 
-from ensemble.config import MemberConfig, seed_sequence
+from ensemble.config import MemberConfig
 from ensemble.errors import TheraError, printable
-from ensemble.members.augment import Augmentation
 from ensemble.members.backbones import Backbone, build
+from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import predict_logits
-from ensemble.members.losses import focal_loss
+from ensemble.members.losses import class_weights, classification_loss
 from ensemble.members.plans import Plan, prepared
-from ensemble.members.processes import MappedPixels, Progress
+from ensemble.members.processes import Progress
+from ensemble.members.sampling import Batch, batches_of
 
 FINITE_CHECK_INTERVAL = 50
 """Updates between two looks at the losses: a look makes a GPU wait."""
@@ -35,56 +37,6 @@ class Checkpoint(Protocol):
     def load(self) -> tuple[Tensors, History] | None: ...
 
     def save(self, tensors: Tensors, history: Sequence[Mapping[str, Any]]) -> None: ...
-
-
-@dataclass(frozen=True)
-class FoldJob:
-    """What one fold's model is trained on.
-
-    Parameters
-    ----------
-    config : MemberConfig
-    mapped : MappedPixels
-        uint8 array (n, H, W, 3).
-    labels : int8 array (n,)
-    ids : str array (n,)
-        Named where something goes wrong.
-    rows : int array (r,)
-        The training rows; the held-out ones are not looked at.
-    fold, seed : int
-        Every random stream is a child of the seed, named after the member and the fold.
-    weights : mapping, optional
-        A state dict of arrays to start from.
-    """
-
-    config: MemberConfig
-    mapped: MappedPixels
-    labels: np.ndarray
-    ids: np.ndarray
-    rows: np.ndarray
-    fold: int
-    seed: int
-    weights: Mapping[str, np.ndarray] | None = None
-
-    @property
-    def pixels(self) -> np.ndarray:
-        return self.mapped.array
-
-    def random_state(self, *names: str | int) -> int:
-        return int(seed_sequence(self.seed, self.config.name, self.fold, *names).generate_state(1)[0])
-
-    @property
-    def batch_size(self) -> int:
-        return min(self.config.batch_size, len(self.rows))
-
-    @property
-    def updates_per_epoch(self) -> int:
-        return len(self.rows) // self.batch_size
-
-    @property
-    def images(self) -> int:
-        """How many images are shown in all epochs together."""
-        return self.config.epochs * self.updates_per_epoch * self.batch_size
 
 
 @dataclass(frozen=True)
@@ -206,29 +158,27 @@ class Learner:
     def __init__(self, job: FoldJob, network: Backbone, plan: Plan, device: torch.device) -> None:
         config, self.job, self.network, self.device = job.config, job, network, device
         self.precision = plan.dtype
+        if config.freeze:
+            freeze_backbone(network)
+        self.class_weights = class_weights(config.loss, job.labels[job.rows])
         self.ema = ModelEmaV3(network, decay=config.ema_decay, use_warmup=True)
         self.optimizer = create_optimizer_v2(
-            network, "adamw", lr=config.lr, weight_decay=config.weight_decay, fused=device.type == "cuda"
+            parameter_groups(network, config), "adamw", lr=config.lr, fused=device.type == "cuda"
         )
-        self.schedule = CosineLRScheduler(
-            self.optimizer,
-            t_initial=config.epochs * job.updates_per_epoch,
-            warmup_t=round(config.warmup * job.updates_per_epoch),
-            warmup_lr_init=config.lr / 100,
-            t_in_epochs=False,
-        )
+        self.schedule = _schedule(self.optimizer, job)
         self.scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")
 
     @property
     def lr(self) -> float:
+        """Return the rate of the head."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def epoch(
-        self, epoch: int, loader: Iterator[tuple[torch.Tensor, torch.Tensor, np.ndarray]], bar: Progress
-    ) -> float:
+    def epoch(self, epoch: int, loader: Iterator[Batch], bar: Progress) -> float:
         """Make one epoch's updates and return the mean loss."""
         config = self.job.config
         self.network.train()
+        if config.freeze:
+            self.network.model.eval()
         finite: list[float] = []
         unseen: list[tuple[torch.Tensor, np.ndarray]] = []
         for step in range(self.job.updates_per_epoch):
@@ -236,7 +186,8 @@ class Learner:
             pixels, labels, rows = next(loader)  # (b, H, W, 3) uint8, (b,) float32, (b,) int64
             self.schedule.step_update(update)
             logits = self.network(pixels.to(self.device, non_blocking=True), self.precision)  # (b,)
-            loss = focal_loss(logits, labels.to(self.device, non_blocking=True), config.gamma, config.alpha).mean()
+            labels = labels.to(self.device, non_blocking=True)
+            loss = classification_loss(logits, labels, config, self.class_weights).mean()
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             self.scaler.unscale_(self.optimizer)
@@ -295,65 +246,35 @@ def _below(tensors: Tensors, prefix: str) -> Tensors:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-# --- batches ----------------------------------------------------------------------------------------------------------
+def freeze_backbone(network: Backbone) -> None:
+    """Let all but the last layer be as it is; its statistics and dropout, too, while the network is in training."""
+    head = {id(parameter) for parameter in network.model.get_classifier().parameters()}
+    for parameter in network.parameters():
+        parameter.requires_grad_(id(parameter) in head)
 
 
-class _AugmentedRows(torch.utils.data.Dataset):  # type: ignore[type-arg]
-    """Batches of augmented images, asked for by (epoch, row): what a worker returns depends on nothing else."""
+def parameter_groups(network: Backbone, config: MemberConfig) -> list[dict[str, Any]]:
+    """Return the groups for the optimiser, the head's first: timm's split of what decays, with a rate for each part.
 
-    def __init__(self, job: FoldJob) -> None:
-        self.mapped, self.labels = job.mapped, job.labels
-        self.augmentation = Augmentation(job.config.augment, job.seed)
-
-    def __getitems__(self, wanted: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        pixels = np.stack([self.augmentation(self.mapped.array[row], epoch, row) for epoch, row in wanted])
-        rows = np.array([row for _, row in wanted])
-        return pixels, self.labels[rows].astype(np.float32), rows
-
-
-def _order(job: FoldJob, epoch: int) -> np.ndarray:
-    """Return the rows of an epoch's updates, (updates, b): each training row once, less a last partial batch."""
-    rows = np.random.default_rng(job.random_state("order", epoch)).permutation(job.rows)
-    return rows[: job.updates_per_epoch * job.batch_size].reshape(-1, job.batch_size)
+    timm's schedulers multiply a group's rate by its `lr_scale`: 1 for the last layer, the factor for the rest.
+    """
+    head = {id(parameter) for parameter in network.model.get_classifier().parameters()}
+    groups = []
+    for group in param_groups_weight_decay(network, config.weight_decay):
+        for of_head, scale in ((True, 1.0), (False, config.backbone_lr_factor)):
+            own = [parameter for parameter in group["params"] if (id(parameter) in head) == of_head]
+            if own:
+                groups.append({**group, "params": own, "lr_scale": scale})
+    return sorted(groups, key=lambda group: id(group["params"][0]) not in head)
 
 
-class _Batches:
-    """What to ask the data set for, batch by batch, through all epochs that are left."""
-
-    def __init__(self, job: FoldJob, first_epoch: int) -> None:
-        self.job, self.first_epoch = job, first_epoch
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for epoch in range(self.first_epoch, self.job.config.epochs):
-            for batch in _order(self.job, epoch):
-                yield [(epoch, row) for row in batch.tolist()]
-
-
-def batches_of(
-    job: FoldJob, first_epoch: int, workers: int, device: torch.device
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, np.ndarray]]:
-    if workers:
-        torch.multiprocessing.set_forkserver_preload([__name__])
-    loader = torch.utils.data.DataLoader(
-        _AugmentedRows(job),
-        batch_sampler=_Batches(job, first_epoch),
-        collate_fn=_to_tensors,
-        num_workers=workers,
-        multiprocessing_context="forkserver" if workers else None,  # never fork once CUDA is initialised
-        pin_memory=device.type == "cuda",
-        worker_init_fn=_quiet_worker,
-    )
-    return iter(loader)
-
-
-def _to_tensors(batch: Any) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
-    pixels, labels, rows = batch
-    return torch.from_numpy(pixels), torch.from_numpy(labels), rows
-
-
-def _quiet_worker(_: int) -> None:
-    """Leave signals to the parent, which stops its workers itself."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _schedule(optimizer: torch.optim.Optimizer, job: FoldJob) -> Scheduler:
+    config, updates = job.config, job.updates_per_epoch
+    warmup: dict[str, Any] = {
+        "warmup_t": round(config.warmup * updates),
+        "warmup_lr_init": config.lr / 100,
+        "t_in_epochs": False,
+    }
+    if config.schedule == "step":
+        return StepLRScheduler(optimizer, config.step_epochs * updates, config.step_factor, **warmup)
+    return CosineLRScheduler(optimizer, config.epochs * updates, **warmup)

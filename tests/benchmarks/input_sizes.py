@@ -23,10 +23,11 @@ from ensemble.data.source import open_source
 from ensemble.data.store import load_dataset
 from ensemble.decision.rates import call, error_rates
 from ensemble.decision.threshold import fit_threshold
+from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import choose_device, predict_logits
 from ensemble.members.plans import Plan
 from ensemble.members.processes import MappedPixels
-from ensemble.members.training import FoldJob, train_fold
+from ensemble.members.training import train_fold
 from ensemble.progress import progress
 
 VARIANTS = [

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ensemble.config import AUGMENTATIONS, AugmentConfig
 from ensemble.members.augment import Augmentation, view
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -13,7 +14,7 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 
 @pytest.mark.parametrize("strength", ["light", "standard"])
 def test_depends_on_seed_epoch_and_image_alone(strength: str) -> None:
-    first, second = Augmentation(strength, 7), Augmentation(strength, 7)
+    first, second = Augmentation(AUGMENTATIONS[strength], 7), Augmentation(AUGMENTATIONS[strength], 7)
     forward = [first(IMAGE, epoch, row) for epoch in range(2) for row in range(8)]
     backward = [second(IMAGE, epoch, row) for epoch in (1, 0) for row in reversed(range(8))][::-1]
     assert all(map(np.array_equal, forward, backward))
@@ -25,14 +26,14 @@ def test_depends_on_seed_epoch_and_image_alone(strength: str) -> None:
 @pytest.mark.parametrize("change", [(8, 0, 0), (7, 1, 0), (7, 0, 1)])
 def test_changes_with_seed_epoch_and_image(strength: str, change: tuple[int, int, int]) -> None:
     seed, epoch, row = change
-    base = [Augmentation(strength, 7)(IMAGE, 0, 10 * i) for i in range(6)]
-    other = [Augmentation(strength, seed)(IMAGE, epoch, 10 * i + row) for i in range(6)]
+    base = [Augmentation(AUGMENTATIONS[strength], 7)(IMAGE, 0, 10 * i) for i in range(6)]
+    other = [Augmentation(AUGMENTATIONS[strength], seed)(IMAGE, epoch, 10 * i + row) for i in range(6)]
     assert sum(map(np.array_equal, base, other)) <= 1
 
 
 @pytest.mark.parametrize("strength", ["none", "light", "standard"])
 def test_keeps_shape_and_type_and_mirrors_half(strength: str) -> None:
-    augmentation = Augmentation(strength, 0)
+    augmentation = Augmentation(AUGMENTATIONS[strength], 0)
     ramp = np.broadcast_to(np.arange(0, 256, 8, dtype=np.uint8)[None, :, None], (32, 32, 3)).copy()
     out = [augmentation(ramp, 0, row) for row in range(200)]
     assert all(image.shape == ramp.shape and image.dtype == np.uint8 for image in out)
@@ -45,3 +46,20 @@ def test_views() -> None:
     assert torch.equal(view(pixels, "identity"), pixels)
     assert torch.equal(view(pixels, "hflip")[:, :, 0], pixels[:, :, 3])
     assert torch.equal(view(view(pixels, "hflip"), "hflip"), pixels)
+
+
+def test_each_part_does_what_it_says_and_no_more() -> None:
+    ramp = np.broadcast_to(np.arange(0, 256, 8, dtype=np.uint8)[None, :, None], (32, 32, 3)).copy()
+
+    def seen(**values: float | bool) -> list[np.ndarray]:
+        augmentation = Augmentation(AugmentConfig.model_validate(values), 0)
+        return [augmentation(ramp, 0, row) for row in range(60)]
+
+    flipped = seen(flip=True)
+    assert all(np.array_equal(image, ramp) or np.array_equal(image, ramp[:, ::-1]) for image in flipped)
+    shifted = [image.astype(int).mean() - ramp.mean() for image in seen(shift=0.1)]  # 8 levels a pixel, 3.2 pixels
+    assert 8 < np.abs(shifted).max() < 8 * 3.2 + 1
+    turned = [np.abs(image.astype(int) - ramp).max() for image in seen(rotate=5)]  # at the corners: 15.5 sin 5°
+    assert 4 < max(turned) < 8 * 15.5 * 0.09 + 8
+    assert all((image[0] == image[9]).all() for image in seen(colour=0.2)), "colour moves nothing"
+    assert any(not np.array_equal(image, ramp) for image in seen(colour=0.2))

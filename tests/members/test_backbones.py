@@ -41,12 +41,14 @@ def test_first_logits_are_near_chance(arch: str) -> None:
     assert network(pixels(64, 32)).std() < 1
 
 
-@pytest.mark.parametrize(("arch", "at_standard"), [("resnet18", 16), ("mobilenetv2", 32), ("convnext_nano", 16)])
+@pytest.mark.parametrize(
+    ("arch", "at_standard"), [("resnet18", 16), ("mobilenetv2", 32), ("convnext_nano", 16), ("regnetx_002", 32)]
+)
 def test_half_stride_stem_doubles_the_first_map_and_keeps_every_shape(arch: str, at_standard: int) -> None:
     sides = {}
     for stem in ("standard", "half-stride"):
         network = build(config(arch, stem=stem), 64)
-        first = {"resnet18": "layer1", "mobilenetv2": "blocks", "convnext_nano": "stages"}[arch]
+        first = {"resnet18": "layer1", "mobilenetv2": "blocks", "convnext_nano": "stages", "regnetx_002": "s1"}[arch]
         network.model.get_submodule(first).register_forward_pre_hook(
             lambda _, inputs, stem=stem: sides.update({stem: inputs[0].shape[-1]})
         )
@@ -68,7 +70,7 @@ def test_input_is_resampled_and_normalised() -> None:
     torch.testing.assert_close(seen[0].mean((0, 2, 3)), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("arch", ["hrnet_w18_small", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("arch", ["swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"])
 def test_no_half_stride_stem_is_said(arch: str) -> None:
     with pytest.raises(ConfigError, match="no half-stride stem"):
         build(config(arch, stem="half-stride"), 64)
@@ -112,3 +114,50 @@ def test_what_cannot_take_the_images_is_said(arch: str) -> None:
     with pytest.raises(ConfigError, match=r"cannot take images of 64 pixels \(.*give --input-size"):
         check(config(arch), 64)
     check(config("vit_tiny_patch16_224", input_size=224), 64)
+
+
+@pytest.mark.parametrize(
+    ("arch", "parameters"), [("small_cnn", 824_929), ("simple_cnn", 1_142_785), ("lenet", 703_609)]
+)
+def test_small_cnns_are_known_to_timm_and_have_one_size_at_any_image_size(arch: str, parameters: int) -> None:
+    assert timm.is_model(arch)
+    for size in (32, 64, 96):
+        network = build(config(arch), size).eval()
+        assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+        assert network(pixels(size)).shape == (2,)
+
+
+def test_the_small_cnn_is_as_large_as_the_published_files() -> None:
+    """Each of the five public fold files is 3.3 MB: parameters and batch-norm statistics in float32."""
+    size = sum(
+        tensor.numel() * tensor.element_size() for tensor in build(config("small_cnn"), 64).state_dict().values()
+    )
+    assert 3.25e6 < size < 3.35e6
+
+
+def test_small_cnns_do_nothing_between_map_and_hidden_part_at_64_pixels() -> None:
+    for arch in ("small_cnn", "simple_cnn", "lenet"):
+        model = build(config(arch), 64).eval().model
+        features = model.forward_features(torch.randn(2, 3, 64, 64))
+        assert torch.equal(model.pool(features), features)
+
+
+def test_the_small_cnn_replicates_edges_and_drops() -> None:
+    layers = build(config("small_cnn", drop_rate=0.4), 64).model.features
+    convolutions = [layer for layer in layers if isinstance(layer, torch.nn.Conv2d)]
+    assert [layer.out_channels for layer in convolutions] == [16, 32, 32, 64, 64, 128, 128]
+    assert {layer.padding_mode for layer in convolutions} == {"replicate"}
+    assert [layer.p for layer in layers if isinstance(layer, torch.nn.Dropout)] == [0.4] * 7
+
+
+def test_no_pretrained_weights_exist() -> None:
+    with pytest.raises(ConfigError, match=r"small_cnn: has no pretrained weights; .*--no-pretrained"):
+        build(config("small_cnn", pretrained=True), 64)
+
+
+def test_dropout_and_stochastic_depth_reach_the_model() -> None:
+    model = build(config("resnet18", drop_rate=0.3, drop_path_rate=0.2), 64).model
+    assert model.drop_rate == 0.3
+    assert model.layer4[1].drop_path.drop_prob == pytest.approx(0.2)
+    with pytest.raises(ConfigError, match="lenet: knows no drop_path_rate"):
+        build(config("lenet", drop_path_rate=0.2), 64)

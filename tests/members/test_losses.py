@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.utils.class_weight import compute_class_weight
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision.ops import sigmoid_focal_loss
 
-from ensemble.members.losses import focal_loss
+from ensemble.config import MemberConfig
+from ensemble.members.losses import class_weights, classification_loss, focal_loss
 
 LOGITS = torch.linspace(-12, 12, 97)
 
@@ -42,3 +45,47 @@ def test_half_precision_logits_are_widened() -> None:
     labels = torch.tensor([1.0, 0.0])
     assert focal_loss(logits, labels, 2.0, None).dtype == torch.float32
     assert torch.equal(focal_loss(logits, labels, 2.0, None), focal_loss(logits.float(), labels, 2.0, None))
+
+
+def config(loss: str, **values: float) -> MemberConfig:
+    return MemberConfig.model_validate({"arch": "resnet18", "loss": loss} | values)
+
+
+LABELS = (torch.arange(97) % 4 > 0).float()
+GIVEN = LABELS.numpy().astype(int)
+
+
+def test_weights_are_those_of_scikit_learn() -> None:
+    expected = compute_class_weight("balanced", classes=np.array([0, 1]), y=GIVEN)
+    assert class_weights("weighted-bce", GIVEN) == pytest.approx(tuple(expected))
+    assert class_weights("weighted-focal", GIVEN) == class_weights("weighted-bce", GIVEN)
+    assert class_weights("bce", GIVEN) is None and class_weights("focal", GIVEN) is None
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("loss", ["bce", "weighted-bce"])
+def test_cross_entropy_equals_torchs_on_smoothed_labels(loss: str, smoothing: float) -> None:
+    weights = class_weights(loss, GIVEN)
+    found = classification_loss(LOGITS, LABELS, config(loss, label_smoothing=smoothing), weights)
+    soft = LABELS * (1 - smoothing) + smoothing / 2
+    each = None if weights is None else torch.where(LABELS > 0.5, weights[1], weights[0])
+    expected = binary_cross_entropy_with_logits(LOGITS, soft, weight=each, reduction="none")
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_weighted_focal_is_torchvisions_times_the_weight() -> None:
+    weights = class_weights("weighted-focal", GIVEN)
+    assert weights is not None
+    found = classification_loss(LOGITS, LABELS, config("weighted-focal", gamma=1.5), weights)
+    plain = sigmoid_focal_loss(LOGITS, LABELS, alpha=-1, gamma=1.5)
+    torch.testing.assert_close(found, plain * torch.where(LABELS > 0.5, weights[1], weights[0]), rtol=1e-5, atol=1e-6)
+
+
+def test_focal_is_the_focal_loss_as_it_is() -> None:
+    found = classification_loss(LOGITS, LABELS, config("focal", gamma=3.0, alpha=0.25), None)
+    assert torch.equal(found, focal_loss(LOGITS, LABELS, 3.0, 0.25))
+
+
+def test_alpha_belongs_to_the_focal_loss() -> None:
+    with pytest.raises(ValueError, match="alpha is of the focal loss, not of weighted-focal"):
+        config("weighted-focal", alpha=0.25)

@@ -12,10 +12,12 @@ import torch
 from ensemble.config import VIEWS, MemberConfig
 from ensemble.errors import TheraError
 from ensemble.members import training
+from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import choose_device, predict_logits
 from ensemble.members.plans import Plan
 from ensemble.members.processes import MappedPixels
-from ensemble.members.training import FoldJob, train_fold
+from ensemble.members.sampling import order
+from ensemble.members.training import train_fold
 from ensemble.progress import progress
 
 CPU, PLAIN = torch.device("cpu"), Plan("fp32")
@@ -106,7 +108,23 @@ def test_restored_state_has_the_strides_of_the_parameters(images: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"name": "n"}, {"lr": 1e-3}, {"gamma": 0.0}, {"augment": "none"}, {"clip_norm": 0.01}]
+    "change",
+    [
+        {"name": "n"},
+        {"lr": 1e-3},
+        {"gamma": 0.0},
+        {"augment": "none"},
+        {"augment": {"flip": True}},
+        {"clip_norm": 0.01},
+        {"loss": "bce"},
+        {"loss": "weighted-focal"},
+        {"label_smoothing": 0.1},
+        {"sampler": "balanced"},
+        {"schedule": "step", "step_epochs": 1},
+        {"backbone_lr_factor": 0.5},
+        {"drop_rate": 0.5},
+        {"drop_path_rate": 0.5},
+    ],
 )
 def test_every_choice_matters(images: Any, undisturbed: Any, change: dict[str, Any]) -> None:
     assert not same(train(job(images, **change), Memory()), undisturbed)
@@ -216,13 +234,46 @@ def test_schedule_warms_up_and_falls_to_nothing(images: Any) -> None:
     assert rates[-1] < 0.01 * wanted.config.lr
 
 
-def test_each_epoch_deals_out_every_training_row_once(images: Any) -> None:
-    wanted = job(images, batch_size=12)
-    first, second = (training._order(wanted, epoch) for epoch in (0, 1))
-    assert first.shape == (4, 12)
-    assert sorted(first.ravel()) == sorted(wanted.rows) == sorted(second.ravel())
-    assert not np.array_equal(first, second)
-    assert training._order(job(images, batch_size=500), 0).shape == (1, 48)
+def test_the_step_schedule_multiplies_every_so_many_epochs(images: Any) -> None:
+    wanted = job(images, epochs=7, schedule="step", step_epochs=3, step_factor=0.7, warmup_epochs=0)
+    learner = training.Learner(wanted, training.build(wanted.config, 16), PLAIN, CPU)
+    rates = []
+    for update in range(7 * wanted.updates_per_epoch):
+        learner.schedule.step_update(update)
+        rates.append(learner.lr)
+    steps = np.arange(7 * wanted.updates_per_epoch) // (3 * wanted.updates_per_epoch)
+    np.testing.assert_allclose(rates, wanted.config.lr * 0.7**steps)
+
+
+def test_the_rate_factor_reaches_all_but_the_last_layer(images: Any) -> None:
+    wanted = job(images, backbone_lr_factor=0.1, warmup_epochs=0, epochs=4)
+    network = training.build(wanted.config, 16)
+    learner = training.Learner(wanted, network, PLAIN, CPU)
+    learner.schedule.step_update(0)
+    rate = {id(each): group["lr"] for group in learner.optimizer.param_groups for each in group["params"]}
+    assert len(rate) == len(list(network.parameters()))
+    for name, parameter in network.named_parameters():
+        factor = 1 if name.startswith("model.fc") else 0.1
+        assert rate[id(parameter)] == pytest.approx(wanted.config.lr * factor), name
+    decays = {id(each): group["weight_decay"] for group in learner.optimizer.param_groups for each in group["params"]}
+    expected = {id(each): 0.05 if each.ndim > 1 else 0.0 for each in network.parameters()}
+    assert decays == expected, "timm's split of what decays"
+
+
+@pytest.mark.parametrize("kind", ["native", "lowered"])
+def test_a_frozen_backbone_stays_as_it_was_and_the_head_learns(images: Any, kind: str) -> None:
+    """Its batch-norm statistics too."""
+    wanted = job(images, freeze=True, epochs=3, input_size=32, ema_decay=0.0)
+    torch.manual_seed(wanted.random_state("weights"))
+    before = training.build(wanted.config, 16).state_dict()
+    checkpoint = Memory(stop_after=2)
+    with pytest.raises(InterruptedError):
+        train(wanted, checkpoint, plan=Plan("fp32", kind))
+    checkpoint.stop_after = None
+    found = train(wanted, checkpoint, plan=Plan("fp32", kind))
+    changed = {key for key in before if not torch.equal(before[key], found[key])}
+    assert changed == {"model.fc.weight", "model.fc.bias"}
+    assert same(found, train(wanted, Memory(), plan=Plan("fp32", kind)))
 
 
 def test_a_loss_that_is_not_finite_names_its_batch(images: Any) -> None:
@@ -233,7 +284,7 @@ def test_a_loss_that_is_not_finite_names_its_batch(images: Any) -> None:
     }
     poisoned = {key: value.numpy() for key, value in poisoned.items()}
     broken = replace(wanted, weights=poisoned)
-    named = " ".join(str(101 + row) for row in training._order(broken, 0)[0])
+    named = " ".join(str(101 + row) for row in order(broken, 0)[0])
     with pytest.raises(TheraError, match=f"not finite on the batch of images {named}; lower --lr"):
         train(broken, Memory())
 

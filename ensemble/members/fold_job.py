@@ -1,0 +1,61 @@
+"""What one fold's model is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ensemble.config import MemberConfig, seed_sequence
+from ensemble.members.processes import MappedPixels
+
+
+@dataclass(frozen=True)
+class FoldJob:
+    """A member's config, the images, and which of them to train on.
+
+    Parameters
+    ----------
+    config : MemberConfig
+    mapped : MappedPixels
+        uint8 array (n, H, W, 3).
+    labels : int8 array (n,)
+    ids : str array (n,)
+        Named where something goes wrong.
+    rows : int array (r,)
+        The training rows; the held-out ones are not looked at.
+    fold, seed : int
+        Every random stream is a child of the seed, named after the member and the fold.
+    weights : mapping, optional
+        A state dict of arrays to start from.
+    """
+
+    config: MemberConfig
+    mapped: MappedPixels
+    labels: np.ndarray
+    ids: np.ndarray
+    rows: np.ndarray
+    fold: int
+    seed: int
+    weights: Mapping[str, np.ndarray] | None = None
+
+    @property
+    def pixels(self) -> np.ndarray:
+        return self.mapped.array
+
+    def random_state(self, *names: str | int) -> int:
+        return int(seed_sequence(self.seed, self.config.name, self.fold, *names).generate_state(1)[0])
+
+    @property
+    def batch_size(self) -> int:
+        return min(self.config.batch_size, len(self.rows))
+
+    @property
+    def updates_per_epoch(self) -> int:
+        return len(self.rows) // self.batch_size
+
+    @property
+    def images(self) -> int:
+        """How many images are shown in all epochs together."""
+        return self.config.epochs * self.updates_per_epoch * self.batch_size

@@ -1,0 +1,112 @@
+"""Which images come in which batch, and the batches themselves, augmented."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from ensemble.members.augment import Augmentation
+from ensemble.members.fold_job import FoldJob
+
+Batch = tuple[torch.Tensor, torch.Tensor, np.ndarray]
+
+
+def balanced_shares(labels: np.ndarray) -> np.ndarray:
+    """Return the probability (n,) of each row in a draw that takes both classes equally often.
+
+    Examples
+    --------
+    >>> balanced_shares(np.array([0, 1, 1]))
+    array([0.5 , 0.25, 0.25])
+    """
+    return np.where(labels == 1, 0.5 / np.count_nonzero(labels == 1), 0.5 / np.count_nonzero(labels == 0))
+
+
+def order(job: FoldJob, epoch: int) -> np.ndarray:
+    """Return the rows of an epoch's updates, (updates, b).
+
+    ``plain`` takes each training row once, less a last partial batch. ``balanced`` draws as many with replacement, a
+    row of either class with the same chance as any other of its class, and the two classes equally often in
+    expectation.
+    """
+    rng = np.random.default_rng(job.random_state("order", epoch))
+    n = job.updates_per_epoch * job.batch_size
+    if job.config.sampler == "balanced":
+        return rng.choice(job.rows, n, p=balanced_shares(job.labels[job.rows])).reshape(-1, job.batch_size)
+    return rng.permutation(job.rows)[:n].reshape(-1, job.batch_size)
+
+
+def batches_of(job: FoldJob, first_epoch: int, workers: int, device: torch.device) -> Iterator[Batch]:
+    """Yield the augmented batches of all epochs from `first_epoch` on: pixels, labels, rows."""
+    if workers:
+        torch.multiprocessing.set_forkserver_preload([__name__])
+    loader = torch.utils.data.DataLoader(
+        _AugmentedRows(job),
+        batch_sampler=_Batches(job, first_epoch),
+        collate_fn=_to_tensors,
+        num_workers=workers,
+        multiprocessing_context="forkserver" if workers else None,  # never fork once CUDA is initialised
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_quiet_worker,
+    )
+    return iter(loader)
+
+
+class _AugmentedRows(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    """Batches of augmented images, asked for by (epoch, row, time): what a worker returns depends on nothing else."""
+
+    def __init__(self, job: FoldJob) -> None:
+        self.mapped, self.labels = job.mapped, job.labels
+        self.augmentation = Augmentation(job.config.augmentation, job.seed)
+
+    def __getitems__(self, wanted: list[tuple[int, int, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        pixels = np.stack([self.augmentation(self.mapped.array[row], epoch, row, time) for epoch, row, time in wanted])
+        rows = np.array([row for _, row, _ in wanted])
+        return pixels, self.labels[rows].astype(np.float32), rows
+
+
+class _Batches:
+    """What to ask the data set for, batch by batch, through all epochs that are left."""
+
+    def __init__(self, job: FoldJob, first_epoch: int) -> None:
+        self.job, self.first_epoch = job, first_epoch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        for epoch in range(self.first_epoch, self.job.config.epochs):
+            batches = order(self.job, epoch)
+            for batch, times in zip(batches, times_before(batches), strict=True):
+                yield [(epoch, row, time) for row, time in zip(batch.tolist(), times.tolist(), strict=True)]
+
+
+def times_before(rows: np.ndarray) -> np.ndarray:
+    """Return how often each entry stood before in the same array, in its shape.
+
+    A row that is drawn again in an epoch is augmented otherwise.
+
+    Examples
+    --------
+    >>> times_before(np.array([[5, 7], [5, 5]]))
+    array([[0, 0],
+           [1, 2]])
+    """
+    flat = rows.ravel()
+    by_row = np.argsort(flat, kind="stable")
+    _, first, sizes = np.unique(flat[by_row], return_index=True, return_counts=True)
+    times = np.empty(flat.size, np.int64)
+    times[by_row] = np.arange(flat.size) - np.repeat(first, sizes)
+    return times.reshape(rows.shape)
+
+
+def _to_tensors(batch: Any) -> Batch:
+    pixels, labels, rows = batch
+    return torch.from_numpy(pixels), torch.from_numpy(labels), rows
+
+
+def _quiet_worker(_: int) -> None:
+    """Leave signals to the parent, which stops its workers itself."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,129 @@
+"""Small CNNs of public solutions of the TheraPanacea exercise, registered with timm under their names.
+
+All are a stack of convolutions, a hidden part on the flattened map, and one linear layer. The map is brought to the
+side that it has at 64 pixels before it is flattened, so that the parameters are the same at any image size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import nn
+
+
+class SmallCnn(nn.Module):
+    """Convolutions, a hidden part on the flattened map, one linear layer; what timm asks of a model besides.
+
+    Parameters
+    ----------
+    features : torch.nn.Sequential
+        (b, 3, H, W) -> (b, c, h, w).
+    hidden : torch.nn.Sequential
+        (b, c * side * side) -> (b, width).
+    channels, side, width : int
+    num_classes : int
+    """
+
+    def __init__(
+        self, features: nn.Sequential, hidden: nn.Sequential, channels: int, side: int, width: int, num_classes: int
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.num_features, self.head_hidden_size = num_classes, channels, width
+        self.features, self.hidden = features, hidden
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(side), nn.Linear(width, num_classes)
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.features(x)
+        return found
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        found: torch.Tensor = self.hidden(self.pool(x).flatten(1))
+        return found if pre_logits else self.fc(found)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def reset_classifier(self, num_classes: int) -> None:
+        self.num_classes, self.fc = num_classes, nn.Linear(self.head_hidden_size, num_classes)
+
+
+class _SmallCnn(SmallCnn):
+    """Blocks of 3 × 3 convolutions with max pooling between them: 16 | 32, 32 | 64, 64 | 128, 128, then 64, 128."""
+
+    def __init__(self, num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.25) -> None:
+        blocks = ((16,), (32, 32), (64, 64), (128, 128))
+        layers: list[nn.Module] = []
+        before = in_chans
+        for index, block in enumerate(blocks):
+            layers += [nn.MaxPool2d(3, 2, 1)] if index else []
+            for width in block:
+                convolution = nn.Conv2d(before, width, 3, padding=1, padding_mode="replicate")
+                layers += [convolution, nn.BatchNorm2d(width), nn.ReLU(), nn.Dropout(drop_rate)]
+                before = width
+        hidden = nn.Sequential(nn.Linear(128 * 8 * 8, 64), nn.ReLU(), nn.Linear(64, 128), nn.ReLU())
+        super().__init__(nn.Sequential(*layers), hidden, 128, 8, 128, num_classes)
+
+
+class _SimpleCnn(SmallCnn):
+    """32, 64, 128 filters of 3 × 3, each with 2 × 2 pooling, then 128 with dropout."""
+
+    def __init__(self, num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.5) -> None:
+        layers: list[nn.Module] = []
+        before = in_chans
+        for width in (32, 64, 128):
+            convolution = nn.Conv2d(before, width, 3, padding=1)
+            layers += [convolution, nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
+            before = width
+        hidden = nn.Sequential(nn.Linear(128 * 8 * 8, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Dropout(drop_rate))
+        super().__init__(nn.Sequential(*layers), hidden, 128, 8, 128, num_classes)
+
+
+class _LeNet(SmallCnn):
+    """6 and 16 filters of 5 × 5, each with 2 × 2 pooling, then 256, 32."""
+
+    def __init__(self, num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.0) -> None:
+        features = nn.Sequential(
+            nn.Conv2d(in_chans, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)
+        )
+        hidden = nn.Sequential(
+            nn.Linear(16 * 13 * 13, 256), nn.ReLU(), nn.Linear(256, 32), nn.ReLU(), nn.Dropout(drop_rate)
+        )
+        super().__init__(features, hidden, 16, 13, 32, num_classes)
+
+
+def _facts(first: str) -> dict[str, Any]:
+    return {
+        "url": "",
+        "num_classes": 1000,
+        "input_size": (3, 64, 64),
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.5, 0.5, 0.5),
+        "first_conv": first,
+        "classifier": "fc",
+    }
+
+
+default_cfgs = generate_default_cfgs({name: _facts("features.0") for name in ("small_cnn", "simple_cnn", "lenet")})
+
+
+@register_model  # type: ignore[untyped-decorator]
+def small_cnn(pretrained: bool = False, **values: Any) -> Any:
+    """Each convolution with batch norm, ReLU and dropout 0.25, edges replicated; 824,929 parameters with one logit."""
+    return build_model_with_cfg(_SmallCnn, "small_cnn", pretrained, **values)
+
+
+@register_model  # type: ignore[untyped-decorator]
+def simple_cnn(pretrained: bool = False, **values: Any) -> Any:
+    """Each convolution with batch norm and ReLU; dropout 0.5 before the last layer."""
+    return build_model_with_cfg(_SimpleCnn, "simple_cnn", pretrained, **values)
+
+
+@register_model  # type: ignore[untyped-decorator]
+def lenet(pretrained: bool = False, **values: Any) -> Any:
+    """After LeNet-5, with ReLU and max pooling."""
+    return build_model_with_cfg(_LeNet, "lenet", pretrained, **values)

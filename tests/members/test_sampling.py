@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import WeightedRandomSampler
+
+from ensemble.config import AUGMENTATIONS, MemberConfig
+from ensemble.members.augment import Augmentation
+from ensemble.members.fold_job import FoldJob
+from ensemble.members.processes import MappedPixels
+from ensemble.members.sampling import balanced_shares, batches_of, order, times_before
+
+N = 4000
+LABELS = (np.arange(N) % 8 != 0).astype(np.int8)
+ROWS = np.flatnonzero(np.arange(N) % 3 != 0)
+
+
+def job(**values: Any) -> FoldJob:
+    config = MemberConfig.model_validate({"arch": "lenet", "pretrained": False, "batch_size": 32} | values)
+    pixels = np.random.default_rng(0).integers(0, 256, (N, 8, 8, 3), np.uint8)
+    return FoldJob(config, MappedPixels(pixels), LABELS, np.arange(N).astype(str), ROWS, fold=0, seed=3)
+
+
+def test_plain_takes_each_training_row_once() -> None:
+    rows = order(job(), 0)
+    assert rows.shape == (len(ROWS) // 32, 32)
+    assert np.unique(rows).size == rows.size and set(rows.ravel().tolist()) <= set(ROWS.tolist())
+    assert order(job(batch_size=5000), 0).shape == (1, len(ROWS))
+
+
+def test_balanced_draws_training_rows_of_both_classes_equally_often() -> None:
+    wanted = job(sampler="balanced")
+    drawn = np.concatenate([order(wanted, epoch).ravel() for epoch in range(40)])
+    assert set(drawn.tolist()) == set(ROWS.tolist()), "every training row, and no other"
+    share = np.mean(LABELS[drawn] == 0)
+    assert abs(share - 0.5) < 4 * 0.5 / drawn.size**0.5
+    counts = np.bincount(drawn, minlength=N)[ROWS]
+    for label in (0, 1):  # within a class every row has the same chance: counts are Poisson-like
+        own = counts[LABELS[ROWS] == label]
+        assert own.var() == pytest.approx(own.mean(), rel=0.25)
+
+
+def test_balanced_has_the_chances_of_torchs_weighted_sampler() -> None:
+    own = LABELS[ROWS]
+    weights = torch.from_numpy(1 / np.bincount(own)[own])
+    drawn = torch.tensor(list(WeightedRandomSampler(weights, 200_000, generator=torch.manual_seed(0)))).numpy()
+    expected = balanced_shares(own)
+    assert expected.sum() == pytest.approx(1)
+    np.testing.assert_allclose(
+        np.bincount(own[drawn], minlength=2) / 200_000, [expected[own == 0].sum(), expected[own == 1].sum()], atol=0.005
+    )
+
+
+@pytest.mark.parametrize("sampler", ["plain", "balanced"])
+def test_an_epoch_depends_on_seed_member_fold_and_epoch(sampler: str) -> None:
+    wanted = job(sampler=sampler)
+    assert np.array_equal(order(wanted, 1), order(wanted, 1))
+    others = [order(wanted, 2), order(replace(wanted, fold=1), 1), order(replace(wanted, seed=4), 1)]
+    assert not any(np.array_equal(order(wanted, 1), other) for other in others)
+
+
+def test_times_before_counts_in_order() -> None:
+    rows = np.random.default_rng(1).integers(0, 9, (7, 11))
+    seen: dict[int, int] = {}
+    for row, time in zip(rows.ravel().tolist(), times_before(rows).ravel().tolist(), strict=True):
+        assert time == seen.get(row, 0)
+        seen[row] = time + 1
+
+
+def test_a_row_that_is_drawn_again_is_augmented_anew() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    augmentation = Augmentation(AUGMENTATIONS["standard"], 0)
+    assert not np.array_equal(augmentation(image, 0, 5, 0), augmentation(image, 0, 5, 1))
+    assert np.array_equal(augmentation(image, 0, 5), augmentation(image, 0, 5, 0))
+
+
+@pytest.mark.parametrize("sampler", ["plain", "balanced"])
+def test_batches_hold_the_rows_of_the_order_with_their_labels(sampler: str) -> None:
+    wanted = job(sampler=sampler, augment="none", epochs=2)
+    batches = list(batches_of(wanted, 1, 0, torch.device("cpu")))
+    assert len(batches) == wanted.updates_per_epoch
+    for (pixels, labels, rows), expected in zip(batches, order(wanted, 1), strict=True):
+        assert np.array_equal(rows, expected)
+        assert np.array_equal(labels.numpy(), LABELS[rows])
+        assert np.array_equal(pixels.numpy(), wanted.pixels[rows])
