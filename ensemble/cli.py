@@ -102,6 +102,7 @@ def train_member(
     def work() -> list[Table]:
         from ensemble import pipeline
         from ensemble.config import DataConfig, MemberConfig, validated
+        from ensemble.trainer import Machine
 
         given = {
             "name": name,
@@ -135,7 +136,7 @@ def train_member(
         chosen = {key: value for key, value in given.items() if value is not None}
         member = validated(MemberConfig, {"arch": arch, "pretrained": pretrained, **chosen}, "train-member")
         data = validated(DataConfig, {"images": images, "labels": labels, "resize": resize}, "train-member")
-        machine = pipeline.Machine(device, workers, jobs)
+        machine = Machine(device, workers, jobs)
         return [pipeline.train_member(run, member, data, folds, seed, machine, _say)]
 
     _run(work)
@@ -181,6 +182,9 @@ def predict(
     prior: Annotated[
         Optional[float], typer.Option(help="Share of label 0 in this set, where it is known to differ.")
     ] = None,
+    combine: Annotated[
+        str, typer.Option(help="Of the fold models: mean (of their logits), or vote (the majority of their labels).")
+    ] = "mean",
     correction: Annotated[
         str, typer.Option(help="Of the threshold, for averaging: posterior, location-scale, share or none.")
     ] = "posterior",
@@ -200,11 +204,13 @@ def predict(
     def work() -> list[Table]:
         from ensemble import pipeline
         from ensemble.config import PredictConfig, validated
+        from ensemble.trainer import Machine
 
         given = {
             "images": images,
             "out": out,
             "tta": tta,
+            "combine": combine,
             "correction": correction,
             "prior": prior,
             "cascade": cascade,
@@ -212,7 +218,7 @@ def predict(
             "convolutions": convolutions,
         }
         wanted = validated(PredictConfig, given, "predict")
-        return [pipeline.predict(run, wanted, pipeline.Machine(device, jobs=jobs), _say)]
+        return [pipeline.predict(run, wanted, Machine(device, jobs=jobs), _say)]
 
     _run(work)
 
@@ -278,6 +284,13 @@ def report(run: RunFolder) -> None:
 @app.command("run")
 def run_config(
     config: Annotated[Path, typer.Argument(help="A YAML file such as configs/therapanacea.yaml.")],
+    run: Annotated[Optional[Path], typer.Option("--run", help="Its folder. [as the file says]")] = None,
+    images: Annotated[
+        Optional[Path], typer.Option("--images", help="Other images to learn from; nothing is predicted then.")
+    ] = None,
+    labels: Annotated[Optional[Path], typer.Option(help="Line i labels image i: 0 or 1.")] = None,
+    folds: Annotated[Optional[int], typer.Option(min=2, max=100, help="[as the file says]")] = None,
+    epochs: Annotated[Optional[int], typer.Option(min=1, help="Of every member. [as the file says]")] = None,
     device: Device = "auto",
     workers: Workers = None,
     jobs: Jobs = None,
@@ -289,9 +302,26 @@ def run_config(
 
     def work() -> list[Table]:
         from ensemble import pipeline
-        from ensemble.config import load_config
+        from ensemble.config import load_config, overridden
+        from ensemble.trainer import Machine
 
-        return pipeline.run_config(load_config(config), pipeline.Machine(device, workers, jobs), _say)
+        wanted = overridden(load_config(config), run, images, labels, folds, epochs)
+        return pipeline.run_config(wanted, Machine(device, workers, jobs), _say)
+
+    _run(work)
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes of the public solutions.
+
+    `thera run FILE` runs one, with --run, --images and --labels on any data.
+    """
+
+    def work() -> list[Table]:
+        from ensemble import pipeline
+
+        return [pipeline.recipes()]
 
     _run(work)
 
@@ -310,8 +340,9 @@ def demo(
 
     def work() -> list[Table]:
         from ensemble import pipeline
+        from ensemble.trainer import Machine
 
-        return pipeline.demo(run, pipeline.Machine(device, workers, jobs), _say)
+        return pipeline.demo(run, Machine(device, workers, jobs), _say)
 
     _run(work)
 

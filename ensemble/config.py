@@ -65,7 +65,9 @@ class MemberConfig(_Frozen):
     name: str = Field(
         "", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", description="its folder in the run; by default the arch"
     )
-    pretrained: bool = True
+    pretrained: bool | Literal["if-possible"] = Field(
+        True, description="start from timm's weights; if-possible: from scratch where they cannot be had"
+    )
     weights: Path | None = Field(None, description="a safetensors file to start from instead of timm's weights")
     stem: Literal["standard", "half-stride"] = "standard"
     input_size: int | None = Field(None, ge=16, le=1024, description="by default the size of the images")
@@ -91,6 +93,10 @@ class MemberConfig(_Frozen):
     step_factor: float = Field(0.7, gt=0, le=1, description="the rate is multiplied by this")
     freeze: bool = Field(False, description="train the head alone: the backbone stays, its statistics too")
     backbone_lr_factor: float = Field(1.0, gt=0, description="the backbone's rate, as a multiple of the head's")
+    clean: bool = Field(
+        False,
+        description="leave out the training rows whose labels confident learning doubts",
+    )
     drop_rate: float | None = Field(None, ge=0, lt=1, description="dropout; by default the architecture's own")
     drop_path_rate: float | None = Field(None, ge=0, lt=1, description="stochastic depth, where it has that")
     augment: Literal["none", "light", "standard"] | AugmentConfig = "standard"
@@ -141,6 +147,9 @@ class PredictConfig(_Frozen):
     images: Path
     out: Path
     tta: bool = True
+    combine: Literal["mean", "vote"] = Field(
+        default="mean", description="of the fold models: the mean of their logits, or the majority of their labels"
+    )
     correction: Literal["posterior", "location-scale", "share", "none"] = "posterior"
     prior: float | None = Field(
         default=None, gt=0, lt=1, description="share of label 0 in the set, if it is known to differ"
@@ -154,10 +163,17 @@ class PredictConfig(_Frozen):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     convolutions: Literal["auto", "native", "lowered"] = "auto"
 
+    @model_validator(mode="after")
+    def _all_vote(self) -> Self:
+        if self.combine == "vote" and self.cascade is not None:
+            raise ValueError("cascade leaves fold models out, and with combine: vote all have one: leave one out")
+        return self
+
 
 class RunConfig(_Frozen):
     """A whole run: what `thera run` does, in order."""
 
+    about: str = Field("", description="one line about it, for people")
     run: Path
     seed: int = Field(0, ge=0)
     folds: int = Field(5, ge=2, le=100)
@@ -199,6 +215,28 @@ def load_config(path: Path) -> RunConfig:
     if not isinstance(values, dict):
         raise ConfigError(path, "holds no mapping of keys to values", "see configs/demo.yaml")
     return validated(RunConfig, values, path)
+
+
+def overridden(
+    config: RunConfig,
+    run: Path | None = None,
+    images: Path | None = None,
+    labels: Path | None = None,
+    folds: int | None = None,
+    epochs: int | None = None,
+) -> RunConfig:
+    """Return the config with what is given in place of what it says.
+
+    Other images take no labels over, and there is then no set to predict.
+    """
+    changed: dict[str, Any] = {key: value for key, value in {"run": run, "folds": folds}.items() if value is not None}
+    if images is not None:
+        changed |= {"data": config.data.model_copy(update={"images": images, "labels": labels}), "predict": None}
+    elif labels is not None:
+        changed["data"] = config.data.model_copy(update={"labels": labels})
+    if epochs is not None:
+        changed["members"] = tuple(member.model_copy(update={"epochs": epochs}) for member in config.members)
+    return config.model_copy(update=changed)
 
 
 def validated(model: type[M], values: dict[str, Any], where: object) -> M:

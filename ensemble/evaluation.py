@@ -96,8 +96,8 @@ def compare(a: Path, b: Path, labels: Path | None, tta: bool, say: Say) -> list[
 
 
 def _compare_nested(a: Path, b: Path, labels: Path | None, tta: bool, say: Say) -> list[Table]:
-    of_a = _nested(a, tta, say)
-    of_b = _aligned(_nested(b, tta, say), of_a)
+    of_a = nested_calls(a, tta, say)
+    of_b = _aligned(nested_calls(b, tta, say), of_a)
     if labels is not None:
         _refuse_other_labels(labels, of_a)
     groups = _joint_groups(of_a.groups, of_b.groups)
@@ -107,7 +107,7 @@ def _compare_nested(a: Path, b: Path, labels: Path | None, tta: bool, say: Say) 
     return comparison_tables(*_names(a, b), compared, notes)
 
 
-def _nested(where: Path, tta: bool, say: Say) -> Nested:
+def nested_calls(where: Path, tta: bool, say: Say) -> Nested:
     """Return the nested calls of the run or member that lies in a folder."""
     folder, key = Path(os.path.abspath(where)), "tta" if tta else "plain"
     if (folder / "run.json").exists():

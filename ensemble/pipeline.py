@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,26 +30,13 @@ from ensemble.reports.tables import (
     report_markdown,
     summary_table,
 )
+from ensemble.trainer import Machine, train_folds
 
 if TYPE_CHECKING:
     from ensemble.data.source import Dataset
-    from ensemble.members.fold_job import FoldJob
-    from ensemble.members.plans import Plan
 
 VIEW_SETS = {"plain": VIEWS[:1], "tta": VIEWS}
 """The views that plain prediction and `--tta` average; each has a stacker and a threshold of its own."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where to compute. It changes how long a run takes; what comes out, only in the order of floating-point sums.
-
-    `jobs` is how many networks are computed at once, each on its share of the cores; by default as many as pay.
-    """
-
-    device: str = "auto"
-    workers: int | None = None
-    jobs: int | None = None
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -75,10 +60,10 @@ def train_member(
     with runs.locked(own.folder):
         dataset = _labelled(data, run, say)
         table = _begin(run, dataset, data, folds, seed)
-        _train_folds(own, member, dataset, table, seed, machine, say)
+        train_folds(own, member, dataset, table, seed, machine, say)
         oof = _assess_member(own, table, seed)
         own.update(oof=oof.to_json())
-        (shown,) = explained([member_table(oof, VIEWS)], deployed=False)
+        (shown,) = explained([member_table(oof, VIEWS, _origin(own))], deployed=False)
         runs.write_whole(own.folder / "report.md", report_markdown(f"Member {member.name}", [shown]).encode())
     run.record(f"train-member {member.name}", started)
     return shown
@@ -156,82 +141,6 @@ def some(ids: list[str]) -> str:
     return ", ".join(map(printable, ids[:5])) + (" …" if ids[5:] else "")
 
 
-def _train_folds(
-    folder: runs.MemberFolder,
-    member: MemberConfig,
-    dataset: Dataset,
-    table: runs.FoldTable,
-    seed: int,
-    machine: Machine,
-    say: Say,
-) -> None:
-    from ensemble.members.backbones import check
-    from ensemble.members.fold_job import FoldJob
-    from ensemble.members.inference import choose_device, default_workers
-    from ensemble.members.processes import MappedPixels, Workers, at_once, shares
-    from ensemble.members.training import train_and_predict
-
-    device = choose_device(machine.device)
-    workers = default_workers(device) if machine.workers is None else machine.workers
-    weights = runs.read_tensors(member.weights) if member.weights else None
-    check(member, dataset.size[0], weights)
-    arrays = {key: value.numpy() for key, value in weights.items()} if weights is not None else None
-    start = {"sha256": runs.file_sha256(member.weights)} if member.weights else {}
-    rows = [(np.flatnonzero(table.fold_of != fold), np.flatnonzero(table.fold_of == fold)) for fold in range(table.k)]
-    pixels = MappedPixels(dataset.pixels)
-    jobs = [
-        FoldJob(member, pixels, table.labels, table.ids, own, fold, seed, arrays) for fold, (own, _) in enumerate(rows)
-    ]
-    side_by_side = at_once(table.k, jobs[0].images // jobs[0].batch_size, device, machine.jobs)
-    cores = shares(table.k, side_by_side)
-    plan = _plan(folder, member, dataset, jobs[0], machine, len(cores[0]))
-    folder.begin(
-        member.model_dump(mode="json", exclude={"weights"}) | {"weights": start.get("sha256")},
-        {"fingerprint": dataset.fingerprint, "seed": seed, **dataclasses.asdict(plan)},
-        MemberConfig.model_validate({"arch": member.arch}).model_dump(mode="json"),
-    )
-    todo = [fold for fold in range(table.k) if not folder.has_fold(fold)]
-    calls = []
-    for fold in todo:
-        held_out = rows[fold][1]
-        calls.append((jobs[fold], runs.StateFolder(folder.fold(fold)), plan, device, workers, held_out, VIEWS))
-    steps = [job.images + len(held_out) * len(VIEWS) for job, (_, held_out) in zip(jobs, rows, strict=True)]
-    with progress(sum(steps), f"{member.name}, {table.k} folds") as bar, Workers() as processes:
-        bar.skip(sum(steps) - sum(steps[fold] for fold in todo))
-        for index, result in processes.run(train_and_predict, calls, [cores[fold] for fold in todo], bar):
-            fold = todo[index]
-            for warning in result.warnings:
-                say(f"warning: {warning}")
-            folder.finish_fold(
-                fold,
-                result.weights,
-                table.ids[rows[fold][1]],
-                result.logits,
-                VIEWS,
-                epochs=len(result.history),
-                training_seconds=round(sum(epoch["seconds"] for epoch in result.history), 1),
-                seconds=round(result.seconds, 1),
-                device=str(device),
-                threads=len(cores[fold]),
-            )
-            folder.update(parameters=result.parameters)
-
-
-def _plan(
-    folder: runs.MemberFolder, member: MemberConfig, dataset: Dataset, job: FoldJob, machine: Machine, threads: int
-) -> Plan:
-    """Return how a member is computed: as it was begun, where this device can do so, else by what is fastest."""
-    from ensemble.members.inference import choose_device
-    from ensemble.members.plans import Plan, choose_plan, least_size, possible_plans
-
-    device, size = choose_device(machine.device), dataset.size[0]
-    if folder.has_begun:
-        begun = Plan(folder.read()["precision"], folder.read().get("convolutions", "native"))
-        if begun in possible_plans(member.precision, member.convolutions, device, least_size(member, size)):
-            return begun
-    return choose_plan(member, device, size, "train", job.images // job.batch_size, threads)
-
-
 # --- the decision -----------------------------------------------------------------------------------------------------
 
 
@@ -262,6 +171,17 @@ def oof_logits(member: runs.MemberFolder, table: runs.FoldTable) -> np.ndarray:
 def _assess_member(member: runs.MemberFolder, table: runs.FoldTable, seed: int) -> Assessment:
     logits = oof_logits(member, table).mean(axis=1)
     return member_report(member.name, table.ids, logits, table.labels, table.fold_of, table.groups, seed)
+
+
+def _origin(member: runs.MemberFolder) -> tuple[str, ...]:
+    """Return what a reader of a member's figures must know of how it was trained."""
+    facts, notes = member.read(), []
+    if facts.get("started_from") == runs.FROM_SCRATCH:
+        notes.append("Trained from scratch: its config asks for pretrained weights, and none could be had.")
+    if left_out := facts.get("left_out"):
+        rows = ", ".join(str(left_out[fold]["rows"]) for fold in sorted(left_out, key=int))
+        notes.append(f"Of the training rows of each fold, so many were left out for doubtful labels: {rows}.")
+    return tuple(notes)
 
 
 def fit_stacker(folder: Path, wanted: DecisionConfig, say: Say) -> dict[str, Decision]:
@@ -343,6 +263,7 @@ def predict(folder: Path, wanted: PredictConfig, machine: Machine, say: Say) -> 
         "views": list(decision.views),
         "correction_asked": wanted.correction,
         "prior": wanted.prior,
+        "combine": wanted.combine,
         "cascade_asked": wanted.cascade,
         "precision_asked": wanted.precision,
         "convolutions_asked": wanted.convolutions,
@@ -386,7 +307,7 @@ def report(folder: Path, say: Say) -> list[Table]:
     decisions = read_decisions(run, say) if run.decision.exists() else {}
     predicted = _predicted(run, say)
     tables = [summary_table(decisions["tta"], predicted)] if decisions else []
-    tables += [member_table(member, VIEWS) for member in members]
+    tables += [member_table(member, VIEWS, _origin(run.member(member.name))) for member in members]
     if decisions:
         tables += decision_tables(decisions["plain"], decisions["tta"])
     if not tables:
@@ -460,9 +381,24 @@ DEMO_IMAGES = 4000
 
 
 def demo_config() -> Path:
-    """Return `demo.yaml`: beside this file where the package is installed, in `configs/` in a checkout."""
-    beside = Path(__file__).with_name("demo.yaml")
-    return beside if beside.exists() else Path(__file__).parents[1] / "configs" / "demo.yaml"
+    return _configs("demo.yaml")
+
+
+def _configs(name: str) -> Path:
+    """Return what came with the package: beside this file where it is installed, in `configs/` in a checkout."""
+    beside = Path(__file__).with_name(name)
+    return beside if beside.exists() else Path(__file__).parents[1] / "configs" / name
+
+
+def recipes() -> Table:
+    """Return the table of the recipes: what each is, and the file to run."""
+    found = {path: load_config(path) for path in sorted(_configs("recipes").glob("*.yaml"))}
+    here = Path.cwd()
+    rows = [
+        (str(path.relative_to(here) if path.is_relative_to(here) else path), config.about)
+        for path, config in found.items()
+    ]
+    return Table("Recipes of public solutions", ("thera run", "what it is"), tuple(rows), numbers=False)
 
 
 def _demo_table(decision: Decision, given: ErrorRates, true: ErrorRates, bayes: float) -> Table:

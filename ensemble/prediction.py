@@ -246,7 +246,10 @@ def write_set(
     logits = found.logits.mean(axis=2).round(runs.LOGIT_DECIMALS)
     stacked = decision.stacker.apply(logits)
     check, mix, foreseen, threshold = deployed_threshold(decision, oof, found.logits, wanted, seed)
-    labels = call(stacked, threshold)
+    labels, of_folds = call(stacked, threshold), np.empty((len(ids), 0), np.int8)
+    if wanted.combine == "vote":
+        foreseen, threshold = None, decision.threshold
+        labels, of_folds = majority_of_folds(decision, found.logits)
     votes, majority = decision.votes(logits)
     text = "".join(f"{label}\n" for label in labels.tolist()).encode()
     verify(text, len(ids), place / "label_val.txt")
@@ -261,6 +264,7 @@ def write_set(
         "label",
         *(f"vote_{name}" for name in names),
         "majority",
+        *(f"vote_fold-{fold}" for fold in range(of_folds.shape[1])),
     ]
     known = np.ones(logits.shape, bool) if found.known is None else found.known
     rows = (
@@ -272,9 +276,19 @@ def write_set(
             y,
             *(vote if there else "" for vote, there in zip(v, has, strict=True)),
             m if has.all() else "",
+            *w,
         )
-        for id_, own, has, x, p, y, v, m in zip(
-            ids, logits, known, stacked, _probability(stacked + shift), labels, votes.tolist(), majority, strict=True
+        for id_, own, has, x, p, y, v, m, w in zip(
+            ids,
+            logits,
+            known,
+            stacked,
+            _probability(stacked + shift),
+            labels,
+            votes.tolist(),
+            majority,
+            of_folds.tolist(),
+            strict=True,
         )
     )
     files = {
@@ -303,7 +317,7 @@ def deployed_threshold(
     decision: Decision, oof: OofLogits, fold_logits: np.ndarray, wanted: PredictConfig, seed: int
 ) -> tuple[ShareCheck, float | None, Foreseen | None, float]:
     """Return what the images (n, m, k) say of their class mix, the mix that is taken, what to expect, the threshold."""
-    singles = np.stack([decision.stacker.apply(of_fold) for of_fold in np.moveaxis(fold_logits, 2, 0)], axis=1)
+    singles = _singles(decision, fold_logits)
     check = _check(decision, oof, singles)
     mix = wanted.prior
     if mix is None and check.shifted:
@@ -311,6 +325,24 @@ def deployed_threshold(
     unknown = wanted.prior is None and check.shifted  # what has changed is not known: the threshold stays
     foreseen = _foresee(decision, oof, singles, "none" if unknown else wanted.correction, mix, seed)
     return check, mix, foreseen, decision.threshold if foreseen is None else foreseen.chosen.threshold
+
+
+def _singles(decision: Decision, fold_logits: np.ndarray) -> np.ndarray:
+    """Return the stacked logits (n, k) of single fold models, from those of the members (n, m, k)."""
+    return np.stack([decision.stacker.apply(of_fold) for of_fold in np.moveaxis(fold_logits, 2, 0)], axis=1)
+
+
+def majority_of_folds(decision: Decision, fold_logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the labels (n,) that most fold models give at the decision's threshold, and what each gives (n, k).
+
+    Each fold's members, (n, m, k) in all, are stacked first. Where the folds are split evenly, the mean of their
+    stacked logits decides.
+    """
+    singles = _singles(decision, fold_logits)
+    votes = call(singles, decision.threshold)
+    ones, zeros = votes.sum(axis=1), (1 - votes).sum(axis=1)
+    mean = call(singles.mean(axis=1), decision.threshold)
+    return np.where(ones == zeros, mean, ones > zeros).astype(np.int8), votes
 
 
 def _check(decision: Decision, oof: OofLogits, singles: np.ndarray) -> ShareCheck:

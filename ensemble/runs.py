@@ -42,6 +42,9 @@ TRAIN_AGAIN = "give its `thera train-member` command again; what is done is kept
 UNSAID_OF_TRAINING = {"convolutions": "native"}
 """How a member was trained that was begun before there was a choice, and does not say."""
 
+FROM_TIMM, FROM_SCRATCH = "timm's pretrained weights", "scratch"
+"""What a member started from that asked for pretrained weights if they can be had."""
+
 Tensors: TypeAlias = "dict[str, torch.Tensor]"
 
 
@@ -334,7 +337,7 @@ class MemberFolder:
     @property
     def has_begun(self) -> bool:
         """Whether there is a finished fold, or an epoch of one."""
-        return self._json.exists() and bool(self.read()["folds"] or any(self.folder.glob("fold-*/state/*")))
+        return self._json.exists() and bool(self.read()["folds"] or any(self.folder.glob("fold-*/**/state/*")))
 
     def read(self) -> Any:
         return read_json(self._json, TRAIN_AGAIN)
@@ -375,6 +378,30 @@ class MemberFolder:
         files = {"weights_sha256": weights_sha256, "oof_sha256": oof_sha256}
         self.update(folds=self.read()["folds"] | {str(fold): files | facts})
         shutil.rmtree(folder / "state", ignore_errors=True)
+
+    def write_left_out(self, fold: int, ids: np.ndarray) -> None:
+        """Write which training rows of a fold are left out, record the hash, then drop the state of finding them."""
+        sha256 = write_table(self.fold(fold) / "left_out.csv", ("id",), ((id_,) for id_ in ids))
+        self.update(left_out=self.read().get("left_out", {}) | {str(fold): {"sha256": sha256, "rows": len(ids)}})
+        for state in self.fold(fold).glob("cleaning-*"):
+            shutil.rmtree(state, ignore_errors=True)
+
+    def left_out(self, fold: int) -> np.ndarray | None:
+        """Return the ids of the training rows of a fold that are left out, or None where that is not known yet.
+
+        Raises
+        ------
+        ArtifactError
+            The file is not as it was written.
+        """
+        facts = self.read().get("left_out", {}).get(str(fold))
+        if facts is None:
+            return None
+        path, remedy = self.fold(fold) / "left_out.csv", "restore it"
+        (ids,) = read_table(path, ("id",), remedy)
+        if file_sha256(path) != facts["sha256"]:
+            raise ArtifactError(path, "is not the file that thera wrote (its hash differs)", remedy)
+        return np.array(ids, np.str_)
 
     def read_oof(self, fold: int, views: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids (n,) that a fold's model scored and their logits (n, views) as float64."""

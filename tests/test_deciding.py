@@ -691,3 +691,36 @@ def imported(*commands: list[str]) -> list[list[str]]:
     done = subprocess.run(start, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return [ast.literal_eval(line[7:]) for line in done.stdout.splitlines() if line.startswith("heavy: ")]
+
+
+# --- votes ------------------------------------------------------------------------------------------------------------
+
+
+def test_fold_models_vote_at_the_decisions_threshold(
+    world: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(predict(world, run, "--combine", "vote"))
+    decision = decided(run)["tta"]
+    votes = (stacked_folds(run, decision) >= decision["threshold"]).astype(int)
+    found = rows(run)
+    for fold in range(K):
+        assert np.array_equal(found[f"vote_fold-{fold}"], votes[:, fold])
+    assert np.array_equal(found["label"], votes.sum(axis=1) >= 2)
+    assert facts(run)["threshold"] == decision["threshold"] and not facts(run)["averaging_measured"]
+    assert facts(run)["expected"]["hter"] == facts(run)["nested_hter"], "of one fold model: nothing else is known"
+    main(predict(world, run))
+    assert "vote_fold-0" not in rows(run), "another decision, another file"
+    assert "leave one out" in fails(capsys, 2, *predict(world, run, "--combine", "vote", "--cascade", 0.999))
+
+
+def test_an_even_vote_is_settled_by_the_mean() -> None:
+    class Same:
+        def apply(self, logits: np.ndarray) -> np.ndarray:
+            return logits[:, 0]
+
+    class Half:
+        stacker, threshold = Same(), 0.5
+
+    logits = np.array([[[0.0, 0.9]], [[0.4, 3.0]], [[1.0, 1.0]], [[0.0, 0.0]]])
+    labels, votes = prediction.majority_of_folds(Half(), logits)  # type: ignore[arg-type]
+    assert labels.tolist() == [0, 1, 1, 0] and votes.tolist() == [[0, 1], [0, 1], [1, 1], [0, 0]]

@@ -207,7 +207,7 @@ def test_runs_and_members_are_compared_by_their_nested_calls(made: Path, capsys:
     for start, stored in (("A: poor", poor["stacked"]), ("B: strong", strong)):
         found, nested = row(lines, start), stored["nested"]
         assert found[::3] == [f"{x:.4f}" for x in (nested["fpr"], nested["fnr"], (nested["fpr"] + nested["fnr"]) / 2)]
-        side = evaluation._nested(made / ("poor" if stored is not strong else "good/members/strong"), True, print)
+        side = evaluation.nested_calls(made / ("poor" if stored is not strong else "good/members/strong"), True, print)
         interval = measure_calls(LABELS, side.called, seed=5).hter
         assert found[7:] == [f"{interval.low:.4f}", f"{interval.high:.4f}"], "of these calls"
         assert stored["refitted"] or found[7:] == [f"{stored['interval'][end]:.4f}" for end in ("low", "high")]
@@ -281,7 +281,7 @@ def test_groups_are_heeded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert row(plain, "B minus A ") != row(grouped, "B minus A ") == row(mixed, "B minus A ")
     called = []
     for name in ("strong", "weak"):
-        side = evaluation._nested(tmp_path / "grouped/members" / name, True, lambda _: None)
+        side = evaluation.nested_calls(tmp_path / "grouped/members" / name, True, lambda _: None)
         called.append(side.called)
     interval = compare_calls(LABELS, *called, groups, seed=5).hter.interval
     assert row(grouped, "B minus A ")[7:] == [f"{interval.low:+.4f}", f"{interval.high:+.4f}"]
@@ -341,7 +341,7 @@ def test_what_a_run_lacks_is_named(made: Path, tmp_path: Path, capsys: pytest.Ca
 
 def test_the_nested_calls_are_fitted_without_their_fold(made: Path) -> None:
     """The threshold of each fold's calls is the best on the other folds, found by trying them all."""
-    side = evaluation._nested(made / "good/members/weak", True, lambda _: None)
+    side = evaluation.nested_calls(made / "good/members/weak", True, lambda _: None)
     table = Run(made / "good").read_folds()
     logits = pipeline.oof_logits(Run(made / "good").member("weak"), table).mean(axis=1)
     for fold in range(3):

@@ -128,7 +128,7 @@ def test_only_the_verbs_above_import_the_pipeline_and_nothing_imports_the_comman
     assert [name_of(path) for path in FILES if "pipeline.py" in rooms(path)] == ["cli.py", "evaluation.py"]
     assert [name_of(path) for path in FILES if "evaluation.py" in rooms(path)] == ["cli.py"]
     assert [name_of(path) for path in FILES if "cli.py" in rooms(path)] == []
-    verbs = ["engine.py", "evaluation.py", "pipeline.py", "prediction.py"]
+    verbs = ["engine.py", "evaluation.py", "pipeline.py", "prediction.py", "trainer.py"]
     assert [name_of(path) for path in FILES if "runs.py" in rooms(path)] == verbs
     assert [name_of(path) for path in FILES if "prediction.py" in rooms(path)] == ["engine.py", "pipeline.py"]
 
@@ -155,7 +155,10 @@ def test_each_room_of_decision_stands_on_those_below() -> None:
 def test_decision_takes_nothing_of_data_but_the_folds() -> None:
     taken = {room for path in FILES if path.parent.name == "decision" for room in rooms(path) if room[:5] == "data/"}
     assert taken == {"data/folds.py"}
-    assert [name_of(path) for path in FILES if "decision/label_issues.py" in rooms(path)] == ["decision/floor.py"]
+    assert [name_of(path) for path in FILES if "decision/label_issues.py" in rooms(path)] == [
+        "decision/floor.py",
+        "trainer.py",
+    ]
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.parent.name not in {"members", "bench"}], ids=name_of)
@@ -182,7 +185,7 @@ def test_there_are_no_cycles() -> None:
 
 def test_the_command_and_the_pipeline_start_light() -> None:
     assert rooms(HOUSE / "cli.py", lazy=False) == {"errors.py"}
-    for room in ("engine.py", "evaluation.py", "pipeline.py", "prediction.py"):
+    for room in ("engine.py", "evaluation.py", "pipeline.py", "prediction.py", "trainer.py"):
         assert not any(used.startswith("members/") for used in rooms(HOUSE / room, lazy=False))
 
 

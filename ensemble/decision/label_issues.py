@@ -56,6 +56,41 @@ def confident_joint(logits: ArrayLike, labels: ArrayLike, seed: int = 0) -> NDAr
     return np.asarray(joint, np.int64)
 
 
+def find_issues(logits: ArrayLike, labels: ArrayLike, seed: int = 0) -> NDArray[np.bool_]:
+    """Return which labels (n,) are likely to be wrong, by cleanlab's pruning by noise rate.
+
+    Of each class as many are named as the confident joint counts in the other, those first that the calibrated
+    probabilities contradict most.
+
+    Parameters
+    ----------
+    logits : float64 array (n,)
+        Out-of-fold, finite; higher means label 1.
+    labels : int8 array (n,)
+        0 or 1, at least `CALIBRATION_FOLDS` of each.
+    seed : int
+        Of the assignment to the folds of the calibration.
+
+    Raises
+    ------
+    DataError
+        Shapes differ, a logit is not finite, or a class is absent.
+
+    Examples
+    --------
+    >>> logits, labels = np.linspace(-4.0, 4.0, 100), np.repeat([0, 1], 50)
+    >>> labels[:5] = 1
+    >>> np.flatnonzero(find_issues(logits, labels))
+    array([0, 1, 2, 3, 4])
+    """
+    from cleanlab.filter import find_label_issues
+
+    x, y = checked("cannot find label issues", logits, labels)
+    one = calibrated(x, y, seed)
+    found = find_label_issues(y.astype(np.int64), np.stack([1 - one, one], axis=1), n_jobs=1)
+    return np.asarray(found, np.bool_)
+
+
 def calibrated(logits: Floats, labels: Calls, seed: int = 0) -> Floats:
     """Return each row's probability of label 1 (n,), by isotonic regression on the rows of the other folds.
 

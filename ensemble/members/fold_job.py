@@ -29,6 +29,8 @@ class FoldJob:
         Every random stream is a child of the seed, named after the member and the fold.
     weights : mapping, optional
         A state dict of arrays to start from.
+    part : int, optional
+        Of the fold's training rows, which is held out to find doubtful labels among them.
     """
 
     config: MemberConfig
@@ -39,13 +41,17 @@ class FoldJob:
     fold: int
     seed: int
     weights: Mapping[str, np.ndarray] | None = None
+    part: int | None = None
 
     @property
     def pixels(self) -> np.ndarray:
         return self.mapped.array
 
-    def random_state(self, *names: str | int) -> int:
-        return int(seed_sequence(self.seed, self.config.name, self.fold, *names).generate_state(1)[0])
+    def random_seed(self, *names: str | int) -> int:
+        """Return a seed of 32 bits that goes by these names, for this member, fold and part alone."""
+        of_part = () if self.part is None else ("cleaning", self.part)
+        sequence = seed_sequence(self.seed, self.config.name, self.fold, *of_part, *names)
+        return int(sequence.generate_state(1)[0])
 
     @property
     def batch_size(self) -> int:

@@ -32,7 +32,7 @@ def order(job: FoldJob, epoch: int) -> np.ndarray:
     row of either class with the same chance as any other of its class, and the two classes equally often in
     expectation.
     """
-    rng = np.random.default_rng(job.random_state("order", epoch))
+    rng = np.random.default_rng(job.random_seed("order", epoch))
     n = job.updates_per_epoch * job.batch_size
     if job.config.sampler == "balanced":
         return rng.choice(job.rows, n, p=balanced_shares(job.labels[job.rows])).reshape(-1, job.batch_size)

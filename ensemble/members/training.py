@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from timm.scheduler import CosineLRScheduler, StepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 
-from ensemble.config import MemberConfig
+from ensemble.config import VIEWS, MemberConfig
 from ensemble.errors import TheraError, printable
 from ensemble.members.backbones import Backbone, build
 from ensemble.members.fold_job import FoldJob
@@ -55,6 +55,39 @@ class FoldResult:
     warnings: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Watch:
+    """What is looked at after each epoch.
+
+    Parameters
+    ----------
+    rows : int array (w,)
+        Held out.
+    measure : callable
+        logits (w,), labels (w,) -> a number, or None.
+    """
+
+    rows: np.ndarray
+    measure: Callable[[np.ndarray, np.ndarray], float | None]
+
+    def __call__(self, network: Backbone, job: FoldJob, plan: Plan, device: torch.device) -> float | None:
+        logits = predict_logits(network, job.pixels, self.rows, VIEWS[:1], plan.precision, device, _Silent())
+        return self.measure(logits[:, 0], job.labels[self.rows])
+
+
+class _Silent:
+    """Progress that nobody is told of."""
+
+    def advance(self, n: int = 1) -> None:
+        pass
+
+    def skip(self, n: int) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+
 def train_and_predict(
     job: FoldJob,
     checkpoint: Checkpoint,
@@ -63,6 +96,7 @@ def train_and_predict(
     workers: int,
     held_out: np.ndarray,
     views: Sequence[str],
+    watch: Watch | None,
     bar: Progress,
 ) -> FoldResult:
     """Train one fold's model, and predict the rows that it has not seen.
@@ -72,6 +106,8 @@ def train_and_predict(
     held_out : int array (h,)
     views : sequence of str
         Of `config.VIEWS`.
+    watch : Watch, optional
+        Put into the history after each epoch; it changes nothing else.
     bar : Progress
         Advanced by one an image trained on, and one an image and view predicted.
 
@@ -81,7 +117,7 @@ def train_and_predict(
         As `train_fold`; or a logit is not finite.
     """
     started = time.monotonic()
-    network, history = train_fold(job, checkpoint, plan, device, workers, bar)
+    network, history = train_fold(job, checkpoint, plan, device, workers, bar, watch)
     logits = predict_logits(network, job.pixels, held_out, views, plan.precision, device, bar)
     if not np.isfinite(logits).all():
         found = f"{np.count_nonzero(~np.isfinite(logits))} OOF logits of fold {job.fold} are not finite"
@@ -93,7 +129,13 @@ def train_and_predict(
 
 
 def train_fold(
-    job: FoldJob, checkpoint: Checkpoint, plan: Plan, device: torch.device, workers: int, bar: Progress
+    job: FoldJob,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    device: torch.device,
+    workers: int,
+    bar: Progress,
+    watch: Watch | None = None,
 ) -> tuple[Backbone, History]:
     """Train for the budgeted epochs and return the weight average with its history.
 
@@ -114,7 +156,7 @@ def train_fold(
     Backbone
         The EMA, in evaluation mode, on `device`.
     list of dict
-        One an epoch: epoch, loss, lr (that of its last update), seconds.
+        One an epoch: epoch, loss, lr (that of its last update), seconds; with a watch, hter: the average's.
 
     Raises
     ------
@@ -123,7 +165,7 @@ def train_fold(
     """
     tensors, history = checkpoint.load() or (None, [])
     start = job.config if tensors is None else job.config.model_copy(update={"pretrained": False})
-    torch.manual_seed(job.random_state("weights"))
+    torch.manual_seed(job.random_seed("weights"))
     weights = None
     if job.weights is not None:
         weights = {key: torch.from_numpy(value) for key, value in job.weights.items()}
@@ -136,12 +178,17 @@ def train_fold(
     for epoch in range(len(history), job.config.epochs):
         started = time.monotonic()
         network.input_size = _input_size(job, epoch)
-        torch.manual_seed(job.random_state("dropout", epoch))
+        torch.manual_seed(job.random_seed("dropout", epoch))
         loss = learner.epoch(epoch, loader, bar)
         seconds = round(time.monotonic() - started, 2)
-        history = [*history, {"epoch": epoch + 1, "loss": loss, "lr": learner.lr, "seconds": seconds}]
+        entry: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "lr": learner.lr, "seconds": seconds}
+        told = f"fold {job.fold + 1} epoch {epoch + 1}/{job.config.epochs} loss {loss:.4f}"
+        if watch is not None:
+            entry["hter"] = watch(learner.ema.module, job, plan, device)
+            told += "" if entry["hter"] is None else f" HTER {entry['hter']:.3f}"
+        history = [*history, entry]
         checkpoint.save(learner.state(), history)
-        bar.note(f"fold {job.fold + 1} epoch {epoch + 1}/{job.config.epochs} loss {loss:.4f}")
+        bar.note(told)
     return learner.ema.module.eval(), history
 
 

@@ -37,12 +37,13 @@ UNREAD = "*: what averaging changes cannot be read off these images (too few, or
 
 @dataclass(frozen=True)
 class Table:
-    """A titled table of text cells; the first column is text, the others numbers. Notes stand below it."""
+    """A titled table of text cells; the first column is text, the others are unless `numbers`. Notes stand below it."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
+    numbers: bool = True
 
     def markdown(self) -> str:
         """Return a GitHub-flavoured Markdown section."""
@@ -50,7 +51,7 @@ class Table:
         def line(cells: Iterable[str]) -> str:
             return "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |"
 
-        rule = ("---", *("---:" for _ in self.columns[1:]))
+        rule = ("---", *("---:" if self.numbers else "---" for _ in self.columns[1:]))
         lines = [f"## {self.title}", "", line(self.columns), line(rule), *map(line, self.rows)]
         return "\n".join(lines + [text for note in self.notes for text in ("", note)]) + "\n"
 
@@ -68,8 +69,9 @@ class Table:
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
 
         def line(row: Sequence[str]) -> str:
-            numbers = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
-            return "  ".join((row[0].ljust(widths[0]), *numbers))
+            pad = str.rjust if self.numbers else str.ljust
+            others = (pad(cell, width) for cell, width in zip(row[1:], widths[1:], strict=True))
+            return "  ".join((row[0].ljust(widths[0]), *others)).rstrip()
 
         return "\n".join((self.title, *map(line, cells), *self.notes)) + "\n"
 
@@ -81,13 +83,13 @@ class Table:
         caption = Text("\n".join(self.notes)) if self.notes else None
         table = RichTable(title=Text(self.title), caption=caption, title_justify="left", caption_justify="left")
         for place, column in enumerate(self.columns):
-            table.add_column(Text(column), justify="right" if place else "left")
+            table.add_column(Text(column), justify="right" if place and self.numbers else "left")
         for row in self.rows:
             table.add_row(*map(Text, row))
         return table
 
 
-def member_table(member: Assessment, views: Sequence[str]) -> Table:
+def member_table(member: Assessment, views: Sequence[str], notes: Sequence[str] = ()) -> Table:
     """Return one row per fold, and the pooled row with its 95 % interval, for logits averaged over `views`."""
     folds = [
         (str(row.fold), str(row.rates.n), *_rates(row.rates), "", f"{row.auc:.4f}", f"{row.threshold:+.4f}")
@@ -108,6 +110,7 @@ def member_table(member: Assessment, views: Sequence[str]) -> Table:
         (
             f"Each fold is scored at the threshold fitted without it. Apparent HTER {member.apparent.hter:.4f}, "
             f"gap {member.optimism:+.4f}.",
+            *notes,
         ),
     )
 

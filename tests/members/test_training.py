@@ -264,7 +264,7 @@ def test_the_rate_factor_reaches_all_but_the_last_layer(images: Any) -> None:
 def test_a_frozen_backbone_stays_as_it_was_and_the_head_learns(images: Any, kind: str) -> None:
     """Its batch-norm statistics too."""
     wanted = job(images, freeze=True, epochs=3, input_size=32, ema_decay=0.0)
-    torch.manual_seed(wanted.random_state("weights"))
+    torch.manual_seed(wanted.random_seed("weights"))
     before = training.build(wanted.config, 16).state_dict()
     checkpoint = Memory(stop_after=2)
     with pytest.raises(InterruptedError):

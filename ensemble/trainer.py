@@ -1,0 +1,245 @@
+"""Trains the folds of a member that are not finished yet; what its folder holds already is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ensemble import runs
+from ensemble.config import VIEWS, MemberConfig, seed_sequence
+from ensemble.decision.rates import call, error_rates
+from ensemble.decision.threshold import fit_threshold
+from ensemble.errors import ConfigError, ResourceError
+from ensemble.progress import Say, progress
+
+if TYPE_CHECKING:
+    from ensemble.data.source import Dataset
+    from ensemble.members.fold_job import FoldJob
+    from ensemble.members.plans import Plan
+
+WATCHED = 2000
+"""Held-out images of a fold whose HTER is shown after each epoch; nothing is chosen by it."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where to compute. It changes how long a run takes; what comes out, only in the order of floating-point sums.
+
+    `jobs` is how many networks are computed at once, each on its share of the cores; by default as many as pay.
+    """
+
+    device: str = "auto"
+    workers: int | None = None
+    jobs: int | None = None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A machine as it was found to be."""
+
+    device: Any  # a torch.device
+    workers: int
+    jobs: int | None
+
+
+def train_folds(
+    folder: runs.MemberFolder,
+    member: MemberConfig,
+    dataset: Dataset,
+    table: runs.FoldTable,
+    seed: int,
+    machine: Machine,
+    say: Say,
+) -> None:
+    """Train a member on every fold that is not finished, and write weights, OOF logits, history and curves.
+
+    Raises
+    ------
+    ArtifactError
+        The member was begun with other data, another seed or config.
+    """
+    from ensemble.members.backbones import check
+    from ensemble.members.fold_job import FoldJob
+    from ensemble.members.inference import choose_device, default_workers
+    from ensemble.members.processes import MappedPixels
+
+    device = choose_device(machine.device)
+    place = _Place(device, default_workers(device) if machine.workers is None else machine.workers, machine.jobs)
+    weights = runs.read_tensors(member.weights) if member.weights else None
+    check(member, dataset.size[0], weights)
+    asked = member.model_dump(mode="json", exclude={"weights"})
+    asked["weights"] = runs.file_sha256(member.weights) if member.weights else None
+    member, origin = _with_origin(folder, member, dataset.size[0], say)
+    arrays = {key: value.numpy() for key, value in weights.items()} if weights is not None else None
+    pixels = MappedPixels(dataset.pixels)
+    jobs = [
+        FoldJob(member, pixels, table.labels, table.ids, np.flatnonzero(table.fold_of != fold), fold, seed, arrays)
+        for fold in range(table.k)
+    ]
+    plan = _plan(folder, jobs[0], place, _cores(jobs, place)[0])
+    folder.begin(
+        asked,
+        {"fingerprint": dataset.fingerprint, "seed": seed, **dataclasses.asdict(plan), **origin},
+        MemberConfig.model_validate({"arch": member.arch}).model_dump(mode="json"),
+    )
+    if member.clean:
+        jobs = _without_issues(folder, jobs, table, plan, place, say)
+    _finish(folder, jobs, table, plan, place, say)
+
+
+def _finish(
+    folder: runs.MemberFolder, jobs: Sequence[FoldJob], table: runs.FoldTable, plan: Plan, place: _Place, say: Say
+) -> None:
+    """Train what is not finished, and write it."""
+    from ensemble.members.processes import Workers
+    from ensemble.members.training import Watch, train_and_predict
+    from ensemble.reports.figures import training_figure
+
+    cores = _cores(jobs, place)
+    held_out = [np.flatnonzero(table.fold_of == fold) for fold in range(table.k)]
+    todo = [fold for fold in range(table.k) if not folder.has_fold(fold)]
+    calls = []
+    for fold in todo:
+        watch = Watch(_watched(jobs[fold], held_out[fold]), least_hter)
+        state = runs.StateFolder(folder.fold(fold))
+        calls.append((jobs[fold], state, plan, place.device, place.workers, held_out[fold], VIEWS, watch))
+    steps = [job.images + len(rows) * len(VIEWS) for job, rows in zip(jobs, held_out, strict=True)]
+    with progress(sum(steps), f"{folder.name}, {table.k} folds") as bar, Workers() as processes:
+        bar.skip(sum(steps) - sum(steps[fold] for fold in todo))
+        for index, result in processes.run(train_and_predict, calls, [cores[fold] for fold in todo], bar):
+            fold = todo[index]
+            for warning in result.warnings:
+                say(f"warning: {warning}")
+            figure = training_figure(f"{folder.name}, fold {fold}", result.history)
+            runs.write_whole(folder.fold(fold) / "training.png", figure)
+            folder.finish_fold(
+                fold,
+                result.weights,
+                table.ids[held_out[fold]],
+                result.logits,
+                VIEWS,
+                epochs=len(result.history),
+                training_seconds=round(sum(epoch["seconds"] for epoch in result.history), 1),
+                seconds=round(result.seconds, 1),
+                device=str(place.device),
+                threads=len(cores[fold]),
+            )
+            folder.update(parameters=result.parameters)
+
+
+def _cores(jobs: Sequence[FoldJob], place: _Place) -> list[list[int]]:
+    from ensemble.members.processes import at_once, shares
+
+    side_by_side = at_once(len(jobs), jobs[0].images // jobs[0].batch_size, place.device, place.jobs)
+    return shares(len(jobs), side_by_side)
+
+
+def _plan(folder: runs.MemberFolder, job: FoldJob, place: _Place, cores: list[int]) -> Plan:
+    """Return how a member is computed: as it was begun, where this device can do so, else by what is fastest."""
+    from ensemble.members.plans import Plan, choose_plan, least_size, possible_plans
+
+    member, size = job.config, job.pixels.shape[1]
+    if folder.has_begun:
+        begun = Plan(folder.read()["precision"], folder.read().get("convolutions", "native"))
+        if begun in possible_plans(member.precision, member.convolutions, place.device, least_size(member, size)):
+            return begun
+    return choose_plan(member, place.device, size, "train", job.images // job.batch_size, len(cores))
+
+
+# --- pretrained weights, if possible ----------------------------------------------------------------------------------
+
+
+def _with_origin(
+    folder: runs.MemberFolder, member: MemberConfig, size: int, say: Say
+) -> tuple[MemberConfig, dict[str, Any]]:
+    """Return the config with `pretrained` settled, and where it was left open, what it was settled to."""
+    if member.pretrained != "if-possible":
+        return member, {}
+    from ensemble.members.backbones import build
+
+    pretrained, why = True, ""
+    if folder.has_begun:
+        pretrained = folder.read()["started_from"] == runs.FROM_TIMM
+    elif member.weights is None:
+        try:
+            build(member.model_copy(update={"pretrained": True}), size)
+        except (ResourceError, ConfigError) as error:
+            pretrained, why = False, f"{error.where} {error.found}"
+            say(f"warning: {why}; {member.name} starts from scratch")
+    origin = {"started_from": runs.FROM_TIMM if pretrained else runs.FROM_SCRATCH}
+    return member.model_copy(update={"pretrained": pretrained}), origin
+
+
+# --- the HTER that is shown while training ----------------------------------------------------------------------------
+
+
+def _watched(job: FoldJob, held_out: np.ndarray) -> np.ndarray:
+    """Return the rows that are watched: up to `WATCHED` of those held out, both classes as they come."""
+    rng = np.random.default_rng(seed_sequence(job.seed, "watched", job.fold))
+    return np.sort(rng.permutation(held_out)[:WATCHED])
+
+
+def least_hter(logits: np.ndarray, labels: np.ndarray) -> float | None:
+    """Return the HTER at the cut that is best for these very logits; None where there is one class only."""
+    if labels.min() == labels.max() or not np.isfinite(logits).all():
+        return None
+    return error_rates(labels, call(logits, fit_threshold(logits, labels))).hter
+
+
+# --- cleaning ---------------------------------------------------------------------------------------------------------
+
+
+def _without_issues(
+    folder: runs.MemberFolder, jobs: Sequence[FoldJob], table: runs.FoldTable, plan: Plan, place: _Place, say: Say
+) -> list[FoldJob]:
+    """Return the jobs without the training rows whose labels confident learning doubts.
+
+    For each fold the same network is cross-fitted within its training rows; the held-out rows have no say in what is
+    left out, and none of them is.
+    """
+    todo = [job for job in jobs if folder.left_out(job.fold) is None]
+    for job, doubted in zip(todo, _doubted(folder, todo, table, plan, place, say), strict=True):
+        folder.write_left_out(job.fold, table.ids[doubted])
+    cleaned = []
+    for job in jobs:
+        left_out = folder.left_out(job.fold)
+        assert left_out is not None
+        cleaned.append(replace(job, rows=job.rows[~np.isin(table.ids[job.rows], left_out)]))
+    return cleaned
+
+
+def _doubted(
+    folder: runs.MemberFolder, jobs: Sequence[FoldJob], table: runs.FoldTable, plan: Plan, place: _Place, say: Say
+) -> list[np.ndarray]:
+    """Return, for each job, the rows whose labels confident learning doubts."""
+    from ensemble.data.folds import assign_folds
+    from ensemble.decision.label_issues import find_issues
+    from ensemble.members.processes import Workers
+    from ensemble.members.training import train_and_predict
+
+    parts, calls, inner_jobs = [], [], []
+    for job in jobs:
+        units = np.arange(len(job.rows)) if table.groups is None else table.groups[job.rows]
+        part_of = assign_folds(table.labels[job.rows], units, table.k, job.random_seed("cleaning")).fold_of
+        for part in range(table.k):
+            inner = replace(job, rows=job.rows[part_of != part], part=part)
+            held_out = job.rows[part_of == part]
+            state = runs.StateFolder(folder.fold(job.fold) / f"cleaning-{part}")
+            calls.append((inner, state, plan, place.device, place.workers, held_out, VIEWS[:1], None))
+            inner_jobs.append(inner)
+        parts.append(part_of)
+    if not calls:
+        return []
+    logits = [np.empty(len(job.rows)) for job in jobs]
+    steps = sum(job.images + len(call[5]) for job, call in zip(inner_jobs, calls, strict=True))
+    with progress(steps, f"{folder.name}, doubtful labels") as bar, Workers() as processes:
+        for index, result in processes.run(train_and_predict, calls, _cores(inner_jobs, place), bar):
+            which, part = divmod(index, table.k)
+            logits[which][parts[which] == part] = result.logits[:, 0]
+            for warning in result.warnings:
+                say(f"warning: {warning}")
+    return [job.rows[find_issues(own, table.labels[job.rows], job.seed)] for job, own in zip(jobs, logits, strict=True)]

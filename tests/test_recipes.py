@@ -1,0 +1,303 @@
+"""The recipes of the public solutions run from their files, and what they are made of does what it says."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import timm
+import yaml
+from tiny import write_tiny
+
+from ensemble import pipeline, trainer
+from ensemble.cli import main
+from ensemble.config import RunConfig, load_config, overridden
+from ensemble.data.synthetic import write_demo
+from ensemble.runs import Run
+from ensemble.trainer import least_hter
+
+RECIPES = sorted((Path(__file__).parents[1] / "configs/recipes").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the demo data, few of them."""
+    folder = tmp_path_factory.mktemp("faces")
+    write_demo(folder, n_train=80, n_val=16, seed=0)
+    return folder
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let timm find no pretrained weights, at once."""
+    really = timm.create_model
+
+    def create(name: str, pretrained: bool = False, **values: Any) -> Any:
+        if pretrained:
+            raise OSError("no route to host")
+        return really(name, **values)
+
+    monkeypatch.setattr(timm, "create_model", create)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[str, str]:
+    capsys.readouterr()
+    main([str(argument) for argument in arguments])
+    return capsys.readouterr()
+
+
+# --- the files --------------------------------------------------------------------------------------------------------
+
+
+def test_recipes_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    out, _ = run(capsys, "recipes")
+    assert len(RECIPES) == 6
+    for path in RECIPES:
+        config = load_config(path)
+        (line,) = [line for line in out.splitlines() if path.name in line]
+        assert config.about and line.endswith(config.about)
+        assert config.run == Path("checkpoints/recipes") / path.stem
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_runs_on_the_demo_data(
+    path: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, labels = faces / "train_img", faces / "label_train.txt"
+    given = ["run", path, "--run", tmp_path / "run", "--images", images, "--labels", labels]
+    out, err = run(capsys, *given, "--folds", 2, "--epochs", 1, "--device", "cpu", "--jobs", 1)
+    assert "Decision, views identity + hflip: nested HTER" in out
+    config = load_config(path)
+    for member in config.members:
+        folder = tmp_path / "run/members" / member.name
+        facts = json.loads((folder / "member.json").read_text())
+        assert 0 <= facts["oof"]["nested"]["fpr"] <= 1
+        for fold in range(2):
+            history = [json.loads(line) for line in (folder / f"fold-{fold}/history.jsonl").read_text().splitlines()]
+            assert [sorted(epoch) for epoch in history] == [["epoch", "hter", "loss", "lr", "seconds"]]
+            assert cv2.imread(str(folder / f"fold-{fold}/training.png")) is not None
+        if member.pretrained == "if-possible":
+            assert facts["started_from"] == "scratch"
+            assert f"warning: pretrained weights of {member.timm_name}" in err
+            assert f"{member.name} starts from scratch" in err
+            assert "Trained from scratch: its config asks for pretrained weights" in (folder / "report.md").read_text()
+
+
+def test_the_same_data_and_seed_have_the_same_folds(
+    faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So that `thera compare` can pair a recipe with any other."""
+    for name in ("lenet-cleaned", "simple-cnn"):
+        path = next(path for path in RECIPES if path.stem == name)
+        given = ["--images", faces / "train_img", "--labels", faces / "label_train.txt", "--jobs", 1]
+        run(capsys, "run", path, "--run", tmp_path / name, *given, "--folds", 2, "--epochs", 1)
+    folds = {(tmp_path / name / "folds.csv").read_bytes() for name in ("lenet-cleaned", "simple-cnn")}
+    assert len(folds) == 1
+    out, _ = run(
+        capsys, "compare", tmp_path / "lenet-cleaned/members/lenet", tmp_path / "simple-cnn/members/simple_cnn-bce"
+    )
+    assert "simple_cnn-bce" in out and "HTER" in out
+
+
+def config_of(**values: Any) -> RunConfig:
+    base = {"run": "r", "data": {"images": "a", "labels": "b"}, "members": [{"arch": "resnet18"}, {"arch": "lenet"}]}
+    return RunConfig.model_validate(base | {"predict": {"images": "c", "out": "d"}} | values)
+
+
+def test_what_is_overridden_and_what_stays() -> None:
+    config = config_of()
+    assert overridden(config) == config
+    other = overridden(config, Path("x"), None, Path("l"), 3, 7)
+    assert (other.run, other.data.images, other.data.labels, other.folds) == (Path("x"), Path("a"), Path("l"), 3)
+    assert [member.epochs for member in other.members] == [7, 7] and other.predict == config.predict
+    elsewhere = overridden(config, images=Path("y"))
+    assert (elsewhere.data.images, elsewhere.data.labels, elsewhere.predict) == (Path("y"), None, None)
+
+
+# --- weights, if possible ---------------------------------------------------------------------------------------------
+
+
+def member(folder: Path, **values: Any) -> Path:
+    """Write a config of one member of a tiny network on tiny images, and return its path."""
+    if not (folder / "data").exists():
+        write_tiny(folder / "data", 72)
+    base = {"arch": "test_resnet", "pretrained": False, "epochs": 4, "batch_size": 8, "ema_decay": 0.9}
+    data = {"images": str(folder / "data/img"), "labels": str(folder / "data/labels.txt")}
+    config = {"run": str(folder / "run"), "folds": 2, "data": data, "members": [base | values]}
+    (folder / "one.yaml").write_text(yaml.safe_dump(config))
+    return folder / "one.yaml"
+
+
+def test_weights_that_can_be_had_are_taken_and_remembered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really, asked = timm.create_model, []
+
+    def create(name: str, pretrained: bool = False, **values: Any) -> Any:
+        asked.append(pretrained)
+        return really(name, **values)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    path = member(tmp_path, pretrained="if-possible")
+    run(capsys, "run", path, "--jobs", 1)
+    facts = Run(tmp_path / "run").member("test_resnet").read()
+    assert facts["started_from"] == "timm's pretrained weights" and asked.count(True) == 3, "one try, two folds"
+    assert facts["config"]["pretrained"] == "if-possible"
+
+    def offline(name: str, pretrained: bool = False, **values: Any) -> Any:
+        if pretrained:
+            raise OSError("no route to host")
+        return really(name, **values)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    (tmp_path / "run/members/test_resnet/fold-1/weights.safetensors").unlink()
+    with pytest.raises(SystemExit) as stopped:  # the other fold started from them, and so does this
+        main(["run", str(path), "--jobs", "1"])
+    assert stopped.value.code == 6
+    assert "cannot be downloaded" in capsys.readouterr().err
+
+
+# --- what is watched --------------------------------------------------------------------------------------------------
+
+
+def test_least_hter_is_that_of_brute_force() -> None:
+    rng = np.random.default_rng(0)
+    labels = (rng.random(60) > 0.3).astype(np.int8)
+    logits = np.round(labels + rng.normal(size=60), 1)
+    cuts = [*np.unique(logits), np.inf]
+    rates = [((logits[labels == 0] >= cut).mean() + (logits[labels == 1] < cut).mean()) / 2 for cut in cuts]
+    assert least_hter(logits, labels) == pytest.approx(min(rates))
+    assert least_hter(logits, np.ones(60, np.int8)) is None
+
+
+def test_watching_changes_no_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = member(tmp_path)
+    seen: list[np.ndarray] = []
+    monkeypatch.setattr(trainer, "WATCHED", 10)
+    monkeypatch.setattr(trainer, "least_hter", lambda logits, labels: seen.append(labels) or 0.25)
+    run(capsys, "run", path, "--jobs", 1)
+    assert len(seen) == 2 * 4 and {len(labels) for labels in seen} == {10}
+    folder = tmp_path / "run/members/test_resnet"
+    history = [json.loads(line)["hter"] for line in (folder / "fold-0/history.jsonl").read_text().splitlines()]
+    assert history == [0.25] * 4
+    before = {name: (folder / name).read_bytes() for name in ("fold-0/oof.csv", "fold-1/weights.safetensors")}
+    monkeypatch.setattr(trainer, "WATCHED", 36)
+    run(capsys, "run", path, "--run", tmp_path / "again", "--jobs", 1)
+    again = tmp_path / "again/members/test_resnet"
+    assert all((again / name).read_bytes() == data for name, data in before.items())
+
+
+# --- cleaning ---------------------------------------------------------------------------------------------------------
+
+
+def left_out(folder: Path, name: str, fold: int) -> set[int]:
+    with open(folder / f"run/members/{name}/fold-{fold}/left_out.csv") as file:
+        return {int(row["id"]) - 1 for row in csv.DictReader(file)}
+
+
+@pytest.fixture(scope="module")
+def flipped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    """Return a folder with tiny images, eight labels of them flipped, and a run on them; and the flipped rows."""
+    folder = tmp_path_factory.mktemp("flipped")
+    labels = write_tiny(folder / "data", 160)
+    wrong = np.arange(5, 160, 20)
+    labels[wrong] = 1 - labels[wrong]
+    (folder / "data/labels.txt").write_text("".join(f"{label}\n" for label in labels))
+    main(["run", str(clean(folder)), "--jobs", "1"])
+    return folder, wrong
+
+
+def clean(folder: Path) -> Path:
+    return member(folder, name="clean", clean=True, epochs=5, batch_size=16, augment="none")
+
+
+def test_doubtful_training_rows_are_left_out_and_all_rows_scored(
+    flipped: tuple[Path, np.ndarray], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, wrong = flipped
+    out, _ = run(capsys, "report", "--run", folder / "run")
+    own, table = Run(folder / "run").member("clean"), Run(folder / "run").read_folds()
+    for fold in range(2):
+        rows = left_out(folder, "clean", fold)
+        trained = set(np.flatnonzero(table.fold_of != fold).tolist())
+        assert rows <= trained, "held-out rows are never left out"
+        flipped_ones = set(wrong.tolist()) & trained
+        assert len(rows & flipped_ones) >= 0.6 * len(flipped_ones) and len(rows) <= 0.15 * len(trained)
+        assert not list(own.fold(fold).glob("cleaning-*"))
+    assert np.isfinite(pipeline.oof_logits(own, table)).all(), "every row has its OOF logit"
+    counts = ", ".join(str(len(left_out(folder, "clean", fold))) for fold in range(2))
+    assert f"so many were left out for doubtful labels: {counts}." in out
+    assert own.read()["oof"]["nested"]["n_neg"] == np.count_nonzero(table.labels == 0), "labels as given"
+
+
+def test_held_out_labels_have_no_say_in_what_is_left_out(
+    flipped: tuple[Path, np.ndarray],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Labels of fold 0 exchanged for others: the rows left out for fold 0 stay the same, its weights too."""
+    folder, _ = flipped
+    table = Run(folder / "run").read_folds()
+    other = table.labels.copy()
+    inside = np.flatnonzero(table.fold_of == 0)
+    other[inside] = np.random.default_rng(3).permutation(other[inside])
+    assert not np.array_equal(other, table.labels)
+    (tmp_path / "data").symlink_to(folder / "data")
+    (tmp_path / "labels.txt").write_text("".join(f"{label}\n" for label in other))
+    really = pipeline._begin
+
+    def begin(own: Run, dataset: Any, *given: Any) -> Any:
+        found = really(own, dataset, *given)
+        own.write_folds(type(found)(found.ids, found.labels, table.fold_of, found.groups))  # the folds of before
+        return own.read_folds()
+
+    monkeypatch.setattr(pipeline, "_begin", begin)
+    run(
+        capsys,
+        "run",
+        clean(tmp_path),
+        "--images",
+        tmp_path / "data/img",
+        "--labels",
+        tmp_path / "labels.txt",
+        "--jobs",
+        1,
+    )
+    assert left_out(tmp_path, "clean", 0) == left_out(folder, "clean", 0)
+    weights = [where / "run/members/clean/fold-0/weights.safetensors" for where in (folder, tmp_path)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_stopped_while_looking_for_doubtful_labels_it_goes_on(
+    flipped: tuple[Path, np.ndarray], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ensemble.members import training
+
+    folder, _ = flipped
+    path = clean(folder)
+    really, seen = training.train_fold, []
+
+    def killed(job: Any, *given: Any) -> Any:
+        seen.append(job.part)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return really(job, *given)
+
+    again = folder / "again"
+    monkeypatch.setattr(training, "train_fold", killed)
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        main(["run", str(path), "--run", str(again), "--jobs", "1"])
+    assert seen == [0, 1, 0]
+    monkeypatch.setattr(training, "train_fold", really)
+    run(capsys, "run", path, "--run", again, "--jobs", 1)
+    for name in ("fold-0/left_out.csv", "fold-1/left_out.csv", "fold-1/weights.safetensors", "fold-0/oof.csv"):
+        assert (again / "members/clean" / name).read_bytes() == (folder / "run/members/clean" / name).read_bytes()
