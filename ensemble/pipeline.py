@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -19,7 +20,7 @@ from ensemble.decision.rules import OofLogits
 from ensemble.decision.threshold import Objective
 from ensemble.engine import Engine
 from ensemble.errors import ArtifactError, DataError, printable
-from ensemble.progress import Say, progress
+from ensemble.progress import Say
 from ensemble.reports.tables import (
     Table,
     decision_tables,
@@ -52,21 +53,33 @@ def train_member(
     ArtifactError
         The run, or this member, was begun with other data, folds, seed or config.
     """
+    return train_members(folder, (member,), data, folds, seed, machine, say)[0]
+
+
+def train_members(
+    folder: Path, members: Sequence[MemberConfig], data: DataConfig, folds: int, seed: int, machine: Machine, say: Say
+) -> list[Table]:
+    """Train several as `train_member` does one, their folds side by side."""
     from ensemble.members.inference import choose_device
 
     started, run = time.time(), runs.Run(folder)
-    own = run.member(member.name)
+    own = [run.member(member.name) for member in members]
     choose_device(machine.device)  # a wrong one is said before the images are read
-    with runs.locked(own.folder):
+    tables = []
+    with contextlib.ExitStack() as locks:
+        for member in own:
+            locks.enter_context(runs.locked(member.folder))
         dataset = _labelled(data, run, say)
         table = _begin(run, dataset, data, folds, seed)
-        train_folds(own, member, dataset, table, seed, machine, say)
-        oof = _assess_member(own, table, seed)
-        own.update(oof=oof.to_json())
-        (shown,) = explained([member_table(oof, VIEWS, _origin(own))], deployed=False)
-        runs.write_whole(own.folder / "report.md", report_markdown(f"Member {member.name}", [shown]).encode())
-    run.record(f"train-member {member.name}", started)
-    return shown
+        train_folds(list(zip(own, members, strict=True)), dataset, table, seed, machine, say)
+        for member in own:
+            oof = _assess_member(member, table, seed)
+            member.update(oof=oof.to_json())
+            (shown,) = explained([member_table(oof, VIEWS, _origin(member))], deployed=False)
+            runs.write_whole(member.folder / "report.md", report_markdown(f"Member {member.name}", [shown]).encode())
+            tables.append(shown)
+    run.record(f"train-member {' '.join(member.name for member in own)}", started)
+    return tables
 
 
 def _labelled(data: DataConfig, run: runs.Run, say: Say) -> Dataset:
@@ -343,10 +356,7 @@ def _predicted(run: runs.Run, say: Say) -> dict[str, Any]:
 def run_config(config: RunConfig, machine: Machine, say: Say) -> list[Table]:
     """Train every member, fit the stacker, predict and report; what is done already is not done again."""
     Objective.parse(config.decision.objective)  # a wrong one is said before anything is trained
-    with progress(len(config.members), config.run.name, "members") as bar:
-        for member in config.members:
-            train_member(config.run, member, config.data, config.folds, config.seed, machine, say)
-            bar.advance()
+    train_members(config.run, config.members, config.data, config.folds, config.seed, machine, say)
     fit_stacker(config.run, config.decision, say)
     if config.predict is not None:
         predict(config.run, config.predict, machine, say)

@@ -1,4 +1,4 @@
-"""Trains the folds of a member that are not finished yet; what its folder holds already is kept."""
+"""Trains the folds of members that are not finished yet; what their folders hold already is kept."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ensemble.data.source import Dataset
     from ensemble.members.fold_job import FoldJob
     from ensemble.members.plans import Plan
+    from ensemble.members.training import FoldResult
 
 WATCHED = 2000
 """Held-out images of a fold whose HTER is shown after each epoch; nothing is chosen by it."""
@@ -46,96 +47,135 @@ class _Place:
     jobs: int | None
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """A member that may be trained: its folder, a job for each fold, and how it is computed."""
+
+    folder: runs.MemberFolder
+    jobs: list[FoldJob]
+    plan: Plan
+
+
 def train_folds(
-    folder: runs.MemberFolder,
-    member: MemberConfig,
+    members: Sequence[tuple[runs.MemberFolder, MemberConfig]],
     dataset: Dataset,
     table: runs.FoldTable,
     seed: int,
     machine: Machine,
     say: Say,
 ) -> None:
-    """Train a member on every fold that is not finished, and write weights, OOF logits, history and curves.
+    """Train members on every fold that is not finished, and write weights, OOF logits, history and curves.
+
+    The folds of all members are computed side by side, as many at once as the machine has cores for.
 
     Raises
     ------
     ArtifactError
-        The member was begun with other data, another seed or config.
+        A member was begun with other data, another seed or config.
     """
-    from ensemble.members.backbones import check
-    from ensemble.members.fold_job import FoldJob
     from ensemble.members.inference import choose_device, default_workers
-    from ensemble.members.processes import MappedPixels
 
     device = choose_device(machine.device)
     place = _Place(device, default_workers(device) if machine.workers is None else machine.workers, machine.jobs)
-    weights = runs.read_tensors(member.weights) if member.weights else None
-    check(member, dataset.size[0], weights)
-    asked = member.model_dump(mode="json", exclude={"weights"})
-    asked["weights"] = runs.file_sha256(member.weights) if member.weights else None
-    member, origin = _with_origin(folder, member, dataset.size[0], say)
-    arrays = {key: value.numpy() for key, value in weights.items()} if weights is not None else None
-    pixels = MappedPixels(dataset.pixels)
-    jobs = [
-        FoldJob(member, pixels, table.labels, table.ids, np.flatnonzero(table.fold_of != fold), fold, seed, arrays)
-        for fold in range(table.k)
-    ]
-    plan = _plan(folder, jobs[0], place, _cores(jobs, place)[0])
-    folder.begin(
-        asked,
-        {"fingerprint": dataset.fingerprint, "seed": seed, **dataclasses.asdict(plan), **origin},
-        MemberConfig.model_validate({"arch": member.arch}).model_dump(mode="json"),
-    )
-    if member.clean:
-        jobs = _without_issues(folder, jobs, table, plan, place, say)
-    _finish(folder, jobs, table, plan, place, say)
+    begun = _begin(members, dataset, table, seed, place, say)
+    for index, one in enumerate(begun):
+        if one.jobs[0].config.clean:
+            begun[index] = replace(one, jobs=_without_issues(one, table, place, say))
+    _finish(begun, table, place, say)
 
 
-def _finish(
-    folder: runs.MemberFolder, jobs: Sequence[FoldJob], table: runs.FoldTable, plan: Plan, place: _Place, say: Say
-) -> None:
+def _begin(
+    members: Sequence[tuple[runs.MemberFolder, MemberConfig]],
+    dataset: Dataset,
+    table: runs.FoldTable,
+    seed: int,
+    place: _Place,
+    say: Say,
+) -> list[_Begun]:
+    from ensemble.members.backbones import check
+    from ensemble.members.fold_job import FoldJob
+    from ensemble.members.processes import MappedPixels
+
+    pixels, jobs, facts = MappedPixels(dataset.pixels), [], []
+    for folder, member in members:
+        weights = runs.read_tensors(member.weights) if member.weights else None
+        check(member, dataset.size[0], weights)
+        asked = member.model_dump(mode="json", exclude={"weights"})
+        asked["weights"] = runs.file_sha256(member.weights) if member.weights else None
+        config, origin = _with_origin(folder, member, dataset.size[0], say)
+        arrays = {key: value.numpy() for key, value in weights.items()} if weights is not None else None
+        for fold in range(table.k):
+            rows = np.flatnonzero(table.fold_of != fold)
+            jobs.append(FoldJob(config, pixels, table.labels, table.ids, rows, fold, seed, arrays))
+        facts.append((asked, origin))
+    begun, cores = [], _cores(jobs, place)
+    for index, ((folder, member), (asked, origin)) in enumerate(zip(members, facts, strict=True)):
+        own = slice(index * table.k, (index + 1) * table.k)
+        plan = _plan(folder, jobs[own][0], place, cores[own][0])
+        folder.begin(
+            asked,
+            {"fingerprint": dataset.fingerprint, "seed": seed, **dataclasses.asdict(plan), **origin},
+            MemberConfig.model_validate({"arch": member.arch}).model_dump(mode="json"),
+        )
+        begun.append(_Begun(folder, jobs[own], plan))
+    return begun
+
+
+def _finish(begun: Sequence[_Begun], table: runs.FoldTable, place: _Place, say: Say) -> None:
     """Train what is not finished, and write it."""
     from ensemble.members.processes import Workers
     from ensemble.members.training import Watch, train_and_predict
-    from ensemble.reports.figures import training_figure
 
-    cores = _cores(jobs, place)
+    every = [(one, job) for one in begun for job in one.jobs]
+    cores = _cores([job for _, job in every], place)
     held_out = [np.flatnonzero(table.fold_of == fold) for fold in range(table.k)]
-    todo = [fold for fold in range(table.k) if not folder.has_fold(fold)]
+    todo = [index for index, (one, job) in enumerate(every) if not one.folder.has_fold(job.fold)]
     calls = []
-    for fold in todo:
-        watch = Watch(_watched(jobs[fold], held_out[fold]), least_hter)
-        state = runs.StateFolder(folder.fold(fold))
-        calls.append((jobs[fold], state, plan, place.device, place.workers, held_out[fold], VIEWS, watch))
-    steps = [job.images + len(rows) * len(VIEWS) for job, rows in zip(jobs, held_out, strict=True)]
-    with progress(sum(steps), f"{folder.name}, {table.k} folds") as bar, Workers() as processes:
-        bar.skip(sum(steps) - sum(steps[fold] for fold in todo))
-        for index, result in processes.run(train_and_predict, calls, [cores[fold] for fold in todo], bar):
-            fold = todo[index]
+    for index in todo:
+        one, job = every[index]
+        rows = held_out[job.fold]
+        watch, state = Watch(_watched(job, rows), least_hter), runs.StateFolder(one.folder.fold(job.fold))
+        calls.append((job, state, one.plan, place.device, place.workers, rows, VIEWS, watch))
+    steps = [job.images + len(held_out[job.fold]) * len(VIEWS) for _, job in every]
+    names = begun[0].folder.name if len(begun) == 1 else f"{len(begun)} members"
+    with progress(sum(steps), f"{names}, {table.k} folds") as bar, Workers() as processes:
+        bar.skip(sum(steps) - sum(steps[index] for index in todo))
+        for place_in_todo, result in processes.run(train_and_predict, calls, [cores[index] for index in todo], bar):
+            index = todo[place_in_todo]
+            one, job = every[index]
             for warning in result.warnings:
                 say(f"warning: {warning}")
-            figure = training_figure(f"{folder.name}, fold {fold}", result.history)
-            runs.write_whole(folder.fold(fold) / "training.png", figure)
-            folder.finish_fold(
-                fold,
-                result.weights,
-                table.ids[held_out[fold]],
-                result.logits,
-                VIEWS,
-                epochs=len(result.history),
-                training_seconds=round(sum(epoch["seconds"] for epoch in result.history), 1),
-                seconds=round(result.seconds, 1),
-                device=str(place.device),
-                threads=len(cores[fold]),
-            )
-            folder.update(parameters=result.parameters)
+            _write(one.folder, job.fold, table.ids[held_out[job.fold]], result, place, len(cores[index]))
+
+
+def _write(
+    folder: runs.MemberFolder, fold: int, ids: np.ndarray, result: FoldResult, place: _Place, threads: int
+) -> None:
+    from ensemble.reports.figures import training_figure
+
+    figure = training_figure(f"{folder.name}, fold {fold}", result.history)
+    runs.write_whole(folder.fold(fold) / "training.png", figure)
+    folder.finish_fold(
+        fold,
+        result.weights,
+        ids,
+        result.logits,
+        VIEWS,
+        epochs=len(result.history),
+        training_seconds=round(sum(epoch["seconds"] for epoch in result.history), 1),
+        seconds=round(result.seconds, 1),
+        device=str(place.device),
+        threads=threads,
+    )
+    folder.update(parameters=result.parameters)
 
 
 def _cores(jobs: Sequence[FoldJob], place: _Place) -> list[list[int]]:
+    """Return the cores of each job; with jobs that are too short for a process of their own, all for each."""
     from ensemble.members.processes import at_once, shares
 
-    side_by_side = at_once(len(jobs), jobs[0].images // jobs[0].batch_size, place.device, place.jobs)
-    return shares(len(jobs), side_by_side)
+    batches = min(job.images // job.batch_size for job in jobs)
+    return shares(len(jobs), at_once(len(jobs), batches, place.device, place.jobs))
 
 
 def _plan(folder: runs.MemberFolder, job: FoldJob, place: _Place, cores: list[int]) -> Plan:
@@ -193,28 +233,24 @@ def least_hter(logits: np.ndarray, labels: np.ndarray) -> float | None:
 # --- cleaning ---------------------------------------------------------------------------------------------------------
 
 
-def _without_issues(
-    folder: runs.MemberFolder, jobs: Sequence[FoldJob], table: runs.FoldTable, plan: Plan, place: _Place, say: Say
-) -> list[FoldJob]:
-    """Return the jobs without the training rows whose labels confident learning doubts.
+def _without_issues(one: _Begun, table: runs.FoldTable, place: _Place, say: Say) -> list[FoldJob]:
+    """Return a member's jobs without the training rows whose labels confident learning doubts.
 
     For each fold the same network is cross-fitted within its training rows; the held-out rows have no say in what is
     left out, and none of them is.
     """
-    todo = [job for job in jobs if folder.left_out(job.fold) is None]
-    for job, doubted in zip(todo, _doubted(folder, todo, table, plan, place, say), strict=True):
-        folder.write_left_out(job.fold, table.ids[doubted])
+    todo = [job for job in one.jobs if one.folder.left_out(job.fold) is None]
+    for job, doubted in zip(todo, _doubted(one, todo, table, place, say), strict=True):
+        one.folder.write_left_out(job.fold, table.ids[doubted])
     cleaned = []
-    for job in jobs:
-        left_out = folder.left_out(job.fold)
+    for job in one.jobs:
+        left_out = one.folder.left_out(job.fold)
         assert left_out is not None
         cleaned.append(replace(job, rows=job.rows[~np.isin(table.ids[job.rows], left_out)]))
     return cleaned
 
 
-def _doubted(
-    folder: runs.MemberFolder, jobs: Sequence[FoldJob], table: runs.FoldTable, plan: Plan, place: _Place, say: Say
-) -> list[np.ndarray]:
+def _doubted(one: _Begun, jobs: Sequence[FoldJob], table: runs.FoldTable, place: _Place, say: Say) -> list[np.ndarray]:
     """Return, for each job, the rows whose labels confident learning doubts."""
     from ensemble.data.folds import assign_folds
     from ensemble.decision.label_issues import find_issues
@@ -228,15 +264,15 @@ def _doubted(
         for part in range(table.k):
             inner = replace(job, rows=job.rows[part_of != part], part=part)
             held_out = job.rows[part_of == part]
-            state = runs.StateFolder(folder.fold(job.fold) / f"cleaning-{part}")
-            calls.append((inner, state, plan, place.device, place.workers, held_out, VIEWS[:1], None))
+            state = runs.StateFolder(one.folder.fold(job.fold) / f"cleaning-{part}")
+            calls.append((inner, state, one.plan, place.device, place.workers, held_out, VIEWS[:1], None))
             inner_jobs.append(inner)
         parts.append(part_of)
     if not calls:
         return []
     logits = [np.empty(len(job.rows)) for job in jobs]
     steps = sum(job.images + len(call[5]) for job, call in zip(inner_jobs, calls, strict=True))
-    with progress(steps, f"{folder.name}, doubtful labels") as bar, Workers() as processes:
+    with progress(steps, f"{one.folder.name}, doubtful labels") as bar, Workers() as processes:
         for index, result in processes.run(train_and_predict, calls, _cores(inner_jobs, place), bar):
             which, part = divmod(index, table.k)
             logits[which][parts[which] == part] = result.logits[:, 0]

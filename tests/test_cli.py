@@ -20,8 +20,20 @@ from ensemble.config import DecisionConfig
 from ensemble.errors import ArtifactError, ConfigError, DataError, LockedError, ResourceError, Stopped, TheraError
 from ensemble.reports import tables
 from ensemble.reports.tables import Table
+from ensemble.trainer import Machine
 
-COMMANDS = ("train-member", "fit-stacker", "predict", "evaluate", "compare", "report", "run", "demo", "bench")
+COMMANDS = (
+    "train-member",
+    "fit-stacker",
+    "predict",
+    "evaluate",
+    "compare",
+    "report",
+    "recipes",
+    "run",
+    "demo",
+    "bench",
+)
 TRAIN = ["train-member", "--arch", "resnet18", "--images", "img", "--run", "r"]
 PREDICT = ["predict", "--run", "r", "--images", "i", "--out", "o.txt"]
 HEAVY = (
@@ -251,21 +263,25 @@ def test_train_member_passes_on_what_was_given(
     options = ["--labels", "l", "--name", "n", "--folds", "3", "--seed", "7", "--epochs", "2", "--batch-size", "4"]
     options += ["--lr", "1e-3", "--gamma", "1", "--alpha", "0.25", "--augment", "none", "--stem", "half-stride"]
     options += ["--input-size", "32", "--precision", "fp32", "--no-pretrained", "--weights", "w", "--resize", "48"]
-    options += ["--early-size", "24", "--convolutions", "lowered"]
+    options += ["--early-size", "24", "--convolutions", "lowered", "--loss", "focal", "--label-smoothing", "0.1"]
+    options += ["--sampler", "balanced", "--schedule", "step", "--step-epochs", "3", "--step-factor", "0.5", "--freeze"]
+    options += ["--backbone-lr-factor", "0.2", "--drop-rate", "0.3", "--drop-path-rate", "0.4"]
     assert thera(*TRAIN, *options, "--device", "cpu", "--workers", "1", "--jobs", "3") == 0
     run, member, data, folds, seed, machine = seen
-    assert (run, folds, seed, machine) == (Path("r"), 3, 7, pipeline.Machine("cpu", 1, 3))
+    assert (run, folds, seed, machine) == (Path("r"), 3, 7, Machine("cpu", 1, 3))
     assert data.model_dump() == {"images": Path("img"), "labels": Path("l"), "resize": 48}
     wanted = {"arch": "resnet18", "name": "n", "epochs": 2, "batch_size": 4, "lr": 1e-3, "gamma": 1, "alpha": 0.25}
     wanted |= {"augment": "none", "stem": "half-stride", "input_size": 32, "precision": "fp32", "pretrained": False}
     wanted |= {"weights": Path("w"), "early_size": 24, "convolutions": "lowered"}
+    wanted |= {"loss": "focal", "label_smoothing": 0.1, "sampler": "balanced", "schedule": "step", "step_epochs": 3}
+    wanted |= {"step_factor": 0.5, "freeze": True, "backbone_lr_factor": 0.2, "drop_rate": 0.3, "drop_path_rate": 0.4}
     assert {key: getattr(member, key) for key in wanted} == wanted
     assert capsys.readouterr() == (TABLE.text(), "note: a\\nb\n")
 
     seen.clear()
     assert thera(*TRAIN) == 0
     assert seen[1] == cli_default()
-    assert seen[3:] == [5, 0, pipeline.Machine("auto", None, None)]
+    assert seen[3:] == [5, 0, Machine("auto", None, None)]
 
 
 def cli_default() -> Any:
@@ -305,6 +321,7 @@ def test_fit_stacker_passes_on_what_was_given(
         (["--tta"], {"tta": True}),
         (["--no-tta", "--prior", "0.3"], {"prior": 0.3}),
         (["--correction", "location-scale"], {"correction": "location-scale"}),
+        (["--combine", "vote"], {"combine": "vote"}),
         (["--cascade", "0.99", "--jobs", "2"], {"cascade": 0.99}),
         (["--precision", "bf16", "--convolutions", "lowered"], {"precision": "bf16", "convolutions": "lowered"}),
     ],
@@ -320,9 +337,9 @@ def test_predict_passes_on_what_was_given(
     assert thera(*PREDICT, "--device", "cpu", *options) == 0
     run, given, machine = seen
     default = {"images": Path("i"), "out": Path("o.txt"), "tta": False, "correction": "posterior", "prior": None}
-    default |= {"cascade": None, "precision": "auto", "convolutions": "auto"}
+    default |= {"combine": "mean", "cascade": None, "precision": "auto", "convolutions": "auto"}
     assert (run, given.model_dump()) == (Path("r"), default | wanted)
-    assert machine == pipeline.Machine("cpu", None, 2 if "--jobs" in options else None)
+    assert machine == Machine("cpu", None, 2 if "--jobs" in options else None)
     assert capsys.readouterr().out == TABLE.text()
 
 
@@ -359,9 +376,9 @@ def test_demo_and_run_pass_on_what_was_given(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "c.yaml").write_text("run: r\ndata: {images: i}\nmembers: [{arch: a}]\n")
     assert thera("demo") == thera("demo", "--run", "d") == thera("run", str(tmp_path / "c.yaml"), "--workers", "2") == 0
     assert thera("demo", "--jobs", "2") == thera("run", str(tmp_path / "c.yaml"), "--jobs", "1") == 0
-    plain = pipeline.Machine("auto", None, None)
-    assert seen[:3] == [(None, plain), (Path("d"), plain), (Path("r"), pipeline.Machine("auto", 2))]
-    assert seen[3:] == [(None, pipeline.Machine(jobs=2)), (Path("r"), pipeline.Machine(jobs=1))]
+    plain = Machine("auto", None, None)
+    assert seen[:3] == [(None, plain), (Path("d"), plain), (Path("r"), Machine("auto", 2))]
+    assert seen[3:] == [(None, Machine(jobs=2)), (Path("r"), Machine(jobs=1))]
 
 
 def test_tables_are_plain_off_a_terminal_and_drawn_on_one(
@@ -384,6 +401,7 @@ BIG = """
 import sys
 from ensemble import cli, evaluation, pipeline
 from ensemble.reports.tables import Table
+from ensemble.trainer import Machine
 pipeline.report = lambda run, say: [Table("Big", ("fold",), (("x" * 99,),) * 9999)]
 pipeline.predict = lambda run, wanted, machine, say: (say("a note"), Table("Big", ("set",), (("x" * 99,),) * 9999))[1]
 sys.exit(cli.main(sys.argv[1:]))
@@ -411,3 +429,16 @@ def test_a_closed_pipe_is_no_error(arguments: list[str], both: bool) -> None:
     assert done.returncode == 0
     if not both:
         assert done.stderr in ("", "a note\n")
+
+
+def test_run_overrides_what_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(pipeline, "run_config", lambda *given: seen.extend(given[:2]) or [TABLE])
+    (tmp_path / "c.yaml").write_text("run: r\ndata: {images: a, labels: b}\nmembers: [{arch: lenet, epochs: 9}]\n")
+    assert thera("run", str(tmp_path / "c.yaml")) == 0
+    given = ["--run", "x", "--images", "i", "--labels", "l", "--folds", "3", "--epochs", "2", "--jobs", "2"]
+    assert thera("run", str(tmp_path / "c.yaml"), *given, "--device", "cpu", "--workers", "1") == 0
+    plain, _, config, machine = seen
+    assert (plain.run, plain.data.images, plain.folds, plain.members[0].epochs) == (Path("r"), Path("a"), 5, 9)
+    assert (config.run, config.folds, config.members[0].epochs) == (Path("x"), 3, 2)
+    assert (config.data.images, config.data.labels) == (Path("i"), Path("l")) and machine == Machine("cpu", 1, 2)

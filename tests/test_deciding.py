@@ -240,7 +240,7 @@ def test_a_wrong_objective_is_told_before_anything_is_fitted(
 def test_a_wrong_objective_in_yaml_is_told_before_anything_is_trained(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("ensemble.pipeline.train_member", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr("ensemble.pipeline.train_members", lambda *_: pytest.fail("trained"))
     config = tmp_path / "c.yaml"
     text = f"run: {tmp_path}/r\ndata: {{images: {world}/same}}\nmembers: [{{arch: a}}]\ndecision: {{objective: auc}}\n"
     config.write_text(text)

@@ -93,8 +93,7 @@ def test_run_folder_holds_what_it_promises(done: Path) -> None:
         assert json.loads((run / f"members/{name}/member.json").read_text())["oof"]["nested"]["n_pos"] == 36
     stored = json.loads((run / "run.json").read_text())
     assert [entry["command"] for entry in stored["history"]] == [
-        "train-member a",
-        "train-member b",
+        "train-member a b",
         "fit-stacker",
         "predict img",
     ]

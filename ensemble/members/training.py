@@ -182,7 +182,7 @@ def train_fold(
         loss = learner.epoch(epoch, loader, bar)
         seconds = round(time.monotonic() - started, 2)
         entry: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "lr": learner.lr, "seconds": seconds}
-        told = f"fold {job.fold + 1} epoch {epoch + 1}/{job.config.epochs} loss {loss:.4f}"
+        told = f"{job.config.name} fold {job.fold + 1} epoch {epoch + 1}/{job.config.epochs} loss {loss:.4f}"
         if watch is not None:
             entry["hter"] = watch(learner.ema.module, job, plan, device)
             told += "" if entry["hter"] is None else f" HTER {entry['hter']:.3f}"

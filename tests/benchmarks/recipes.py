@@ -49,8 +49,8 @@ ENSEMBLE = {
 }
 
 
-def part_of(images: Path, labels: Path, n: int, place: Path) -> Path:
-    """Write the manifest of `n` rows, drawn from seed 0 with both classes in their shares, and return its path."""
+def part_of(images: Path, labels: Path, n: int) -> Path:
+    """Write the manifest of `n` rows beside the images, drawn from seed 0 with both classes in their shares."""
     given = parse_labels(labels.read_bytes(), str(labels))
     files = sorted(images.iterdir(), key=lambda path: int(path.stem))
     if len(files) != len(given):
@@ -59,14 +59,15 @@ def part_of(images: Path, labels: Path, n: int, place: Path) -> Path:
     zeros, ones = (rng.permutation(np.flatnonzero(given == label)) for label in (0, 1))
     share = round(n * len(zeros) / len(given))
     rows = np.sort(np.concatenate([zeros[:share], ones[: n - share]]))
-    path = place / "rows.csv"
-    lines = [f"{files[row].resolve()},{given[row]}\n" for row in rows]
+    path = images.parent / f"recipes-{n}.csv"
+    lines = [f"{images.name}/{files[row].name},{given[row]}\n" for row in rows]
     write_whole(path, ("path,label\n" + "".join(lines)).encode())
     return path
 
 
 def main(images: Path, labels: Path, n: int, epochs: int, jobs: int | None, place: Path) -> None:
-    manifest = part_of(images, labels, n, place)
+    manifest = part_of(images, labels, n)
+    place.mkdir(parents=True, exist_ok=True)
     (place / "ensemble.yaml").write_text(yaml.safe_dump(ENSEMBLE | {"run": str(place / "ensemble")}))
     for path in (place / "ensemble.yaml", *RECIPES):
         config = overridden(load_config(path), place / path.stem, manifest, None, 3, epochs)
