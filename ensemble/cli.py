@@ -286,11 +286,13 @@ def run_config(
     config: Annotated[Path, typer.Argument(help="A YAML file such as configs/therapanacea.yaml.")],
     run: Annotated[Optional[Path], typer.Option("--run", help="Its folder. [as the file says]")] = None,
     images: Annotated[
-        Optional[Path], typer.Option("--images", help="Other images to learn from; nothing is predicted then.")
+        Optional[Path], typer.Option("--images", help="Other images to learn from. [as the file says]")
     ] = None,
     labels: Annotated[Optional[Path], typer.Option(help="Line i labels image i: 0 or 1.")] = None,
     folds: Annotated[Optional[int], typer.Option(min=2, max=100, help="[as the file says]")] = None,
     epochs: Annotated[Optional[int], typer.Option(min=1, help="Of every member. [as the file says]")] = None,
+    predict: Annotated[Optional[Path], typer.Option("--predict", help="Other images to label.")] = None,
+    out: Annotated[Optional[Path], typer.Option(help="Their label file. [label_val.txt in the run's folder]")] = None,
     device: Device = "auto",
     workers: Workers = None,
     jobs: Jobs = None,
@@ -305,8 +307,31 @@ def run_config(
         from ensemble.config import load_config, overridden
         from ensemble.trainer import Machine
 
-        wanted = overridden(load_config(config), run, images, labels, folds, epochs)
+        wanted = overridden(load_config(config), run, images, labels, folds, epochs, predict, out)
         return pipeline.run_config(wanted, Machine(device, workers, jobs), _say)
+
+    _run(work)
+
+
+@app.command()
+def trial(
+    config: Annotated[Path, typer.Argument(help="A YAML file with the members to compare.")],
+    fold: Annotated[int, typer.Option(min=0, help="The fold to hold out.")] = 0,
+    device: Device = "auto",
+    workers: Workers = None,
+    jobs: Jobs = None,
+) -> None:
+    """Train one fold of every member, and compare them on its rows.
+
+    To choose by, not to promise: what is chosen so has seen that fold's labels. `thera run` goes on from it.
+    """
+
+    def work() -> list[Table]:
+        from ensemble import pipeline
+        from ensemble.config import load_config
+        from ensemble.trainer import Machine
+
+        return [pipeline.trial(load_config(config), fold, Machine(device, workers, jobs), _say)]
 
     _run(work)
 

@@ -5,11 +5,20 @@ from __future__ import annotations
 import difflib
 import hashlib
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ensemble.errors import ConfigError, printable
 
@@ -50,6 +59,16 @@ class AugmentConfig(_Frozen):
     )
 
 
+def _form(value: Any) -> str:
+    return "(a mapping)" if isinstance(value, (dict, AugmentConfig)) else "(a name)"
+
+
+Augment = Annotated[
+    Annotated[Literal["none", "light", "standard"], Tag("(a name)")] | Annotated[AugmentConfig, Tag("(a mapping)")],
+    Discriminator(_form),
+]
+"""One of `AUGMENTATIONS` by its name, or what to do in single."""
+
 AUGMENTATIONS = {
     "none": AugmentConfig(),
     "light": AugmentConfig(flip=True, shift=0.06),
@@ -65,7 +84,7 @@ class MemberConfig(_Frozen):
     name: str = Field(
         "", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", description="its folder in the run; by default the arch"
     )
-    pretrained: bool | Literal["if-possible"] = Field(
+    pretrained: Literal[True, False, "if-possible"] = Field(
         True, description="start from timm's weights; if-possible: from scratch where they cannot be had"
     )
     weights: Path | None = Field(None, description="a safetensors file to start from instead of timm's weights")
@@ -99,7 +118,7 @@ class MemberConfig(_Frozen):
     )
     drop_rate: float | None = Field(None, ge=0, lt=1, description="dropout; by default the architecture's own")
     drop_path_rate: float | None = Field(None, ge=0, lt=1, description="stochastic depth, where it has that")
-    augment: Literal["none", "light", "standard"] | AugmentConfig = "standard"
+    augment: Augment = "standard"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     convolutions: Literal["auto", "native", "lowered"] = Field(
         "auto", description="the library's, or matrix products where those are faster; auto measures"
@@ -224,14 +243,30 @@ def overridden(
     labels: Path | None = None,
     folds: int | None = None,
     epochs: int | None = None,
+    predict: Path | None = None,
+    out: Path | None = None,
 ) -> RunConfig:
     """Return the config with what is given in place of what it says.
 
-    Other images take no labels over, and there is then no set to predict.
+    Other images take neither labels nor the set to predict over. A label file that lies in the run's folder moves with
+    it; without `out`, that of a set given here is `label_val.txt` there.
     """
     changed: dict[str, Any] = {key: value for key, value in {"run": run, "folds": folds}.items() if value is not None}
+    folder, wanted = run or config.run, config.predict
+    if wanted is not None and wanted.out.is_relative_to(config.run):
+        wanted = wanted.model_copy(update={"out": folder / wanted.out.relative_to(config.run)})
+    if images is not None and predict is None:
+        wanted = None
+    if predict is not None:
+        to = {"images": predict, "out": folder / "label_val.txt"}
+        wanted = PredictConfig.model_validate(to) if wanted is None else wanted.model_copy(update=to)
+    if out is not None:
+        if wanted is None:
+            raise ConfigError("--out", "there is no set to predict", "give --predict")
+        wanted = wanted.model_copy(update={"out": out})
+    changed["predict"] = wanted
     if images is not None:
-        changed |= {"data": config.data.model_copy(update={"images": images, "labels": labels}), "predict": None}
+        changed["data"] = config.data.model_copy(update={"images": images, "labels": labels})
     elif labels is not None:
         changed["data"] = config.data.model_copy(update={"labels": labels})
     if epochs is not None:
@@ -249,16 +284,18 @@ def validated(model: type[M], values: dict[str, Any], where: object) -> M:
 
 
 def _fault(model: type[BaseModel], fault: Any) -> str:
-    at = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"]).lstrip(".")
+    place = [part for part in fault["loc"] if not str(part).startswith("(")]  # without the form of a union
+    at = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
     if fault["type"] == "extra_forbidden":
         parts: dict[str, type[BaseModel]] = {
             "data": DataConfig,
             "members": MemberConfig,
             "decision": DecisionConfig,
             "predict": PredictConfig,
+            "augment": AugmentConfig,
         }
-        part = parts[fault["loc"][0]] if len(fault["loc"]) > 1 else model
-        near = difflib.get_close_matches(str(fault["loc"][-1]).lower(), part.model_fields, n=1)
+        part = next((parts[name] for name in place[-2::-1] if name in parts), model)
+        near = difflib.get_close_matches(str(fault["loc"][-1]).lower(), part.model_fields, n=1, cutoff=0.7)
         return f"{printable(at)} is no known key" + (f" (did you mean {near[0]}?)" if near else "")
     if fault["type"] == "missing":
         return f"{at} is missing"

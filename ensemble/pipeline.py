@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,9 @@ from ensemble.decision.rates import ErrorRates, error_rates
 from ensemble.decision.rules import OofLogits
 from ensemble.decision.threshold import Objective
 from ensemble.engine import Engine
-from ensemble.errors import ArtifactError, DataError, printable
+from ensemble.errors import ArtifactError, ConfigError, DataError, printable
 from ensemble.progress import Say
+from ensemble.reports.comparison_tables import trial_table
 from ensemble.reports.tables import (
     Table,
     decision_tables,
@@ -60,18 +61,8 @@ def train_members(
     folder: Path, members: Sequence[MemberConfig], data: DataConfig, folds: int, seed: int, machine: Machine, say: Say
 ) -> list[Table]:
     """Train several as `train_member` does one, their folds side by side."""
-    from ensemble.members.inference import choose_device
-
-    started, run = time.time(), runs.Run(folder)
-    own = [run.member(member.name) for member in members]
-    choose_device(machine.device)  # a wrong one is said before the images are read
-    tables = []
-    with contextlib.ExitStack() as locks:
-        for member in own:
-            locks.enter_context(runs.locked(member.folder))
-        dataset = _labelled(data, run, say)
-        table = _begin(run, dataset, data, folds, seed)
-        train_folds(list(zip(own, members, strict=True)), dataset, table, seed, machine, say)
+    started, run, tables = time.time(), runs.Run(folder), []
+    with _trained(run, members, data, folds, seed, machine, say) as (own, table):
         for member in own:
             oof = _assess_member(member, table, seed)
             member.update(oof=oof.to_json())
@@ -80,6 +71,55 @@ def train_members(
             tables.append(shown)
     run.record(f"train-member {' '.join(member.name for member in own)}", started)
     return tables
+
+
+@contextlib.contextmanager
+def _trained(
+    run: runs.Run,
+    members: Sequence[MemberConfig],
+    data: DataConfig,
+    folds: int,
+    seed: int,
+    machine: Machine,
+    say: Say,
+    only: int | None = None,
+) -> Iterator[tuple[list[runs.MemberFolder], runs.FoldTable]]:
+    """Train what is not finished, `only` one fold where it is given; hold the members' folders meanwhile."""
+    from ensemble.members.inference import choose_device
+
+    own = [run.member(member.name) for member in members]
+    choose_device(machine.device)  # a wrong one is said before the images are read
+    with contextlib.ExitStack() as locks:
+        for member in own:
+            locks.enter_context(runs.locked(member.folder))
+        dataset = _labelled(data, run, say)
+        table = _begin(run, dataset, data, folds, seed)
+        train_folds(list(zip(own, members, strict=True)), dataset, table, seed, machine, say, only)
+        yield own, table
+
+
+def trial(config: RunConfig, fold: int, machine: Machine, say: Say) -> Table:
+    """Train one fold of every member, and return the table that compares them on the rows of that fold.
+
+    What is chosen by it has seen that fold's labels: the other folds have not had a say. `run_config` goes on from it.
+
+    Raises
+    ------
+    ConfigError
+        There is no such fold.
+    """
+    if not 0 <= fold < config.folds:
+        raise ConfigError("--fold", f"must be 0 to {config.folds - 1}; got {fold}")
+    started, run = time.time(), runs.Run(config.run)
+    with _trained(run, config.members, config.data, config.folds, config.seed, machine, say, fold) as (own, table):
+        labels = table.labels[table.fold_of == fold]
+        logits = {member.name: member.read_oof(fold, VIEWS)[1].mean(axis=1) for member in own}
+        facts = {member.name: member.read()["folds"][str(fold)] for member in own}
+    run.record(f"trial of fold {fold}: {' '.join(logits)}", started)
+    groups = None if table.groups is None else table.groups[table.fold_of == fold]
+    shown = trial_table(fold, logits, labels, groups, config.seed, facts, VIEWS)
+    runs.write_whole(config.run / f"trial-{fold}.md", report_markdown(f"Trial of fold {fold}", [shown]).encode())
+    return shown
 
 
 def _labelled(data: DataConfig, run: runs.Run, say: Say) -> Dataset:
@@ -209,7 +249,7 @@ def fit_stacker(folder: Path, wanted: DecisionConfig, say: Say) -> dict[str, Dec
     """
     started, run, objective = time.time(), runs.Run(folder), Objective.parse(wanted.objective)
     table, seed = run.read_folds(), run.read()["seed"]
-    names = tuple(member.name for member in run.members())
+    names = tuple(member.name for member in run.members() if member.has_begun)  # of the others there is nothing
     if not names:
         raise ArtifactError(folder, "has no members", "train one: thera train-member --help")
     logits = all_oof_logits(run, table, names)

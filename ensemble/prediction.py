@@ -212,6 +212,7 @@ def is_predicted(place: Path, made_from: Mapping[str, Any]) -> bool:
         files = {name: runs.file_sha256(place / name) for name in ("label_val.txt", "predictions.csv")}
     except (ArtifactError, OSError):
         return False
+    stored = {"combine": "mean"} | stored  # what one of before there was a choice does not say
     return all(stored.get(key) == value for key, value in made_from.items()) and stored.get("files") == files
 
 
@@ -248,7 +249,7 @@ def write_set(
     check, mix, foreseen, threshold = deployed_threshold(decision, oof, found.logits, wanted, seed)
     labels, of_folds = call(stacked, threshold), np.empty((len(ids), 0), np.int8)
     if wanted.combine == "vote":
-        foreseen, threshold = None, decision.threshold
+        mix, foreseen, threshold = None, None, decision.threshold
         labels, of_folds = majority_of_folds(decision, found.logits)
     votes, majority = decision.votes(logits)
     text = "".join(f"{label}\n" for label in labels.tolist()).encode()

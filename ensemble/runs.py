@@ -42,7 +42,7 @@ TRAIN_AGAIN = "give its `thera train-member` command again; what is done is kept
 UNSAID_OF_TRAINING = {"convolutions": "native"}
 """How a member was trained that was begun before there was a choice, and does not say."""
 
-FROM_TIMM, FROM_SCRATCH = "timm's pretrained weights", "scratch"
+FROM_TIMM, FROM_FILE, FROM_SCRATCH = "timm's pretrained weights", "a file", "scratch"
 """What a member started from that asked for pretrained weights if they can be had."""
 
 Tensors: TypeAlias = "dict[str, torch.Tensor]"
@@ -336,8 +336,13 @@ class MemberFolder:
 
     @property
     def has_begun(self) -> bool:
-        """Whether there is a finished fold, or an epoch of one."""
-        return self._json.exists() and bool(self.read()["folds"] or any(self.folder.glob("fold-*/**/state/*")))
+        """Whether there is a finished fold, or an epoch of one, or of what comes before it."""
+        if not self._json.exists():
+            return False
+        facts = self.read()
+        return any(facts.get(key) for key in ("folds", "parts", "left_out")) or any(
+            self.folder.glob("fold-*/**/state/*")
+        )
 
     def read(self) -> Any:
         return read_json(self._json, TRAIN_AGAIN)
@@ -360,6 +365,12 @@ class MemberFolder:
             for key, name in files.items()
         )
 
+    def history(self, fold: int) -> list[Any]:
+        """Return what is kept of a fold's epochs, one mapping each; nothing where nothing is kept."""
+        with contextlib.suppress(OSError, ValueError):
+            return [json.loads(line) for line in (self.fold(fold) / "history.jsonl").read_text().splitlines()]
+        return []
+
     def finish_fold(
         self,
         fold: int,
@@ -379,12 +390,28 @@ class MemberFolder:
         self.update(folds=self.read()["folds"] | {str(fold): files | facts})
         shutil.rmtree(folder / "state", ignore_errors=True)
 
+    def part(self, fold: int, part: int) -> Path:
+        """Return where a part of a fold's training rows is held out, to find doubtful labels among them."""
+        return self.fold(fold) / f"cleaning-{part}"
+
+    def finish_part(self, fold: int, part: int, ids: np.ndarray, logits: np.ndarray, views: Sequence[str]) -> None:
+        """Write the logits (n, views) of such a part, record the hash, then drop its training state."""
+        sha256 = write_logits(self.part(fold, part) / "oof.csv", ids, logits, views)
+        self.update(parts=self.read().get("parts", {}) | {f"{fold}/{part}": sha256})
+        shutil.rmtree(self.part(fold, part) / "state", ignore_errors=True)
+
+    def read_part(self, fold: int, part: int, views: Sequence[str]) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return the ids (n,) and logits (n, views) of such a part, or None where it is not finished."""
+        sha256 = self.read().get("parts", {}).get(f"{fold}/{part}")
+        path = self.part(fold, part) / "oof.csv"
+        return None if sha256 is None or not path.exists() else read_logits(path, views, sha256, TRAIN_AGAIN)
+
     def write_left_out(self, fold: int, ids: np.ndarray) -> None:
-        """Write which training rows of a fold are left out, record the hash, then drop the state of finding them."""
+        """Write which training rows of a fold are left out, record the hash, then drop how they were found."""
         sha256 = write_table(self.fold(fold) / "left_out.csv", ("id",), ((id_,) for id_ in ids))
         self.update(left_out=self.read().get("left_out", {}) | {str(fold): {"sha256": sha256, "rows": len(ids)}})
-        for state in self.fold(fold).glob("cleaning-*"):
-            shutil.rmtree(state, ignore_errors=True)
+        for part in self.fold(fold).glob("cleaning-*"):
+            shutil.rmtree(part, ignore_errors=True)
 
     def left_out(self, fold: int) -> np.ndarray | None:
         """Return the ids of the training rows of a fold that are left out, or None where that is not known yet.

@@ -13,7 +13,7 @@ from ensemble import runs
 from ensemble.config import VIEWS, MemberConfig, seed_sequence
 from ensemble.decision.rates import call, error_rates
 from ensemble.decision.threshold import fit_threshold
-from ensemble.errors import ConfigError, ResourceError
+from ensemble.errors import ConfigError, DataError, ResourceError
 from ensemble.progress import Say, progress
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Begun:
-    """A member that may be trained: its folder, a job for each fold, and how it is computed."""
+    """A member that may be trained: its folder, a job for each fold to train, and how it is computed."""
 
     folder: runs.MemberFolder
     jobs: list[FoldJob]
@@ -63,10 +63,12 @@ def train_folds(
     seed: int,
     machine: Machine,
     say: Say,
+    only: int | None = None,
 ) -> None:
     """Train members on every fold that is not finished, and write weights, OOF logits, history and curves.
 
-    The folds of all members are computed side by side, as many at once as the machine has cores for.
+    The folds of all members are computed side by side, as many at once as the machine has cores for; `only` one fold of
+    each, where it is given.
 
     Raises
     ------
@@ -77,7 +79,8 @@ def train_folds(
 
     device = choose_device(machine.device)
     place = _Place(device, default_workers(device) if machine.workers is None else machine.workers, machine.jobs)
-    begun = _begin(members, dataset, table, seed, place, say)
+    folds = range(table.k) if only is None else (only,)
+    begun = _begin(members, dataset, table, folds, seed, place, say)
     for index, one in enumerate(begun):
         if one.jobs[0].config.clean:
             begun[index] = replace(one, jobs=_without_issues(one, table, place, say))
@@ -88,6 +91,7 @@ def _begin(
     members: Sequence[tuple[runs.MemberFolder, MemberConfig]],
     dataset: Dataset,
     table: runs.FoldTable,
+    folds: Sequence[int],
     seed: int,
     place: _Place,
     say: Say,
@@ -104,13 +108,13 @@ def _begin(
         asked["weights"] = runs.file_sha256(member.weights) if member.weights else None
         config, origin = _with_origin(folder, member, dataset.size[0], say)
         arrays = {key: value.numpy() for key, value in weights.items()} if weights is not None else None
-        for fold in range(table.k):
+        for fold in folds:
             rows = np.flatnonzero(table.fold_of != fold)
             jobs.append(FoldJob(config, pixels, table.labels, table.ids, rows, fold, seed, arrays))
         facts.append((asked, origin))
     begun, cores = [], _cores(jobs, place)
     for index, ((folder, member), (asked, origin)) in enumerate(zip(members, facts, strict=True)):
-        own = slice(index * table.k, (index + 1) * table.k)
+        own = slice(index * len(folds), (index + 1) * len(folds))
         plan = _plan(folder, jobs[own][0], place, cores[own][0])
         folder.begin(
             asked,
@@ -130,6 +134,9 @@ def _finish(begun: Sequence[_Begun], table: runs.FoldTable, place: _Place, say: 
     cores = _cores([job for _, job in every], place)
     held_out = [np.flatnonzero(table.fold_of == fold) for fold in range(table.k)]
     todo = [index for index, (one, job) in enumerate(every) if not one.folder.has_fold(job.fold)]
+    for index, (one, job) in enumerate(every):
+        if index not in todo and not (one.folder.fold(job.fold) / "training.png").exists():
+            _draw(one.folder, job.fold)
     calls = []
     for index in todo:
         one, job = every[index]
@@ -138,7 +145,8 @@ def _finish(begun: Sequence[_Begun], table: runs.FoldTable, place: _Place, say: 
         calls.append((job, state, one.plan, place.device, place.workers, rows, VIEWS, watch))
     steps = [job.images + len(held_out[job.fold]) * len(VIEWS) for _, job in every]
     names = begun[0].folder.name if len(begun) == 1 else f"{len(begun)} members"
-    with progress(sum(steps), f"{names}, {table.k} folds") as bar, Workers() as processes:
+    folds = f"{len(begun[0].jobs)} folds" if len(begun[0].jobs) > 1 else f"fold {begun[0].jobs[0].fold}"
+    with progress(sum(steps), f"{names}, {folds}") as bar, Workers() as processes:
         bar.skip(sum(steps) - sum(steps[index] for index in todo))
         for place_in_todo, result in processes.run(train_and_predict, calls, [cores[index] for index in todo], bar):
             index = todo[place_in_todo]
@@ -151,10 +159,7 @@ def _finish(begun: Sequence[_Begun], table: runs.FoldTable, place: _Place, say: 
 def _write(
     folder: runs.MemberFolder, fold: int, ids: np.ndarray, result: FoldResult, place: _Place, threads: int
 ) -> None:
-    from ensemble.reports.figures import training_figure
-
-    figure = training_figure(f"{folder.name}, fold {fold}", result.history)
-    runs.write_whole(folder.fold(fold) / "training.png", figure)
+    _draw(folder, fold)
     folder.finish_fold(
         fold,
         result.weights,
@@ -170,11 +175,18 @@ def _write(
     folder.update(parameters=result.parameters)
 
 
+def _draw(folder: runs.MemberFolder, fold: int) -> None:
+    from ensemble.reports.figures import training_figure
+
+    figure = training_figure(f"{folder.name}, fold {fold}", folder.history(fold))
+    runs.write_whole(folder.fold(fold) / "training.png", figure)
+
+
 def _cores(jobs: Sequence[FoldJob], place: _Place) -> list[list[int]]:
-    """Return the cores of each job; with jobs that are too short for a process of their own, all for each."""
+    """Return the cores of each job; where they are mostly too short for a process of their own, all for each."""
     from ensemble.members.processes import at_once, shares
 
-    batches = min(job.images // job.batch_size for job in jobs)
+    batches = sum(job.images // job.batch_size for job in jobs) // len(jobs)
     return shares(len(jobs), at_once(len(jobs), batches, place.device, place.jobs))
 
 
@@ -196,22 +208,30 @@ def _plan(folder: runs.MemberFolder, job: FoldJob, place: _Place, cores: list[in
 def _with_origin(
     folder: runs.MemberFolder, member: MemberConfig, size: int, say: Say
 ) -> tuple[MemberConfig, dict[str, Any]]:
-    """Return the config with `pretrained` settled, and where it was left open, what it was settled to."""
-    if member.pretrained != "if-possible":
-        return member, {}
+    """Return the config with `pretrained` settled, and where it was left open, what it was settled to.
+
+    Raises
+    ------
+    ResourceError
+        Pretrained weights are asked for and cannot be had.
+    """
     from ensemble.members.backbones import build
 
-    pretrained, why = True, ""
-    if folder.has_begun:
-        pretrained = folder.read()["started_from"] == runs.FROM_TIMM
-    elif member.weights is None:
-        try:
-            build(member.model_copy(update={"pretrained": True}), size)
-        except (ResourceError, ConfigError) as error:
-            pretrained, why = False, f"{error.where} {error.found}"
-            say(f"warning: {why}; {member.name} starts from scratch")
-    origin = {"started_from": runs.FROM_TIMM if pretrained else runs.FROM_SCRATCH}
-    return member.model_copy(update={"pretrained": pretrained}), origin
+    asked, given = member.pretrained, member.weights is not None
+    wanted = member.model_copy(update={"pretrained": bool(asked)})
+    if not asked or folder.has_begun or given:
+        if asked != "if-possible":
+            return wanted, {}
+        origin = folder.read().get("started_from") if folder.has_begun else runs.FROM_FILE
+        return wanted.model_copy(update={"pretrained": origin != runs.FROM_SCRATCH}), {"started_from": origin}
+    try:
+        build(wanted, size)
+    except (ResourceError, ConfigError) as error:
+        if asked != "if-possible":
+            raise
+        say(f"warning: {error.where} {error.found}; {member.name} starts from scratch")
+        return wanted.model_copy(update={"pretrained": False}), {"started_from": runs.FROM_SCRATCH}
+    return wanted, {"started_from": runs.FROM_TIMM} if asked == "if-possible" else {}
 
 
 # --- the HTER that is shown while training ----------------------------------------------------------------------------
@@ -239,9 +259,20 @@ def _without_issues(one: _Begun, table: runs.FoldTable, place: _Place, say: Say)
     For each fold the same network is cross-fitted within its training rows; the held-out rows have no say in what is
     left out, and none of them is.
     """
-    todo = [job for job in one.jobs if one.folder.left_out(job.fold) is None]
-    for job, doubted in zip(todo, _doubted(one, todo, table, place, say), strict=True):
-        one.folder.write_left_out(job.fold, table.ids[doubted])
+    from ensemble.decision.label_issues import find_issues
+
+    if any(one.folder.left_out(job.fold) is None for job in one.jobs):
+        parts = {job.fold: _parts(job, table) for job in one.jobs}
+        _train_parts(one, parts, table, place, say)
+        for job in one.jobs:
+            if one.folder.left_out(job.fold) is None:
+                logits = np.empty(len(table.ids))
+                for part in range(table.k):
+                    found = one.folder.read_part(job.fold, part, VIEWS[:1])
+                    assert found is not None
+                    logits[job.rows[parts[job.fold] == part]] = found[1][:, 0]
+                doubted = find_issues(logits[job.rows], table.labels[job.rows], job.seed)
+                one.folder.write_left_out(job.fold, table.ids[job.rows[doubted]])
     cleaned = []
     for job in one.jobs:
         left_out = one.folder.left_out(job.fold)
@@ -250,32 +281,46 @@ def _without_issues(one: _Begun, table: runs.FoldTable, place: _Place, say: Say)
     return cleaned
 
 
-def _doubted(one: _Begun, jobs: Sequence[FoldJob], table: runs.FoldTable, place: _Place, say: Say) -> list[np.ndarray]:
-    """Return, for each job, the rows whose labels confident learning doubts."""
+def _parts(job: FoldJob, table: runs.FoldTable) -> np.ndarray:
+    """Return the part (r,) that each of a fold's training rows is held out with: as many parts as folds."""
     from ensemble.data.folds import assign_folds
-    from ensemble.decision.label_issues import find_issues
+
+    units = np.arange(len(job.rows)) if table.groups is None else table.groups[job.rows]
+    try:
+        return assign_folds(table.labels[job.rows], units, table.k, job.random_seed("cleaning")).fold_of
+    except DataError as error:
+        found = f"the training rows of fold {job.fold} cannot be split again ({error.found})"
+        raise DataError(f"member {job.config.name}, clean", found, "use fewer --folds, or leave clean out") from None
+
+
+def _train_parts(one: _Begun, parts: dict[int, np.ndarray], table: runs.FoldTable, place: _Place, say: Say) -> None:
+    """Train what finds doubtful labels and is not finished, and write its logits."""
     from ensemble.members.processes import Workers
     from ensemble.members.training import train_and_predict
 
-    parts, calls, inner_jobs = [], [], []
-    for job in jobs:
-        units = np.arange(len(job.rows)) if table.groups is None else table.groups[job.rows]
-        part_of = assign_folds(table.labels[job.rows], units, table.k, job.random_seed("cleaning")).fold_of
-        for part in range(table.k):
-            inner = replace(job, rows=job.rows[part_of != part], part=part)
-            held_out = job.rows[part_of == part]
-            state = runs.StateFolder(one.folder.fold(job.fold) / f"cleaning-{part}")
-            calls.append((inner, state, one.plan, place.device, place.workers, held_out, VIEWS[:1], None))
-            inner_jobs.append(inner)
-        parts.append(part_of)
-    if not calls:
-        return []
-    logits = [np.empty(len(job.rows)) for job in jobs]
-    steps = sum(job.images + len(call[5]) for job, call in zip(inner_jobs, calls, strict=True))
-    with progress(steps, f"{one.folder.name}, doubtful labels") as bar, Workers() as processes:
-        for index, result in processes.run(train_and_predict, calls, _cores(inner_jobs, place), bar):
-            which, part = divmod(index, table.k)
-            logits[which][parts[which] == part] = result.logits[:, 0]
+    every = [
+        (replace(job, rows=job.rows[parts[job.fold] != part], part=part), job.rows[parts[job.fold] == part])
+        for job in one.jobs
+        for part in range(table.k)
+    ]
+    cores, todo = _cores([job for job, _ in every], place), []
+    for index, (job, _) in enumerate(every):
+        assert job.part is not None
+        known = one.folder.left_out(job.fold) is not None
+        if not known and one.folder.read_part(job.fold, job.part, VIEWS[:1]) is None:
+            todo.append(index)
+    calls = []
+    for index in todo:
+        job, held_out = every[index]
+        assert job.part is not None
+        state = runs.StateFolder(one.folder.part(job.fold, job.part))
+        calls.append((job, state, one.plan, place.device, place.workers, held_out, VIEWS[:1], None))
+    steps = [job.images + len(held_out) for job, held_out in every]
+    with progress(sum(steps), f"{one.folder.name}, doubtful labels") as bar, Workers() as processes:
+        bar.skip(sum(steps) - sum(steps[index] for index in todo))
+        for place_in_todo, result in processes.run(train_and_predict, calls, [cores[index] for index in todo], bar):
+            job, held_out = every[todo[place_in_todo]]
+            assert job.part is not None
             for warning in result.warnings:
                 say(f"warning: {warning}")
-    return [job.rows[find_issues(own, table.labels[job.rows], job.seed)] for job, own in zip(jobs, logits, strict=True)]
+            one.folder.finish_part(job.fold, job.part, table.ids[held_out], result.logits, VIEWS[:1])

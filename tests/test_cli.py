@@ -442,3 +442,12 @@ def test_run_overrides_what_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (plain.run, plain.data.images, plain.folds, plain.members[0].epochs) == (Path("r"), Path("a"), 5, 9)
     assert (config.run, config.folds, config.members[0].epochs) == (Path("x"), 3, 2)
     assert (config.data.images, config.data.labels) == (Path("i"), Path("l")) and machine == Machine("cpu", 1, 2)
+
+
+def test_trial_passes_on_what_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(pipeline, "trial", lambda config, *given: seen.append((config.run, *given[:2])) or TABLE)
+    (tmp_path / "c.yaml").write_text("run: r\ndata: {images: a, labels: b}\nmembers: [{arch: lenet}]\n")
+    assert thera("trial", str(tmp_path / "c.yaml")) == 0
+    assert thera("trial", str(tmp_path / "c.yaml"), "--fold", "2", "--jobs", "2") == 0
+    assert seen == [(Path("r"), 0, Machine()), (Path("r"), 2, Machine(jobs=2))]

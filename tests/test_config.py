@@ -75,7 +75,7 @@ def test_the_choices_are_those_that_there_are() -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_the_configs_validate(path: Path) -> None:
     config = load_config(path)
-    assert [member.arch for member in config.members] == ["resnet18", "mobilenetv2", "convnext_nano"]
+    assert [member.arch for member in config.members][:3] == ["resnet18", "mobilenetv2", "convnext_nano"]
     assert config.predict is not None
 
 
@@ -269,3 +269,18 @@ def test_seeds_go_by_name_and_not_by_the_order_of_calls() -> None:
 
 def test_seeds_are_the_same_on_every_machine_and_in_every_release() -> None:
     assert seed_sequence(0, "resnet18", 1).generate_state(2).tolist() == [432332198, 1045642080]
+
+
+def test_forms_of_a_value_are_told_plainly(tmp_path: Path) -> None:
+    one = GOOD.replace("{arch: resnet18}", "{arch: resnet18, %s}")
+    assert told(tmp_path, one % "augment: {flop: true}") == (
+        "members[0].augment.flop is no known key (did you mean flip?)"
+    )
+    assert told(tmp_path, one % "augment: {shift: 2}") == (
+        "members[0].augment.shift must be less than or equal to 0.5; got 2"
+    )
+    assert told(tmp_path, one % "pretrained: maybe") == (
+        "members[0].pretrained must be True, False or 'if-possible'; got maybe"
+    )
+    assert load(tmp_path, one % "augment: {shift: 0.05, rotate: 5}").members[0].augmentation.rotate == 5
+    assert load(tmp_path, one % "augment: light").members[0].augmentation.shift == 0.06

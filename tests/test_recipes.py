@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,16 @@ import numpy as np
 import pytest
 import timm
 import yaml
+from safetensors.torch import save_file
 from tiny import write_tiny
 
 from ensemble import pipeline, trainer
 from ensemble.cli import main
-from ensemble.config import RunConfig, load_config, overridden
+from ensemble.config import VIEWS, RunConfig, load_config, overridden
 from ensemble.data.synthetic import write_demo
 from ensemble.decision import assessment
 from ensemble.decision import decision as decision_room
+from ensemble.errors import ConfigError
 from ensemble.runs import Run
 from ensemble.trainer import least_hter
 
@@ -83,9 +86,18 @@ def test_every_recipe_runs_on_the_demo_data(
 ) -> None:
     images, labels = faces / "train_img", faces / "label_train.txt"
     given = ["run", path, "--run", tmp_path / "run", "--images", images, "--labels", labels]
+    config = load_config(path)
+    given += ["--predict", faces / "val_img"] if config.predict is not None else []
     out, err = run(capsys, *given, "--folds", 2, "--epochs", 1, "--device", "cpu", "--jobs", 1)
     assert "Decision, views identity + hflip: nested HTER" in out
-    config = load_config(path)
+    if config.predict is not None:  # the five classifiers vote; here two
+        with open(tmp_path / "run/predictions/val_img-plain/predictions.csv") as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == 16 and {row[f"vote_fold-{fold}"] for row in rows for fold in range(2)} <= {"0", "1"}
+        agreed = [row for row in rows if row["vote_fold-0"] == row["vote_fold-1"]]
+        assert agreed and all(row["label"] == row["vote_fold-0"] for row in agreed)
+        labels = (tmp_path / "run/label_val.txt").read_text().split()
+        assert labels == [row["label"] for row in rows]
     for member in config.members:
         folder = tmp_path / "run/members" / member.name
         facts = json.loads((folder / "member.json").read_text())
@@ -132,6 +144,53 @@ def test_what_is_overridden_and_what_stays() -> None:
     assert (elsewhere.data.images, elsewhere.data.labels, elsewhere.predict) == (Path("y"), None, None)
 
 
+def test_the_label_file_of_a_run_moves_with_it() -> None:
+    config = config_of(predict={"images": "c", "out": "r/sub/d", "tta": False, "combine": "vote"})
+    moved = overridden(config, Path("x")).predict
+    assert moved is not None and (moved.images, moved.out) == (Path("c"), Path("x/sub/d"))
+    other = overridden(config, Path("x"), Path("y"), predict=Path("z")).predict
+    assert other is not None and (other.images, other.out, other.combine) == (
+        Path("z"),
+        Path("x/label_val.txt"),
+        "vote",
+    )
+    assert overridden(config, out=Path("o")).predict.out == Path("o")  # type: ignore[union-attr]
+    bare = overridden(config_of(predict=None), predict=Path("z")).predict
+    assert bare is not None and (bare.images, bare.out) == (Path("z"), Path("r/label_val.txt"))
+    with pytest.raises(ConfigError, match=r"--out: there is no set to predict; give --predict"):
+        overridden(config_of(predict=None), out=Path("o"))
+
+
+# --- trials -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_trial_trains_one_fold_of_each_and_the_run_goes_on_from_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = member(tmp_path)
+    config = yaml.safe_load(path.read_text())
+    config["members"] = [config["members"][0] | {"name": name, "lr": lr} for name, lr in (("a", 2e-3), ("b", 1e-5))]
+    path.write_text(yaml.safe_dump(config))
+    out, _ = run(capsys, "trial", path, "--fold", 1, "--jobs", 1)
+    own, table = Run(tmp_path / "run"), Run(tmp_path / "run").read_folds()
+    labels = table.labels[table.fold_of == 1]
+    for name in ("a", "b"):
+        assert own.member(name).has_fold(1) and not own.member(name).has_oof(0)
+        logits = own.member(name).read_oof(1, VIEWS)[1].mean(axis=1)
+        (row,) = [line.split() for line in out.splitlines() if line.startswith(f"{name} ")]
+        assert row[1] == "4" and float(row[5]) == pytest.approx(least_hter(logits, labels), abs=5e-5)
+    assert "HTER less a's" in out and "Trial: 36 rows of fold 1" in out
+    assert "Trial: 36 rows of fold 1" in (tmp_path / "run/trial-1.md").read_text()
+    before = {name: own.member(name).fold(1).joinpath("oof.csv").read_bytes() for name in ("a", "b")}
+    run(capsys, "run", path, "--jobs", 1)
+    assert before == {name: own.member(name).fold(1).joinpath("oof.csv").read_bytes() for name in ("a", "b")}
+    run(capsys, "run", path, "--run", tmp_path / "whole", "--jobs", 1)
+    assert before["a"] == (tmp_path / "whole/members/a/fold-1/oof.csv").read_bytes(), "as in a run without a trial"
+    with pytest.raises(SystemExit) as stopped:
+        main(["trial", str(path), "--fold", "2"])
+    assert stopped.value.code == 2 and "--fold: must be 0 to 1; got 2" in capsys.readouterr().err
+
+
 # --- weights, if possible ---------------------------------------------------------------------------------------------
 
 
@@ -173,6 +232,35 @@ def test_weights_that_can_be_had_are_taken_and_remembered(
         main(["run", str(path), "--jobs", "1"])
     assert stopped.value.code == 6
     assert "cannot be downloaded" in capsys.readouterr().err
+
+
+def test_a_file_of_weights_is_no_hub_and_a_changed_wish_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file(timm.create_model("test_resnet", num_classes=1).state_dict(), tmp_path / "w.safetensors")
+    path = member(tmp_path, pretrained="if-possible", weights=str(tmp_path / "w.safetensors"), epochs=1)
+    run(capsys, "run", path, "--jobs", 1)
+    assert Run(tmp_path / "run").member("test_resnet").read()["started_from"] == "a file"
+    path = member(tmp_path, pretrained=False, epochs=1)
+    run(capsys, "run", path, "--run", tmp_path / "scratch", "--jobs", 1)
+    (tmp_path / "scratch/members/test_resnet/fold-1/weights.safetensors").unlink()
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", str(member(tmp_path, pretrained="if-possible", epochs=1)), "--run", str(tmp_path / "scratch")])
+    assert stopped.value.code == 4 and "pretrained was False and is if-possible" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_weights_that_are_demanded_and_missing_are_told_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = member(tmp_path)
+    config = yaml.safe_load(path.read_text())
+    config["members"] += [config["members"][0] | {"name": "b", "pretrained": True}]
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", str(path), "--jobs", "1"])
+    assert stopped.value.code == 6 and "cannot be downloaded" in capsys.readouterr().err
+    assert not list((tmp_path / "run").rglob("history.jsonl"))
 
 
 # --- what is watched --------------------------------------------------------------------------------------------------
@@ -314,3 +402,73 @@ def test_stopped_while_looking_for_doubtful_labels_it_goes_on(
     run(capsys, "run", path, "--run", again, "--jobs", 1)
     for name in ("fold-0/left_out.csv", "fold-1/left_out.csv", "fold-1/weights.safetensors", "fold-0/oof.csv"):
         assert (again / "members/clean" / name).read_bytes() == (folder / "run/members/clean" / name).read_bytes()
+
+
+@pytest.mark.parametrize("interrupted_at", [4, 5])
+def test_stopped_after_the_doubtful_labels_it_does_not_look_again(
+    flipped: tuple[Path, np.ndarray],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    interrupted_at: int,
+) -> None:
+    """Before the first epoch of the training proper, and after a fold of it."""
+    from ensemble.members import training
+
+    folder, _ = flipped
+    path, again = clean(folder), tmp_path / "again"
+    really, seen = training.train_fold, []
+
+    def killed(job: Any, *given: Any) -> Any:
+        if len(seen) == interrupted_at:
+            raise KeyboardInterrupt
+        seen.append(job.part)
+        return really(job, *given)
+
+    monkeypatch.setattr(training, "train_fold", killed)
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        main(["run", str(path), "--run", str(again), "--jobs", "1"])
+    assert seen == [0, 1, 0, 1, None][:interrupted_at]
+    interrupted_at = -1
+    run(capsys, "run", path, "--run", again, "--jobs", 1)
+    assert seen == [0, 1, 0, 1, None, None]
+    for name in ("fold-0/left_out.csv", "fold-1/left_out.csv", "fold-1/weights.safetensors", "fold-0/oof.csv"):
+        assert (again / "members/clean" / name).read_bytes() == (folder / "run/members/clean" / name).read_bytes()
+
+
+def test_too_few_rows_to_look_for_doubtful_labels_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tiny(tmp_path / "data", 12)  # three of label 0
+    path = member(tmp_path, clean=True)
+    config = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(config | {"folds": 3}))
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", str(path), "--jobs", "1"])
+    assert stopped.value.code == 3
+    assert "member test_resnet, clean: the training rows of fold 0 cannot be split again" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="this process may use one core only")
+def test_several_members_side_by_side_are_those_one_after_the_other(
+    flipped: tuple[Path, np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = flipped
+    (tmp_path / "data").symlink_to(folder / "data")
+    path = clean(tmp_path)
+    config = yaml.safe_load(path.read_text())
+    config["members"] += [config["members"][0] | {"name": "plain", "clean": False}]
+    path.write_text(yaml.safe_dump(config))
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, sorted(before)[:1])
+        run(capsys, "run", path, "--run", tmp_path / "one", "--jobs", 1)
+        os.sched_setaffinity(0, sorted(before)[:2])
+        run(capsys, "run", path, "--run", tmp_path / "two", "--jobs", 2)
+    finally:
+        os.sched_setaffinity(0, before)
+    one, two = Run(tmp_path / "one"), Run(tmp_path / "two")
+    assert one.read_folds().ids.tolist() == two.read_folds().ids.tolist()
+    for name in ("clean", "plain"):
+        for fold in range(2):
+            assert two.member(name).read()["folds"][str(fold)]["threads"] == 1
+            files = [own.member(name).fold(fold) / "oof.csv" for own in (one, two)]
+            assert files[0].read_bytes() == files[1].read_bytes()

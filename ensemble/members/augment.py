@@ -41,7 +41,8 @@ class Augmentation:
         if self._pipeline is None:
             cv2.setNumThreads(0)
             self._pipeline = _pipeline(self.wanted)
-        state = np.random.SeedSequence((self.seed, epoch, row, time)).generate_state(1)
+        names = (self.seed, epoch, row, time) if time else (self.seed, epoch, row)
+        state = np.random.SeedSequence(names).generate_state(1)
         self._pipeline.set_random_seed(int(state[0]))
         augmented: np.ndarray = self._pipeline(image=image)["image"]
         return augmented

@@ -80,7 +80,7 @@ def build(config: MemberConfig, image_size: int, weights: Mapping[str, torch.Ten
         hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
         raise ConfigError(f"architecture {name}", "is not known to timm", hint)
     pretrained = config.pretrained and weights is None
-    if pretrained and not getattr(timm.get_pretrained_cfg(name), "has_weights", False):
+    if pretrained and not _has_weights(name):
         hint = "train from scratch with --no-pretrained, or give --weights FILE.safetensors"
         raise ConfigError(f"architecture {name}", "has no pretrained weights", hint)
     rates = {"drop_rate": config.drop_rate, "drop_path_rate": config.drop_path_rate}
@@ -108,6 +108,15 @@ def build(config: MemberConfig, image_size: int, weights: Mapping[str, torch.Ten
     if config.stem == "half-stride":
         _halve_stem_stride(model, name)
     return Backbone(model, config.input_size or image_size)
+
+
+def _has_weights(name: str) -> bool:
+    try:
+        facts = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # no such tag
+        tags = ", ".join(timm.list_pretrained(name.partition(".")[0] + ".*")[:5])
+        raise ConfigError(f"architecture {name}", "has no such pretrained weights", f"timm has {tags}") from error
+    return bool(getattr(facts, "has_weights", False))
 
 
 def check(config: MemberConfig, image_size: int, weights: Mapping[str, torch.Tensor] | None = None) -> None:

@@ -33,6 +33,11 @@ PROCESS_PAYS = 100
 """Batches of a job from which a process of its own pays: its start costs some seconds."""
 
 
+MEMORY_OF_A_JOB = 3 * 2**30
+"""Bytes of the machine's memory that each network has to itself unless --jobs asks for more: one on images of 64 pixels
+took 1.5 to 2.5 GB."""
+
+
 class Progress(Protocol):
     """What a job tells of its progress: a `Bar` is one."""
 
@@ -94,8 +99,14 @@ def at_once(jobs: int, batches: int, device: torch.device, wanted: int | None) -
         At most so many.
     """
     if wanted is None:
-        wanted = len(cores()) if device.type == "cpu" and batches >= PROCESS_PAYS else 1
+        most = min(len(cores()), max(1, _memory() // MEMORY_OF_A_JOB))
+        wanted = most if device.type == "cpu" and batches >= PROCESS_PAYS else 1
     return max(1, min(wanted, jobs, len(cores())))
+
+
+def _memory() -> int:
+    """Return how many bytes of memory this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def keep_freed_memory() -> None:

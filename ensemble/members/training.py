@@ -301,10 +301,12 @@ def freeze_backbone(network: Backbone) -> None:
 
 
 def parameter_groups(network: Backbone, config: MemberConfig) -> list[dict[str, Any]]:
-    """Return the groups for the optimiser, the head's first: timm's split of what decays, with a rate for each part.
+    """Return the groups for the optimiser: timm's split of what decays, and the head's first where rates differ.
 
     timm's schedulers multiply a group's rate by its `lr_scale`: 1 for the last layer, the factor for the rest.
     """
+    if config.backbone_lr_factor == 1:
+        return list(param_groups_weight_decay(network, config.weight_decay))
     head = {id(parameter) for parameter in network.model.get_classifier().parameters()}
     groups = []
     for group in param_groups_weight_decay(network, config.weight_decay):

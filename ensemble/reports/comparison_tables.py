@@ -1,11 +1,16 @@
-"""The tables of `thera evaluate` and `thera compare`, and the verdict in one sentence."""
+"""The tables of `thera evaluate`, `thera compare`, with its verdict in one sentence, and `thera trial`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from ensemble.decision.comparison import Agreement, Comparison, Difference, Evaluation, Measured
+import numpy as np
+
+from ensemble.decision.comparison import Agreement, Comparison, Difference, Evaluation, Measured, compare_calls
 from ensemble.decision.intervals import Interval
+from ensemble.decision.rates import auc, call
+from ensemble.decision.threshold import fit_threshold
 from ensemble.reports.tables import Table
 
 RATES = "FPR: share of label 0 called 1. FNR: share of label 1 called 0. HTER: their mean."
@@ -135,3 +140,57 @@ def _interval(interval: Interval, form: str = ".4f") -> str:
 
 def _p_value(p: float) -> str:
     return f"{p:.4f}" if p >= 0.0001 else "< 0.0001"
+
+
+def trial_table(
+    fold: int,
+    logits: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    groups: np.ndarray | None,
+    seed: int,
+    facts: Mapping[str, Mapping[str, Any]],
+    views: Sequence[str],
+) -> Table:
+    """Return a row for each member: its HTER at the cut that is best for these very rows, less the first's too.
+
+    Parameters
+    ----------
+    logits : mapping
+        The logits (n,) of each member by its name, averaged over `views`; the others are held against the first.
+    labels : int8 array (n,)
+    groups : int64 array (n,), optional
+    seed : int
+        Of the bootstrap.
+    facts : mapping
+        `epochs`, `training_seconds` and `threads` of each member.
+    """
+    called = {name: call(x, fit_threshold(x, labels)) for name, x in logits.items()}
+    first = next(iter(called))
+    rows = []
+    for name, own in called.items():
+        compared = compare_calls(labels, called[first], own, groups, seed)
+        low, high = compared.hter.interval.low, compared.hter.interval.high
+        apart = "" if name == first else f"{compared.hter.value:+.4f} [{low:+.4f}, {high:+.4f}]"
+        spent = f"{facts[name]['training_seconds'] * facts[name]['threads'] / 60:.1f}"
+        rates = compared.b.rates
+        rows.append(
+            (
+                name,
+                str(facts[name]["epochs"]),
+                spent,
+                f"{rates.fpr:.4f}",
+                f"{rates.fnr:.4f}",
+                f"{rates.hter:.4f}",
+                f"{auc(logits[name], labels):.4f}",
+                apart,
+            )
+        )
+    return Table(
+        f"Trial: {len(labels)} rows of fold {fold}, views {' + '.join(views)}",
+        ("member", "epochs", "core minutes", "FPR", "FNR", "HTER", "AUC", f"HTER less {first}'s"),
+        tuple(rows),
+        (
+            "At the cut that is best for these very rows: to choose by, not to promise. What is chosen by it must be "
+            "confirmed on the other folds.",
+        ),
+    )

@@ -32,7 +32,10 @@ SHIFT = (
     "Prediction averages k fold models, while each logit measured here came from one. What that changes is read off "
     "the images to predict; the threshold is corrected for it, and the HTER to expect stands with their label file."
 )
-UNREAD = "*: what averaging changes cannot be read off these images (too few, or too unlike); no correction."
+UNREAD = (
+    "*: what averaging changes is not known (too few images, or too unlike, or the fold models vote); no correction, "
+    "and the rates are those of one fold model."
+)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from ensemble.evaluation import nested_calls
 from ensemble.pipeline import run_config
 from ensemble.progress import say
 from ensemble.reports.tables import Table
-from ensemble.runs import Run, write_whole
+from ensemble.runs import FROM_SCRATCH, Run, write_whole
 from ensemble.trainer import Machine
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs/recipes").glob("*.yaml"))
@@ -73,18 +73,25 @@ def main(images: Path, labels: Path, n: int, epochs: int, jobs: int | None, plac
         config = overridden(load_config(path), place / path.stem, manifest, None, 3, epochs)
         run_config(config, Machine("auto", jobs=jobs), say)
     to = nested_calls(place / "ensemble", True, say)
+    scratch = []
     rows = [_row("ensemble", place / "ensemble", to.called, to, epochs)]
     for path in RECIPES:
         members = [member.name for member in Run(place / path.stem).members()]
         for name in members:
             where = place / path.stem / "members" / name
             told = path.stem if len(members) == 1 else f"{path.stem}/{name}"
+            facts = Run(place / path.stem).member(name).read()
+            if not facts["config"]["pretrained"] or facts.get("started_from") == FROM_SCRATCH:
+                scratch.append(told)
             rows.append(_row(told, where, nested_calls(where, True, say).called, to, epochs))
     table = Table(
-        f"Recipes on the same {n} rows, 3 folds, {epochs} epochs, from scratch",
+        f"Recipes on the same {n} rows, 3 folds, {epochs} epochs",
         ("recipe", "published", "HTER here", "95 %", "less the ensemble's", "95 %, paired"),
         tuple(rows),
-        ("HTER is nested, views identity + hflip, each at its own threshold, on labels as given, all rows.",),
+        (
+            "HTER is nested, views identity + hflip, each at its own threshold, on labels as given, all rows.",
+            f"From scratch: {', '.join(scratch) or 'none'}. With {epochs} epochs a step schedule of 20 takes no step.",
+        ),
     )
     write_whole(place / "README.md", ("#" + table.markdown()[1:]).encode())
     print(table.text(), end="")

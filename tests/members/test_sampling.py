@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chi2_contingency
 from torch.utils.data import WeightedRandomSampler
 
 from ensemble.config import AUGMENTATIONS, MemberConfig
 from ensemble.members.augment import Augmentation
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.processes import MappedPixels
-from ensemble.members.sampling import balanced_shares, batches_of, order, times_before
+from ensemble.members.sampling import batches_of, order, times_before
 
 N = 4000
 LABELS = (np.arange(N) % 8 != 0).astype(np.int8)
@@ -44,15 +45,20 @@ def test_balanced_draws_training_rows_of_both_classes_equally_often() -> None:
         assert own.var() == pytest.approx(own.mean(), rel=0.25)
 
 
-def test_balanced_has_the_chances_of_torchs_weighted_sampler() -> None:
-    own = LABELS[ROWS]
+def test_balanced_draws_as_torchs_weighted_sampler_does() -> None:
+    """How often a row is drawn in an epoch: the same distribution, by a chi-squared test of two samples."""
+    own, n = LABELS[ROWS], order(job(sampler="balanced"), 0).size
     weights = torch.from_numpy(1 / np.bincount(own)[own])
-    drawn = torch.tensor(list(WeightedRandomSampler(weights, 200_000, generator=torch.manual_seed(0)))).numpy()
-    expected = balanced_shares(own)
-    assert expected.sum() == pytest.approx(1)
-    np.testing.assert_allclose(
-        np.bincount(own[drawn], minlength=2) / 200_000, [expected[own == 0].sum(), expected[own == 1].sum()], atol=0.005
-    )
+    generator = torch.manual_seed(0)
+    theirs = [torch.tensor(list(WeightedRandomSampler(weights, n, generator=generator))).numpy() for _ in range(20)]
+    ours = [np.searchsorted(ROWS, order(job(sampler="balanced"), epoch).ravel()) for epoch in range(20)]
+    for label in (0, 1):
+        times = [
+            np.concatenate([np.bincount(drawn, minlength=len(ROWS))[own == label] for drawn in many]).clip(max=5)
+            for many in (theirs, ours)
+        ]
+        table = np.stack([np.bincount(each, minlength=6) for each in times])
+        assert chi2_contingency(table[:, table.sum(axis=0) > 10]).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("sampler", ["plain", "balanced"])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from timm.optim import create_optimizer_v2
 
 from ensemble.config import VIEWS, MemberConfig
 from ensemble.errors import TheraError
@@ -218,6 +219,29 @@ def test_resumed_at_any_size_equals_undisturbed(images: Any, stop_after: int) ->
     found = train(wanted, checkpoint)
     assert same(found, train(wanted, Memory()))
     assert not same(found, train(job(images, input_size=24, epochs=4), Memory()))
+
+
+def test_a_watch_is_told_of_each_epoch_and_changes_nothing(images: Any) -> None:
+    """Neither random numbers nor statistics: with dropout, and gone on from an epoch."""
+    wanted, seen = job(images, drop_rate=0.5, augment="light"), []
+    watch = training.Watch(np.arange(0, 72, 3)[:9], lambda logits, labels: seen.append((logits, labels)) or 0.5)
+    unwatched = train(wanted, Memory())
+    with progress(1, "test") as bar:
+        network, history = train_fold(wanted, Memory(), PLAIN, CPU, 0, bar, watch)
+        last = predict_logits(network, images[0], watch.rows, VIEWS[:1], "fp32", CPU, bar)
+    assert same(unwatched, network.state_dict())
+    assert [epoch["hter"] for epoch in history] == [0.5] * 3 and len(seen) == 3
+    assert np.array_equal(seen[-1][0], last[:, 0]) and np.array_equal(seen[-1][1], images[1][watch.rows])
+
+
+def test_the_state_of_before_there_were_rate_factors_fits(images: Any) -> None:
+    """Without a factor, the optimiser's parameters stand in timm's own order."""
+    network = training.build(job(images).config, 16)
+    own = training.parameter_groups(network, job(images).config)
+    timms = create_optimizer_v2(network, "adamw", lr=1e-3, weight_decay=0.05).param_groups
+    assert [[id(each) for each in group["params"]] for group in own] == [
+        [id(each) for each in group["params"]] for group in timms
+    ]
 
 
 def test_schedule_warms_up_and_falls_to_nothing(images: Any) -> None:

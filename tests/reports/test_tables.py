@@ -83,7 +83,8 @@ def test_what_the_correction_changed_is_told_beside_the_others():
 def test_too_few_images_are_marked_and_no_correction_is_told():
     notes = prediction_table({"one": PREDICTED | FEW}).notes
     assert UNREAD == (
-        "*: what averaging changes cannot be read off these images (too few, or too unlike); no correction."
+        "*: what averaging changes is not known (too few images, or too unlike, or the fold models vote); no "
+        "correction, and the rates are those of one fold model."
     )
     assert notes.count(UNREAD) == 1
     assert not any("averaging the fold models" in note for note in notes)
