@@ -30,6 +30,7 @@ COMMANDS = (
     "compare",
     "report",
     "recipes",
+    "trial",
     "run",
     "demo",
     "bench",

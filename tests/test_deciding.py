@@ -701,12 +701,12 @@ def test_fold_models_vote_at_the_decisions_threshold(
 ) -> None:
     main(predict(world, run, "--combine", "vote"))
     decision = decided(run)["tta"]
-    votes = (stacked_folds(run, decision) >= decision["threshold"]).astype(int)
+    votes = (stacked_folds(run, decision) >= decision["stacked"]["threshold"]).astype(int)
     found = rows(run)
     for fold in range(K):
         assert np.array_equal(found[f"vote_fold-{fold}"], votes[:, fold])
     assert np.array_equal(found["label"], votes.sum(axis=1) >= 2)
-    assert facts(run)["threshold"] == decision["threshold"] and not facts(run)["averaging_measured"]
+    assert facts(run)["threshold"] == decision["stacked"]["threshold"] and not facts(run)["averaging_measured"]
     assert facts(run)["expected"]["hter"] == facts(run)["nested_hter"], "of one fold model: nothing else is known"
     main(predict(world, run))
     assert "vote_fold-0" not in rows(run), "another decision, another file"

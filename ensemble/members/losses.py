@@ -60,7 +60,7 @@ def class_weights(loss: str, labels: np.ndarray) -> tuple[float, float] | None:
     """
     if not loss.startswith("weighted-"):
         return None
-    ones = np.count_nonzero(labels == 1)
+    ones = int(np.count_nonzero(labels == 1))
     return labels.size / (2 * (labels.size - ones)), labels.size / (2 * ones)
 
 
