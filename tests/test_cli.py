@@ -402,7 +402,6 @@ BIG = """
 import sys
 from ensemble import cli, evaluation, pipeline
 from ensemble.reports.tables import Table
-from ensemble.trainer import Machine
 pipeline.report = lambda run, say: [Table("Big", ("fold",), (("x" * 99,),) * 9999)]
 pipeline.predict = lambda run, wanted, machine, say: (say("a note"), Table("Big", ("set",), (("x" * 99,),) * 9999))[1]
 sys.exit(cli.main(sys.argv[1:]))

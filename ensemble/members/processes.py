@@ -34,8 +34,8 @@ PROCESS_PAYS = 100
 
 
 MEMORY_OF_A_JOB = 3 * 2**30
-"""Bytes of the machine's memory that each network has to itself unless --jobs asks for more: one on images of 64 pixels
-took 1.5 to 2.5 GB."""
+"""Bytes of the machine's memory that each network has to itself unless --jobs asks for more: two that were looked at,
+on 80,000 images of 64 pixels, held 2.5 GB, mapped pixels counted."""
 
 
 class Progress(Protocol):

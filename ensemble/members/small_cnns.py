@@ -13,7 +13,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 
 
-class SmallCnn(nn.Module):
+class PlainCnn(nn.Module):
     """Convolutions, a hidden part on the flattened map, one linear layer; what timm asks of a model besides.
 
     Parameters
@@ -52,7 +52,7 @@ class SmallCnn(nn.Module):
         self.num_classes, self.fc = num_classes, nn.Linear(self.head_hidden_size, num_classes)
 
 
-class _SmallCnn(SmallCnn):
+class _SmallCnn(PlainCnn):
     """Blocks of 3 × 3 convolutions with max pooling between them: 16 | 32, 32 | 64, 64 | 128, 128, then 64, 128."""
 
     def __init__(self, num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.25) -> None:
@@ -69,7 +69,7 @@ class _SmallCnn(SmallCnn):
         super().__init__(nn.Sequential(*layers), hidden, 128, 8, 128, num_classes)
 
 
-class _SimpleCnn(SmallCnn):
+class _SimpleCnn(PlainCnn):
     """32, 64, 128 filters of 3 × 3, each with 2 × 2 pooling, then 128 with dropout."""
 
     def __init__(self, num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.5) -> None:
@@ -83,7 +83,7 @@ class _SimpleCnn(SmallCnn):
         super().__init__(nn.Sequential(*layers), hidden, 128, 8, 128, num_classes)
 
 
-class _LeNet(SmallCnn):
+class _LeNet(PlainCnn):
     """6 and 16 filters of 5 × 5, each with 2 × 2 pooling, then 256, 32."""
 
     def __init__(self, num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.0) -> None:
