@@ -186,6 +186,10 @@ class PredictConfig(_Frozen):
     def _all_vote(self) -> Self:
         if self.combine == "vote" and self.cascade is not None:
             raise ValueError("cascade leaves fold models out, and with combine: vote all have one: leave one out")
+        if self.combine == "vote" and (self.prior is not None or self.correction in ("location-scale", "share")):
+            raise ValueError(
+                "prior and correction move the threshold of a mean, and combine: vote has none: leave both out"
+            )
         return self
 
 

@@ -710,7 +710,8 @@ def test_fold_models_vote_at_the_decisions_threshold(
     assert facts(run)["expected"]["hter"] == facts(run)["nested_hter"], "of one fold model: nothing else is known"
     main(predict(world, run))
     assert "vote_fold-0" not in rows(run), "another decision, another file"
-    assert "leave one out" in fails(capsys, 2, *predict(world, run, "--combine", "vote", "--cascade", 0.999))
+    for given in (("--cascade", 0.999), ("--prior", 0.3), ("--correction", "share")):
+        assert "leave" in fails(capsys, 2, *predict(world, run, "--combine", "vote", *given))
 
 
 def test_an_even_vote_is_settled_by_the_mean() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import timm
 import torch
+from huggingface_hub import constants as hub
+from huggingface_hub import get_session
 from torch import nn
 
 from ensemble.config import MemberConfig
@@ -32,7 +35,7 @@ class Backbone(nn.Module):
 
     def __init__(self, model: Any, input_size: int) -> None:
         super().__init__()
-        self.model, self.input_size = model, input_size
+        self.model, self.input_size, self.frozen = model, input_size, False
         facts: Any = model.pretrained_cfg
         self.mean: torch.Tensor
         self.std: torch.Tensor
@@ -50,6 +53,16 @@ class Backbone(nn.Module):
         with torch.autocast(pixels.device.type, enabled=False):
             logits: torch.Tensor = self.model.get_classifier()(features.float()).squeeze(1)
         return logits
+
+    def freeze(self) -> None:
+        """Let all but the last layer be as it is; its statistics and dropout, too, while the network is in training."""
+        head = {id(parameter) for parameter in self.model.get_classifier().parameters()}
+        for parameter in self.parameters():
+            parameter.requires_grad_(id(parameter) in head)
+        self.frozen = True
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(mode and not self.frozen)
 
 
 def build(config: MemberConfig, image_size: int, weights: Mapping[str, torch.Tensor] | None = None) -> Backbone:
@@ -83,6 +96,8 @@ def build(config: MemberConfig, image_size: int, weights: Mapping[str, torch.Ten
     if pretrained and not _has_weights(name):
         hint = "train from scratch with --no-pretrained, or give --weights FILE.safetensors"
         raise ConfigError(f"architecture {name}", "has no pretrained weights", hint)
+    if pretrained:
+        _reach_hub()
     rates = {"drop_rate": config.drop_rate, "drop_path_rate": config.drop_path_rate}
     asked = {key: value for key, value in rates.items() if value is not None}
     try:
@@ -96,7 +111,7 @@ def build(config: MemberConfig, image_size: int, weights: Mapping[str, torch.Ten
         if not pretrained:
             raise
         reason = printable((str(error) or type(error).__name__).splitlines()[0][:100])
-        cache = os.environ.get("HF_HUB_CACHE", "~/.cache/huggingface/hub")
+        cache = hub.HF_HUB_CACHE.replace(os.path.expanduser("~"), "~", 1)
         raise ResourceError(
             f"pretrained weights of {name}",
             f"are not in {cache} and cannot be downloaded ({reason})",
@@ -117,6 +132,15 @@ def _has_weights(name: str) -> bool:
         tags = ", ".join(timm.list_pretrained(name.partition(".")[0] + ".*")[:5])
         raise ConfigError(f"architecture {name}", "has no such pretrained weights", f"timm has {tags}") from error
     return bool(getattr(facts, "has_weights", False))
+
+
+@functools.cache
+def _reach_hub() -> None:
+    """Where the model hub does not answer, use what is cached from now on; else it is asked for each file again."""
+    try:
+        get_session().head(hub.ENDPOINT, timeout=5)
+    except Exception:  # of whichever HTTP library the hub's client is built on
+        hub.HF_HUB_OFFLINE = True
 
 
 def check(config: MemberConfig, image_size: int, weights: Mapping[str, torch.Tensor] | None = None) -> None:

@@ -132,7 +132,8 @@ def probe(config: MemberConfig, image_size: int, plans: tuple[Plan, ...], phase:
     fast. The network's parameters are drawn at random, without touching torch's global generator.
     """
     batch = min(config.batch_size, PROBED_IMAGES)
-    what = (phase, config.timm_name, config.stem, config.input_size or image_size, batch, threads)
+    work = "train head" if config.freeze and phase == "train" else phase
+    what = (work, config.timm_name, config.stem, config.input_size or image_size, batch, threads)
     key = " | ".join(map(str, (*_machine(), *what, *plans)))
     kept = _kept(key, plans)
     if kept is not None:
@@ -157,6 +158,8 @@ def _measured(config: MemberConfig, image_size: int, plans: tuple[Plan, ...], ph
         torch.manual_seed(0)
         network = build(config.model_copy(update={"pretrained": False, "weights": None}), image_size)
         network = network.to(memory_format=torch.channels_last)
+        if config.freeze:
+            network.freeze()
         return _Subject(prepared(network, plan), plan.dtype, pixels, labels, phase)
 
     compared = [PLAINEST, *(Plan(plan.precision) for plan in plans), *plans]

@@ -39,7 +39,8 @@ class PlainCnn(nn.Module):
         return found
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        found: torch.Tensor = self.hidden(self.pool(x).flatten(1))
+        x = x if x.shape[-2:] == (self.pool.output_size,) * 2 else self.pool(x)  # the mean of one is itself
+        found: torch.Tensor = self.hidden(x.flatten(1))
         return found if pre_logits else self.fc(found)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -206,7 +206,7 @@ class Learner:
         config, self.job, self.network, self.device = job.config, job, network, device
         self.precision = plan.dtype
         if config.freeze:
-            freeze_backbone(network)
+            network.freeze()
         self.class_weights = class_weights(config.loss, job.labels[job.rows])
         self.ema = ModelEmaV3(network, decay=config.ema_decay, use_warmup=True)
         self.optimizer = create_optimizer_v2(
@@ -224,8 +224,6 @@ class Learner:
         """Make one epoch's updates and return the mean loss."""
         config = self.job.config
         self.network.train()
-        if config.freeze:
-            self.network.model.eval()
         finite: list[float] = []
         unseen: list[tuple[torch.Tensor, np.ndarray]] = []
         for step in range(self.job.updates_per_epoch):
@@ -291,13 +289,6 @@ class Learner:
 
 def _below(tensors: Tensors, prefix: str) -> Tensors:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-
-
-def freeze_backbone(network: Backbone) -> None:
-    """Let all but the last layer be as it is; its statistics and dropout, too, while the network is in training."""
-    head = {id(parameter) for parameter in network.model.get_classifier().parameters()}
-    for parameter in network.parameters():
-        parameter.requires_grad_(id(parameter) in head)
 
 
 def parameter_groups(network: Backbone, config: MemberConfig) -> list[dict[str, Any]]:

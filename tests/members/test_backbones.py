@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import timm
 import torch
+from huggingface_hub import constants as hub
 from safetensors.torch import load_file, save_file
 
 from ensemble.config import MemberConfig
 from ensemble.errors import ArtifactError, ConfigError, ResourceError
+from ensemble.members import backbones
 from ensemble.members.backbones import build, check
 
 THREE = ("resnet18", "mobilenetv2", "convnext_nano")
@@ -89,6 +91,26 @@ def test_pretrained_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(ResourceError, match=r"cannot be downloaded .*--weights FILE\.safetensors.*--no-pretrained"):
         build(config("resnet18", pretrained=True), 64)
+
+
+def test_hub_out_of_reach_is_not_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(hub, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
+    backbones._reach_hub.cache_clear()
+    with pytest.raises(ResourceError, match=rf"are not in {tmp_path} and cannot be downloaded"):
+        build(config("test_resnet", pretrained=True), 64)
+    assert "Retry" not in caplog.text
+    given = timm.create_model("test_resnet").state_dict()
+    cached = tmp_path / "models--timm--test_resnet.r160_in1k"
+    (cached / "refs").mkdir(parents=True, exist_ok=True)
+    (cached / "refs/main").write_text("0" * 40)
+    (cached / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    save_file(given, cached / "snapshots" / ("0" * 40) / "model.safetensors")
+    own = build(config("test_resnet", pretrained=True), 64).model.state_dict()
+    assert all(torch.equal(own[key], given[key]) for key in given if not key.startswith("fc."))
 
 
 @pytest.mark.parametrize("classes", [1, 1000])

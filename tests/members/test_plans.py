@@ -113,6 +113,18 @@ def test_a_probe_measures_what_agrees_and_leaves_no_trace(cache: Path, phase: An
     assert torch.equal(torch.get_rng_state(), before) and torch.get_num_threads() == threads
 
 
+def test_a_frozen_network_is_measured_as_it_is_trained(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, agrees = set(), plans._agrees
+
+    def noted(plan: Plan, results: dict[Plan, torch.Tensor]) -> bool:
+        sizes.update(gradients.numel() for gradients in results.values())
+        return agrees(plan, results)
+
+    monkeypatch.setattr(plans, "_agrees", noted)
+    found = probe(member(freeze=True), 32, EVERY, "train", 1)
+    assert sizes == {512 + 1} and str(LOWERED) in found.images_per_second, "the last layer's gradient"
+
+
 def broken(network: Any) -> None:
     """Lower a network, and compute something else."""
     for module in network.modules():
@@ -172,11 +184,12 @@ def test_what_a_probe_depends_on_is_measured_anew(
         (*plain[:2], EVERY[:2], *plain[3:]),
         (*plain[:3], "predict", plain[4]),
         (*plain[:4], 2),
+        (member(freeze=True), *plain[1:]),
     ]
     for given in (plain, *others):
         probe(*given)
     assert len(measured) == 1 + len(others) and torch.get_num_threads() == threads
-    assert [call[-1] for call in measured] == [1] * len(others) + [2], "the threads that it is measured with"
+    assert [call[-1] for call in measured] == [1] * (len(others) - 1) + [2, 1], "the threads that it is measured with"
     monkeypatch.setattr(torch, "__version__", "9.9")
     probe(*plain)
     monkeypatch.setattr(plans.platform, "node", lambda: "elsewhere")
