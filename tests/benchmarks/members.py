@@ -1,0 +1,64 @@
+"""What is each member worth to the stack?
+
+    python tests/benchmarks/members.py --run checkpoints/therapanacea
+
+Fits a stack of the deployed kind again without each member, and of the best one, two, …, and prints a table: the nested
+HTER with its interval, and how far it lies from that of all members, paired. Views identity + hflip.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ensemble.decision.assessment import assess
+from ensemble.decision.rules import OofLogits, cross_fit, simplest_stacker, stack
+from ensemble.pipeline import all_oof_logits
+from ensemble.reports.tables import Table
+from ensemble.runs import Run
+
+
+def main(folder: Path) -> None:
+    run = Run(folder)
+    table, seed = run.read_folds(), run.read()["seed"]
+    names = tuple(member.name for member in run.members() if member.has_begun)
+    logits = all_oof_logits(run, table, names).mean(axis=2)
+    oof = OofLogits(table.ids, table.labels, table.fold_of, names, logits, table.groups)
+    kind = simplest_stacker(oof.rows)
+    whole = cross_fit(oof.rows, stack(kind)).called
+    alone = {name: assess(name, _of(oof, [name]), stack("mean"), seed=seed).nested.hter for name in names}
+    best_first = sorted(names, key=lambda name: alone[name])
+    sets = {"all": list(names)}
+    sets |= {f"without {name}": [other for other in names if other != name] for name in names if len(names) > 1}
+    sets |= {f"the best {k}: {', '.join(best_first[:k])}": best_first[:k] for k in range(1, len(names))}
+    rows = []
+    for told, members in sets.items():
+        found = assess(told, _of(oof, members), stack(kind), seed=seed, stacked=whole)
+        assert found.difference is not None
+        value, apart = found.difference.value, found.difference.interval
+        rows.append(
+            (
+                told,
+                f"{found.nested.hter:.4f}",
+                f"{found.interval.low:.4f} to {found.interval.high:.4f}",
+                "" if told == "all" else f"{value:+.4f}",
+                "" if told == "all" else f"{apart.low:+.4f} to {apart.high:+.4f}",
+            )
+        )
+    shown = Table(
+        f"Stacks of fewer members, {kind}", ("stack", "HTER, nested", "95 %", "less all's", "95 %, paired"), tuple(rows)
+    )
+    print(shown.markdown(), end="")
+
+
+def _of(oof: OofLogits, members: Sequence[str]) -> OofLogits:
+    columns = [oof.members.index(name) for name in members]
+    return replace(oof, members=tuple(members), logits=oof.logits[:, columns])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True)
+    main(parser.parse_args().run)
