@@ -48,14 +48,17 @@ class DataConfig(_Frozen):
 
 
 class AugmentConfig(_Frozen):
-    """What training does to an image: each of these, drawn anew for each image of each epoch."""
+    """What training does to an image, drawn anew in each epoch; with `rotate` or `scale` a tenth stays unmoved."""
 
     flip: bool = Field(default=False, description="mirror left to right, every second time")
     shift: float = Field(default=0.0, ge=0, le=0.5, description="at most so far, a share of the side")
     rotate: float = Field(default=0.0, ge=0, le=180, description="at most so far, degrees")
     scale: float = Field(default=0.0, ge=0, lt=1, description="larger or smaller by at most this share")
     colour: float = Field(
-        default=0.0, ge=0, lt=1, description="brightness, contrast, saturation: by at most this share"
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="brightness, contrast, saturation, in every second image: by at most this share",
     )
 
 

@@ -15,7 +15,7 @@ from ensemble.data.folds import together
 from ensemble.data.source import parse_labels
 from ensemble.decision.comparison import compare_calls, evaluate_calls
 from ensemble.decision.rates import Calls
-from ensemble.decision.rules import OofLogits, cross_fit, member_logit, of_score, stack
+from ensemble.decision.rules import cross_fit, member_logit, of_score, stack
 from ensemble.decision.threshold import HTER
 from ensemble.errors import ArtifactError, ConfigError, DataError, printable
 from ensemble.progress import Say
@@ -122,11 +122,9 @@ def nested_calls(where: Path, tta: bool, say: Say) -> Nested:
     else:
         remedy = "name checkpoints/RUN or checkpoints/RUN/members/NAME"
         raise ArtifactError(where, "is neither a run nor a member: no run.json, no member.json", remedy)
-    table, seed = run.read_folds(), run.read()["seed"]
-    logits = pipeline.all_oof_logits(run, table, members)[:, :, : len(pipeline.VIEW_SETS[key])].mean(axis=2)
-    oof = OofLogits(table.ids, table.labels, table.fold_of, members, logits, table.groups)
+    oof = pipeline.averaged_oof(run, members, pipeline.VIEW_SETS[key])
     called = cross_fit(oof.rows, rule, objective).called
-    return Nested(where, told, table.ids, table.labels, called, table.groups, seed)
+    return Nested(where, told, oof.ids, oof.labels, called, oof.groups, run.read()["seed"])
 
 
 def _aligned(other: Nested, to: Nested) -> Nested:

@@ -202,6 +202,17 @@ def all_oof_logits(run: runs.Run, table: runs.FoldTable, members: Sequence[str])
     return np.stack([oof_logits(run.member(name), table) for name in members], axis=1)
 
 
+def averaged_oof(run: runs.Run, members: Sequence[str], views: Sequence[str]) -> OofLogits:
+    """Return the OOF logits of several members, averaged over views."""
+    table = run.read_folds()
+    return _averaged(table, members, all_oof_logits(run, table, members), views)
+
+
+def _averaged(table: runs.FoldTable, members: Sequence[str], logits: np.ndarray, views: Sequence[str]) -> OofLogits:
+    mean = logits[:, :, : len(views)].mean(axis=2)
+    return OofLogits(table.ids, table.labels, table.fold_of, tuple(members), mean, table.groups)
+
+
 def oof_logits(member: runs.MemberFolder, table: runs.FoldTable) -> np.ndarray:
     """Return a member's OOF logits (n, views), in the order of the fold table.
 
@@ -255,8 +266,7 @@ def fit_stacker(folder: Path, wanted: DecisionConfig, say: Say) -> dict[str, Dec
     logits = all_oof_logits(run, table, names)
     decisions = {}
     for key, views in VIEW_SETS.items():
-        averaged = logits[:, :, : len(views)].mean(axis=2)
-        oof = OofLogits(table.ids, table.labels, table.fold_of, names, averaged, table.groups)
+        oof = _averaged(table, names, logits, views)
         decisions[key] = fit_decision(oof, views, seed, objective, wanted.stacker, wanted.repeats)
     for note in sorted({note for decision in decisions.values() for note in decision.notes}):
         say(f"warning: {note}")
@@ -325,7 +335,7 @@ def predict(folder: Path, wanted: PredictConfig, machine: Machine, say: Say) -> 
         if not prediction.is_predicted(place, made_from):
             table, members = run.read_folds(), decision.stacker.members
             by_view = all_oof_logits(run, table, members)[:, :, : len(decision.views)]
-            oof = OofLogits(table.ids, table.labels, table.fold_of, members, by_view.mean(axis=2), table.groups)
+            oof = _averaged(table, members, by_view, decision.views)
             with_tta = run.predictions(wanted.images, dataset.fingerprint, tta=True)  # its logits serve both
             engine = Engine(wanted, machine.device, machine.jobs)
             in_cascade = None

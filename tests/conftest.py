@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the model hub
 settings.register_profile("thera", deadline=None)  # a busy machine is no fault
 settings.load_profile("thera")
 

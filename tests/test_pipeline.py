@@ -425,8 +425,7 @@ def test_sets_of_one_name_do_not_overwrite_each_other(
 def test_first_start_that_fails_binds_to_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "no-cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "no-cache"))
     write_tiny(tmp_path / "tiny", 48)
     command = ["train-member", "--arch", "test_resnet", "--run", tmp_path / "run", "--images", tmp_path / "tiny/img"]
     command += ["--labels", tmp_path / "tiny/labels.txt", "--folds", 2, "--epochs", 1, "--batch-size", 8]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import os
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -96,8 +95,7 @@ def build(config: MemberConfig, image_size: int, weights: Mapping[str, torch.Ten
     if pretrained and not _has_weights(name):
         hint = "train from scratch with --no-pretrained, or give --weights FILE.safetensors"
         raise ConfigError(f"architecture {name}", "has no pretrained weights", hint)
-    if pretrained:
-        _reach_hub()
+    answers = not pretrained or _hub_answers()
     rates = {"drop_rate": config.drop_rate, "drop_path_rate": config.drop_path_rate}
     asked = {key: value for key, value in rates.items() if value is not None}
     try:
@@ -110,12 +108,13 @@ def build(config: MemberConfig, image_size: int, weights: Mapping[str, torch.Ten
     except Exception as error:
         if not pretrained:
             raise
-        reason = printable((str(error) or type(error).__name__).splitlines()[0][:100])
-        cache = hub.HF_HUB_CACHE.replace(os.path.expanduser("~"), "~", 1)
+        failed = (str(error) or type(error).__name__).splitlines()[0][:100]
+        reason = printable(failed if answers else f"{hub.ENDPOINT} does not answer")
         raise ResourceError(
             f"pretrained weights of {name}",
-            f"are not in {cache} and cannot be downloaded ({reason})",
-            "connect, or give --weights FILE.safetensors, or train from scratch with --no-pretrained",
+            f"are not in {hub.HF_HUB_CACHE} and cannot be downloaded ({reason})",
+            "connect, or give --weights FILE.safetensors, or train from scratch with --no-pretrained "
+            "(in a YAML file weights: FILE or pretrained: false)",
         ) from error
     _tame_head(model)
     if weights is not None:
@@ -135,12 +134,18 @@ def _has_weights(name: str) -> bool:
 
 
 @functools.cache
-def _reach_hub() -> None:
-    """Where the model hub does not answer, use what is cached from now on; else it is asked for each file again."""
-    try:
-        get_session().head(hub.ENDPOINT, timeout=5)
-    except Exception:  # of whichever HTTP library the hub's client is built on
-        hub.HF_HUB_OFFLINE = True
+def _hub_answers() -> bool:
+    """Ask the model hub twice; where it does not answer, take what is cached, now and later, without asking again."""
+    if hub.HF_HUB_OFFLINE:  # the user wants it so
+        return True
+    for timeout in (5, 15):  # seconds
+        try:
+            get_session().head(hub.ENDPOINT, timeout=timeout)
+            return True
+        except Exception:  # noqa: S112  of whichever HTTP library the hub's client is built on
+            continue
+    hub.HF_HUB_OFFLINE = True
+    return False
 
 
 def check(config: MemberConfig, image_size: int, weights: Mapping[str, torch.Tensor] | None = None) -> None:

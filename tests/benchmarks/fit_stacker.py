@@ -26,8 +26,8 @@ from ensemble.decision.assessment import REPLICATES
 from ensemble.decision.decision import fit_decision
 from ensemble.decision.floor import estimate_floor
 from ensemble.decision.refit import refit_replicates
-from ensemble.decision.rules import OofLogits, cross_fit, stack
-from ensemble.pipeline import all_oof_logits, fit_stacker
+from ensemble.decision.rules import cross_fit, stack
+from ensemble.pipeline import all_oof_logits, averaged_oof, fit_stacker
 from ensemble.runs import FoldTable, Run
 
 FOLDS, MEMBERS = 5, {"a": 1.0, "b": 0.9, "c": 0.6}
@@ -67,9 +67,7 @@ def command(folder: Path) -> None:
 
 
 def parts(run: Run) -> Iterator[tuple[str, Callable[[], object]]]:
-    table = run.read_folds()
-    logits = all_oof_logits(run, table, tuple(MEMBERS))
-    oof = OofLogits(table.ids, table.labels, table.fold_of, tuple(MEMBERS), logits.mean(axis=2), table.groups)
+    oof = averaged_oof(run, tuple(MEMBERS), VIEWS)
     rows, rule = oof.rows, stack("auto")
     scores, nested = rule(rows).score(rows.logits), cross_fit(rows, rule)
     yield "the whole command", lambda: command(run.folder)

@@ -3,7 +3,8 @@
     python tests/benchmarks/members.py --run checkpoints/therapanacea
 
 Fits a stack of the deployed kind again without each member, and of the best one, two, …, and prints a table: the nested
-HTER with its interval, and how far it lies from that of all members, paired. Views identity + hflip.
+HTER with its interval, and how far it lies from that of all members, paired. Views identity + hflip. Which members are
+the best is read off the same rows, which the intervals do not know.
 """
 
 from __future__ import annotations
@@ -14,28 +15,26 @@ from dataclasses import replace
 from pathlib import Path
 
 from ensemble.decision.assessment import assess
-from ensemble.decision.rules import OofLogits, cross_fit, simplest_stacker, stack
-from ensemble.pipeline import all_oof_logits
+from ensemble.decision.rules import OofLogits, cross_fit, stack
+from ensemble.pipeline import averaged_oof, read_decisions
+from ensemble.progress import say
 from ensemble.reports.tables import Table
 from ensemble.runs import Run
 
 
 def main(folder: Path) -> None:
-    run = Run(folder)
-    table, seed = run.read_folds(), run.read()["seed"]
-    names = tuple(member.name for member in run.members() if member.has_begun)
-    logits = all_oof_logits(run, table, names).mean(axis=2)
-    oof = OofLogits(table.ids, table.labels, table.fold_of, names, logits, table.groups)
-    kind = simplest_stacker(oof.rows)
-    whole = cross_fit(oof.rows, stack(kind)).called
-    alone = {name: assess(name, _of(oof, [name]), stack("mean"), seed=seed).nested.hter for name in names}
+    decision, seed = read_decisions(Run(folder), say)["tta"], Run(folder).read()["seed"]
+    names, kind, objective = decision.stacker.members, decision.kind, decision.objective
+    oof = averaged_oof(Run(folder), names, decision.views)
+    whole = cross_fit(oof.rows, stack(kind), objective).called
+    alone = {name: assess(name, _of(oof, [name]), stack("mean"), objective, seed).nested.hter for name in names}
     best_first = sorted(names, key=lambda name: alone[name])
     sets = {"all": list(names)}
     sets |= {f"without {name}": [other for other in names if other != name] for name in names if len(names) > 1}
     sets |= {f"the best {k}: {', '.join(best_first[:k])}": best_first[:k] for k in range(1, len(names))}
     rows = []
     for told, members in sets.items():
-        found = assess(told, _of(oof, members), stack(kind), seed=seed, stacked=whole)
+        found = assess(told, _of(oof, members), stack(kind), objective, seed, stacked=whole)
         assert found.difference is not None
         value, apart = found.difference.value, found.difference.interval
         rows.append(

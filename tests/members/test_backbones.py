@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from huggingface_hub import constants as hub
+from huggingface_hub import get_session
 from safetensors.torch import load_file, save_file
 
 from ensemble.config import MemberConfig
@@ -99,8 +100,10 @@ def test_hub_out_of_reach_is_not_asked_again(
     monkeypatch.setattr(hub, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
-    backbones._reach_hub.cache_clear()
-    with pytest.raises(ResourceError, match=rf"are not in {tmp_path} and cannot be downloaded"):
+    asked = []
+    monkeypatch.setattr(backbones, "get_session", lambda: asked.append(1) or get_session())
+    backbones._hub_answers.cache_clear()
+    with pytest.raises(ResourceError, match=rf"are not in {tmp_path} and .* \(http://127.0.0.1:9 does not answer\)"):
         build(config("test_resnet", pretrained=True), 64)
     assert "Retry" not in caplog.text
     given = timm.create_model("test_resnet").state_dict()
@@ -110,6 +113,8 @@ def test_hub_out_of_reach_is_not_asked_again(
     (cached / "snapshots" / ("0" * 40)).mkdir(parents=True)
     save_file(given, cached / "snapshots" / ("0" * 40) / "model.safetensors")
     own = build(config("test_resnet", pretrained=True), 64).model.state_dict()
+    backbones._hub_answers.cache_clear()
+    assert len(asked) == 2, "two calls, whatever is built"
     assert all(torch.equal(own[key], given[key]) for key in given if not key.startswith("fc."))
 
 
