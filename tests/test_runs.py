@@ -300,7 +300,8 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path, hold: Callable[...
 def test_a_forked_worker_does_not_keep_the_lock_of_its_killed_parent(
     tmp_path: Path, hold: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    holder = hold(before="import os; os.fork() or time.sleep(60)")
+    forked = "import os; r, w = os.pipe(); os.fork() or [os.write(w, b'x'), time.sleep(60)]; os.read(r, 1)"
+    holder = hold(before=forked)
     holder.kill()
     holder.wait()
     with runs.locked(tmp_path):
