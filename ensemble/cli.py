@@ -195,7 +195,7 @@ def predict(
         ),
     ] = None,
     precision: Annotated[str, typer.Option(help="auto (by a probe), fp32, bf16 or fp16.")] = "auto",
-    convolutions: Annotated[str, typer.Option(help="auto (by a probe), native or lowered.")] = "auto",
+    convolutions: Annotated[str, typer.Option(help="auto (by a probe), native, lowered or folded.")] = "auto",
     device: Device = "auto",
     jobs: Jobs = None,
 ) -> None:

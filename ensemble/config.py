@@ -183,7 +183,7 @@ class PredictConfig(_Frozen):
         description="share of the labels to be as without, at one threshold",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    convolutions: Literal["auto", "native", "lowered"] = "auto"
+    convolutions: Literal["auto", "native", "lowered", "folded"] = "auto"
 
     @model_validator(mode="after")
     def _all_vote(self) -> Self:

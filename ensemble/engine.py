@@ -172,7 +172,7 @@ class Engine:
         config = MemberConfig.model_validate(stored["config"] | {"pretrained": False, "weights": None})
         precision, convolutions = self.wanted.precision, self.wanted.convolutions
         config = config.model_copy(update={"precision": precision, "convolutions": convolutions})
-        possible = possible_plans(precision, convolutions, device, config.input_size or size)
+        possible = possible_plans(precision, convolutions, device, config.input_size or size, "predict")
         as_trained = Plan(stored["precision"], stored.get("convolutions", "native"))
         batches = len(dataset) * len(stored["folds"]) // BATCH
         if batches < PROBE_PAYS and as_trained in possible:

@@ -197,7 +197,9 @@ def _plan(folder: runs.MemberFolder, job: FoldJob, place: _Place, cores: list[in
     member, size = job.config, job.pixels.shape[1]
     if folder.has_begun:
         begun = Plan(folder.read()["precision"], folder.read().get("convolutions", "native"))
-        if begun in possible_plans(member.precision, member.convolutions, place.device, least_size(member, size)):
+        if begun in possible_plans(
+            member.precision, member.convolutions, place.device, least_size(member, size), "train"
+        ):
             return begun
     return choose_plan(member, place.device, size, "train", job.images // job.batch_size, len(cores))
 

@@ -209,7 +209,11 @@ def exact(data: Path, fitted: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.mark.parametrize(
     ("precision", "convolutions", "near"),
-    [("fp32", "lowered", 2e-5), ("bf16", "native", 0.05), ("bf16", "lowered", 0.05)],
+    [
+        ("fp32", "lowered", 2e-5),
+        ("fp32", "folded", 2e-5),
+        *(("bf16", c, 0.05) for c in ("native", "lowered", "folded")),
+    ],
 )
 def test_every_plan_gives_nearly_the_same_logits(
     data: Path, fitted: Path, exact: np.ndarray, tmp_path: Path, precision: str, convolutions: str, near: float

@@ -248,7 +248,7 @@ def _chosen(arch: str, material: Material, phase: Any) -> tuple[MemberConfig, An
     from ensemble.members.plans import possible_plans, probe
 
     config = _config(arch)
-    plans = possible_plans("auto", "auto", torch.device("cpu"), material.size)
+    plans = possible_plans("auto", "auto", torch.device("cpu"), material.size, phase)
     probed = probe(config, material.size, plans, phase, 1)
     forward, training = flops_per_image(timm.create_model(config.timm_name, num_classes=1), material.size)
     ceiling = _ceiling(probed.chosen.precision)

@@ -46,12 +46,17 @@ class Backbone(nn.Module):
         x = pixels.permute(0, 3, 1, 2).float()  # (b, 3, H, W), channels last in memory
         if x.shape[-2:] != (self.input_size, self.input_size):
             x = nn.functional.interpolate(x, (self.input_size, self.input_size), mode="bilinear", antialias=True)
-        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        x = x.sub_(self.mean).div_(self.std).contiguous(memory_format=torch.channels_last)
         with torch.autocast(pixels.device.type, precision, enabled=precision != torch.float32):
-            features = self.model.forward_head(self.model.forward_features(x), pre_logits=True)  # (b, c)
+            features = self.features(x)
         with torch.autocast(pixels.device.type, enabled=False):
             logits: torch.Tensor = self.model.get_classifier()(features.float()).squeeze(1)
         return logits
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """x (b, 3, H, W), normalised -> what the last layer sees (b, c)."""
+        found: torch.Tensor = self.model.forward_head(self.model.forward_features(x), pre_logits=True)
+        return found
 
     def freeze(self) -> None:
         """Let all but the last layer be as it is; its statistics and dropout, too, while the network is in training."""

@@ -80,7 +80,7 @@ def _as_autocast(
 # --- few output positions ---------------------------------------------------------------------------------------------
 
 
-def _windows(size: Pair, kernel: Pair, stride: Pair, padding: Pair, out: Pair) -> list[tuple[Any, ...]]:
+def windows(size: Pair, kernel: Pair, stride: Pair, padding: Pair, out: Pair) -> list[tuple[Any, ...]]:
     """Return for every output position its index, and the slices of the image and of the kernel that meet there."""
 
     def clipped(position: int, axis: int) -> tuple[slice, slice]:
@@ -104,7 +104,7 @@ class _Windows(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair) -> torch.Tensor:
         images, kernels = x.permute(0, 2, 3, 1), weight.permute(0, 2, 3, 1)  # (b, H, W, in), (out, kh, kw, in)
         out = output_size(x.shape[2:], weight.shape[2:], stride, padding)
-        ctx.windows = _windows(pair(x.shape[2:]), pair(weight.shape[2:]), stride, padding, out)
+        ctx.windows = windows(pair(x.shape[2:]), pair(weight.shape[2:]), stride, padding, out)
         ctx.save_for_backward(x, weight)
         y = x.new_empty(len(x), *out, len(weight))
         for at, of_image, of_kernel in ctx.windows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -65,13 +66,9 @@ class FoldModels:
     """
 
     def __init__(self, config: MemberConfig, image_size: int, plan: Plan, device: torch.device) -> None:
-        self._config = config.model_copy(update={"pretrained": False, "weights": None})
-        self._image_size, self._plan, self._device = image_size, plan, device
-        self._network = self._built(plan)
-
-    def _built(self, plan: Plan) -> Backbone:
-        network = build(self._config, self._image_size).to(memory_format=torch.channels_last)
-        return prepared(network, plan).to(self._device).eval()
+        self._plan, self._device = plan, device
+        network = build(config.model_copy(update={"pretrained": False, "weights": None}), image_size)
+        self._network = network.to(memory_format=torch.channels_last).to(device).eval()
 
     def predict(
         self,
@@ -89,8 +86,7 @@ class FoldModels:
         self._network.load_state_dict(weights)
         network, plan = self._network, self._plan
         if plan != PLAINEST:
-            exact = self._built(PLAINEST)
-            exact.load_state_dict(weights)
+            exact, network = self._network, prepared(copy.deepcopy(self._network), plan)
             some = np.unique(np.linspace(0, len(pixels) - 1, COMPARED).astype(int))  # the same, whatever the rows
             batch = torch.from_numpy(pixels[some]).to(self._device)
             with torch.inference_mode():
@@ -103,7 +99,7 @@ def cost_per_image(models: Models, threads: int) -> float:
     """Return what an image costs under one view, to compare members by: seconds as probed on a CPU, elsewhere FLOP."""
     config, image_size, plan, device = models
     if device.type == "cpu":
-        plans = possible_plans("auto", "auto", device, config.input_size or image_size)
+        plans = possible_plans("auto", "auto", device, config.input_size or image_size, "predict")
         speeds = probe(config, image_size, plans, "predict", threads)
         return 1 / speeds.images_per_second.get(str(plan), 1.0)
     network = build(config.model_copy(update={"pretrained": False, "weights": None}), image_size).eval()

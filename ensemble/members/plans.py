@@ -12,7 +12,7 @@ import platform
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import timm
@@ -21,12 +21,13 @@ import torch
 from ensemble.config import MemberConfig
 from ensemble.members.backbones import Backbone, build
 from ensemble.members.convolutions import lower
+from ensemble.members.folding import fold
 from ensemble.members.losses import focal_loss
 from ensemble.progress import progress
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-PROBE_VERSION = 1
+PROBE_VERSION = 2
 """Counted up when what a probe has found of a plan may no longer hold."""
 
 PROBED_IMAGES = 128
@@ -35,22 +36,23 @@ WORTH = 1.05
 """How many times the images per second of the plainest plan another one must reach to be chosen."""
 
 PROBE_PAYS = 150
-"""Batches of work from which a probe, 16 batches itself, is made; below, the plainest plan is taken."""
+"""Batches of work from which a probe, 16 to 26 batches itself, is made; below, the plainest plan is taken."""
 
 SANE = 3.0
 """How far bfloat16 with the library's convolutions may lie from float32, relative to its spread: with parameters drawn
 at random a deep network's gradients keep little of their direction, but they stay of a size."""
 
 EXACT, LOOSE = 1e-3, 1.5
-"""The parity check: how far, in relative terms, logits and gradients of a lowered network may lie from those of the
-library's convolutions in float32; and in bfloat16, how many times as far as those of the library's in bfloat16."""
+"""The parity check: how far, in relative terms, logits and gradients of a lowered or folded network may lie from those
+of the library's layers in float32; and in bfloat16, how many times as far as those of the library's in bfloat16."""
 
-Phase = Literal["train", "predict"]
+Phase: TypeAlias = Literal["train", "predict"]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`precision`: fp32, bf16 or fp16. `convolutions`: native (the library's), or lowered (members/convolutions.py)."""
+    """`precision`: fp32, bf16 or fp16. `convolutions`: native (the library's), lowered (members/convolutions.py), or
+    folded (members/folding.py, for prediction alone)."""
 
     precision: str
     convolutions: str = "native"
@@ -65,6 +67,9 @@ class Plan:
 
 PLAINEST = Plan("fp32")
 
+KINDS: dict[Phase, tuple[str, ...]] = {"train": ("native", "lowered"), "predict": ("native", "lowered", "folded")}
+"""Of convolutions that a probe compares on a CPU."""
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -74,7 +79,9 @@ class Probe:
     images_per_second: dict[str, float]
 
 
-def possible_plans(precision: str, convolutions: str, device: torch.device, input_size: int) -> tuple[Plan, ...]:
+def possible_plans(
+    precision: str, convolutions: str, device: torch.device, input_size: int, phase: Phase
+) -> tuple[Plan, ...]:
     """Return the plans that a device can compute and that the user's choice leaves, the plainest first.
 
     ``auto`` leaves the choice: on a GPU, bf16 from compute capability 8.0 and fp16 below it, with the library's
@@ -90,7 +97,7 @@ def possible_plans(precision: str, convolutions: str, device: torch.device, inpu
         return (Plan(precision),)
     half = input_size > 16
     wanted = {"auto": ("fp32", "bf16") if half else ("fp32",), "bf16": ("bf16",) if half else ("fp32",)}
-    kinds = ("native", "lowered") if convolutions == "auto" else (convolutions,)
+    kinds = KINDS[phase] if convolutions == "auto" else (convolutions,)
     return tuple(Plan(each, kind) for each in wanted.get(precision, ("fp32",)) for kind in kinds)
 
 
@@ -116,7 +123,7 @@ def choose_plan(
     threads : int
         That it will be computed with.
     """
-    plans = possible_plans(config.precision, config.convolutions, device, least_size(config, image_size))
+    plans = possible_plans(config.precision, config.convolutions, device, least_size(config, image_size), phase)
     if len(plans) == 1 or batches < PROBE_PAYS:
         return plans[0]
     return probe(config, image_size, plans, phase, threads).chosen
@@ -187,7 +194,9 @@ def _measured(config: MemberConfig, image_size: int, plans: tuple[Plan, ...], ph
 
 
 def prepared(network: Backbone, plan: Plan) -> Backbone:
-    """Return the network, its convolutions lowered in place where the plan says so."""
+    """Return the network as the plan computes it: itself, its convolutions lowered in place, or a folded copy."""
+    if plan.convolutions == "folded":
+        return fold(network, plan.dtype)
     if plan.convolutions == "lowered":
         lower(network)
     return network
@@ -218,10 +227,10 @@ class _Subject:
 
 
 def _agrees(plan: Plan, results: dict[Plan, torch.Tensor]) -> bool:
-    """Return whether a plan computes what the library's convolutions compute in float32, as near as it can."""
+    """Return whether a plan computes what the library's layers compute in float32, as near as it can."""
     reference = results[PLAINEST]
     apart, same = deviation(results[plan], reference), deviation(results[Plan(plan.precision)], reference)
-    if plan.convolutions == "lowered":
+    if plan.convolutions != "native":
         return apart <= EXACT + (LOOSE * same if plan.precision != "fp32" else 0)
     return apart <= SANE
 

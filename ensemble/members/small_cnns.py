@@ -13,6 +13,13 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 
 
+class _PoolTo(nn.AdaptiveAvgPool2d):
+    """Pools to a side, unless the map has it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.shape[-2:] == (self.output_size,) * 2 else super().forward(x)
+
+
 class PlainCnn(nn.Module):
     """Convolutions, a hidden part on the flattened map, one linear layer; what timm asks of a model besides.
 
@@ -32,15 +39,14 @@ class PlainCnn(nn.Module):
         super().__init__()
         self.num_classes, self.num_features, self.head_hidden_size = num_classes, channels, width
         self.features, self.hidden = features, hidden
-        self.pool, self.fc = nn.AdaptiveAvgPool2d(side), nn.Linear(width, num_classes)
+        self.pool, self.fc = _PoolTo(side), nn.Linear(width, num_classes)
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = self.features(x)
         return found
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        x = x if x.shape[-2:] == (self.pool.output_size,) * 2 else self.pool(x)  # the mean of one is itself
-        found: torch.Tensor = self.hidden(x.flatten(1))
+        found: torch.Tensor = self.hidden(self.pool(x).flatten(1))
         return found if pre_logits else self.fc(found)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

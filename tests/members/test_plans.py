@@ -13,12 +13,15 @@ import torch
 
 from ensemble.config import MemberConfig
 from ensemble.members import plans
+from ensemble.members.backbones import Backbone
 from ensemble.members.convolutions import LoweredConv2d
+from ensemble.members.folding import fold
 from ensemble.members.plans import PROBE_PAYS, Plan, Probe, choose_plan, possible_plans, probe
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 NATIVE, LOWERED = Plan("fp32"), Plan("fp32", "lowered")
 EVERY = (NATIVE, LOWERED, Plan("bf16"), Plan("bf16", "lowered"))
+OF_PREDICTION = tuple(Plan(p, c) for p in ("fp32", "bf16") for c in ("native", "lowered", "folded"))
 
 
 def member(**values: Any) -> MemberConfig:
@@ -49,7 +52,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]
 
 
 def precisions(name: str, device: torch.device, input_size: int) -> list[str]:
-    return [plan.precision for plan in possible_plans(name, "native", device, input_size)]
+    return [plan.precision for plan in possible_plans(name, "native", device, input_size, "train")]
 
 
 def test_precisions_by_device_and_capability(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,15 +65,17 @@ def test_precisions_by_device_and_capability(monkeypatch: pytest.MonkeyPatch) ->
         assert precisions("auto", CUDA, 64) == precisions("bf16", CUDA, 16) == [expected]
         assert precisions("fp16", CUDA, 64) == ["fp16"]
         assert precisions("fp32", CUDA, 64) == ["fp32"]
-        assert possible_plans("auto", "auto", CUDA, 64) == (Plan(expected),), "the GPU's own convolutions"
+        assert possible_plans("auto", "auto", CUDA, 64, "predict") == (Plan(expected),), "the GPU's own convolutions"
 
 
 def test_the_choice_of_the_user_limits_the_plans() -> None:
-    assert possible_plans("auto", "auto", CPU, 64) == EVERY
-    assert possible_plans("fp32", "auto", CPU, 64) == (NATIVE, LOWERED)
-    assert possible_plans("auto", "lowered", CPU, 64) == (LOWERED, Plan("bf16", "lowered"))
-    assert possible_plans("bf16", "native", CPU, 64) == (Plan("bf16"),)
-    assert possible_plans("auto", "auto", CPU, 16) == (NATIVE, LOWERED)
+    assert possible_plans("auto", "auto", CPU, 64, "train") == EVERY
+    assert possible_plans("auto", "auto", CPU, 64, "predict") == OF_PREDICTION, "what cannot be trained"
+    assert possible_plans("auto", "folded", CPU, 64, "predict") == OF_PREDICTION[2::3]
+    assert possible_plans("fp32", "auto", CPU, 64, "train") == (NATIVE, LOWERED)
+    assert possible_plans("auto", "lowered", CPU, 64, "train") == (LOWERED, Plan("bf16", "lowered"))
+    assert possible_plans("bf16", "native", CPU, 64, "predict") == (Plan("bf16"),)
+    assert possible_plans("auto", "auto", CPU, 16, "train") == (NATIVE, LOWERED)
 
 
 # --- the choice -------------------------------------------------------------------------------------------------------
@@ -100,13 +105,14 @@ def test_the_smallest_size_of_an_epoch_counts(cache: Path, measured: list[Any]) 
 # --- the probe --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("phase", ["train", "predict"])
-def test_a_probe_measures_what_agrees_and_leaves_no_trace(cache: Path, phase: Any) -> None:
+@pytest.mark.parametrize(("phase", "kinds"), [("train", EVERY), ("predict", OF_PREDICTION)])
+def test_a_probe_measures_what_agrees_and_leaves_no_trace(cache: Path, phase: Any, kinds: tuple[Plan, ...]) -> None:
     """Neither in the random state nor in the number of threads."""
     before, threads = torch.get_rng_state(), torch.get_num_threads()
-    found = probe(member(), 32, EVERY, phase, threads)
-    assert set(found.images_per_second) <= {str(plan) for plan in EVERY}
-    assert {str(NATIVE), "bf16 native"} <= set(found.images_per_second) and str(LOWERED) in found.images_per_second
+    found = probe(member(), 32, kinds, phase, threads)
+    assert set(found.images_per_second) <= {str(plan) for plan in kinds}
+    sound = {"bf16 native"} | {str(plan) for plan in kinds if plan.precision == "fp32"}
+    assert sound <= set(found.images_per_second)
     assert all(speed > 0 for speed in found.images_per_second.values())
     fastest = max(found.images_per_second, key=lambda plan: found.images_per_second[plan])
     assert str(found.chosen) in (fastest, str(NATIVE))
@@ -146,6 +152,19 @@ def test_a_lowered_plan_that_computes_something_else_is_not_chosen(
     found = probe(member(), 32, EVERY, phase, 1)
     assert set(found.images_per_second) == {"fp32 native", "bf16 native"}
     assert found.chosen.convolutions == "native"
+
+
+def test_a_folded_plan_that_computes_something_else_is_not_chosen(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoilt(network: Backbone, dtype: torch.dtype) -> Backbone:
+        folded = fold(network, dtype)
+        assert isinstance(folded.model.fc, torch.nn.Linear)
+        folded.model.fc.weight.data[0, ::2] *= 1.2
+        return folded
+
+    monkeypatch.setattr(plans, "fold", spoilt)
+    monkeypatch.setattr(plans, "WORTH", 0.0)
+    found = probe(member(), 32, OF_PREDICTION[:3], "predict", 1)
+    assert set(found.images_per_second) == {"fp32 native", "fp32 lowered"}
 
 
 @pytest.mark.parametrize(("worth", "chosen"), [(1.05, NATIVE), (1.03, LOWERED)])

@@ -1,0 +1,270 @@
+"""A network for prediction on a CPU: what it does to a map beside its convolutions is done with them.
+
+Batch norms and layer scales go into the weights, activations are computed where a convolution or a linear layer writes
+its result, weights are cast and laid out once. As in members/convolutions.py, 1 × 1 convolutions in bfloat16 and those
+of few output positions are matrix products.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, TypeAlias
+
+import torch
+from timm.layers import activations
+from timm.models.convnext import ConvNeXtBlock
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ensemble.members.backbones import Backbone
+from ensemble.members.convolutions import FEW, LoweredConv2d, output_size, pair, windows
+
+Activation: TypeAlias = tuple[str, list[float], str]
+"""As oneDNN knows it: name, parameters, algorithm."""
+
+NONE: Activation = ("none", [], "")
+
+ACTIVATIONS: dict[type[nn.Module], Activation] = {
+    nn.ReLU: ("relu", [], ""),
+    nn.ReLU6: ("hardtanh", [0.0, 6.0], ""),
+    nn.SiLU: ("swish", [], ""),
+    nn.Hardswish: ("hardswish", [], ""),
+    activations.GELU: ("gelu", [], "none"),
+}
+"""What a layer can apply to its own result."""
+
+IDLE = (nn.Identity, nn.Dropout, nn.Dropout2d)
+"""What does nothing in evaluation mode."""
+
+
+def fold(network: Backbone, dtype: torch.dtype) -> Backbone:
+    """Return a network that computes what this one does in evaluation mode; it has weights of its own.
+
+    Parameters
+    ----------
+    network : Backbone
+        On the CPU. One whose code `torch.fx` cannot trace is returned as it is; so is any where this machine's
+        oneDNN does not compute in `dtype`.
+    dtype : torch.dtype
+        Of what convolutions and linear layers read and write: the precision that it will be called with.
+    """
+    if not _computes(dtype):
+        return network
+    copied = copy.deepcopy(network).eval()
+    for module in copied.modules():
+        _fold_layer_scale(module)
+    tracer = _Tracer()
+    try:
+        graph = tracer.trace(_Features(copied))
+    except Exception:  # whatever a network's code raises when it is run on no tensor
+        return network
+    features = fx.GraphModule(tracer.root, graph)
+    for node in list(graph.nodes):
+        if isinstance(_called(features, node), IDLE):
+            _skip(node)
+    for node in list(graph.nodes):
+        _pack(features, node, dtype)
+    features.delete_all_unused_submodules()
+    features.recompile()
+    return FoldedBackbone(copied, features)
+
+
+def _computes(dtype: torch.dtype) -> bool:
+    """Return whether oneDNN's layers exist here in that precision."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+class FoldedBackbone(Backbone):
+    """A backbone whose features are computed by a traced graph."""
+
+    def __init__(self, network: Backbone, graph: fx.GraphModule) -> None:
+        super().__init__(network.model, network.input_size)
+        self.graph = graph
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.graph(x)
+        return found
+
+
+class _Features(nn.Module):
+    def __init__(self, network: Backbone) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network.features(x)
+
+
+class _Tracer(fx.Tracer):
+    """Looks into whatever is made of other modules, but for a norm with its activation."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, _BatchNorm) or not list(m.children())
+
+
+# --- layers -----------------------------------------------------------------------------------------------------------
+
+
+class PackedLinear(nn.Module):
+    """A linear layer with its activation, the weights laid out for oneDNN.
+
+    Parameters
+    ----------
+    weight : tensor (out, in)
+    bias : float32 tensor (out,), optional
+    activation : Activation
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> None:
+        super().__init__()
+        self._dtype, self._bias, self._activation = weight.dtype, bias, activation
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., in) -> (..., out)."""
+        found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            x.to(self._dtype), self._weight, self._bias, *self._activation
+        )
+        return found
+
+
+class PackedConv2d(nn.Module):
+    """A convolution with its activation.
+
+    Parameters
+    ----------
+    layer : torch.nn.Conv2d
+        Its stride, padding and so on.
+    weight : tensor (out, in / groups, kh, kw)
+    bias : float32 tensor (out,), optional
+    activation : Activation
+    """
+
+    def __init__(
+        self, layer: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation
+    ) -> None:
+        super().__init__()
+        self._weight, self._bias, self._activation = weight, bias, activation
+        self._mode, self._borders = layer.padding_mode, layer._reversed_padding_repeated_twice
+        self._padding = pair(layer.padding) if self._mode == "zeros" else (0, 0)
+        self._stride, self._dilation, self._groups = pair(layer.stride), pair(layer.dilation), layer.groups
+        dense = self._groups == 1 and self._dilation == (1, 1)
+        pointwise = dense and layer.kernel_size == self._stride == (1, 1) and layer.padding == (0, 0)
+        self._linear: PackedLinear | None = None
+        if pointwise and weight.dtype == torch.bfloat16:
+            self._linear = PackedLinear(weight[:, :, 0, 0], bias, activation)
+        inside = all(border < side for border, side in zip(self._padding, weight.shape[2:], strict=True))
+        self._few = FEW if dense and inside and not pointwise else 0  # every window then sees a part of the image
+        self._windows: dict[torch.Size, list[tuple[Any, Any, PackedLinear]]] = {}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(b, in, H, W) -> (b, out, H', W'), channels last."""
+        x = x.to(self._weight.dtype)
+        if self._mode != "zeros":
+            with torch.autocast("cpu", enabled=False):  # which would pad in float32
+                x = nn.functional.pad(x, self._borders, self._mode)
+        x = x.contiguous(memory_format=torch.channels_last)
+        found: torch.Tensor
+        height, width = output_size(x.shape[2:], self._weight.shape[2:], self._stride, self._padding)
+        if self._linear is not None:
+            found = self._linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        elif height * width <= self._few:
+            found = self._in_windows(x, height, width)
+        else:
+            how = self._padding, self._stride, self._dilation, self._groups, *self._activation
+            found = torch.ops.mkldnn._convolution_pointwise(x, self._weight, self._bias, *how)
+        return found
+
+    def _in_windows(self, x: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """Return the products of every output position's window, clipped to the image, and of the kernel there."""
+        if x.shape[2:] not in self._windows:
+            kernels = self._weight.permute(0, 2, 3, 1)
+            found = windows(
+                pair(x.shape[2:]), pair(self._weight.shape[2:]), self._stride, self._padding, (height, width)
+            )
+            self._windows[x.shape[2:]] = [
+                (at, of_image, PackedLinear(kernels[of_kernel].flatten(1), self._bias, self._activation))
+                for at, of_image, of_kernel in found
+            ]
+        images = x.permute(0, 2, 3, 1)
+        y = x.new_empty(len(x), height, width, len(self._weight))
+        for at, of_image, layer in self._windows[x.shape[2:]]:
+            y[at] = layer(images[of_image].flatten(1))
+        return y.permute(0, 3, 1, 2)
+
+
+# --- passes over the graph --------------------------------------------------------------------------------------------
+
+
+def _called(features: fx.GraphModule, node: fx.Node | None) -> nn.Module | None:
+    """Return the module that a node calls."""
+    return features.get_submodule(str(node.target)) if node is not None and node.op == "call_module" else None
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _skip(node: fx.Node) -> None:
+    """Give the users of a node its input instead."""
+    node.replace_all_uses_with(node.all_input_nodes[0])
+    node.graph.erase_node(node)
+
+
+def _pack(features: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> None:
+    """Put a packed layer in the place of a convolution or linear layer and of what it can take in."""
+    layer = _called(features, node)
+    shared = sum(other.target == node.target for other in features.graph.nodes) > 1
+    if shared or not isinstance(layer, (nn.Conv2d, nn.Linear)) or not _is_plain(layer):
+        return
+    weight, bias = layer.weight.detach().float(), None if layer.bias is None else layer.bias.detach().float()
+    after = _only_user(node)
+    norm = _called(features, after)
+    if after and isinstance(layer, nn.Conv2d) and isinstance(norm, _BatchNorm) and norm.running_var is not None:
+        weight, bias = _with_norm(weight, bias, norm)
+        activation = getattr(norm, "act", nn.Identity())
+        features.set_submodule(str(after.target), activation)
+        if isinstance(activation, IDLE):
+            _skip(after)
+    after = _only_user(node)
+    fused = _fused(_called(features, after))
+    if after and fused:
+        _skip(after)
+    of_layer = weight.to(dtype), bias, fused or NONE
+    packed = PackedConv2d(layer, *of_layer) if isinstance(layer, nn.Conv2d) else PackedLinear(*of_layer)
+    features.set_submodule(str(node.target), packed)
+
+
+def _fused(module: nn.Module | None) -> Activation | None:
+    return None if module is None else ACTIVATIONS.get(type(module))
+
+
+def _is_plain(layer: nn.Conv2d | nn.Linear) -> bool:
+    """Return whether a layer computes what its class says; subclasses may do otherwise."""
+    plain = type(layer) in (nn.Conv2d, LoweredConv2d, nn.Linear)
+    return plain and not (isinstance(layer, nn.Conv2d) and isinstance(layer.padding, str))
+
+
+def _with_norm(weight: torch.Tensor, bias: torch.Tensor | None, norm: _BatchNorm) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the weights and bias of a convolution and the norm behind it in one."""
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None and variance is not None
+    scale = torch.rsqrt(variance.double() + norm.eps)
+    scale = scale if norm.weight is None else scale * norm.weight.detach().double()
+    shift = -mean.double() * scale if bias is None else (bias.double() - mean) * scale
+    shift = shift if norm.bias is None else shift + norm.bias.detach().double()
+    return (weight.double() * scale.view(-1, 1, 1, 1)).float(), shift.float()
+
+
+def _fold_layer_scale(module: nn.Module) -> None:
+    """Let a ConvNeXt block scale the weights of its last layer instead of the result."""
+    if not isinstance(module, ConvNeXtBlock) or module.gamma is None:
+        return
+    last, scale = module.mlp.fc2, module.gamma.detach()
+    with torch.no_grad():
+        last.weight.mul_(scale.view(-1, *[1] * (last.weight.ndim - 1)))
+        if last.bias is not None:
+            last.bias.mul_(scale)
+    module.gamma = None
