@@ -29,7 +29,6 @@ ARCHS = [
     "mobilenetv3_large_100",  # hard swish
     "tf_efficientnet_b0",  # convolutions that pad as they run
     "densenet121",  # norms before convolutions
-    "test_vit",
     "small_cnn",  # borders replicated
     "simple_cnn",
     "lenet",
@@ -62,11 +61,7 @@ def lived_in(network: Backbone) -> Backbone:
 def of(arch: str) -> Backbone:
     torch.manual_seed(0)
     given = {"arch": arch, "pretrained": False, "drop_path_rate": 0.1 if arch == "convnext_nano" else None}
-    return lived_in(
-        build(MemberConfig.model_validate(given), 160 if arch == "test_vit" else 64).to(
-            memory_format=torch.channels_last
-        )
-    )
+    return lived_in(build(MemberConfig.model_validate(given), 64).to(memory_format=torch.channels_last))
 
 
 @pytest.mark.parametrize("arch", ARCHS)
