@@ -132,5 +132,5 @@ def one_epoch(pixels: np.ndarray, batch: int, seed: int) -> int:
     """Gather all images, a shuffled batch at a time, as training does; return how many there are."""
     order = np.random.default_rng(seed).permutation(len(pixels))
     for start in range(0, len(order), batch):
-        torch.from_numpy(np.stack([pixels[row] for row in order[start : start + batch].tolist()]))
+        torch.from_numpy(pixels[order[start : start + batch]])
     return len(order)

@@ -28,6 +28,11 @@ class Augmentation:
         self.wanted, self.seed = wanted, seed
         self._pipeline: albumentations.Compose | None = None
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether every image stays as it is."""
+        return self.wanted == AugmentConfig()
+
     def __call__(self, image: np.ndarray, epoch: int, row: int, time: int = 0) -> np.ndarray:
         """image (H, W, 3) uint8 -> (H, W, 3) uint8.
 
@@ -36,7 +41,7 @@ class Augmentation:
         time : int
             How often the image was drawn before in this epoch.
         """
-        if self.wanted == AugmentConfig():
+        if self.is_idle:
             return image
         if self._pipeline is None:
             cv2.setNumThreads(0)

@@ -63,8 +63,11 @@ class _AugmentedRows(torch.utils.data.Dataset):  # type: ignore[type-arg]
         self.augmentation = Augmentation(job.config.augmentation, job.seed)
 
     def __getitems__(self, wanted: list[tuple[int, int, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        pixels = np.stack([self.augmentation(self.mapped.array[row], epoch, row, time) for epoch, row, time in wanted])
         rows = np.array([row for _, row, _ in wanted])
+        pixels = self.mapped.array[rows]
+        if not self.augmentation.is_idle:
+            for image, (epoch, row, time) in zip(pixels, wanted, strict=True):
+                image[:] = self.augmentation(image, epoch, row, time)
         return pixels, self.labels[rows].astype(np.float32), rows
 
 
