@@ -36,7 +36,7 @@ WORTH = 1.05
 """How many times the images per second of the plainest plan another one must reach to be chosen."""
 
 PROBE_PAYS = 150
-"""Batches of work from which a probe, 16 to 26 batches itself, is made; below, the plainest plan is taken."""
+"""Batches of work from which a probe, 16 to 24 batches itself, is made; below, the plainest plan is taken."""
 
 SANE = 3.0
 """How far bfloat16 with the library's convolutions may lie from float32, relative to its spread: with parameters drawn

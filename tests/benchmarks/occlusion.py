@@ -1,0 +1,67 @@
+"""Where in the image is what speaks for a label?
+
+    python tests/benchmarks/occlusion.py RUN MEMBER
+
+Takes a run whose weights are there. Of each label's images, those that the fold model that has not seen them calls so
+most confidently are covered, one square of 8 × 8 pixels after the other, with what the mean of many images has there.
+Prints by how much the logit moves on average, a number a square: a label is told by what lies where covering it moves
+the logit towards the other one.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from ensemble import runs
+from ensemble.config import VIEWS, DataConfig, MemberConfig
+from ensemble.members.inference import PLAINEST, FoldModels, choose_device
+from ensemble.pipeline import averaged_oof, load_images
+from ensemble.progress import progress, say
+
+SQUARE = 8
+
+
+def main(folder: Path, name: str, images: int) -> None:
+    run = runs.Run(folder)
+    identity, table, member = run.read(), run.read_folds(), run.member(name)
+    data = DataConfig(images=Path(identity["images"]), labels=Path(identity["labels"]), resize=identity["resize"])
+    dataset = load_images(data.images, data.labels, data.resize, run, say)
+    logits = averaged_oof(run, (name,), VIEWS).rows.logits[:, 0]
+    config = MemberConfig.model_validate(member.read()["config"] | {"pretrained": False, "weights": None})
+    models = FoldModels(config, dataset.size[0], PLAINEST, choose_device("cpu"))
+    side = dataset.size[0] // SQUARE
+    middle = np.asarray(dataset.pixels[:: len(dataset) // 2000]).mean(axis=0).round().astype(np.uint8)
+    moved = {0: np.zeros((side, side)), 1: np.zeros((side, side))}
+    share = images // table.k
+    with progress(2 * table.k * share * (side * side + 1), name, "images") as bar:
+        for fold in range(table.k):
+            weights = member.read_weights(fold)
+            for label, sign in ((0, 1.0), (1, -1.0)):
+                rows = np.flatnonzero((table.fold_of == fold) & (table.labels == label))
+                rows = rows[np.argsort(sign * logits[rows], kind="stable")[:share]]
+                pixels = np.asarray(dataset.pixels[np.sort(rows)])
+                every = [pixels]
+                for row, column in np.ndindex(side, side):
+                    place = np.s_[:, row * SQUARE : (row + 1) * SQUARE, column * SQUARE : (column + 1) * SQUARE]
+                    covered = pixels.copy()
+                    covered[place] = middle[place[1:]]
+                    every.append(covered)
+                together = np.concatenate(every)
+                found, _ = models.predict(weights, together, np.arange(len(together)), VIEWS[:1], bar)
+                by_square = found[:, 0].reshape(len(every), share)
+                moved[label] += (by_square[1:] - by_square[0]).mean(axis=1).reshape(side, side) / table.k
+    for label, grid in moved.items():
+        print(f"\nlabel {label}, {table.k * share} images, mean change of the logit where a square is covered:")
+        print("\n".join(" ".join(f"{value:+6.2f}" for value in line) for line in grid))
+
+
+if __name__ == "__main__":
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("run", type=Path)
+    options.add_argument("member")
+    options.add_argument("--images", type=int, default=600, help="of each label")
+    given = options.parse_args()
+    main(given.run, given.member, given.images)
