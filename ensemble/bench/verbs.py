@@ -33,9 +33,6 @@ FOLDS = 5
 FOLD_MODELS = 3
 """That an image is predicted with, so that peers decode it once for all of them."""
 
-SLOWER = 0.8
-"""Share of the probe's best plan below which a plan is told to be a bad choice."""
-
 
 @dataclass(frozen=True)
 class Wish:
@@ -142,7 +139,7 @@ def _ratio(match: Match, name: str) -> str:
 
 def train(wish: Wish, material: Material, say: Say) -> Table:
     """Images per second of our training loop, and of the peers', in turn; on the same files, batch and cores."""
-    from ensemble.bench import peers
+    from ensemble.bench import advice, peers
     from ensemble.bench.ours import OurTraining
     from ensemble.members.processes import cores
 
@@ -151,7 +148,8 @@ def train(wish: Wish, material: Material, say: Say) -> Table:
     names = ("plain torch loop", "timm train.py, default", "timm train.py, best flags, light augmentation")
     for arch in wish.archs:
         config, plan, probed, share = _chosen(arch, material, "train")
-        ours = OurTraining(config, plan, material.mapped, material.labels, len(files.paths), min(FOLDS, threads))
+        side_by_side = min(FOLDS, threads)
+        ours = OurTraining(config, plan, material.mapped, material.labels, len(files.paths), side_by_side)
         with ExitStack() as stack, progress(_steps(wish, names), f"train {arch}", "turns") as bar:
             stack.callback(ours.close)
             contestants: dict[str, Callable[[], int]] = {"thera": partial(ours.run, _Quiet(bar))}
@@ -170,7 +168,12 @@ def train(wish: Wish, material: Material, say: Say) -> Table:
                     contestants[name] = partial(peer.run, n)
             match = _turns(contestants, wish, bar)
         rows.append(_row(arch, plan, match, share, names if wish.peers else ()))
-        notes += _advice(arch, plan, probed)
+        of_core = float(np.median(match.speeds["thera"])) / side_by_side
+        notes += [
+            advice.on_plans(arch, plan, probed),
+            advice.on_batches(config, material.size, plan),
+            advice.on_workers(config, material.mapped.array, of_core, threads - side_by_side),
+        ]
     columns = ("architecture", "plan", "images/s", "of the roofline", *(_columns(names) if wish.peers else ()))
     told = (
         f"Training, batch {config.batch_size}, {material.size} pixels, {threads} cores, {len(files.paths)} images a "
@@ -183,7 +186,7 @@ def train(wish: Wish, material: Material, say: Say) -> Table:
 
 def predict(wish: Wish, material: Material, say: Say) -> Table:
     """Images per second of prediction under two views with three fold models, ours and the peers', in turn."""
-    from ensemble.bench import engines, peers
+    from ensemble.bench import advice, engines, peers
     from ensemble.bench.ours import OurPrediction
     from ensemble.members.backbones import build
     from ensemble.members.processes import cores
@@ -218,7 +221,7 @@ def predict(wish: Wish, material: Material, say: Say) -> Table:
             match = _turns(contestants, wish, bar)
         matches.append(match)
         rows.append(_row(arch, plan, match, 2 * FOLD_MODELS * share, names if wish.peers else ()))
-        notes += _advice(arch, plan, probed)
+        notes.append(advice.on_plans(arch, plan, probed))
     if wish.peers and len(matches) > 1:
         seconds = {name: np.sum([1 / match.speeds[name] for match in matches], axis=0) for name in matches[0].speeds}
         match = Match({name: 1 / each for name, each in seconds.items()})
@@ -276,16 +279,6 @@ def _explained() -> tuple[str, ...]:
         f"{found.fp32_gflops:.0f} in fp32 here with {found.threads} threads, copies {found.copy_gb_per_s:.0f} GB/s; "
         "the share is that of the nominal operations, multiplications with padding counted.",
     )
-
-
-def _advice(arch: str, plan: Any, probed: Any) -> list[str]:
-    """Say what the plans were measured to be worth."""
-    speeds = probed.images_per_second
-    best = speeds.get(str(plan), max(speeds.values()))
-    told = ", ".join(f"{name} {value:.0f}" for name, value in speeds.items())
-    slow = [name for name, value in speeds.items() if value < SLOWER * best]
-    warned = f"; do not force {', '.join(slow)}" if slow else ""
-    return [f"{arch}, one core, images/s by plan: {told}. --precision auto --convolutions auto takes {plan}{warned}."]
 
 
 def _row(arch: str, plan: Any, match: Match, share: float, names: Sequence[str]) -> tuple[str, ...]:

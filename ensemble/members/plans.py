@@ -156,21 +156,22 @@ def probe(config: MemberConfig, image_size: int, plans: tuple[Plan, ...], phase:
     return found
 
 
+def speed(config: MemberConfig, image_size: int, plan: Plan, phase: Phase, batch: int, threads: int) -> float:
+    """Return the images per second of one network in batches of a size: median of `PROBE_ROUNDS`, after a first one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            subject = _subject(config, image_size, plan, phase, batch)
+            subject.step()
+            return batch / float(np.median([_seconds(subject) for _ in range(PROBE_ROUNDS)]))
+    finally:
+        torch.set_num_threads(before)
+
+
 def _measured(config: MemberConfig, image_size: int, plans: tuple[Plan, ...], phase: Phase, batch: int) -> Probe:
-    shape = (batch, image_size, image_size, 3)
-    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
-    labels = torch.arange(batch) % 8 > 0
-
-    def subject(plan: Plan) -> _Subject:
-        torch.manual_seed(0)
-        network = build(config.model_copy(update={"pretrained": False, "weights": None}), image_size)
-        network = network.to(memory_format=torch.channels_last)
-        if config.freeze:
-            network.freeze()
-        return _Subject(prepared(network, plan), plan.dtype, pixels, labels, phase)
-
     compared = [PLAINEST, *(Plan(plan.precision) for plan in plans), *plans]
-    subjects = {plan: subject(plan) for plan in dict.fromkeys(compared)}
+    subjects = {plan: _subject(config, image_size, plan, phase, batch) for plan in dict.fromkeys(compared)}
     steps = len(subjects) + PROBE_ROUNDS * len(plans)
     with progress(steps, f"probe {config.timm_name}", "batches") as bar:
         results = {}
@@ -181,16 +182,14 @@ def _measured(config: MemberConfig, image_size: int, plans: tuple[Plan, ...], ph
         seconds: dict[Plan, list[float]] = {plan: [] for plan in sound}
         for _ in range(PROBE_ROUNDS):
             for plan in sound:
-                started = time.perf_counter()
-                subjects[plan].step()
-                seconds[plan].append(time.perf_counter() - started)
+                seconds[plan].append(_seconds(subjects[plan]))
                 bar.advance()
     if not sound:
         return Probe(PLAINEST, {})
-    speed = {plan: batch / float(np.median(spent)) for plan, spent in seconds.items()}
-    fastest = max(speed, key=lambda plan: speed[plan])
-    chosen = fastest if speed[fastest] >= WORTH * speed[sound[0]] else sound[0]
-    return Probe(chosen, {str(plan): round(value, 1) for plan, value in speed.items()})
+    speeds = {plan: batch / float(np.median(spent)) for plan, spent in seconds.items()}
+    fastest = max(speeds, key=lambda plan: speeds[plan])
+    chosen = fastest if speeds[fastest] >= WORTH * speeds[sound[0]] else sound[0]
+    return Probe(chosen, {str(plan): round(value, 1) for plan, value in speeds.items()})
 
 
 def prepared(network: Backbone, plan: Plan) -> Backbone:
@@ -224,6 +223,24 @@ class _Subject:
         focal_loss(logits, self.labels.float(), 2.0, None).mean().backward()  # type: ignore[no-untyped-call]
         slopes = [parameter.grad.flatten() for parameter in self.network.parameters() if parameter.grad is not None]
         return torch.cat(slopes)
+
+
+def _subject(config: MemberConfig, image_size: int, plan: Plan, phase: Phase, batch: int) -> _Subject:
+    """Return a network with parameters drawn at random, and a batch of random images for it."""
+    shape = (batch, image_size, image_size, 3)
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
+    torch.manual_seed(0)
+    network = build(config.model_copy(update={"pretrained": False, "weights": None}), image_size)
+    network = network.to(memory_format=torch.channels_last)
+    if config.freeze:
+        network.freeze()
+    return _Subject(prepared(network, plan), plan.dtype, pixels, torch.arange(batch) % 8 > 0, phase)
+
+
+def _seconds(subject: _Subject) -> float:
+    started = time.perf_counter()
+    subject.step()
+    return time.perf_counter() - started
 
 
 def _agrees(plan: Plan, results: dict[Plan, torch.Tensor]) -> bool:

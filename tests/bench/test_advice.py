@@ -1,0 +1,66 @@
+"""What `thera bench` says to change follows from what it has measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ensemble.bench import advice
+from ensemble.config import MemberConfig
+from ensemble.members.plans import Plan, Probe
+
+PLAN = Plan("fp32")
+
+
+def member(**given: Any) -> MemberConfig:
+    return MemberConfig.model_validate({"arch": "resnet10t", "pretrained": False, **given})
+
+
+def test_plans_that_are_far_slower_are_warned_of() -> None:
+    probed = Probe(PLAN, {"fp32 native": 100.0, "bf16 native": 79.0, "bf16 lowered": 81.0})
+    told = advice.on_plans("resnet10t", PLAN, probed)
+    assert "fp32 native 100, bf16 native 79, bf16 lowered 81" in told
+    assert told.endswith("takes fp32 native; do not force bf16 native.")
+
+
+@pytest.mark.parametrize(
+    ("speeds", "own", "expected"),
+    [
+        ({32: 50, 64: 80, 128: 100, 256: 109}, 128, "--batch-size 128 is as fast as any."),
+        (
+            {32: 50, 64: 80, 128: 100, 256: 125},
+            128,
+            "--batch-size 256 is 1.25 times as fast as 128, and another training.",
+        ),
+        (
+            {32: 50, 48: 40, 64: 80, 128: 100, 256: 90},
+            48,
+            "--batch-size 128 is 2.50 times as fast as 48, and another training.",
+        ),
+    ],
+)
+def test_a_batch_that_is_faster_is_told(
+    monkeypatch: pytest.MonkeyPatch, speeds: dict[int, float], own: int, expected: str
+) -> None:
+    monkeypatch.setattr(advice, "speed", lambda config, size, plan, phase, batch, threads: speeds[batch])
+    told = advice.on_batches(member(batch_size=own), 32, PLAN)
+    assert told.endswith(expected) and f"{own} {speeds[own]}" in told
+
+
+def test_batches_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(advice, "BATCHES", (8,))
+    told = advice.on_batches(member(batch_size=4), 32, PLAN)
+    assert "images/s by batch: 4 " in told and ", 8 " in told
+
+
+@pytest.mark.parametrize(
+    ("idle", "expected"), [(0, "no core is idle: --workers 0."), (3, "--workers 3 would take it to idle cores.")]
+)
+def test_workers_pay_where_cores_are_idle(monkeypatch: pytest.MonkeyPatch, idle: int, expected: str) -> None:
+    ticks = iter([0.0, advice.AUGMENTED / 1000])  # 1,000 images a second
+    monkeypatch.setattr(advice.time, "perf_counter", lambda: next(ticks))
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    told = advice.on_workers(member(augment="standard"), pixels, 250.0, idle)
+    assert "makes 1000 images/s on a core, 25 % of training's time" in told and told.endswith(expected)
