@@ -246,11 +246,13 @@ def write_set(
     """
     logits = found.logits.mean(axis=2).round(runs.LOGIT_DECIMALS)
     stacked = decision.stacker.apply(logits)
-    check, mix, foreseen, threshold = deployed_threshold(decision, oof, found.logits, wanted, seed)
-    labels, of_folds = call(stacked, threshold), np.empty((len(ids), 0), np.int8)
+    mix, foreseen, threshold = None, None, decision.threshold
     if wanted.combine == "vote":
-        mix, foreseen, threshold = None, None, decision.threshold
+        check = _check(decision, oof, _singles(decision, found.logits))
         labels, of_folds = majority_of_folds(decision, found.logits)
+    else:
+        check, mix, foreseen, threshold = deployed_threshold(decision, oof, found.logits, wanted, seed)
+        labels, of_folds = call(stacked, threshold), np.empty((len(ids), 0), np.int8)
     votes, majority = decision.votes(logits)
     text = "".join(f"{label}\n" for label in labels.tolist()).encode()
     verify(text, len(ids), place / "label_val.txt")

@@ -8,10 +8,10 @@ of few output positions are matrix products.
 from __future__ import annotations
 
 import copy
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import torch
-from timm.layers import activations
+from timm.layers import BatchNormAct2d, activations
 from timm.models.convnext import ConvNeXtBlock
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -32,6 +32,9 @@ ACTIVATIONS: dict[type[nn.Module], Activation] = {
     activations.GELU: ("gelu", [], "none"),
 }
 """What a layer can apply to its own result."""
+
+NORMS = (nn.BatchNorm2d, BatchNormAct2d)
+"""What can be folded into a convolution before it."""
 
 IDLE = (nn.Identity, nn.Dropout, nn.Dropout2d)
 """What does nothing in evaluation mode."""
@@ -216,13 +219,12 @@ def _skip(node: fx.Node) -> None:
 def _pack(features: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> None:
     """Put a packed layer in the place of a convolution or linear layer and of what it can take in."""
     layer = _called(features, node)
-    shared = sum(other.target == node.target for other in features.graph.nodes) > 1
-    if shared or not isinstance(layer, (nn.Conv2d, nn.Linear)) or not _is_plain(layer):
+    if _is_shared(node) or not isinstance(layer, (nn.Conv2d, nn.Linear)) or not _is_plain(layer):
         return
     weight, bias = layer.weight.detach().float(), None if layer.bias is None else layer.bias.detach().float()
     after = _only_user(node)
     norm = _called(features, after)
-    if after and isinstance(layer, nn.Conv2d) and isinstance(norm, _BatchNorm) and norm.running_var is not None:
+    if after and isinstance(layer, nn.Conv2d) and _is_foldable(norm) and not _is_shared(after):
         weight, bias = _with_norm(weight, bias, norm)
         activation = getattr(norm, "act", nn.Identity())
         features.set_submodule(str(after.target), activation)
@@ -237,6 +239,15 @@ def _pack(features: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> None:
     features.set_submodule(str(node.target), packed)
 
 
+def _is_shared(node: fx.Node) -> bool:
+    """Return whether what a node calls is called elsewhere, too."""
+    return sum(other.target == node.target for other in node.graph.nodes) > 1
+
+
+def _is_foldable(module: nn.Module | None) -> TypeGuard[nn.BatchNorm2d]:
+    return type(module) in NORMS and getattr(module, "running_var", None) is not None
+
+
 def _fused(module: nn.Module | None) -> Activation | None:
     return None if module is None else ACTIVATIONS.get(type(module))
 
@@ -247,7 +258,9 @@ def _is_plain(layer: nn.Conv2d | nn.Linear) -> bool:
     return plain and not (isinstance(layer, nn.Conv2d) and isinstance(layer.padding, str))
 
 
-def _with_norm(weight: torch.Tensor, bias: torch.Tensor | None, norm: _BatchNorm) -> tuple[torch.Tensor, torch.Tensor]:
+def _with_norm(
+    weight: torch.Tensor, bias: torch.Tensor | None, norm: nn.BatchNorm2d
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the weights and bias of a convolution and the norm behind it in one."""
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None and variance is not None

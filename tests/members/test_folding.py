@@ -203,6 +203,19 @@ def test_a_layer_that_is_used_twice_stays() -> None:
     assert not any(isinstance(each, PackedConv2d) for each in folded.modules())
 
 
+def test_a_norm_that_is_used_twice_stays() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.norm = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.norm(self.second(self.norm(self.first(x))))
+            return found
+
+    assert_same(Twice(), 3, 8)
+
+
 def test_a_layer_of_another_kind_stays() -> None:
     class Doubled(nn.Conv2d):
         def forward(self, input: torch.Tensor) -> torch.Tensor:
