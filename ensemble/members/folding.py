@@ -241,7 +241,7 @@ def _pack(features: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> None:
 
 def _is_shared(node: fx.Node) -> bool:
     """Return whether what a node calls is called elsewhere, too."""
-    return sum(other.target == node.target for other in node.graph.nodes) > 1
+    return [other.target for other in node.graph.nodes].count(node.target) > 1
 
 
 def _is_foldable(module: nn.Module | None) -> TypeGuard[nn.BatchNorm2d]:
