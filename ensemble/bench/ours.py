@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from ensemble.config import VIEWS, MemberConfig
 from ensemble.members.backbones import build
@@ -75,8 +77,8 @@ class OurPrediction:
     Parameters
     ----------
     config : MemberConfig
-    states : sequence of state dicts
-        A fold model each, of arrays.
+    weights : sequence of Path
+        A safetensors file a fold model: read when a process is cold, as by `thera predict`, and not again.
     plan : Plan
     mapped : MappedPixels
     at_once : int
@@ -85,15 +87,15 @@ class OurPrediction:
     def __init__(
         self,
         config: MemberConfig,
-        states: Sequence[dict[str, np.ndarray]],
+        weights: Sequence[Path],
         plan: Plan,
         mapped: MappedPixels,
         at_once: int,
     ) -> None:
         self._cores, self._processes = shares(at_once, at_once), Workers()
         parts = np.array_split(np.arange(len(mapped.array)), at_once)
-        self._calls = [(config, list(states), plan, mapped, part) for part in parts]
-        self.logits = np.empty((0, len(states), len(VIEWS)))
+        self._calls = [(config, list(weights), plan, mapped, part) for part in parts]
+        self.logits = np.empty((0, len(weights), len(VIEWS)))
         """float64 array (n, fold models, views) of the last turn."""
 
     def run(self, bar: Any) -> int:
@@ -108,20 +110,20 @@ class OurPrediction:
 
 def predict_turn(
     config: MemberConfig,
-    states: Sequence[dict[str, np.ndarray]],
+    weights: Sequence[Path],
     plan: Plan,
     mapped: MappedPixels,
     rows: np.ndarray,
     bar: Any,
 ) -> np.ndarray:
     """Return the logits (r, fold models, views) of some images."""
-    key = (config.name, plan, len(states))
+    key = (config.name, plan, len(weights))
     if key not in _warm:
         _warm.clear()
         networks = []
-        for state in states:
+        for path in weights:
             network = build(config, mapped.array.shape[1]).to(memory_format=torch.channels_last)
-            network.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
+            network.load_state_dict(load_file(path))
             networks.append(prepared(network, plan))
         _warm[key] = networks
     of_models = [predict_logits(each, mapped.array, rows, VIEWS, plan.precision, CPU, bar) for each in _warm[key]]

@@ -186,6 +186,8 @@ def train(wish: Wish, material: Material, say: Say) -> Table:
 
 def predict(wish: Wish, material: Material, say: Say) -> Table:
     """Images per second of prediction under two views with three fold models, ours and the peers', in turn."""
+    from safetensors.torch import save_file
+
     from ensemble.bench import advice, engines, peers
     from ensemble.bench.ours import OurPrediction
     from ensemble.members.backbones import build
@@ -199,9 +201,10 @@ def predict(wish: Wish, material: Material, say: Say) -> Table:
     for arch in wish.archs:
         config, plan, probed, share = _chosen(arch, material, "predict")
         network = build(config, material.size).eval()
-        state = {name: value.numpy() for name, value in network.state_dict().items()}
+        weights = material.store / f"{arch}.safetensors"
+        save_file({name: value.contiguous() for name, value in network.state_dict().items()}, weights)
         timm_state = {name.removeprefix("model."): value for name, value in network.state_dict().items()}
-        ours = OurPrediction(config, [state] * FOLD_MODELS, plan, material.mapped, threads)
+        ours = OurPrediction(config, [weights] * FOLD_MODELS, plan, material.mapped, threads)
         with ExitStack() as stack, progress(_steps(wish, names), f"predict {arch}", "turns") as bar:
             stack.callback(ours.close)
             contestants: dict[str, Callable[[], int]] = {"thera": partial(ours.run, _Quiet(bar))}
