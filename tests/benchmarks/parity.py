@@ -4,7 +4,8 @@
 
 Takes a run whose weights are there, predicts its own labelled images again, each by the fold model that has not seen
 it, in float32 with the library's convolutions and in the plan that `thera predict` takes here, and prints for each
-member and for the stack how far the logits lie apart, the share of equal labels, and both HTERs (nested).
+member and for the stack how far the logits lie apart, the share of equal labels, and both HTERs (nested). With
+--every N of every Nth image alone.
 """
 
 from __future__ import annotations
@@ -25,27 +26,30 @@ from ensemble.pipeline import load_images
 from ensemble.progress import progress, say
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, every: int) -> None:
     run = runs.Run(folder)
-    identity, table = run.read(), run.read_folds()
+    identity, whole = run.read(), run.read_folds()
     data = DataConfig(images=Path(identity["images"]), labels=Path(identity["labels"]), resize=identity["resize"])
     dataset = load_images(data.images, data.labels, data.resize, run, say)
     engine = Engine(PredictConfig(images=data.images, out=folder / "unused.txt"))
     members = run.members()
-    logits = np.empty((2, len(dataset), len(members)))
+    taken = np.arange(0, len(dataset), every)
+    table = runs.FoldTable(whole.ids[taken], whole.labels[taken], whole.fold_of[taken], None)
+    logits = np.empty((2, len(taken), len(members)))
     names = []
     for column, member in enumerate(members):
         config, size, plan, device = engine.model(member, dataset, 1)
         names.append(f"{member.name}, {plan}")
         ways = [FoldModels(config, size, each, device) for each in (PLAINEST, plan)]
-        with progress(2 * len(dataset) * len(VIEWS), member.name, "views") as bar:
+        with progress(2 * len(taken) * len(VIEWS), member.name, "views") as bar:
             for fold in range(table.k):
-                rows = np.flatnonzero(table.fold_of == fold)
+                inside = table.fold_of == fold
                 for place, models in enumerate(ways):
-                    found, taken = models.predict(member.read_weights(fold), dataset.pixels, rows, VIEWS, bar)
-                    if place and taken != plan:
-                        say(f"{member.name} fold {fold} gave way to {taken}")
-                    logits[place, rows, column] = found.mean(axis=1).round(runs.LOGIT_DECIMALS)
+                    weights = member.read_weights(fold)
+                    found, how = models.predict(weights, dataset.pixels, taken[inside], VIEWS, bar)
+                    if place and how != plan:
+                        say(f"{member.name} fold {fold} gave way to {how}")
+                    logits[place, inside, column] = found.mean(axis=1).round(runs.LOGIT_DECIMALS)
     print("| | RMS difference, of the spread | equal labels | HTER fp32 native | HTER of the plan | difference |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for column, member in enumerate(members):
@@ -74,4 +78,6 @@ def _row(name: str, logits: np.ndarray, calls: list[np.ndarray], hters: list[flo
 if __name__ == "__main__":
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("run", type=Path)
-    main(options.parse_args().run)
+    options.add_argument("--every", type=int, default=1)
+    given = options.parse_args()
+    main(given.run, given.every)
