@@ -14,6 +14,9 @@ SLOWER = 0.8
 """Share of the probe's best plan below which a plan is told to be a bad choice."""
 
 BATCHES = (32, 64, 128, 256)
+MOST_PIXELS = 256 * 128**2
+"""Of a batch, so that none is tried that takes gigabytes."""
+
 FASTER = 1.1
 """How many times the speed of the batch that is set another one must reach to be told of."""
 
@@ -24,6 +27,8 @@ AUGMENTED = 256
 def on_plans(arch: str, plan: Plan, probed: Probe) -> str:
     """Say what the plans were measured to be worth."""
     speeds = probed.images_per_second
+    if not speeds:
+        return f"{arch}: only {plan} computes soundly here."
     best = speeds.get(str(plan), max(speeds.values()))
     slow = [name for name, value in speeds.items() if value < SLOWER * best]
     warned = f"; do not force {', '.join(slow)}" if slow else ""
@@ -42,7 +47,8 @@ def on_batches(config: MemberConfig, size: int, plan: Plan) -> str:
         Side of the images in pixels.
     """
     own = config.batch_size
-    speeds = {batch: speed(config, size, plan, "train", batch, 1) for batch in sorted({*BATCHES, own})}
+    batches = [batch for batch in BATCHES if batch * size**2 <= MOST_PIXELS]
+    speeds = {batch: speed(config, size, plan, "train", batch, 1) for batch in sorted({*batches, own})}
     best = max(speeds, key=lambda batch: speeds[batch])
     advice = f"--batch-size {own} is as fast as any"
     if speeds[best] >= FASTER * speeds[own]:
@@ -50,16 +56,14 @@ def on_batches(config: MemberConfig, size: int, plan: Plan) -> str:
     return f"{config.name}, one core, images/s by batch: {_told(speeds)}. {advice}."
 
 
-def on_workers(config: MemberConfig, pixels: np.ndarray, images_per_second: float, idle: int) -> str:
-    """Measure augmentation, and say whether data workers pay.
+def on_augmentation(config: MemberConfig, pixels: np.ndarray, images_per_second: float) -> str:
+    """Measure augmentation, and say what it takes.
 
     Parameters
     ----------
     pixels : uint8 array (n, H, W, 3)
     images_per_second : float
-        Of training on a core, augmentation included.
-    idle : int
-        Cores that no network is trained on.
+        Of training, by core, augmentation included.
     """
     augmentation = Augmentation(config.augmentation, seed=0)
     augmentation(pixels[0], 0, 0)
@@ -67,11 +71,9 @@ def on_workers(config: MemberConfig, pixels: np.ndarray, images_per_second: floa
     for row in range(AUGMENTED):
         augmentation(pixels[row % len(pixels)], 0, row)
     rate = AUGMENTED / (time.perf_counter() - started)
-    share = min(1.0, images_per_second / rate)
-    advice = f"--workers {idle} would take it to idle cores" if idle else "no core is idle: --workers 0"
     return (
-        f"{config.name}: augmentation makes {rate:.0f} images/s on a core, {100 * share:.0f} % of training's time; "
-        f"{advice}."
+        f"{config.name}: augmentation makes {rate:.0f} images/s on a core, {100 * images_per_second / rate:.0f} % of "
+        "training's time; data workers would share the cores of their network: --workers 0."
     )
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from ensemble.config import VIEWS, MemberConfig
 from ensemble.members.backbones import build
@@ -78,7 +77,7 @@ class OurPrediction:
     ----------
     config : MemberConfig
     weights : sequence of Path
-        A safetensors file a fold model: read when a process is cold, as by `thera predict`, and not again.
+        An .npz a fold model: read when a process is cold, as by `thera predict`, and not again.
     plan : Plan
     mapped : MappedPixels
     at_once : int
@@ -123,7 +122,8 @@ def predict_turn(
         networks = []
         for path in weights:
             network = build(config, mapped.array.shape[1]).to(memory_format=torch.channels_last)
-            network.load_state_dict(load_file(path))
+            with np.load(path) as state:
+                network.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
             networks.append(prepared(network, plan))
         _warm[key] = networks
     of_models = [predict_logits(each, mapped.array, rows, VIEWS, plan.precision, CPU, bar) for each in _warm[key]]

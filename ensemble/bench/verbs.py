@@ -148,8 +148,7 @@ def train(wish: Wish, material: Material, say: Say) -> Table:
     names = ("plain torch loop", "timm train.py, default", "timm train.py, best flags, light augmentation")
     for arch in wish.archs:
         config, plan, probed, share = _chosen(arch, material, "train")
-        side_by_side = min(FOLDS, threads)
-        ours = OurTraining(config, plan, material.mapped, material.labels, len(files.paths), side_by_side)
+        ours = OurTraining(config, plan, material.mapped, material.labels, len(files.paths), min(FOLDS, threads))
         with ExitStack() as stack, progress(_steps(wish, names), f"train {arch}", "turns") as bar:
             stack.callback(ours.close)
             contestants: dict[str, Callable[[], int]] = {"thera": partial(ours.run, _Quiet(bar))}
@@ -168,11 +167,11 @@ def train(wish: Wish, material: Material, say: Say) -> Table:
                     contestants[name] = partial(peer.run, n)
             match = _turns(contestants, wish, bar)
         rows.append(_row(arch, plan, match, share, names if wish.peers else ()))
-        of_core = float(np.median(match.speeds["thera"])) / side_by_side
+        of_core = float(np.median(match.speeds["thera"])) / threads
         notes += [
             advice.on_plans(arch, plan, probed),
             advice.on_batches(config, material.size, plan),
-            advice.on_workers(config, material.mapped.array, of_core, threads - side_by_side),
+            advice.on_augmentation(config, material.mapped.array, of_core),
         ]
     columns = ("architecture", "plan", "images/s", "of the roofline", *(_columns(names) if wish.peers else ()))
     told = (
@@ -186,8 +185,6 @@ def train(wish: Wish, material: Material, say: Say) -> Table:
 
 def predict(wish: Wish, material: Material, say: Say) -> Table:
     """Images per second of prediction under two views with three fold models, ours and the peers', in turn."""
-    from safetensors.torch import save_file
-
     from ensemble.bench import advice, engines, peers
     from ensemble.bench.ours import OurPrediction
     from ensemble.members.backbones import build
@@ -201,8 +198,8 @@ def predict(wish: Wish, material: Material, say: Say) -> Table:
     for arch in wish.archs:
         config, plan, probed, share = _chosen(arch, material, "predict")
         network = build(config, material.size).eval()
-        weights = material.store / f"{arch}.safetensors"
-        save_file({name: value.contiguous() for name, value in network.state_dict().items()}, weights)
+        weights = material.store / f"{arch}.npz"
+        np.savez(weights, **{name: value.numpy() for name, value in network.state_dict().items()})
         timm_state = {name.removeprefix("model."): value for name, value in network.state_dict().items()}
         ours = OurPrediction(config, [weights] * FOLD_MODELS, plan, material.mapped, threads)
         with ExitStack() as stack, progress(_steps(wish, names), f"predict {arch}", "turns") as bar:

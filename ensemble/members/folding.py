@@ -1,8 +1,8 @@
 """A network for prediction on a CPU: what it does to a map beside its convolutions is done with them.
 
 Batch norms and layer scales go into the weights, activations are computed where a convolution or a linear layer writes
-its result, weights are cast and laid out once. As in members/convolutions.py, 1 × 1 convolutions in bfloat16 and those
-of few output positions are matrix products.
+its result, weights are cast once, and those of linear layers laid out once. As in members/convolutions.py, 1 × 1
+convolutions in bfloat16 and those of few output positions are matrix products.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ensemble.members.backbones import Backbone
-from ensemble.members.convolutions import FEW, LoweredConv2d, output_size, pair, windows
+from ensemble.members.convolutions import FEW, output_size, pair, windows
 
 Activation: TypeAlias = tuple[str, list[float], str]
 """As oneDNN knows it: name, parameters, algorithm."""
@@ -41,26 +41,32 @@ IDLE = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
 
 def fold(network: Backbone, dtype: torch.dtype) -> Backbone:
-    """Return a network that computes what this one does in evaluation mode; it has weights of its own.
+    """Return a `FoldedBackbone` that computes what this network does in evaluation mode, with weights of its own.
 
     Parameters
     ----------
     network : Backbone
-        On the CPU. One whose code `torch.fx` cannot trace is returned as it is; so is any where this machine's
-        oneDNN does not compute in `dtype`.
+        On the CPU. It is returned as it is where `torch.fx` cannot trace its code, which branches on what comes in,
+        and where this machine's oneDNN does not compute it in `dtype`.
     dtype : torch.dtype
         Of what convolutions and linear layers read and write: the precision that it will be called with.
     """
     if not _computes(dtype):
         return network
-    copied = copy.deepcopy(network).eval()
+    try:
+        folded = _folded(copy.deepcopy(network).eval(), dtype)
+        with torch.inference_mode():
+            folded(torch.zeros((2, network.input_size, network.input_size, 3), dtype=torch.uint8), dtype)
+    except Exception:  # whatever a network's code raises when it is run on no tensor, or oneDNN where it lacks a kernel
+        return network
+    return folded
+
+
+def _folded(copied: Backbone, dtype: torch.dtype) -> FoldedBackbone:
     for module in copied.modules():
         _fold_layer_scale(module)
     tracer = _Tracer()
-    try:
-        graph = tracer.trace(_Features(copied))
-    except Exception:  # whatever a network's code raises when it is run on no tensor
-        return network
+    graph = tracer.trace(_Features(copied))
     features = fx.GraphModule(tracer.root, graph)
     for node in list(graph.nodes):
         if isinstance(_called(features, node), IDLE):
@@ -149,30 +155,30 @@ class PackedConv2d(nn.Module):
         self, layer: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation
     ) -> None:
         super().__init__()
-        self._weight, self._bias, self._activation = weight, bias, activation
+        self._dtype, self._kernel, self._bias, self._activation = weight.dtype, weight.shape[2:], bias, activation
         self._mode, self._borders = layer.padding_mode, layer._reversed_padding_repeated_twice
         self._padding = pair(layer.padding) if self._mode == "zeros" else (0, 0)
         self._stride, self._dilation, self._groups = pair(layer.stride), pair(layer.dilation), layer.groups
         dense = self._groups == 1 and self._dilation == (1, 1)
         pointwise = dense and layer.kernel_size == self._stride == (1, 1) and layer.padding == (0, 0)
-        self._linear: PackedLinear | None = None
-        if pointwise and weight.dtype == torch.bfloat16:
-            self._linear = PackedLinear(weight[:, :, 0, 0], bias, activation)
-        inside = all(border < side for border, side in zip(self._padding, weight.shape[2:], strict=True))
+        inside = all(border < side for border, side in zip(self._padding, self._kernel, strict=True))
         self._few = FEW if dense and inside and not pointwise else 0  # every window then sees a part of the image
         self._windows: dict[torch.Size, list[tuple[Any, Any, PackedLinear]]] = {}
+        as_linear = pointwise and weight.dtype == torch.bfloat16
+        self._layer = PackedLinear(weight[:, :, 0, 0], bias, activation) if as_linear else None
+        self._weight = weight[:0] if as_linear else weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(b, in, H, W) -> (b, out, H', W'), channels last."""
-        x = x.to(self._weight.dtype)
+        x = x.to(self._dtype)
         if self._mode != "zeros":
             with torch.autocast("cpu", enabled=False):  # which would pad in float32
                 x = nn.functional.pad(x, self._borders, self._mode)
         x = x.contiguous(memory_format=torch.channels_last)
         found: torch.Tensor
-        height, width = output_size(x.shape[2:], self._weight.shape[2:], self._stride, self._padding)
-        if self._linear is not None:
-            found = self._linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        height, width = output_size(x.shape[2:], self._kernel, self._stride, self._padding)
+        if self._layer is not None:
+            found = self._layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         elif height * width <= self._few:
             found = self._in_windows(x, height, width)
         else:
@@ -240,8 +246,10 @@ def _pack(features: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> None:
 
 
 def _is_shared(node: fx.Node) -> bool:
-    """Return whether what a node calls is called elsewhere, too."""
-    return [other.target for other in node.graph.nodes].count(node.target) > 1
+    """Return whether what a node calls is called elsewhere, too, or a parameter of it read."""
+    target = str(node.target)
+    of_modules = [str(other.target) for other in node.graph.nodes if other.op in ("call_module", "get_attr")]
+    return sum(each == target or each.startswith(f"{target}.") for each in of_modules) > 1
 
 
 def _is_foldable(module: nn.Module | None) -> TypeGuard[nn.BatchNorm2d]:
@@ -254,7 +262,7 @@ def _fused(module: nn.Module | None) -> Activation | None:
 
 def _is_plain(layer: nn.Conv2d | nn.Linear) -> bool:
     """Return whether a layer computes what its class says; subclasses may do otherwise."""
-    plain = type(layer) in (nn.Conv2d, LoweredConv2d, nn.Linear)
+    plain = type(layer) in (nn.Conv2d, nn.Linear)
     return plain and not (isinstance(layer, nn.Conv2d) and isinstance(layer.padding, str))
 
 

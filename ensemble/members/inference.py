@@ -16,7 +16,7 @@ from ensemble.config import MemberConfig
 from ensemble.errors import ConfigError
 from ensemble.members.augment import view
 from ensemble.members.backbones import Backbone, build
-from ensemble.members.plans import PLAINEST, PRECISIONS, Plan, deviation, possible_plans, prepared, probe
+from ensemble.members.plans import PLAINEST, PRECISIONS, Plan, deviation, is_followed, possible_plans, prepared, probe
 from ensemble.members.processes import Progress
 
 BATCH = 256
@@ -84,9 +84,12 @@ class FoldModels:
         float32 with the library's convolutions: then it is the latter.
         """
         self._network.load_state_dict(weights)
+        self._network.eval()  # some keep what follows from their weights, until they are told so again
         network, plan = self._network, self._plan
         if plan != PLAINEST:
-            exact, network = self._network, prepared(copy.deepcopy(self._network), plan)
+            exact = self._network
+            network = prepared(copy.deepcopy(exact) if plan.convolutions == "lowered" else exact, plan)
+            plan = plan if is_followed(network, plan) else Plan(plan.precision)
             some = np.unique(np.linspace(0, len(pixels) - 1, COMPARED).astype(int))  # the same, whatever the rows
             batch = torch.from_numpy(pixels[some]).to(self._device)
             with torch.inference_mode():

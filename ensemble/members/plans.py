@@ -21,7 +21,7 @@ import torch
 from ensemble.config import MemberConfig
 from ensemble.members.backbones import Backbone, build
 from ensemble.members.convolutions import lower
-from ensemble.members.folding import fold
+from ensemble.members.folding import FoldedBackbone, fold
 from ensemble.members.losses import focal_loss
 from ensemble.progress import progress
 
@@ -36,7 +36,7 @@ WORTH = 1.05
 """How many times the images per second of the plainest plan another one must reach to be chosen."""
 
 PROBE_PAYS = 150
-"""Batches of work from which a probe, 16 to 24 batches itself, is made; below, the plainest plan is taken."""
+"""Batches of work from which a probe, 24 batches itself at most, is made; below, the plainest plan is taken."""
 
 SANE = 3.0
 """How far bfloat16 with the library's convolutions may lie from float32, relative to its spread: with parameters drawn
@@ -178,7 +178,7 @@ def _measured(config: MemberConfig, image_size: int, plans: tuple[Plan, ...], ph
         for plan, each in subjects.items():
             results[plan] = each.step()
             bar.advance()
-        sound = [plan for plan in plans if _agrees(plan, results)]
+        sound = [plan for plan in plans if is_followed(subjects[plan].network, plan) and _agrees(plan, results)]
         seconds: dict[Plan, list[float]] = {plan: [] for plan in sound}
         for _ in range(PROBE_ROUNDS):
             for plan in sound:
@@ -199,6 +199,11 @@ def prepared(network: Backbone, plan: Plan) -> Backbone:
     if plan.convolutions == "lowered":
         lower(network)
     return network
+
+
+def is_followed(network: Backbone, plan: Plan) -> bool:
+    """Return whether a prepared network is what the plan says; one that cannot be folded is computed as native."""
+    return plan.convolutions != "folded" or isinstance(network, FoldedBackbone)
 
 
 @dataclass(frozen=True)

@@ -55,12 +55,25 @@ def test_batches_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "images/s by batch: 4 " in told and ", 8 " in told
 
 
-@pytest.mark.parametrize(
-    ("idle", "expected"), [(0, "no core is idle: --workers 0."), (3, "--workers 3 would take it to idle cores.")]
-)
-def test_workers_pay_where_cores_are_idle(monkeypatch: pytest.MonkeyPatch, idle: int, expected: str) -> None:
-    ticks = iter([0.0, advice.AUGMENTED / 1000])  # 1,000 images a second
-    monkeypatch.setattr(advice.time, "perf_counter", lambda: next(ticks))
+def test_nothing_sound_is_told() -> None:
+    assert advice.on_plans("resnet10t", PLAN, Probe(PLAN, {})) == "resnet10t: only fp32 native computes soundly here."
+
+
+def test_a_batch_of_large_images_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(advice, "speed", lambda *given: asked.append(given[4]) or 1.0)
+    advice.on_batches(member(batch_size=16), 256, PLAN)
+    assert asked == [16, 32, 64]
+
+
+def test_what_augmentation_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock:
+        ticks = iter([0.0, advice.AUGMENTED / 1000])  # 1,000 images a second
+
+        def perf_counter(self) -> float:
+            return next(self.ticks)
+
+    monkeypatch.setattr(advice, "time", Clock())
     pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
-    told = advice.on_workers(member(augment="standard"), pixels, 250.0, idle)
-    assert "makes 1000 images/s on a core, 25 % of training's time" in told and told.endswith(expected)
+    told = advice.on_augmentation(member(augment="standard"), pixels, 250.0)
+    assert "makes 1000 images/s on a core, 25 % of training's time" in told

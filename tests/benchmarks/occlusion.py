@@ -33,7 +33,7 @@ def main(folder: Path, name: str, images: int) -> None:
     config = MemberConfig.model_validate(member.read()["config"] | {"pretrained": False, "weights": None})
     models = FoldModels(config, dataset.size[0], PLAINEST, choose_device("cpu"))
     side = dataset.size[0] // SQUARE
-    middle = np.asarray(dataset.pixels[:: len(dataset) // 2000]).mean(axis=0).round().astype(np.uint8)
+    middle = np.asarray(dataset.pixels[:: max(1, len(dataset) // 2000)]).mean(axis=0).round().astype(np.uint8)
     moved = {0: np.zeros((side, side)), 1: np.zeros((side, side))}
     share = images // table.k
     with progress(2 * table.k * share * (side * side + 1), name, "images") as bar:

@@ -32,6 +32,7 @@ ARCHS = [
     "small_cnn",  # borders replicated
     "simple_cnn",
     "lenet",
+    "edgenext_xx_small",  # reads a layer's parameters
 ]
 
 COLOURS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.25)}
@@ -214,6 +215,29 @@ def test_a_norm_that_is_used_twice_stays() -> None:
             return found
 
     assert_same(Twice(), 3, 8)
+
+
+def test_a_layer_whose_parameters_are_read_stays() -> None:
+    class Reading(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.other = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.other(self.conv(x)) + self.conv.weight.mean()
+            return found
+
+    folded = assert_same(Reading(), 4, 8)
+    assert sum(isinstance(each, PackedConv2d) for each in folded.modules()) == 1
+
+
+def test_a_network_that_fails_when_folded_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("could not create a primitive descriptor")
+
+    monkeypatch.setattr(PackedConv2d, "forward", refuse)
+    network = of("small_cnn")
+    assert fold(network, torch.float32) is network
 
 
 def test_a_layer_of_another_kind_stays() -> None:
