@@ -1,6 +1,6 @@
 """What does `thera predict --cascade` save, and what does it change?
 
-    python tests/benchmarks/cascade.py RUN IMAGES
+    python tests/benchmarks/cascaded.py RUN IMAGES
 
 Takes a run whose weights are there, and labels the images with and without a cascade, in turn, each time by the whole
 command in a process of its own, in copies of the run that know no earlier logits. Prints how long each took, how many
