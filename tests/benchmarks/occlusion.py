@@ -51,7 +51,7 @@ def main(folder: Path, name: str, images: int) -> None:
                     every.append(covered)
                 together = np.concatenate(every)
                 found, _ = models.predict(weights, together, np.arange(len(together)), VIEWS[:1], bar)
-                by_square = found[:, 0].reshape(len(every), share)
+                by_square = found[:, 0].reshape(len(every), len(rows))
                 moved[label] += (by_square[1:] - by_square[0]).mean(axis=1).reshape(side, side) / table.k
     for label, grid in moved.items():
         print(f"\nlabel {label}, {table.k * share} images, mean change of the logit where a square is covered:")
