@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +14,12 @@ from ensemble.config import VIEWS, MemberConfig, seed_sequence
 from ensemble.decision.rates import call, error_rates
 from ensemble.decision.threshold import fit_threshold
 from ensemble.errors import ConfigError, DataError, ResourceError
-from ensemble.progress import Say, progress
+from ensemble.progress import Bar, Say, progress
 
 if TYPE_CHECKING:
     from ensemble.data.source import Dataset
     from ensemble.members.fold_job import FoldJob
+    from ensemble.members.lockstep import Task
     from ensemble.members.plans import Plan
     from ensemble.members.training import FoldResult
 
@@ -127,8 +128,8 @@ def _begin(
 
 def _finish(begun: Sequence[_Begun], table: runs.FoldTable, place: _Place, say: Say) -> None:
     """Train what is not finished, and write it."""
-    from ensemble.members.processes import Workers
-    from ensemble.members.training import Watch, train_and_predict
+    from ensemble.members.lockstep import Task
+    from ensemble.members.training import Watch
 
     every = [(one, job) for one in begun for job in one.jobs]
     cores = _cores([job for _, job in every], place)
@@ -137,23 +138,50 @@ def _finish(begun: Sequence[_Begun], table: runs.FoldTable, place: _Place, say: 
     for index, (one, job) in enumerate(every):
         if index not in todo and not (one.folder.fold(job.fold) / "training.png").exists():
             _draw(one.folder, job.fold)
-    calls = []
+    tasks = []
     for index in todo:
         one, job = every[index]
         rows = held_out[job.fold]
         watch, state = Watch(_watched(job, rows), least_hter), runs.StateFolder(one.folder.fold(job.fold))
-        calls.append((job, state, one.plan, place.device, place.workers, rows, VIEWS, watch))
+        tasks.append(Task(job, state, one.plan, rows, VIEWS, watch))
     steps = [job.images + len(held_out[job.fold]) * len(VIEWS) for _, job in every]
     names = begun[0].folder.name if len(begun) == 1 else f"{len(begun)} members"
     folds = f"{len(begun[0].jobs)} folds" if len(begun[0].jobs) > 1 else f"fold {begun[0].jobs[0].fold}"
-    with progress(sum(steps), f"{names}, {folds}") as bar, Workers() as processes:
+    with progress(sum(steps), f"{names}, {folds}") as bar:
         bar.skip(sum(steps) - sum(steps[index] for index in todo))
-        for place_in_todo, result in processes.run(train_and_predict, calls, [cores[index] for index in todo], bar):
+        for place_in_todo, result in _results(tasks, [cores[index] for index in todo], place, bar):
             index = todo[place_in_todo]
             one, job = every[index]
             for warning in result.warnings:
                 say(f"warning: {warning}")
             _write(one.folder, job.fold, table.ids[held_out[job.fold]], result, place, len(cores[index]))
+
+
+def _results(
+    tasks: Sequence[Task], cores: Sequence[list[int]], place: _Place, bar: Bar
+) -> Iterator[tuple[int, FoldResult]]:
+    """Yield the index and the result of each task as they come: side by side on a CPU's cores, together on a GPU."""
+    from ensemble.members.lockstep import train_together
+    from ensemble.members.processes import Workers
+
+    groups = _groups(cores, place)
+    calls = [([tasks[index] for index in group], place.device, place.workers) for group, _ in groups]
+    with Workers() as processes:
+        for which, results in processes.run(train_together, calls, [own for _, own in groups], bar):
+            yield from zip(groups[which][0], results, strict=True)
+
+
+def _groups(cores: Sequence[list[int]], place: _Place) -> list[tuple[list[int], list[int]]]:
+    """Return which tasks a process trains in turn, and its cores: on a CPU each task by itself, with its own.
+
+    On a GPU one process trains all, or each of `--jobs` processes a share of them.
+    """
+    from ensemble.members.processes import at_once, shares
+
+    if place.device.type == "cpu":
+        return [([index], own) for index, own in enumerate(cores)]
+    n = at_once(len(cores), 0, place.device, place.jobs)
+    return [(list(range(first, len(cores), n)), own) for first, own in enumerate(shares(n, n)) if cores]
 
 
 def _write(
@@ -297,8 +325,7 @@ def _parts(job: FoldJob, table: runs.FoldTable) -> np.ndarray:
 
 def _train_parts(one: _Begun, parts: dict[int, np.ndarray], table: runs.FoldTable, place: _Place, say: Say) -> None:
     """Train what finds doubtful labels and is not finished, and write its logits."""
-    from ensemble.members.processes import Workers
-    from ensemble.members.training import train_and_predict
+    from ensemble.members.lockstep import Task
 
     every = [
         (replace(job, rows=job.rows[parts[job.fold] != part], part=part), job.rows[parts[job.fold] == part])
@@ -311,16 +338,16 @@ def _train_parts(one: _Begun, parts: dict[int, np.ndarray], table: runs.FoldTabl
         known = one.folder.left_out(job.fold) is not None
         if not known and one.folder.read_part(job.fold, job.part, VIEWS[:1]) is None:
             todo.append(index)
-    calls = []
+    tasks = []
     for index in todo:
         job, held_out = every[index]
         assert job.part is not None
         state = runs.StateFolder(one.folder.part(job.fold, job.part))
-        calls.append((job, state, one.plan, place.device, place.workers, held_out, VIEWS[:1], None))
+        tasks.append(Task(job, state, one.plan, held_out, VIEWS[:1], None))
     steps = [job.images + len(held_out) for job, held_out in every]
-    with progress(sum(steps), f"{one.folder.name}, doubtful labels") as bar, Workers() as processes:
+    with progress(sum(steps), f"{one.folder.name}, doubtful labels") as bar:
         bar.skip(sum(steps) - sum(steps[index] for index in todo))
-        for place_in_todo, result in processes.run(train_and_predict, calls, [cores[index] for index in todo], bar):
+        for place_in_todo, result in _results(tasks, [cores[index] for index in todo], place, bar):
             job, held_out = every[todo[place_in_todo]]
             assert job.part is not None
             for warning in result.warnings:

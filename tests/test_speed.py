@@ -13,17 +13,20 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import timm
+import torch
 from safetensors.torch import save_file
 from tiny import write_tiny
 
+from ensemble import runs, trainer
 from ensemble.cli import main
-from ensemble.members import inference, plans
+from ensemble.members import inference, plans, processes
 from ensemble.members.plans import Plan
 
 CORES = os.sched_getaffinity(0)
@@ -247,3 +250,53 @@ def test_parts_side_by_side_are_the_whole(data: Path, fitted: Path, exact: np.nd
     np.testing.assert_allclose(logits, exact, rtol=0, atol=2e-5)
     with open(tmp_path / "run/predictions/img-plain/predictions.csv") as file:
         assert len(list(csv.DictReader(file))) == len(exact)
+
+
+# --- several folds in one process, as on a GPU ------------------------------------------------------------------------
+
+
+def test_a_gpu_has_all_folds_in_one_process_or_in_as_many_as_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "cores", lambda: [0, 1, 2, 3])
+    place = trainer._Place(torch.device("cuda"), 3, None)
+    every = [[0, 1, 2, 3]] * 5
+    assert trainer._groups(every, place) == [([0, 1, 2, 3, 4], [0, 1, 2, 3])]
+    assert trainer._groups(every, replace(place, jobs=2)) == [([0, 2, 4], [0, 1]), ([1, 3], [2, 3])]
+    assert [group for group, _ in trainer._groups(every, replace(place, jobs=9))] == [[0, 4], [1], [2], [3]]
+    assert trainer._groups([], place) == []
+    own = [[0, 1], [2, 3], [0, 1, 2, 3]]
+    assert trainer._groups(own, replace(place, device=torch.device("cpu"))) == [([i], own[i]) for i in range(3)]
+
+
+@pytest.mark.parametrize("clean", ["false", "true"])
+def test_folds_in_one_process_give_the_same_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean: str
+) -> None:
+    """Two members of different kinds; each fold's files are its own, and no epoch is lost that was kept."""
+    config, base = tmp_path / "c.yaml", "pretrained: false, batch_size: 8, ema_decay: 0.9"
+    config.write_text(
+        f"seed: 0\nfolds: 2\ndata: {{images: {data}/tiny/img, labels: {data}/tiny/labels.txt}}\nmembers:\n"
+        f"  - {{arch: test_resnet, {base}, epochs: 6, augment: light, clean: {clean}}}\n"
+        f"  - {{arch: lenet, {base}, epochs: 4, augment: light}}\nrun: {tmp_path}/alone\n"
+    )
+    main(["run", str(config), "--device", "cpu"])
+    grouped = []
+
+    def together(cores: Any, place: Any) -> Any:
+        grouped.append(len(cores))
+        return [(list(range(len(cores))), sorted(os.sched_getaffinity(0)))] if cores else []
+
+    monkeypatch.setattr(trainer, "_groups", together)
+    really, saved = runs.StateFolder.save, []
+
+    def stopped(self: Any, tensors: Any, history: Any) -> None:
+        really(self, tensors, history)
+        saved.append(self)
+        if len(saved) == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs.StateFolder, "save", stopped)
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        main(["run", str(config), "--device", "cpu", "--run", str(tmp_path / "together")])
+    main(["run", str(config), "--device", "cpu", "--run", str(tmp_path / "together")])
+    assert results(tmp_path / "together") == results(tmp_path / "alone") and max(grouped) == 4
+    assert len(results(tmp_path / "alone")) == 8

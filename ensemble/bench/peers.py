@@ -126,15 +126,25 @@ class Loop(Peer):
     batch : int
     step : callable
         Trains on one batch and returns its loss.
+    model, optimizer
+        What it trains, and what with.
     threads : int
         Of torch.
     """
 
     def __init__(
-        self, loader: Any, walk: _Walk, batch: int, step: Callable[[Any, Any], torch.Tensor], threads: int
+        self,
+        loader: Any,
+        walk: _Walk,
+        batch: int,
+        step: Callable[[Any, Any], torch.Tensor],
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        threads: int,
     ) -> None:
         super().__init__(loader, threads)
         self._walk, self._batch, self._step = walk, batch, step
+        self.model, self.optimizer = model, optimizer
         self.loss = float("nan")
         """Of the last batch."""
 
@@ -157,6 +167,7 @@ def plain_loop(
     threads: int,
     device: str = "cpu",
     read: Read = read_cv2,
+    seed: int = 0,
 ) -> Loop:
     """Return the loop that public solutions of such exercises write.
 
@@ -164,7 +175,7 @@ def plain_loop(
     shuffling DataLoader, the timm model in float32 and its default memory format, focal loss, AdamW. No average of the
     weights, no clipping.
     """
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = timm.create_model(arch, num_classes=1).to(device).train()
     facts = model.pretrained_cfg
     pipeline = albumentations.Compose(
@@ -175,7 +186,7 @@ def plain_loop(
             ToTensorV2(),
         ]
     )
-    walk = _Walk(len(files.paths))
+    walk = _Walk(len(files.paths), seed)
     loader = DataLoader(
         _Augmented(files, read, pipeline),
         batch_size=batch,
@@ -194,7 +205,7 @@ def plain_loop(
         optimizer.step()
         return loss.detach()
 
-    return Loop(loader, walk, batch, step, threads)
+    return Loop(loader, walk, batch, step, model, optimizer, threads)
 
 
 def timm_loop(
@@ -210,6 +221,7 @@ def timm_loop(
     compiled: bool = False,
     prefetcher: bool = True,
     augmentation: Mapping[str, Any] | None = None,
+    seed: int = 0,
 ) -> Loop:
     """Return the loop of timm's train.py, which the installed package does not hold, made of timm's own parts.
 
@@ -231,7 +243,7 @@ def timm_loop(
     augmentation : mapping, optional
         Arguments of `timm.data.create_loader` instead of train.py's random resized crop, mirror, colour jitter 0.4.
     """
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = timm.create_model(arch, num_classes=2).to(device)
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
@@ -249,7 +261,7 @@ def timm_loop(
         **_facts(model, files.size) | {"interpolation": "random", "batch_size": batch} | dict(augmentation or {}),
     )
     trained: Any = torch.compile(model) if compiled else model
-    walk = _Walk(len(files.paths))
+    walk = _Walk(len(files.paths), seed)
     loader.batch_sampler.sampler = walk  # it shuffles as the loader's own does, and can be had a part at a time
     model.train()
 
@@ -267,7 +279,7 @@ def timm_loop(
         ema.update(model)
         return torch.as_tensor(loss.detach())
 
-    return Loop(loader, walk, batch, step, threads)
+    return Loop(loader, walk, batch, step, model, optimizer, threads)
 
 
 # --- prediction -------------------------------------------------------------------------------------------------------
@@ -387,8 +399,8 @@ def dataloader_epoch(
 class _Walk(Sampler[int]):
     """Rows in one random order after the other; a pass yields the next `ahead` of them."""
 
-    def __init__(self, n: int) -> None:
-        rng = np.random.default_rng(0)
+    def __init__(self, n: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
         self._rows = (row for _ in itertools.count() for row in rng.permutation(n).tolist())
         self.ahead = n
 

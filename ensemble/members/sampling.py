@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -11,7 +11,9 @@ import torch
 from ensemble.members.augment import Augmentation
 from ensemble.members.fold_job import FoldJob
 
-Batch = tuple[torch.Tensor, torch.Tensor, np.ndarray]
+Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor, np.ndarray]
+Wanted: TypeAlias = tuple[int, int, int]
+"""An epoch, a row, and how often the row was drawn before in that epoch."""
 
 
 def balanced_shares(labels: np.ndarray) -> np.ndarray:
@@ -41,11 +43,24 @@ def order(job: FoldJob, epoch: int) -> np.ndarray:
 
 def batches_of(job: FoldJob, first_epoch: int, workers: int, device: torch.device) -> Iterator[Batch]:
     """Yield the augmented batches of all epochs from `first_epoch` on: pixels, labels, rows."""
+    return augmented(job, _Batches(job, first_epoch), workers, device)
+
+
+def augmented(job: FoldJob, wanted: Iterable[list[Wanted]], workers: int, device: torch.device) -> Iterator[Batch]:
+    """Yield, for lists of (epoch, row, time), the augmented images of each: pixels, labels, rows.
+
+    Parameters
+    ----------
+    job : FoldJob
+        Of which the images, the labels, the seed and what to do to an image count.
+    workers : int
+        Processes that augment ahead of what is taken; with none, an image is augmented when it is taken.
+    """
     if workers:
         torch.multiprocessing.set_forkserver_preload([__name__])
     loader = torch.utils.data.DataLoader(
         _AugmentedRows(job),
-        batch_sampler=_Batches(job, first_epoch),
+        batch_sampler=wanted,
         collate_fn=_to_tensors,
         num_workers=workers,
         multiprocessing_context="forkserver" if workers else None,  # never fork once CUDA is initialised
@@ -62,7 +77,7 @@ class _AugmentedRows(torch.utils.data.Dataset):  # type: ignore[type-arg]
         self.mapped, self.labels = job.mapped, job.labels
         self.augmentation = Augmentation(job.config.augmentation, job.seed)
 
-    def __getitems__(self, wanted: list[tuple[int, int, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def __getitems__(self, wanted: list[Wanted]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rows = np.array([row for _, row, _ in wanted])
         pixels = self.mapped.array[rows]
         if not self.augmentation.is_idle:
@@ -77,7 +92,7 @@ class _Batches:
     def __init__(self, job: FoldJob, first_epoch: int) -> None:
         self.job, self.first_epoch = job, first_epoch
 
-    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+    def __iter__(self) -> Iterator[list[Wanted]]:
         for epoch in range(self.first_epoch, self.job.config.epochs):
             batches = order(self.job, epoch)
             for batch, times in zip(batches, times_before(batches), strict=True):

@@ -118,14 +118,40 @@ def train_and_predict(
     """
     started = time.monotonic()
     network, history = train_fold(job, checkpoint, plan, device, workers, bar, watch)
+    logits = predict_held_out(job, network, plan, device, held_out, views, bar)
+    return fold_result(network, history, logits, time.monotonic() - started, checkpoint)
+
+
+def predict_held_out(
+    job: FoldJob,
+    network: Backbone,
+    plan: Plan,
+    device: torch.device,
+    held_out: np.ndarray,
+    views: Sequence[str],
+    bar: Progress,
+) -> np.ndarray:
+    """Return the logits (h, views) of rows that a network has not seen.
+
+    Raises
+    ------
+    TheraError
+        One is not finite.
+    """
     logits = predict_logits(network, job.pixels, held_out, views, plan.precision, device, bar)
     if not np.isfinite(logits).all():
         found = f"{np.count_nonzero(~np.isfinite(logits))} OOF logits of fold {job.fold} are not finite"
         raise TheraError(f"member {job.config.name}", found, "lower --lr, or use --precision fp32")
+    return logits
+
+
+def fold_result(
+    network: Backbone, history: History, logits: np.ndarray, seconds: float, checkpoint: Checkpoint
+) -> FoldResult:
+    """Return what another process can be told of a trained network."""
     weights = {key: value.cpu().contiguous().numpy() for key, value in network.state_dict().items()}
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    seconds, warnings = time.monotonic() - started, tuple(getattr(checkpoint, "warnings", ()))
-    return FoldResult(weights, logits, history, parameters, seconds, warnings)
+    return FoldResult(weights, logits, history, parameters, seconds, tuple(getattr(checkpoint, "warnings", ())))
 
 
 def train_fold(
@@ -137,15 +163,10 @@ def train_fold(
     bar: Progress,
     watch: Watch | None = None,
 ) -> tuple[Backbone, History]:
-    """Train for the budgeted epochs and return the weight average with its history.
-
-    No epoch is chosen: the budget is fixed, and the exponential moving average (EMA) of the weights after the last
-    epoch is the result. It goes on from the last epoch that `checkpoint` holds, to the same result on a CPU.
+    """Train for the budgeted epochs and return the weight average with its history, as `FoldTraining`.
 
     Parameters
     ----------
-    plan : Plan
-        Its precision is that of the features; parameters, loss and EMA are float32. fp16 uses a gradient scaler.
     workers : int
         Processes that augment; any number gives the same batches.
     bar : Progress
@@ -163,33 +184,76 @@ def train_fold(
     TheraError
         A loss is not finite; the images of its batch are named.
     """
-    tensors, history = checkpoint.load() or (None, [])
-    start = job.config if tensors is None else job.config.model_copy(update={"pretrained": False})
-    torch.manual_seed(job.random_seed("weights"))
-    weights = None
-    if job.weights is not None:
-        weights = {key: torch.from_numpy(value) for key, value in job.weights.items()}
-    network = build(start, job.pixels.shape[1], weights).to(memory_format=torch.channels_last).to(device)
-    learner = Learner(job, prepared(network, plan), plan, device)
-    if tensors is not None:
-        learner.restore(tensors)
-    bar.skip(len(history) * job.updates_per_epoch * job.batch_size)
-    loader = batches_of(job, len(history), workers, device)
-    for epoch in range(len(history), job.config.epochs):
-        started = time.monotonic()
-        network.input_size = _input_size(job, epoch)
+    training = FoldTraining(job, checkpoint, plan, device, watch)
+    bar.skip(training.images_seen)
+    batches = batches_of(job, training.epoch, workers, device)
+    while training.is_due(training.epoch):
+        training.run_epoch(batches, bar)
+    return training.average, training.history
+
+
+class FoldTraining:
+    """One fold's training, an epoch at a time.
+
+    No epoch is chosen: the budget is fixed, and the exponential moving average (EMA) of the weights after the last
+    epoch is the result. It goes on from the last epoch that `checkpoint` holds, to the same result on a CPU.
+
+    Parameters
+    ----------
+    plan : Plan
+        Its precision is that of the features; parameters, loss and EMA are float32. fp16 uses a gradient scaler.
+    watch : Watch, optional
+    """
+
+    def __init__(
+        self, job: FoldJob, checkpoint: Checkpoint, plan: Plan, device: torch.device, watch: Watch | None = None
+    ) -> None:
+        self.job, self._checkpoint, self._plan, self._device, self._watch = job, checkpoint, plan, device, watch
+        tensors, self.history = checkpoint.load() or (None, [])
+        start = job.config if tensors is None else job.config.model_copy(update={"pretrained": False})
+        torch.manual_seed(job.random_seed("weights"))
+        weights = None
+        if job.weights is not None:
+            weights = {key: torch.from_numpy(value) for key, value in job.weights.items()}
+        network = build(start, job.pixels.shape[1], weights).to(memory_format=torch.channels_last).to(device)
+        self._learner = Learner(job, prepared(network, plan), plan, device)
+        if tensors is not None:
+            self._learner.restore(tensors)
+
+    @property
+    def epoch(self) -> int:
+        """Return the epoch that comes next, counted from 0."""
+        return len(self.history)
+
+    @property
+    def images_seen(self) -> int:
+        return self.epoch * self.job.updates_per_epoch * self.job.batch_size
+
+    @property
+    def average(self) -> Backbone:
+        """Return the EMA of the weights, in evaluation mode."""
+        average: Backbone = self._learner.ema.module.eval()
+        return average
+
+    def is_due(self, epoch: int) -> bool:
+        """Return whether an epoch comes next, and is within the budget."""
+        return epoch == self.epoch < self.job.config.epochs
+
+    def run_epoch(self, batches: Iterator[Batch], bar: Progress) -> None:
+        """Train on the batches of the next epoch, and keep what it gives."""
+        job, epoch, started = self.job, self.epoch, time.monotonic()
+        self._learner.network.input_size = _input_size(job, epoch)
         torch.manual_seed(job.random_seed("dropout", epoch))
-        loss = learner.epoch(epoch, loader, bar)
+        loss = self._learner.epoch(epoch, batches, bar)
         seconds = round(time.monotonic() - started, 2)
-        entry: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "lr": learner.lr, "seconds": seconds}
+        entry: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "lr": self._learner.lr, "seconds": seconds}
         told = f"{job.config.name} fold {job.fold + 1} epoch {epoch + 1}/{job.config.epochs} loss {loss:.4f}"
-        if watch is not None:
-            entry["hter"] = watch(learner.ema.module, job, plan, device)
+        if self._watch is not None:
+            entry["hter"] = self._watch(self._learner.ema.module, job, self._plan, self._device)
             told += "" if entry["hter"] is None else f" HTER {entry['hter']:.3f}"
-        history = [*history, entry]
-        checkpoint.save(learner.state(), history)
+        self.history = [*self.history, entry]
+        self._checkpoint.save(self._learner.state(), self.history)
         bar.note(told)
-    return learner.ema.module.eval(), history
 
 
 def _input_size(job: FoldJob, epoch: int) -> int:
@@ -222,30 +286,36 @@ class Learner:
 
     def epoch(self, epoch: int, loader: Iterator[Batch], bar: Progress) -> float:
         """Make one epoch's updates and return the mean loss."""
-        config = self.job.config
         self.network.train()
         finite: list[float] = []
         unseen: list[tuple[torch.Tensor, np.ndarray]] = []
         for step in range(self.job.updates_per_epoch):
-            update = epoch * self.job.updates_per_epoch + step
-            pixels, labels, rows = next(loader)  # (b, H, W, 3) uint8, (b,) float32, (b,) int64
-            self.schedule.step_update(update)
-            logits = self.network(pixels.to(self.device, non_blocking=True), self.precision)  # (b,)
-            labels = labels.to(self.device, non_blocking=True)
-            loss = classification_loss(logits, labels, config, self.class_weights).mean()
-            self.optimizer.zero_grad(set_to_none=True)
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.clip_norm)
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            self.ema.update(self.network, step=update)
-            unseen.append((loss.detach(), rows))
+            pixels, labels, rows = next(loader)
+            loss = self.update(epoch * self.job.updates_per_epoch + step, pixels, labels)
+            unseen.append((loss, rows))
             if len(unseen) == FINITE_CHECK_INTERVAL or step + 1 == self.job.updates_per_epoch:
                 finite += self._finite(unseen)
                 unseen = []
             bar.advance(len(rows))
         return round(float(np.mean(finite)), 6)
+
+    def update(self, number: int, pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Make one update with pixels (b, H, W, 3) uint8 and labels (b,); return the loss.
+
+        Nothing is read back from the device, so that a GPU is given the next update while it computes this one.
+        """
+        self.schedule.step_update(number)
+        logits = self.network(pixels.to(self.device, non_blocking=True), self.precision)  # (b,)
+        labels = labels.to(self.device, non_blocking=True)
+        loss = classification_loss(logits, labels, self.job.config, self.class_weights).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.job.config.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.ema.update(self.network, step=number)
+        return loss.detach()
 
     def _finite(self, unseen: list[tuple[torch.Tensor, np.ndarray]]) -> list[float]:
         """Return the finite losses; the gradient scaler skips an overflow, but not one update after the other."""

@@ -87,7 +87,7 @@ def test_workers_have_nothing_to_fetch_between_runs_and_end(build: Any, files: F
 
 
 def test_a_walk_takes_every_row_once_before_any_twice(files: Files) -> None:
-    walk = peers._Walk(10)
+    walk = peers._Walk(10, seed=0)
     walk.ahead = 4
     rows = [row for _ in range(5) for row in walk]
     assert Counter(rows[:10]) == Counter(rows[10:]) == Counter(range(10))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from timm.optim import create_optimizer_v2
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ensemble.config import VIEWS, MemberConfig
 from ensemble.errors import TheraError
@@ -320,3 +321,32 @@ def test_device_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         choose_device("cuda")
     with pytest.raises(TheraError, match="must be auto, cpu, cuda or cuda:N; got mps"):
         choose_device("mps")
+
+
+class _ReadBack(TorchDispatchMode):
+    """Counts what makes the host wait for a device: a tensor that is asked for its value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if operator in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            self.seen.append(str(operator))
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_an_update_reads_nothing_back(images: Any, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    """With the fused optimiser, as on a GPU: so that it has the next update while it computes this one."""
+    fused = {"fused": True}
+    monkeypatch.setattr(training, "create_optimizer_v2", lambda *given, **kw: create_optimizer_v2(*given, **kw | fused))
+    wanted = job(images, input_size=32, loss="weighted-focal", label_smoothing=0.1, drop_rate=0.5)
+    network = training.build(wanted.config, 16).train()
+    learner = training.Learner(wanted, network, Plan(precision), CPU)
+    pixels, labels = torch.from_numpy(images[0][:16]), torch.from_numpy(images[1][:16].astype(np.float32))
+    learner.update(0, pixels, labels)
+    with _ReadBack() as counted:
+        losses = [learner.update(number, pixels, labels) for number in (1, 2)]
+        assert counted.seen == []
+        assert float(losses[0]) > 0 and counted.seen == ["aten._local_scalar_dense.default"], "that it would be seen"

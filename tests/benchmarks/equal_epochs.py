@@ -1,0 +1,223 @@
+"""Is the HTER after equal epochs as low in our training loop as in the peers'?
+
+    taskset -c 0 python tests/benchmarks/equal_epochs.py OUT --images train_img --labels label_train.txt --seeds 0 2
+    taskset -c 1 python tests/benchmarks/equal_epochs.py OUT --images train_img --labels label_train.txt --seeds 1 3
+    python tests/benchmarks/equal_epochs.py OUT
+
+Trains each architecture for three epochs on each half of the first 20,000 rows, on one core: in our loop by the plan
+that `--precision auto` takes, in our loop in fp32 with the library's convolutions, in the plain loop, and in that of
+timm's train.py at its best flags. All have batches of 128, about the same augmentation and the same schedule of rates
+(`RATE`, a short warm-up, a cosine to 0); loss, average of the weights and clipping are each one's own, but timm's
+average is not taken, which hardly leaves the start in so few updates. The rows of the other half, as they are and
+mirrored, give the nested HTER. OUT keeps every training's logits, so the command goes on where it was stopped; without
+--seeds it prints the table: HTERs, and our auto's less each other's, the mean over seeds with Student's 95 % interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from input_sizes import Nowhere
+from scipy import stats
+from torch import nn
+
+from ensemble.bench.peers import LIGHT, Files, Loop, plain_loop, timm_loop
+from ensemble.bench.verbs import timm_best
+from ensemble.config import SHORT_NAMES, VIEWS, MemberConfig
+from ensemble.data.folds import assign_folds
+from ensemble.data.source import open_source
+from ensemble.data.store import load_dataset
+from ensemble.decision.assessment import member_report
+from ensemble.members.backbones import Backbone
+from ensemble.members.fold_job import FoldJob
+from ensemble.members.inference import predict_logits
+from ensemble.members.plans import choose_plan
+from ensemble.members.processes import MappedPixels
+from ensemble.members.training import train_and_predict
+from ensemble.progress import progress
+
+ROWS, FOLDS, EPOCHS, BATCH, RATE = 20_000, 2, 3, 128, 2e-3
+WARMUP = 0.3
+"""Epochs: what a member has by default with so few."""
+
+WAYS = ("thera", "thera, fp32 native", "plain loop", "timm, best flags")
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Faces:
+    """The images, decoded and as files, in halves."""
+
+    mapped: MappedPixels
+    paths: Sequence[str]
+    ids: np.ndarray
+    labels: np.ndarray
+    fold_of: np.ndarray
+
+
+class _TwoLogits(nn.Module):
+    """A model with a logit a class, as one with the logit of class 1."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model, self.pretrained_cfg = model, model.pretrained_cfg
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.model.forward_features(x))
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool) -> torch.Tensor:
+        return torch.as_tensor(self.model.forward_head(x, pre_logits=pre_logits))
+
+    def get_classifier(self) -> nn.Module:
+        both = self.model.get_classifier()
+        one = nn.Linear(both.in_features, 1)
+        with torch.no_grad():
+            one.weight.copy_(both.weight[1:] - both.weight[:1])
+            one.bias.copy_(both.bias[1:] - both.bias[:1])
+        return one
+
+
+def by_us(faces: Faces, arch: str, fold: int, seed: int, bar: Any, plain: bool) -> np.ndarray:
+    """Train and predict as `thera train-member` does."""
+    forced = {"precision": "fp32", "convolutions": "native"} if plain else {}
+    config = MemberConfig.model_validate(
+        {"arch": arch, "pretrained": False, "epochs": EPOCHS, "augment": "light", "lr": RATE, **forced}
+    )
+    rows, held_out = (np.flatnonzero(side) for side in (faces.fold_of != fold, faces.fold_of == fold))
+    job = FoldJob(config, faces.mapped, faces.labels, faces.ids, rows, fold, seed)
+    assert (config.batch_size, config.warmup) == (BATCH, WARMUP)
+    plan = choose_plan(config, CPU, job.pixels.shape[1], "train", job.images // BATCH, 1)
+    return train_and_predict(job, Nowhere(), plan, CPU, 0, held_out, VIEWS, None, bar).logits
+
+
+def by_peer(
+    faces: Faces, arch: str, fold: int, seed: int, bar: Any, make: Callable[[str, Files, int], Loop]
+) -> np.ndarray:
+    """Train in a peer's loop, and predict what it trained in fp32."""
+    rows, held_out = (np.flatnonzero(side) for side in (faces.fold_of != fold, faces.fold_of == fold))
+    size = faces.mapped.array.shape[1]
+    loop = make(SHORT_NAMES.get(arch, arch), Files([faces.paths[row] for row in rows], faces.labels[rows], size), seed)
+    updates = len(rows) // BATCH
+    for update in range(EPOCHS * updates):
+        warm = min(1.0, 0.01 + 0.99 * update / round(WARMUP * updates))
+        rate = 0.5 * RATE * (1 + math.cos(math.pi * update / (EPOCHS * updates)))
+        for group in loop.optimizer.param_groups:
+            group["lr"] = RATE * warm if warm < 1 else rate
+        bar.advance(loop.run(BATCH))
+        assert math.isfinite(loop.loss)
+    loop.close()
+    model: Any = loop.model if loop.model.num_classes == 1 else _TwoLogits(loop.model)
+    network = Backbone(model, size).to(memory_format=torch.channels_last)
+    return predict_logits(network, faces.mapped.array, held_out, VIEWS, "fp32", CPU, bar)
+
+
+def _timm(arch: str, files: Files, seed: int, bar: Any) -> Loop:
+    amp = torch.bfloat16 if timm_best(arch, files, 1, bar) == "bf16" else None
+    return timm_loop(
+        arch, files, workers=0, threads=1, seed=seed, amp_dtype=amp, channels_last=True, augmentation=LIGHT
+    )
+
+
+def train(
+    out: Path, images: Path, labels: Path, archs: Sequence[str], ways: Sequence[str], seeds: Sequence[int]
+) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(dir=out) as store:
+        source = open_source(images, labels)
+        dataset = load_dataset(source, Path(store))
+        assert dataset.labels is not None
+        own = dataset.labels[:ROWS]
+        folds = assign_folds(own, np.arange(ROWS), FOLDS, 0).fold_of
+        paths = [str(images / name) for name in source.names[:ROWS]]
+        faces = Faces(MappedPixels(dataset.pixels), paths, dataset.ids[:ROWS], own, folds)
+        for seed in seeds:
+            for arch in archs:
+                for way in ways:
+                    for fold in range(FOLDS):
+                        _one(out, faces, arch, way, fold, seed)
+
+
+def _one(out: Path, faces: Faces, arch: str, way: str, fold: int, seed: int) -> None:
+    kept = out / f"{arch}, {way}, fold {fold}, seed {seed}.npz"
+    if kept.exists():
+        return
+    steps = EPOCHS * np.count_nonzero(faces.fold_of != fold) + len(VIEWS) * np.count_nonzero(faces.fold_of == fold)
+    with progress(steps, kept.stem) as bar:
+        makers = {
+            "plain loop": lambda arch, files, seed: plain_loop(arch, files, workers=0, threads=1, seed=seed),
+            "timm, best flags": partial(_timm, bar=bar),
+        }
+        started = time.perf_counter()
+        if way in makers:
+            logits = by_peer(faces, arch, fold, seed, bar, makers[way])
+        else:
+            logits = by_us(faces, arch, fold, seed, bar, way != WAYS[0])
+    inside = faces.fold_of == fold
+    held = {"ids": faces.ids[inside], "labels": faces.labels[inside], "logits": logits}
+    own = kept.with_name(f".{os.getpid()}.npz")
+    np.savez(own, seconds=time.perf_counter() - started, **held)
+    own.replace(kept)
+
+
+def show(out: Path) -> None:
+    print("| | seeds | " + " | ".join(WAYS) + " | " + " | ".join(f"less {way}" for way in WAYS[1:]) + " |")
+    print("| --- | ---: |" + 2 * len(WAYS[1:]) * " ---: |" + " ---: |")
+    for arch in SHORT_NAMES:
+        found = {way: _hters(out, arch, way) for way in WAYS}
+        seeds = sorted(set.intersection(*(set(each) for each in found.values())))
+        if not seeds:
+            continue
+        values = {way: np.array([each[seed] for seed in seeds]) for way, each in found.items()}
+        cells = [f"{each.mean():.4f}" for each in values.values()]
+        cells += [_apart(values[WAYS[0]] - values[way]) for way in WAYS[1:]]
+        print(f"| {arch} | {len(seeds)} | " + " | ".join(cells) + " |")
+
+
+def _hters(out: Path, arch: str, way: str) -> dict[int, float]:
+    """Return the nested HTER of each seed that has both folds."""
+    found = {}
+    for first in out.glob(f"{arch}, {way}, fold 0, seed *.npz"):
+        seed = int(first.stem.rpartition(" ")[2])
+        files = [first.with_name(f"{arch}, {way}, fold {fold}, seed {seed}.npz") for fold in range(FOLDS)]
+        if not all(file.exists() for file in files):
+            continue
+        halves = [dict(np.load(file)) for file in files]
+        ids, labels = (np.concatenate([half[name] for half in halves]) for name in ("ids", "labels"))
+        logits = np.concatenate([half["logits"].mean(axis=1) for half in halves])
+        folds = np.repeat(range(FOLDS), [len(half["ids"]) for half in halves])
+        found[seed] = member_report(arch, ids, logits, labels, folds).nested.hter
+    return found
+
+
+def _apart(differences: np.ndarray) -> str:
+    n, mean = len(differences), differences.mean()
+    if n < 2:
+        return f"{mean:+.4f}"
+    half = stats.t.ppf(0.975, n - 1) * differences.std(ddof=1) / math.sqrt(n)
+    return f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]"
+
+
+if __name__ == "__main__":
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("out", type=Path)
+    options.add_argument("--images", type=Path)
+    options.add_argument("--labels", type=Path)
+    options.add_argument("--archs", nargs="+", default=list(SHORT_NAMES))
+    options.add_argument("--ways", nargs="+", default=WAYS)
+    options.add_argument("--seeds", nargs="+", type=int, default=[])
+    given = options.parse_args()
+    if given.seeds:
+        train(given.out, given.images, given.labels, given.archs, given.ways, given.seeds)
+    show(given.out)

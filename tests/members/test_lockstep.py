@@ -1,0 +1,215 @@
+"""Folds that are trained on one device in turn: the same bytes as alone, from images that are augmented once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ensemble.config import VIEWS, MemberConfig
+from ensemble.errors import TheraError
+from ensemble.members import lockstep
+from ensemble.members.augment import Augmentation
+from ensemble.members.fold_job import FoldJob
+from ensemble.members.lockstep import Task, train_together
+from ensemble.members.plans import Plan
+from ensemble.members.processes import MappedPixels
+from ensemble.members.resident import CHUNK, ResidentEpochs, resident_bytes
+from ensemble.members.sampling import batches_of
+from ensemble.members.training import FoldResult, Watch, train_and_predict
+from ensemble.progress import progress
+
+CPU, N, FOLDS = torch.device("cpu"), 300, 3
+RNG = np.random.default_rng(0)
+LABELS = (np.arange(N) % 4 != 0).astype(np.int8)
+PIXELS = RNG.integers(0, 256, (N, 16, 16, 3), dtype=np.uint8)
+
+
+class Kept:
+    """A checkpoint in memory; the training stops when it has been saved so often, as by a kill."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.stop_after, self.saved, self.epochs = stop_after, None, 0
+
+    def load(self) -> Any:
+        return self.saved
+
+    def save(self, tensors: Any, history: Any) -> None:
+        self.saved = ({key: value.clone() for key, value in tensors.items()}, list(history))
+        self.epochs = len(history)
+        if len(history) == self.stop_after:
+            raise InterruptedError
+
+
+def task(fold: int, stop_after: int | None = None, **values: Any) -> Task:
+    base = {"arch": "lenet", "pretrained": False, "epochs": 3, "batch_size": 32, "drop_rate": 0.5}
+    config, rows = MemberConfig.model_validate(base | values), np.arange(N)
+    job = FoldJob(config, MappedPixels(PIXELS), LABELS, rows.astype(str), rows[rows % FOLDS != fold], fold, seed=5)
+    held_out = rows[rows % FOLDS == fold]
+    watch = Watch(held_out[:9], lambda logits, labels: float(logits.mean()))
+    return Task(job, Kept(stop_after), Plan("fp32"), held_out, VIEWS, watch)
+
+
+def alone(one: Task) -> FoldResult:
+    with progress(1, "test") as bar:
+        return train_and_predict(one.job, Kept(), one.plan, CPU, 0, one.held_out, one.views, one.watch, bar)
+
+
+def together(tasks: list[Task], workers: int = 0) -> list[FoldResult]:
+    with progress(1, "test") as bar:
+        return train_together(tasks, CPU, workers, bar)
+
+
+def assert_same(found: FoldResult, expected: FoldResult) -> None:
+    assert found.weights.keys() == expected.weights.keys() and found.parameters == expected.parameters
+    assert all(np.array_equal(found.weights[name], expected.weights[name]) for name in expected.weights)
+    assert np.array_equal(found.logits, expected.logits)
+    untimed = [[{**epoch, "seconds": 0} for epoch in each.history] for each in (found, expected)]
+    assert untimed[0] == untimed[1]
+
+
+MIXED = [
+    {"augment": "light", "name": "a"},
+    {"augment": "none", "name": "b", "epochs": 5},
+    {"augment": "light", "name": "c", "sampler": "balanced", "batch_size": 48, "epochs": 1},
+    {"arch": "resnet10t", "augment": "none", "name": "d", "sampler": "balanced", "drop_rate": 0},
+]
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"augment": "none"}, {"sampler": "balanced"}, {"input_size": 32, "early_size": 16}]
+)
+def test_folds_side_by_side_give_the_same_bytes_as_alone(values: dict[str, Any]) -> None:
+    tasks = [task(fold, **values) for fold in range(FOLDS)]
+    for one, found in zip(tasks, together(tasks), strict=True):
+        assert_same(found, alone(one))
+        assert found.seconds >= sum(epoch["seconds"] for epoch in found.history) - 0.1
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # where this process may use one core only
+@pytest.mark.parametrize("workers", [0, 1])
+def test_members_of_every_kind_do_too(workers: int) -> None:
+    tasks = [task(fold, **values) for values in MIXED for fold in (0, 2)]
+    for one, found in zip(tasks, together(tasks, workers), strict=True):
+        assert_same(found, alone(one))
+
+
+def test_stopped_at_different_epochs_they_go_on_to_the_same() -> None:
+    tasks = [task(0), task(1, stop_after=2), task(2)]
+    with pytest.raises(InterruptedError):
+        together(tasks)
+    assert [one.checkpoint.epochs for one in tasks] == [2, 2, 1], "each its last epoch, and none lost"
+    tasks[1].checkpoint.stop_after = None
+    tasks.append(task(0, name="later", epochs=2))
+    for one, found in zip(tasks, together(tasks), strict=True):
+        assert_same(found, alone(one))
+    for one, found in zip(tasks, together(tasks), strict=True):  # all epochs are there, the predictions are not
+        assert_same(found, alone(one))
+
+
+def test_each_image_is_augmented_once_for_all_folds(monkeypatch: pytest.MonkeyPatch) -> None:
+    really, seen = Augmentation.__call__, Counter()
+
+    def counted(self: Augmentation, image: np.ndarray, epoch: int, row: int, time: int = 0) -> np.ndarray:
+        seen[epoch, row, time] += 1
+        return really(self, image, epoch, row, time)
+
+    monkeypatch.setattr(Augmentation, "__call__", counted)
+    together([task(fold, batch_size=8) for fold in range(FOLDS)])
+    assert set(seen.values()) == {1} and len(seen) == 3 * N
+    seen.clear()
+    alone(task(0, batch_size=8))
+    assert len(seen) == 3 * N * 2 // FOLDS, "what the count would be of"
+
+
+def test_the_next_epoch_comes_in_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one is trained on, so that a device neither waits at its end nor a batch long."""
+    tasks = [task(fold, batch_size=8) for fold in range(FOLDS)]
+    images = ResidentEpochs([one.job for one in tasks], [0] * FOLDS, 0, CPU)
+    really, come = images._incoming, 0
+
+    def counted() -> Any:
+        nonlocal come
+        for chunk in really:
+            come += len(chunk[0])
+            yield chunk
+
+    images._incoming = counted()
+    updates = FOLDS * tasks[0].job.updates_per_epoch
+    for epoch in range(3):
+        done = 0
+        for one in tasks:
+            for _ in images.batches(one.job, epoch):
+                due = (epoch + 1) * N + (done / updates) * N * (epoch < 2)
+                assert due <= come < due + CHUNK + 1, (epoch, done)
+                done += 1
+    assert come == 3 * N and next(images._incoming, None) is None, "and nothing more than is needed"
+
+
+@pytest.mark.parametrize("values", [{}, {"augment": "none"}, {"sampler": "balanced"}])
+def test_the_batches_are_those_of_each_job_alone(values: dict[str, Any]) -> None:
+    jobs, firsts = [task(fold, **values).job for fold in range(FOLDS)], [0, 1, 0]
+    images, expected = ResidentEpochs(jobs, firsts, 0, CPU), [batches_of(job, 1, 0, CPU) for job in jobs]
+    for job in (jobs[0], jobs[2]):
+        assert sum(len(rows) for _, _, rows in images.batches(job, 0)) == job.images // job.config.epochs
+    for epoch in (1, 2):
+        for job, own in zip(jobs, expected, strict=True):
+            for found in images.batches(job, epoch):
+                pixels, labels, rows = next(own)
+                assert torch.equal(found[0], pixels) and torch.equal(found[1], labels)
+                assert np.array_equal(found[2], rows)
+
+
+def test_what_does_not_fit_comes_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks, held = [task(fold) for fold in range(FOLDS)], 2 * PIXELS.nbytes
+    assert resident_bytes(tasks[0].job) == held and resident_bytes(task(0, sampler="balanced").job) == 2 * held
+    expected, groups, really = [alone(one) for one in tasks], [], ResidentEpochs
+
+    def told(jobs: Any, *given: Any) -> ResidentEpochs:
+        groups.append([job.fold for job in jobs])
+        return really(jobs, *given)
+
+    monkeypatch.setattr(lockstep, "ResidentEpochs", told)
+    for room, found in ((held / lockstep.OF_IMAGES, [[0, 1, 2]]), (held / lockstep.OF_IMAGES - 1, [])):
+        groups.clear()
+        monkeypatch.setattr(lockstep, "_free", lambda _, room=room: room)
+        for one, other in zip(together([replace(one, checkpoint=Kept()) for one in tasks]), expected, strict=True):
+            assert_same(one, other)
+        assert groups == found
+    monkeypatch.setattr(lockstep, "_free", lambda _: 100 * held)
+    used = iter([0, 1, 11 * held + 1, 0, 20 * held])
+    monkeypatch.setattr(lockstep, "_allocated", lambda _: next(used))
+    monkeypatch.setattr(lockstep, "GROWS", lockstep.OF_NETWORKS * 100 / 11)
+    for one, other in zip(together([replace(one, checkpoint=Kept()) for one in tasks]), expected, strict=True):
+        assert_same(one, other)
+    assert groups == [[0, 1], [2]], "the last one of a group is the one that goes over"
+
+
+def test_a_member_whose_images_are_all_different_takes_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two augmentations are two copies."""
+    used = []
+    monkeypatch.setattr(lockstep, "_free", lambda _: 3.9 * PIXELS.nbytes / lockstep.OF_IMAGES)
+    monkeypatch.setattr(lockstep, "_group", lambda tasks, *_: used.append(tasks) or [None] * len(tasks))
+    monkeypatch.setattr(lockstep, "train_and_predict", lambda *_: None)
+    together([task(0), task(1)])
+    assert len(used) == 1
+    together([task(0), task(1, augment="light")])
+    assert len(used) == 1
+
+
+def test_an_error_of_one_is_told() -> None:
+    broken = task(1)
+    state = train_and_predict(broken.job, Kept(), broken.plan, CPU, 0, broken.held_out, VIEWS, None, _Nobody()).weights
+    weights = {name: np.full_like(value, np.nan) for name, value in state.items()}
+    with pytest.raises(TheraError, match="training lenet fold 1: the loss is not finite"):
+        together([task(0), replace(broken, job=replace(broken.job, weights=weights))])
+
+
+class _Nobody:
+    def advance(self, n: int = 1) -> None: ...
+    def skip(self, n: int) -> None: ...
+    def note(self, text: str) -> None: ...
