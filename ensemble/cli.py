@@ -85,7 +85,8 @@ def train_member(
     ] = None,
     precision: Annotated[Optional[str], typer.Option(help="auto, fp32, bf16 or fp16. [auto: by a probe]")] = None,
     convolutions: Annotated[
-        Optional[str], typer.Option(help="native (the library's) or lowered (as matrix products). [auto: by a probe]")
+        Optional[str],
+        typer.Option(help="native (the library's), lowered (as matrix products) or compiled. [auto: by a probe]"),
     ] = None,
     pretrained: Annotated[bool, typer.Option(help="Start from timm's pretrained weights.")] = True,
     weights: Annotated[Optional[Path], typer.Option(help="Start from this safetensors file instead.")] = None,

@@ -123,8 +123,10 @@ class MemberConfig(_Frozen):
     drop_path_rate: float | None = Field(None, ge=0, lt=1, description="stochastic depth, where it has that")
     augment: Augment = "standard"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    convolutions: Literal["auto", "native", "lowered"] = Field(
-        "auto", description="the library's, or matrix products where those are faster; auto measures"
+    convolutions: Literal["auto", "native", "lowered", "compiled"] = Field(
+        "auto",
+        description="the library's, matrix products where those are faster, or the whole network by torch.compile; "
+        "auto measures",
     )
 
     @model_validator(mode="before")

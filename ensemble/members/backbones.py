@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import timm
@@ -34,7 +34,7 @@ class Backbone(nn.Module):
 
     def __init__(self, model: Any, input_size: int) -> None:
         super().__init__()
-        self.model, self.input_size, self.frozen = model, input_size, False
+        self.model, self.input_size, self.frozen, self.compiled = model, input_size, False, False
         facts: Any = model.pretrained_cfg
         self.mean: torch.Tensor
         self.std: torch.Tensor
@@ -55,8 +55,8 @@ class Backbone(nn.Module):
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """x (b, 3, H, W), normalised -> what the last layer sees (b, c)."""
-        found: torch.Tensor = self.model.forward_head(self.model.forward_features(x), pre_logits=True)
-        return found
+        compute = _compiled(x.device.type) if self.compiled and self.training else _features
+        return compute(self.model, x)
 
     def freeze(self) -> None:
         """Let all but the last layer be as it is; its statistics and dropout, too, while the network is in training."""
@@ -67,6 +67,25 @@ class Backbone(nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         return super().train(mode and not self.frozen)
+
+
+def _features(model: Any, x: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = model.forward_head(model.forward_features(x), pre_logits=True)
+    return found
+
+
+@functools.cache
+def _compiled(device_type: str) -> Callable[[Any, torch.Tensor], torch.Tensor]:
+    """Return `_features` compiled: for each architecture and shape once, whatever fold's network it is given.
+
+    On a GPU the kernels of a pass are launched as one graph. Random numbers are drawn as by the library.
+    """
+    import torch._dynamo.config
+
+    torch._dynamo.config.recompile_limit = 64  # architectures, input sizes, precisions: of all networks of a process
+    options: dict[str, Any] = {"fallback_random": True, "triton.cudagraphs": device_type == "cuda"}
+    compiled: Callable[[Any, torch.Tensor], torch.Tensor] = torch.compile(_features, dynamic=False, options=options)
+    return compiled
 
 
 def build(config: MemberConfig, image_size: int, weights: Mapping[str, torch.Tensor] | None = None) -> Backbone:

@@ -7,10 +7,12 @@ computes in the same way again; `--precision` and `--convolutions` force a plan.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import time
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -19,6 +21,7 @@ import timm
 import torch
 
 from ensemble.config import MemberConfig
+from ensemble.errors import ConfigError, printable
 from ensemble.members.backbones import Backbone, build
 from ensemble.members.convolutions import lower
 from ensemble.members.folding import FoldedBackbone, fold
@@ -30,8 +33,13 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 PROBE_VERSION = 2
 """Counted up when what a probe has found of a plan may no longer hold."""
 
+CPU = torch.device("cpu")
+
 PROBED_IMAGES = 128
 PROBE_ROUNDS = 3
+FIRST_STEPS = 3
+"""Of a compiled network: it is compiled in the first, and a GPU's graphs are recorded in the next ones."""
+
 WORTH = 1.05
 """How many times the images per second of the plainest plan another one must reach to be chosen."""
 
@@ -52,7 +60,7 @@ Phase: TypeAlias = Literal["train", "predict"]
 @dataclass(frozen=True)
 class Plan:
     """`precision`: fp32, bf16 or fp16. `convolutions`: native (the library's), lowered (members/convolutions.py), or
-    folded (members/folding.py, for prediction alone)."""
+    folded (members/folding.py, for prediction alone), or compiled (torch.compile, for training alone)."""
 
     precision: str
     convolutions: str = "native"
@@ -68,15 +76,39 @@ class Plan:
 PLAINEST = Plan("fp32")
 
 KINDS: dict[Phase, tuple[str, ...]] = {"train": ("native", "lowered"), "predict": ("native", "lowered", "folded")}
-"""Of convolutions that a probe compares on a CPU."""
+"""Of convolutions that a probe compares on a CPU; compiled ones, which take half a minute first, have to be asked
+for."""
+
+KINDS_ON_GPU: dict[Phase, tuple[str, ...]] = {"train": ("native", "compiled"), "predict": ("native",)}
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What was measured: images per second of each plan that passed the parity check, and the plan chosen by it."""
+    """What was measured.
+
+    Parameters
+    ----------
+    chosen : Plan
+        Of those that take no time first.
+    images_per_second : dict
+        Of each plan that passed the parity check.
+    setup_seconds : dict
+        What a compiled plan took first.
+    failed : dict
+        Why a plan could not be computed.
+    """
 
     chosen: Plan
     images_per_second: dict[str, float]
+    setup_seconds: dict[str, float] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def for_work(self, images: int) -> Plan:
+        """Return the plan in which so many images take the least time, what comes first counted in."""
+        seconds = {self.chosen: images / self.images_per_second.get(str(self.chosen), math.inf)}
+        for name, first in self.setup_seconds.items():
+            seconds[Plan(*name.split())] = first + images / self.images_per_second[name]
+        return min(seconds, key=lambda plan: seconds[plan])
 
 
 def possible_plans(
@@ -84,17 +116,19 @@ def possible_plans(
 ) -> tuple[Plan, ...]:
     """Return the plans that a device can compute and that the user's choice leaves, the plainest first.
 
-    ``auto`` leaves the choice: on a GPU, bf16 from compute capability 8.0 and fp16 below it, with the library's
-    convolutions; on a CPU, whatever a probe finds fastest. What a device only emulates is replaced: fp16 on a CPU by
-    fp32, bf16 below compute capability 8.0 by fp16. On a CPU, bf16 needs an input of more than 16 pixels: below, the
-    last stages see one pixel, and there the gradient of a strided 3 × 3 convolution in bf16 is read from memory that
-    nobody wrote (torch 2.15 with oneDNN).
+    ``auto`` leaves the choice: on a GPU, bf16 from compute capability 8.0 and fp16 below it, compiled or not by what a
+    probe finds faster; on a CPU, whatever a probe finds fastest. What a device only emulates is replaced: fp16 on a
+    CPU by fp32, bf16 below compute capability 8.0 by fp16. On a CPU, bf16 needs an input of more than 16 pixels: below,
+    the last stages see one pixel, and there the gradient of a strided 3 × 3 convolution in bf16 is read from memory
+    that nobody wrote (torch 2.15 with oneDNN).
     """
     if device.type != "cpu":
         if precision != "fp32":
             capable = torch.cuda.get_device_capability(device) >= (8, 0)
             precision = "fp16" if not capable or precision == "fp16" else "bf16"
-        return (Plan(precision),)
+        known = KINDS_ON_GPU[phase]
+        chosen = known if convolutions == "auto" else (convolutions,) if convolutions in known else ("native",)
+        return tuple(Plan(precision, kind) for kind in chosen)
     half = input_size > 16
     wanted = {"auto": ("fp32", "bf16") if half else ("fp32",), "bf16": ("bf16",) if half else ("fp32",)}
     kinds = KINDS[phase] if convolutions == "auto" else (convolutions,)
@@ -122,17 +156,34 @@ def choose_plan(
         How much work there is; little of it is done in the plainest plan that is possible.
     threads : int
         That it will be computed with.
+
+    Raises
+    ------
+    ConfigError
+        A compiled network is asked for, and cannot be had or computes something else.
     """
     plans = possible_plans(config.precision, config.convolutions, device, least_size(config, image_size), phase)
+    if plans[0].convolutions == "compiled":
+        found = probe(config, image_size, plans, phase, threads, device)
+        if str(plans[0]) not in found.images_per_second:
+            reason = found.failed.get(str(plans[0]), "it computes something else than the library")
+            raise ConfigError(f"member {config.name}", f"cannot be compiled here: {reason}", "use --convolutions auto")
     if len(plans) == 1 or batches < PROBE_PAYS:
         return plans[0]
-    return probe(config, image_size, plans, phase, threads).chosen
+    return probe(config, image_size, plans, phase, threads, device).for_work(batches * config.batch_size)
 
 
 # --- the probe --------------------------------------------------------------------------------------------------------
 
 
-def probe(config: MemberConfig, image_size: int, plans: tuple[Plan, ...], phase: Phase, threads: int) -> Probe:
+def probe(
+    config: MemberConfig,
+    image_size: int,
+    plans: tuple[Plan, ...],
+    phase: Phase,
+    threads: int,
+    device: torch.device = CPU,
+) -> Probe:
     """Measure each plan in turn on random images, or return what an earlier probe of the same found.
 
     A plan other than the plainest is only chosen where it passes the parity check and is at least `WORTH` times as
@@ -141,18 +192,19 @@ def probe(config: MemberConfig, image_size: int, plans: tuple[Plan, ...], phase:
     batch = min(config.batch_size, PROBED_IMAGES)
     work = "train head" if config.freeze and phase == "train" else phase
     what = (work, config.timm_name, config.stem, config.input_size or image_size, batch, threads)
-    key = " | ".join(map(str, (*_machine(), *what, *plans)))
+    where = () if device.type == "cpu" else (torch.cuda.get_device_name(device),)
+    key = " | ".join(map(str, (*_machine(), *where, *what, *plans)))
     kept = _kept(key, plans)
     if kept is not None:
         return kept
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        with torch.random.fork_rng(devices=[]):
-            found = _measured(config, image_size, plans, phase, batch)
+        with _own_random_state(device):
+            found = _measured(config, image_size, plans, phase, batch, device)
     finally:
         torch.set_num_threads(before)
-    _write({**_read(), key: {"chosen": asdict(found.chosen), "images_per_second": found.images_per_second}})
+    _write({**_read(), key: asdict(found)})
     return found
 
 
@@ -161,43 +213,62 @@ def speed(config: MemberConfig, image_size: int, plan: Plan, phase: Phase, batch
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        with torch.random.fork_rng(devices=[]):
-            subject = _subject(config, image_size, plan, phase, batch)
+        with _own_random_state(CPU):
+            subject = _subject(config, image_size, plan, phase, batch, CPU)
             subject.step()
             return batch / float(np.median([_seconds(subject) for _ in range(PROBE_ROUNDS)]))
     finally:
         torch.set_num_threads(before)
 
 
-def _measured(config: MemberConfig, image_size: int, plans: tuple[Plan, ...], phase: Phase, batch: int) -> Probe:
+def _own_random_state(device: torch.device) -> AbstractContextManager[None]:
+    return torch.random.fork_rng(devices=[] if device.type == "cpu" else [device])
+
+
+def _measured(
+    config: MemberConfig, image_size: int, plans: tuple[Plan, ...], phase: Phase, batch: int, device: torch.device
+) -> Probe:
     compared = [PLAINEST, *(Plan(plan.precision) for plan in plans), *plans]
-    subjects = {plan: _subject(config, image_size, plan, phase, batch) for plan in dict.fromkeys(compared)}
+    subjects = {plan: _subject(config, image_size, plan, phase, batch, device) for plan in dict.fromkeys(compared)}
     steps = len(subjects) + PROBE_ROUNDS * len(plans)
     with progress(steps, f"probe {config.timm_name}", "batches") as bar:
-        results = {}
+        results, setup, failed = {}, {}, {}
         for plan, each in subjects.items():
+            if plan.convolutions == "compiled":
+                bar.note(f"compiling {config.timm_name}")
+                try:
+                    setup[str(plan)] = sum(_seconds(each) for _ in range(FIRST_STEPS))
+                except Exception as error:  # whatever a compiler does not know; and there may be none
+                    failed[str(plan)] = printable((str(error) or type(error).__name__).splitlines()[0][:100])
+                    bar.advance()
+                    continue
             results[plan] = each.step()
             bar.advance()
-        sound = [plan for plan in plans if is_followed(subjects[plan].network, plan) and _agrees(plan, results)]
+        able = [plan for plan in plans if plan in results]
+        sound = [plan for plan in able if is_followed(subjects[plan].network, plan) and _agrees(plan, results)]
         seconds: dict[Plan, list[float]] = {plan: [] for plan in sound}
         for _ in range(PROBE_ROUNDS):
             for plan in sound:
                 seconds[plan].append(_seconds(subjects[plan]))
                 bar.advance()
-    if not sound:
-        return Probe(PLAINEST, {})
     speeds = {plan: batch / float(np.median(spent)) for plan, spent in seconds.items()}
-    fastest = max(speeds, key=lambda plan: speeds[plan])
-    chosen = fastest if speeds[fastest] >= WORTH * speeds[sound[0]] else sound[0]
-    return Probe(chosen, {str(plan): round(value, 1) for plan, value in speeds.items()})
+    told = {str(plan): round(value, 1) for plan, value in speeds.items()}
+    first = {name: round(value, 1) for name, value in setup.items() if name in told}
+    ready = [plan for plan in sound if str(plan) not in first]
+    if not ready:
+        return Probe(PLAINEST, told, first, failed)
+    fastest = max(ready, key=lambda plan: speeds[plan])
+    chosen = fastest if speeds[fastest] >= WORTH * speeds[ready[0]] else ready[0]
+    return Probe(chosen, told, first, failed)
 
 
 def prepared(network: Backbone, plan: Plan) -> Backbone:
-    """Return the network as the plan computes it: itself, its convolutions lowered in place, or a folded copy."""
+    """Return the network as the plan computes it: itself, lowered or to be compiled in place, or a folded copy."""
     if plan.convolutions == "folded":
         return fold(network, plan.dtype)
     if plan.convolutions == "lowered":
         lower(network)
+    network.compiled = plan.convolutions == "compiled"
     return network
 
 
@@ -230,21 +301,26 @@ class _Subject:
         return torch.cat(slopes)
 
 
-def _subject(config: MemberConfig, image_size: int, plan: Plan, phase: Phase, batch: int) -> _Subject:
+def _subject(
+    config: MemberConfig, image_size: int, plan: Plan, phase: Phase, batch: int, device: torch.device
+) -> _Subject:
     """Return a network with parameters drawn at random, and a batch of random images for it."""
     shape = (batch, image_size, image_size, 3)
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
     torch.manual_seed(0)
     network = build(config.model_copy(update={"pretrained": False, "weights": None}), image_size)
-    network = network.to(memory_format=torch.channels_last)
+    network = network.to(memory_format=torch.channels_last).to(device)
     if config.freeze:
         network.freeze()
-    return _Subject(prepared(network, plan), plan.dtype, pixels, torch.arange(batch) % 8 > 0, phase)
+    labels = torch.arange(batch, device=device) % 8 > 0
+    return _Subject(prepared(network, plan), plan.dtype, pixels.to(device), labels, phase)
 
 
 def _seconds(subject: _Subject) -> float:
     started = time.perf_counter()
-    subject.step()
+    found = subject.step()
+    if found.is_cuda:
+        torch.cuda.synchronize(found.device)
     return time.perf_counter() - started
 
 
@@ -296,10 +372,17 @@ def _kept(key: str, plans: tuple[Plan, ...]) -> Probe | None:
     """Return what an earlier probe found, where it is whole."""
     try:
         kept = _read()[key]
-        found = Probe(Plan(**kept["chosen"]), {str(plan): float(x) for plan, x in kept["images_per_second"].items()})
+        speeds, setup = (
+            {str(Plan(*name.split())): float(x) for name, x in kept.get(part, {}).items()}
+            for part in ("images_per_second", "setup_seconds")
+        )
+        failed = {str(name): str(reason) for name, reason in kept.get("failed", {}).items()}
+        found = Probe(Plan(**kept["chosen"]), speeds, setup, failed)
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
-    return found if found.chosen in plans and str(found.chosen) in found.images_per_second else None
+    whole = setup.keys() <= speeds.keys() and any(str(plan) in speeds for plan in plans)
+    ready = found.chosen in plans and str(found.chosen) in speeds
+    return found if whole and (ready or speeds.keys() == setup.keys()) else None
 
 
 def _write(found: dict[str, Any]) -> None:

@@ -305,10 +305,10 @@ class Learner:
         Nothing is read back from the device, so that a GPU is given the next update while it computes this one.
         """
         self.schedule.step_update(number)
+        self.optimizer.zero_grad(set_to_none=True)
         logits = self.network(pixels.to(self.device, non_blocking=True), self.precision)  # (b,)
         labels = labels.to(self.device, non_blocking=True)
         loss = classification_loss(logits, labels, self.job.config, self.class_weights).mean()
-        self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.job.config.clip_norm)

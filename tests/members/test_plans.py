@@ -6,13 +6,15 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import pytest
 import torch
 
 from ensemble.config import MemberConfig
-from ensemble.members import plans
+from ensemble.errors import TheraError
+from ensemble.members import backbones, plans
 from ensemble.members.backbones import Backbone
 from ensemble.members.convolutions import LoweredConv2d
 from ensemble.members.folding import fold
@@ -20,7 +22,9 @@ from ensemble.members.plans import PROBE_PAYS, Plan, Probe, choose_plan, possibl
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 NATIVE, LOWERED = Plan("fp32"), Plan("fp32", "lowered")
+COMPILED = Plan("fp32", "compiled")
 EVERY = (NATIVE, LOWERED, Plan("bf16"), Plan("bf16", "lowered"))
+compiler = pytest.mark.skipif(which("g++") is None, reason="torch.compile needs a C++ compiler")
 OF_PREDICTION = tuple(Plan(p, c) for p in ("fp32", "bf16") for c in ("native", "lowered", "folded"))
 
 
@@ -65,7 +69,12 @@ def test_precisions_by_device_and_capability(monkeypatch: pytest.MonkeyPatch) ->
         assert precisions("auto", CUDA, 64) == precisions("bf16", CUDA, 16) == [expected]
         assert precisions("fp16", CUDA, 64) == ["fp16"]
         assert precisions("fp32", CUDA, 64) == ["fp32"]
-        assert possible_plans("auto", "auto", CUDA, 64, "predict") == (Plan(expected),), "the GPU's own convolutions"
+        for asked in ("auto", "native", "lowered", "folded"):
+            assert possible_plans("auto", asked, CUDA, 64, "predict") == (Plan(expected),), "the GPU's own convolutions"
+        assert possible_plans("auto", "lowered", CUDA, 64, "train") == (Plan(expected),)
+        compiled = Plan(expected, "compiled")
+        assert possible_plans("auto", "auto", CUDA, 64, "train") == (Plan(expected), compiled)
+        assert possible_plans("auto", "compiled", CUDA, 64, "train") == (compiled,)
 
 
 def test_the_choice_of_the_user_limits_the_plans() -> None:
@@ -76,6 +85,7 @@ def test_the_choice_of_the_user_limits_the_plans() -> None:
     assert possible_plans("auto", "lowered", CPU, 64, "train") == (LOWERED, Plan("bf16", "lowered"))
     assert possible_plans("bf16", "native", CPU, 64, "predict") == (Plan("bf16"),)
     assert possible_plans("auto", "auto", CPU, 16, "train") == (NATIVE, LOWERED)
+    assert possible_plans("fp32", "compiled", CPU, 64, "train") == (COMPILED,)
 
 
 # --- the choice -------------------------------------------------------------------------------------------------------
@@ -177,6 +187,57 @@ def test_another_plan_must_be_worth_it(
     monkeypatch.setattr(plans.time, "perf_counter", lambda: next(ticks))
     found = probe(member(), 32, (NATIVE, LOWERED), "predict", 1)
     assert found == Probe(chosen, {"fp32 native": 100.0, "fp32 lowered": 104.0})
+
+
+# --- compiled networks ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("images", "speed", "chosen"),
+    [(1999, 200.0, NATIVE), (2001, 200.0, COMPILED), (10**9, 99.0, NATIVE), (10**9, 101.0, COMPILED)],
+)
+def test_compiling_must_pay_within_the_work(images: int, speed: float, chosen: Plan) -> None:
+    """10 seconds first: as long as 1,000 images at 100 a second, which half of 2,000 at 200 a second save."""
+    found = Probe(NATIVE, {str(NATIVE): 100.0, str(COMPILED): speed}, {str(COMPILED): 10.0})
+    assert found.for_work(images) == chosen
+    assert Probe(NATIVE, {str(NATIVE): 100.0}).for_work(images) == NATIVE == Probe(NATIVE, {}).for_work(images)
+
+
+@compiler
+def test_a_compiled_plan_is_measured_with_the_time_it_takes_first(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = member(arch="lenet", convolutions="compiled")
+    assert choose_plan(wanted, CPU, 32, "train", 1, 1) == COMPILED, "forced, however little work there is"
+    both = probe(wanted, 32, (NATIVE, COMPILED), "train", 1)
+    assert set(both.images_per_second) == {str(NATIVE), str(COMPILED)} and not both.failed
+    assert list(both.setup_seconds) == [str(COMPILED)] and both.chosen == NATIVE
+    monkeypatch.setattr(plans, "_measured", lambda *_: pytest.fail("measured again"))
+    assert probe(wanted, 32, (NATIVE, COMPILED), "train", 1) == both
+    assert choose_plan(wanted, CPU, 32, "train", 1, 1) == COMPILED
+
+
+def no_compiler(model: Any, x: torch.Tensor) -> torch.Tensor:
+    raise RuntimeError("No working C++ compiler found\nat all")
+
+
+def scaled(model: Any, x: torch.Tensor) -> torch.Tensor:
+    return 1.1 * backbones._features(model, x).roll(1, 0)
+
+
+@pytest.mark.parametrize(
+    ("compiled", "reason"),
+    [(no_compiler, "No working C\\+\\+ compiler found"), (scaled, "it computes something else than the library")],
+)
+def test_what_cannot_be_compiled_is_not(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, compiled: Any, reason: str
+) -> None:
+    monkeypatch.setattr(backbones, "_compiled", lambda _: compiled)
+    with pytest.raises(
+        TheraError, match=f"member resnet10t: cannot be compiled here: {reason}; use --convolutions auto"
+    ):
+        choose_plan(member(convolutions="compiled"), CPU, 32, "train", PROBE_PAYS, 1)
+    found = probe(member(), 32, (NATIVE, COMPILED), "train", 1)
+    assert list(found.images_per_second) == [str(NATIVE)] and found.for_work(10**9) == NATIVE
+    assert list(found.failed) == [str(COMPILED)] * (compiled is no_compiler) and not found.setup_seconds
 
 
 # --- what is kept -----------------------------------------------------------------------------------------------------

@@ -3,12 +3,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from timm.optim import create_optimizer_v2
+from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ensemble.config import VIEWS, MemberConfig
@@ -23,6 +25,7 @@ from ensemble.members.training import train_fold
 from ensemble.progress import progress
 
 CPU, PLAIN = torch.device("cpu"), Plan("fp32")
+compiler = pytest.mark.skipif(which("g++") is None, reason="torch.compile needs a C++ compiler")
 
 
 class Memory:
@@ -220,6 +223,28 @@ def test_resumed_at_any_size_equals_undisturbed(images: Any, stop_after: int) ->
     found = train(wanted, checkpoint)
     assert same(found, train(wanted, Memory()))
     assert not same(found, train(job(images, input_size=24, epochs=4), Memory()))
+
+
+@compiler
+def test_a_compiled_network_learns_the_same_and_is_compiled_once_for_all_folds(images: Any) -> None:
+    """Dropout too: the same draws as the library's. Resumed, it goes on to the same bytes."""
+    losses, compiled = {}, Plan("fp32", "compiled")
+    for fold in range(2):
+        wanted = replace(job(images, arch="lenet", drop_rate=0.5), fold=fold)
+        for plan in (PLAIN, compiled):
+            checkpoint = Memory()
+            found = train(wanted, checkpoint, plan=plan)
+            losses[plan, fold] = [epoch["loss"] for epoch in checkpoint.saved[1]]
+        np.testing.assert_allclose(losses[compiled, fold], losses[PLAIN, fold], rtol=2e-3)
+        if not fold:
+            graphs = counters["stats"]["unique_graphs"]
+    assert counters["stats"]["unique_graphs"] == graphs > 0, "the second fold's network is compiled already"
+    assert losses[compiled, 0] != losses[compiled, 1]
+    checkpoint = Memory(stop_after=2)
+    with pytest.raises(InterruptedError):
+        train(wanted, checkpoint, plan=compiled)
+    checkpoint.stop_after = None
+    assert same(train(wanted, checkpoint, plan=compiled), found)
 
 
 def test_a_watch_is_told_of_each_epoch_and_changes_nothing(images: Any) -> None:
