@@ -382,8 +382,9 @@ def bench(
     limit: Annotated[int, typer.Option(min=256, help="Images that are used of them.")] = 2048,
     peers: Annotated[bool, typer.Option("--peers", help="Measure other tools too, in turn. Minutes.")] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Turns that each contestant has.")] = 5,
+    device: Device = "auto",
 ) -> None:
-    """Measure how well this machine's CPU is used, and what would be faster.
+    """Measure how well this machine is used, and what would be faster.
 
     Images per second, the share of what the machine could do at most, and with --peers the ratio to other tools.
     """
@@ -394,7 +395,7 @@ def bench(
 
         if wrong := [each for each in what or () if each not in SUBJECTS]:
             raise ConfigError("bench", f"must be of {', '.join(SUBJECTS)}; got {', '.join(wrong)}")
-        wish = Wish(tuple(arch or SHORT_NAMES), images, labels, limit, peers, rounds)
+        wish = Wish(tuple(arch or SHORT_NAMES), images, labels, limit, peers, rounds, device)
         return bench(what or SUBJECTS, wish, _say)
 
     _run(work)

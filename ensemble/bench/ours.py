@@ -15,6 +15,7 @@ from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import predict_logits
 from ensemble.members.plans import Plan, prepared
 from ensemble.members.processes import MappedPixels, Workers, cores, shares
+from ensemble.members.resident import ResidentEpochs
 from ensemble.members.sampling import batches_of
 from ensemble.members.training import Learner
 
@@ -57,6 +58,51 @@ class OurTraining:
         self._processes.close()
 
 
+class OurTrainingTogether:
+    """The training loop of `thera train-member` on a GPU: all folds in this process, an epoch of each in turn.
+
+    Parameters
+    ----------
+    jobs : int
+        Folds that share what is augmented; each sees all images but its own share in a turn.
+    workers : int
+        That augment.
+    """
+
+    def __init__(
+        self,
+        config: MemberConfig,
+        plan: Plan,
+        mapped: MappedPixels,
+        labels: np.ndarray,
+        jobs: int,
+        workers: int,
+        device: torch.device,
+    ) -> None:
+        config, every = config.model_copy(update={"epochs": 1000}), np.arange(len(labels))
+        self._jobs = [
+            FoldJob(config, mapped, labels, every.astype(str), every[every % jobs != fold], fold, 0)
+            for fold in range(jobs)
+        ]
+        self._images, self._epoch = ResidentEpochs(self._jobs, [0] * jobs, workers, device), -1
+        self._learners = []
+        for job in self._jobs:
+            torch.manual_seed(job.fold)
+            network = build(config, job.pixels.shape[1]).to(memory_format=torch.channels_last).to(device)
+            self._learners.append(Learner(job, prepared(network, plan), plan, device))
+
+    def run(self, bar: Any) -> int:
+        """Train each fold for one more epoch; return how many images that were."""
+        self._epoch += 1
+        for job, learner in zip(self._jobs, self._learners, strict=True):
+            learner.epoch(self._epoch, self._images.batches(job, self._epoch), bar)
+        return sum(job.updates_per_epoch * job.batch_size for job in self._jobs)
+
+    def close(self) -> None:
+        self._learners.clear()
+        del self._images
+
+
 def train_turn(job: FoldJob, plan: Plan, bar: Any) -> int:
     """Make an epoch of a job that goes on from turn to turn; return its images."""
     key = (job.config.name, job.fold, plan, len(cores()))
@@ -90,10 +136,11 @@ class OurPrediction:
         plan: Plan,
         mapped: MappedPixels,
         at_once: int,
+        device: torch.device = CPU,
     ) -> None:
         self._cores, self._processes = shares(at_once, at_once), Workers()
         parts = np.array_split(np.arange(len(mapped.array)), at_once)
-        self._calls = [(config, list(weights), plan, mapped, part) for part in parts]
+        self._calls = [(config, list(weights), plan, mapped, part, device) for part in parts]
         self.logits = np.empty((0, len(weights), len(VIEWS)))
         """float64 array (n, fold models, views) of the last turn."""
 
@@ -113,6 +160,7 @@ def predict_turn(
     plan: Plan,
     mapped: MappedPixels,
     rows: np.ndarray,
+    device: torch.device,
     bar: Any,
 ) -> np.ndarray:
     """Return the logits (r, fold models, views) of some images."""
@@ -124,9 +172,9 @@ def predict_turn(
             network = build(config, mapped.array.shape[1]).to(memory_format=torch.channels_last)
             with np.load(path) as state:
                 network.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
-            networks.append(prepared(network, plan))
+            networks.append(prepared(network.to(device), plan))
         _warm[key] = networks
-    of_models = [predict_logits(each, mapped.array, rows, VIEWS, plan.precision, CPU, bar) for each in _warm[key]]
+    of_models = [predict_logits(each, mapped.array, rows, VIEWS, plan.precision, device, bar) for each in _warm[key]]
     return np.stack(of_models, axis=1)
 
 

@@ -233,7 +233,7 @@ def timm_loop(
     workers : int
         train.py's default is 4.
     amp_dtype : torch.dtype, optional
-        ``--amp --amp-dtype``; bfloat16, or None for float32.
+        ``--amp --amp-dtype``; bfloat16, float16 (without train.py's gradient scaler), or None for float32.
     channels_last : bool
         ``--channels-last``.
     compiled : bool

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-SIDE = 1024
+CPU = torch.device("cpu")
+
+SIDE, SIDE_ON_GPU = 1024, 8192
 """Of the square matrices."""
 
 CHANNELS = 64
@@ -25,33 +29,36 @@ BEST_OF = 50
 
 @dataclass(frozen=True)
 class Ceilings:
-    """The best of several tries, a multiply-add counting as two operations, with `threads` threads of torch.
+    """The best of several tries, a multiply-add counting as two operations; of a GPU, or of `threads` threads of torch.
 
     Parameters
     ----------
-    bf16_gflops, fp32_gflops : float
+    half_gflops, fp32_gflops : float
         10^9 operations per second of the better of a matrix product and a 3 × 3 convolution, channels last: on some
         CPUs MKL, which multiplies fp32 matrices, is slower than oneDNN, which convolves.
     copy_gb_per_s : float
         10^9 bytes per second, read and written ones both counted.
     threads : int
+    half : {"bf16", "fp16"}
     """
 
-    bf16_gflops: float
+    half_gflops: float
     fp32_gflops: float
     copy_gb_per_s: float
     threads: int
+    half: str = "bf16"
 
 
 @torch.inference_mode()
-def measure_ceilings(threads: int) -> Ceilings:
-    """Measure this machine's CPU; some seconds."""
+def measure_ceilings(threads: int, device: torch.device = CPU, half: str = "bf16") -> Ceilings:
+    """Measure this machine's CPU, or a GPU; some seconds."""
     torch.set_num_threads(threads)
-    bf16, fp32 = (max(_matmul(dtype), _convolution(dtype)) / 1e9 for dtype in (torch.bfloat16, torch.float32))
-    source = torch.ones(COPIED_BYTES, dtype=torch.uint8)
+    dtypes = (torch.float16 if half == "fp16" else torch.bfloat16, torch.float32)
+    halved, fp32 = (max(_matmul(dtype, device), _convolution(dtype, device)) / 1e9 for dtype in dtypes)
+    source = torch.ones(COPIED_BYTES, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
-    copied = 2 * COPIED_BYTES / _least_seconds(lambda: target.copy_(source)) / 1e9
-    return Ceilings(bf16, fp32, copied, threads)
+    copied = 2 * COPIED_BYTES / _least_seconds(lambda: target.copy_(source), device) / 1e9
+    return Ceilings(halved, fp32, copied, threads, half)
 
 
 def flops_per_image(model: nn.Module, size: int) -> tuple[int, int]:
@@ -76,25 +83,61 @@ def flops_per_image(model: nn.Module, size: int) -> tuple[int, int]:
     return forward, 3 * forward
 
 
-def _matmul(dtype: torch.dtype) -> float:
+def _matmul(dtype: torch.dtype, device: torch.device) -> float:
     """Operations per second."""
-    a, b = torch.rand(2, SIDE, SIDE).to(dtype)
+    side = SIDE if device.type == "cpu" else SIDE_ON_GPU
+    a, b = torch.rand(2, side, side, device=device).to(dtype)
     out = torch.empty_like(a)
-    return 2 * SIDE**3 / _least_seconds(lambda: torch.mm(a, b, out=out))
+    return 2 * side**3 / _least_seconds(lambda: torch.mm(a, b, out=out), device)
 
 
-def _convolution(dtype: torch.dtype) -> float:
+def _convolution(dtype: torch.dtype, device: torch.device) -> float:
     """Operations per second; unpadded, since a border of zeros is skipped and would be counted."""
-    x = torch.rand(32, CHANNELS, 18, 18).to(dtype=dtype, memory_format=torch.channels_last)
-    kernel = torch.rand(CHANNELS, CHANNELS, 3, 3).to(dtype=dtype, memory_format=torch.channels_last)
+    x = torch.rand(32, CHANNELS, 18, 18, device=device).to(dtype=dtype, memory_format=torch.channels_last)
+    kernel = torch.rand(CHANNELS, CHANNELS, 3, 3, device=device).to(dtype=dtype, memory_format=torch.channels_last)
     outputs = nn.functional.conv2d(x, kernel).numel()
-    return 2 * outputs * CHANNELS * 9 / _least_seconds(lambda: nn.functional.conv2d(x, kernel))
+    return 2 * outputs * CHANNELS * 9 / _least_seconds(lambda: nn.functional.conv2d(x, kernel), device)
 
 
-def _least_seconds(work: Callable[[], object]) -> float:
+def _least_seconds(work: Callable[[], object], device: torch.device) -> float:
     took = []
     for _ in range(1 + BEST_OF):  # the first warms up
         started = time.perf_counter()
         work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         took.append(time.perf_counter() - started)
     return min(took)
+
+
+def busy_share(work: Callable[[], object], device: torch.device) -> float:
+    """Return the share of the time that a GPU computes something while some work is done."""
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.cuda.synchronize(device)
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        started = time.perf_counter()
+        work()
+        torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - started
+    ranges = [(each.time_range.start, each.time_range.end) for each in profiled.events() if _is_on_gpu(each)]
+    return covered(ranges) / 1e6 / seconds
+
+
+def _is_on_gpu(event: Any) -> bool:
+    return bool(event.device_type.name == "CUDA")
+
+
+def covered(ranges: Sequence[tuple[float, float]]) -> float:
+    """Return how much of a line ranges (start, end) cover together.
+
+    Examples
+    --------
+    >>> covered([(5, 6), (0, 2), (1, 3), (1, 2)])
+    4.0
+    """
+    total, reached = 0.0, -math.inf
+    for start, end in sorted(ranges):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total

@@ -208,14 +208,23 @@ def probe(
     return found
 
 
-def speed(config: MemberConfig, image_size: int, plan: Plan, phase: Phase, batch: int, threads: int) -> float:
+def speed(
+    config: MemberConfig,
+    image_size: int,
+    plan: Plan,
+    phase: Phase,
+    batch: int,
+    threads: int,
+    device: torch.device = CPU,
+) -> float:
     """Return the images per second of one network in batches of a size: median of `PROBE_ROUNDS`, after a first one."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        with _own_random_state(CPU):
-            subject = _subject(config, image_size, plan, phase, batch, CPU)
-            subject.step()
+        with _own_random_state(device):
+            subject = _subject(config, image_size, plan, phase, batch, device)
+            for _ in range(FIRST_STEPS if plan.convolutions == "compiled" else 1):
+                subject.step()
             return batch / float(np.median([_seconds(subject) for _ in range(PROBE_ROUNDS)]))
     finally:
         torch.set_num_threads(before)

@@ -44,7 +44,7 @@ def test_plans_that_are_far_slower_are_warned_of() -> None:
 def test_a_batch_that_is_faster_is_told(
     monkeypatch: pytest.MonkeyPatch, speeds: dict[int, float], own: int, expected: str
 ) -> None:
-    monkeypatch.setattr(advice, "speed", lambda config, size, plan, phase, batch, threads: speeds[batch])
+    monkeypatch.setattr(advice, "speed", lambda config, size, plan, phase, batch, threads, device: speeds[batch])
     told = advice.on_batches(member(batch_size=own), 32, PLAN)
     assert told.endswith(expected) and f"{own} {speeds[own]}" in told
 
@@ -66,13 +66,54 @@ def test_a_batch_of_large_images_is_not_tried(monkeypatch: pytest.MonkeyPatch) -
     assert asked == [16, 32, 64]
 
 
+class Clock:
+    """By which augmentation makes 1,000 images a second."""
+
+    def __init__(self) -> None:
+        self.ticks = iter([0.0, advice.AUGMENTED / 1000])
+
+    def perf_counter(self) -> float:
+        return next(self.ticks)
+
+
+@pytest.mark.parametrize(
+    ("speed", "workers", "expected"),
+    [
+        (11900.0, 3, "need 3 data workers, 3 are enough."),
+        (12100.0, 3, "need 4 data workers, --workers 4 would be enough."),
+        (100.0, 0, "need 1 data workers, 1 are enough."),
+    ],
+)
+def test_what_keeps_a_gpu_fed(monkeypatch: pytest.MonkeyPatch, speed: float, workers: int, expected: str) -> None:
+    """Of five folds, four take each image that is made."""
+    monkeypatch.setattr(advice, "time", Clock())
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    told = advice.on_feeding(member(), pixels, speed, workers, 5)
+    assert "makes 1000 images/s on a core, and 5 folds take each of them 4 times" in told and told.endswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (
+            Probe(PLAN, {"fp32 compiled": 200.0}, {"fp32 compiled": 30.0}),
+            "200 images/s, 2.00 times fp32 lowered, after 30",
+        ),
+        (Probe(PLAN, {"fp32 compiled": 200.0}, {"fp32 compiled": 30.0}), "it pays from 6000 images on, all epochs"),
+        (
+            Probe(PLAN, {"fp32 compiled": 90.0}, {"fp32 compiled": 30.0}),
+            "0.90 times fp32 lowered, after 30 s of compiling: leave",
+        ),
+        (Probe(PLAN, {}, {}, {"fp32 compiled": "no g++"}), "cannot be had here: no g++."),
+        (Probe(PLAN, {}), "cannot be had here: computes something else"),
+    ],
+)
+def test_whether_compiling_pays(monkeypatch: pytest.MonkeyPatch, found: Probe, expected: str) -> None:
+    monkeypatch.setattr(advice, "probe", lambda config, size, plans, phase, threads: found)
+    assert expected in advice.on_compiling(member(), 32, Plan("fp32", "lowered"), 100.0)
+
+
 def test_what_augmentation_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Clock:
-        ticks = iter([0.0, advice.AUGMENTED / 1000])  # 1,000 images a second
-
-        def perf_counter(self) -> float:
-            return next(self.ticks)
-
     monkeypatch.setattr(advice, "time", Clock())
     pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
     told = advice.on_augmentation(member(augment="standard"), pixels, 250.0)

@@ -4,10 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import write_tiny
 
-from ensemble.bench.verbs import Wish, bench, decide
+from ensemble import progress
+from ensemble.bench.ours import OurTrainingTogether
+from ensemble.bench.verbs import Wish, _config, _material, bench, decide
 from ensemble.cli import main
+from ensemble.members.plans import Plan
 
 
 def quiet(_: str) -> None: ...
@@ -34,8 +38,22 @@ def test_training_is_held_against_its_peers(wish: Wish) -> None:
     assert len(peers) == 3 and row.count("") == 0
     ratio = number(row[table.columns.index(peers[0]) + 1])
     assert ratio == pytest.approx(number(cells["images/s"]) / number(cells[peers[0]]), rel=0.5)
-    for told in ("images/s by plan", "images/s by batch", "augmentation makes"):
+    for told in ("images/s by plan", "images/s by batch", "augmentation makes", "--convolutions compiled"):
         assert any(told in note for note in table.notes)
+
+
+def test_training_as_on_a_gpu_is_measured_epoch_by_epoch(wish: Wish) -> None:
+    """Five folds in this process; each of a turn's images is augmented once."""
+    with _material(wish) as material:
+        config = _config("lenet").model_copy(update={"batch_size": 32})
+        cpu = torch.device("cpu")
+        ours = OurTrainingTogether(config, Plan("fp32"), material.mapped, material.labels, 5, 0, cpu)
+        before = [value.clone() for learner in ours._learners for value in learner.network.state_dict().values()]
+        with progress.progress(1, "test") as bar:
+            assert [ours.run(bar), ours.run(bar)] == [5 * (205 // 32 * 32)] * 2
+        after = [value for learner in ours._learners for value in learner.network.state_dict().values()]
+        assert not any(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+        ours.close()
 
 
 @pytest.mark.filterwarnings("ignore")  # of the exporters
@@ -58,6 +76,16 @@ def test_an_unknown_subject_is_refused(capsys: pytest.CaptureFixture[str]) -> No
         main(["bench", "sleep"])
     assert left.value.code == 2
     assert "must be of train, predict, decide, load; got sleep" in capsys.readouterr().err
+
+
+def test_a_gpu_that_is_not_there_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    write_tiny(tmp_path, 8)
+    with pytest.raises(SystemExit) as left:
+        main(["bench", "train", "--device", "cuda", "--images", str(tmp_path / "img")])
+    assert left.value.code == 2 and "torch sees 0 CUDA devices; use --device cpu" in capsys.readouterr().err
 
 
 def test_images_that_are_not_there_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
