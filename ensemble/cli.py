@@ -390,7 +390,8 @@ def bench(
     """
 
     def work() -> list[Table]:
-        from ensemble.bench.verbs import SUBJECTS, Wish, bench
+        from ensemble.bench.material import Wish
+        from ensemble.bench.verbs import SUBJECTS, bench
         from ensemble.config import SHORT_NAMES
 
         if wrong := [each for each in what or () if each not in SUBJECTS]:

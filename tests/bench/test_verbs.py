@@ -8,8 +8,9 @@ import torch
 from tiny import write_tiny
 
 from ensemble import progress
+from ensemble.bench.material import Wish, member_of, open_material
 from ensemble.bench.ours import OurTrainingTogether
-from ensemble.bench.verbs import Wish, _config, _material, bench, decide
+from ensemble.bench.verbs import bench, decide
 from ensemble.cli import main
 from ensemble.members.plans import Plan
 
@@ -44,8 +45,8 @@ def test_training_is_held_against_its_peers(wish: Wish) -> None:
 
 def test_training_as_on_a_gpu_is_measured_epoch_by_epoch(wish: Wish) -> None:
     """Five folds in this process; each of a turn's images is augmented once."""
-    with _material(wish) as material:
-        config = _config("lenet").model_copy(update={"batch_size": 32})
+    with open_material(wish) as material:
+        config = member_of("lenet").model_copy(update={"batch_size": 32})
         cpu = torch.device("cpu")
         ours = OurTrainingTogether(config, Plan("fp32"), material.mapped, material.labels, 5, 0, cpu)
         before = [value.clone() for learner in ours._learners for value in learner.network.state_dict().values()]

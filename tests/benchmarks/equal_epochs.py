@@ -32,8 +32,8 @@ from input_sizes import Nowhere
 from scipy import stats
 from torch import nn
 
+from ensemble.bench.networks import timm_best
 from ensemble.bench.peers import LIGHT, Files, Loop, plain_loop, timm_loop
-from ensemble.bench.verbs import timm_best
 from ensemble.config import SHORT_NAMES, VIEWS, MemberConfig
 from ensemble.data.folds import assign_folds
 from ensemble.data.source import open_source
