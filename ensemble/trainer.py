@@ -13,7 +13,7 @@ from ensemble import runs
 from ensemble.config import VIEWS, MemberConfig, seed_sequence
 from ensemble.decision.rates import call, error_rates
 from ensemble.decision.threshold import fit_threshold
-from ensemble.errors import ConfigError, DataError, ResourceError
+from ensemble.errors import ConfigError, DataError, ResourceError, TheraError
 from ensemble.progress import Bar, Say, progress
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def _begin(
     begun, cores = [], _cores(jobs, place)
     for index, ((folder, member), (asked, origin)) in enumerate(zip(members, facts, strict=True)):
         own = slice(index * len(folds), (index + 1) * len(folds))
-        plan = _plan(folder, jobs[own][0], place, cores[own][0])
+        plan = _plan(folder, jobs[own][0], len(folds), place, cores[own][0])
         folder.begin(
             asked,
             {"fingerprint": dataset.fingerprint, "seed": seed, **dataclasses.asdict(plan), **origin},
@@ -160,15 +160,29 @@ def _finish(begun: Sequence[_Begun], table: runs.FoldTable, place: _Place, say: 
 def _results(
     tasks: Sequence[Task], cores: Sequence[list[int]], place: _Place, bar: Bar
 ) -> Iterator[tuple[int, FoldResult]]:
-    """Yield the index and the result of each task as they come: side by side on a CPU's cores, together on a GPU."""
+    """Yield the index and the result of each task as they come: side by side on a CPU's cores, together on a GPU.
+
+    Raises
+    ------
+    TheraError
+        That of a task; where they are trained together, once the others have been yielded.
+    """
     from ensemble.members.lockstep import train_together
     from ensemble.members.processes import Workers
 
     groups = _groups(cores, place)
-    calls = [([tasks[index] for index in group], place.device, place.workers) for group, _ in groups]
+    share = 1 / len(groups) if groups else 1.0
+    calls = [([tasks[index] for index in group], place.device, place.workers, share) for group, _ in groups]
+    failed = []
     with Workers() as processes:
         for which, results in processes.run(train_together, calls, [own for _, own in groups], bar):
-            yield from zip(groups[which][0], results, strict=True)
+            for index, result in zip(groups[which][0], results, strict=True):
+                if isinstance(result, TheraError):
+                    failed.append(result)
+                else:
+                    yield index, result
+    if failed:
+        raise failed[0]
 
 
 def _groups(cores: Sequence[list[int]], place: _Place) -> list[tuple[list[int], list[int]]]:
@@ -218,7 +232,7 @@ def _cores(jobs: Sequence[FoldJob], place: _Place) -> list[list[int]]:
     return shares(len(jobs), at_once(len(jobs), batches, place.device, place.jobs))
 
 
-def _plan(folder: runs.MemberFolder, job: FoldJob, place: _Place, cores: list[int]) -> Plan:
+def _plan(folder: runs.MemberFolder, job: FoldJob, folds: int, place: _Place, cores: list[int]) -> Plan:
     """Return how a member is computed: as it was begun, where this device can do so, else by what is fastest."""
     from ensemble.members.plans import Plan, choose_plan, least_size, possible_plans
 
@@ -229,7 +243,10 @@ def _plan(folder: runs.MemberFolder, job: FoldJob, place: _Place, cores: list[in
             member.precision, member.convolutions, place.device, least_size(member, size), "train"
         ):
             return begun
-    return choose_plan(member, place.device, size, "train", job.images // job.batch_size, len(cores))
+    batches = job.images // job.batch_size
+    if place.device.type != "cpu":  # compiled once for all folds of a process
+        batches *= max(1, folds // (place.jobs or 1))
+    return choose_plan(member, place.device, size, "train", batches, len(cores))
 
 
 # --- pretrained weights, if possible ----------------------------------------------------------------------------------

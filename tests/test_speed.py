@@ -299,4 +299,6 @@ def test_folds_in_one_process_give_the_same_run(
         main(["run", str(config), "--device", "cpu", "--run", str(tmp_path / "together")])
     main(["run", str(config), "--device", "cpu", "--run", str(tmp_path / "together")])
     assert results(tmp_path / "together") == results(tmp_path / "alone") and max(grouped) == 4
+    epochs = 2 * 6 + 2 * 4 + (4 * 6 if clean == "true" else 0)
+    assert len(saved) == epochs, "none is trained twice"
     assert len(results(tmp_path / "alone")) == 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ensemble.config import AugmentConfig
+from ensemble.errors import TheraError
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.plans import Plan
 from ensemble.members.processes import Progress
@@ -43,76 +46,124 @@ class Task:
     watch: Watch | None
 
 
-def train_together(tasks: Sequence[Task], device: torch.device, workers: int, bar: Progress) -> list[FoldResult]:
+def train_together(
+    tasks: Sequence[Task], device: torch.device, workers: int, share: float, bar: Progress
+) -> list[FoldResult | TheraError]:
     """Do for each task what `train_and_predict` does, on a CPU to the same bytes.
 
-    Where the images do not fit into the device's memory whole, the tasks are done one after the other; where not all
-    networks do, in groups.
+    Where the images do not fit into the device's memory whole, each fold augments its own, one after the other. Where
+    not all networks do, as many are trained together as do, then the next ones.
 
     Parameters
     ----------
     tasks : sequence of Task
         Of one seed and the same images.
     workers : int
-        Processes that augment, for all tasks together.
+        Processes that augment; each augmentation has a share of them, one at least.
+    share : float
+        Of the device's free memory, that is for these tasks.
     bar : Progress
         Advanced by one an image trained on, and one an image and view predicted.
+
+    Returns
+    -------
+    list
+        What each task gives; of several, the error of one that failed, which does not stop the others.
 
     Raises
     ------
     TheraError
-        As `train_and_predict`.
+        As `train_and_predict`, where the task is the only one.
     """
-    room = _free(device)
-    held = {task.job.config.augmentation: resident_bytes(task.job) for task in tasks}
-    if len(tasks) == 1 or sum(held.values()) > OF_IMAGES * room:
-        return [
-            train_and_predict(
-                task.job, task.checkpoint, task.plan, device, workers, task.held_out, task.views, task.watch, bar
-            )
-            for task in tasks
-        ]
-    results: list[FoldResult] = []
+    room = share * _free(device)
+    if len(tasks) == 1:
+        return [_alone(tasks[0], device, workers, bar)]
+    alike: dict[AugmentConfig, list[FoldJob]] = {}
+    for task in tasks:
+        alike.setdefault(task.job.config.augmentation, []).append(task.job)
+    results: list[FoldResult | TheraError] = []
+    if sum(resident_bytes(jobs) for jobs in alike.values()) > OF_IMAGES * room:
+        for task in tasks:
+            try:
+                results.append(_alone(task, device, workers, bar))
+            except TheraError as error:
+                results.append(_noted(error, bar))
+        return results
     while len(results) < len(tasks):
         results += _group(tasks[len(results) :], OF_NETWORKS * room, device, workers, bar)
     return results
 
 
-def _group(tasks: Sequence[Task], room: float, device: torch.device, workers: int, bar: Progress) -> list[FoldResult]:
-    """Train as many of the first tasks as there is room for, one at least, and return what they give."""
+def _alone(task: Task, device: torch.device, workers: int, bar: Progress) -> FoldResult:
+    given = (task.job, task.checkpoint, task.plan, device, workers, task.held_out, task.views, task.watch)
+    return train_and_predict(*given, bar)
+
+
+def _noted(error: TheraError, bar: Progress) -> TheraError:
+    bar.note(f"failed: {error}")
+    return error
+
+
+def _group(
+    tasks: Sequence[Task], room: float, device: torch.device, workers: int, bar: Progress
+) -> list[FoldResult | TheraError]:
+    """Train as many of the first tasks as there is room for, and what one more takes; return what they give."""
     before, trainings = _allocated(device), []
     for task in tasks:
         trainings.append(FoldTraining(task.job, task.checkpoint, task.plan, device, task.watch))
         bar.skip(trainings[-1].images_seen)
         if GROWS * (_allocated(device) - before) > room:
             break
-    unfinished = [training for training in trainings if training.epoch < training.job.config.epochs]
-    seconds = dict.fromkeys(map(id, trainings), 0.0)
-    images = {}
-    for wanted in {training.job.config.augmentation for training in unfinished}:
-        alike = [training for training in unfinished if training.job.config.augmentation == wanted]
-        images[wanted] = ResidentEpochs(
-            [training.job for training in alike], [training.epoch for training in alike], workers, device
-        )
-    for epoch in range(max((training.job.config.epochs for training in unfinished), default=0)):
-        for training in unfinished:
-            if training.is_due(epoch):
-                started = time.monotonic()
-                training.run_epoch(images[training.job.config.augmentation].batches(training.job, epoch), bar)
-                seconds[id(training)] += time.monotonic() - started
-    images.clear()
-    results = []
-    for task, training in zip(tasks, trainings, strict=False):
+    failed: dict[int, TheraError] = {}
+    seconds = _train(trainings, failed, device, workers, bar)
+    results: list[FoldResult | TheraError] = []
+    for index, (task, training) in enumerate(zip(tasks, trainings, strict=False)):
         started, network = time.monotonic(), training.average
-        logits = predict_held_out(task.job, network, task.plan, device, task.held_out, task.views, bar)
-        spent = seconds[id(training)] + time.monotonic() - started
-        results.append(fold_result(network, training.history, logits, spent, task.checkpoint))
+        try:
+            if index in failed:
+                raise failed[index]
+            logits = predict_held_out(task.job, network, task.plan, device, task.held_out, task.views, bar)
+            spent = seconds[index] + time.monotonic() - started
+            results.append(fold_result(network, training.history, logits, spent, task.checkpoint))
+        except TheraError as error:
+            results.append(_noted(error, bar))
     return results
 
 
+def _train(
+    trainings: Sequence[FoldTraining], failed: dict[int, TheraError], device: torch.device, workers: int, bar: Progress
+) -> list[float]:
+    """Train to the end of every budget, and return the seconds of each; one that fails is put into `failed`."""
+    seconds = [0.0] * len(trainings)
+    alike: dict[AugmentConfig, list[FoldTraining]] = {}
+    for training in trainings:
+        if training.epoch < training.job.config.epochs:
+            alike.setdefault(training.job.config.augmentation, []).append(training)
+    each = max(1, workers // len(alike)) if workers and alike else 0
+    images = {
+        wanted: ResidentEpochs([one.job for one in own], [one.epoch for one in own], each, device)
+        for wanted, own in alike.items()
+    }
+    for epoch in range(max((one.job.config.epochs for own in alike.values() for one in own), default=0)):
+        due = [index for index, one in enumerate(trainings) if one.is_due(epoch) and index not in failed]
+        for wanted in dict.fromkeys(trainings[index].job.config.augmentation for index in due):
+            images[wanted].come_to(epoch, bar)
+        for index in due:
+            started, training = time.monotonic(), trainings[index]
+            try:
+                training.run_epoch(images[training.job.config.augmentation].batches(training.job, epoch), bar)
+            except TheraError as error:
+                failed[index] = _noted(error, bar)
+            seconds[index] += time.monotonic() - started
+    return seconds
+
+
 def _free(device: torch.device) -> float:
-    """Return the bytes that are free on a device; of a CPU's memory, all that one can ask for."""
-    return float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else float("inf")
+    """Return the bytes that are free on a device, or kept by torch for later; nothing limits a CPU here."""
+    if device.type != "cuda":
+        return math.inf
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return float(torch.cuda.mem_get_info(device)[0] + kept)
 
 
 def _allocated(device: torch.device) -> int:

@@ -40,7 +40,13 @@ def focal_loss(logits: torch.Tensor, labels: torch.Tensor, gamma: float, alpha: 
     """
     signed = logits.float() * (2 * labels.float() - 1)
     loss = -torch.exp(gamma * logsigmoid(-signed)) * logsigmoid(signed)
-    return loss if alpha is None else loss * torch.where(labels > 0.5, alpha, 1 - alpha)
+    return loss if alpha is None else loss * _by_label(labels, 1 - alpha, alpha)
+
+
+def _by_label(labels: torch.Tensor, of_0: float, of_1: float) -> torch.Tensor:
+    """Return one of two numbers for each label; unlike `torch.where`, without copying them to a GPU in every update."""
+    ones = (labels > 0.5).float()
+    return of_1 * ones + of_0 * (1 - ones)
 
 
 def class_weights(loss: str, labels: np.ndarray) -> tuple[float, float] | None:
@@ -84,4 +90,4 @@ def classification_loss(
     if config.label_smoothing:
         other = focal_loss(logits, 1 - labels, gamma, config.alpha)
         loss = (1 - config.label_smoothing / 2) * loss + config.label_smoothing / 2 * other
-    return loss if weights is None else loss * torch.where(labels > 0.5, weights[1], weights[0])
+    return loss if weights is None else loss * _by_label(labels, *weights)

@@ -7,7 +7,6 @@ computes in the same way again; `--precision` and `--convolutions` force a plan.
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import time
@@ -105,9 +104,12 @@ class Probe:
 
     def for_work(self, images: int) -> Plan:
         """Return the plan in which so many images take the least time, what comes first counted in."""
-        seconds = {self.chosen: images / self.images_per_second.get(str(self.chosen), math.inf)}
+        seconds, ready = {}, self.images_per_second.get(str(self.chosen), 0.0)
+        if ready or not self.setup_seconds:
+            seconds[self.chosen] = images / ready if ready else 0.0
         for name, first in self.setup_seconds.items():
-            seconds[Plan(*name.split())] = first + images / self.images_per_second[name]
+            if self.images_per_second[name] >= WORTH * ready:
+                seconds[Plan(*name.split())] = first + images / self.images_per_second[name]
         return min(seconds, key=lambda plan: seconds[plan])
 
 
@@ -163,11 +165,16 @@ def choose_plan(
         A compiled network is asked for, and cannot be had or computes something else.
     """
     plans = possible_plans(config.precision, config.convolutions, device, least_size(config, image_size), phase)
+    if config.freeze:  # the head alone is trained, and that is one layer
+        plans = tuple(
+            dict.fromkeys(Plan(plan.precision) if plan.convolutions == "compiled" else plan for plan in plans)
+        )
     if plans[0].convolutions == "compiled":
         found = probe(config, image_size, plans, phase, threads, device)
-        if str(plans[0]) not in found.images_per_second:
-            reason = found.failed.get(str(plans[0]), "it computes something else than the library")
+        if not found.images_per_second:
+            reason = next(iter(found.failed.values()), "it computes something else than the library")
             raise ConfigError(f"member {config.name}", f"cannot be compiled here: {reason}", "use --convolutions auto")
+        return found.for_work(batches * config.batch_size)
     if len(plans) == 1 or batches < PROBE_PAYS:
         return plans[0]
     return probe(config, image_size, plans, phase, threads, device).for_work(batches * config.batch_size)
@@ -204,7 +211,8 @@ def probe(
             found = _measured(config, image_size, plans, phase, batch, device)
     finally:
         torch.set_num_threads(before)
-    _write({**_read(), key: asdict(found)})
+    if not found.failed:  # what failed may be there, or fit into memory, another time
+        _write({**_read(), key: asdict(found)})
     return found
 
 
@@ -385,8 +393,7 @@ def _kept(key: str, plans: tuple[Plan, ...]) -> Probe | None:
             {str(Plan(*name.split())): float(x) for name, x in kept.get(part, {}).items()}
             for part in ("images_per_second", "setup_seconds")
         )
-        failed = {str(name): str(reason) for name, reason in kept.get("failed", {}).items()}
-        found = Probe(Plan(**kept["chosen"]), speeds, setup, failed)
+        found = Probe(Plan(**kept["chosen"]), speeds, setup)
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
     whole = setup.keys() <= speeds.keys() and any(str(plan) in speeds for plan in plans)

@@ -61,7 +61,7 @@ def alone(one: Task) -> FoldResult:
 
 def together(tasks: list[Task], workers: int = 0) -> list[FoldResult]:
     with progress(1, "test") as bar:
-        return train_together(tasks, CPU, workers, bar)
+        return train_together(tasks, CPU, workers, 1.0, bar)
 
 
 def assert_same(found: FoldResult, expected: FoldResult) -> None:
@@ -93,7 +93,7 @@ def test_folds_side_by_side_give_the_same_bytes_as_alone(values: dict[str, Any])
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # where this process may use one core only
 @pytest.mark.parametrize("workers", [0, 1])
 def test_members_of_every_kind_do_too(workers: int) -> None:
-    tasks = [task(fold, **values) for values in MIXED for fold in (0, 2)]
+    tasks = [task(fold, **values) for values in MIXED for fold in ((0,) if workers else (0, 2))]
     for one, found in zip(tasks, together(tasks, workers), strict=True):
         assert_same(found, alone(one))
 
@@ -141,12 +141,16 @@ def test_the_next_epoch_comes_in_evenly(monkeypatch: pytest.MonkeyPatch) -> None
     images._incoming = counted()
     updates = FOLDS * tasks[0].job.updates_per_epoch
     for epoch in range(3):
+        images.come_to(epoch, _Nobody())
         done = 0
+        assert come == (epoch + 1) * N, "nothing is left to wait for"
         for one in tasks:
-            for _ in images.batches(one.job, epoch):
-                due = (epoch + 1) * N + (done / updates) * N * (epoch < 2)
-                assert due <= come < due + CHUNK + 1, (epoch, done)
+            batches = images.batches(one.job, epoch)
+            for _ in range(one.job.updates_per_epoch):  # as a training does, which does not look for an end
+                next(batches)
                 done += 1
+                due = (epoch + 1) * N + (done / updates) * N * (epoch < 2)
+                assert due <= come < due + CHUNK, (epoch, done)
     assert come == 3 * N and next(images._incoming, None) is None, "and nothing more than is needed"
 
 
@@ -154,9 +158,11 @@ def test_the_next_epoch_comes_in_evenly(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_batches_are_those_of_each_job_alone(values: dict[str, Any]) -> None:
     jobs, firsts = [task(fold, **values).job for fold in range(FOLDS)], [0, 1, 0]
     images, expected = ResidentEpochs(jobs, firsts, 0, CPU), [batches_of(job, 1, 0, CPU) for job in jobs]
+    images.come_to(0, _Nobody())
     for job in (jobs[0], jobs[2]):
         assert sum(len(rows) for _, _, rows in images.batches(job, 0)) == job.images // job.config.epochs
     for epoch in (1, 2):
+        images.come_to(epoch, _Nobody())
         for job, own in zip(jobs, expected, strict=True):
             for found in images.batches(job, epoch):
                 pixels, labels, rows = next(own)
@@ -165,8 +171,8 @@ def test_the_batches_are_those_of_each_job_alone(values: dict[str, Any]) -> None
 
 
 def test_what_does_not_fit_comes_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    tasks, held = [task(fold) for fold in range(FOLDS)], 2 * PIXELS.nbytes
-    assert resident_bytes(tasks[0].job) == held and resident_bytes(task(0, sampler="balanced").job) == 2 * held
+    tasks, held = [task(fold, batch_size=8) for fold in range(FOLDS)], 2 * PIXELS.nbytes
+    assert resident_bytes([one.job for one in tasks]) == held
     expected, groups, really = [alone(one) for one in tasks], [], ResidentEpochs
 
     def told(jobs: Any, *given: Any) -> ResidentEpochs:
@@ -189,24 +195,73 @@ def test_what_does_not_fit_comes_one_after_the_other(monkeypatch: pytest.MonkeyP
     assert groups == [[0, 1], [2]], "the last one of a group is the one that goes over"
 
 
-def test_a_member_whose_images_are_all_different_takes_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two augmentations are two copies."""
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_two_augmentations_are_two_copies(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
     used = []
-    monkeypatch.setattr(lockstep, "_free", lambda _: 3.9 * PIXELS.nbytes / lockstep.OF_IMAGES)
+    monkeypatch.setattr(lockstep, "_free", lambda _: 3.9 * PIXELS.nbytes / lockstep.OF_IMAGES / share)
     monkeypatch.setattr(lockstep, "_group", lambda tasks, *_: used.append(tasks) or [None] * len(tasks))
     monkeypatch.setattr(lockstep, "train_and_predict", lambda *_: None)
-    together([task(0), task(1)])
-    assert len(used) == 1
-    together([task(0), task(1, augment="light")])
-    assert len(used) == 1
+    every = [task(fold, batch_size=8, **values) for values in ({}, {"augment": "light"}) for fold in range(FOLDS)]
+    for tasks, fits in ((every[:3], True), (every, False)):
+        train_together(tasks, CPU, 0, share, _Nobody())
+        assert bool(used) == fits
+        used.clear()
 
 
-def test_an_error_of_one_is_told() -> None:
-    broken = task(1)
-    state = train_and_predict(broken.job, Kept(), broken.plan, CPU, 0, broken.held_out, VIEWS, None, _Nobody()).weights
+def test_what_is_resident_is_counted() -> None:
+    """A balanced draw takes an image of the rare class again and again, each time another way; none, each one once."""
+    one = PIXELS[0].nbytes
+    for sampler in ("plain", "balanced"):
+        jobs = [task(fold, sampler=sampler, batch_size=8, augment="none").job for fold in range(FOLDS)]
+        assert resident_bytes(jobs) == PIXELS.nbytes, "one copy, for all epochs"
+        jobs = [task(fold, sampler=sampler, batch_size=8).job for fold in range(FOLDS)]
+        images = ResidentEpochs(jobs, [0] * FOLDS, 0, CPU)
+        images.come_to(0, _Nobody())
+        assert resident_bytes(jobs) == 2 * one * len(images._held[0].pixels)
+    assert resident_bytes(jobs) > 2.2 * PIXELS.nbytes
+
+
+def test_an_epoch_that_nobody_takes_is_passed_over() -> None:
+    """One member goes on where another one has long ended."""
+    late, early = task(0, epochs=5, name="late"), task(1, epochs=1, name="early")
+    late.checkpoint.stop_after = 3
+    with pytest.raises(InterruptedError):
+        together([late, task(2, epochs=5, name="other")])
+    late.checkpoint.stop_after = None
+    for one, found in zip((late, early), together([late, early]), strict=True):
+        assert_same(found, alone(one))
+
+
+def broken(one: Task) -> Task:
+    """Return a task that fails in its first epoch."""
+    state = train_and_predict(one.job, Kept(), one.plan, CPU, 0, one.held_out, VIEWS, None, _Nobody()).weights
     weights = {name: np.full_like(value, np.nan) for name, value in state.items()}
+    return replace(one, job=replace(one.job, weights=weights))
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_one_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch, fits: bool) -> None:
+    monkeypatch.setattr(lockstep, "_free", lambda _: np.inf if fits else 0)
+    tasks = [task(0), broken(task(1)), task(2)]
+    found = together(tasks)
+    assert_same(found[0], alone(tasks[0]))
+    assert_same(found[2], alone(tasks[2]))
+    assert isinstance(found[1], TheraError) and "training lenet fold 1: the loss is not finite" in str(found[1])
     with pytest.raises(TheraError, match="training lenet fold 1: the loss is not finite"):
-        together([task(0), replace(broken, job=replace(broken.job, weights=weights))])
+        together(tasks[1:2])
+
+
+def test_a_prediction_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    really = lockstep.predict_held_out
+
+    def fails(job: FoldJob, *given: Any) -> Any:
+        if job.fold == 1:
+            raise TheraError("member lenet", "3 OOF logits of fold 1 are not finite")
+        return really(job, *given)
+
+    monkeypatch.setattr(lockstep, "predict_held_out", fails)
+    found = together([task(fold) for fold in range(FOLDS)])
+    assert [isinstance(each, TheraError) for each in found] == [False, True, False]
 
 
 class _Nobody:
