@@ -302,3 +302,18 @@ def test_folds_in_one_process_give_the_same_run(
     epochs = 2 * 6 + 2 * 4 + (4 * 6 if clean == "true" else 0)
     assert len(saved) == epochs, "none is trained twice"
     assert len(results(tmp_path / "alone")) == 8
+
+
+@two_cores
+def test_folds_dealt_out_to_two_processes_give_the_same_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with --jobs 2 on a GPU: what they are to do and what comes back goes from process to process."""
+    main(training(data, tmp_path / "alone", "--jobs", 1))
+    with both():
+        one, other = sorted(os.sched_getaffinity(0))
+        monkeypatch.setattr(trainer, "_groups", lambda cores, place: [([1], [one]), ([0], [other])])
+        main(training(data, tmp_path / "apart"))
+        monkeypatch.setattr(trainer, "_groups", lambda cores, place: [([1, 0], [one])])
+        main(training(data, tmp_path / "together"))
+    assert results(tmp_path / "apart") == results(tmp_path / "together") == results(tmp_path / "alone")
