@@ -160,7 +160,10 @@ def test_every_command_is_in_the_readme() -> None:
         ([*PREDICT, "--jobs", "0"], "thera predict: Invalid value for '--jobs': "),
         ([*PREDICT, "--precision", "int8"], "predict: precision must be 'auto', 'fp32', 'bf16' or 'fp16'; got int8"),
         ([*TRAIN, "--early-size", "8"], "train-member: early_size must be greater than or equal to 16; got 8"),
-        ([*TRAIN, "--convolutions", "fast"], "train-member: convolutions must be 'auto', 'native' or 'lowered'; got"),
+        (
+            [*TRAIN, "--convolutions", "fast"],
+            "train-member: convolutions must be 'auto', 'native', 'lowered' or 'compiled'; got fast",
+        ),
         ([*PREDICT, "--correction", "mean"], "predict: correction must be 'posterior', 'location-scale', 'share' or "),
         (["run", "none.yaml"], "none.yaml: cannot be read ("),
         (["run", "a\nb\x1b.yaml"], "a\\nb\\x1b.yaml: cannot be read ("),
