@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ensemble import prediction, runs
+from ensemble import prediction, runs, storage
 from ensemble.config import VIEWS, DataConfig, DecisionConfig, MemberConfig, PredictConfig, RunConfig, load_config
 from ensemble.decision.assessment import Assessment, member_report
 from ensemble.decision.decision import Decision, fit_decision
@@ -67,7 +67,7 @@ def train_members(
             oof = _assess_member(member, table, seed)
             member.update(oof=oof.to_json())
             (shown,) = explained([member_table(oof, VIEWS, _origin(member))], deployed=False)
-            runs.write_whole(member.folder / "report.md", report_markdown(f"Member {member.name}", [shown]).encode())
+            storage.write_whole(member.folder / "report.md", report_markdown(f"Member {member.name}", [shown]).encode())
             tables.append(shown)
     run.record(f"train-member {' '.join(member.name for member in own)}", started)
     return tables
@@ -91,7 +91,7 @@ def _trained(
     choose_device(machine.device)  # a wrong one is said before the images are read
     with contextlib.ExitStack() as locks:
         for member in own:
-            locks.enter_context(runs.locked(member.folder))
+            locks.enter_context(storage.locked(member.folder))
         dataset = _labelled(data, run, say)
         table = _begin(run, dataset, data, folds, seed)
         train_folds(list(zip(own, members, strict=True)), dataset, table, seed, machine, say, only)
@@ -118,7 +118,7 @@ def trial(config: RunConfig, fold: int, machine: Machine, say: Say) -> Table:
     run.record(f"trial of fold {fold}: {' '.join(logits)}", started)
     groups = None if table.groups is None else table.groups[table.fold_of == fold]
     shown = trial_table(fold, logits, labels, groups, config.seed, facts, VIEWS)
-    runs.write_whole(config.run / f"trial-{fold}.md", report_markdown(f"Trial of fold {fold}", [shown]).encode())
+    storage.write_whole(config.run / f"trial-{fold}.md", report_markdown(f"Trial of fold {fold}", [shown]).encode())
     return shown
 
 
@@ -270,9 +270,9 @@ def fit_stacker(folder: Path, wanted: DecisionConfig, say: Say) -> dict[str, Dec
         decisions[key] = fit_decision(oof, views, seed, objective, wanted.stacker, wanted.repeats)
     for note in sorted({note for decision in decisions.values() for note in decision.notes}):
         say(f"warning: {note}")
-    with runs.locked(run.decision.parent):
+    with storage.locked(run.decision.parent):
         stored = {key: decision.to_json() for key, decision in decisions.items()}
-        runs.write_json(run.decision, {"schema": runs.SCHEMA, "parents": _parents(run, names), **stored})
+        storage.write_json(run.decision, {"schema": storage.SCHEMA, "parents": _parents(run, names), **stored})
     run.record("fit-stacker", started)
     return decisions
 
@@ -292,7 +292,7 @@ def read_decisions(run: runs.Run, say: Say) -> dict[str, Decision]:
         There is none, or the members' OOF logits have changed since.
     """
     remedy = f"run: thera fit-stacker --run {run.folder}"
-    stored = runs.read_json(run.decision, remedy)
+    stored = storage.read_json(run.decision, remedy)
     if stored.get("parents") != _parents(run, tuple(stored.get("parents", ()))):
         raise ArtifactError(run.decision, "was fitted on other OOF logits than the members have now", remedy)
     for member in run.members():
@@ -320,9 +320,9 @@ def predict(folder: Path, wanted: PredictConfig, machine: Machine, say: Say) -> 
         raise DataError(wanted.images, found, "bring them to that size, or train with --resize")
     place = run.predictions(wanted.images, dataset.fingerprint, wanted.tta)
     made_from = {
-        "schema": runs.SCHEMA,
+        "schema": storage.SCHEMA,
         "fingerprint": dataset.fingerprint,
-        "decision_sha256": runs.file_sha256(run.decision),
+        "decision_sha256": storage.file_sha256(run.decision),
         "views": list(decision.views),
         "correction_asked": wanted.correction,
         "prior": wanted.prior,
@@ -331,7 +331,7 @@ def predict(folder: Path, wanted: PredictConfig, machine: Machine, say: Say) -> 
         "precision_asked": wanted.precision,
         "convolutions_asked": wanted.convolutions,
     }
-    with runs.locked(place):
+    with storage.locked(place):
         if not prediction.is_predicted(place, made_from):
             table, members = run.read_folds(), decision.stacker.members
             by_view = all_oof_logits(run, table, members)[:, :, : len(decision.views)]
@@ -346,10 +346,10 @@ def predict(folder: Path, wanted: PredictConfig, machine: Machine, say: Say) -> 
             prediction.write_set(decision, oof, dataset.ids, logits, wanted, identity["seed"], place, made_from)
         text = (place / "label_val.txt").read_bytes()
         prediction.verify(text, len(dataset), place / "label_val.txt")
-        runs.write_whole(wanted.out, text)
+        storage.write_whole(wanted.out, text)
     run.record(f"predict {place.name}", started)
     say(f"{len(dataset)} labels written to {wanted.out}; logits and votes are in {place / 'predictions.csv'}")
-    facts = runs.read_json(place / "predictions.json", "run: thera predict")
+    facts = storage.read_json(place / "predictions.json", "run: thera predict")
     if facts["share_check"]["shifted"]:
         say(f"warning: {place.name}: {facts['share_check']['told']}")
     return prediction_table({place.name: facts})
@@ -380,8 +380,8 @@ def report(folder: Path, say: Say) -> list[Table]:
         tables += [prediction_table(predicted)]
     text = report_markdown(f"Run {printable(folder.name)}: {identity['n']} images, {table.k} folds", tables)
     text += "".join(f"\nData: {printable(note)}\n" for note in identity["notes"])
-    runs.write_whole(folder / "report.md", text.encode())
-    runs.write_json(
+    storage.write_whole(folder / "report.md", text.encode())
+    storage.write_json(
         folder / "report.json", report_json(members, decisions, predicted) | {"data_notes": identity["notes"]}
     )
     return tables
@@ -392,8 +392,8 @@ def _predicted(run: runs.Run, say: Say) -> dict[str, Any]:
     if not run.decision.exists():
         return {}
     found = {path.parent.name: path for path in sorted(run.folder.glob("predictions/*/predictions.json"))}
-    stored = {name: runs.read_json(path, "run: thera predict") for name, path in found.items()}
-    now = runs.file_sha256(run.decision)
+    stored = {name: storage.read_json(path, "run: thera predict") for name, path in found.items()}
+    now = storage.file_sha256(run.decision)
     for name in [name for name, facts in stored.items() if facts.get("decision_sha256") != now]:
         say(f"note: {printable(name)} was labelled by another decision; to label it by this one, run: thera predict")
         del stored[name]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from ensemble import runs
+from ensemble import runs, storage
 from ensemble.config import PredictConfig
 from ensemble.decision.averaging import LEAST_IMAGES, Corrected, Foreseen, foresee
 from ensemble.decision.decision import Decision, stack_replicates
@@ -58,7 +58,7 @@ class KeptLogits:
         if not self._note.exists():
             return
         remedy = f"remove {folder}; its logits are then computed again"
-        stored = runs.read_json(self._note, remedy)
+        stored = storage.read_json(self._note, remedy)
         files = stored.get("files")
         if not isinstance(files, dict) or not all(isinstance(facts, dict) for facts in files.values()):
             raise ArtifactError(self._note, "is damaged", remedy)
@@ -97,8 +97,8 @@ class KeptLogits:
         sha256 = runs.write_logits(path, self._dataset.ids, logits, views)
         made_from = {"sha256": sha256, "weights_sha256": member.weights_sha256(fold), "views": list(views)}
         self._files[_name(member, fold)] = made_from | facts
-        stored = {"schema": runs.SCHEMA, "fingerprint": self._dataset.fingerprint, "files": self._files}
-        runs.write_json(self._note, stored)
+        stored = {"schema": storage.SCHEMA, "fingerprint": self._dataset.fingerprint, "files": self._files}
+        storage.write_json(self._note, stored)
         return runs.read_logits(path, views, sha256, "")[1]
 
 
@@ -208,8 +208,8 @@ def _load(
 def is_predicted(place: Path, made_from: Mapping[str, Any]) -> bool:
     """Return whether the files of a prediction are there as they were written, and were made from this."""
     try:
-        stored = runs.read_json(place / "predictions.json", "")
-        files = {name: runs.file_sha256(place / name) for name in ("label_val.txt", "predictions.csv")}
+        stored = storage.read_json(place / "predictions.json", "")
+        files = {name: storage.file_sha256(place / name) for name in ("label_val.txt", "predictions.csv")}
     except (ArtifactError, OSError):
         return False
     stored = {"combine": "mean"} | stored  # what one of before there was a choice does not say
@@ -295,10 +295,10 @@ def write_set(
         )
     )
     files = {
-        "label_val.txt": runs.write_whole(place / "label_val.txt", text),
-        "predictions.csv": runs.write_table(place / "predictions.csv", columns, rows),
+        "label_val.txt": storage.write_whole(place / "label_val.txt", text),
+        "predictions.csv": storage.write_table(place / "predictions.csv", columns, rows),
     }
-    runs.write_json(
+    storage.write_json(
         place / "predictions.json",
         {
             **made_from,

@@ -1,39 +1,43 @@
 """The run directory: the only code that knows what lies where on disk, and in which form.
 
-Files appear whole (temporary name, fsync, rename, fsync of the folder) or not at all. Weights and training state are
-safetensors, tables are CSV keyed by id, the rest is JSON; nothing is ever pickled. A SHA-256 stands beside whatever
-another step relies on.
+Every file is written by `storage`: whole or not at all. A SHA-256 stands beside whatever another step relies on.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import datetime
-import errno
-import fcntl
 import hashlib
 import importlib.metadata
-import io
 import json
 import os
 import platform
 import shutil
-import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
-from ensemble.errors import ArtifactError, LockedError, ResourceError, printable
+from ensemble.errors import ArtifactError, printable
+from ensemble.storage import (
+    SCHEMA,
+    Tensors,
+    file_sha256,
+    locked,
+    read_json,
+    read_table,
+    read_tensors,
+    table_bytes,
+    write_arrays,
+    write_json,
+    write_table,
+    write_tensors,
+    write_whole,
+)
 
-if TYPE_CHECKING:
-    import torch
-
-SCHEMA = 1
 LOGIT_DECIMALS = 5
 """Logits are rounded to this many decimals when they are made; the file holds them as they are used."""
 
@@ -44,165 +48,6 @@ UNSAID_OF_TRAINING = {"convolutions": "native"}
 
 FROM_TIMM, FROM_FILE, FROM_SCRATCH = "timm's pretrained weights", "a file", "scratch"
 """What a member started from that asked for pretrained weights if they can be had."""
-
-Tensors: TypeAlias = "dict[str, torch.Tensor]"
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def write_whole(path: Path, data: bytes) -> str:
-    """Write a file so that it is there whole or not at all, and return its SHA-256."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
-    return hashlib.sha256(data).hexdigest()
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary file to fill; move it to `path` once it is filled and on disk, remove it on any error.
-
-    Raises
-    ------
-    ResourceError
-        The disk is full, or the place cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        remedy = "free some space and run the same command again" if full else "choose a place that can be written"
-        raise ResourceError(path, f"cannot be written ({error.strerror or error})", remedy) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def write_json(path: Path, value: Any) -> str:
-    text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
-    return write_whole(path, text.encode("utf-8", "backslashreplace"))  # of a lone surrogate: its JSON escape
-
-
-def read_json(path: Path, remedy: str) -> Any:
-    """Read a JSON file of this schema.
-
-    Raises
-    ------
-    ArtifactError
-        It is missing, damaged, or of a newer schema.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        schema = value["schema"]
-    except FileNotFoundError:
-        raise ArtifactError(path, "is not there", remedy) from None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ArtifactError(path, f"is damaged ({printable(error)})", remedy) from None
-    if schema != SCHEMA:
-        raise ArtifactError(path, f"has schema {schema}; this thera reads {SCHEMA}", "use the version that wrote it")
-    return value
-
-
-def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Write a CSV file, ids first; an id that a spreadsheet would take for a formula gets a leading apostrophe."""
-    return write_whole(path, _table(columns, rows))
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
-    cells = [(_escaped(str(row[0])), *row[1:]) for row in rows]
-    bare = any("\r" in str(row[0]) for row in cells)  # Python before 3.13 leaves it unquoted
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerow(columns)
-    csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if bare else csv.QUOTE_MINIMAL).writerows(cells)
-    return text.getvalue().encode("utf-8", "surrogateescape")
-
-
-def read_table(path: Path, columns: Sequence[str], remedy: str) -> list[tuple[str, ...]]:
-    """Read back the columns of a CSV file that `write_table` wrote, one tuple of texts a column."""
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            head, *rows = csv.reader(file)
-        if head != list(columns) or any(len(row) != len(head) for row in rows):
-            raise ValueError(f"columns are not {','.join(columns)}")
-    except FileNotFoundError:
-        raise ArtifactError(path, "is not there", remedy) from None
-    except (OSError, ValueError, csv.Error) as error:
-        raise ArtifactError(path, f"is damaged ({printable(error)})", remedy) from None
-    texts = list(zip(*rows, strict=True)) or [()] * len(head)
-    texts[0] = tuple(id_[1:] if id_[:1] == "'" else id_ for id_ in texts[0])
-    return texts
-
-
-def _escaped(id_: str) -> str:
-    return "'" + id_ if id_[:1] in "=+-@\t\r'" else id_
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, or raise an ArtifactError where it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ArtifactError(path, f"cannot be read ({error.strerror})", "restore it") from None
-
-
-_held: list[IO[str]] = []
-
-
-def _let_go() -> None:
-    """Leave the locks to the parent, or a forked data worker would hold them on after its parent was killed."""
-    for file in _held:
-        file.close()
-
-
-os.register_at_fork(after_in_child=_let_go)
-
-
-@contextlib.contextmanager
-def locked(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Hold `folder` for this process; the lock of a killed process is free again.
-
-    Parameters
-    ----------
-    wait : bool
-        Wait for another holder instead of giving up: for work that takes no time.
-
-    Raises
-    ------
-    LockedError
-        Another process holds it; its pid and host are named.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "a+")  # noqa: SIM115
-    except OSError as error:
-        raise ResourceError(folder, f"cannot be written ({error.strerror})", "choose another --run") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            file.seek(0)
-            holder = printable(file.read().strip()) or "another process"
-            raise LockedError(folder, f"{holder} works here", "wait for it, or stop it first") from None
-        file.truncate(0)
-        file.write(f"pid {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        _held.append(file)
-        try:
-            yield
-        finally:
-            _held.remove(file)
-
 
 # --- the run ----------------------------------------------------------------------------------------------------------
 
@@ -287,7 +132,7 @@ class Run:
         columns = [("id", table.ids), ("label", table.labels), ("fold", table.fold_of), ("group", table.groups)]
         given = [(name, values.tolist()) for name, values in columns if values is not None]
         rows = zip(*(values for _, values in given), strict=True)
-        data = _table([name for name, _ in given], rows)
+        data = table_bytes([name for name, _ in given], rows)
         with locked(self.folder, wait=True):
             write_json(self.folder / "run.json", self.read() | {"folds_sha256": hashlib.sha256(data).hexdigest()})
             write_whole(self.folder / "folds.csv", data)
@@ -381,10 +226,8 @@ class MemberFolder:
         **facts: Any,
     ) -> None:
         """Write a fold's weights and OOF logits (n, views), record their hashes, then drop its training state."""
-        from safetensors.numpy import save
-
         folder = self.fold(fold)
-        weights_sha256 = write_whole(folder / "weights.safetensors", save(dict(weights)))
+        weights_sha256 = write_arrays(folder / "weights.safetensors", weights)
         oof_sha256 = write_logits(folder / "oof.csv", ids, logits, views)
         files = {"weights_sha256": weights_sha256, "oof_sha256": oof_sha256}
         self.update(folds=self.read()["folds"] | {str(fold): files | facts})
@@ -507,30 +350,6 @@ class StateFolder:
                 self._state, "holds no state that is whole", "remove this folder to start the fold anew"
             )
         return None
-
-
-def write_tensors(path: Path, tensors: Tensors) -> str:
-    """Write a safetensors file whole, and return its SHA-256."""
-    from safetensors.torch import save
-
-    return write_whole(path, save(tensors))
-
-
-def read_tensors(path: Path) -> Tensors:
-    """Read a safetensors file; nothing in it is executed, whatever it is.
-
-    Raises
-    ------
-    ArtifactError
-        It is no safetensors file.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise ArtifactError(path, f"is no safetensors file ({printable(error)})", "give one") from None
 
 
 def write_logits(path: Path, ids: np.ndarray, logits: np.ndarray, views: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ensemble import runs
+from ensemble import runs, storage
 from ensemble.config import VIEWS, MemberConfig, seed_sequence
 from ensemble.decision.rates import call, error_rates
 from ensemble.decision.threshold import fit_threshold
@@ -103,10 +103,10 @@ def _begin(
 
     pixels, jobs, facts = MappedPixels(dataset.pixels), [], []
     for folder, member in members:
-        weights = runs.read_tensors(member.weights) if member.weights else None
+        weights = storage.read_tensors(member.weights) if member.weights else None
         check(member, dataset.size[0], weights)
         asked = member.model_dump(mode="json", exclude={"weights"})
-        asked["weights"] = runs.file_sha256(member.weights) if member.weights else None
+        asked["weights"] = storage.file_sha256(member.weights) if member.weights else None
         config, origin = _with_origin(folder, member, dataset.size[0], say)
         arrays = {key: value.numpy() for key, value in weights.items()} if weights is not None else None
         for fold in folds:
@@ -221,7 +221,7 @@ def _draw(folder: runs.MemberFolder, fold: int) -> None:
     from ensemble.reports.figures import training_figure
 
     figure = training_figure(f"{folder.name}, fold {fold}", folder.history(fold))
-    runs.write_whole(folder.fold(fold) / "training.png", figure)
+    storage.write_whole(folder.fold(fold) / "training.png", figure)
 
 
 def _cores(jobs: Sequence[FoldJob], place: _Place) -> list[list[int]]:

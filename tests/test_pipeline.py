@@ -290,7 +290,7 @@ def test_killed_and_started_again_gives_the_same(done: Path, tmp_path: Path, kin
 
 
 def test_second_start_of_a_member_is_told_who_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from ensemble.runs import locked
+    from ensemble.storage import locked
 
     config = write_config(tmp_path)
     with locked(tmp_path / "run/members/a"):

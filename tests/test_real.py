@@ -15,7 +15,8 @@ from ensemble.decision.decision import Decision
 from ensemble.decision.rates import error_rates
 from ensemble.decision.rules import OofLogits
 from ensemble.pipeline import VIEW_SETS, fit_decision, oof_logits
-from ensemble.runs import Run, file_sha256
+from ensemble.runs import Run
+from ensemble.storage import file_sha256
 
 RUN = Run(Path(__file__).parents[1] / "checkpoints" / "therapanacea")
 PREDICTED = RUN.folder / "predictions" / "val_img"

@@ -1,4 +1,4 @@
-"""A tiny data set whose classes a small network learns in seconds."""
+"""What several tests share: a tiny data set whose classes a small network learns in seconds, odd names, a listing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,31 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+
+ODD_IDS = [
+    "plain.jpg",
+    "001.jpg",
+    "1e5",
+    "two\nlines.jpg",
+    "carriage\rreturn.jpg",
+    "both\r\n.jpg",
+    "\rfirst",
+    "\ttab",
+    'quo"ted.jpg',
+    "com,ma.jpg",
+    "=cmd()|'/c calc'!A0",
+    "+1",
+    "-1",
+    "@x",
+    "'apostrophe",
+    "''two",
+    "'=both",
+    "<script>alert(1)</script>",
+    "byte \udcff.jpg",
+    "é 漢",
+    " space ",
+]
+"""Names of images that text files, spreadsheets and terminals stumble over."""
 
 
 def write_tiny(folder: Path, n: int, seed: int = 0, size: int = 16) -> np.ndarray:
@@ -20,3 +45,8 @@ def write_tiny(folder: Path, n: int, seed: int = 0, size: int = 16) -> np.ndarra
         cv2.imwrite(str(folder / "img" / f"{row:03d}.png"), image)
     (folder / "labels.txt").write_text("".join(f"{label}\n" for label in labels))
     return labels
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of every file below a folder by its path."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

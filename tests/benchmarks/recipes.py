@@ -25,7 +25,8 @@ from ensemble.evaluation import Nested, nested_calls
 from ensemble.pipeline import VIEW_SETS, averaged_oof, predict, run_config
 from ensemble.progress import say
 from ensemble.reports.tables import Table
-from ensemble.runs import FROM_SCRATCH, Run, write_whole
+from ensemble.runs import FROM_SCRATCH, Run
+from ensemble.storage import write_whole
 from ensemble.trainer import Machine
 
 CONFIGS = Path(__file__).parents[2] / "configs"
