@@ -345,9 +345,9 @@ def recipes() -> None:
     """
 
     def work() -> list[Table]:
-        from ensemble import pipeline
+        from ensemble import examples
 
-        return [pipeline.recipes()]
+        return [examples.recipes()]
 
     _run(work)
 
@@ -365,10 +365,10 @@ def demo(
     """
 
     def work() -> list[Table]:
-        from ensemble import pipeline
+        from ensemble import examples
         from ensemble.trainer import Machine
 
-        return pipeline.demo(run, Machine(device, workers, jobs), _say)
+        return examples.demo(run, Machine(device, workers, jobs), _say)
 
     _run(work)
 

@@ -126,10 +126,12 @@ def test_the_ground_floor_stands_on_little(room: str, may: set[str]) -> None:
 
 
 def test_only_the_verbs_above_import_the_pipeline_and_nothing_imports_the_command() -> None:
-    assert [name_of(path) for path in FILES if "pipeline.py" in rooms(path)] == ["cli.py", "evaluation.py"]
+    above = ["cli.py", "evaluation.py", "examples.py"]
+    assert [name_of(path) for path in FILES if "pipeline.py" in rooms(path)] == above
     assert [name_of(path) for path in FILES if "evaluation.py" in rooms(path)] == ["cli.py"]
+    assert [name_of(path) for path in FILES if "examples.py" in rooms(path)] == ["cli.py"]
     assert [name_of(path) for path in FILES if "cli.py" in rooms(path)] == []
-    verbs = ["engine.py", "evaluation.py", "pipeline.py", "prediction.py", "trainer.py"]
+    verbs = ["engine.py", "evaluation.py", "examples.py", "pipeline.py", "prediction.py", "trainer.py"]
     assert [name_of(path) for path in FILES if "runs.py" in rooms(path)] == verbs
     assert [name_of(path) for path in FILES if "prediction.py" in rooms(path)] == ["engine.py", "pipeline.py"]
 
@@ -186,7 +188,7 @@ def test_there_are_no_cycles() -> None:
 
 def test_the_command_and_the_pipeline_start_light() -> None:
     assert rooms(HOUSE / "cli.py", lazy=False) == {"errors.py"}
-    for room in ("engine.py", "evaluation.py", "pipeline.py", "prediction.py", "trainer.py"):
+    for room in ("engine.py", "evaluation.py", "examples.py", "pipeline.py", "prediction.py", "trainer.py"):
         assert not any(used.startswith("members/") for used in rooms(HOUSE / room, lazy=False))
 
 

@@ -499,13 +499,14 @@ def test_one_member_from_weights_through_the_single_commands(tmp_path: Path) -> 
 def test_demo_holds_its_result_against_the_best_possible(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ensemble import pipeline
+    from ensemble import examples
+    from ensemble.config import MemberConfig
 
-    config = pipeline.load_config(pipeline.demo_config())
+    config = examples.load_config(examples.demo_config())
     member = {"arch": "test_resnet", "pretrained": False, "epochs": 2, "batch_size": 8, "ema_decay": 0.9}
-    small = config.model_copy(update={"members": (pipeline.MemberConfig.model_validate(member),)})
-    monkeypatch.setattr(pipeline, "load_config", lambda _: small)
-    monkeypatch.setattr(pipeline, "DEMO_IMAGES", 96)
+    small = config.model_copy(update={"members": (MemberConfig.model_validate(member),)})
+    monkeypatch.setattr(examples, "load_config", lambda _: small)
+    monkeypatch.setattr(examples, "DEMO_IMAGES", 96)
     capsys.readouterr()
     main(["demo", "--run", str(tmp_path / "demo"), "--device", "cpu"])
     shown = capsys.readouterr().out
