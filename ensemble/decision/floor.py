@@ -28,18 +28,21 @@ from numpy.typing import ArrayLike, NDArray
 from ensemble.config import seed_sequence
 from ensemble.decision.intervals import Interval, central
 from ensemble.decision.label_issues import confident_joint
+from ensemble.decision.mixture import (
+    LEAST_BINS,
+    PARAMETERS,
+    STARTS,
+    bin_shares,
+    binned,
+    fit,
+    rates_of,
+    start,
+)
 from ensemble.decision.rates import Calls, ErrorRates, Floats, checked
 from ensemble.errors import ArtifactError
 
 LEAST_ROWS = 100
 """Of each class; with fewer, nothing is estimated."""
-
-BINS_A_CLASS = 50
-LEAST_BINS = 20
-"""Logits of fewer distinct values than these bins need are too coarse to fit densities to."""
-
-LEAST_RATE = 1e-4
-"""A fitted rate below this is called 0: it has run to its limit."""
 
 TAILS = (0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.005)
 """Shares of a class beyond the cuts at which the ceiling looks."""
@@ -154,7 +157,7 @@ def estimate_floor(logits: ArrayLike, labels: ArrayLike, seed: int = 0, replicat
     n_pos = int(np.count_nonzero(y))
     if min(n_pos, y.size - n_pos) < LEAST_ROWS:
         return None
-    edges, counts = _binned(x, y)
+    edges, counts = binned(x, y)
     if counts.shape[1] < LEAST_BINS:
         return None
     rng = np.random.default_rng(seed_sequence(seed, "mixture"))
@@ -246,45 +249,24 @@ def ceiling(logits: ArrayLike, labels: ArrayLike) -> ErrorRates:
 
 # --- the mixture ----------------------------------------------------------------------------------------------------
 
-_PARAMETERS = 10
-"""Log-odds of the two rates; then location, log scale, skew and log tail of true 0, and of true 1."""
-
-_SPREAD = np.array([np.inf, np.inf, np.inf, np.inf, 0.5, 0.35, np.inf, np.inf, 0.5, 0.35])
-"""Standard deviations of the normal penalty on skew and log tail; they keep few rows from bending the shape at will."""
-
-_STARTS = ((0.01, 0.001), (0.1, 0.01), (0.3, 0.03), (0.01, 0.05), (0.2, 0.1))
-
-
-def _binned(logits: Floats, labels: Calls) -> tuple[Floats, NDArray[np.int64]]:
-    """Return the edges (b - 1,) of bins at both classes' quantiles, in standardised logits, and counts (2, b)."""
-    x = (logits - np.median(logits)) / max(float(logits.std()), 1e-300)
-    levels = np.linspace(0, 1, BINS_A_CLASS + 1)[1:-1]
-    edges = np.unique(np.concatenate([np.quantile(x[labels == label], levels) for label in (0, 1)]))
-    bin_of = np.searchsorted(edges, x, "right")
-    return edges, np.stack([np.bincount(bin_of[labels == label], minlength=edges.size + 1) for label in (0, 1)])
-
 
 def _by_mixture(
     edges: Floats, counts: NDArray[np.int64], most: ErrorRates, rng: np.random.Generator, replicates: int
 ) -> tuple[FloorEstimate, float]:
     """Fit the mixture to binned logits by maximum likelihood; return the estimate and its misfit.
 
-    The logits of the rows given as 0 are distributed as (1 - fpr) f0 + fpr f1, of those given as 1 as (1 - fnr) f1 +
-    fnr f0, with f0 and f1, the logits of the true classes, sinh-arcsinh normal: location, scale, skew and tail weight
-    (Jones and Pewsey 2009, Biometrika 96, 761-780).
-
     The interval is a bootstrap of the counts, as of `misfit` times fewer rows where the fit is worse than chance, and
     never narrower than counting the wrong labels themselves would give. A fit above the ceiling is refuted by it: the
     rates are then the ceiling's and the interval runs from 0 to it.
     """
-    first = np.stack([_start(edges, counts, rates) for rates in _STARTS])
-    fitted, likelihood = _fit(first, np.repeat(counts[None].astype(np.float64), len(first), axis=0), edges)
+    first = np.stack([start(edges, counts, rates) for rates in STARTS])
+    fitted, likelihood = fit(first, np.repeat(counts[None].astype(np.float64), len(first), axis=0), edges)
     best = fitted[int(np.argmax(likelihood))]
     n_neg, n_pos = (int(n) for n in counts.sum(axis=1))
-    expected = np.maximum(_bin_shares(best, edges), 1e-12) * [[n_neg], [n_pos]]
+    expected = np.maximum(bin_shares(best, edges), 1e-12) * [[n_neg], [n_pos]]
     deviance = 2 * float((counts * np.log(np.maximum(counts, 1) / expected))[counts > 0].sum())
-    misfit = deviance / (2 * edges.size - _PARAMETERS)
-    fpr, fnr = _rates(best).tolist()
+    misfit = deviance / (2 * edges.size - PARAMETERS)
+    fpr, fnr = rates_of(best).tolist()
     rates = ErrorRates(fpr, fnr, n_neg, n_pos)
     if rates.hter > most.hter:
         return FloorEstimate(most, Interval(0.0, most.hter)), misfit
@@ -294,114 +276,10 @@ def _by_mixture(
     drawn = np.stack([rng.multinomial(size, row, replicates) for size, row in zip(sizes, shares, strict=True)], axis=1)
     begin = np.repeat(best[None], replicates, axis=0)
     begin[:, :2] = np.resize(first[:, :2], (replicates, 2))  # of all starts, so that a flat likelihood shows
-    moved = central(_rates(_fit(begin, drawn, edges)[0]).sum(axis=1))
+    moved = central(rates_of(fit(begin, drawn, edges)[0]).sum(axis=1))
     counted = _counted(rates, n_neg, n_pos, rng)
     low, high = min(moved.low, counted.low), min(max(moved.high, counted.high), most.hter)
     return FloorEstimate(rates, Interval(min(low, rates.hter), max(high, rates.hter))), misfit
-
-
-def _start(edges: Floats, counts: NDArray[np.int64], rates: tuple[float, float]) -> Floats:
-    """Return parameters (10,): these rates, and the median and quartiles of the two classes as given."""
-    start = [float(np.log(rate / (1 - rate))) for rate in rates]
-    for row in counts:
-        below = np.cumsum(row)[:-1] / row.sum()
-        low, middle, high = np.interp([0.25, 0.5, 0.75], below, edges)
-        start += [float(middle), float(np.log((high - low) / 1.35 + 1e-3)), 0.0, 0.0]
-    return np.array(start)
-
-
-def _rates(theta: Floats) -> Floats:
-    """Return fpr and fnr (..., 2) of parameters (..., 10).
-
-    Naming the true classes the other way round gives the same distributions; of the two, the smaller rates are meant.
-    """
-    from scipy.special import expit
-
-    rates = expit(theta[..., :2])
-    rates = np.where(rates.sum(axis=-1, keepdims=True) > 1, 1 - rates, rates)
-    return np.asarray(np.where(rates < LEAST_RATE, 0.0, rates))
-
-
-def _bin_shares(theta: Floats, edges: Floats) -> Floats:
-    """Return the share of each class as given in each bin, (..., 2, b), of parameters (..., 10)."""
-    return _mixed(theta[..., :2], _true_shares(theta[..., 2:].reshape(*theta.shape[:-1], 2, 4), edges))
-
-
-def _true_shares(true: Floats, edges: Floats) -> Floats:
-    """Return the share of a true class in each bin, (..., b), of its parameters (..., 4)."""
-    from scipy.special import ndtr
-
-    location, log_scale, skew, log_tail = (true[..., [j]] for j in range(4))
-    z = np.exp(log_tail) * np.arcsinh((edges - location) * np.exp(-log_scale)) - skew
-    below = ndtr(np.sinh(np.clip(z, -20, 20)))
-    ends = np.zeros((*below.shape[:-1], 1))
-    return np.diff(np.concatenate([ends, below, ends + 1], axis=-1))
-
-
-def _mixed(log_odds: Floats, of_true: Floats) -> Floats:
-    """Return the share of each class as given in each bin, (..., 2, b), of those of the true classes (..., 2, b)."""
-    from scipy.special import expit
-
-    mixed = expit(log_odds)[..., None]
-    return np.asarray((1 - mixed) * of_true + mixed * of_true[..., ::-1, :])
-
-
-def _nudged_shares(theta: Floats, edges: Floats, step: float) -> Floats:
-    """Return `_bin_shares` of parameters (r, 10), and of each nudged by a step: (r, 11, 2, b).
-
-    A rate moves no true class, and a parameter of one true class not the other: few distributions are worked out.
-    """
-    rates, true = theta[:, None, :2], theta[:, 2:].reshape(-1, 1, 2, 4)
-    nudges = np.concatenate([np.zeros((1, 4)), step * np.eye(4)])[:, None]
-    moved = _true_shares(true + nudges, edges)  # (r, 5, 2, b)
-    of_true = np.repeat(moved[:, :1], 1 + _PARAMETERS, axis=1)
-    of_true[:, 3:7, 0], of_true[:, 7:, 1] = moved[:, 1:, 0], moved[:, 1:, 1]
-    return _mixed(rates + np.eye(1 + _PARAMETERS, 2, -1) * step, of_true)
-
-
-def _fit(theta: Floats, counts: NDArray[Any], edges: Floats, steps: int = 100) -> tuple[Floats, Floats]:
-    """Maximise the penalised multinomial likelihood from r starts at once, by Fisher scoring damped as Levenberg does.
-
-    Parameters
-    ----------
-    theta : float64 array (r, 10)
-        Where to start.
-    counts : array (r, 2, b)
-        Rows of each class as given in each bin.
-    edges : float64 array (b - 1,)
-        Of the bins.
-    steps : int
-        At most.
-
-    Returns
-    -------
-    float64 arrays (r, 10) and (r,)
-        The parameters and their log likelihood.
-    """
-    n, precision, h = counts.sum(axis=-1, keepdims=True), _SPREAD**-2, 1e-5
-
-    def likelihood(theta: Floats) -> Floats:
-        log_shares = np.log(np.maximum(_bin_shares(theta, edges), 1e-12))
-        return np.asarray((counts * log_shares).sum(axis=(1, 2)) - (theta**2 * precision).sum(axis=1) / 2)
-
-    current, damping = likelihood(theta), np.full(len(theta), 1e-2)
-    for step in range(steps):
-        shares = np.maximum(_nudged_shares(theta, edges, h), 1e-12)  # (r, 11, 2, b)
-        slopes, shares = (shares[:, 1:] - shares[:, :1]) / h, shares[:, 0]
-        uphill = np.einsum("rpcb,rcb->rp", slopes, counts / shares) - theta * precision
-        scaled = (slopes * np.sqrt(n / shares)[:, None]).reshape(len(theta), _PARAMETERS, -1)
-        information = scaled @ scaled.transpose(0, 2, 1) + np.diag(precision)
-        ridge = damping[:, None] * (np.diagonal(information, axis1=1, axis2=2) + 1e-3)
-        move = np.linalg.solve(information + ridge[..., None] * np.eye(_PARAMETERS), uphill[..., None])[..., 0]
-        moved = theta + np.clip(move, -1, 1)
-        moved[:, :2] = np.clip(moved[:, :2], -12, 12)
-        found = likelihood(moved)
-        better, gain = found > current, found - current
-        theta, current = np.where(better[:, None], moved, theta), np.maximum(found, current)
-        damping = np.clip(np.where(better, damping / 5, damping * 8), 1e-7, 1e9)
-        if step > 5 and ((np.abs(gain) < 1e-3) | (damping > 1e6)).all():
-            break
-    return theta, current
 
 
 # --- in words -------------------------------------------------------------------------------------------------------

@@ -15,14 +15,13 @@ from ensemble.decision.floor import (
     LEAST_ROWS,
     Floor,
     FloorEstimate,
-    _bin_shares,
-    _nudged_shares,
     ceiling,
     describe_floor,
     estimate_floor,
 )
 from ensemble.decision.intervals import Interval
 from ensemble.decision.label_issues import calibrated, confident_joint
+from ensemble.decision.mixture import bin_shares, nudged_shares
 from ensemble.decision.rates import ErrorRates, call, error_rates
 from ensemble.decision.threshold import fit_threshold
 from ensemble.errors import ArtifactError, DataError
@@ -230,7 +229,7 @@ def test_shares_of_nudged_parameters_are_those_of_each_nudged() -> None:
     rng = np.random.default_rng(0)
     theta, edges = rng.normal(size=(7, 10)), np.linspace(-2, 2, 30)
     nudges = np.concatenate([np.zeros((1, 10)), 1e-5 * np.eye(10)])
-    np.testing.assert_array_equal(_nudged_shares(theta, edges, 1e-5), _bin_shares(theta[:, None] + nudges, edges))
+    np.testing.assert_array_equal(nudged_shares(theta, edges, 1e-5), bin_shares(theta[:, None] + nudges, edges))
 
 
 def test_the_ceiling_by_hand() -> None:
