@@ -1,15 +1,22 @@
-"""What runs a trained timm model: torch itself, ONNX Runtime, OpenVINO; and which peers are installed."""
+"""The peers of prediction: torch itself, ONNX Runtime, OpenVINO, each over timm's loader; and which are installed."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
+import timm
 import torch
 from torch import nn
 
+from ensemble.bench.peers import Peer, evaluation_loader
 from ensemble.errors import ResourceError
+
+Forward = Callable[[torch.Tensor], torch.Tensor]
+"""x (b, 3, H, W) float32, normalised -> logits (b,)."""
 
 NEEDS = {
     "plain_loop": ("torch", "timm", "albumentations", "opencv-python-headless"),
@@ -20,9 +27,6 @@ NEEDS = {
     "dataloader_epoch": ("torch", "pillow", "opencv-python-headless"),
 }
 """What to install for each peer."""
-
-Forward = Callable[[torch.Tensor], torch.Tensor]
-"""x (b, 3, H, W) float32, normalised -> logits (b,)."""
 
 
 def installed() -> dict[str, str]:
@@ -111,3 +115,92 @@ def _require(peer: str) -> None:
     missing = [name for name in NEEDS[peer] if importlib.util.find_spec(name) is None]
     if missing:
         raise ResourceError(f"peer {peer}", f"needs {' and '.join(missing)}", f"pip install {' '.join(missing)}")
+
+
+# --- over files -------------------------------------------------------------------------------------------------------
+
+
+class Prediction(Peer):
+    """A pass over files: each batch through every model, as it is and mirrored.
+
+    Parameters
+    ----------
+    loader : iterable
+        Batches x (b, 3, H, W) float32, normalised, with anything.
+    forwards : sequence of callable
+        The fold models.
+    threads : int
+        Of torch.
+    """
+
+    def __init__(self, loader: Any, forwards: Sequence[Forward], threads: int) -> None:
+        super().__init__(loader, threads)
+        self._forwards = forwards
+        self.logits = np.empty((0, len(forwards), 2))
+        """float64 array (n, models, 2) of the last run: identity, mirrored."""
+
+    @torch.inference_mode()
+    def run(self) -> int:
+        """Predict all files; return how many there are, not times models and views."""
+        torch.set_num_threads(self._threads)
+        batches = []
+        for x, _ in self._loader:
+            views = (x, x.flip(3))
+            batches.append([[forward(view) for view in views] for forward in self._forwards])
+        logits = [torch.stack([torch.stack(model, 1) for model in batch], 1).double().cpu() for batch in batches]
+        self.logits = torch.cat(logits).numpy()
+        return len(self.logits)
+
+
+def fold_models(arch: str, states: Sequence[Mapping[str, torch.Tensor]]) -> list[nn.Module]:
+    """Return timm models with one logit, in evaluation mode, one a state dict."""
+    models = []
+    for state in states:
+        model: nn.Module = timm.create_model(arch, num_classes=1)
+        model.load_state_dict(state)
+        models.append(model.eval())
+    return models
+
+
+def timm_predict(
+    models: Sequence[nn.Module],
+    paths: Sequence[str],
+    size: int,
+    *,
+    batch: int = 256,
+    workers: int = 0,
+    threads: int,
+    device: str = "cpu",
+    amp_dtype: torch.dtype | None = None,
+    channels_last: bool = False,
+) -> Prediction:
+    """Return eager inference, by default in float32, over timm's own loader.
+
+    The flags are those of `timm_loop`.
+    """
+    loader = evaluation_loader(models[0], paths, size, batch, workers, device)
+    forwards = [in_torch(model.to(device), amp_dtype, channels_last) for model in models]
+    return Prediction(loader, forwards, threads)
+
+
+def onnxruntime_predict(
+    models: Sequence[nn.Module], paths: Sequence[str], size: int, *, batch: int = 256, threads: int, workers: int = 0
+) -> Prediction:
+    """Return inference of the same models in ONNX Runtime, float32, over timm's loader."""
+    loader = evaluation_loader(models[0], paths, size, batch, workers, "cpu")
+    return Prediction(loader, [in_onnxruntime(model, size, threads) for model in models], threads)
+
+
+def openvino_predict(
+    models: Sequence[nn.Module],
+    paths: Sequence[str],
+    size: int,
+    *,
+    batch: int = 256,
+    workers: int = 0,
+    threads: int,
+    precision: str = "f32",
+) -> Prediction:
+    """Return inference of the same models in OpenVINO, `precision` f32 or bf16, over timm's loader."""
+    loader = evaluation_loader(models[0], paths, size, batch, workers, "cpu")
+    return Prediction(loader, [in_openvino(model, size, threads, precision) for model in models], threads)

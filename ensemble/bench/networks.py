@@ -134,7 +134,7 @@ def _told_of(device: Any) -> str:
 
 def predict(wish: Wish, material: Material, say: Say) -> Table:
     """Images per second of prediction under two views with three fold models, ours and the peers', in turn."""
-    from ensemble.bench import advice, engines, peers
+    from ensemble.bench import advice, engines
     from ensemble.bench.ours import OurPrediction
     from ensemble.members.backbones import build
     from ensemble.members.inference import choose_device
@@ -160,14 +160,14 @@ def predict(wish: Wish, material: Material, say: Say) -> Table:
             contestants: dict[str, Callable[[], int]] = {"thera": partial(ours.run, _Quiet(bar))}
             if wish.peers:
                 makers: dict[str, Callable[..., Any]] = {
-                    "timm eager fp32": partial(peers.timm_predict, device=str(device)),
-                    "ONNX Runtime": peers.onnxruntime_predict,
+                    "timm eager fp32": partial(engines.timm_predict, device=str(device)),
+                    "ONNX Runtime": engines.onnxruntime_predict,
                     "OpenVINO": partial(
-                        peers.openvino_predict, precision="bf16" if plan.precision == "bf16" else "f32"
+                        engines.openvino_predict, precision="bf16" if plan.precision == "bf16" else "f32"
                     ),
                 }
                 for name in names:
-                    models = peers.fold_models(config.timm_name, [timm_state] * FOLD_MODELS)
+                    models = engines.fold_models(config.timm_name, [timm_state] * FOLD_MODELS)
                     peer = makers[name](models, material.paths, material.size, threads=threads, batch=64)
                     stack.callback(peer.close)
                     contestants[name] = peer.run

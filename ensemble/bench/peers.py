@@ -1,4 +1,4 @@
-"""The peers: the tools that do the same work, each used as a careful user of it would.
+"""The peers of training and loading: the tools that do the same work, each used as a careful user of it would.
 
 Each is built by a function and is then run for a number of images, again and again, so that the clock can take it in
 turn with others in one process. Every run is a whole pass of the peer's loader: its workers stay alive between runs,
@@ -33,7 +33,6 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ensemble.bench.clock import take_turns
-from ensemble.bench.engines import Forward, in_onnxruntime, in_openvino, in_torch
 from ensemble.members.losses import focal_loss
 
 LIGHT = {"scale": (0.88, 1.0), "ratio": (1.0, 1.0), "color_jitter": None}
@@ -282,95 +281,6 @@ def timm_loop(
     return Loop(loader, walk, batch, step, model, optimizer, threads)
 
 
-# --- prediction -------------------------------------------------------------------------------------------------------
-
-
-class Prediction(Peer):
-    """A pass over files: each batch through every model, as it is and mirrored.
-
-    Parameters
-    ----------
-    loader : iterable
-        Batches x (b, 3, H, W) float32, normalised, with anything.
-    forwards : sequence of callable
-        The fold models.
-    threads : int
-        Of torch.
-    """
-
-    def __init__(self, loader: Any, forwards: Sequence[Forward], threads: int) -> None:
-        super().__init__(loader, threads)
-        self._forwards = forwards
-        self.logits = np.empty((0, len(forwards), 2))
-        """float64 array (n, models, 2) of the last run: identity, mirrored."""
-
-    @torch.inference_mode()
-    def run(self) -> int:
-        """Predict all files; return how many there are, not times models and views."""
-        torch.set_num_threads(self._threads)
-        batches = []
-        for x, _ in self._loader:
-            views = (x, x.flip(3))
-            batches.append([[forward(view) for view in views] for forward in self._forwards])
-        logits = [torch.stack([torch.stack(model, 1) for model in batch], 1).double().cpu() for batch in batches]
-        self.logits = torch.cat(logits).numpy()
-        return len(self.logits)
-
-
-def fold_models(arch: str, states: Sequence[Mapping[str, torch.Tensor]]) -> list[nn.Module]:
-    """Return timm models with one logit, in evaluation mode, one a state dict."""
-    models = []
-    for state in states:
-        model: nn.Module = timm.create_model(arch, num_classes=1)
-        model.load_state_dict(state)
-        models.append(model.eval())
-    return models
-
-
-def timm_predict(
-    models: Sequence[nn.Module],
-    paths: Sequence[str],
-    size: int,
-    *,
-    batch: int = 256,
-    workers: int = 0,
-    threads: int,
-    device: str = "cpu",
-    amp_dtype: torch.dtype | None = None,
-    channels_last: bool = False,
-) -> Prediction:
-    """Return eager inference, by default in float32, over timm's own loader with its transforms for evaluation.
-
-    The crop is the whole image: timm's default would cut off an eighth. The flags are those of `timm_loop`.
-    """
-    loader = _evaluation(models[0], paths, size, batch, workers, device)
-    forwards = [in_torch(model.to(device), amp_dtype, channels_last) for model in models]
-    return Prediction(loader, forwards, threads)
-
-
-def onnxruntime_predict(
-    models: Sequence[nn.Module], paths: Sequence[str], size: int, *, batch: int = 256, threads: int, workers: int = 0
-) -> Prediction:
-    """Return inference of the same models in ONNX Runtime, float32, over timm's loader."""
-    loader = _evaluation(models[0], paths, size, batch, workers, "cpu")
-    return Prediction(loader, [in_onnxruntime(model, size, threads) for model in models], threads)
-
-
-def openvino_predict(
-    models: Sequence[nn.Module],
-    paths: Sequence[str],
-    size: int,
-    *,
-    batch: int = 256,
-    workers: int = 0,
-    threads: int,
-    precision: str = "f32",
-) -> Prediction:
-    """Return inference of the same models in OpenVINO, `precision` f32 or bf16, over timm's loader."""
-    loader = _evaluation(models[0], paths, size, batch, workers, "cpu")
-    return Prediction(loader, [in_openvino(model, size, threads, precision) for model in models], threads)
-
-
 # --- decoding ---------------------------------------------------------------------------------------------------------
 
 
@@ -454,7 +364,8 @@ def _facts(model: Any, size: int) -> dict[str, Any]:
     return {"input_size": (3, size, size), **{key: facts[key] for key in ("mean", "std", "interpolation")}}
 
 
-def _evaluation(model: nn.Module, paths: Sequence[str], size: int, batch: int, workers: int, device: str) -> Any:
+def evaluation_loader(model: nn.Module, paths: Sequence[str], size: int, batch: int, workers: int, device: str) -> Any:
+    """Return timm's loader with its transforms for evaluation; the crop is the whole image, not seven eighths of it."""
     files = Files(paths, np.zeros(len(paths), np.int8), size)
     return create_loader(
         ImageDataset("", reader=_Files(files)),
