@@ -81,7 +81,10 @@ def train_member(
     stem: Annotated[Optional[str], typer.Option(help="standard or half-stride. [standard]")] = None,
     input_size: Annotated[Optional[int], typer.Option(help="Pixels. [the images' size]")] = None,
     early_size: Annotated[
-        Optional[int], typer.Option(help="Pixels, in the first half of the epochs: progressive resizing. [input size]")
+        Optional[int],
+        typer.Option(
+            help="Pixels, in the first half of the epochs: faster, at a higher HTER (see README). [input size]"
+        ),
     ] = None,
     precision: Annotated[Optional[str], typer.Option(help="auto, fp32, bf16 or fp16. [auto: by a probe]")] = None,
     convolutions: Annotated[

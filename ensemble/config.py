@@ -94,7 +94,10 @@ class MemberConfig(_Frozen):
     stem: Literal["standard", "half-stride"] = "standard"
     input_size: int | None = Field(None, ge=16, le=1024, description="by default the size of the images")
     early_size: int | None = Field(
-        None, ge=16, le=1024, description="progressive resizing: the input size of the first half of the epochs"
+        None,
+        ge=16,
+        le=1024,
+        description="progressive resizing: the input size of the first half of the epochs; it costs HTER, see the README",
     )
     epochs: int = Field(20, ge=1)
     batch_size: int = Field(128, ge=2)
