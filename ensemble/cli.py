@@ -1,4 +1,4 @@
-"""The `thera` command: parses, calls pipeline or evaluation, prints. Nothing heavy is imported until a command runs."""
+"""The `thera` command: parses, calls a verb, prints. Nothing heavy is imported until a command runs."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def train_member(
     early_size: Annotated[
         Optional[int],
         typer.Option(
-            help="Pixels, in the first half of the epochs: faster, at a higher HTER (see README). [input size]"
+            help="Pixels, in the first half of the epochs: faster; cost 0.004 of HTER where measured. [input size]"
         ),
     ] = None,
     precision: Annotated[Optional[str], typer.Option(help="auto, fp32, bf16 or fp16. [auto: by a probe]")] = None,

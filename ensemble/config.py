@@ -97,7 +97,7 @@ class MemberConfig(_Frozen):
         None,
         ge=16,
         le=1024,
-        description="progressive resizing: the input size of the first half of the epochs; costs HTER (README)",
+        description="progressive resizing: the input size of the first half of the epochs; costs HTER, see README",
     )
     epochs: int = Field(20, ge=1)
     batch_size: int = Field(128, ge=2)

@@ -1,4 +1,4 @@
-"""The verbs of thera: what each command does, from files to files."""
+"""The verbs that train, decide, predict and report, from files to files."""
 
 from __future__ import annotations
 

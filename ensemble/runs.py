@@ -1,4 +1,4 @@
-"""The run directory: the only code that knows what lies where on disk, and in which form.
+"""The run directory: the only code that knows what lies where on disk.
 
 Every file is written by `storage`: whole or not at all. A SHA-256 stands beside whatever another step relies on.
 """

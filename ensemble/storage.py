@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 SCHEMA = 1
+"""Of the JSON files, which name it; one of another schema is refused."""
 
 Tensors: TypeAlias = "dict[str, torch.Tensor]"
 
@@ -199,7 +200,9 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / ".lock", "a+")  # noqa: SIM115
     except OSError as error:
-        raise ResourceError(folder, f"cannot be written ({error.strerror})", "choose another --run") from None
+        raise ResourceError(
+            folder, f"cannot be written ({error.strerror})", "choose a place that can be written"
+        ) from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import typer
 
-from ensemble import cli, evaluation, pipeline
+from ensemble import cli, evaluation, examples, pipeline
 from ensemble.config import DecisionConfig
 from ensemble.errors import ArtifactError, ConfigError, DataError, LockedError, ResourceError, Stopped, TheraError
 from ensemble.reports import tables
@@ -375,7 +375,7 @@ def test_compare_passes_on_what_was_given(
 
 def test_demo_and_run_pass_on_what_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(pipeline, "demo", lambda *given: seen.append(given[:2]) or [])
+    monkeypatch.setattr(examples, "demo", lambda *given: seen.append(given[:2]) or [])
     monkeypatch.setattr(pipeline, "run_config", lambda config, machine, say: seen.append((config.run, machine)) or [])
     (tmp_path / "c.yaml").write_text("run: r\ndata: {images: i}\nmembers: [{arch: a}]\n")
     assert thera("demo") == thera("demo", "--run", "d") == thera("run", str(tmp_path / "c.yaml"), "--workers", "2") == 0

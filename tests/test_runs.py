@@ -1,4 +1,4 @@
-"""The run directory: faults 26, 31 to 34 and 36 to 40 of the table, as far as files go, and every round trip."""
+"""The run directory: what the table of faults asks of its files, and every round trip; test_storage has the rest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tiny import ODD_IDS, listing
 
 from ensemble import runs, storage
 from ensemble.errors import ArtifactError
-from ensemble.runs import FoldTable, MemberFolder, Run, StateFolder, write_json
+from ensemble.runs import FoldTable, MemberFolder, Run, StateFolder
 
 
 def flip(path: Path, at: int = -10) -> None:
@@ -120,7 +120,7 @@ def test_predictions_are_named_after_their_set(tmp_path: Path, monkeypatch: pyte
     place = run.predictions(Path("val.v2"), "f00", tta=True)
     assert place.parent == Path("r/predictions")
     assert run.predictions(Path("val.v2"), "f00", tta=False).name == "val.v2-plain"
-    write_json(place / "predictions.json", {"schema": 1, "fingerprint": "f00"})
+    storage.write_json(place / "predictions.json", {"schema": 1, "fingerprint": "f00"})
     assert run.predictions(Path("val.v2"), "f00", tta=True) == place
     assert run.predictions(Path("val.v2"), "0123456789", tta=True).name == "val.v2-01234567"
 

@@ -134,7 +134,7 @@ def _told_of(device: Any) -> str:
 
 def predict(wish: Wish, material: Material, say: Say) -> Table:
     """Images per second of prediction under two views with three fold models, ours and the peers', in turn."""
-    from ensemble.bench import advice, engines
+    from ensemble.bench import advice, peers, prediction_peers
     from ensemble.bench.ours import OurPrediction
     from ensemble.members.backbones import build
     from ensemble.members.inference import choose_device
@@ -144,7 +144,7 @@ def predict(wish: Wish, material: Material, say: Say) -> Table:
     device = choose_device(wish.device)
     on_cpu = device.type == "cpu"
     names = ["timm eager fp32", *(("ONNX Runtime", "OpenVINO") if wish.peers and on_cpu else ())]
-    here = engines.installed()
+    here = peers.installed()
     missing = {"ONNX Runtime": "onnxruntime_predict", "OpenVINO": "openvino_predict"}
     names = [name for name in names if missing.get(name, "timm_predict") in here]
     for arch in wish.archs:
@@ -160,14 +160,14 @@ def predict(wish: Wish, material: Material, say: Say) -> Table:
             contestants: dict[str, Callable[[], int]] = {"thera": partial(ours.run, _Quiet(bar))}
             if wish.peers:
                 makers: dict[str, Callable[..., Any]] = {
-                    "timm eager fp32": partial(engines.timm_predict, device=str(device)),
-                    "ONNX Runtime": engines.onnxruntime_predict,
+                    "timm eager fp32": partial(prediction_peers.timm_predict, device=str(device)),
+                    "ONNX Runtime": prediction_peers.onnxruntime_predict,
                     "OpenVINO": partial(
-                        engines.openvino_predict, precision="bf16" if plan.precision == "bf16" else "f32"
+                        prediction_peers.openvino_predict, precision="bf16" if plan.precision == "bf16" else "f32"
                     ),
                 }
                 for name in names:
-                    models = engines.fold_models(config.timm_name, [timm_state] * FOLD_MODELS)
+                    models = prediction_peers.fold_models(config.timm_name, [timm_state] * FOLD_MODELS)
                     peer = makers[name](models, material.paths, material.size, threads=threads, batch=64)
                     stack.callback(peer.close)
                     contestants[name] = peer.run

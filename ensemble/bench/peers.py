@@ -1,4 +1,4 @@
-"""The peers of training and loading: the tools that do the same work, each used as a careful user of it would.
+"""The peers: the tools that do the same work, each used as a careful user of it would.
 
 Each is built by a function and is then run for a number of images, again and again, so that the clock can take it in
 turn with others in one process. Every run is a whole pass of the peer's loader: its workers stay alive between runs,
@@ -7,6 +7,8 @@ but have nothing left to fetch ahead while another contestant is timed. A run be
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +35,19 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ensemble.bench.clock import take_turns
+from ensemble.errors import ResourceError
 from ensemble.members.losses import focal_loss
+
+NEEDS = {
+    "plain_loop": ("torch", "timm", "albumentations", "opencv-python-headless"),
+    "timm_loop": ("torch", "timm", "torchvision", "pillow"),
+    "timm_predict": ("torch", "timm", "torchvision", "pillow"),
+    "onnxruntime_predict": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino_predict": ("openvino",),
+    "dataloader_epoch": ("torch", "pillow", "opencv-python-headless"),
+}
+"""What to install for each peer."""
+
 
 LIGHT = {"scale": (0.88, 1.0), "ratio": (1.0, 1.0), "color_jitter": None}
 """train.py's flags --scale 0.88 1 --ratio 1 1 without colour jitter: about what `augment: light` does."""
@@ -41,6 +55,30 @@ LIGHT = {"scale": (0.88, 1.0), "ratio": (1.0, 1.0), "color_jitter": None}
 CLIP_NORM, EMA_DECAY, LR, WEIGHT_DECAY = 1.0, 0.999, 1e-3, 0.05
 
 Read = Callable[[str], np.ndarray]
+
+
+def installed() -> dict[str, str]:
+    """Return the peers that can be had here, each with the versions of what it is made of."""
+    found = {}
+    for peer, needs in NEEDS.items():
+        try:
+            found[peer] = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in needs)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def require(peer: str) -> None:
+    """Make sure that what a peer needs is installed.
+
+    Raises
+    ------
+    ResourceError
+        Something is not.
+    """
+    missing = [name for name in NEEDS[peer] if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ResourceError(f"peer {peer}", f"needs {' and '.join(missing)}", f"pip install {' '.join(missing)}")
 
 
 @dataclass(frozen=True)

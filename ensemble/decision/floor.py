@@ -33,10 +33,10 @@ from ensemble.decision.mixture import (
     PARAMETERS,
     STARTS,
     bin_shares,
-    binned,
-    fit,
+    first_guess,
+    fit_mixture,
+    in_bins,
     rates_of,
-    start,
 )
 from ensemble.decision.rates import Calls, ErrorRates, Floats, checked
 from ensemble.errors import ArtifactError
@@ -157,7 +157,7 @@ def estimate_floor(logits: ArrayLike, labels: ArrayLike, seed: int = 0, replicat
     n_pos = int(np.count_nonzero(y))
     if min(n_pos, y.size - n_pos) < LEAST_ROWS:
         return None
-    edges, counts = binned(x, y)
+    edges, counts = in_bins(x, y)
     if counts.shape[1] < LEAST_BINS:
         return None
     rng = np.random.default_rng(seed_sequence(seed, "mixture"))
@@ -259,8 +259,8 @@ def _by_mixture(
     never narrower than counting the wrong labels themselves would give. A fit above the ceiling is refuted by it: the
     rates are then the ceiling's and the interval runs from 0 to it.
     """
-    first = np.stack([start(edges, counts, rates) for rates in STARTS])
-    fitted, likelihood = fit(first, np.repeat(counts[None].astype(np.float64), len(first), axis=0), edges)
+    first = np.stack([first_guess(edges, counts, rates) for rates in STARTS])
+    fitted, likelihood = fit_mixture(first, np.repeat(counts[None].astype(np.float64), len(first), axis=0), edges)
     best = fitted[int(np.argmax(likelihood))]
     n_neg, n_pos = (int(n) for n in counts.sum(axis=1))
     expected = np.maximum(bin_shares(best, edges), 1e-12) * [[n_neg], [n_pos]]
@@ -276,7 +276,7 @@ def _by_mixture(
     drawn = np.stack([rng.multinomial(size, row, replicates) for size, row in zip(sizes, shares, strict=True)], axis=1)
     begin = np.repeat(best[None], replicates, axis=0)
     begin[:, :2] = np.resize(first[:, :2], (replicates, 2))  # of all starts, so that a flat likelihood shows
-    moved = central(rates_of(fit(begin, drawn, edges)[0]).sum(axis=1))
+    moved = central(rates_of(fit_mixture(begin, drawn, edges)[0]).sum(axis=1))
     counted = _counted(rates, n_neg, n_pos, rng)
     low, high = min(moved.low, counted.low), min(max(moved.high, counted.high), most.hter)
     return FloorEstimate(rates, Interval(min(low, rates.hter), max(high, rates.hter))), misfit

@@ -30,7 +30,7 @@ _SPREAD = np.array([np.inf, np.inf, np.inf, np.inf, 0.5, 0.35, np.inf, np.inf, 0
 STARTS = ((0.01, 0.001), (0.1, 0.01), (0.3, 0.03), (0.01, 0.05), (0.2, 0.1))
 
 
-def binned(logits: Floats, labels: Calls) -> tuple[Floats, NDArray[np.int64]]:
+def in_bins(logits: Floats, labels: Calls) -> tuple[Floats, NDArray[np.int64]]:
     """Return the edges (b - 1,) of bins at both classes' quantiles, in standardised logits, and counts (2, b)."""
     x = (logits - np.median(logits)) / max(float(logits.std()), 1e-300)
     levels = np.linspace(0, 1, BINS_A_CLASS + 1)[1:-1]
@@ -39,7 +39,7 @@ def binned(logits: Floats, labels: Calls) -> tuple[Floats, NDArray[np.int64]]:
     return edges, np.stack([np.bincount(bin_of[labels == label], minlength=edges.size + 1) for label in (0, 1)])
 
 
-def start(edges: Floats, counts: NDArray[np.int64], rates: tuple[float, float]) -> Floats:
+def first_guess(edges: Floats, counts: NDArray[np.int64], rates: tuple[float, float]) -> Floats:
     """Return parameters (10,): these rates, and the median and quartiles of the two classes as given."""
     theta = [float(np.log(rate / (1 - rate))) for rate in rates]
     for row in counts:
@@ -98,7 +98,7 @@ def nudged_shares(theta: Floats, edges: Floats, step: float) -> Floats:
     return _mixed(rates + np.eye(1 + PARAMETERS, 2, -1) * step, of_true)
 
 
-def fit(theta: Floats, counts: NDArray[Any], edges: Floats, steps: int = 100) -> tuple[Floats, Floats]:
+def fit_mixture(theta: Floats, counts: NDArray[Any], edges: Floats, steps: int = 100) -> tuple[Floats, Floats]:
     """Maximise the penalised multinomial likelihood from r starts at once, by Fisher scoring damped as Levenberg does.
 
     Parameters

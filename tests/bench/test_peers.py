@@ -10,9 +10,19 @@ import pytest
 import timm
 import torch
 
-from ensemble.bench import engines, peers
-from ensemble.bench.engines import NEEDS, in_openvino, installed
-from ensemble.bench.peers import Files, Loop, best_workers, plain_loop, read_cv2, read_pil, timm_loop
+from ensemble.bench import peers, prediction_peers
+from ensemble.bench.peers import (
+    NEEDS,
+    Files,
+    Loop,
+    best_workers,
+    installed,
+    plain_loop,
+    read_cv2,
+    read_pil,
+    timm_loop,
+)
+from ensemble.bench.prediction_peers import in_openvino
 from ensemble.errors import ResourceError
 
 SIZE, N, ARCH = 32, 22, "resnet10t"
@@ -34,7 +44,7 @@ def models() -> list[Any]:
     for seed in (1, 2):
         torch.manual_seed(seed)
         states.append(timm.create_model(ARCH, num_classes=1).state_dict())
-    return engines.fold_models(ARCH, states)
+    return prediction_peers.fold_models(ARCH, states)
 
 
 def direct(model: Any, files: Files) -> np.ndarray:
@@ -105,7 +115,7 @@ def test_the_best_number_of_workers_stands_first(files: Files) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_timm_predicts_as_the_models_themselves(workers: int, files: Files, models: list[Any]) -> None:
-    prediction = engines.timm_predict(
+    prediction = prediction_peers.timm_predict(
         models, files.paths, SIZE, batch=8, workers=workers, threads=1, channels_last=workers == 1
     )
     assert prediction.run() == N
@@ -119,13 +129,13 @@ def test_timm_predicts_as_the_models_themselves(workers: int, files: Files, mode
 def test_an_exported_model_predicts_the_same(peer: str, files: Files, models: list[Any]) -> None:
     if peer not in installed():
         pytest.skip(f"{peer} is not installed")
-    prediction = getattr(engines, peer)(models[:1], files.paths, SIZE, batch=8, threads=1)
+    prediction = getattr(prediction_peers, peer)(models[:1], files.paths, SIZE, batch=8, threads=1)
     assert prediction.run() == N
     np.testing.assert_allclose(prediction.logits[:, 0], direct(models[0], files), rtol=1e-3, atol=1e-4)
 
 
 def test_timm_in_bf16_is_near(files: Files, models: list[Any]) -> None:
-    prediction = engines.timm_predict(models[:1], files.paths, SIZE, threads=1, **BF16)
+    prediction = prediction_peers.timm_predict(models[:1], files.paths, SIZE, threads=1, **BF16)
     prediction.run()
     np.testing.assert_allclose(prediction.logits[:, 0], direct(models[0], files), atol=0.05)
 
@@ -133,7 +143,7 @@ def test_timm_in_bf16_is_near(files: Files, models: list[Any]) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_openvino_in_bf16_is_near(files: Files, models: list[Any]) -> None:
     pytest.importorskip("openvino")
-    prediction = engines.openvino_predict(models[:1], files.paths, SIZE, threads=1, precision="bf16")
+    prediction = prediction_peers.openvino_predict(models[:1], files.paths, SIZE, threads=1, precision="bf16")
     prediction.run()
     np.testing.assert_allclose(prediction.logits[:, 0], direct(models[0], files), atol=0.05)
 

@@ -2,7 +2,7 @@
 
 Each draws a world (tests/simulations/worlds.py), labelled rows with OOF logits from it, and unlabelled images with the
 logits of all fold models; runs the decision wing on them as the commands do; and holds what it says against the truth
-on a large sample of the same world, labels as given. `make simulate` runs it and prints the tables of the README.
+on a large sample of the same world, labels as given. `make simulate` runs it and prints the tables of the README beside it.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def _simulate(task: Task) -> dict[str, float]:
 
 
 def tables(found: dict[str, Floats], rows: int, images: int) -> str:
-    """Return the tables of the README."""
+    """Return the tables of the README beside this file."""
     n = len(found["true"])
 
     def line(name: str, said: str, true: str, half: str, held: str) -> str:

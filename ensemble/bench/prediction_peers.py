@@ -1,9 +1,7 @@
-"""The peers of prediction: torch itself, ONNX Runtime, OpenVINO, each over timm's loader; and which are installed."""
+"""The peers of prediction: torch itself, ONNX Runtime and OpenVINO, each over timm's loader."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,32 +10,10 @@ import timm
 import torch
 from torch import nn
 
-from ensemble.bench.peers import Peer, evaluation_loader
-from ensemble.errors import ResourceError
+from ensemble.bench.peers import Peer, evaluation_loader, require
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 """x (b, 3, H, W) float32, normalised -> logits (b,)."""
-
-NEEDS = {
-    "plain_loop": ("torch", "timm", "albumentations", "opencv-python-headless"),
-    "timm_loop": ("torch", "timm", "torchvision", "pillow"),
-    "timm_predict": ("torch", "timm", "torchvision", "pillow"),
-    "onnxruntime_predict": ("onnx", "onnxscript", "onnxruntime"),
-    "openvino_predict": ("openvino",),
-    "dataloader_epoch": ("torch", "pillow", "opencv-python-headless"),
-}
-"""What to install for each peer."""
-
-
-def installed() -> dict[str, str]:
-    """Return the peers that can be had here, each with the versions of what it is made of."""
-    found = {}
-    for peer, needs in NEEDS.items():
-        try:
-            found[peer] = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in needs)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def in_torch(model: nn.Module, amp_dtype: torch.dtype | None = None, channels_last: bool = False) -> Forward:
@@ -64,7 +40,7 @@ def in_onnxruntime(model: nn.Module, size: int, threads: int) -> Forward:
     ResourceError
         onnx, onnxscript or onnxruntime is not installed.
     """
-    _require("onnxruntime_predict")
+    require("onnxruntime_predict")
     import onnxruntime
 
     program = torch.onnx.export(
@@ -97,7 +73,7 @@ def in_openvino(model: nn.Module, size: int, threads: int, precision: str) -> Fo
     ResourceError
         openvino is not installed.
     """
-    _require("openvino_predict")
+    require("openvino_predict")
     import openvino
 
     converted = openvino.convert_model(model.eval(), example_input=torch.zeros(2, 3, size, size))
@@ -109,12 +85,6 @@ def in_openvino(model: nn.Module, size: int, threads: int, precision: str) -> Fo
         return torch.from_numpy(request.infer([x.contiguous().numpy()])[0].copy()).squeeze(1)
 
     return forward
-
-
-def _require(peer: str) -> None:
-    missing = [name for name in NEEDS[peer] if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ResourceError(f"peer {peer}", f"needs {' and '.join(missing)}", f"pip install {' '.join(missing)}")
 
 
 # --- over files -------------------------------------------------------------------------------------------------------
@@ -176,7 +146,7 @@ def timm_predict(
 ) -> Prediction:
     """Return eager inference, by default in float32, over timm's own loader.
 
-    The flags are those of `timm_loop`.
+    The flags are those of `peers.timm_loop`.
     """
     loader = evaluation_loader(models[0], paths, size, batch, workers, device)
     forwards = [in_torch(model.to(device), amp_dtype, channels_last) for model in models]
