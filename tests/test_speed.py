@@ -186,7 +186,7 @@ def test_a_member_of_before_there_were_plans_goes_on(data: Path, tmp_path: Path)
 def fitted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run of two folds on images of 32 pixels, with a decision."""
     run = tmp_path_factory.mktemp("fitted") / "run"
-    main(training(data, run, "--epochs", 2, "--jobs", 1, images="large"))
+    main(training(data, run, "--epochs", 12, "--jobs", 1, images="large"))
     main(["fit-stacker", "--run", str(run)])
     return run
 
@@ -213,9 +213,9 @@ def exact(data: Path, fitted: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.mark.parametrize(
     ("precision", "convolutions", "near"),
     [
-        ("fp32", "lowered", 2e-5),
-        ("fp32", "folded", 2e-5),
-        *(("bf16", c, 0.05) for c in ("native", "lowered", "folded")),
+        ("fp32", "lowered", 1e-4),
+        ("fp32", "folded", 1e-4),
+        *(("bf16", c, 0.1) for c in ("native", "lowered", "folded")),
     ],
 )
 def test_every_plan_gives_nearly_the_same_logits(

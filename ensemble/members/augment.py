@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import asks the network for a newer release otherwise
 
@@ -47,8 +48,10 @@ class Augmentation:
             cv2.setNumThreads(0)
             self._pipeline = _pipeline(self.wanted)
         names = (self.seed, epoch, row, time) if time else (self.seed, epoch, row)
-        state = np.random.SeedSequence(names).generate_state(1)
-        self._pipeline.set_random_seed(int(state[0]))
+        sequence = np.random.SeedSequence(names)
+        seed = int(sequence.generate_state(1)[0])
+        # not set_random_seed: it starts each transform at the same number, so that what is flipped shifts to one side
+        self._pipeline.set_random_state(np.random.default_rng(sequence), random.Random(seed))  # noqa: S311
         augmented: np.ndarray = self._pipeline(image=image)["image"]
         return augmented
 

@@ -41,6 +41,28 @@ def test_keeps_shape_and_type_and_mirrors_half(strength: str) -> None:
     assert mirrored == 0 if strength == "none" else 0.38 < mirrored < 0.62
 
 
+@pytest.mark.parametrize("parts", [("shift", "rotate", "scale"), ("shift", "colour")])
+def test_the_parts_of_an_augmentation_are_drawn_independently(parts: tuple[str, ...]) -> None:
+    """Flipped, which way it is shifted and turned, how far zoomed, moved at all, coloured: none tells of another."""
+    along = np.arange(64)
+    image = np.stack(np.broadcast_arrays(2 * along[None] + 60, 2 * along[:, None] + 60, 128), axis=2).astype(np.uint8)
+    amounts = {"shift": 0.06, "rotate": 5.0, "scale": 0.1, "colour": 0.2}
+    augmentation = Augmentation(AugmentConfig(flip=True, **{part: amounts[part] for part in parts}), 0)
+    found = []
+    for row in range(1500):
+        out = augmentation(image, 0, row)
+        red, green, blue = np.moveaxis(out[16:48, 16:48].astype(float), 2, 0)
+        flipped = red[:, -1].mean() < red[:, 0].mean()
+        across = (red.mean() - 123) * (1 if flipped else -1)
+        turned, zoomed = green[:, -1].mean() - green[:, 0].mean(), green[-1].mean() - green[0].mean()
+        coloured = abs(blue.mean() - 128) > 0.5
+        moved = not (np.array_equal(out, image) or np.array_equal(out, image[:, ::-1]))
+        found.append({"shift": [across, green.mean()], "rotate": [turned], "scale": [zoomed, moved], "colour": [coloured]})
+        found[-1] = [flipped, *(value for part in parts for value in found[-1][part])]
+    correlation = np.corrcoef(np.array(found, float).T)
+    assert np.abs(correlation - np.eye(len(correlation))).max() < 0.12  # 4.6 standard errors
+
+
 def test_views() -> None:
     pixels = torch.arange(2 * 3 * 4 * 3).view(2, 3, 4, 3)
     assert torch.equal(view(pixels, "identity"), pixels)
