@@ -260,7 +260,7 @@ def _workers(make: Callable[..., Any], threads: int, images: int) -> int:
     """Return how many data workers a peer's loop is fastest with."""
     from ensemble.bench import peers
 
-    candidates = sorted({0, 1, 2, threads})
+    candidates = sorted({0, 1, min(2, threads), threads})
     found = peers.best_workers(lambda n: make(workers=n), lambda peer: peer.run(images // 4), candidates, rounds=1)
     return next(iter(found))
 
