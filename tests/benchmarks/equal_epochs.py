@@ -11,7 +11,8 @@ plan that `--precision auto` takes. All have batches of 128 and the same schedul
 cosine to 0); average of the weights and clipping are each one's own, but timm's average is not taken, which hardly
 leaves the start in so few updates. The rows of the other half, as they are and mirrored, give a training's HTER, with
 the threshold fitted on every second of them for the others and the other way round. OUT keeps every training's logits,
-so the command goes on where it was stopped; without --seeds it prints the table: mean HTERs, and ours less the peer's,
+so the command goes on where it was stopped. `--ways "thera, unclipped"` and the like train further ways of ours, which
+leave out what ours does beside the plain loop's recipe. Without --seeds it prints the tables: mean HTERs, and ours less the peer's,
 paired by half and seed, with Student's 95 % interval over the trainings.
 """
 
@@ -57,7 +58,20 @@ PAIRS = {"thera": "plain loop", "thera, timm's recipe": "timm, best flags"}
 """Ours, and the peer that it is held against."""
 
 WAYS = tuple(way for pair in PAIRS.items() for way in pair)
-TIMMS = {"loss": "bce", "label_smoothing": 0.1, "augment": {"flip": True, "scale": 0.06, "shift": 0.03}}
+OURS: dict[str, dict[str, Any]] = {
+    "thera": {},
+    "thera, timm's recipe": {
+        "loss": "bce",
+        "label_smoothing": 0.1,
+        "augment": {"flip": True, "scale": 0.06, "shift": 0.03},
+    },
+    "thera, unclipped": {"clip_norm": 1e9},
+    "thera, no average": {"ema_decay": 0.0},
+    "thera, neither": {"clip_norm": 1e9, "ema_decay": 0.0},
+    "thera, fp32": {"precision": "fp32"},
+}
+"""What each way of ours changes; the last four are the plain loop's recipe, and what ours does beside it left out."""
+
 CPU = torch.device("cpu")
 
 
@@ -174,7 +188,7 @@ def _one(out: Path, faces: Faces, arch: str, way: str, fold: int, seed: int) -> 
         if way in makers:
             logits = by_peer(faces, arch, fold, seed, bar, makers[way])
         else:
-            logits = by_us(faces, arch, fold, seed, bar, TIMMS if way != "thera" else {})
+            logits = by_us(faces, arch, fold, seed, bar, OURS[way])
     inside = faces.fold_of == fold
     held = {"ids": faces.ids[inside], "labels": faces.labels[inside], "logits": logits}
     own = kept.with_name(f".{os.getpid()}.npz")
@@ -195,6 +209,15 @@ def show(out: Path) -> None:
             told = [f"{one.mean():.4f}", f"{other.mean():.4f}", _apart(one - other)] if both else ["", "", ""]
             cells += [*told, str(len(both))]
         print(f"| {arch} | " + " | ".join(cells) + " |")
+    print("\n| | | HTER | less thera's | trainings |\n| --- | --- | ---: | ---: | ---: |")
+    for arch in SHORT_NAMES:
+        whole = _hters(out, arch, "thera")
+        for way in (way for way in OURS if way not in WAYS):
+            changed = _hters(out, arch, way)
+            both = sorted(whole.keys() & changed.keys())
+            if both:
+                one, other = (np.array([each[training] for training in both]) for each in (changed, whole))
+                print(f"| {arch} | {way} | {one.mean():.4f} | {_apart(one - other)} | {len(both)} |")
 
 
 def _hters(out: Path, arch: str, way: str) -> dict[tuple[int, int], float]:
@@ -223,7 +246,7 @@ if __name__ == "__main__":
     options.add_argument("--images", type=Path)
     options.add_argument("--labels", type=Path)
     options.add_argument("--archs", nargs="+", default=list(SHORT_NAMES))
-    options.add_argument("--ways", nargs="+", default=WAYS)
+    options.add_argument("--ways", nargs="+", default=WAYS, choices=list({*WAYS, *OURS}))
     options.add_argument("--seeds", nargs="+", type=int, default=[])
     options.add_argument("--folds", nargs="+", type=int, default=list(range(FOLDS)), help="Of 0 and 1.")
     given = options.parse_args()

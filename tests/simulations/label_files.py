@@ -2,7 +2,8 @@
 
 Each draws a world (tests/simulations/worlds.py), labelled rows with OOF logits from it, and unlabelled images with the
 logits of all fold models; runs the decision wing on them as the commands do; and holds what it says against the truth
-on a large sample of the same world, labels as given. `make simulate` runs it and prints the tables of the README beside it.
+on a large sample of the same world, labels as given. `make simulate` runs it and prints the tables of the README
+beside it.
 """
 
 from __future__ import annotations
