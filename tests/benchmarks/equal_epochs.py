@@ -12,8 +12,8 @@ cosine to 0); average of the weights and clipping are each one's own, but timm's
 leaves the start in so few updates. The rows of the other half, as they are and mirrored, give a training's HTER, with
 the threshold fitted on every second of them for the others and the other way round. OUT keeps every training's logits,
 so the command goes on where it was stopped. `--ways "thera, unclipped"` and the like train further ways of ours, which
-leave out what ours does beside the plain loop's recipe. Without --seeds it prints the tables: mean HTERs, and ours less the peer's,
-paired by half and seed, with Student's 95 % interval over the trainings.
+leave out what ours does beside the plain loop's recipe. Without --seeds it prints the tables: mean HTERs, ours less the
+peer's and each further way less thera's, paired by half and seed, with Student's 95 % interval over the trainings.
 """
 
 from __future__ import annotations

@@ -57,8 +57,8 @@ def test_the_parts_of_an_augmentation_are_drawn_independently(parts: tuple[str, 
         turned, zoomed = green[:, -1].mean() - green[:, 0].mean(), green[-1].mean() - green[0].mean()
         coloured = abs(blue.mean() - 128) > 0.5
         moved = not (np.array_equal(out, image) or np.array_equal(out, image[:, ::-1]))
-        found.append({"shift": [across, green.mean()], "rotate": [turned], "scale": [zoomed, moved], "colour": [coloured]})
-        found[-1] = [flipped, *(value for part in parts for value in found[-1][part])]
+        seen = {"shift": [across, green.mean()], "rotate": [turned], "scale": [zoomed, moved], "colour": [coloured]}
+        found.append([flipped, *(value for part in parts for value in seen[part])])
     correlation = np.corrcoef(np.array(found, float).T)
     assert np.abs(correlation - np.eye(len(correlation))).max() < 0.12  # 4.6 standard errors
 
