@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from shutil import which
@@ -268,6 +269,32 @@ def test_the_state_of_before_there_were_rate_factors_fits(images: Any) -> None:
     assert [[id(each) for each in group["params"]] for group in own] == [
         [id(each) for each in group["params"]] for group in timms
     ]
+
+
+def test_an_update_is_that_of_a_plain_loop(images: Any) -> None:
+    """Without clipping and average, and with everything decayed: AdamW on the focal loss, written out."""
+    wanted = job(images, epochs=4, warmup_epochs=0, clip_norm=1e9, ema_decay=0.0)
+    network = training.build(wanted.config, 16).train()
+    model: Any = deepcopy(network.model)
+    learner = training.Learner(wanted, network, PLAIN, CPU)
+    for group in learner.optimizer.param_groups:
+        group["weight_decay"] = wanted.config.weight_decay
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=wanted.config.weight_decay)
+    mean, std = (torch.tensor(model.pretrained_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    for update in range(4):
+        rows = slice(16 * update, 16 * update + 16)
+        pixels, labels = torch.from_numpy(images[0][rows]), torch.from_numpy(images[1][rows].astype(np.float32))
+        ours = float(learner.update(update, pixels, labels))
+        optimizer.param_groups[0]["lr"] = learner.lr
+        probability = torch.sigmoid(model((pixels.permute(0, 3, 1, 2) / 255 - mean) / std).squeeze(1))
+        of_label = torch.where(labels == 1, probability, 1 - probability)
+        loss = (-((1 - of_label) ** 2) * of_label.log()).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert ours == pytest.approx(loss.item(), rel=1e-3)
+    averaged, plain = (each.get_classifier().weight.detach() for each in (learner.ema.module.model, model))
+    assert torch.allclose(averaged, plain, atol=1e-3)
 
 
 def test_schedule_warms_up_and_falls_to_nothing(images: Any) -> None:
