@@ -204,8 +204,7 @@ def _chosen(arch: str, material: Material, phase: Any, device: Any) -> tuple[Mem
     probed = probe(config, material.size, plans, phase, 1, device)
     plan = probed.for_work(MANY)
     forward, training = flops_per_image(timm.create_model(config.timm_name, num_classes=1), material.size)
-    found = _ceilings(device)
-    ceiling = 1e9 * (found.fp32_gflops if plan.precision == "fp32" else found.half_gflops)
+    ceiling = 1e9 * _ceilings(device).gflops[plan.precision]
     return config, plan, probed, (forward if phase == "predict" else training) / ceiling
 
 
@@ -213,20 +212,25 @@ def _chosen(arch: str, material: Material, phase: Any, device: Any) -> tuple[Mem
 def _ceilings(device: Any) -> Any:
     """Return what all cores together, or a GPU, can do; measured once."""
     from ensemble.bench.roofline import measure_ceilings
-    from ensemble.members.plans import possible_plans
     from ensemble.members.processes import cores
 
-    half = possible_plans("bf16", "native", device, 64, "train")[0].precision
-    return measure_ceilings(len(cores()), device, half)
+    return measure_ceilings(len(cores()), tuple(dict.fromkeys(("fp32", *_precisions(device)))), device)
+
+
+def _precisions(device: Any, size: int = 64) -> tuple[str, ...]:
+    """Return those in which a device computes at full speed, of images of that many pixels."""
+    from ensemble.members.plans import possible_plans
+
+    return tuple(plan.precision for plan in possible_plans("auto", "native", device, size, "train"))
 
 
 def _explained(device: Any) -> tuple[str, ...]:
     found = _ceilings(device)
+    reached = " and ".join(f"{value:.0f} GFLOP/s in {name}" for name, value in found.gflops.items())
     return (
-        f"Roofline: matrix products and convolutions reach {found.half_gflops:.0f} GFLOP/s in {found.half} and "
-        f"{found.fp32_gflops:.0f} in fp32 here with {_told_of(device)}{found.threads} threads, copies "
-        f"{found.copy_gb_per_s:.0f} GB/s; "
-        "the share is that of the nominal operations, multiplications with padding counted.",
+        f"Roofline: matrix products and convolutions reach {reached} here with {_told_of(device)}{found.threads} "
+        f"threads, copies {found.copy_gb_per_s:.0f} GB/s; the share is that of the nominal operations, "
+        "multiplications with padding counted.",
     )
 
 
@@ -266,11 +270,12 @@ def _workers(make: Callable[..., Any], threads: int, images: int) -> int:
 
 
 def timm_best(arch: str, files: Any, threads: int, bar: Bar) -> str:
-    """Return the precision in which timm's loop is faster here, channels last: fp32 or bf16."""
+    """Return the precision in which timm's loop is faster here on a CPU, channels last: fp32 or bf16."""
     from ensemble.bench import peers
+    from ensemble.members.inference import choose_device
 
     speeds = {}
-    for precision in ("fp32", "bf16"):
+    for precision in _precisions(choose_device("cpu"), files.size):
         bar.note(f"timm train.py in {precision}")
         loop = peers.timm_loop(arch, files, threads=threads, workers=0, channels_last=True, amp_dtype=_dtype(precision))
         loop.run(256)

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ensemble.members.plans import PRECISIONS
+
 CPU = torch.device("cpu")
 
 SIDE, SIDE_ON_GPU = 1024, 8192
@@ -33,32 +35,29 @@ class Ceilings:
 
     Parameters
     ----------
-    half_gflops, fp32_gflops : float
-        10^9 operations per second of the better of a matrix product and a 3 × 3 convolution, channels last: on some
-        CPUs MKL, which multiplies fp32 matrices, is slower than oneDNN, which convolves.
+    gflops : dict
+        By precision, 10^9 operations per second of the better of a matrix product and a 3 × 3 convolution, channels
+        last: on some CPUs MKL, which multiplies fp32 matrices, is slower than oneDNN, which convolves.
     copy_gb_per_s : float
         10^9 bytes per second, read and written ones both counted.
     threads : int
-    half : {"bf16", "fp16"}
     """
 
-    half_gflops: float
-    fp32_gflops: float
+    gflops: dict[str, float]
     copy_gb_per_s: float
     threads: int
-    half: str = "bf16"
 
 
 @torch.inference_mode()
-def measure_ceilings(threads: int, device: torch.device = CPU, half: str = "bf16") -> Ceilings:
+def measure_ceilings(threads: int, precisions: Sequence[str] = ("fp32",), device: torch.device = CPU) -> Ceilings:
     """Measure this machine's CPU, or a GPU; some seconds."""
     torch.set_num_threads(threads)
-    dtypes = (torch.float16 if half == "fp16" else torch.bfloat16, torch.float32)
-    halved, fp32 = (max(_matmul(dtype, device), _convolution(dtype, device)) / 1e9 for dtype in dtypes)
+    dtypes = {name: PRECISIONS[name] for name in precisions}
+    gflops = {name: max(_matmul(each, device), _convolution(each, device)) / 1e9 for name, each in dtypes.items()}
     source = torch.ones(COPIED_BYTES, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
     copied = 2 * COPIED_BYTES / _least_seconds(lambda: target.copy_(source), device) / 1e9
-    return Ceilings(halved, fp32, copied, threads, half)
+    return Ceilings(gflops, copied, threads)
 
 
 def flops_per_image(model: nn.Module, size: int) -> tuple[int, int]:

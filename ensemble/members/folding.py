@@ -51,7 +51,7 @@ def fold(network: Backbone, dtype: torch.dtype) -> Backbone:
     dtype : torch.dtype
         Of what convolutions and linear layers read and write: the precision that it will be called with.
     """
-    if not _computes(dtype):
+    if not computes(dtype):
         return network
     try:
         folded = _folded(copy.deepcopy(network).eval(), dtype)
@@ -78,8 +78,8 @@ def _folded(copied: Backbone, dtype: torch.dtype) -> FoldedBackbone:
     return FoldedBackbone(copied, features)
 
 
-def _computes(dtype: torch.dtype) -> bool:
-    """Return whether oneDNN's layers exist here in that precision."""
+def computes(dtype: torch.dtype) -> bool:
+    """Return whether oneDNN has layers in that precision for this CPU; bfloat16 needs AVX-512 or the like."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())

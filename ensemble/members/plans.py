@@ -23,7 +23,7 @@ from ensemble.config import MemberConfig
 from ensemble.errors import ConfigError, printable
 from ensemble.members.backbones import Backbone, build
 from ensemble.members.convolutions import lower
-from ensemble.members.folding import FoldedBackbone, fold
+from ensemble.members.folding import FoldedBackbone, computes, fold
 from ensemble.members.losses import focal_loss
 from ensemble.progress import progress
 
@@ -41,6 +41,9 @@ FIRST_STEPS = 3
 
 WORTH = 1.05
 """How many times the images per second of the plainest plan another one must reach to be chosen."""
+
+HOPELESS = 5.0
+"""How many times as long as another a plan takes for its first batch to be told by that batch alone."""
 
 PROBE_PAYS = 150
 """Batches of work from which a probe, 24 batches itself at most, is made; below, the plainest plan is taken."""
@@ -120,9 +123,10 @@ def possible_plans(
 
     ``auto`` leaves the choice: on a GPU, bf16 from compute capability 8.0 and fp16 below it, compiled or not by what a
     probe finds faster; on a CPU, whatever a probe finds fastest. What a device only emulates is replaced: fp16 on a
-    CPU by fp32, bf16 below compute capability 8.0 by fp16. On a CPU, bf16 needs an input of more than 16 pixels: below,
-    the last stages see one pixel, and there the gradient of a strided 3 × 3 convolution in bf16 is read from memory
-    that nobody wrote (torch 2.15 with oneDNN).
+    CPU by fp32, bf16 there too where oneDNN has no layers for it (without AVX-512 it takes 15 times as long as fp32),
+    and below compute capability 8.0 by fp16. On a CPU, bf16 needs an input of more than 16 pixels: below, the last
+    stages see one pixel, and there the gradient of a strided 3 × 3 convolution in bf16 is read from memory that nobody
+    wrote (torch 2.15 with oneDNN).
     """
     if device.type != "cpu":
         if precision != "fp32":
@@ -131,7 +135,7 @@ def possible_plans(
         known = KINDS_ON_GPU[phase]
         chosen = known if convolutions == "auto" else (convolutions,) if convolutions in known else ("native",)
         return tuple(Plan(precision, kind) for kind in chosen)
-    half = input_size > 16
+    half = input_size > 16 and computes(torch.bfloat16)
     wanted = {"auto": ("fp32", "bf16") if half else ("fp32",), "bf16": ("bf16",) if half else ("fp32",)}
     kinds = KINDS[phase] if convolutions == "auto" else (convolutions,)
     return tuple(Plan(each, kind) for each in wanted.get(precision, ("fp32",)) for kind in kinds)
@@ -233,7 +237,7 @@ def speed(
             subject = _subject(config, image_size, plan, phase, batch, device)
             for _ in range(FIRST_STEPS if plan.convolutions == "compiled" else 1):
                 subject.step()
-            return batch / float(np.median([_seconds(subject) for _ in range(PROBE_ROUNDS)]))
+            return batch / float(np.median([_timed(subject)[0] for _ in range(PROBE_ROUNDS)]))
     finally:
         torch.set_num_threads(before)
 
@@ -249,24 +253,26 @@ def _measured(
     subjects = {plan: _subject(config, image_size, plan, phase, batch, device) for plan in dict.fromkeys(compared)}
     steps = len(subjects) + PROBE_ROUNDS * len(plans)
     with progress(steps, f"probe {config.timm_name}", "batches") as bar:
-        results, setup, failed = {}, {}, {}
+        results, first_batch, setup, failed = {}, {}, {}, {}
         for plan, each in subjects.items():
             if plan.convolutions == "compiled":
                 bar.note(f"compiling {config.timm_name}")
                 try:
-                    setup[str(plan)] = sum(_seconds(each) for _ in range(FIRST_STEPS))
+                    setup[str(plan)] = sum(_timed(each)[0] for _ in range(FIRST_STEPS))
                 except Exception as error:  # whatever a compiler does not know; and there may be none
                     failed[str(plan)] = printable((str(error) or type(error).__name__).splitlines()[0][:100])
                     bar.advance()
                     continue
-            results[plan] = each.step()
+            first_batch[plan], results[plan] = _timed(each)
             bar.advance()
         able = [plan for plan in plans if plan in results]
         sound = [plan for plan in able if is_followed(subjects[plan].network, plan) and _agrees(plan, results)]
-        seconds: dict[Plan, list[float]] = {plan: [] for plan in sound}
+        longest = HOPELESS * min(first_batch.values())
+        hopeless = {plan for plan in sound[1:] if first_batch[plan] > longest}
+        seconds = {plan: [first_batch[plan]] if plan in hopeless else [] for plan in sound}
         for _ in range(PROBE_ROUNDS):
-            for plan in sound:
-                seconds[plan].append(_seconds(subjects[plan]))
+            for plan in (each for each in sound if each not in hopeless):
+                seconds[plan].append(_timed(subjects[plan])[0])
                 bar.advance()
     speeds = {plan: batch / float(np.median(spent)) for plan, spent in seconds.items()}
     told = {str(plan): round(value, 1) for plan, value in speeds.items()}
@@ -333,12 +339,13 @@ def _subject(
     return _Subject(prepared(network, plan), plan.dtype, pixels.to(device), labels, phase)
 
 
-def _seconds(subject: _Subject) -> float:
+def _timed(subject: _Subject) -> tuple[float, torch.Tensor]:
+    """Return the seconds of a step, and what it computes."""
     started = time.perf_counter()
     found = subject.step()
     if found.is_cuda:
         torch.cuda.synchronize(found.device)
-    return time.perf_counter() - started
+    return time.perf_counter() - started, found
 
 
 def _agrees(plan: Plan, results: dict[Plan, torch.Tensor]) -> bool:

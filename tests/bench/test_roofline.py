@@ -26,6 +26,7 @@ def test_of_resnet18_as_published_and_the_model_stays_as_it_was() -> None:
 def test_the_ceilings_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, small in (("SIDE", 64), ("CHANNELS", 4), ("COPIED_BYTES", 2**16), ("BEST_OF", 1)):
         monkeypatch.setattr(roofline, name, small)
-    ceilings = measure_ceilings(threads=1)
-    assert min(ceilings.half_gflops, ceilings.fp32_gflops, ceilings.copy_gb_per_s) > 0
+    ceilings = measure_ceilings(threads=1, precisions=("fp32", "bf16"))
+    assert list(ceilings.gflops) == ["fp32", "bf16"]
+    assert min(*ceilings.gflops.values(), ceilings.copy_gb_per_s) > 0
     assert ceilings.threads == torch.get_num_threads() == 1

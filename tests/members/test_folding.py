@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ensemble.config import MemberConfig
 from ensemble.members.backbones import Backbone, build
-from ensemble.members.folding import ACTIVATIONS, FoldedBackbone, PackedConv2d, PackedLinear, fold
+from ensemble.members.folding import ACTIVATIONS, FoldedBackbone, PackedConv2d, PackedLinear, computes, fold
 from ensemble.members.plans import PLAINEST, Plan, deviation, prepared
 
 ARCHS = [
@@ -70,7 +70,7 @@ def test_it_computes_the_same(arch: str) -> None:
     network = of(arch)
     before = copy.deepcopy(network.state_dict())
     folded, half = fold(network, torch.float32), fold(network, torch.bfloat16)
-    assert isinstance(folded, FoldedBackbone) and isinstance(half, FoldedBackbone)
+    assert isinstance(folded, FoldedBackbone)
     with torch.inference_mode():
         for images in (9, 1):
             batch = pixels(images, network.input_size)
@@ -80,9 +80,13 @@ def test_it_computes_the_same(arch: str) -> None:
             )
         batch = pixels(32, network.input_size)
         reference = network(batch)
-        library = deviation(network(batch, torch.bfloat16), reference)
         assert deviation(folded(batch), reference) < 1e-3
-        assert 0 < deviation(half(batch, torch.bfloat16), reference) < 1e-3 + 1.5 * library
+        if computes(torch.bfloat16):
+            assert isinstance(half, FoldedBackbone)
+            library = deviation(network(batch, torch.bfloat16), reference)
+            assert 0 < deviation(half(batch, torch.bfloat16), reference) < 1e-3 + 1.5 * library
+        else:
+            assert half is network
     after = network.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items()), "the network itself is as it was"
 
@@ -282,5 +286,5 @@ def test_gelu_is_timms_own() -> None:
 
 def test_a_plan_folds() -> None:
     network = of("small_cnn")
-    assert isinstance(prepared(network, Plan("bf16", "folded")), FoldedBackbone)
+    assert isinstance(prepared(network, Plan("fp32", "folded")), FoldedBackbone)
     assert prepared(network, PLAINEST) is network

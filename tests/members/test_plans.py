@@ -52,6 +52,12 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]
     return calls
 
 
+@pytest.fixture
+def has_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the CPU be one that computes in bfloat16, whatever it is."""
+    monkeypatch.setattr(plans, "computes", lambda _: True)
+
+
 # --- what is possible -------------------------------------------------------------------------------------------------
 
 
@@ -59,7 +65,7 @@ def precisions(name: str, device: torch.device, input_size: int) -> list[str]:
     return [plan.precision for plan in possible_plans(name, "native", device, input_size, "train")]
 
 
-def test_precisions_by_device_and_capability(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precisions_by_device_and_capability(has_bf16: None, monkeypatch: pytest.MonkeyPatch) -> None:
     found = [precisions(name, CPU, 64) for name in ("auto", "fp16", "bf16", "fp32")]
     assert found == [["fp32", "bf16"], ["fp32"], ["bf16"], ["fp32"]]
     assert precisions("bf16", CPU, 16) == precisions("auto", CPU, 16) == ["fp32"]
@@ -77,7 +83,16 @@ def test_precisions_by_device_and_capability(monkeypatch: pytest.MonkeyPatch) ->
         assert possible_plans("auto", "compiled", CUDA, 64, "train") == (compiled,)
 
 
-def test_the_choice_of_the_user_limits_the_plans() -> None:
+def test_a_cpu_that_would_emulate_bfloat16_has_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would take many times as long, also where a config that was written elsewhere asks for it."""
+    monkeypatch.setattr(plans, "computes", lambda dtype: dtype == torch.float32)
+    assert [precisions(name, CPU, 64) for name in ("auto", "bf16")] == [["fp32"]] * 2
+    assert possible_plans("auto", "auto", CPU, 64, "train") == (NATIVE, LOWERED)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    assert precisions("bf16", CUDA, 64) == ["bf16"]
+
+
+def test_the_choice_of_the_user_limits_the_plans(has_bf16: None) -> None:
     assert possible_plans("auto", "auto", CPU, 64, "train") == EVERY
     assert possible_plans("auto", "auto", CPU, 64, "predict") == OF_PREDICTION, "what cannot be trained"
     assert possible_plans("auto", "folded", CPU, 64, "predict") == OF_PREDICTION[2::3]
@@ -103,7 +118,7 @@ def test_where_there_is_no_choice_nothing_is_measured(cache: Path, measured: lis
     assert not measured
 
 
-def test_the_smallest_size_of_an_epoch_counts(cache: Path, measured: list[Any]) -> None:
+def test_the_smallest_size_of_an_epoch_counts(has_bf16: None, cache: Path, measured: list[Any]) -> None:
     """bfloat16 needs more than 16 pixels, in the epochs of progressive resizing, too."""
     for sizes in ({"early_size": 16}, {"input_size": 16}, {"input_size": 16, "early_size": 24, "batch_size": 8}):
         choose_plan(member(precision="auto", **sizes), CPU, 32, "train", PROBE_PAYS, 1)
@@ -183,10 +198,25 @@ def test_another_plan_must_be_worth_it(
 ) -> None:
     """104 images a second are 1.04 times 100: of the clock, which is told."""
     monkeypatch.setattr(plans, "WORTH", worth)
-    ticks = iter([0.0, 0.16, 0.0, 0.16 / 1.04] * plans.PROBE_ROUNDS)
+    ticks = iter([0.0, 0.16, 0.0, 0.16 / 1.04] * (1 + plans.PROBE_ROUNDS))
     monkeypatch.setattr(plans.time, "perf_counter", lambda: next(ticks))
     found = probe(member(), 32, (NATIVE, LOWERED), "predict", 1)
     assert found == Probe(chosen, {"fp32 native": 100.0, "fp32 lowered": 104.0})
+
+
+@pytest.mark.parametrize(("first", "chosen"), [(0.79, LOWERED), (0.81, NATIVE)])
+def test_a_plan_that_takes_many_times_as_long_is_tried_once(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, first: float, chosen: Plan
+) -> None:
+    """Five times 0.16 s are 0.8: above, the first batch is all that is known of it; below, the later ones count."""
+    steps, rounds = [0.16, first], [0.16, 0.08] if first < 0.8 else [0.16]
+    ticks = iter([tick for seconds in (*steps, *rounds * plans.PROBE_ROUNDS) for tick in (0.0, seconds)])
+    monkeypatch.setattr(plans.time, "perf_counter", lambda: next(ticks))
+    found = probe(member(), 32, (NATIVE, LOWERED), "predict", 1)
+    assert found == Probe(
+        chosen, {"fp32 native": 100.0, "fp32 lowered": 200.0 if first < 0.8 else round(16 / first, 1)}
+    )
+    assert next(ticks, None) is None
 
 
 # --- compiled networks ------------------------------------------------------------------------------------------------
