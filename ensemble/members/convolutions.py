@@ -1,11 +1,15 @@
 """Convolutions as the matrix products that a CPU is good at, where the library's own kernels are slow.
 
 With small images the last maps of a network are a few pixels wide, and there oneDNN's convolutions leave most of a CPU
-unused. Three cases are computed otherwise; all others stay as they are:
+unused; without AVX-512 its gradients of weights do so on any map. These cases are computed otherwise; all others stay
+as they are:
 
 - 1 × 1 in bfloat16: a linear layer on the channels-last view.
 - An output of at most `FEW` positions: one product a position, of the window clipped to the image, so that nothing is
   multiplied with padding (at 2 × 2 pixels that is 5/9 of a 3 × 3 convolution).
+- 3 × 3 in float32 on at least `WINOGRAD_CHANNELS` channels: with a quarter of the multiplications
+  (members/winograd.py).
+- Windows that do not overlap, 1 × 1 among them, in float32: the gradient of the weights is one product.
 - Depthwise: the gradient of the weights from the products of every pair of positions, one batched product over the
   images; and in bfloat16 the two gradients for which oneDNN falls back to a reference loop are taken in float32.
 
@@ -21,11 +25,16 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from ensemble.members import winograd
+
 FEW = 4
 """Positions of an output that are computed one by one."""
 
 SMALL_MAP = 64
 """Positions of a map up to which a depthwise weight gradient is taken from all pairs of positions."""
+
+WINOGRAD_CHANNELS = 64
+"""In and out: with fewer, transforming an image takes longer than multiplying it."""
 
 Pair: TypeAlias = tuple[int, int]
 
@@ -35,8 +44,11 @@ class LoweredConv2d(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(b, in, H, W) -> (b, out, H', W')."""
+        padding = pair(self.padding)
+        if self.padding_mode != "zeros":
+            x, padding = nn.functional.pad(x, self._reversed_padding_repeated_twice, self.padding_mode), (0, 0)
         x, weight, bias = _as_autocast(x, self.weight, self.bias)
-        stride, padding = pair(self.stride), pair(self.padding)
+        stride = pair(self.stride)
         height, width = output_size(x.shape[2:], weight.shape[2:], stride, padding)
         if self.groups > 1:
             y: torch.Tensor = _Depthwise.apply(x, weight, stride, padding)
@@ -44,6 +56,9 @@ class LoweredConv2d(nn.Conv2d):
             return nn.functional.linear(x.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias).permute(0, 3, 1, 2)
         elif height * width <= FEW and self.kernel_size != (1, 1):
             y = _Windows.apply(x, weight, stride, padding)
+        elif x.dtype == torch.float32:
+            of_layer: torch.Tensor = _Dense.apply(x, weight, bias, stride, padding)
+            return of_layer
         else:
             return nn.functional.conv2d(x, weight, bias, stride, padding)
         return y if bias is None else y + bias.view(1, -1, 1, 1)
@@ -52,7 +67,7 @@ class LoweredConv2d(nn.Conv2d):
 def lower(network: nn.Module) -> None:
     """Turn the plain convolutions of a network into `LoweredConv2d`, in place; subclasses and dilated ones stay."""
     for module in network.modules():
-        if type(module) is nn.Conv2d and module.padding_mode == "zeros" and module.dilation == (1, 1):
+        if type(module) is nn.Conv2d and module.dilation == (1, 1):
             depthwise = module.groups == module.in_channels == module.out_channels
             if not isinstance(module.padding, str) and (module.groups == 1 or depthwise):
                 module.__class__ = LoweredConv2d
@@ -75,6 +90,65 @@ def _as_autocast(
         dtype = torch.get_autocast_dtype("cpu")
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     return x.contiguous(memory_format=torch.channels_last), weight, bias
+
+
+def suits_winograd(weight: torch.Tensor, stride: Pair, padding: Pair) -> bool:
+    """Return whether a dense float32 convolution (out, in, kh, kw) takes less time by members/winograd.py."""
+    wide = min(weight.shape[:2]) >= WINOGRAD_CHANNELS
+    return wide and weight.shape[2:] == (3, 3) and stride == (1, 1) and padding in ((0, 0), (1, 1))
+
+
+# --- float32 ----------------------------------------------------------------------------------------------------------
+
+
+class _Dense(torch.autograd.Function):
+    """A convolution (out, in, kh, kw) of all channels, in float32."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: Pair, padding: Pair
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding = stride, padding
+        if not suits_winograd(weight, stride, padding):
+            return torch.conv2d(x, weight, bias, stride, padding)
+        y = winograd.convolve(x, winograd.transformed_kernel(weight), padding[0])
+        return y if bias is None else y.add_(bias.view(1, -1, 1, 1))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        slope = gradients[0].contiguous(memory_format=torch.channels_last)
+        in_tiles = suits_winograd(weight, ctx.stride, ctx.padding)
+        apart = ctx.stride == pair(weight.shape[2:]) and ctx.padding == (0, 0)
+        of_x = of_weight = of_bias = None
+        if ctx.needs_input_grad[0]:
+            if in_tiles:
+                mirrored = winograd.transformed_kernel(weight.flip(2, 3).transpose(0, 1))
+                of_x = winograd.convolve(slope, mirrored, 2 - ctx.padding[0])
+            else:
+                of_x = _library_gradient(ctx, slope, x, weight, 0)
+        if ctx.needs_input_grad[1]:
+            if in_tiles:
+                of_weight = winograd.weight_gradient(x, slope, ctx.padding[0])
+            elif apart:
+                of_weight = _gradient_of_windows_apart(slope, x, weight.shape[2:])
+            else:
+                of_weight = _library_gradient(ctx, slope, x, weight, 1)
+        if ctx.needs_input_grad[2]:
+            of_bias = slope.sum((0, 2, 3))
+        return of_x, of_weight, of_bias, None, None
+
+
+def _gradient_of_windows_apart(slope: torch.Tensor, x: torch.Tensor, kernel: torch.Size) -> torch.Tensor:
+    """Return the gradient (out, in, kh, kw) of weights whose windows lie side by side: slopeᵀ · windows."""
+    (images, out, rows, columns), channels, (high, wide) = slope.shape, x.shape[1], kernel
+    pixels = x.permute(0, 2, 3, 1)[:, : rows * high, : columns * wide]
+    windows = (
+        pixels.reshape(images, rows, high, columns, wide, channels).transpose(2, 3).reshape(-1, high * wide * channels)
+    )
+    found = slope.permute(0, 2, 3, 1).reshape(-1, out).t() @ windows
+    return found.view(out, high, wide, channels).permute(0, 3, 1, 2)
 
 
 # --- few output positions ---------------------------------------------------------------------------------------------
@@ -146,24 +220,30 @@ class _Depthwise(torch.autograd.Function):
         half, kernel = x.dtype == torch.bfloat16, max(weight.shape[2:])
         of_x = of_weight = None
         if ctx.needs_input_grad[0]:
-            of_x = _library_gradient(ctx, slope, x, weight, 0, in_float=half and ctx.stride != (1, 1))
+            of_x = _library_gradient(ctx, slope, x, weight, 0, len(weight), half and ctx.stride != (1, 1))
         if ctx.needs_input_grad[1]:
             positions = x.shape[2] * x.shape[3]
             if positions <= SMALL_MAP and (kernel >= 5 or positions <= FEW):
                 of_weight = _gradient_from_pairs(slope, x, weight.shape[2:], ctx.stride, ctx.padding).to(weight.dtype)
             else:
-                of_weight = _library_gradient(ctx, slope, x, weight, 1, in_float=half and kernel >= 5)
+                of_weight = _library_gradient(ctx, slope, x, weight, 1, len(weight), half and kernel >= 5)
         return of_x, of_weight, None, None
 
 
 def _library_gradient(
-    ctx: Any, slope: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, which: int, in_float: bool
+    ctx: Any,
+    slope: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    which: int,
+    groups: int = 1,
+    in_float: bool = False,
 ) -> torch.Tensor:
     """Return oneDNN's gradient of the input (0) or the weights (1)."""
     operands = [t.float() for t in (slope, x, weight)] if in_float else [slope, x, weight]
     mask = [which == 0, which == 1, False]
     found: torch.Tensor = torch.ops.aten.convolution_backward(
-        *operands, None, ctx.stride, ctx.padding, [1, 1], False, [0, 0], len(weight), mask
+        *operands, None, ctx.stride, ctx.padding, [1, 1], False, [0, 0], groups, mask
     )[which]
     return found.to(x.dtype)
 

@@ -29,7 +29,7 @@ from ensemble.progress import progress
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-PROBE_VERSION = 2
+PROBE_VERSION = 3
 """Counted up when what a probe has found of a plan may no longer hold."""
 
 CPU = torch.device("cpu")

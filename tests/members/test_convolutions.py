@@ -11,6 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from ensemble.members import convolutions
 from ensemble.members.convolutions import LoweredConv2d, lower, output_size, pair
 from ensemble.members.plans import deviation
 
@@ -39,6 +40,7 @@ def lowered(layer: nn.Conv2d) -> nn.Conv2d:
         layer.padding,
         groups=layer.groups,
         bias=layer.bias is not None,
+        padding_mode=layer.padding_mode,
         dtype=layer.weight.dtype,
     )
     one.load_state_dict(layer.state_dict())
@@ -79,6 +81,9 @@ SHAPES = [
     ((4, 4, 5, 2, 2, 4), 8),
     ((1, 3, 3, 1, 1, 1), 2),
     *(((2, 3, 2, stride, 3, 1), side) for stride, side in ((5, 2), (4, 3))),  # windows that see padding alone
+    ((3, 8, 2, 2, 0, 1), 7),  # windows side by side that leave a border out
+    *(((64, 70, 3, 1, padding, 1), side) for padding in (0, 1) for side in (5, 8, 14)),
+    ((64, 64, 3, 2, 1, 1), 8),
 ]
 
 
@@ -110,6 +115,27 @@ def test_any_shape(data: st.DataObject) -> None:
     groups, bias = channels if depthwise else 1, data.draw(st.booleans())
     own = layer(channels, out, kernel, stride, padding, groups=groups, bias=bias)
     assert_close(own, images((data.draw(st.integers(1, 3)), channels, *size), channels_last=data.draw(st.booleans())))
+
+
+@pytest.mark.parametrize("mode", ["replicate", "reflect", "circular"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_borders_that_are_no_zeros(mode: str, bias: bool) -> None:
+    for channels, stride in ((4, 1), (4, 2), (64, 1)):
+        own = layer(channels, channels, 3, stride, 1, padding_mode=mode, bias=bias)
+        assert_close(own, images((3, channels, 6, 6)))
+
+
+def test_wide_layers_and_windows_apart_are_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32: the library is not asked for the gradient of their weights."""
+    asked, library = [], convolutions._library_gradient
+    monkeypatch.setattr(convolutions, "_library_gradient", lambda *given: asked.append(given[4]) or library(*given))
+    run(lowered(layer(64, 64, 3, 1, 1)), images((2, 64, 8, 8)))
+    assert not asked
+    for own in (layer(8, 8, 1), layer(8, 8, 2, 2)):
+        run(lowered(own), images((2, 8, 8, 8)))
+    assert asked == [0, 0]
+    run(lowered(layer(63, 64, 3, 1, 1)), images((2, 63, 8, 8)))
+    assert asked == [0, 0, 0, 1]
 
 
 HALF = [
@@ -160,8 +186,6 @@ def test_only_plain_convolutions_are_lowered() -> None:
         "widening depthwise": layer(4, 8, 3, groups=4),
         "dilated": layer(4, 4, 3, dilation=2),
         "subclassed": OwnConv2d(4, 4, 3),
-        "reflecting": layer(4, 4, 3, padding=1, padding_mode="reflect"),
-        "circular": layer(4, 4, 3, padding=1, padding_mode="circular"),
         "padded by name": layer(4, 4, 3, padding="same"),
         "transposed": nn.ConvTranspose2d(4, 4, 3),
         "of a line": nn.Conv1d(4, 4, 3),

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ensemble.config import MemberConfig
+from ensemble.members import convolutions
 from ensemble.members.backbones import Backbone, build
 from ensemble.members.folding import ACTIVATIONS, FoldedBackbone, PackedConv2d, PackedLinear, computes, fold
 from ensemble.members.plans import PLAINEST, Plan, deviation, prepared
@@ -145,6 +146,7 @@ def assert_same(body: nn.Module, channels: int, size: int, kind: type[Backbone] 
     norm=st.booleans(),
     activation=st.sampled_from([None, nn.Tanh, *ACTIVATIONS]),
     size=st.integers(1, 12),
+    wide=st.booleans(),
 )
 def test_any_convolution_with_what_follows(
     kernel: int,
@@ -157,6 +159,7 @@ def test_any_convolution_with_what_follows(
     norm: bool,
     activation: type[nn.Module] | None,
     size: int,
+    wide: bool,
 ) -> None:
     assume(size + 2 * padding >= dilation * (kernel - 1) + 1 and (mode != "reflect" or padding < size))
     layers: list[nn.Module] = [
@@ -164,9 +167,27 @@ def test_any_convolution_with_what_follows(
     ]
     layers += [nn.BatchNorm2d(6)] if norm else []
     layers += [activation()] if activation else []
-    folded = assert_same(nn.Sequential(*layers, nn.Dropout(0.5)), 6, size)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(convolutions, "WINOGRAD_CHANNELS", 1 if wide else 64)
+        folded = assert_same(nn.Sequential(*layers, nn.Dropout(0.5)), 6, size)
     called = [node.target for node in folded.graph.graph.nodes if node.op == "call_module"]
     assert len(called) == (2 if activation is nn.Tanh else 1), "oneDNN's are computed with it, any other after it"
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(("channels", "kernel", "size"), [(64, 3, 8), (8, 1, 4), (8, 1, 5)])
+def test_products_with_every_activation(
+    activation: type[nn.Module], channels: int, kernel: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The two that oneDNN has no part in, and beyond `SMALL_MAP` the one that it has."""
+    library, asked = torch.ops.mkldnn._convolution_pointwise, []
+    monkeypatch.setattr(
+        torch.ops.mkldnn, "_convolution_pointwise", lambda *given: asked.append(given) or library(*given)
+    )
+    first = nn.Conv2d(3, channels, 1, bias=False)
+    body = nn.Sequential(first, nn.Conv2d(channels, 64, kernel, padding=kernel // 2), nn.BatchNorm2d(64), activation())
+    assert_same(body, 64, size)
+    assert {given[1].shape[2] for given in asked if given[1].shape[1] == channels} == ({1} if size == 5 else set())
 
 
 @pytest.mark.parametrize("conv_mlp", [False, True])
