@@ -9,6 +9,7 @@ The stride is 1; the image has `padding` pixels of zeros about it.
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import torch
@@ -66,7 +67,7 @@ def convolve(x: torch.Tensor, kernel: torch.Tensor, padding: int = 1) -> torch.T
     height, width, out = height + 2 * padding - 2, width + 2 * padding - 2, kernel.shape[2]
     rows, columns = _tiles(height), _tiles(width)
     y = x.new_empty(images, rows, TILE, columns, TILE, out)
-    at_once = _at_once(rows * columns, max(channels, out))
+    at_once = _at_once(len(x), rows * columns, max(channels, out))
     for some, found in zip(torch.split(x, at_once), torch.split(y, at_once), strict=True):
         products = torch.bmm(_transformed_image(some, padding, rows, columns), kernel)
         outputs = _both(_matrix("output"), products.view(WINDOW, WINDOW, -1))
@@ -91,7 +92,7 @@ def weight_gradient(x: torch.Tensor, slope: torch.Tensor, padding: int = 1) -> t
     """
     channels, out = x.shape[1], slope.shape[1]
     rows, columns = _tiles(slope.shape[2]), _tiles(slope.shape[3])
-    at_once = _at_once(rows * columns, max(channels, out))
+    at_once = _at_once(len(x), rows * columns, max(channels, out))
     products = x.new_zeros(WINDOW * WINDOW, channels, out)
     for some, slopes in zip(torch.split(x, at_once), torch.split(slope, at_once), strict=True):
         of_tiles = _framed(slopes, 0, rows * TILE, columns * TILE).view(len(some), rows, TILE, columns, TILE, out)
@@ -112,9 +113,10 @@ def _tiles(side: int) -> int:
     return -(-side // TILE)
 
 
-def _at_once(tiles: int, channels: int) -> int:
-    """Return how many images of so many tiles are computed at once."""
-    return max(1, MOST_BYTES // (4 * WINDOW * WINDOW * tiles * channels))
+def _at_once(images: int, tiles: int, channels: int) -> int:
+    """Return how many images of so many tiles are computed at once, in parts of much the same size."""
+    parts = math.ceil(images * 4 * WINDOW * WINDOW * tiles * channels / MOST_BYTES)
+    return math.ceil(images / max(1, parts))
 
 
 def _framed(x: torch.Tensor, before: int, height: int, width: int) -> torch.Tensor:
