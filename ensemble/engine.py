@@ -69,6 +69,7 @@ class Engine:
             calls += [(member, fold, configs[member.name], mapped, rows, views) for rows in parts]
             of_call += cores
         found: dict[int, dict[int, np.ndarray]] = {}
+        forced = {"precision": self.wanted.precision, "convolutions": self.wanted.convolutions}
         with Workers() as processes:
             for place, (logits, plan) in processes.run(predict_part, calls, of_call, bar):
                 index, part = divmod(place, len(parts))
@@ -76,7 +77,8 @@ class Engine:
                 if len(found[index]) == len(parts):
                     whole = np.concatenate([found[index][i] for i in range(len(parts))])
                     _check_finite(whole, *models[index], str(plan))
-                    yield index, whole, {**asdict(plan), "device": str(configs[models[index][0].name][3])}
+                    how = {**asdict(plan), "device": str(configs[models[index][0].name][3]), "forced": forced}
+                    yield index, whole, how
                     del found[index]
 
     def cascade(

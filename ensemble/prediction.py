@@ -82,7 +82,8 @@ class KeptLogits:
         if facts.get("weights_sha256") != member.weights_sha256(fold) or not path.exists():
             return None
         forced = {"precision": wanted.precision, "convolutions": wanted.convolutions}
-        if any(value not in ("auto", facts.get(key, "native")) for key, value in forced.items()):
+        as_forced = all(value in ("auto", facts.get(key, "native")) for key, value in forced.items())
+        if not as_forced and facts.get("forced") != forced:
             return None
         ids, logits = runs.read_logits(path, seen, str(facts.get("sha256")), "restore it")
         if not np.array_equal(ids, self._dataset.ids):

@@ -116,7 +116,7 @@ def _begin(
     begun, cores = [], _cores(jobs, place)
     for index, ((folder, member), (asked, origin)) in enumerate(zip(members, facts, strict=True)):
         own = slice(index * len(folds), (index + 1) * len(folds))
-        plan = _plan(folder, jobs[own][0], len(folds), place, cores[own][0])
+        plan = _plan(folder, jobs[own][0], folds, place, cores[own][0], say)
         folder.begin(
             asked,
             {"fingerprint": dataset.fingerprint, "seed": seed, **dataclasses.asdict(plan), **origin},
@@ -232,20 +232,24 @@ def _cores(jobs: Sequence[FoldJob], place: _Place) -> list[list[int]]:
     return shares(len(jobs), at_once(len(jobs), batches, place.device, place.jobs))
 
 
-def _plan(folder: runs.MemberFolder, job: FoldJob, folds: int, place: _Place, cores: list[int]) -> Plan:
+def _plan(
+    folder: runs.MemberFolder, job: FoldJob, folds: Sequence[int], place: _Place, cores: list[int], say: Say
+) -> Plan:
     """Return how a member is computed: as it was begun, where this device can do so, else by what is fastest."""
     from ensemble.members.plans import Plan, choose_plan, least_size, possible_plans
 
     member, size = job.config, job.pixels.shape[1]
     if folder.has_begun:
         begun = Plan(folder.read()["precision"], folder.read().get("convolutions", "native"))
-        if begun in possible_plans(
-            member.precision, member.convolutions, place.device, least_size(member, size), "train"
-        ):
+        asked = member.precision, member.convolutions, place.device, least_size(member, size)
+        if begun in possible_plans(*asked, "train", emulated=True):
+            if begun not in possible_plans(*asked, "train") and not all(map(folder.has_fold, folds)):
+                found = f"goes on in {begun.precision} as it was begun, which this CPU only emulates"
+                say(f"warning: member {folder.name} {found}; it takes many times as long as where it was begun")
             return begun
     batches = job.images // job.batch_size
     if place.device.type != "cpu":  # compiled once for all folds of a process
-        batches *= max(1, folds // (place.jobs or 1))
+        batches *= max(1, len(folds) // (place.jobs or 1))
     return choose_plan(member, place.device, size, "train", batches, len(cores))
 
 

@@ -130,6 +130,7 @@ def test_the_logits_of_each_fold_model_lie_beside_the_labels(predicted: Path, tr
             "precision": "fp32",
             "convolutions": "native",
             "device": "cpu",
+            "forced": {"precision": "auto", "convolutions": "auto"},
         }
         head, *rows = csv.reader(data.decode().splitlines())
         assert head == ["id", "logit_identity", "logit_hflip"]

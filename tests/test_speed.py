@@ -165,6 +165,28 @@ def test_a_member_goes_on_by_the_plan_that_it_was_begun_with(
     np.testing.assert_allclose(oof(tmp_path / "native"), oof(run), rtol=0, atol=1e-3)
 
 
+def test_what_was_begun_in_bf16_goes_on_where_that_is_only_emulated(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A finished member is taken as it is, an unfinished one gets the same bytes; nothing new is begun so."""
+    monkeypatch.setattr(plans, "computes", lambda dtype: True)
+    given, warning = training(data, tmp_path / "run", "--jobs", 1, "--precision", "bf16", images="large"), "emulates"
+    main(given)
+    before = results(tmp_path / "run")
+    assert member_json(tmp_path / "run")["precision"] == "bf16"
+    monkeypatch.setattr(plans, "computes", lambda dtype: dtype == torch.float32)
+    capsys.readouterr()
+    main(given)
+    assert warning not in capsys.readouterr().err and results(tmp_path / "run") == before
+    (tmp_path / "run/members/test_resnet/fold-1/weights.safetensors").unlink()
+    main(given)
+    told = capsys.readouterr().err
+    assert "warning: member test_resnet goes on in bf16 as it was begun, which this CPU only emulates" in told
+    assert results(tmp_path / "run") == before
+    main(training(data, tmp_path / "new", "--jobs", 1, "--precision", "bf16", images="large"))
+    assert member_json(tmp_path / "new")["precision"] == "fp32"
+
+
 def test_a_member_of_before_there_were_plans_goes_on(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     main(training(data, run, "--jobs", 1))
@@ -228,6 +250,21 @@ def test_every_plan_gives_nearly_the_same_logits(
     assert how == [(precision, convolutions)] * 2
     assert np.abs(logits - exact).max() <= near * exact.std()
     assert precision == "fp32" or not np.array_equal(logits, exact)
+
+
+def test_logits_of_a_plan_that_was_replaced_are_kept(
+    data: Path, fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bf16 is asked for and float32 computed: given again, nothing is computed anew."""
+    monkeypatch.setattr(plans, "computes", lambda dtype: dtype == torch.float32)
+    _, how = predicted(data, fitted, tmp_path, "--precision", "bf16")
+    assert {precision for precision, _ in how} == {"fp32"}
+    labels = (tmp_path / "out.txt").read_bytes()
+    (tmp_path / "run/predictions/img-plain/predictions.json").unlink()
+    monkeypatch.setattr(inference.FoldModels, "predict", lambda *_: pytest.fail("computed again"))
+    shutil.move(tmp_path / "run", tmp_path / "as-it-is")
+    predicted(data, tmp_path / "as-it-is", tmp_path, "--precision", "bf16")
+    assert (tmp_path / "out.txt").read_bytes() == labels
 
 
 @pytest.mark.parametrize("factor", [1.5, float("nan")])

@@ -7,13 +7,13 @@ as they are:
 - 1 × 1 in bfloat16: a linear layer on the channels-last view.
 - An output of at most `FEW` positions: one product a position, of the window clipped to the image, so that nothing is
   multiplied with padding (at 2 × 2 pixels that is 5/9 of a 3 × 3 convolution).
-- 3 × 3 in float32 on at least `WINOGRAD_CHANNELS` channels: with a quarter of the multiplications
-  (members/winograd.py).
+- 3 × 3 in float32 on at least `WINOGRAD_CHANNELS` channels: by Winograd's transforms (members/winograd.py).
 - Windows that do not overlap, 1 × 1 among them, in float32: the gradient of the weights is one product.
 - Depthwise: the gradient of the weights from the products of every pair of positions, one batched product over the
   images; and in bfloat16 the two gradients for which oneDNN falls back to a reference loop are taken in float32.
 
-The results are the same sums in another order. Sums over positions are accumulated in float32.
+The results are the same sums, in another order or by way of Winograd's transforms. Sums over positions are accumulated
+in float32.
 """
 
 from __future__ import annotations
@@ -144,10 +144,8 @@ def _gradient_of_windows_apart(slope: torch.Tensor, x: torch.Tensor, kernel: tor
     """Return the gradient (out, in, kh, kw) of weights whose windows lie side by side: slopeᵀ · windows."""
     (images, out, rows, columns), channels, (high, wide) = slope.shape, x.shape[1], kernel
     pixels = x.permute(0, 2, 3, 1)[:, : rows * high, : columns * wide]
-    windows = (
-        pixels.reshape(images, rows, high, columns, wide, channels).transpose(2, 3).reshape(-1, high * wide * channels)
-    )
-    found = slope.permute(0, 2, 3, 1).reshape(-1, out).t() @ windows
+    patches = pixels.reshape(images, rows, high, columns, wide, channels).transpose(2, 3)
+    found = slope.permute(0, 2, 3, 1).reshape(-1, out).t() @ patches.reshape(-1, high * wide * channels)
     return found.view(out, high, wide, channels).permute(0, 3, 1, 2)
 
 
@@ -180,10 +178,12 @@ class _Windows(torch.autograd.Function):
         out = output_size(x.shape[2:], weight.shape[2:], stride, padding)
         ctx.windows = windows(pair(x.shape[2:]), pair(weight.shape[2:]), stride, padding, out)
         ctx.save_for_backward(x, weight)
-        y = x.new_empty(len(x), *out, len(weight))
+        size = len(x), len(weight), *out
+        y = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)  # no view: others may change it
+        outputs = y.permute(0, 2, 3, 1)
         for at, of_image, of_kernel in ctx.windows:
-            y[at] = images[of_image].flatten(1) @ kernels[of_kernel].flatten(1).t()
-        return y.permute(0, 3, 1, 2)
+            outputs[at] = images[of_image].flatten(1) @ kernels[of_kernel].flatten(1).t()
+        return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

@@ -2,8 +2,8 @@
 
 Batch norms and layer scales go into the weights, activations are computed where a convolution or a linear layer writes
 its result, weights are cast once, and those of linear layers laid out once. As in members/convolutions.py, 1 × 1
-convolutions in bfloat16 and those of few output positions are matrix products, and wide 3 × 3 ones in float32 are
-computed with a quarter of the multiplications.
+convolutions in bfloat16 and those of few output positions are matrix products, and so are, in float32, 1 × 1 ones on
+small maps, and wide 3 × 3 ones by Winograd's transforms.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ FUNCTIONS = {
 }
 """The same in torch, of a tensor that nobody else sees."""
 
-SMALL_MAP = 16
+PRODUCT_MAP = 16
 """Positions of a map up to which a 1 × 1 convolution in float32 is a plain matrix product."""
 
 NORMS = (nn.BatchNorm2d, BatchNormAct2d)
@@ -179,9 +179,9 @@ class PackedConv2d(nn.Module):
         inside = all(border < side for border, side in zip(self._padding, self._kernel, strict=True))
         self._few = FEW if dense and inside and not pointwise else 0  # every window then sees a part of the image
         in_float = dense and weight.dtype == torch.float32
-        self._as_product = SMALL_MAP if in_float and pointwise else 0
-        in_tiles = in_float and suits_winograd(weight, self._stride, self._padding)
-        self._of_tiles = winograd.transformed_kernel(weight) if in_tiles else None
+        self._as_product = PRODUCT_MAP if in_float and pointwise else 0
+        self._in_tiles = in_float and suits_winograd(weight, self._stride, self._padding)
+        self._of_tiles: torch.Tensor | None = None
         self._windows: dict[torch.Size, list[tuple[Any, Any, PackedLinear]]] = {}
         as_linear = pointwise and weight.dtype == torch.bfloat16
         self._layer = PackedLinear(weight[:, :, 0, 0], bias, activation) if as_linear else None
@@ -200,19 +200,20 @@ class PackedConv2d(nn.Module):
             found = self._layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         elif height * width <= self._few:
             found = self._in_windows(x, height, width)
-        elif self._of_tiles is not None:
-            found = self._activated(winograd.convolve(x, self._of_tiles, self._padding[0]), (1, -1, 1, 1))
+        elif self._in_tiles:
+            if self._of_tiles is None:  # of four times the size, for those maps alone that are wide enough
+                self._of_tiles = winograd.transformed_kernel(self._weight)
+            sums = winograd.convolve(x, self._of_tiles, self._padding[0])
+            found = self._activated(sums if self._bias is None else sums.add_(self._bias.view(1, -1, 1, 1)))
         elif height * width <= self._as_product:
-            products = nn.functional.linear(x.permute(0, 2, 3, 1), self._weight[:, :, 0, 0])
-            found = self._activated(products, (-1,)).permute(0, 3, 1, 2)
+            products = nn.functional.linear(x.permute(0, 2, 3, 1), self._weight[:, :, 0, 0], self._bias)
+            found = self._activated(products).permute(0, 3, 1, 2)
         else:
             how = self._padding, self._stride, self._dilation, self._groups, *self._activation
             found = torch.ops.mkldnn._convolution_pointwise(x, self._weight, self._bias, *how)
         return found
 
-    def _activated(self, y: torch.Tensor, channels: tuple[int, ...]) -> torch.Tensor:
-        """Return the activation of sums to which the bias, viewed as `channels`, is added first."""
-        y = y if self._bias is None else y.add_(self._bias.view(channels))
+    def _activated(self, y: torch.Tensor) -> torch.Tensor:
         name, parameters, algorithm = self._activation
         apply: Any = FUNCTIONS[name]
         found: torch.Tensor = apply(y, *parameters, **({"approximate": algorithm} if algorithm else {}))

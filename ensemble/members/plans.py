@@ -29,7 +29,7 @@ from ensemble.progress import progress
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-PROBE_VERSION = 3
+PROBE_VERSION = 4
 """Counted up when what a probe has found of a plan may no longer hold."""
 
 CPU = torch.device("cpu")
@@ -43,7 +43,7 @@ WORTH = 1.05
 """How many times the images per second of the plainest plan another one must reach to be chosen."""
 
 HOPELESS = 5.0
-"""How many times as long as another a plan takes for its first batch to be told by that batch alone."""
+"""How many times as long as another a plan takes for its second batch to be told by that batch alone."""
 
 PROBE_PAYS = 150
 """Batches of work from which a probe, 24 batches itself at most, is made; below, the plainest plan is taken."""
@@ -117,7 +117,7 @@ class Probe:
 
 
 def possible_plans(
-    precision: str, convolutions: str, device: torch.device, input_size: int, phase: Phase
+    precision: str, convolutions: str, device: torch.device, input_size: int, phase: Phase, emulated: bool = False
 ) -> tuple[Plan, ...]:
     """Return the plans that a device can compute and that the user's choice leaves, the plainest first.
 
@@ -127,6 +127,8 @@ def possible_plans(
     and below compute capability 8.0 by fp16. On a CPU, bf16 needs an input of more than 16 pixels: below, the last
     stages see one pixel, and there the gradient of a strided 3 × 3 convolution in bf16 is read from memory that nobody
     wrote (torch 2.15 with oneDNN).
+
+    `emulated` counts bf16 among what a CPU can do that only emulates it: for work that was begun on another.
     """
     if device.type != "cpu":
         if precision != "fp32":
@@ -135,7 +137,7 @@ def possible_plans(
         known = KINDS_ON_GPU[phase]
         chosen = known if convolutions == "auto" else (convolutions,) if convolutions in known else ("native",)
         return tuple(Plan(precision, kind) for kind in chosen)
-    half = input_size > 16 and computes(torch.bfloat16)
+    half = input_size > 16 and (emulated or computes(torch.bfloat16))
     wanted = {"auto": ("fp32", "bf16") if half else ("fp32",), "bf16": ("bf16",) if half else ("fp32",)}
     kinds = KINDS[phase] if convolutions == "auto" else (convolutions,)
     return tuple(Plan(each, kind) for each in wanted.get(precision, ("fp32",)) for kind in kinds)
@@ -237,7 +239,7 @@ def speed(
             subject = _subject(config, image_size, plan, phase, batch, device)
             for _ in range(FIRST_STEPS if plan.convolutions == "compiled" else 1):
                 subject.step()
-            return batch / float(np.median([_timed(subject)[0] for _ in range(PROBE_ROUNDS)]))
+            return batch / float(np.median([_seconds(subject) for _ in range(PROBE_ROUNDS)]))
     finally:
         torch.set_num_threads(before)
 
@@ -253,27 +255,27 @@ def _measured(
     subjects = {plan: _subject(config, image_size, plan, phase, batch, device) for plan in dict.fromkeys(compared)}
     steps = len(subjects) + PROBE_ROUNDS * len(plans)
     with progress(steps, f"probe {config.timm_name}", "batches") as bar:
-        results, first_batch, setup, failed = {}, {}, {}, {}
+        results, setup, failed = {}, {}, {}
         for plan, each in subjects.items():
             if plan.convolutions == "compiled":
                 bar.note(f"compiling {config.timm_name}")
                 try:
-                    setup[str(plan)] = sum(_timed(each)[0] for _ in range(FIRST_STEPS))
+                    setup[str(plan)] = sum(_seconds(each) for _ in range(FIRST_STEPS))
                 except Exception as error:  # whatever a compiler does not know; and there may be none
                     failed[str(plan)] = printable((str(error) or type(error).__name__).splitlines()[0][:100])
                     bar.advance()
                     continue
-            first_batch[plan], results[plan] = _timed(each)
+            results[plan] = each.step()
             bar.advance()
         able = [plan for plan in plans if plan in results]
         sound = [plan for plan in able if is_followed(subjects[plan].network, plan) and _agrees(plan, results)]
-        longest = HOPELESS * min(first_batch.values())
-        hopeless = {plan for plan in sound[1:] if first_batch[plan] > longest}
-        seconds = {plan: [first_batch[plan]] if plan in hopeless else [] for plan in sound}
+        seconds: dict[Plan, list[float]] = {plan: [] for plan in sound}
+        hopeless: set[Plan] = set()
         for _ in range(PROBE_ROUNDS):
             for plan in (each for each in sound if each not in hopeless):
-                seconds[plan].append(_timed(subjects[plan])[0])
+                seconds[plan].append(_seconds(subjects[plan]))
                 bar.advance()
+            hopeless = {plan for plan in sound if seconds[plan][0] > HOPELESS * min(of[0] for of in seconds.values())}
     speeds = {plan: batch / float(np.median(spent)) for plan, spent in seconds.items()}
     told = {str(plan): round(value, 1) for plan, value in speeds.items()}
     first = {name: round(value, 1) for name, value in setup.items() if name in told}
@@ -339,13 +341,12 @@ def _subject(
     return _Subject(prepared(network, plan), plan.dtype, pixels.to(device), labels, phase)
 
 
-def _timed(subject: _Subject) -> tuple[float, torch.Tensor]:
-    """Return the seconds of a step, and what it computes."""
+def _seconds(subject: _Subject) -> float:
     started = time.perf_counter()
     found = subject.step()
     if found.is_cuda:
         torch.cuda.synchronize(found.device)
-    return time.perf_counter() - started, found
+    return time.perf_counter() - started
 
 
 def _agrees(plan: Plan, results: dict[Plan, torch.Tensor]) -> bool:

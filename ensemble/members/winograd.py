@@ -1,8 +1,9 @@
-"""3 × 3 convolutions with a quarter of the multiplications: Winograd's F(4 × 4, 3 × 3), as matrix products.
+"""3 × 3 convolutions as matrix products with fewer multiplications: Winograd's F(4 × 4, 3 × 3).
 
 An image is cut into tiles of 6 × 6 that overlap by two; a tile and a kernel are transformed to 6 × 6 numbers each, and
-where these are multiplied one by one and summed over the channels, transforming back gives 4 × 4 outputs (Lavin and
-Gray, 2016, arXiv 1509.09308; the points 0, ±1, ±2, ∞). In float32 the results lie within some 1e-6 of the direct sums.
+where these are multiplied one by one and summed over the channels, transforming back gives 4 × 4 outputs: 36
+multiplications instead of 144 (Lavin and Gray, 2016, arXiv 1509.09308; the points 0, ±1, ±2, ∞). In float32 the results
+lie within some 1e-6 of the direct sums. Where the output's sides are no multiples of 4, the last tiles reach beyond it.
 
 The stride is 1; the image has `padding` pixels of zeros about it.
 """
@@ -66,14 +67,18 @@ def convolve(x: torch.Tensor, kernel: torch.Tensor, padding: int = 1) -> torch.T
     images, channels, height, width = x.shape
     height, width, out = height + 2 * padding - 2, width + 2 * padding - 2, kernel.shape[2]
     rows, columns = _tiles(height), _tiles(width)
-    y = x.new_empty(images, rows, TILE, columns, TILE, out)
+    whole = torch.empty(
+        (images, out, rows * TILE, columns * TILE), dtype=x.dtype, memory_format=torch.channels_last
+    )  # no view: what follows may change it in place
+    tiles = whole.permute(0, 2, 3, 1).view(images, rows, TILE, columns, TILE, out)
     at_once = _at_once(len(x), rows * columns, max(channels, out))
-    for some, found in zip(torch.split(x, at_once), torch.split(y, at_once), strict=True):
+    for some, found in zip(torch.split(x, at_once), torch.split(tiles, at_once), strict=True):
         products = torch.bmm(_transformed_image(some, padding, rows, columns), kernel)
         outputs = _both(_matrix("output"), products.view(WINDOW, WINDOW, -1))
         found.copy_(outputs.view(TILE, TILE, len(some), rows, columns, out).permute(2, 3, 0, 4, 1, 5))
-    whole = y.view(images, rows * TILE, columns * TILE, out)
-    return whole[:, :height, :width].contiguous().permute(0, 3, 1, 2)
+    if whole.shape[2:] == (height, width):
+        return whole
+    return whole[:, :, :height, :width].clone(memory_format=torch.channels_last)
 
 
 def weight_gradient(x: torch.Tensor, slope: torch.Tensor, padding: int = 1) -> torch.Tensor:

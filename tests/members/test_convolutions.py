@@ -83,6 +83,7 @@ SHAPES = [
     *(((2, 3, 2, stride, 3, 1), side) for stride, side in ((5, 2), (4, 3))),  # windows that see padding alone
     ((3, 8, 2, 2, 0, 1), 7),  # windows side by side that leave a border out
     *(((64, 70, 3, 1, padding, 1), side) for padding in (0, 1) for side in (5, 8, 14)),
+    ((64, 64, 3, 1, (1, 0), 1), 6),
     ((64, 64, 3, 2, 1, 1), 8),
 ]
 
@@ -120,9 +121,24 @@ def test_any_shape(data: st.DataObject) -> None:
 @pytest.mark.parametrize("mode", ["replicate", "reflect", "circular"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_borders_that_are_no_zeros(mode: str, bias: bool) -> None:
-    for channels, stride in ((4, 1), (4, 2), (64, 1)):
-        own = layer(channels, channels, 3, stride, 1, padding_mode=mode, bias=bias)
-        assert_close(own, images((3, channels, 6, 6)))
+    for channels, stride, groups in ((4, 1, 1), (4, 2, 1), (64, 1, 1), (4, 1, 4)):
+        own = layer(channels, channels, 3, stride, (2, 1), padding_mode=mode, bias=bias, groups=groups)
+        assert_close(own, images((3, channels, 5, 7)))
+        own = layer(channels, channels, (5, 3), stride, (2, 0), padding_mode=mode, bias=bias, groups=groups)
+        assert_close(own, images((3, channels, 9, 6)))
+
+
+@pytest.mark.parametrize(("channels", "side"), [(64, 8), (64, 5), (8, 2), (8, 8)])
+@pytest.mark.parametrize("groups", [1, 8])
+def test_what_follows_may_change_the_result_in_place(channels: int, side: int, groups: int) -> None:
+    """As in networks without norms, VGGs among them."""
+    own = layer(channels, channels, 3, padding=1, bias=False, groups=channels if groups > 1 else 1)
+    found = {}
+    for name, network in (("library", own), ("lowered", lowered(own))):
+        x = images((2, channels, side, side)).requires_grad_()
+        torch.relu_(network(x)).square().sum().backward()
+        found[name] = x.grad
+    torch.testing.assert_close(found["lowered"], found["library"], rtol=1e-4, atol=1e-4)
 
 
 def test_wide_layers_and_windows_apart_are_products(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,7 +179,7 @@ def test_any_convolution_with_what_follows(
 def test_products_with_every_activation(
     activation: type[nn.Module], channels: int, kernel: int, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The two that oneDNN has no part in, and beyond `SMALL_MAP` the one that it has."""
+    """The two that oneDNN has no part in, and beyond `PRODUCT_MAP` the one that it has."""
     library, asked = torch.ops.mkldnn._convolution_pointwise, []
     monkeypatch.setattr(
         torch.ops.mkldnn, "_convolution_pointwise", lambda *given: asked.append(given) or library(*given)

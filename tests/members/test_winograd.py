@@ -64,9 +64,8 @@ def test_the_transforms_are_exact() -> None:
     assert torch.equal(found.round(), exact)
 
 
-def test_a_batch_is_the_same_in_parts() -> None:
-    """As long as a part is as large: the same sums in the same order."""
-    x, kernel = drawn((4, 64, 8, 8), 0), winograd.transformed_kernel(drawn((64, 64, 3, 3), 1))
-    whole = winograd.convolve(x, kernel)
-    torch.testing.assert_close(torch.cat([winograd.convolve(each, kernel) for each in x.split(2)]), whole)
-    assert torch.equal(winograd.convolve(x, kernel), whole)
+def test_parts_are_of_much_the_same_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_an_image = 4 * 36 * 4 * 64  # bytes
+    for most, parts in ((of_an_image, [1] * 7), (3 * of_an_image, [3, 3, 1]), (4 * of_an_image, [4, 3]), (2**30, [7])):
+        monkeypatch.setattr(winograd, "MOST_BYTES", most)
+        assert [len(part) for part in torch.zeros(7).split(winograd._at_once(7, 4, 64))] == parts
