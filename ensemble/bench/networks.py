@@ -274,8 +274,10 @@ def timm_best(arch: str, files: Any, threads: int, bar: Bar) -> str:
     from ensemble.bench import peers
     from ensemble.members.inference import choose_device
 
-    speeds = {}
-    for precision in _precisions(choose_device("cpu"), files.size):
+    precisions, speeds = _precisions(choose_device("cpu"), files.size), {}
+    if len(precisions) == 1:
+        return precisions[0]
+    for precision in precisions:
         bar.note(f"timm train.py in {precision}")
         loop = peers.timm_loop(arch, files, threads=threads, workers=0, channels_last=True, amp_dtype=_dtype(precision))
         loop.run(256)
