@@ -123,7 +123,7 @@ def possible_plans(
 
     ``auto`` leaves the choice: on a GPU, bf16 from compute capability 8.0 and fp16 below it, compiled or not by what a
     probe finds faster; on a CPU, whatever a probe finds fastest. What a device only emulates is replaced: fp16 on a
-    CPU by fp32, bf16 there too where oneDNN has no layers for it (without AVX-512 it takes 15 times as long as fp32),
+    CPU by fp32, bf16 there too where oneDNN has no layers for it (without AVX-512 resnet18 took 13 times as long),
     and below compute capability 8.0 by fp16. On a CPU, bf16 needs an input of more than 16 pixels: below, the last
     stages see one pixel, and there the gradient of a strided 3 × 3 convolution in bf16 is read from memory that nobody
     wrote (torch 2.15 with oneDNN).
