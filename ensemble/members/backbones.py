@@ -16,6 +16,7 @@ from torch import nn
 from ensemble.config import MemberConfig
 from ensemble.errors import ArtifactError, ConfigError, ResourceError, printable
 from ensemble.members import small_cnns as small_cnns  # registers them
+from ensemble.members.convolutions import sample_strided
 
 
 class Backbone(nn.Module):
@@ -145,6 +146,7 @@ def build(config: MemberConfig, image_size: int, weights: Mapping[str, torch.Ten
         _load(model, weights, str(config.weights))
     if config.stem == "half-stride":
         _halve_stem_stride(model, name)
+    sample_strided(model)
     return Backbone(model, config.input_size or image_size)
 
 

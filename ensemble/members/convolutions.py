@@ -14,6 +14,8 @@ as they are:
 
 The results are the same sums, in another order or by way of Winograd's transforms. Sums over positions are accumulated
 in float32.
+
+One case is no matter of speed: see `SampledConv2d`.
 """
 
 from __future__ import annotations
@@ -36,7 +38,34 @@ SMALL_MAP = 64
 WINOGRAD_CHANNELS = 64
 """In and out: with fewer, transforming an image takes longer than multiplying it."""
 
+UNSAFE_CHANNELS = 16
+"""In: with fewer, oneDNN (3.13) takes the gradient of the weights of strided 1 × 1 convolutions from memory beyond its
+own; with fewer than 8 where there is no AVX-512."""
+
 Pair: TypeAlias = tuple[int, int]
+
+
+class SampledConv2d(nn.Conv2d):
+    """A 1 × 1 convolution with a stride, as one without on the pixels that it sees.
+
+    In training on a CPU with channels last, oneDNN writes past its workspace for such layers of few channels: the
+    gradient is wrong, or the process hangs or dies (github.com/uxlfoundation/oneDNN/issues/6035). Stems of RepVGG,
+    MobileOne and FastViT have one.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(b, in, H, W) -> (b, out, H', W')."""
+        rows, columns = self.stride
+        return nn.functional.conv2d(x[:, :, ::rows, ::columns], self.weight, self.bias)
+
+
+def sample_strided(network: nn.Module) -> None:
+    """Turn the convolutions for which oneDNN's gradients cannot be trusted into `SampledConv2d`, in place."""
+    for module in network.modules():
+        if type(module) is nn.Conv2d and module.kernel_size == (1, 1) and module.padding == (0, 0):
+            strided = module.stride != (1, 1) and module.groups == 1
+            if strided and module.in_channels < UNSAFE_CHANNELS:
+                module.__class__ = SampledConv2d
 
 
 class LoweredConv2d(nn.Conv2d):
@@ -120,7 +149,7 @@ class _Dense(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         slope = gradients[0].contiguous(memory_format=torch.channels_last)
         in_tiles = suits_winograd(weight, ctx.stride, ctx.padding)
-        apart = ctx.stride == pair(weight.shape[2:]) and ctx.padding == (0, 0)
+        apart = ctx.padding == (0, 0) and all(s >= k for s, k in zip(ctx.stride, weight.shape[2:], strict=True))
         of_x = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
             if in_tiles:
@@ -132,7 +161,7 @@ class _Dense(torch.autograd.Function):
             if in_tiles:
                 of_weight = winograd.weight_gradient(x, slope, ctx.padding[0])
             elif apart:
-                of_weight = _gradient_of_windows_apart(slope, x, weight.shape[2:])
+                of_weight = _gradient_of_windows_apart(slope, x, weight.shape[2:], ctx.stride)
             else:
                 of_weight = _library_gradient(ctx, slope, x, weight, 1)
         if ctx.needs_input_grad[2]:
@@ -140,12 +169,12 @@ class _Dense(torch.autograd.Function):
         return of_x, of_weight, of_bias, None, None
 
 
-def _gradient_of_windows_apart(slope: torch.Tensor, x: torch.Tensor, kernel: torch.Size) -> torch.Tensor:
-    """Return the gradient (out, in, kh, kw) of weights whose windows lie side by side: slopeᵀ · windows."""
-    (images, out, rows, columns), channels, (high, wide) = slope.shape, x.shape[1], kernel
-    pixels = x.permute(0, 2, 3, 1)[:, : rows * high, : columns * wide]
-    patches = pixels.reshape(images, rows, high, columns, wide, channels).transpose(2, 3)
-    found = slope.permute(0, 2, 3, 1).reshape(-1, out).t() @ patches.reshape(-1, high * wide * channels)
+def _gradient_of_windows_apart(slope: torch.Tensor, x: torch.Tensor, kernel: torch.Size, stride: Pair) -> torch.Tensor:
+    """Return the gradient (out, in, kh, kw) of weights whose windows share no pixel: slopeᵀ · windows."""
+    out, channels, (high, wide) = slope.shape[1], x.shape[1], kernel
+    apart = x.unfold(2, high, stride[0]).unfold(3, wide, stride[1])  # (b, in, H', W', kh, kw), a view
+    patches = apart.permute(0, 2, 3, 4, 5, 1).reshape(-1, high * wide * channels)
+    found = slope.permute(0, 2, 3, 1).reshape(-1, out).t() @ patches
     return found.view(out, high, wide, channels).permute(0, 3, 1, 2)
 
 

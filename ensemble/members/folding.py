@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ensemble.members import winograd
 from ensemble.members.backbones import Backbone
-from ensemble.members.convolutions import FEW, output_size, pair, suits_winograd, windows
+from ensemble.members.convolutions import FEW, SampledConv2d, output_size, pair, suits_winograd, windows
 
 Activation: TypeAlias = tuple[str, list[float], str]
 """As oneDNN knows it: name, parameters, algorithm."""
@@ -295,7 +295,7 @@ def _fused(module: nn.Module | None) -> Activation | None:
 
 def _is_plain(layer: nn.Conv2d | nn.Linear) -> bool:
     """Return whether a layer computes what its class says; subclasses may do otherwise."""
-    plain = type(layer) in (nn.Conv2d, nn.Linear)
+    plain = type(layer) in (nn.Conv2d, SampledConv2d, nn.Linear)
     return plain and not (isinstance(layer, nn.Conv2d) and isinstance(layer.padding, str))
 
 

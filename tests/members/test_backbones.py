@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ensemble.config import MemberConfig
 from ensemble.errors import ArtifactError, ConfigError, ResourceError
 from ensemble.members import backbones
 from ensemble.members.backbones import build, check
+from ensemble.members.convolutions import SampledConv2d
 
 THREE = ("resnet18", "mobilenetv2", "convnext_nano")
 
@@ -60,6 +62,33 @@ def test_half_stride_stem_doubles_the_first_map_and_keeps_every_shape(arch: str,
         sides.setdefault("shapes", shapes)  # type: ignore[arg-type]
         assert sides["shapes"] == shapes
     assert (sides["standard"], sides["half-stride"]) == (at_standard, 2 * at_standard)
+
+
+@pytest.mark.parametrize(
+    ("arch", "layer"),
+    [
+        ("mobileone_s0", "stem.conv_scale.conv"),
+        ("repvgg_a0", "stem.conv_1x1.conv"),
+        ("gernet_s", "stages.0.0.shortcut.conv"),
+    ],
+)
+def test_gradients_where_onednn_has_none_to_be_trusted(arch: str, layer: str) -> None:
+    """Training these segfaulted: a strided 1 x 1 convolution of 3 channels, in gernet_s of 13."""
+    torch.manual_seed(0)
+    network = build(config(arch), 64).eval()  # norms as they are drawn, not of a batch
+    sampled = [name for name, module in network.model.named_modules() if isinstance(module, SampledConv2d)]
+    assert sampled == [layer]
+    x = torch.randn(16, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+
+    def gradient(model: Any, x: torch.Tensor) -> torch.Tensor:
+        model.zero_grad()
+        model(x).sum().backward()
+        found: torch.Tensor = model.get_submodule(layer).weight.grad.double()
+        return found
+
+    exact = gradient(copy.deepcopy(network.model).double(), x.double())
+    for _ in range(3):
+        assert (gradient(network.model, x) - exact).abs().max() < 1e-3 * exact.abs().max()
 
 
 def test_input_is_resampled_and_normalised() -> None:
