@@ -29,7 +29,7 @@ from ensemble.progress import progress
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-PROBE_VERSION = 4
+PROBE_VERSION = 5
 """Counted up when what a probe has found of a plan may no longer hold."""
 
 CPU = torch.device("cpu")
@@ -46,17 +46,26 @@ HOPELESS = 5.0
 """How many times as long as another a plan takes for its second batch to be told by that batch alone."""
 
 PROBE_PAYS = 150
-"""Batches of work from which a probe, 24 batches itself at most, is made; below, the plainest plan is taken."""
+"""Batches of work from which a probe, 25 batches itself at most, is made; below, the plainest plan is taken."""
+
+Phase: TypeAlias = Literal["train", "predict"]
 
 SANE = 3.0
 """How far bfloat16 with the library's convolutions may lie from float32, relative to its spread: with parameters drawn
 at random a deep network's gradients keep little of their direction, but they stay of a size."""
 
-EXACT, LOOSE = 1e-3, 1.5
-"""The parity check: how far, in relative terms, logits and gradients of a lowered or folded network may lie from those
-of the library's layers in float32; and in bfloat16, how many times as far as those of the library's in bfloat16."""
+EXACT: dict[Phase, float] = {"train": 2e-2, "predict": 1e-3}
+LOOSE = 1.5
+"""The parity check: how far, in relative terms, gradients or logits of a lowered, folded or compiled network may lie
+from those of the library's layers in float32, beyond `LOOSE` times what rounding alone does to the library's: in half
+precision its distance from float32, in float32 what `NUDGE` does.
 
-Phase: TypeAlias = Literal["train", "predict"]
+Gradients jump where rounding puts a value on the other side of a kink (ReLU, a maximum). In eight architectures with
+batches of 16 to 64, lowering moved them by up to 0.011, the nudge by up to 0.055, and one wrong layer by 0.11 or more.
+"""
+
+NUDGE = 2.0**-20
+"""Relative, of parameters: as much as sums in another order differ by."""
 
 
 @dataclass(frozen=True)
@@ -253,7 +262,7 @@ def _measured(
 ) -> Probe:
     compared = [PLAINEST, *(Plan(plan.precision) for plan in plans), *plans]
     subjects = {plan: _subject(config, image_size, plan, phase, batch, device) for plan in dict.fromkeys(compared)}
-    steps = len(subjects) + PROBE_ROUNDS * len(plans)
+    steps = len(subjects) + 1 + PROBE_ROUNDS * len(plans)
     with progress(steps, f"probe {config.timm_name}", "batches") as bar:
         results, setup, failed = {}, {}, {}
         for plan, each in subjects.items():
@@ -267,8 +276,11 @@ def _measured(
                     continue
             results[plan] = each.step()
             bar.advance()
-        able = [plan for plan in plans if plan in results]
-        sound = [plan for plan in able if is_followed(subjects[plan].network, plan) and _agrees(plan, results)]
+        subjects[PLAINEST].nudge()
+        rounding = deviation(subjects[PLAINEST].step(), results[PLAINEST])
+        bar.advance()
+        able = [plan for plan in plans if plan in results and is_followed(subjects[plan].network, plan)]
+        sound = [plan for plan in able if _agrees(plan, results, EXACT[phase], rounding)]
         seconds: dict[Plan, list[float]] = {plan: [] for plan in sound}
         hopeless: set[Plan] = set()
         for _ in range(PROBE_ROUNDS):
@@ -325,15 +337,29 @@ class _Subject:
         slopes = [parameter.grad.flatten() for parameter in self.network.parameters() if parameter.grad is not None]
         return torch.cat(slopes)
 
+    def nudge(self) -> None:
+        """Change every parameter at random by about as much as rounding would."""
+        with torch.no_grad():
+            for parameter in self.network.parameters():
+                parameter.mul_(1 + NUDGE * torch.randn_like(parameter))
+
 
 def _subject(
     config: MemberConfig, image_size: int, plan: Plan, phase: Phase, batch: int, device: torch.device
 ) -> _Subject:
-    """Return a network with parameters drawn at random, and a batch of random images for it."""
+    """Return a network with parameters drawn at random, and a batch of random images for it.
+
+    Gains that begin as a constant are drawn, too: behind one of 0 (the last norm of a ResNet's block) or 1e-6
+    (ConvNeXt's layer scale) a layer could compute anything, and neither logits nor gradients would tell.
+    """
     shape = (batch, image_size, image_size, 3)
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
     torch.manual_seed(0)
     network = build(config.model_copy(update={"pretrained": False, "weights": None}), image_size)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if not name.endswith("bias") and (parameter == parameter.flatten()[0]).all():
+                parameter.add_(0.5 * torch.randn_like(parameter))
     network = network.to(memory_format=torch.channels_last).to(device)
     if config.freeze:
         network.freeze()
@@ -349,12 +375,12 @@ def _seconds(subject: _Subject) -> float:
     return time.perf_counter() - started
 
 
-def _agrees(plan: Plan, results: dict[Plan, torch.Tensor]) -> bool:
+def _agrees(plan: Plan, results: dict[Plan, torch.Tensor], exact: float, rounding: float) -> bool:
     """Return whether a plan computes what the library's layers compute in float32, as near as it can."""
     reference = results[PLAINEST]
     apart, same = deviation(results[plan], reference), deviation(results[Plan(plan.precision)], reference)
     if plan.convolutions != "native":
-        return apart <= EXACT + (LOOSE * same if plan.precision != "fp32" else 0)
+        return apart <= exact + LOOSE * (rounding if plan.precision == "fp32" else same)
     return apart <= SANE
 
 

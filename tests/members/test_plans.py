@@ -148,9 +148,9 @@ def test_a_probe_measures_what_agrees_and_leaves_no_trace(cache: Path, phase: An
 def test_a_frozen_network_is_measured_as_it_is_trained(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes, agrees = set(), plans._agrees
 
-    def noted(plan: Plan, results: dict[Plan, torch.Tensor]) -> bool:
+    def noted(plan: Plan, results: dict[Plan, torch.Tensor], *limits: float) -> bool:
         sizes.update(gradients.numel() for gradients in results.values())
-        return agrees(plan, results)
+        return agrees(plan, results, *limits)
 
     monkeypatch.setattr(plans, "_agrees", noted)
     found = probe(member(freeze=True), 32, EVERY, "train", 1)
@@ -178,6 +178,42 @@ def test_a_lowered_plan_that_computes_something_else_is_not_chosen(
     found = probe(member(), 32, EVERY, phase, 1)
     assert set(found.images_per_second) == {"fp32 native", "bf16 native"}
     assert found.chosen.convolutions == "native"
+
+
+@pytest.mark.parametrize("phase", ["train", "predict"])
+@pytest.mark.parametrize(
+    ("arch", "layer"), [("resnet18", "layer4.1.conv2"), ("convnext_nano", "stages.2.blocks.7.conv_dw")]
+)
+def test_every_layer_is_seen_by_the_parity_check(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, arch: str, layer: str, phase: Any
+) -> None:
+    """Also in branches that begin with a gain of 0 or 1e-6."""
+    monkeypatch.setattr(plans, "lower", lambda network: broken(network.model.get_submodule(layer)))
+    found = probe(member(arch=arch), 64, (NATIVE, LOWERED), phase, 1)
+    assert list(found.images_per_second) == [str(NATIVE)]
+
+
+def rounded(network: Any) -> None:
+    """Let a network compute the same but for its last digits."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(1 + 2.0**-22)
+
+
+def test_gradients_may_jump_where_rounding_makes_them(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of mobilenetv2 do: ReLU6 has two kinks."""
+    jumps, agrees = [], plans._agrees
+
+    def noted(plan: Plan, results: dict[Plan, torch.Tensor], exact: float, rounding: float) -> bool:
+        jumps.append(rounding)
+        return agrees(plan, results, exact, rounding)
+
+    monkeypatch.setattr(plans, "_agrees", noted)
+    for lower, sound in ((rounded, {"fp32 native", "fp32 lowered"}), (broken, {"fp32 native"})):
+        monkeypatch.setattr(plans, "lower", lower)
+        cache.unlink(missing_ok=True)
+        assert set(probe(member(arch="mobilenetv2"), 64, (NATIVE, LOWERED), "train", 1).images_per_second) == sound
+    assert 0.02 < min(jumps) <= max(jumps) < 0.2
 
 
 def test_a_folded_plan_that_computes_something_else_is_not_chosen(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
