@@ -62,7 +62,7 @@ class SampledConv2d(nn.Conv2d):
 def sample_strided(network: nn.Module) -> None:
     """Turn the convolutions for which oneDNN's gradients cannot be trusted into `SampledConv2d`, in place."""
     for module in network.modules():
-        if type(module) is nn.Conv2d and module.kernel_size == (1, 1) and module.padding == (0, 0):
+        if type(module) is nn.Conv2d and module.kernel_size == (1, 1) and module.padding in ((0, 0), "valid"):
             strided = module.stride != (1, 1) and module.groups == 1
             if strided and module.in_channels < UNSAFE_CHANNELS:
                 module.__class__ = SampledConv2d

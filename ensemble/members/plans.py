@@ -46,7 +46,7 @@ HOPELESS = 5.0
 """How many times as long as another a plan takes for its second batch to be told by that batch alone."""
 
 PROBE_PAYS = 150
-"""Batches of work from which a probe, 25 batches itself at most, is made; below, the plainest plan is taken."""
+"""Batches of work from which a probe, 24 batches itself at most, is made; below, the plainest plan is taken."""
 
 Phase: TypeAlias = Literal["train", "predict"]
 
@@ -58,14 +58,14 @@ EXACT: dict[Phase, float] = {"train": 2e-2, "predict": 1e-3}
 LOOSE = 1.5
 """The parity check: how far, in relative terms, gradients or logits of a lowered, folded or compiled network may lie
 from those of the library's layers in float32, beyond `LOOSE` times what rounding alone does to the library's: in half
-precision its distance from float32, in float32 what `NUDGE` does.
+precision its distance from float32, to gradients in float32 what `NUDGE` does, but no more than `JUMP`.
 
 Gradients jump where rounding puts a value on the other side of a kink (ReLU, a maximum). In eight architectures with
 batches of 16 to 64, lowering moved them by up to 0.011, the nudge by up to 0.055, and one wrong layer by 0.11 or more.
 """
 
-NUDGE = 2.0**-20
-"""Relative, of parameters: as much as sums in another order differ by."""
+NUDGE, JUMP = 2.0**-20, 0.05
+"""Relative: of parameters, as much as sums in another order differ by; and of the gradients that follow."""
 
 
 @dataclass(frozen=True)
@@ -262,7 +262,7 @@ def _measured(
 ) -> Probe:
     compared = [PLAINEST, *(Plan(plan.precision) for plan in plans), *plans]
     subjects = {plan: _subject(config, image_size, plan, phase, batch, device) for plan in dict.fromkeys(compared)}
-    steps = len(subjects) + 1 + PROBE_ROUNDS * len(plans)
+    steps = len(subjects) + (phase == "train") + PROBE_ROUNDS * len(plans)
     with progress(steps, f"probe {config.timm_name}", "batches") as bar:
         results, setup, failed = {}, {}, {}
         for plan, each in subjects.items():
@@ -276,9 +276,11 @@ def _measured(
                     continue
             results[plan] = each.step()
             bar.advance()
-        subjects[PLAINEST].nudge()
-        rounding = deviation(subjects[PLAINEST].step(), results[PLAINEST])
-        bar.advance()
+        rounding = 0.0
+        if phase == "train":
+            subjects[PLAINEST].nudge()
+            rounding = deviation(subjects[PLAINEST].step(), results[PLAINEST])
+            bar.advance()
         able = [plan for plan in plans if plan in results and is_followed(subjects[plan].network, plan)]
         sound = [plan for plan in able if _agrees(plan, results, EXACT[phase], rounding)]
         seconds: dict[Plan, list[float]] = {plan: [] for plan in sound}
@@ -339,6 +341,7 @@ class _Subject:
 
     def nudge(self) -> None:
         """Change every parameter at random by about as much as rounding would."""
+        torch.manual_seed(2)
         with torch.no_grad():
             for parameter in self.network.parameters():
                 parameter.mul_(1 + NUDGE * torch.randn_like(parameter))
@@ -380,7 +383,7 @@ def _agrees(plan: Plan, results: dict[Plan, torch.Tensor], exact: float, roundin
     reference = results[PLAINEST]
     apart, same = deviation(results[plan], reference), deviation(results[Plan(plan.precision)], reference)
     if plan.convolutions != "native":
-        return apart <= exact + LOOSE * (rounding if plan.precision == "fp32" else same)
+        return apart <= exact + LOOSE * (min(rounding, JUMP) if plan.precision == "fp32" else same)
     return apart <= SANE
 
 

@@ -165,9 +165,9 @@ def test_wide_layers_and_windows_apart_are_products(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("stride", [(2, 2), (3, 3), (2, 1), (1, 2)], ids=str)
-@pytest.mark.parametrize("channels", [1, 3, 7, 13])
+@pytest.mark.parametrize("channels", [2, 3, 7, 13])
 def test_strided_1_by_1_of_few_channels(channels: int, stride: tuple[int, int]) -> None:
-    """Of a size at which oneDNN's own gradient is wrong, or does not return."""
+    """Of 2 to 7 channels oneDNN's own gradient is wrong here, or does not return; with AVX-512 up to 15."""
     own = layer(channels, 48, 1, stride)
     safe = copy.deepcopy(own)
     sample_strided(safe)
@@ -180,10 +180,11 @@ def test_strided_1_by_1_of_few_channels(channels: int, stride: tuple[int, int]) 
 
 def test_only_strided_1_by_1_of_few_channels_are_sampled() -> None:
     kept = [layer(16, 8, 1, 2), layer(3, 8, 1), layer(3, 8, 2, 2), layer(4, 8, 1, 2, groups=2), OwnConv2d(3, 8, 1, 2)]
-    network = nn.Sequential(*kept, layer(3, 8, 1, 2, padding=1), layer(15, 8, 1, 2))
+    unsafe = layer(15, 8, 1, 2), layer(3, 8, 1, 2, padding="valid")
+    network = nn.Sequential(*kept, layer(3, 8, 1, 2, padding=1), *unsafe)
     state = {key: value.clone() for key, value in network.state_dict().items()}
     sample_strided(network)
-    assert [type(each) is SampledConv2d for each in network] == [False] * 6 + [True]
+    assert [type(each) is SampledConv2d for each in network] == [False] * 6 + [True] * 2
     assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
 
 
