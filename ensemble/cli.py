@@ -104,9 +104,8 @@ def train_member(
     """
 
     def work() -> list[Table]:
-        from ensemble import pipeline
-        from ensemble.config import DataConfig, MemberConfig, validated
-        from ensemble.trainer import Machine
+        from ensemble.commands import train as command
+        from ensemble.config import ComputeConfig, DataConfig, MemberConfig, validated
 
         given = {
             "name": name,
@@ -140,8 +139,8 @@ def train_member(
         chosen = {key: value for key, value in given.items() if value is not None}
         member = validated(MemberConfig, {"arch": arch, "pretrained": pretrained, **chosen}, "train-member")
         data = validated(DataConfig, {"images": images, "labels": labels, "resize": resize}, "train-member")
-        machine = Machine(device, workers, jobs)
-        return [pipeline.train_member(run, member, data, folds, seed, machine, _say)]
+        machine = ComputeConfig(device=device, workers=workers, jobs=jobs)
+        return [command.train_member(run, member, data, folds, seed, machine, _say)]
 
     _run(work)
 
@@ -163,13 +162,13 @@ def fit_stacker(
     """
 
     def work() -> list[Table]:
-        from ensemble import pipeline
+        from ensemble.commands import fit_stacker as command
         from ensemble.config import DecisionConfig, validated
         from ensemble.reports.tables import decision_tables, explained
 
         given = {"objective": objective, "stacker": stacker, "repeats": repeats}
         wanted = validated(DecisionConfig, given, "fit-stacker")
-        decisions = pipeline.fit_stacker(run, wanted, _say)
+        decisions = command.fit_stacker(run, wanted, _say)
         return explained(decision_tables(decisions["plain"], decisions["tta"]), deployed=True)
 
     _run(work)
@@ -206,9 +205,8 @@ def predict(
     """Label a set of images with a fitted run."""
 
     def work() -> list[Table]:
-        from ensemble import pipeline
-        from ensemble.config import PredictConfig, validated
-        from ensemble.trainer import Machine
+        from ensemble.commands import predict as command
+        from ensemble.config import ComputeConfig, PredictConfig, validated
 
         given = {
             "images": images,
@@ -222,7 +220,7 @@ def predict(
             "convolutions": convolutions,
         }
         wanted = validated(PredictConfig, given, "predict")
-        return [pipeline.predict(run, wanted, Machine(device, jobs=jobs), _say)]
+        return [command.predict(run, wanted, ComputeConfig(device=device, jobs=jobs), _say)]
 
     _run(work)
 
@@ -238,9 +236,9 @@ def evaluate(
     """
 
     def work() -> list[Table]:
-        from ensemble import evaluation
+        from ensemble.commands import evaluate as command
 
-        return evaluation.evaluate(label_file, labels)
+        return command.evaluate(label_file, labels)
 
     _run(work)
 
@@ -263,9 +261,9 @@ def compare(
     """
 
     def work() -> list[Table]:
-        from ensemble import evaluation
+        from ensemble.commands import evaluate as command
 
-        return evaluation.compare(a, b, labels, tta, _say)
+        return command.compare(a, b, labels, tta, _say)
 
     _run(work)
 
@@ -278,9 +276,9 @@ def report(run: RunFolder) -> None:
     """
 
     def work() -> list[Table]:
-        from ensemble import pipeline
+        from ensemble.commands import report as command
 
-        return pipeline.report(run, _say)
+        return command.report(run, _say)
 
     _run(work)
 
@@ -307,12 +305,12 @@ def run_config(
     """
 
     def work() -> list[Table]:
-        from ensemble import pipeline
-        from ensemble.config import load_config, overridden
-        from ensemble.trainer import Machine
+        from ensemble.config import ComputeConfig, load_config, overridden
 
         wanted = overridden(load_config(config), run, images, labels, folds, epochs, predict, out)
-        return pipeline.run_config(wanted, Machine(device, workers, jobs), _say)
+        from ensemble.commands import run as command
+
+        return command.run_config(wanted, ComputeConfig(device=device, workers=workers, jobs=jobs), _say)
 
     _run(work)
 
@@ -331,11 +329,12 @@ def trial(
     """
 
     def work() -> list[Table]:
-        from ensemble import pipeline
-        from ensemble.config import load_config
-        from ensemble.trainer import Machine
+        from ensemble.commands import train as command
+        from ensemble.config import ComputeConfig, load_config
 
-        return [pipeline.trial(load_config(config), fold, Machine(device, workers, jobs), _say)]
+        return [
+            command.trial(load_config(config), fold, ComputeConfig(device=device, workers=workers, jobs=jobs), _say)
+        ]
 
     _run(work)
 
@@ -348,9 +347,9 @@ def recipes() -> None:
     """
 
     def work() -> list[Table]:
-        from ensemble import examples
+        from ensemble.commands import run as command
 
-        return [examples.recipes()]
+        return [command.recipes()]
 
     _run(work)
 
@@ -368,10 +367,10 @@ def demo(
     """
 
     def work() -> list[Table]:
-        from ensemble import examples
-        from ensemble.trainer import Machine
+        from ensemble.commands import run as command
+        from ensemble.config import ComputeConfig
 
-        return examples.demo(run, Machine(device, workers, jobs), _say)
+        return command.demo(run, ComputeConfig(device=device, workers=workers, jobs=jobs), _say)
 
     _run(work)
 

@@ -28,6 +28,9 @@ SHORT_NAMES = {"resnet18": "resnet18", "mobilenetv2": "mobilenetv2_100", "convne
 VIEWS = ("identity", "hflip")
 """The views that every logit is computed for: the image as it is, and mirrored left to right."""
 
+VIEW_SETS = {"plain": VIEWS[:1], "tta": VIEWS}
+"""The views that plain prediction and `--tta` average; each has a stacker and a threshold of its own."""
+
 CORRECTIONS = ("posterior", "location-scale", "share", "none")
 """How the threshold of one fold model becomes that of their mean (decision/averaging.py); the default first."""
 
@@ -199,6 +202,14 @@ class PredictConfig(_Frozen):
                 "prior and correction move the threshold of a mean, and combine: vote has none: leave both out"
             )
         return self
+
+
+class ComputeConfig(_Frozen):
+    """Where to compute. It changes how long a run takes; of the results, only the order of floating-point sums."""
+
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    workers: int | None = Field(default=None, ge=0, description="data worker processes; they change no result")
+    jobs: int | None = Field(default=None, ge=1, description="networks computed at once, each on a share of the cores")
 
 
 class RunConfig(_Frozen):

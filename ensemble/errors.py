@@ -64,3 +64,8 @@ class Stopped(TheraError):
 def printable(text: object) -> str:
     """Return `text` with control characters and bytes that are no UTF-8 escaped, fit for a terminal line."""
     return "".join(c if c.isprintable() and not "\ud800" <= c <= "\udfff" else ascii(c)[1:-1] for c in str(text))
+
+
+def some(ids: list[str]) -> str:
+    """Return the first five ids, for a message."""
+    return ", ".join(map(printable, ids[:5])) + (" …" if ids[5:] else "")

@@ -16,15 +16,16 @@ import cv2
 import numpy as np
 import pytest
 
-from ensemble import engine, prediction, runs
 from ensemble.cli import main
 from ensemble.config import VIEWS, MemberConfig
+from ensemble.data.folds import FoldTable
 from ensemble.decision import assessment
 from ensemble.decision import decision as decision_room
 from ensemble.errors import TheraError
 from ensemble.members import inference
 from ensemble.members.plans import Plan
-from ensemble.runs import FoldTable, Run
+from ensemble.runs.files import LOGIT_DECIMALS
+from ensemble.runs.run import Run
 
 N, NEW, K, MEMBERS, PILOT = 2000, 1200, 3, ("cheap", "dear"), 400
 COST = {"cheap": 1.0, "dear": 6.0}
@@ -40,7 +41,7 @@ def drawn(labels: np.ndarray, models: int, rng: np.random.Generator) -> np.ndarr
     return signal[:, None, None, None] + noise
 
 
-SAID = drawn(HIDDEN, K, np.random.default_rng(1)).round(runs.LOGIT_DECIMALS)
+SAID = drawn(HIDDEN, K, np.random.default_rng(1)).round(LOGIT_DECIMALS)
 
 
 class Oracle:
@@ -65,9 +66,9 @@ class Oracle:
 @pytest.fixture(autouse=True)
 def _oracle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assessment, "REPLICATES", 40)
-    monkeypatch.setattr(prediction, "REPLICATES", 12)
+    monkeypatch.setattr("ensemble.decision.deploy.REPLICATES", 12)
     monkeypatch.setattr(decision_room, "estimate_floor", lambda *_: None)
-    monkeypatch.setattr(engine, "PILOT", PILOT)
+    monkeypatch.setattr("ensemble.commands.predict.PILOT", PILOT)
     monkeypatch.setattr(inference, "FoldModels", Oracle)
     monkeypatch.setattr(inference, "cost_per_image", lambda models, _: COST[models[0].name])
     monkeypatch.setattr(Oracle, "asked", 0)
@@ -125,7 +126,7 @@ def rows(place: Path) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def exact(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prediction, "REPLICATES", 12)
+        patch.setattr("ensemble.decision.deploy.REPLICATES", 12)
         patch.setattr(inference, "FoldModels", Oracle)
         return predict(world, tmp_path_factory.mktemp("exact"))
 
@@ -196,7 +197,7 @@ def test_the_exact_labels_come_after_those_of_a_cascade(world: Path, exact: Path
 
 
 def test_few_images_are_all_of_the_pilot(world: Path, exact: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(engine, "PILOT", NEW)
+    monkeypatch.setattr("ensemble.commands.predict.PILOT", NEW)
     place = predict(world, tmp_path, "--cascade", "0.95")
     assert (place / "predictions.csv").read_bytes() == (exact / "predictions.csv").read_bytes()
     assert facts(place)["cascade"]["evaluated_share"] == 1

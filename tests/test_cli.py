@@ -16,11 +16,10 @@ import pytest
 import typer
 
 from ensemble import cli, evaluation, examples, pipeline
-from ensemble.config import DecisionConfig
+from ensemble.config import ComputeConfig, DecisionConfig
 from ensemble.errors import ArtifactError, ConfigError, DataError, LockedError, ResourceError, Stopped, TheraError
 from ensemble.reports import tables
 from ensemble.reports.tables import Table
-from ensemble.trainer import Machine
 
 COMMANDS = (
     "train-member",
@@ -272,7 +271,7 @@ def test_train_member_passes_on_what_was_given(
     options += ["--backbone-lr-factor", "0.2", "--drop-rate", "0.3", "--drop-path-rate", "0.4"]
     assert thera(*TRAIN, *options, "--device", "cpu", "--workers", "1", "--jobs", "3") == 0
     run, member, data, folds, seed, machine = seen
-    assert (run, folds, seed, machine) == (Path("r"), 3, 7, Machine("cpu", 1, 3))
+    assert (run, folds, seed, machine) == (Path("r"), 3, 7, ComputeConfig(device="cpu", workers=1, jobs=3))
     assert data.model_dump() == {"images": Path("img"), "labels": Path("l"), "resize": 48}
     wanted = {"arch": "resnet18", "name": "n", "epochs": 2, "batch_size": 4, "lr": 1e-3, "gamma": 1, "alpha": 0.25}
     wanted |= {"augment": "none", "stem": "half-stride", "input_size": 32, "precision": "fp32", "pretrained": False}
@@ -285,7 +284,7 @@ def test_train_member_passes_on_what_was_given(
     seen.clear()
     assert thera(*TRAIN) == 0
     assert seen[1] == cli_default()
-    assert seen[3:] == [5, 0, Machine("auto", None, None)]
+    assert seen[3:] == [5, 0, ComputeConfig()]
 
 
 def cli_default() -> Any:
@@ -343,7 +342,7 @@ def test_predict_passes_on_what_was_given(
     default = {"images": Path("i"), "out": Path("o.txt"), "tta": False, "correction": "posterior", "prior": None}
     default |= {"combine": "mean", "cascade": None, "precision": "auto", "convolutions": "auto"}
     assert (run, given.model_dump()) == (Path("r"), default | wanted)
-    assert machine == Machine("cpu", None, 2 if "--jobs" in options else None)
+    assert machine == ComputeConfig(device="cpu", jobs=2 if "--jobs" in options else None)
     assert capsys.readouterr().out == TABLE.text()
 
 
@@ -380,9 +379,9 @@ def test_demo_and_run_pass_on_what_was_given(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "c.yaml").write_text("run: r\ndata: {images: i}\nmembers: [{arch: a}]\n")
     assert thera("demo") == thera("demo", "--run", "d") == thera("run", str(tmp_path / "c.yaml"), "--workers", "2") == 0
     assert thera("demo", "--jobs", "2") == thera("run", str(tmp_path / "c.yaml"), "--jobs", "1") == 0
-    plain = Machine("auto", None, None)
-    assert seen[:3] == [(None, plain), (Path("d"), plain), (Path("r"), Machine("auto", 2))]
-    assert seen[3:] == [(None, Machine(jobs=2)), (Path("r"), Machine(jobs=1))]
+    plain = ComputeConfig()
+    assert seen[:3] == [(None, plain), (Path("d"), plain), (Path("r"), ComputeConfig(workers=2))]
+    assert seen[3:] == [(None, ComputeConfig(jobs=2)), (Path("r"), ComputeConfig(jobs=1))]
 
 
 def test_tables_are_plain_off_a_terminal_and_drawn_on_one(
@@ -444,7 +443,9 @@ def test_run_overrides_what_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyP
     plain, _, config, machine = seen
     assert (plain.run, plain.data.images, plain.folds, plain.members[0].epochs) == (Path("r"), Path("a"), 5, 9)
     assert (config.run, config.folds, config.members[0].epochs) == (Path("x"), 3, 2)
-    assert (config.data.images, config.data.labels) == (Path("i"), Path("l")) and machine == Machine("cpu", 1, 2)
+    assert (config.data.images, config.data.labels) == (Path("i"), Path("l")) and machine == ComputeConfig(
+        device="cpu", workers=1, jobs=2
+    )
 
 
 def test_trial_passes_on_what_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -453,4 +454,4 @@ def test_trial_passes_on_what_was_given(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "c.yaml").write_text("run: r\ndata: {images: a, labels: b}\nmembers: [{arch: lenet}]\n")
     assert thera("trial", str(tmp_path / "c.yaml")) == 0
     assert thera("trial", str(tmp_path / "c.yaml"), "--fold", "2", "--jobs", "2") == 0
-    assert seen == [(Path("r"), 0, Machine()), (Path("r"), 2, Machine(jobs=2))]
+    assert seen == [(Path("r"), 0, ComputeConfig()), (Path("r"), 2, ComputeConfig(jobs=2))]

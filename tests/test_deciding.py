@@ -19,21 +19,21 @@ import numpy as np
 import pytest
 from scipy.special import logit
 
-from ensemble import prediction
 from ensemble.cli import main
-from ensemble.config import CORRECTIONS, VIEWS
+from ensemble.commands import predict as predict_command
+from ensemble.config import CORRECTIONS, VIEW_SETS, VIEWS
+from ensemble.data.folds import FoldTable
 from ensemble.data.source import open_source
 from ensemble.data.store import load_dataset
-from ensemble.decision import assessment
+from ensemble.decision import assessment, deploy
 from ensemble.decision import decision as decision_room
 from ensemble.decision.averaging import LEAST_IMAGES
-from ensemble.decision.floor import estimate_floor
+from ensemble.decision.label_noise import estimate_floor
 from ensemble.decision.rates import error_rates
 from ensemble.decision.stacker import STACKERS, Stacker
 from ensemble.decision.threshold import Objective, fit_threshold
-from ensemble.pipeline import VIEW_SETS
-from ensemble.prediction import KeptLogits
-from ensemble.runs import FoldTable, Run
+from ensemble.runs.predictions import KeptLogits
+from ensemble.runs.run import Run
 
 N, K, MEMBERS = 1200, 3, ("a", "b")
 LABELS = (np.arange(N) % 4 > 0).astype(np.int8)
@@ -57,7 +57,7 @@ def hidden(name: str) -> np.ndarray:
 def soon_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw few replicates, and no floor: neither changes what is decided."""
     monkeypatch.setattr(assessment, "REPLICATES", 40)
-    monkeypatch.setattr(prediction, "REPLICATES", 12)
+    monkeypatch.setattr("ensemble.decision.deploy.REPLICATES", 12)
     monkeypatch.setattr(decision_room, "estimate_floor", lambda *_: None)
 
 
@@ -226,7 +226,7 @@ def test_a_wrong_objective_is_told_before_anything_is_fitted(
     run: Path, wrong: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    monkeypatch.setattr("ensemble.pipeline.fit_decision", lambda *_: pytest.fail("fitted"))
+    monkeypatch.setattr("ensemble.commands.fit_stacker.fit_decision", lambda *_: pytest.fail("fitted"))
     told = fails(capsys, 2, "fit-stacker", "--run", run, "--objective", wrong)
     assert told == (
         "objective: must be one of hter, cost:A,B (what an FPR and an FNR cost), fpr:R or fnr:R (at most that rate), "
@@ -240,7 +240,7 @@ def test_a_wrong_objective_is_told_before_anything_is_fitted(
 def test_a_wrong_objective_in_yaml_is_told_before_anything_is_trained(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("ensemble.pipeline.train_members", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr("ensemble.commands.train.train_members", lambda *_: pytest.fail("trained"))
     config = tmp_path / "c.yaml"
     text = f"run: {tmp_path}/r\ndata: {{images: {world}/same}}\nmembers: [{{arch: a}}]\ndecision: {{objective: auc}}\n"
     config.write_text(text)
@@ -489,13 +489,13 @@ def test_a_set_of_one_class_is_labelled_too(world: Path, run: Path) -> None:
 
 def test_only_another_wish_makes_a_prediction_anew(world: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[str, float | None]] = []
-    really = prediction.write_set
+    really = predict_command.write_set
 
     def told(*given: Any) -> None:
         made.append((given[4].correction, given[4].prior))
         really(*given)
 
-    monkeypatch.setattr(prediction, "write_set", told)
+    monkeypatch.setattr("ensemble.commands.predict.write_set", told)
     wishes: list[list[str]] = [[], ["--prior", "0.3"], ["--prior", "0.31"], ["--correction", "none"], []]
     for wish in wishes:
         main(predict(world, run, *wish))
@@ -667,10 +667,9 @@ def test_a_set_that_another_decision_labelled_is_left_out_and_named(
 
 IMPORTED = """
 import sys
-from ensemble import prediction
 from ensemble.cli import main
 from ensemble.decision import assessment
-assessment.REPLICATES = prediction.REPLICATES = 5
+assessment.REPLICATES = deploy.REPLICATES = 5
 for arguments in eval(sys.argv[1]):
     main(arguments)
     print("heavy:", sorted({"torch", "timm", "albumentations", "cleanlab", "sklearn", "cv2"} & set(sys.modules)))
@@ -723,5 +722,5 @@ def test_an_even_vote_is_settled_by_the_mean() -> None:
         stacker, threshold = Same(), 0.5
 
     logits = np.array([[[0.0, 0.9]], [[0.4, 3.0]], [[1.0, 1.0]], [[0.0, 0.0]]])
-    labels, votes = prediction.majority_of_folds(Half(), logits)  # type: ignore[arg-type]
+    labels, votes = deploy.majority_of_folds(Half(), logits)  # type: ignore[arg-type]
     assert labels.tolist() == [0, 1, 1, 0] and votes.tolist() == [[0, 1], [0, 1], [1, 1], [0, 0]]

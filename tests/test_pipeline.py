@@ -20,6 +20,8 @@ import pytest
 from tiny import write_tiny
 
 from ensemble.cli import main
+from ensemble.commands import run as run_command
+from ensemble.commands import train
 
 MEMBER = """
   - {arch: resnet10t, name: a, pretrained: false, epochs: 4, batch_size: 8, ema_decay: 0.9, augment: light}
@@ -102,16 +104,15 @@ def test_run_folder_holds_what_it_promises(done: Path) -> None:
 
 def begun(folder: Path, images: Path, labels: Path | None = None) -> list[dict[str, str]]:
     """Return the rows of the folds.csv that a run of three folds is begun with."""
-    from ensemble import pipeline
     from ensemble.config import DataConfig
     from ensemble.data.source import open_source
     from ensemble.data.store import load_dataset
-    from ensemble.runs import Run
+    from ensemble.runs.run import Run
 
     run, data = Run(folder), DataConfig(images=images, labels=labels, resize=None)
     dataset = load_dataset(open_source(images, labels), run.pixels)
-    table = pipeline._begin(run, dataset, data, 3, 0)
-    again = pipeline._begin(run, dataset, data, 3, 0)  # read, not assigned anew
+    table = train._begin(run, dataset, data, 3, 0)
+    again = train._begin(run, dataset, data, 3, 0)  # read, not assigned anew
     for one, other in ((table.fold_of, again.fold_of), (table.groups, again.groups)):
         assert np.array_equal(one, other) if one is not None else other is None
     with open(folder / "folds.csv") as file:
@@ -177,7 +178,7 @@ def test_prediction_averages_folds_and_views(done: Path) -> None:
 
     from ensemble.config import MemberConfig
     from ensemble.members.backbones import build
-    from ensemble.runs import Run
+    from ensemble.runs.run import Run
 
     member = Run(done / "run").member("b")
     config = MemberConfig.model_validate(member.read()["config"])
@@ -290,7 +291,7 @@ def test_killed_and_started_again_gives_the_same(done: Path, tmp_path: Path, kin
 
 
 def test_second_start_of_a_member_is_told_who_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from ensemble.storage import locked
+    from ensemble.runs.files import locked
 
     config = write_config(tmp_path)
     with locked(tmp_path / "run/members/a"):
@@ -363,8 +364,7 @@ def test_images_of_another_size_are_refused(done: Path, tmp_path: Path, capsys: 
 
 
 def test_expected_hter_is_read_off_enough_images(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ensemble import prediction
-    from ensemble.decision import averaging
+    from ensemble.decision import averaging, deploy
 
     write_tiny(tmp_path / "more", 40, seed=2)
     command = ["predict", "--tta", "--run", str(done / "run"), "--images", str(tmp_path / "more/img")]
@@ -372,7 +372,7 @@ def test_expected_hter_is_read_off_enough_images(done: Path, tmp_path: Path, mon
     (few,) = [path for path in (done / "run/predictions").glob("img-*/predictions.json") if _images(path) == 40]
     assert not json.loads(few.read_text())["averaging_measured"]
     few.unlink()
-    for module in (averaging, prediction):
+    for module in (averaging, deploy):
         monkeypatch.setattr(module, "LEAST_IMAGES", 40)
     main([*command, "--out", str(tmp_path / "unlike")])  # no g of 48 rows gives their rates
     assert not json.loads(few.read_text())["averaging_measured"]
@@ -499,14 +499,13 @@ def test_one_member_from_weights_through_the_single_commands(tmp_path: Path) -> 
 def test_demo_holds_its_result_against_the_best_possible(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ensemble import examples
     from ensemble.config import MemberConfig
 
-    config = examples.load_config(examples.demo_config())
+    config = run_command.load_config(run_command.demo_config())
     member = {"arch": "test_resnet", "pretrained": False, "epochs": 2, "batch_size": 8, "ema_decay": 0.9}
     small = config.model_copy(update={"members": (MemberConfig.model_validate(member),)})
-    monkeypatch.setattr(examples, "load_config", lambda _: small)
-    monkeypatch.setattr(examples, "DEMO_IMAGES", 96)
+    monkeypatch.setattr("ensemble.commands.run.load_config", lambda _: small)
+    monkeypatch.setattr("ensemble.commands.run.DEMO_IMAGES", 96)
     capsys.readouterr()
     main(["demo", "--run", str(tmp_path / "demo"), "--device", "cpu"])
     shown = capsys.readouterr().out

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ensemble.commands.fit_stacker import fit_decision, oof_logits
+from ensemble.config import VIEW_SETS
+from ensemble.decision.cross_fitting import OofLogits
 from ensemble.decision.decision import Decision
 from ensemble.decision.rates import error_rates
-from ensemble.decision.rules import OofLogits
-from ensemble.pipeline import VIEW_SETS, fit_decision, oof_logits
-from ensemble.runs import Run
-from ensemble.storage import file_sha256
+from ensemble.runs.files import file_sha256
+from ensemble.runs.run import Run
 
 RUN = Run(Path(__file__).parents[1] / "checkpoints" / "therapanacea")
 PREDICTED = RUN.folder / "predictions" / "val_img"

@@ -17,15 +17,16 @@ import yaml
 from safetensors.torch import save_file
 from tiny import write_tiny
 
-from ensemble import pipeline, trainer
 from ensemble.cli import main
+from ensemble.commands import fit_stacker as fit_stacker_command
+from ensemble.commands import train
+from ensemble.commands.train import least_hter
 from ensemble.config import VIEWS, RunConfig, load_config, overridden
 from ensemble.data.synthetic import write_demo
 from ensemble.decision import assessment
 from ensemble.decision import decision as decision_room
 from ensemble.errors import ConfigError
-from ensemble.runs import Run
-from ensemble.trainer import least_hter
+from ensemble.runs.run import Run
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs/recipes").glob("*.yaml"))
 
@@ -281,15 +282,15 @@ def test_watching_changes_no_result(
 ) -> None:
     path = member(tmp_path)
     seen: list[np.ndarray] = []
-    monkeypatch.setattr(trainer, "WATCHED", 10)
-    monkeypatch.setattr(trainer, "least_hter", lambda logits, labels: seen.append(labels) or 0.25)
+    monkeypatch.setattr("ensemble.commands.train.WATCHED", 10)
+    monkeypatch.setattr("ensemble.commands.train.least_hter", lambda logits, labels: seen.append(labels) or 0.25)
     run(capsys, "run", path, "--jobs", 1)
     assert len(seen) == 2 * 4 and {len(labels) for labels in seen} == {10}
     folder = tmp_path / "run/members/test_resnet"
     history = [json.loads(line)["hter"] for line in (folder / "fold-0/history.jsonl").read_text().splitlines()]
     assert history == [0.25] * 4
     before = {name: (folder / name).read_bytes() for name in ("fold-0/oof.csv", "fold-1/weights.safetensors")}
-    monkeypatch.setattr(trainer, "WATCHED", 36)
+    monkeypatch.setattr("ensemble.commands.train.WATCHED", 36)
     run(capsys, "run", path, "--run", tmp_path / "again", "--jobs", 1)
     again = tmp_path / "again/members/test_resnet"
     assert all((again / name).read_bytes() == data for name, data in before.items())
@@ -333,7 +334,7 @@ def test_doubtful_training_rows_are_left_out_and_all_rows_scored(
         found, false = len(rows & flipped_ones) / len(flipped_ones), len(rows - flipped_ones) / len(trained)
         assert found >= 0.4 and false <= 0.08, "more often than chance by far"
         assert not list(own.fold(fold).glob("cleaning-*"))
-    assert np.isfinite(pipeline.oof_logits(own, table)).all(), "every row has its OOF logit"
+    assert np.isfinite(fit_stacker_command.oof_logits(own, table)).all(), "every row has its OOF logit"
     counts = ", ".join(str(len(left_out(folder, "clean", fold))) for fold in range(2))
     assert f"so many were left out for doubtful labels: {counts}." in out
     assert own.read()["oof"]["nested"]["n_neg"] == np.count_nonzero(table.labels == 0), "labels as given"
@@ -354,14 +355,14 @@ def test_held_out_labels_have_no_say_in_what_is_left_out(
     assert not np.array_equal(other, table.labels)
     (tmp_path / "data").symlink_to(folder / "data")
     (tmp_path / "labels.txt").write_text("".join(f"{label}\n" for label in other))
-    really = pipeline._begin
+    really = train._begin
 
     def begin(own: Run, dataset: Any, *given: Any) -> Any:
         found = really(own, dataset, *given)
         own.write_folds(type(found)(found.ids, found.labels, table.fold_of, found.groups))  # the folds of before
         return own.read_folds()
 
-    monkeypatch.setattr(pipeline, "_begin", begin)
+    monkeypatch.setattr("ensemble.commands.train._begin", begin)
     run(
         capsys,
         "run",

@@ -24,11 +24,11 @@ import torch
 from safetensors.torch import save_file
 from tiny import write_tiny
 
-from ensemble import runs, trainer
 from ensemble.cli import main
-from ensemble.members import inference, plans, processes
-from ensemble.members.folding import computes
+from ensemble.members import inference, parallel, plans, processes
+from ensemble.members.cpu.fused import computes
 from ensemble.members.plans import Plan
+from ensemble.runs.member import StateFolder
 
 CORES = os.sched_getaffinity(0)
 two_cores = pytest.mark.skipif(len(CORES) < 2, reason="this process may use one core only")
@@ -296,14 +296,14 @@ def test_parts_side_by_side_are_the_whole(data: Path, fitted: Path, exact: np.nd
 
 def test_a_gpu_has_all_folds_in_one_process_or_in_as_many_as_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "cores", lambda: [0, 1, 2, 3])
-    place = trainer._Place(torch.device("cuda"), 3, None)
+    place = parallel.Resources(torch.device("cuda"), 3, None)
     every = [[0, 1, 2, 3]] * 5
-    assert trainer._groups(every, place) == [([0, 1, 2, 3, 4], [0, 1, 2, 3])]
-    assert trainer._groups(every, replace(place, jobs=2)) == [([0, 2, 4], [0, 1]), ([1, 3], [2, 3])]
-    assert [group for group, _ in trainer._groups(every, replace(place, jobs=9))] == [[0, 4], [1], [2], [3]]
-    assert trainer._groups([], place) == []
+    assert parallel._groups(every, place) == [([0, 1, 2, 3, 4], [0, 1, 2, 3])]
+    assert parallel._groups(every, replace(place, jobs=2)) == [([0, 2, 4], [0, 1]), ([1, 3], [2, 3])]
+    assert [group for group, _ in parallel._groups(every, replace(place, jobs=9))] == [[0, 4], [1], [2], [3]]
+    assert parallel._groups([], place) == []
     own = [[0, 1], [2, 3], [0, 1, 2, 3]]
-    assert trainer._groups(own, replace(place, device=torch.device("cpu"))) == [([i], own[i]) for i in range(3)]
+    assert parallel._groups(own, replace(place, device=torch.device("cpu"))) == [([i], own[i]) for i in range(3)]
 
 
 @pytest.mark.parametrize("clean", ["false", "true"])
@@ -324,8 +324,8 @@ def test_folds_in_one_process_give_the_same_run(
         grouped.append(len(cores))
         return [(list(range(len(cores))), sorted(os.sched_getaffinity(0)))] if cores else []
 
-    monkeypatch.setattr(trainer, "_groups", together)
-    really, saved = runs.StateFolder.save, []
+    monkeypatch.setattr("ensemble.members.parallel._groups", together)
+    really, saved = StateFolder.save, []
 
     def stopped(self: Any, tensors: Any, history: Any) -> None:
         really(self, tensors, history)
@@ -333,7 +333,7 @@ def test_folds_in_one_process_give_the_same_run(
         if len(saved) == 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs.StateFolder, "save", stopped)
+    monkeypatch.setattr(StateFolder, "save", stopped)
     with pytest.raises((SystemExit, KeyboardInterrupt)):
         main(["run", str(config), "--device", "cpu", "--run", str(tmp_path / "together")])
     main(["run", str(config), "--device", "cpu", "--run", str(tmp_path / "together")])
@@ -351,8 +351,8 @@ def test_folds_dealt_out_to_two_processes_give_the_same_run(
     main(training(data, tmp_path / "alone", "--jobs", 1))
     with both():
         one, other = sorted(os.sched_getaffinity(0))
-        monkeypatch.setattr(trainer, "_groups", lambda cores, place: [([1], [one]), ([0], [other])])
+        monkeypatch.setattr("ensemble.members.parallel._groups", lambda cores, place: [([1], [one]), ([0], [other])])
         main(training(data, tmp_path / "apart"))
-        monkeypatch.setattr(trainer, "_groups", lambda cores, place: [([1, 0], [one])])
+        monkeypatch.setattr("ensemble.members.parallel._groups", lambda cores, place: [([1, 0], [one])])
         main(training(data, tmp_path / "together"))
     assert results(tmp_path / "apart") == results(tmp_path / "together") == results(tmp_path / "alone")

@@ -90,8 +90,8 @@ def load(wish: Wish, material: Material, say: Say) -> Table:
 def decide(wish: Wish, n: int = 100_000) -> Table:
     """Seconds of what is fitted on OOF logits: 100,000 rows, 3 members, 5 folds."""
     from ensemble.config import VIEWS
+    from ensemble.decision.cross_fitting import OofLogits
     from ensemble.decision.decision import fit_decision
-    from ensemble.decision.rules import OofLogits
     from ensemble.decision.threshold import fit_threshold
 
     rng = np.random.default_rng(0)

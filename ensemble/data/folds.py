@@ -110,3 +110,17 @@ def _composition(labels: NDArray[np.int8], units: NDArray[np.int64]) -> tuple[ND
     _, unit = np.unique(units, return_inverse=True)
     held = np.bincount(2 * unit + labels, minlength=2 * (unit.max(initial=-1) + 1)).reshape(-1, 2)
     return unit, held
+
+
+@dataclass(frozen=True)
+class FoldTable:
+    """`folds.csv`: ids (n,) str, labels (n,) int8, fold_of (n,) int8, and groups (n,) int64 or None."""
+
+    ids: np.ndarray
+    labels: np.ndarray
+    fold_of: np.ndarray
+    groups: np.ndarray | None
+
+    @property
+    def k(self) -> int:
+        return int(self.fold_of.max()) + 1

@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ensemble.decision.bootstrap import Replicate, refit_interval, refit_replicates
 from ensemble.decision.comparison import Difference, differences, measure_calls
-from ensemble.decision.intervals import Interval, counting_intervals, new_set_interval
-from ensemble.decision.rates import Calls, ErrorRates, auc, error_rates
-from ensemble.decision.refit import Replicate, refit_interval, refit_replicates
-from ensemble.decision.rules import (
+from ensemble.decision.cross_fitting import (
     CrossFit,
     FittedRule,
     FoldRow,
@@ -23,6 +21,8 @@ from ensemble.decision.rules import (
     member_logit,
     of_score,
 )
+from ensemble.decision.intervals import Interval, counting_intervals, new_set_interval
+from ensemble.decision.rates import Calls, ErrorRates, auc, error_rates
 from ensemble.decision.threshold import HTER, Objective
 from ensemble.errors import ArtifactError
 
@@ -177,7 +177,7 @@ _FPR_ALONE, _FNR_ALONE = Objective(max_fnr=1.0), Objective(max_fpr=1.0)  # their
 def replicates_of(
     oof: OofLogits, deployed: FittedRule, nested: CrossFit, objective: Objective, seed: int, replicates: int
 ) -> Iterable[Replicate]:
-    """Return bootstrap worlds of a fitted rule (decision/refit.py)."""
+    """Return bootstrap worlds of a fitted rule (decision/bootstrap.py)."""
     scores = deployed.score(oof.logits)
     return refit_replicates(scores, oof.labels, nested.splits, oof.groups, objective, seed, replicates)
 

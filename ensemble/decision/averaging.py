@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ensemble.config import CORRECTIONS, seed_sequence
+from ensemble.decision.bootstrap import Pair, Replicate, refit_interval
 from ensemble.decision.intervals import Interval, central
 from ensemble.decision.rates import ErrorRates, Floats, call, checked, error_rates
-from ensemble.decision.refit import Pair, Replicate, refit_interval
 from ensemble.decision.threshold import HTER, Objective
 from ensemble.errors import DataError
 
@@ -277,7 +277,7 @@ def foresee(
     nested : ErrorRates
         Of the rule on the OOF rows.
     replicates : iterable of Replicate
-        Of the rule on the OOF rows (decision/refit.py).
+        Of the rule on the OOF rows (decision/bootstrap.py).
     correction : str
         See `corrected_threshold`.
     objective : Objective

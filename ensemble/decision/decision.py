@@ -11,11 +11,8 @@ from numpy.typing import ArrayLike
 
 from ensemble.config import seed_sequence
 from ensemble.decision.assessment import Assessment, assess, assess_fitted, replicates_of
-from ensemble.decision.floor import Floor, estimate_floor
-from ensemble.decision.intervals import Interval
-from ensemble.decision.rates import Calls, ErrorRates, Floats, error_rates
-from ensemble.decision.refit import Replicate
-from ensemble.decision.rules import (
+from ensemble.decision.bootstrap import Replicate
+from ensemble.decision.cross_fitting import (
     MAJORITY_VOTE,
     CrossFit,
     FittedRule,
@@ -29,6 +26,9 @@ from ensemble.decision.rules import (
     stack,
     vote_share,
 )
+from ensemble.decision.intervals import Interval
+from ensemble.decision.label_noise import Floor, estimate_floor
+from ensemble.decision.rates import Calls, ErrorRates, Floats, error_rates
 from ensemble.decision.stacker import STACKERS, Stacker
 from ensemble.decision.threshold import HTER, Objective, fit_threshold, fit_thresholds
 from ensemble.errors import ArtifactError, ConfigError, DataError

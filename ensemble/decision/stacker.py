@@ -1,7 +1,7 @@
 """Member logits to one logit: the stackers, from the simplest to the freest.
 
 All of them are linear, Σ weight · logit + bias, so that the stacked logit of a mean of fold models is the mean of their
-stacked logits. Which of them is deployed is chosen in decision/rules.py.
+stacked logits. Which of them is deployed is chosen in decision/cross_fitting.py.
 """
 
 from __future__ import annotations

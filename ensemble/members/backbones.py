@@ -16,7 +16,7 @@ from torch import nn
 from ensemble.config import MemberConfig
 from ensemble.errors import ArtifactError, ConfigError, ResourceError, printable
 from ensemble.members import small_cnns as small_cnns  # registers them
-from ensemble.members.convolutions import sample_strided
+from ensemble.members.cpu.convolutions import sample_strided
 
 
 class Backbone(nn.Module):

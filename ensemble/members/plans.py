@@ -22,8 +22,8 @@ import torch
 from ensemble.config import MemberConfig
 from ensemble.errors import ConfigError, printable
 from ensemble.members.backbones import Backbone, build
-from ensemble.members.convolutions import lower
-from ensemble.members.folding import FoldedBackbone, computes, fold
+from ensemble.members.cpu.convolutions import lower
+from ensemble.members.cpu.fused import FoldedBackbone, computes, fold
 from ensemble.members.losses import focal_loss
 from ensemble.progress import progress
 
@@ -70,8 +70,8 @@ NUDGE, JUMP = 2.0**-20, 0.05
 
 @dataclass(frozen=True)
 class Plan:
-    """`precision`: fp32, bf16 or fp16. `convolutions`: native (the library's), lowered (members/convolutions.py), or
-    folded (members/folding.py, for prediction alone), or compiled (torch.compile, for training alone)."""
+    """`precision`: fp32, bf16 or fp16. `convolutions`: native (the library's), lowered (cpu/convolutions.py), or
+    folded (members/cpu/fused.py, for prediction alone), or compiled (torch.compile, for training alone)."""
 
     precision: str
     convolutions: str = "native"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ensemble.decision.assessment import Assessment
 from ensemble.decision.decision import Decision
-from ensemble.decision.floor import describe_floor
 from ensemble.decision.intervals import Interval
+from ensemble.decision.label_noise import describe_floor
 from ensemble.decision.rates import ErrorRates
 from ensemble.errors import printable
 

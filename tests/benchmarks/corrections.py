@@ -18,22 +18,23 @@ from pathlib import Path
 
 import numpy as np
 
-from ensemble import pipeline, runs
+from ensemble.commands import fit_stacker as fit_stacker_command
 from ensemble.config import CORRECTIONS, VIEWS
 from ensemble.data.source import parse_labels
 from ensemble.decision.averaging import MeanModel, corrected_threshold
 from ensemble.decision.rates import ErrorRates, call, error_rates
 from ensemble.decision.threshold import fit_threshold
+from ensemble.runs.run import Run
 
 LEARN = 60_000
 
 
 def stacked_logits(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """Return the run's OOF labels (n,) and stacked logits (n,), those of the set (n_new, k), and the threshold."""
-    run = runs.Run(folder)
-    decision, table = pipeline.read_decisions(run, print)["tta"], run.read_folds()
+    run = Run(folder)
+    decision, table = fit_stacker_command.read_decisions(run, print)["tta"], run.read_folds()
     members, apply = decision.stacker.members, decision.stacker.apply
-    oof = pipeline.all_oof_logits(run, table, members).mean(axis=2)
+    oof = fit_stacker_command.all_oof_logits(run, table, members).mean(axis=2)
 
     def of_fold(member: str, fold: int) -> np.ndarray:
         path = run.folder / "predictions" / name / "logits" / member / f"fold-{fold}.csv"

@@ -21,14 +21,15 @@ from pathlib import Path
 
 import numpy as np
 
+from ensemble.commands.fit_stacker import all_oof_logits, averaged_oof, fit_stacker
 from ensemble.config import VIEWS, DecisionConfig
+from ensemble.data.folds import FoldTable
 from ensemble.decision.assessment import REPLICATES
+from ensemble.decision.bootstrap import refit_replicates
+from ensemble.decision.cross_fitting import cross_fit, stack
 from ensemble.decision.decision import fit_decision
-from ensemble.decision.floor import estimate_floor
-from ensemble.decision.refit import refit_replicates
-from ensemble.decision.rules import cross_fit, stack
-from ensemble.pipeline import all_oof_logits, averaged_oof, fit_stacker
-from ensemble.runs import FoldTable, Run
+from ensemble.decision.label_noise import estimate_floor
+from ensemble.runs.run import Run
 
 FOLDS, MEMBERS = 5, {"a": 1.0, "b": 0.9, "c": 0.6}
 """Each member, and how far its mean logit of either label lies from 0, in standard deviations."""

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ensemble.commands.fit_stacker import averaged_oof, read_decisions
 from ensemble.decision.assessment import assess
-from ensemble.decision.rules import OofLogits, cross_fit, stack
-from ensemble.pipeline import averaged_oof, read_decisions
+from ensemble.decision.cross_fitting import OofLogits, cross_fit, stack
 from ensemble.progress import say
 from ensemble.reports.tables import Table
-from ensemble.runs import Run
+from ensemble.runs.run import Run
 
 
 def main(folder: Path) -> None:

@@ -15,17 +15,18 @@ from pathlib import Path
 
 import numpy as np
 
-from ensemble import runs
+from ensemble.commands.fit_stacker import averaged_oof
+from ensemble.commands.train import load_images
 from ensemble.config import VIEWS, DataConfig, MemberConfig
 from ensemble.members.inference import PLAINEST, FoldModels, choose_device
-from ensemble.pipeline import averaged_oof, load_images
 from ensemble.progress import progress, say
+from ensemble.runs.run import Run
 
 SQUARE = 8
 
 
 def main(folder: Path, name: str, images: int) -> None:
-    run = runs.Run(folder)
+    run = Run(folder)
     identity, table, member = run.read(), run.read_folds(), run.member(name)
     data = DataConfig(images=Path(identity["images"]), labels=Path(identity["labels"]), resize=identity["resize"])
     dataset = load_images(data.images, data.labels, data.resize, run, say)

@@ -15,26 +15,28 @@ from pathlib import Path
 
 import numpy as np
 
-from ensemble import runs
+from ensemble.commands.predict import Engine
+from ensemble.commands.train import load_images
 from ensemble.config import VIEWS, DataConfig, PredictConfig
+from ensemble.data.folds import FoldTable
 from ensemble.decision.assessment import member_report
+from ensemble.decision.cross_fitting import OofLogits
 from ensemble.decision.decision import fit_decision
-from ensemble.decision.rules import OofLogits
-from ensemble.engine import Engine
 from ensemble.members.inference import PLAINEST, FoldModels
-from ensemble.pipeline import load_images
 from ensemble.progress import progress, say
+from ensemble.runs.files import LOGIT_DECIMALS
+from ensemble.runs.run import Run
 
 
 def main(folder: Path, every: int) -> None:
-    run = runs.Run(folder)
+    run = Run(folder)
     identity, whole = run.read(), run.read_folds()
     data = DataConfig(images=Path(identity["images"]), labels=Path(identity["labels"]), resize=identity["resize"])
     dataset = load_images(data.images, data.labels, data.resize, run, say)
     engine = Engine(PredictConfig(images=data.images, out=folder / "unused.txt"))
     members = run.members()
     taken = np.arange(0, len(dataset), every)
-    table = runs.FoldTable(whole.ids[taken], whole.labels[taken], whole.fold_of[taken], None)
+    table = FoldTable(whole.ids[taken], whole.labels[taken], whole.fold_of[taken], None)
     logits = np.empty((2, len(taken), len(members)))
     names = []
     for column, member in enumerate(members):
@@ -49,7 +51,7 @@ def main(folder: Path, every: int) -> None:
                     found, how = models.predict(weights, dataset.pixels, taken[inside], VIEWS, bar)
                     if place and how != plan:
                         say(f"{member.name} fold {fold} gave way to {how}")
-                    logits[place, inside, column] = found.mean(axis=1).round(runs.LOGIT_DECIMALS)
+                    logits[place, inside, column] = found.mean(axis=1).round(LOGIT_DECIMALS)
     print("| | RMS difference, of the spread | equal labels | HTER fp32 native | HTER of the plan | difference |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for column, member in enumerate(members):

@@ -17,17 +17,19 @@ from pathlib import Path
 
 import numpy as np
 
-from ensemble.config import PredictConfig, load_config, overridden, seed_sequence
+from ensemble.commands.evaluate import Nested, nested_calls
+from ensemble.commands.fit_stacker import averaged_oof
+from ensemble.commands.predict import predict
+from ensemble.commands.run import run_config
+from ensemble.config import VIEW_SETS, ComputeConfig, PredictConfig, load_config, overridden, seed_sequence
 from ensemble.data.source import parse_labels
 from ensemble.decision.comparison import compare_calls, measure_calls
 from ensemble.decision.rates import auc, error_rates
-from ensemble.evaluation import Nested, nested_calls
-from ensemble.pipeline import VIEW_SETS, averaged_oof, predict, run_config
 from ensemble.progress import say
 from ensemble.reports.tables import Table
-from ensemble.runs import FROM_SCRATCH, Run
-from ensemble.storage import write_whole
-from ensemble.trainer import Machine
+from ensemble.runs.files import write_whole
+from ensemble.runs.member import FROM_SCRATCH
+from ensemble.runs.run import Run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -65,7 +67,9 @@ def main(images: Path, labels: Path, n: int, jobs: int | None, place: Path) -> N
     for path in files:
         epochs = EPOCHS.get(path.stem, FEWER)
         run_config(
-            overridden(load_config(path), place / path.stem, learnt, None, 3, epochs), Machine("auto", jobs=jobs), say
+            overridden(load_config(path), place / path.stem, learnt, None, 3, epochs),
+            ComputeConfig(jobs=jobs),
+            say,
         )
     to = nested_calls(place / "ensemble", True, say)
     rows, scratch = [], []
@@ -95,7 +99,7 @@ def main(images: Path, labels: Path, n: int, jobs: int | None, place: Path) -> N
                 f"From scratch: {', '.join(dict.fromkeys(scratch)) or 'none'}.",
             ),
         ),
-        _voting(place / "small-cnn-vote", others, Machine("auto", jobs=jobs)),
+        _voting(place / "small-cnn-vote", others, ComputeConfig(jobs=jobs)),
     ]
     text = "\n".join(table.markdown() for table in tables)
     write_whole(place / "README.md", ("# Recipes of public solutions\n\n" + text).encode())
@@ -120,7 +124,7 @@ def _row(told: str, run: Run, name: str, tta: bool, to: Nested, epochs: int) -> 
     )
 
 
-def _voting(folder: Path, others: Path, machine: Machine) -> Table:
+def _voting(folder: Path, others: Path, machine: ComputeConfig) -> Table:
     """Measure the vote of a run's fold models, each of them, and their mean, on rows that none of them knows."""
     labels = np.array([int(row["label"]) for row in _read(others)])
     calls: dict[str, Sequence[int]] = {}

@@ -11,9 +11,9 @@ import time
 
 import numpy as np
 
+from ensemble.decision.bootstrap import refit_replicates
+from ensemble.decision.cross_fitting import OofLogits, cross_fit, stack
 from ensemble.decision.rates import call, error_rates
-from ensemble.decision.refit import refit_replicates
-from ensemble.decision.rules import OofLogits, cross_fit, stack
 from ensemble.decision.threshold import fit_threshold
 
 ROWS, TURNS, OURS, PLAIN = 100_000, 5, 200, 10

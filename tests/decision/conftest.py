@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ensemble.decision.rules import OofLogits
+from ensemble.decision.cross_fitting import OofLogits
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ from scipy.stats import beta, norm
 
 from ensemble.data.folds import assign_folds
 from ensemble.decision.assessment import FEW_ERRORS, REPLICATES, Assessment, assess, member_report
+from ensemble.decision.bootstrap import refit_interval, refit_replicates
 from ensemble.decision.comparison import compare_calls, measure_calls
+from ensemble.decision.cross_fitting import MAJORITY_VOTE, OofLogits, cross_fit, member_logit, of_score, stack
 from ensemble.decision.decision import COSTS, SCHEMA, Decision, fit_decision, stack_replicates
-from ensemble.decision.floor import estimate_floor
 from ensemble.decision.intervals import Interval, counting_intervals
+from ensemble.decision.label_noise import estimate_floor
 from ensemble.decision.rates import auc, call, error_rates
-from ensemble.decision.refit import refit_interval, refit_replicates
-from ensemble.decision.rules import MAJORITY_VOTE, OofLogits, cross_fit, member_logit, of_score, stack
 from ensemble.decision.stacker import STACKERS
 from ensemble.decision.threshold import HTER, Objective, fit_threshold
 from ensemble.errors import ArtifactError, DataError

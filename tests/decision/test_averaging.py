@@ -19,8 +19,8 @@ from ensemble.decision.averaging import (
     corrected_threshold,
     foresee,
 )
+from ensemble.decision.bootstrap import refit_replicates
 from ensemble.decision.rates import call, error_rates
-from ensemble.decision.refit import refit_replicates
 from ensemble.decision.shift import check_share
 from ensemble.decision.threshold import HTER, Objective, fit_threshold
 from ensemble.errors import DataError

@@ -16,8 +16,8 @@ from ensemble.config import MemberConfig
 from ensemble.errors import TheraError
 from ensemble.members import backbones, plans
 from ensemble.members.backbones import Backbone
-from ensemble.members.convolutions import LoweredConv2d
-from ensemble.members.folding import fold
+from ensemble.members.cpu.convolutions import LoweredConv2d
+from ensemble.members.cpu.fused import fold
 from ensemble.members.plans import PROBE_PAYS, Plan, Probe, choose_plan, possible_plans, probe
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

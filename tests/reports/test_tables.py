@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from ensemble.decision.cross_fitting import OofLogits
 from ensemble.decision.decision import fit_decision
-from ensemble.decision.floor import Floor, FloorEstimate, describe_floor
 from ensemble.decision.intervals import Interval
+from ensemble.decision.label_noise import Floor, FloorEstimate, describe_floor
 from ensemble.decision.rates import ErrorRates
-from ensemble.decision.rules import OofLogits
 from ensemble.decision.shift import at_prior, check_share
 from ensemble.decision.threshold import Objective
 from ensemble.reports.tables import (

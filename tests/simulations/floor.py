@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit, logit
 
-from ensemble.decision.floor import estimate_floor
+from ensemble.decision.label_noise import estimate_floor
 from ensemble.decision.rates import call, error_rates
 from ensemble.decision.threshold import fit_threshold
 

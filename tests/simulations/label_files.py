@@ -18,9 +18,9 @@ import numpy as np
 from worlds import World
 
 from ensemble.decision.averaging import foresee
+from ensemble.decision.bootstrap import refit_interval, refit_replicates
+from ensemble.decision.cross_fitting import OofLogits, cross_fit, stack
 from ensemble.decision.rates import Floats, call, error_rates
-from ensemble.decision.refit import refit_interval, refit_replicates
-from ensemble.decision.rules import OofLogits, cross_fit, stack
 from ensemble.decision.threshold import fit_threshold
 
 WORLDS: dict[str, dict[str, float]] = {

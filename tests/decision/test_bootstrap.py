@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, norm
 
+from ensemble.decision.bootstrap import Cuts, Replicate, Resampler, refit_interval, refit_replicates
 from ensemble.decision.comparison import measure_calls
+from ensemble.decision.cross_fitting import OofLogits, cross_fit, member_logit, of_score, stack
 from ensemble.decision.rates import call, error_rates
-from ensemble.decision.refit import Cuts, Replicate, Resampler, refit_interval, refit_replicates
-from ensemble.decision.rules import OofLogits, cross_fit, member_logit, of_score, stack
 from ensemble.decision.threshold import HTER, Objective, fit_threshold
 
 OBJECTIVES = [Objective.parse(form) for form in ("hter", "cost:5,2", "fpr:0", "fpr:0.3", "fnr:0.1", "fnr:1")]
@@ -146,7 +146,7 @@ def test_a_replicate_is_the_same_whether_few_cuts_are_looked_at_or_all(rng, monk
     nested, scores = cross_fit(oof.rows, stack("logistic")), stack("logistic")(oof.rows).score(oof.logits)
     told = []
     for room in (3.0, 0.0, np.inf):  # with no room, many replicates must look at all
-        monkeypatch.setattr("ensemble.decision.refit._ROOM", room)
+        monkeypatch.setattr("ensemble.decision.bootstrap._ROOM", room)
         drawn = refit_replicates(scores, y, nested.splits, np.arange(2000) // 2, replicates=50)
         told.append([(one.threshold, one.nested, one.true) for one in drawn])
     assert told[0] == told[1] == told[2]

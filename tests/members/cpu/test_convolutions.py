@@ -12,8 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ensemble.members import convolutions
-from ensemble.members.convolutions import LoweredConv2d, SampledConv2d, lower, output_size, pair, sample_strided
+from ensemble.members.cpu import convolutions
+from ensemble.members.cpu.convolutions import LoweredConv2d, SampledConv2d, lower, output_size, pair, sample_strided
 from ensemble.members.plans import deviation
 
 Found = dict[str, torch.Tensor]

@@ -7,7 +7,7 @@ as they are:
 - 1 × 1 in bfloat16: a linear layer on the channels-last view.
 - An output of at most `FEW` positions: one product a position, of the window clipped to the image, so that nothing is
   multiplied with padding (at 2 × 2 pixels that is 5/9 of a 3 × 3 convolution).
-- 3 × 3 in float32 on at least `WINOGRAD_CHANNELS` channels: by Winograd's transforms (members/winograd.py).
+- 3 × 3 in float32 on at least `WINOGRAD_CHANNELS` channels: by Winograd's transforms (members/cpu/winograd.py).
 - Windows that do not overlap, 1 × 1 among them, in float32: the gradient of the weights is one product.
 - Depthwise: the gradient of the weights from the products of every pair of positions, one batched product over the
   images; and in bfloat16 the two gradients for which oneDNN falls back to a reference loop are taken in float32.
@@ -27,7 +27,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from ensemble.members import winograd
+from ensemble.members.cpu import winograd
 
 FEW = 4
 """Positions of an output that are computed one by one."""
@@ -122,7 +122,7 @@ def _as_autocast(
 
 
 def suits_winograd(weight: torch.Tensor, stride: Pair, padding: Pair) -> bool:
-    """Return whether a dense float32 convolution (out, in, kh, kw) takes less time by members/winograd.py."""
+    """Return whether a dense float32 convolution (out, in, kh, kw) takes less time by members/cpu/winograd.py."""
     wide = min(weight.shape[:2]) >= WINOGRAD_CHANNELS
     return wide and weight.shape[2:] == (3, 3) and stride == (1, 1) and padding in ((0, 0), (1, 1))
 

@@ -1,23 +1,50 @@
-"""What comes with thera to be run: the demo on generated images, and the recipes of public solutions."""
+"""`thera run`, `thera demo` and `thera recipes`: everything in order."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ensemble import pipeline, runs
-from ensemble.config import DataConfig, PredictConfig, load_config
+from ensemble.commands.fit_stacker import fit_stacker, read_decisions
+from ensemble.commands.predict import predict
+from ensemble.commands.report import report
+from ensemble.commands.train import train_members
+from ensemble.config import (
+    ComputeConfig,
+    DataConfig,
+    PredictConfig,
+    RunConfig,
+    load_config,
+)
 from ensemble.decision.decision import Decision
 from ensemble.decision.rates import ErrorRates, error_rates
+from ensemble.decision.threshold import Objective
 from ensemble.progress import Say
-from ensemble.reports.tables import Table
-from ensemble.trainer import Machine
+from ensemble.reports.tables import (
+    Table,
+)
+from ensemble.runs.run import Run
+
+if TYPE_CHECKING:
+    pass
+
+
+def run_config(config: RunConfig, compute: ComputeConfig, say: Say) -> list[Table]:
+    """Train every member, fit the stacker, predict and report; what is done already is not done again."""
+    Objective.parse(config.decision.objective)  # a wrong one is said before anything is trained
+    train_members(config.run, config.members, config.data, config.folds, config.seed, compute, say)
+    fit_stacker(config.run, config.decision, say)
+    if config.predict is not None:
+        predict(config.run, config.predict, compute, say)
+    return report(config.run, say)
+
 
 DEMO_IMAGES = 4000
 
 
-def demo(folder: Path | None, machine: Machine, say: Say) -> list[Table]:
+def demo(folder: Path | None, compute: ComputeConfig, say: Say) -> list[Table]:
     """Make the demo data, run everything on it, and hold the result against the best that any rule can reach."""
     from ensemble.data.synthetic import bayes_hter, write_demo
 
@@ -33,11 +60,11 @@ def demo(folder: Path | None, machine: Machine, say: Say) -> list[Table]:
         }
     )
     write_demo(place, n_train=DEMO_IMAGES, n_val=DEMO_IMAGES // 2, seed=config.seed)
-    tables = pipeline.run_config(config, machine, say)
+    tables = run_config(config, compute, say)
     assert config.predict is not None
     called = _labels(config.predict.out)
     given, true = (error_rates(_labels(place / name), called) for name in ("given_val.txt", "truth_val.txt"))
-    decision = pipeline.read_decisions(runs.Run(config.run), say)["tta"]
+    decision = read_decisions(Run(config.run), say)["tta"]
     return [*tables, _demo_table(decision, given, true, bayes_hter())]
 
 

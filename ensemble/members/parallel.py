@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from ensemble.config import AugmentConfig
+from ensemble.config import AugmentConfig, ComputeConfig
 from ensemble.errors import TheraError
 from ensemble.members.fold_job import FoldJob
+from ensemble.members.inference import choose_device, default_workers
 from ensemble.members.plans import Plan
-from ensemble.members.processes import Progress
+from ensemble.members.processes import Progress, Workers, at_once, shares
 from ensemble.members.resident import ResidentEpochs, resident_bytes
 from ensemble.members.training import (
     Checkpoint,
@@ -25,6 +26,7 @@ from ensemble.members.training import (
     predict_held_out,
     train_and_predict,
 )
+from ensemble.progress import Bar
 
 OF_IMAGES, OF_NETWORKS = 0.4, 0.3
 """Shares of the device's free memory that images, and networks with what trains them, may take; the rest is for what
@@ -32,6 +34,27 @@ a step computes."""
 
 GROWS = 2.5
 """A network and its average come first; gradients and the two moments of its optimiser with the first step."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """The device to compute on, its data workers, and how many networks are computed at once (None: as many as pay)."""
+
+    device: torch.device
+    workers: int
+    jobs: int | None
+
+    @classmethod
+    def of(cls, compute: ComputeConfig) -> Resources:
+        """Return the resources that a config means on this machine.
+
+        Raises
+        ------
+        ConfigError
+            There is no such device.
+        """
+        device = choose_device(compute.device)
+        return cls(device, default_workers(device) if compute.workers is None else compute.workers, compute.jobs)
 
 
 @dataclass(frozen=True)
@@ -169,3 +192,48 @@ def _free(device: torch.device) -> float:
 def _allocated(device: torch.device) -> int:
     """Return the bytes that tensors have on a device; nothing is counted on a CPU."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def train_tasks(
+    tasks: Sequence[Task], cores: Sequence[list[int]], resources: Resources, bar: Bar
+) -> Iterator[tuple[int, FoldResult]]:
+    """Yield the index and the result of each task as they come: side by side on a CPU's cores, together on a GPU.
+
+    Raises
+    ------
+    TheraError
+        That of a task; where they are trained together, once the others have been yielded.
+    """
+
+    groups = _groups(cores, resources)
+    share = 1 / len(groups) if groups else 1.0
+    calls = [([tasks[index] for index in group], resources.device, resources.workers, share) for group, _ in groups]
+    failed = []
+    with Workers() as processes:
+        for which, results in processes.run(train_together, calls, [own for _, own in groups], bar):
+            for index, result in zip(groups[which][0], results, strict=True):
+                if isinstance(result, TheraError):
+                    failed.append(result)
+                else:
+                    yield index, result
+    if failed:
+        raise failed[0]
+
+
+def _groups(cores: Sequence[list[int]], resources: Resources) -> list[tuple[list[int], list[int]]]:
+    """Return which tasks a process trains in turn, and its cores: on a CPU each task by itself, with its own.
+
+    On a GPU one process trains all, or each of `--jobs` processes a share of them.
+    """
+
+    if resources.device.type == "cpu":
+        return [([index], own) for index, own in enumerate(cores)]
+    n = at_once(len(cores), 0, resources.device, resources.jobs)
+    return [(list(range(first, len(cores), n)), own) for first, own in enumerate(shares(n, n)) if cores]
+
+
+def cores_of_jobs(jobs: Sequence[FoldJob], resources: Resources) -> list[list[int]]:
+    """Return the cores of each job; where they are mostly too short for a process of their own, all for each."""
+
+    batches = sum(job.images // job.batch_size for job in jobs) // len(jobs)
+    return shares(len(jobs), at_once(len(jobs), batches, resources.device, resources.jobs))

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ensemble.config import seed_sequence
+from ensemble.decision.cross_fitting import Split
 from ensemble.decision.intervals import Interval
 from ensemble.decision.rates import Calls, Floats
-from ensemble.decision.rules import Split
 from ensemble.decision.threshold import HTER, Objective, above_all, below_all, crossings, midpoint
 
 Pair = tuple[float, float]

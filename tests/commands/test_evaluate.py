@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ensemble import evaluation, pipeline
 from ensemble.cli import main
+from ensemble.commands import evaluate as command
+from ensemble.commands import fit_stacker as fit_stacker_command
 from ensemble.config import VIEWS, DecisionConfig
+from ensemble.data.folds import FoldTable
 from ensemble.decision.comparison import compare_calls, measure_calls
 from ensemble.decision.rates import error_rates
-from ensemble.runs import FoldTable, Run
+from ensemble.runs.run import Run
 
 N = 240
 IDS = np.array([f"{row:03d}" for row in range(1, N + 1)])
@@ -46,7 +48,7 @@ def write_run(
             rows = np.flatnonzero(table.fold_of == fold)
             member.finish_fold(fold, {}, table.ids[rows], logits[rows], VIEWS)
     if fit:
-        pipeline.fit_stacker(folder, DecisionConfig(), lambda _: None)
+        fit_stacker_command.fit_stacker(folder, DecisionConfig(), lambda _: None)
     return folder
 
 
@@ -207,7 +209,7 @@ def test_runs_and_members_are_compared_by_their_nested_calls(made: Path, capsys:
     for start, stored in (("A: poor", poor["stacked"]), ("B: strong", strong)):
         found, nested = row(lines, start), stored["nested"]
         assert found[::3] == [f"{x:.4f}" for x in (nested["fpr"], nested["fnr"], (nested["fpr"] + nested["fnr"]) / 2)]
-        side = evaluation.nested_calls(made / ("poor" if stored is not strong else "good/members/strong"), True, print)
+        side = command.nested_calls(made / ("poor" if stored is not strong else "good/members/strong"), True, print)
         interval = measure_calls(LABELS, side.called, seed=5).hter
         assert found[7:] == [f"{interval.low:.4f}", f"{interval.high:.4f}"], "of these calls"
         assert stored["refitted"] or found[7:] == [f"{stored['interval'][end]:.4f}" for end in ("low", "high")]
@@ -281,18 +283,18 @@ def test_groups_are_heeded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert row(plain, "B minus A ") != row(grouped, "B minus A ") == row(mixed, "B minus A ")
     called = []
     for name in ("strong", "weak"):
-        side = evaluation.nested_calls(tmp_path / "grouped/members" / name, True, lambda _: None)
+        side = command.nested_calls(tmp_path / "grouped/members" / name, True, lambda _: None)
         called.append(side.called)
     interval = compare_calls(LABELS, *called, groups, seed=5).hter.interval
     assert row(grouped, "B minus A ")[7:] == [f"{interval.low:+.4f}", f"{interval.high:+.4f}"]
 
 
 def test_groups_of_two_runs_are_linked() -> None:
-    joint = evaluation._joint_groups(np.array([1, 1, 2, 3, 4]), np.array([7, 8, 8, 9, -9]))
+    joint = command._joint_groups(np.array([1, 1, 2, 3, 4]), np.array([7, 8, 8, 9, -9]))
     assert joint is not None and joint.tolist() == [0, 0, 0, 3, 4]
     one = np.array([4, 4, 5])
-    assert evaluation._joint_groups(None, one) is one and evaluation._joint_groups(one, None) is one
-    assert evaluation._joint_groups(None, None) is None
+    assert command._joint_groups(None, one) is one and command._joint_groups(one, None) is one
+    assert command._joint_groups(None, None) is None
 
 
 def test_runs_on_other_images_or_labels_are_refused(
@@ -341,9 +343,9 @@ def test_what_a_run_lacks_is_named(made: Path, tmp_path: Path, capsys: pytest.Ca
 
 def test_the_nested_calls_are_fitted_without_their_fold(made: Path) -> None:
     """The threshold of each fold's calls is the best on the other folds, found by trying them all."""
-    side = evaluation.nested_calls(made / "good/members/weak", True, lambda _: None)
+    side = command.nested_calls(made / "good/members/weak", True, lambda _: None)
     table = Run(made / "good").read_folds()
-    logits = pipeline.oof_logits(Run(made / "good").member("weak"), table).mean(axis=1)
+    logits = fit_stacker_command.oof_logits(Run(made / "good").member("weak"), table).mean(axis=1)
     for fold in range(3):
         inside = table.fold_of == fold
         least = min(error_rates(LABELS[~inside], logits[~inside] >= cut).hter for cut in logits[~inside])

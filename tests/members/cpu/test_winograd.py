@@ -7,7 +7,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from ensemble.members import winograd
+from ensemble.members.cpu import winograd
 
 SIZES = st.integers(1, 13)
 

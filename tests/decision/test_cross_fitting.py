@@ -3,8 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ensemble.decision.rates import auc, call, error_rates
-from ensemble.decision.rules import (
+from ensemble.decision.cross_fitting import (
     INNER_FOLDS,
     MAJORITY_VOTE,
     Rows,
@@ -17,6 +16,7 @@ from ensemble.decision.rules import (
     stack,
     vote_share,
 )
+from ensemble.decision.rates import auc, call, error_rates
 from ensemble.decision.stacker import STACKERS
 from ensemble.decision.threshold import HTER, Objective, fit_threshold
 from ensemble.errors import ArtifactError, DataError
@@ -125,7 +125,7 @@ def paired_bootstrap_error(rng, labels, a, b, objective, replicates=4000):
 
 @pytest.mark.parametrize("objective", [HTER, Objective(5, 1)], ids=lambda objective: objective.text)
 def test_the_standard_error_is_that_of_the_paired_bootstrap(make_oof, rng, objective):
-    from ensemble.decision.rules import _paired_error
+    from ensemble.decision.cross_fitting import _paired_error
 
     oof = make_oof(400)
     a, b = (cross_fit(oof.rows, stack(kind), objective).called for kind in ("mean", "logistic"))
@@ -267,7 +267,7 @@ def test_joined_folds_stay_whole(make_oof, monkeypatch):
         given.append(of.fold_of)
         return cross_fit(of, rule, objective)
 
-    monkeypatch.setattr("ensemble.decision.rules.cross_fit", seen)
+    monkeypatch.setattr("ensemble.decision.cross_fitting.cross_fit", seen)
     simplest_stacker(rows)
     joined = given[0]
     assert len(np.unique(joined)) == INNER_FOLDS

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 SCHEMA = 1
 """Of the JSON files, which name it; one of another schema is refused."""
 
+LOGIT_DECIMALS = 5
+"""Logits are rounded to this many decimals when they are made; the file holds them as they are used."""
+
 Tensors: TypeAlias = "dict[str, torch.Tensor]"
 
 
@@ -166,6 +169,32 @@ def read_tensors(path: Path) -> Tensors:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise ArtifactError(path, f"is no safetensors file ({printable(error)})", "give one") from None
+
+
+def write_logits(path: Path, ids: np.ndarray, logits: np.ndarray, views: Sequence[str]) -> str:
+    """Write logits (n, views) as a CSV file keyed by id (n,), rounded to `LOGIT_DECIMALS`, and return its SHA-256."""
+    rows = ((id_, *(f"{x:.{LOGIT_DECIMALS}f}" for x in row)) for id_, row in zip(ids, logits, strict=True))
+    return write_table(path, _logit_columns(views), rows)
+
+
+def read_logits(path: Path, views: Sequence[str], sha256: str, remedy: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ids (n,) and the float64 logits (n, views) of a file, once its hash is verified."""
+    ids, *logits = read_table(path, _logit_columns(views), remedy)
+    if file_sha256(path) != sha256:
+        raise ArtifactError(path, "is not the file that thera wrote (its hash differs)", remedy)
+    return np.array(ids), np.array(logits, np.float64).T
+
+
+def _logit_columns(views: Sequence[str]) -> tuple[str, ...]:
+    return ("id", *(f"logit_{view}" for view in views))
+
+
+def refuse_differences(where: object, found: Mapping[str, Any], wanted: Mapping[str, Any], remedy: str) -> None:
+    """Raise an ArtifactError that names every key whose value differs."""
+    keys = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
+    if keys:
+        told = ", ".join(f"{key} was {printable(found.get(key))} and is {printable(wanted.get(key))}" for key in keys)
+        raise ArtifactError(where, f"was made differently: {told}", remedy)
 
 
 # --- locks ------------------------------------------------------------------------------------------------------------

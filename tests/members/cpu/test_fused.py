@@ -16,9 +16,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ensemble.config import MemberConfig
-from ensemble.members import convolutions
 from ensemble.members.backbones import Backbone, build
-from ensemble.members.folding import ACTIVATIONS, FoldedBackbone, PackedConv2d, PackedLinear, computes, fold
+from ensemble.members.cpu import convolutions
+from ensemble.members.cpu.fused import ACTIVATIONS, FoldedBackbone, PackedConv2d, PackedLinear, computes, fold
 from ensemble.members.plans import PLAINEST, Plan, deviation, prepared
 
 ARCHS = [

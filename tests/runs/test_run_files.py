@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 from tiny import ODD_IDS, listing
 
-from ensemble import storage
 from ensemble.errors import ArtifactError, LockedError, ResourceError
+from ensemble.runs import files
 
 # --- whole or not at all ----------------------------------------------------------------------------------------------
 
@@ -28,7 +28,7 @@ from ensemble.errors import ArtifactError, LockedError, ResourceError
 def test_a_file_is_written_and_its_hash_returned(tmp_path: Path) -> None:
     path = tmp_path / "new" / "deep" / "a.txt"
     for data in (b"one", b"two"):
-        assert storage.write_whole(path, data) == hashlib.sha256(data).hexdigest()
+        assert files.write_whole(path, data) == hashlib.sha256(data).hexdigest()
         assert listing(tmp_path) == {"new/deep/a.txt": data}
 
 
@@ -48,7 +48,7 @@ def test_it_is_on_disk_before_it_has_its_name_and_the_folder_after(
 
     monkeypatch.setattr(os, "fsync", told_fsync)
     monkeypatch.setattr(os, "replace", told_replace)
-    storage.write_whole(tmp_path / "a", b"x")
+    files.write_whole(tmp_path / "a", b"x")
     assert calls == ["fsync file", "rename", "fsync folder"]
 
 
@@ -80,7 +80,7 @@ def test_a_fault_at_any_step_leaves_what_was_there(
     with monkeypatch.context() as patch:
         patch.setattr(owner, {"write": "write_bytes"}.get(step, step), fail)
         with pytest.raises(ResourceError) as caught:
-            storage.write_whole(path, b"new and longer")
+            files.write_whole(path, b"new and longer")
     assert str(caught.value).startswith(f"{path}: cannot be written (")
     assert said in str(caught.value)
     assert listing(tmp_path) == {"a.json": b"old"}
@@ -90,7 +90,7 @@ def test_a_fault_at_any_step_leaves_what_was_there(
 def test_any_other_end_leaves_what_was_there(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"old")
-    with pytest.raises(type(error)), storage.replacing(path) as temporary:
+    with pytest.raises(type(error)), files.replacing(path) as temporary:
         temporary.write_bytes(b"half")
         assert temporary.parent == path.parent
         assert path.read_bytes() == b"old"
@@ -103,15 +103,15 @@ def test_a_full_disk_while_weights_are_written(tmp_path: Path) -> None:
     code = """
 import resource, signal, sys, torch
 from pathlib import Path
-from ensemble import storage
+from ensemble.runs import files
 from ensemble.errors import ResourceError
 path = Path(sys.argv[1])
-storage.write_tensors(path, {"w": torch.zeros(3)})
+files.write_tensors(path, {"w": torch.zeros(3)})
 old = path.read_bytes()
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
-    storage.write_tensors(path, {"w": torch.zeros(5000)})
+    files.write_tensors(path, {"w": torch.zeros(5000)})
 except ResourceError as error:
     print(path.read_bytes() == old, [p.name for p in path.parent.iterdir()], error)
 """
@@ -127,7 +127,7 @@ def test_a_place_that_is_a_file_or_a_folder(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "file" / "a", tmp_path / "folder"):
         with pytest.raises(ResourceError, match="cannot be written"):
-            storage.write_whole(path, b"y")
+            files.write_whole(path, b"y")
     assert listing(tmp_path) == {"file": b"x"}
 
 
@@ -135,10 +135,10 @@ def test_a_place_that_is_a_file_or_a_folder(tmp_path: Path) -> None:
 
 
 def test_json_goes_round(tmp_path: Path) -> None:
-    value = {"schema": storage.SCHEMA, "a": [1, 2.5, None], "name": "é \udcff \n", "at": Path("x/y")}
-    sha256 = storage.write_json(tmp_path / "a.json", value)
-    assert sha256 == storage.file_sha256(tmp_path / "a.json")
-    assert storage.read_json(tmp_path / "a.json", "") == value | {"at": "x/y"}
+    value = {"schema": files.SCHEMA, "a": [1, 2.5, None], "name": "é \udcff \n", "at": Path("x/y")}
+    sha256 = files.write_json(tmp_path / "a.json", value)
+    assert sha256 == files.file_sha256(tmp_path / "a.json")
+    assert files.read_json(tmp_path / "a.json", "") == value | {"at": "x/y"}
     assert "é" in (tmp_path / "a.json").read_text(encoding="utf-8")
 
 
@@ -162,14 +162,14 @@ def test_json_goes_round(tmp_path: Path) -> None:
 def test_json_that_is_damaged_or_newer_is_refused(tmp_path: Path, text: bytes, said: str) -> None:
     (tmp_path / "a.json").write_bytes(text)
     with pytest.raises(ArtifactError) as caught:
-        storage.read_json(tmp_path / "a.json", "run it")
+        files.read_json(tmp_path / "a.json", "run it")
     assert f"{tmp_path / 'a.json'}: {said}" in str(caught.value)
     assert (tmp_path / "a.json").read_bytes() == text
 
 
 def test_json_that_is_missing_names_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"a\.json: is not there; run it$"):
-        storage.read_json(tmp_path / "a.json", "run it")
+        files.read_json(tmp_path / "a.json", "run it")
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -178,35 +178,35 @@ def test_json_that_is_missing_names_the_remedy(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ids", [ODD_IDS, *([id_] for id_ in ODD_IDS)], ids=lambda ids: repr(ids)[:20])
 def test_a_table_goes_round_whatever_the_ids(tmp_path: Path, ids: list[str]) -> None:
     path = tmp_path / "t.csv"
-    sha256 = storage.write_table(path, ("id", "x"), [(id_, n) for n, id_ in enumerate(ids)])
-    assert sha256 == storage.file_sha256(path)
-    found, x = storage.read_table(path, ("id", "x"), "")
+    sha256 = files.write_table(path, ("id", "x"), [(id_, n) for n, id_ in enumerate(ids)])
+    assert sha256 == files.file_sha256(path)
+    found, x = files.read_table(path, ("id", "x"), "")
     assert found == tuple(ids)
     assert x == tuple(map(str, range(len(ids))))
 
 
 def test_a_spreadsheet_runs_no_formula(tmp_path: Path) -> None:
-    storage.write_table(tmp_path / "t.csv", ("id", "x"), [("=cmd()", -1), ("+1", 0), ("-1", 0), ("@a", 0), ("a=1", 0)])
+    files.write_table(tmp_path / "t.csv", ("id", "x"), [("=cmd()", -1), ("+1", 0), ("-1", 0), ("@a", 0), ("a=1", 0)])
     assert (tmp_path / "t.csv").read_text() == "id,x\n'=cmd(),-1\n'+1,0\n'-1,0\n'@a,0\na=1,0\n"
 
 
 def test_an_empty_table_has_its_columns(tmp_path: Path) -> None:
-    storage.write_table(tmp_path / "t.csv", ("id", "x"), [])
-    assert storage.read_table(tmp_path / "t.csv", ("id", "x"), "") == [(), ()]
+    files.write_table(tmp_path / "t.csv", ("id", "x"), [])
+    assert files.read_table(tmp_path / "t.csv", ("id", "x"), "") == [(), ()]
 
 
 @pytest.mark.parametrize("text", [b"", b"id\n1\n", b"x,id\n1,2\n", b"id,x\n1\n", b"id,x\n1,2,3\n", b'id,x\n"1,2\n'])
 def test_a_table_that_is_damaged_is_refused(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "t.csv").write_bytes(text)
     with pytest.raises(ArtifactError, match=r"t\.csv: is damaged"):
-        storage.read_table(tmp_path / "t.csv", ("id", "x"), "again")
+        files.read_table(tmp_path / "t.csv", ("id", "x"), "again")
 
 
 def test_a_table_or_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"t\.csv: is not there; again"):
-        storage.read_table(tmp_path / "t.csv", ("id",), "again")
+        files.read_table(tmp_path / "t.csv", ("id",), "again")
     with pytest.raises(ArtifactError, match=r"w: cannot be read \(No such file or directory\)"):
-        storage.file_sha256(tmp_path / "w")
+        files.file_sha256(tmp_path / "w")
 
 
 # --- tensors ----------------------------------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ def test_a_pickle_named_safetensors_is_refused_and_not_run(tmp_path: Path, monke
     (tmp_path / "empty.safetensors").write_bytes(b"")
     for name in ("plain.safetensors", "hostile.pt", "lying.safetensors", "empty.safetensors", "none", "."):
         with pytest.raises(ArtifactError, match="is no safetensors file"):
-            storage.read_tensors(tmp_path / name)
+            files.read_tensors(tmp_path / name)
     assert not (tmp_path / "fired").exists()
     pickle.loads((tmp_path / "plain.safetensors").read_bytes())
     assert (tmp_path / "fired").exists(), "the bomb was live"
@@ -236,7 +236,7 @@ def test_a_pickle_named_safetensors_is_refused_and_not_run(tmp_path: Path, monke
 
 # --- locks ------------------------------------------------------------------------------------------------------------
 
-HOLD = "import sys, time; from pathlib import Path; from ensemble.storage import locked\n"
+HOLD = "import sys, time; from pathlib import Path; from ensemble.runs.files import locked\n"
 HOLD += "with locked(Path(sys.argv[1])): {before}; print('held', flush=True); time.sleep(60)"
 
 
@@ -266,12 +266,12 @@ def hold(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 def test_a_second_process_is_told_who_works_here(tmp_path: Path, hold: Callable[..., subprocess.Popen[str]]) -> None:
     holder, started = hold(), time.monotonic()
-    with pytest.raises(LockedError) as caught, storage.locked(tmp_path):
+    with pytest.raises(LockedError) as caught, files.locked(tmp_path):
         raise AssertionError("both are in")
     assert time.monotonic() - started < 1
     host = os.uname().nodename
     assert str(caught.value) == f"{tmp_path}: pid {holder.pid} on {host} works here; wait for it, or stop it first"
-    with pytest.raises(LockedError, match=f"pid {holder.pid} "), storage.locked(tmp_path):
+    with pytest.raises(LockedError, match=f"pid {holder.pid} "), files.locked(tmp_path):
         raise AssertionError("the refused one spoilt the note")
 
 
@@ -279,7 +279,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path, hold: Callable[...
     holder = hold()
     holder.kill()
     holder.wait()
-    with storage.locked(tmp_path):
+    with files.locked(tmp_path):
         assert (tmp_path / ".lock").read_text() == f"pid {os.getpid()} on {os.uname().nodename}"
 
 
@@ -290,26 +290,26 @@ def test_a_forked_worker_does_not_keep_the_lock_of_its_killed_parent(
     holder = hold(before=forked)
     holder.kill()
     holder.wait()
-    with storage.locked(tmp_path):
+    with files.locked(tmp_path):
         pass
 
 
 def test_who_waits_gets_it_when_it_is_free(tmp_path: Path, hold: Callable[..., subprocess.Popen[str]]) -> None:
     holder, started = hold(), time.monotonic()
     threading.Timer(0.3, holder.kill).start()
-    with storage.locked(tmp_path, wait=True):
+    with files.locked(tmp_path, wait=True):
         assert 0.25 < time.monotonic() - started < 10
 
 
 def test_a_lock_is_let_go_at_the_end_and_on_an_error(tmp_path: Path) -> None:
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError), storage.locked(tmp_path / "new"):
+        with pytest.raises(ZeroDivisionError), files.locked(tmp_path / "new"):
             raise ZeroDivisionError
-    with storage.locked(tmp_path / "new"):
+    with files.locked(tmp_path / "new"):
         pass
 
 
 def test_a_place_that_cannot_be_locked(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(ResourceError, match="cannot be written"), storage.locked(tmp_path / "file"):
+    with pytest.raises(ResourceError, match="cannot be written"), files.locked(tmp_path / "file"):
         pass

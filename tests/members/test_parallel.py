@@ -12,10 +12,10 @@ import torch
 
 from ensemble.config import VIEWS, MemberConfig
 from ensemble.errors import TheraError
-from ensemble.members import lockstep
+from ensemble.members import parallel
 from ensemble.members.augment import Augmentation
 from ensemble.members.fold_job import FoldJob
-from ensemble.members.lockstep import Task, train_together
+from ensemble.members.parallel import Task, train_together
 from ensemble.members.plans import Plan
 from ensemble.members.processes import MappedPixels
 from ensemble.members.resident import CHUNK, ResidentEpochs, resident_bytes
@@ -179,17 +179,17 @@ def test_what_does_not_fit_comes_one_after_the_other(monkeypatch: pytest.MonkeyP
         groups.append([job.fold for job in jobs])
         return really(jobs, *given)
 
-    monkeypatch.setattr(lockstep, "ResidentEpochs", told)
-    for room, found in ((held / lockstep.OF_IMAGES, [[0, 1, 2]]), (held / lockstep.OF_IMAGES - 1, [])):
+    monkeypatch.setattr(parallel, "ResidentEpochs", told)
+    for room, found in ((held / parallel.OF_IMAGES, [[0, 1, 2]]), (held / parallel.OF_IMAGES - 1, [])):
         groups.clear()
-        monkeypatch.setattr(lockstep, "_free", lambda _, room=room: room)
+        monkeypatch.setattr(parallel, "_free", lambda _, room=room: room)
         for one, other in zip(together([replace(one, checkpoint=Kept()) for one in tasks]), expected, strict=True):
             assert_same(one, other)
         assert groups == found
-    monkeypatch.setattr(lockstep, "_free", lambda _: 100 * held)
+    monkeypatch.setattr(parallel, "_free", lambda _: 100 * held)
     used = iter([0, 1, 11 * held + 1, 0, 20 * held])
-    monkeypatch.setattr(lockstep, "_allocated", lambda _: next(used))
-    monkeypatch.setattr(lockstep, "GROWS", lockstep.OF_NETWORKS * 100 / 11)
+    monkeypatch.setattr(parallel, "_allocated", lambda _: next(used))
+    monkeypatch.setattr(parallel, "GROWS", parallel.OF_NETWORKS * 100 / 11)
     for one, other in zip(together([replace(one, checkpoint=Kept()) for one in tasks]), expected, strict=True):
         assert_same(one, other)
     assert groups == [[0, 1], [2]], "the last one of a group is the one that goes over"
@@ -198,9 +198,9 @@ def test_what_does_not_fit_comes_one_after_the_other(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("share", [1.0, 0.5])
 def test_two_augmentations_are_two_copies(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
     used = []
-    monkeypatch.setattr(lockstep, "_free", lambda _: 3.9 * PIXELS.nbytes / lockstep.OF_IMAGES / share)
-    monkeypatch.setattr(lockstep, "_group", lambda tasks, *_: used.append(tasks) or [None] * len(tasks))
-    monkeypatch.setattr(lockstep, "train_and_predict", lambda *_: None)
+    monkeypatch.setattr(parallel, "_free", lambda _: 3.9 * PIXELS.nbytes / parallel.OF_IMAGES / share)
+    monkeypatch.setattr(parallel, "_group", lambda tasks, *_: used.append(tasks) or [None] * len(tasks))
+    monkeypatch.setattr(parallel, "train_and_predict", lambda *_: None)
     every = [task(fold, batch_size=8, **values) for values in ({}, {"augment": "light"}) for fold in range(FOLDS)]
     for tasks, fits in ((every[:3], True), (every, False)):
         train_together(tasks, CPU, 0, share, _Nobody())
@@ -241,7 +241,7 @@ def broken(one: Task) -> Task:
 
 @pytest.mark.parametrize("fits", [True, False])
 def test_one_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch, fits: bool) -> None:
-    monkeypatch.setattr(lockstep, "_free", lambda _: np.inf if fits else 0)
+    monkeypatch.setattr(parallel, "_free", lambda _: np.inf if fits else 0)
     tasks = [task(0), broken(task(1)), task(2)]
     found = together(tasks)
     assert_same(found[0], alone(tasks[0]))
@@ -252,14 +252,14 @@ def test_one_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_prediction_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    really = lockstep.predict_held_out
+    really = parallel.predict_held_out
 
     def fails(job: FoldJob, *given: Any) -> Any:
         if job.fold == 1:
             raise TheraError("member lenet", "3 OOF logits of fold 1 are not finite")
         return really(job, *given)
 
-    monkeypatch.setattr(lockstep, "predict_held_out", fails)
+    monkeypatch.setattr(parallel, "predict_held_out", fails)
     found = together([task(fold) for fold in range(FOLDS)])
     assert [isinstance(each, TheraError) for each in found] == [False, True, False]
 

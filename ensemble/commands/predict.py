@@ -1,24 +1,50 @@
-"""What computes logits for prediction: all of them, or in a cascade those that can still change a label."""
+"""`thera predict`: compute logits, decide, write the label file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from ensemble import runs
-from ensemble.config import MemberConfig, PredictConfig, seed_sequence
+from ensemble.commands.fit_stacker import _averaged, all_oof_logits, read_decisions
+from ensemble.commands.train import load_images
+from ensemble.config import (
+    ComputeConfig,
+    MemberConfig,
+    PredictConfig,
+    seed_sequence,
+)
 from ensemble.decision.cascade import Cascade, fit_cascade
+from ensemble.decision.cross_fitting import OofLogits
 from ensemble.decision.decision import Decision
+from ensemble.decision.deploy import (
+    FoldLogits,
+    deployed_threshold,
+    expectations,
+    majority_of_folds,
+    probability,
+    share_check,
+    singles,
+)
 from ensemble.decision.rates import call
-from ensemble.decision.rules import OofLogits
-from ensemble.errors import TheraError
-from ensemble.prediction import FoldLogits, deployed_threshold
+from ensemble.decision.shift import at_prior
+from ensemble.errors import ArtifactError, DataError, TheraError
 from ensemble.progress import Bar, Say, progress
+from ensemble.reports.tables import (
+    Table,
+    prediction_table,
+)
+from ensemble.runs import files
+from ensemble.runs.files import LOGIT_DECIMALS
+from ensemble.runs.member import MemberFolder
+from ensemble.runs.predictions import KeptLogits, is_predicted, verify
+from ensemble.runs.run import Run
 
 if TYPE_CHECKING:
     from ensemble.data.source import Dataset
@@ -26,8 +52,151 @@ if TYPE_CHECKING:
     from ensemble.members.plans import Plan
     from ensemble.members.processes import MappedPixels, Workers
 
+
 PILOT = 2000
 """Images that a cascade evaluates in full: the threshold is corrected on them, and the rest is held against it."""
+
+
+def predict(folder: Path, wanted: PredictConfig, compute: ComputeConfig, say: Say) -> Table:
+    """Label a set of images; return the table of what to expect of its label file.
+
+    The logits of each member are averaged over its fold models and the views, stacked, and held against the threshold.
+    A set that was predicted already, with the same decision, is not computed again; nor, with another decision, are the
+    logits that are kept of it.
+    """
+    started, run = time.time(), Run(folder)
+    decision = read_decisions(run, say)["tta" if wanted.tta else "plain"]
+    identity = run.read()
+    dataset = load_images(wanted.images, None, identity["resize"], run, say)
+    if list(dataset.size) != identity["size"]:
+        found = f"images are {dataset.size[0]} × {dataset.size[1]} pixels; the members know {identity['size']}"
+        raise DataError(wanted.images, found, "bring them to that size, or train with --resize")
+    place = run.predictions(wanted.images, dataset.fingerprint, wanted.tta)
+    made_from = {
+        "schema": files.SCHEMA,
+        "fingerprint": dataset.fingerprint,
+        "decision_sha256": files.file_sha256(run.decision),
+        "views": list(decision.views),
+        "correction_asked": wanted.correction,
+        "prior": wanted.prior,
+        "combine": wanted.combine,
+        "cascade_asked": wanted.cascade,
+        "precision_asked": wanted.precision,
+        "convolutions_asked": wanted.convolutions,
+    }
+    with files.locked(place):
+        if not is_predicted(place, made_from):
+            table, members = run.read_folds(), decision.stacker.members
+            by_view = all_oof_logits(run, table, members)[:, :, : len(decision.views)]
+            oof = _averaged(table, members, by_view, decision.views)
+            with_tta = run.predictions(wanted.images, dataset.fingerprint, tta=True)  # its logits serve both
+            engine = Engine(wanted, compute.device, compute.jobs)
+            in_cascade = None
+            if wanted.cascade is not None:
+                in_cascade = partial(engine.cascade, run, decision, oof, by_view, dataset, say)
+            places = [place, with_tta]
+            logits = fold_logits(run, decision, dataset, places, wanted, engine.compute, say, in_cascade)
+            write_set(decision, oof, dataset.ids, logits, wanted, identity["seed"], place, made_from)
+        text = (place / "label_val.txt").read_bytes()
+        verify(text, len(dataset), place / "label_val.txt")
+        files.write_whole(wanted.out, text)
+    run.record(f"predict {place.name}", started)
+    say(f"{len(dataset)} labels written to {wanted.out}; logits and votes are in {place / 'predictions.csv'}")
+    facts = files.read_json(place / "predictions.json", "run: thera predict")
+    if facts["share_check"]["shifted"]:
+        say(f"warning: {place.name}: {facts['share_check']['told']}")
+    return prediction_table({place.name: facts})
+
+
+Compute: TypeAlias = Callable[
+    [Sequence[tuple[MemberFolder, int]], Sequence[str], "Dataset", Bar],
+    Iterator[tuple[int, np.ndarray, dict[str, Any]]],
+]
+"""`Engine.compute`."""
+
+
+def fold_logits(
+    run: Run,
+    decision: Decision,
+    dataset: Dataset,
+    places: Sequence[Path],
+    wanted: PredictConfig,
+    compute: Compute,
+    say: Say,
+    cascade: Callable[[], FoldLogits] | None = None,
+) -> FoldLogits:
+    """Return the logits of each member and fold model, averaged over the decision's views.
+
+    What is kept is read, without the weights and without torch; the rest is computed, and kept as soon as a fold model
+    is done. The logits are those of the files, rounded, so that it makes no difference which were computed when.
+
+    Parameters
+    ----------
+    places : sequence of Path
+        The set's folder, into which is written, and others that may hold logits of the same images.
+    wanted : PredictConfig
+        Kept logits that were computed otherwise than it forces are not taken.
+    compute : callable
+        Gives the logits of fold models, as `Engine.compute`.
+    cascade : callable, optional
+        What to call instead where everything has to be computed.
+
+    Raises
+    ------
+    ArtifactError
+        Logits are missing or damaged, and the weights to compute them are, too.
+    """
+    for left_by_a_kill in places[0].rglob(".*.tmp"):
+        left_by_a_kill.unlink(missing_ok=True)
+    members, folds = [run.member(name) for name in decision.stacker.members], run.read()["folds"]
+    kept = [KeptLogits(place / "logits", dataset) for place in dict.fromkeys(places)]
+    logits = np.empty((len(dataset), len(members), folds))
+    steps, missing = len(dataset) * len(decision.views), []
+    for column, fold in product(range(len(members)), range(folds)):
+        found = _load(kept, members[column], fold, decision.views, wanted, say)
+        if found is None:
+            missing.append((column, fold))
+        else:
+            logits[:, column, fold] = found.mean(axis=1)
+    if cascade is not None and len(missing) == logits[0].size:
+        return cascade()
+    with progress(len(members) * folds * steps, "predict", "views") as bar:
+        bar.skip(logits[0].size * steps - len(missing) * steps)
+        models = [(members[column], fold) for column, fold in missing]
+        for index, views, facts in compute(models, decision.views, dataset, bar):
+            column, fold = missing[index]
+            logits[:, column, fold] = kept[0].save(members[column], fold, decision.views, views, **facts).mean(axis=1)
+    return FoldLogits(logits)
+
+
+def _load(
+    kept: Sequence[KeptLogits],
+    member: MemberFolder,
+    fold: int,
+    views: Sequence[str],
+    wanted: PredictConfig,
+    say: Say,
+) -> np.ndarray | None:
+    """Return a fold model's logits (n, views) from the first folder that has them; None where they can be computed."""
+    damaged = None
+    for folder in kept:
+        try:
+            logits = folder.load(member, fold, views, wanted)
+        except ArtifactError as error:
+            damaged = error
+        else:
+            if logits is not None:
+                return logits
+    try:
+        member.weights(fold)
+    except ArtifactError:
+        if damaged is None:
+            raise
+        found = f"{damaged.found}, and the weights that made it are gone"
+        raise ArtifactError(damaged.where, found, "restore one of the two") from None
+    if damaged is not None:
+        say(f"warning: {damaged.where}: {damaged.found}; it is computed again")
+    return None
 
 
 @dataclass(frozen=True)
@@ -49,7 +218,7 @@ class Engine:
     jobs: int | None = None
 
     def compute(
-        self, models: Sequence[tuple[runs.MemberFolder, int]], views: Sequence[str], dataset: Dataset, bar: Bar
+        self, models: Sequence[tuple[MemberFolder, int]], views: Sequence[str], dataset: Dataset, bar: Bar
     ) -> Iterator[tuple[int, np.ndarray, dict[str, Any]]]:
         """Yield, for some fold models of members, its index, its logits (n, views), and how they were computed.
 
@@ -82,7 +251,7 @@ class Engine:
                     del found[index]
 
     def cascade(
-        self, run: runs.Run, decision: Decision, oof: OofLogits, views: np.ndarray, dataset: Dataset, say: Say
+        self, run: Run, decision: Decision, oof: OofLogits, views: np.ndarray, dataset: Dataset, say: Say
     ) -> FoldLogits:
         """Return logits of which those that settle no label are imputed.
 
@@ -165,7 +334,7 @@ class Engine:
         side_by_side = at_once(len(cores()), batches, choose_device(self.device), self.jobs)
         return dataset.pixels, np.array_split(np.arange(n), side_by_side), shares(side_by_side, side_by_side)
 
-    def model(self, member: runs.MemberFolder, dataset: Dataset, threads: int) -> Models:
+    def model(self, member: MemberFolder, dataset: Dataset, threads: int) -> Models:
         """Return what `FoldModels` is made of: a member's config, the images' size, the plan and the device."""
         from ensemble.members.inference import BATCH, choose_device
         from ensemble.members.plans import PROBE_PAYS, Plan, choose_plan, possible_plans
@@ -182,14 +351,14 @@ class Engine:
         return config, size, choose_plan(config, device, size, "predict", batches, threads), device
 
 
-def _check_finite(logits: np.ndarray, member: runs.MemberFolder, fold: int, how: str) -> None:
+def _check_finite(logits: np.ndarray, member: MemberFolder, fold: int, how: str) -> None:
     if not np.isfinite(logits).all():
         found = f"{np.count_nonzero(~np.isfinite(logits))} logits of fold {fold} are not finite in {how}"
         raise TheraError(f"member {member.name}", found, "use --precision fp32")
 
 
 def predict_part(
-    member: runs.MemberFolder,
+    member: MemberFolder,
     fold: int,
     models: Models,
     mapped: MappedPixels,
@@ -201,9 +370,6 @@ def predict_part(
     from ensemble.members.inference import FoldModels
 
     return FoldModels(*models).predict(member.read_weights(fold), mapped.array, rows, views, bar)
-
-
-# --- the cascade ------------------------------------------------------------------------------------------------------
 
 
 def walk_cascade(
@@ -239,7 +405,7 @@ def walk_cascade(
     """
     from ensemble.members.inference import FoldModels
 
-    run = runs.Run(folder)
+    run = Run(folder)
     shape = (len(rows), len(models), len(decision.views), folds)
     logits, stopped = np.zeros(shape), np.full(len(rows), len(cascade.order) - 1)
     alive = np.arange(len(rows))
@@ -252,7 +418,7 @@ def walk_cascade(
             weights = member.read_weights(fold)
             seen, plan = networks.predict(weights, mapped.array, rows[alive], [decision.views[view]], bar)
             _check_finite(seen, member, fold, str(plan))
-            logits[alive, column, view, fold] = seen[:, 0].round(runs.LOGIT_DECIMALS)
+            logits[alive, column, view, fold] = seen[:, 0].round(LOGIT_DECIMALS)
         if threshold is not None and stage + 1 < len(cascade.order):
             predicted = decision.stacker.apply(cascade.impute(stage, logits[alive].mean(axis=3)).mean(axis=2))
             stops = cascade.stops(stage, predicted, threshold)
@@ -278,3 +444,103 @@ def _stops(cascade: Cascade, decision: Decision, logits: np.ndarray, threshold: 
         predicted = decision.stacker.apply(cascade.impute(stage, logits).mean(axis=2))
         stopped[cascade.stops(stage, predicted, threshold)] = stage
     return stopped
+
+
+def write_set(
+    decision: Decision,
+    oof: OofLogits,
+    ids: np.ndarray,
+    found: FoldLogits,
+    wanted: PredictConfig,
+    seed: int,
+    place: Path,
+    made_from: Mapping[str, Any],
+) -> None:
+    """Decide, and write label file, table and facts.
+
+    Parameters
+    ----------
+    oof : OofLogits
+        Of the members of the stack, averaged over the decision's views.
+    ids : str array (n,)
+    found : FoldLogits
+        Of these images.
+    wanted : PredictConfig
+        Its correction and prior.
+    seed : int
+        Of the bootstrap.
+    place : Path
+        `predictions/<set>`.
+    made_from : mapping
+        What to know the prediction by, see `is_predicted`.
+    """
+    logits = found.logits.mean(axis=2).round(LOGIT_DECIMALS)
+    stacked = decision.stacker.apply(logits)
+    mix, foreseen, threshold = None, None, decision.threshold
+    if wanted.combine == "vote":
+        check = share_check(decision, oof, singles(decision, found.logits))
+        labels, of_folds = majority_of_folds(decision, found.logits)
+    else:
+        check, mix, foreseen, threshold = deployed_threshold(decision, oof, found.logits, wanted, seed)
+        labels, of_folds = call(stacked, threshold), np.empty((len(ids), 0), np.int8)
+    votes, majority = decision.votes(logits)
+    text = "".join(f"{label}\n" for label in labels.tolist()).encode()
+    verify(text, len(ids), place / "label_val.txt")
+    names, shift = decision.stacker.members, 0.0
+    if wanted.prior is not None:
+        shift = at_prior(decision.nested, wanted.prior).logit_shift
+    columns = [
+        "id",
+        *(f"logit_{name}" for name in names),
+        "stacked_logit",
+        "probability",
+        "label",
+        *(f"vote_{name}" for name in names),
+        "majority",
+        *(f"vote_fold-{fold}" for fold in range(of_folds.shape[1])),
+    ]
+    known = np.ones(logits.shape, bool) if found.known is None else found.known
+    rows = (
+        (
+            id_,
+            *(f"{x:.{LOGIT_DECIMALS}f}" if there else "" for x, there in zip(own, has, strict=True)),
+            f"{x:.{LOGIT_DECIMALS}f}",
+            f"{p:.5f}",
+            y,
+            *(vote if there else "" for vote, there in zip(v, has, strict=True)),
+            m if has.all() else "",
+            *w,
+        )
+        for id_, own, has, x, p, y, v, m, w in zip(
+            ids,
+            logits,
+            known,
+            stacked,
+            probability(stacked + shift),
+            labels,
+            votes.tolist(),
+            majority,
+            of_folds.tolist(),
+            strict=True,
+        )
+    )
+    written = {
+        "label_val.txt": files.write_whole(place / "label_val.txt", text),
+        "predictions.csv": files.write_table(place / "predictions.csv", columns, rows),
+    }
+    files.write_json(
+        place / "predictions.json",
+        {
+            **made_from,
+            "images": len(ids),
+            "objective": decision.objective.text,
+            "threshold": threshold,
+            "share_of_label_0": float(np.mean(labels == 0)),
+            "nested_hter": decision.nested.hter,
+            "taken_share_of_label_0": mix,
+            "cascade": found.facts,
+            **expectations(decision, foreseen, len(ids), wanted.prior, seed),
+            "share_check": check.to_json() | {"told": check.told},
+            "files": written,
+        },
+    )

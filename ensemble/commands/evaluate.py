@@ -9,18 +9,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble import pipeline, runs
+from ensemble.commands.fit_stacker import averaged_oof, read_decisions
+from ensemble.config import VIEW_SETS
 from ensemble.data.files import reading
 from ensemble.data.folds import together
 from ensemble.data.source import parse_labels
 from ensemble.decision.comparison import compare_calls, evaluate_calls
+from ensemble.decision.cross_fitting import cross_fit, member_logit, of_score, stack
 from ensemble.decision.rates import Calls
-from ensemble.decision.rules import cross_fit, member_logit, of_score, stack
 from ensemble.decision.threshold import HTER
-from ensemble.errors import ArtifactError, ConfigError, DataError, printable
+from ensemble.errors import ArtifactError, ConfigError, DataError, printable, some
 from ensemble.progress import Say
 from ensemble.reports.comparison_tables import comparison_tables, evaluation_tables
 from ensemble.reports.tables import Table
+from ensemble.runs.run import Run
 
 NESTED = (
     "Nested: each fold is called by weights and threshold that were fitted without it; views {views}. The report's "
@@ -102,7 +104,7 @@ def _compare_nested(a: Path, b: Path, labels: Path | None, tta: bool, say: Say) 
         _refuse_other_labels(labels, of_a)
     groups = _joint_groups(of_a.groups, of_b.groups)
     compared = compare_calls(of_a.labels, of_a.called, of_b.called, groups, of_a.seed)
-    views = " + ".join(pipeline.VIEW_SETS["tta" if tta else "plain"])
+    views = " + ".join(VIEW_SETS["tta" if tta else "plain"])
     notes = (f"A is {of_a.told}, B is {of_b.told}.", NESTED.format(views=views))
     return comparison_tables(*_names(a, b), compared, notes)
 
@@ -111,18 +113,18 @@ def nested_calls(where: Path, tta: bool, say: Say) -> Nested:
     """Return the nested calls of the run or member that lies in a folder."""
     folder, key = Path(os.path.abspath(where)), "tta" if tta else "plain"
     if (folder / "run.json").exists():
-        run = runs.Run(where)
-        decision = pipeline.read_decisions(run, say)[key]
+        run = Run(where)
+        decision = read_decisions(run, say)[key]
         members, rule, objective = decision.stacker.members, stack(decision.chosen), decision.objective
         told = f"the stack of {', '.join(members)} at {objective.told}"
     elif (folder / "member.json").exists():
-        run, members = runs.Run(folder.parents[1]), (folder.name,)
+        run, members = Run(folder.parents[1]), (folder.name,)
         rule, objective = of_score(member_logit(0)), HTER
         told = f"the member {folder.name} alone at {objective.told}"
     else:
         remedy = "name checkpoints/RUN or checkpoints/RUN/members/NAME"
         raise ArtifactError(where, "is neither a run nor a member: no run.json, no member.json", remedy)
-    oof = pipeline.averaged_oof(run, members, pipeline.VIEW_SETS[key])
+    oof = averaged_oof(run, members, VIEW_SETS[key])
     called = cross_fit(oof.rows, rule, objective).called
     return Nested(where, told, oof.ids, oof.labels, called, oof.groups, run.read()["seed"])
 
@@ -137,14 +139,14 @@ def _aligned(other: Nested, to: Nested) -> Nested:
     """
     where = f"{printable(to.where)} and {printable(other.where)}"
     if only := sorted(set(to.ids.tolist()) ^ set(other.ids.tolist())):
-        found = f"{len(only)} images are in one of the two only ({pipeline.some(only)})"
+        found = f"{len(only)} images are in one of the two only ({some(only)})"
         raise ArtifactError(where, found, "compare what was trained on the same images")
     order = np.empty(len(to.ids), np.int64)
     order[np.argsort(to.ids)] = np.argsort(other.ids)
     groups = None if other.groups is None else other.groups[order]
     aligned = replace(other, ids=to.ids, labels=other.labels[order], called=other.called[order], groups=groups)
     if relabelled := to.ids[to.labels != aligned.labels].tolist():
-        found = f"{len(relabelled)} images have another label in one than in the other ({pipeline.some(relabelled)})"
+        found = f"{len(relabelled)} images have another label in one than in the other ({some(relabelled)})"
         raise ArtifactError(where, found, "compare what was trained on the same labels")
     return aligned
 
@@ -162,7 +164,7 @@ def _refuse_other_labels(labels: Path, of: Nested) -> None:
         found = f"{len(given)} lines for the {len(of.ids)} images of {printable(of.where)}"
         raise DataError(labels, found, "leave --labels out: the run has its own")
     if changed := of.ids[given != of.labels].tolist():
-        found = f"{len(changed)} labels are not those of {printable(of.where)} ({pipeline.some(changed)})"
+        found = f"{len(changed)} labels are not those of {printable(of.where)} ({some(changed)})"
         raise DataError(labels, found, "leave --labels out: the run has its own")
 
 

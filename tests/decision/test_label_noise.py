@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from simulations.floor import WORLDS, World, draw, floor_of
 
-from ensemble.decision.floor import (
+from ensemble.decision.intervals import Interval
+from ensemble.decision.label_issues import calibrated, confident_joint
+from ensemble.decision.label_noise import (
     LEAST_ROWS,
     Floor,
     FloorEstimate,
@@ -19,8 +21,6 @@ from ensemble.decision.floor import (
     describe_floor,
     estimate_floor,
 )
-from ensemble.decision.intervals import Interval
-from ensemble.decision.label_issues import calibrated, confident_joint
 from ensemble.decision.mixture import bin_shares, nudged_shares
 from ensemble.decision.rates import ErrorRates, call, error_rates
 from ensemble.decision.threshold import fit_threshold
@@ -253,7 +253,7 @@ def test_confident_joint_by_its_definition() -> None:
 
 
 def test_cleanlab_is_loaded_only_when_asked_for() -> None:
-    check = "import sys, ensemble.decision.floor; sys.exit('cleanlab' in sys.modules or 'sklearn' in sys.modules)"
+    check = "import sys, ensemble.decision.label_noise; sys.exit('cleanlab' in sys.modules or 'sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 

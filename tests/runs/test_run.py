@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 from tiny import ODD_IDS, listing
 
-from ensemble import runs, storage
+from ensemble.data.folds import FoldTable
 from ensemble.errors import ArtifactError
-from ensemble.runs import FoldTable, MemberFolder, Run, StateFolder
+from ensemble.runs import files
+from ensemble.runs.files import refuse_differences
+from ensemble.runs.member import MemberFolder, StateFolder
+from ensemble.runs.run import Run
 
 
 def flip(path: Path, at: int = -10) -> None:
@@ -64,10 +67,10 @@ def test_what_was_run_is_recorded_in_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize("found", [{"a": 1}, {}])
 def test_differences_hold_for_keys_on_either_side(found: dict[str, Any]) -> None:
     with pytest.raises(ArtifactError, match=r"b was None and is x\\ny"):
-        runs.refuse_differences("here", found, found | {"b": "x\ny"}, "")
+        refuse_differences("here", found, found | {"b": "x\ny"}, "")
     with pytest.raises(ArtifactError, match="b was 2 and is None"):
-        runs.refuse_differences("here", found | {"b": 2}, found, "")
-    runs.refuse_differences("here", found, dict(found), "")
+        refuse_differences("here", found | {"b": 2}, found, "")
+    refuse_differences("here", found, dict(found), "")
 
 
 @pytest.mark.parametrize("groups", [None, [7, 7, 2**40, *range(len(ODD_IDS) - 3)]], ids=["plain", "groups"])
@@ -120,7 +123,7 @@ def test_predictions_are_named_after_their_set(tmp_path: Path, monkeypatch: pyte
     place = run.predictions(Path("val.v2"), "f00", tta=True)
     assert place.parent == Path("r/predictions")
     assert run.predictions(Path("val.v2"), "f00", tta=False).name == "val.v2-plain"
-    storage.write_json(place / "predictions.json", {"schema": 1, "fingerprint": "f00"})
+    files.write_json(place / "predictions.json", {"schema": 1, "fingerprint": "f00"})
     assert run.predictions(Path("val.v2"), "f00", tta=True) == place
     assert run.predictions(Path("val.v2"), "0123456789", tta=True).name == "val.v2-01234567"
 
@@ -162,7 +165,7 @@ def test_a_fold_goes_round(member: MemberFolder) -> None:
     assert (member.has_fold(0), member.has_fold(1)) == (True, False)
     facts = member.read()["folds"]["0"]
     assert facts["epochs"] == 1
-    assert facts["weights_sha256"] == storage.file_sha256(member.fold(0) / "weights.safetensors")
+    assert facts["weights_sha256"] == files.file_sha256(member.fold(0) / "weights.safetensors")
     assert {path.name for path in member.fold(0).iterdir()} == {"weights.safetensors", "oof.csv", "history.jsonl"}
     member.finish_fold(1, arrays(), np.array(["c"]), np.zeros((1, 2)), VIEWS)
     assert set(member.read()["folds"]) == {"0", "1"}

@@ -1,7 +1,7 @@
 """A network for prediction on a CPU: what it does to a map beside its convolutions is done with them.
 
 Batch norms and layer scales go into the weights, activations are computed where a convolution or a linear layer writes
-its result, weights are cast once, and those of linear layers laid out once. As in members/convolutions.py, 1 × 1
+its result, weights are cast once, and those of linear layers laid out once. As in members/cpu/convolutions.py, 1 × 1
 convolutions in bfloat16 and those of few output positions are matrix products, and so are, in float32, 1 × 1 ones on
 small maps, and wide 3 × 3 ones by Winograd's transforms.
 """
@@ -17,9 +17,9 @@ from timm.models.convnext import ConvNeXtBlock
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ensemble.members import winograd
 from ensemble.members.backbones import Backbone
-from ensemble.members.convolutions import FEW, SampledConv2d, output_size, pair, suits_winograd, windows
+from ensemble.members.cpu import winograd
+from ensemble.members.cpu.convolutions import FEW, SampledConv2d, output_size, pair, suits_winograd, windows
 
 Activation: TypeAlias = tuple[str, list[float], str]
 """As oneDNN knows it: name, parameters, algorithm."""
