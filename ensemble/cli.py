@@ -80,12 +80,6 @@ def train_member(
     augment: Annotated[Optional[str], typer.Option(help="none, light or standard. [standard]")] = None,
     stem: Annotated[Optional[str], typer.Option(help="standard or half-stride. [standard]")] = None,
     input_size: Annotated[Optional[int], typer.Option(help="Pixels. [the images' size]")] = None,
-    early_size: Annotated[
-        Optional[int],
-        typer.Option(
-            help="Pixels, in the first half of the epochs: faster; cost 0.004 of HTER where measured. [input size]"
-        ),
-    ] = None,
     precision: Annotated[Optional[str], typer.Option(help="auto, fp32, bf16 or fp16. [auto: by a probe]")] = None,
     convolutions: Annotated[
         Optional[str],
@@ -131,7 +125,6 @@ def train_member(
             "augment": augment,
             "stem": stem,
             "input_size": input_size,
-            "early_size": early_size,
             "precision": precision,
             "convolutions": convolutions,
             "weights": weights,
@@ -188,9 +181,7 @@ def predict(
     combine: Annotated[
         str, typer.Option(help="Of the fold models: mean (of their logits), or vote (the majority of their labels).")
     ] = "mean",
-    correction: Annotated[
-        str, typer.Option(help="Of the threshold, for averaging: posterior, location-scale, share or none.")
-    ] = "posterior",
+    correction: Annotated[str, typer.Option(help="Of the threshold, for averaging: posterior or none.")] = "posterior",
     cascade: Annotated[
         Optional[float],
         typer.Option(
@@ -198,7 +189,7 @@ def predict(
         ),
     ] = None,
     precision: Annotated[str, typer.Option(help="auto (by a probe), fp32, bf16 or fp16.")] = "auto",
-    convolutions: Annotated[str, typer.Option(help="auto (by a probe), native, lowered or folded.")] = "auto",
+    convolutions: Annotated[str, typer.Option(help="auto (by a probe), native, lowered or fused.")] = "auto",
     device: Device = "auto",
     jobs: Jobs = None,
 ) -> None:
@@ -430,12 +421,12 @@ def _run(work: Callable[[], list[Table]]) -> None:
 
 def _print(text: str) -> None:
     """Print on standard output; that nobody reads it (a closed pipe) is no error."""
-    from ensemble.progress import hush
+    from ensemble.progress import discard
 
     try:
         print(text, end="", flush=True)
     except BrokenPipeError:
-        hush(sys.stdout)
+        discard(sys.stdout)
 
 
 def _fail(error: Exception) -> NoReturn:

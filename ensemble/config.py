@@ -31,7 +31,7 @@ VIEWS = ("identity", "hflip")
 VIEW_SETS = {"plain": VIEWS[:1], "tta": VIEWS}
 """The views that plain prediction and `--tta` average; each has a stacker and a threshold of its own."""
 
-CORRECTIONS = ("posterior", "location-scale", "share", "none")
+CORRECTIONS = ("posterior", "none")
 """How the threshold of one fold model becomes that of their mean (decision/averaging.py); the default first."""
 
 
@@ -96,12 +96,6 @@ class MemberConfig(_Frozen):
     weights: Path | None = Field(None, description="a safetensors file to start from instead of timm's weights")
     stem: Literal["standard", "half-stride"] = "standard"
     input_size: int | None = Field(None, ge=16, le=1024, description="by default the size of the images")
-    early_size: int | None = Field(
-        None,
-        ge=16,
-        le=1024,
-        description="progressive resizing: the input size of the first half of the epochs; costs HTER, see README",
-    )
     epochs: int = Field(20, ge=1)
     batch_size: int = Field(128, ge=2)
     lr: float = Field(2e-3, gt=0)
@@ -171,16 +165,14 @@ class DecisionConfig(_Frozen):
     )
 
 
-class PredictConfig(_Frozen):
-    """A set of images to label, and the file to write."""
+class PredictOptions(_Frozen):
+    """How a set of images is labelled."""
 
-    images: Path
-    out: Path
     tta: bool = True
     combine: Literal["mean", "vote"] = Field(
         default="mean", description="of the fold models: the mean of their logits, or the majority of their labels"
     )
-    correction: Literal["posterior", "location-scale", "share", "none"] = "posterior"
+    correction: Literal["posterior", "none"] = "posterior"
     prior: float | None = Field(
         default=None, gt=0, lt=1, description="share of label 0 in the set, if it is known to differ"
     )
@@ -191,17 +183,22 @@ class PredictConfig(_Frozen):
         description="share of the labels to be as without, at one threshold",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    convolutions: Literal["auto", "native", "lowered", "folded"] = "auto"
+    convolutions: Literal["auto", "native", "lowered", "fused"] = "auto"
 
     @model_validator(mode="after")
     def _all_vote(self) -> Self:
         if self.combine == "vote" and self.cascade is not None:
             raise ValueError("cascade leaves fold models out, and with combine: vote all have one: leave one out")
-        if self.combine == "vote" and (self.prior is not None or self.correction in ("location-scale", "share")):
-            raise ValueError(
-                "prior and correction move the threshold of a mean, and combine: vote has none: leave both out"
-            )
+        if self.combine == "vote" and self.prior is not None:
+            raise ValueError("prior moves the threshold of a mean, and combine: vote has none: leave it out")
         return self
+
+
+class PredictConfig(PredictOptions):
+    """A set of images to label, and the file to write."""
+
+    images: Path
+    out: Path
 
 
 class ComputeConfig(_Frozen):

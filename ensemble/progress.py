@@ -21,7 +21,11 @@ from ensemble.errors import Stopped, printable
 PLAIN_INTERVAL_S = 60.0
 
 Say = Callable[[str], None]
-"""What a verb tells the user while it works: one line a call."""
+"""Receives what a command has to say while it works: one line a call."""
+
+
+def silent(line: str) -> None:
+    """Say nothing: the `Say` of a program that wants no lines on standard error."""
 
 
 class Bar:
@@ -32,7 +36,7 @@ class Bar:
 
     def __init__(self, total: int, what: str, unit: str, level: int) -> None:
         self.total, self.what, self.unit, self.done = total, what, unit, 0
-        self._noted, self._told, self._skipped = "", -1, 0
+        self._note, self._printed_at, self._skipped = "", -1, 0
         self._started = self._printed = time.monotonic()
         self._tqdm = None
         if sys.stderr.isatty():
@@ -48,7 +52,7 @@ class Bar:
         Stopped
             A signal has come since.
         """
-        _heed_signals()
+        _raise_if_stopped()
         self.done += n
         if self._tqdm is not None:
             self._tqdm.update(n)
@@ -65,22 +69,22 @@ class Bar:
             self._tqdm.refresh()
 
     def note(self, text: str) -> None:
-        self._noted = text
+        self._note = text
         if self._tqdm is not None:
             self._tqdm.set_postfix_str(text, refresh=False)
 
     def close(self) -> None:
         if self._tqdm is not None:
             self._tqdm.close()
-        elif self.done != self._told:
+        elif self.done != self._printed_at:
             self._print()
 
     def _print(self) -> None:
-        self._printed, self._told = time.monotonic(), self.done
+        self._printed, self._printed_at = time.monotonic(), self.done
         spent = self._printed - self._started
         made = self.done - self._skipped
         left = f", {_clock(spent / made * (self.total - self.done))} left" if made and self.done < self.total else ""
-        noted = f", {self._noted}" if self._noted else ""
+        noted = f", {self._note}" if self._note else ""
         say(f"{self.what}: {self.done} of {self.total} {self.unit} in {_clock(spent)}{left}{noted}")
 
 
@@ -90,10 +94,10 @@ def say(line: str) -> None:
         tqdm.write(printable(line), file=sys.stderr)
         sys.stderr.flush()
     except OSError:
-        hush(sys.stderr)
+        discard(sys.stderr)
 
 
-def hush(stream: TextIO) -> None:
+def discard(stream: TextIO) -> None:
     """Send what is still said to a stream that nobody reads any more to nowhere."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
@@ -121,7 +125,7 @@ def progress(total: int, what: str, unit: str = "images") -> Iterator[Bar]:
     Stopped
         A signal has come since.
     """
-    _heed_signals()
+    _raise_if_stopped()
     bar = Bar(total, what, unit, level=len(_open))
     _open.append(bar)
     try:
@@ -134,7 +138,7 @@ def progress(total: int, what: str, unit: str = "images") -> Iterator[Bar]:
 _signals: list[str] = []
 
 
-def _heed_signals() -> None:
+def _raise_if_stopped() -> None:
     if _signals:
         found = f"stopped by {_signals[0]}, what is finished is saved"
         raise Stopped("thera", found, "run the same command again to go on")
@@ -149,7 +153,7 @@ def stoppable() -> Iterator[None]:
             os._exit(Stopped.status)
         _signals.append(signal.Signals(number).name)
         if not _open:
-            _heed_signals()
+            _raise_if_stopped()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
