@@ -1,0 +1,140 @@
+"""thera: images and a 0/1 label file in; the label file with the lowest half total error rate (HTER) out.
+
+The public names below are imported when they are first used, so that `import ensemble` costs nothing.
+
+>>> import ensemble
+>>> float(ensemble.fit_threshold([-2.0, -1.0, 1.0, 2.0], [0, 0, 1, 1]))
+0.0
+
+Files in reading order:
+
+errors.py            everything that is raised on purpose, with exit statuses
+config.py            the config models: each option is declared once, there
+config_reading.py    from YAML and options to config models
+progress.py          progress and signals of long work
+cli.py               the `thera` command
+options.py           the command line's options, made from the config models
+commands/            one file a command: a run directory in, a typed result out
+estimator.py         scikit-learn estimators
+
+Wings, in the order in which data passes: data, runs, members, decision, reports; bench beside them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ensemble.commands.evaluate import compare, evaluate
+    from ensemble.commands.fit_stacker import fit_stacker
+    from ensemble.commands.predict import predict
+    from ensemble.commands.report import report
+    from ensemble.commands.train import train_members
+    from ensemble.config import (
+        AugmentConfig,
+        ComputeConfig,
+        DataConfig,
+        DecisionConfig,
+        MemberConfig,
+        PredictConfig,
+        RunConfig,
+    )
+    from ensemble.config_reading import load_config
+    from ensemble.data.source import open_source
+    from ensemble.data.store import load_dataset
+    from ensemble.decision.objective import Objective
+    from ensemble.decision.rates import error_rates
+    from ensemble.decision.threshold import fit_threshold
+    from ensemble.errors import (
+        ArtifactError,
+        ConfigError,
+        DataError,
+        LockedError,
+        ResourceError,
+        Stopped,
+        TheraError,
+    )
+    from ensemble.estimator import TheraClassifier, ThresholdStacker
+
+__all__ = [
+    "ArtifactError",
+    "AugmentConfig",
+    "ComputeConfig",
+    "ConfigError",
+    "DataConfig",
+    "DataError",
+    "DecisionConfig",
+    "LockedError",
+    "MemberConfig",
+    "Objective",
+    "PredictConfig",
+    "ResourceError",
+    "RunConfig",
+    "Stopped",
+    "TheraClassifier",
+    "TheraError",
+    "ThresholdStacker",
+    "__version__",
+    "compare",
+    "error_rates",
+    "evaluate",
+    "fit_stacker",
+    "fit_threshold",
+    "load_config",
+    "load_dataset",
+    "open_source",
+    "predict",
+    "report",
+    "train_members",
+]
+
+_MODULES = {
+    "ensemble.commands.evaluate": ("compare", "evaluate"),
+    "ensemble.commands.fit_stacker": ("fit_stacker",),
+    "ensemble.commands.predict": ("predict",),
+    "ensemble.commands.report": ("report",),
+    "ensemble.commands.train": ("train_members",),
+    "ensemble.config": (
+        "AugmentConfig",
+        "ComputeConfig",
+        "DataConfig",
+        "DecisionConfig",
+        "MemberConfig",
+        "PredictConfig",
+        "RunConfig",
+    ),
+    "ensemble.config_reading": ("load_config",),
+    "ensemble.data.source": ("open_source",),
+    "ensemble.data.store": ("load_dataset",),
+    "ensemble.decision.rates": ("error_rates",),
+    "ensemble.decision.objective": ("Objective",),
+    "ensemble.decision.threshold": ("fit_threshold",),
+    "ensemble.errors": (
+        "ArtifactError",
+        "ConfigError",
+        "DataError",
+        "LockedError",
+        "ResourceError",
+        "Stopped",
+        "TheraError",
+    ),
+    "ensemble.estimator": ("TheraClassifier", "ThresholdStacker"),
+}
+"""Where each public name is defined. Type checkers read the imports above; a test keeps the two equal."""
+
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value  # the next access finds it without this function
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

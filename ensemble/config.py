@@ -1,68 +1,100 @@
-"""The configuration: one YAML file or the command line, checked as a whole, frozen."""
+"""The config models: every option of the command line, of a YAML file and of Python; checked as a whole, frozen.
+
+An option is declared once, here: its type, default, bounds, description and the panel of `--help` that shows it. The
+command line is made from these models (options.py), and a YAML file is read into them (config_reading.py).
+"""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import numpy as np
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
     Discriminator,
     Field,
     Tag,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from ensemble.errors import ConfigError, printable
+if TYPE_CHECKING:
+    import numpy as np
 
 SHORT_NAMES = {"resnet18": "resnet18", "mobilenetv2": "mobilenetv2_100", "convnext_nano": "convnext_nano"}
-"""Names of the three members of the design, and the timm architectures that they stand for."""
+"""Names of the three default members, and the timm architectures that they stand for."""
 
 VIEWS = ("identity", "hflip")
 """The views that every logit is computed for: the image as it is, and mirrored left to right."""
 
 VIEW_SETS = {"plain": VIEWS[:1], "tta": VIEWS}
-"""The views that plain prediction and `--tta` average; each has a stacker and a threshold of its own."""
+"""The views that plain prediction and `--tta` average; each set has its own stacker and threshold."""
 
 CORRECTIONS = ("posterior", "none")
 """How the threshold of one fold model becomes that of their mean (decision/averaging.py); the default first."""
 
+RUN, DATA, MODEL, TRAINING, OPTIMISATION = "Run", "Data", "Model", "Training", "Optimisation"
+LOSS, AUGMENTATION, DECISION, SPEED = "Loss", "Augmentation", "Decision", "Speed"
+"""The panels of `--help`: each option belongs to one."""
 
-M = TypeVar("M", bound=BaseModel)
+
+def option(panel: str, description: str, *, unset: str = "", **bounds: Any) -> Any:
+    """Return the metadata of a field, to stand in its `Annotated` type.
+
+    Parameters
+    ----------
+    panel : str
+        The panel of `--help` that shows the option.
+    description : str
+        One sentence, with units.
+    unset : str
+        What happens where the value is None, shown in place of the default.
+    **bounds
+        Bounds as pydantic names them: `gt`, `ge`, `lt`, `le`, `pattern`.
+    """
+    return Field(description=description, json_schema_extra={"panel": panel, "unset": unset}, **bounds)
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """A model that refuses unknown keys, changes and numbers that are not finite."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class DataConfig(_Frozen):
+class DataConfig(Frozen):
     """Where the labelled images are."""
 
-    images: Path
-    labels: Path | None = None
-    resize: int | None = Field(None, ge=16, le=4096, description="pixels; sets of mixed sizes are brought to it")
+    images: Annotated[
+        Path, option(DATA, "A folder of numbered images or of 0/ and 1/, a zip, or a CSV or Parquet file.")
+    ]
+    labels: Annotated[Path | None, option(DATA, "A text file; line i is the label of image i, 0 or 1.")] = None
+    resize: Annotated[
+        int | None,
+        option(DATA, "Resize every image to this size in pixels.", unset="as they are", ge=16, le=4096),
+    ] = None
 
 
-class AugmentConfig(_Frozen):
-    """What training does to an image, drawn anew in each epoch; with `rotate` or `scale` a tenth stays unmoved."""
+class AugmentConfig(Frozen):
+    """Random changes of each training image, drawn anew in every epoch.
 
-    flip: bool = Field(default=False, description="mirror left to right, every second time")
-    shift: float = Field(default=0.0, ge=0, le=0.5, description="at most so far, a share of the side")
-    rotate: float = Field(default=0.0, ge=0, le=180, description="at most so far, degrees")
-    scale: float = Field(default=0.0, ge=0, lt=1, description="larger or smaller by at most this share")
-    colour: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="brightness, contrast, saturation, in every second image: by at most this share",
-    )
+    With `rotate` or `scale`, a tenth of the images is neither rotated nor scaled.
+    """
+
+    flip: Annotated[bool, option(AUGMENTATION, "Mirror half of the images left to right.")] = False
+    shift: Annotated[float, option(AUGMENTATION, "Largest shift, as a share of the side.", ge=0, le=0.5)] = 0.0
+    rotate: Annotated[float, option(AUGMENTATION, "Largest rotation in degrees.", ge=0, le=180)] = 0.0
+    scale: Annotated[float, option(AUGMENTATION, "Largest relative change of size.", ge=0, lt=1)] = 0.0
+    colour: Annotated[
+        float,
+        option(
+            AUGMENTATION,
+            "Largest relative change of brightness, contrast and saturation, in half of the images.",
+            ge=0,
+            lt=1,
+        ),
+    ] = 0.0
 
 
 def _form(value: Any) -> str:
@@ -73,61 +105,99 @@ Augment = Annotated[
     Annotated[Literal["none", "light", "standard"], Tag("(a name)")] | Annotated[AugmentConfig, Tag("(a mapping)")],
     Discriminator(_form),
 ]
-"""One of `AUGMENTATIONS` by its name, or what to do in single."""
+"""The name of one of `AUGMENTATIONS`, or the single changes as a mapping."""
 
 AUGMENTATIONS = {
     "none": AugmentConfig(),
     "light": AugmentConfig(flip=True, shift=0.06),
     "standard": AugmentConfig(flip=True, shift=0.06, rotate=8, scale=0.1, colour=0.2),
 }
-"""What goes by a name."""
+"""The augmentations that have a name."""
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
-class MemberConfig(_Frozen):
+class MemberConfig(Frozen):
     """How one member is built and trained. Times are in epochs, sizes in pixels, rates per update."""
 
-    arch: str = Field(description="a timm architecture, or mobilenetv2 for mobilenetv2_100")
-    name: str = Field(
-        "", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", description="its folder in the run; by default the arch"
-    )
-    pretrained: Literal[True, False, "if-possible"] = Field(
-        True, description="start from timm's weights; if-possible: from scratch where they cannot be had"
-    )
-    weights: Path | None = Field(None, description="a safetensors file to start from instead of timm's weights")
-    stem: Literal["standard", "half-stride"] = "standard"
-    input_size: int | None = Field(None, ge=16, le=1024, description="by default the size of the images")
-    epochs: int = Field(20, ge=1)
-    batch_size: int = Field(128, ge=2)
-    lr: float = Field(2e-3, gt=0)
-    weight_decay: float = Field(0.05, ge=0)
-    warmup_epochs: float | None = Field(None, ge=0, description="by default a tenth of the epochs, at most 1")
-    ema_decay: float = Field(0.999, ge=0, lt=1)
-    clip_norm: float = Field(1.0, gt=0)
-    gamma: float = Field(2.0, ge=0, description="focal loss: 0 is cross-entropy")
-    alpha: float | None = Field(None, gt=0, lt=1, description="focal loss: weight of label 1; label 0 weighs 1 - alpha")
-    loss: Literal["focal", "weighted-focal", "bce", "weighted-bce"] = Field(
-        "focal", description="weighted: each class by the inverse of its share in the training rows"
-    )
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="the share of a label that goes to both alike")
-    sampler: Literal["plain", "balanced"] = Field("plain", description="balanced: both classes equally often")
-    schedule: Literal["cosine", "step"] = "cosine"
-    step_epochs: int = Field(20, ge=1, description="of the step schedule: after so many epochs, again and again,")
-    step_factor: float = Field(0.7, gt=0, le=1, description="the rate is multiplied by this")
-    freeze: bool = Field(False, description="train the head alone: the backbone stays, its statistics too")
-    backbone_lr_factor: float = Field(1.0, gt=0, description="the backbone's rate, as a multiple of the head's")
-    clean: bool = Field(
-        False,
-        description="leave out the training rows whose labels confident learning doubts",
-    )
-    drop_rate: float | None = Field(None, ge=0, lt=1, description="dropout; by default the architecture's own")
-    drop_path_rate: float | None = Field(None, ge=0, lt=1, description="stochastic depth, where it has that")
-    augment: Augment = "standard"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    convolutions: Literal["auto", "native", "lowered", "compiled"] = Field(
-        "auto",
-        description="the library's, matrix products where those are faster, or the whole network by torch.compile; "
-        "auto measures",
-    )
+    arch: Annotated[str, option(MODEL, "resnet18, mobilenetv2, convnext_nano, or any timm architecture.")]
+    name: Annotated[
+        str,
+        option(MODEL, "The member's name in the run.", unset="the arch", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"),
+    ] = ""
+    pretrained: Annotated[
+        Literal[True, False, "if-possible"],
+        option(MODEL, "Start from timm's pretrained weights; if-possible: from scratch where they cannot be loaded."),
+    ] = True
+    weights: Annotated[Path | None, option(MODEL, "Start from this safetensors file instead of timm's weights.")] = None
+    stem: Annotated[
+        Literal["standard", "half-stride"], option(MODEL, "half-stride: the first convolution has stride 1, not 2.")
+    ] = "standard"
+    input_size: Annotated[
+        int | None,
+        option(MODEL, "Side of the network's input in pixels.", unset="the size of the images", ge=16, le=1024),
+    ] = None
+    drop_rate: Annotated[
+        float | None, option(MODEL, "Dropout before the last layer.", unset="the architecture's", ge=0, lt=1)
+    ] = None
+    drop_path_rate: Annotated[
+        float | None,
+        option(MODEL, "Stochastic depth, where the network has it.", unset="the architecture's", ge=0, lt=1),
+    ] = None
+    freeze: Annotated[bool, option(MODEL, "Train the last layer alone; the backbone and its statistics stay.")] = False
+    epochs: Annotated[int, option(TRAINING, "Epochs of every fold; none is chosen afterwards.", ge=1)] = 20
+    batch_size: Annotated[int, option(TRAINING, "Images in a batch.", ge=2)] = 128
+    sampler: Annotated[
+        Literal["plain", "balanced"], option(TRAINING, "balanced: both classes are drawn equally often.")
+    ] = "plain"
+    clean: Annotated[
+        bool, option(TRAINING, "Leave out the training rows whose labels confident learning finds doubtful.")
+    ] = False
+    lr: Annotated[float, option(OPTIMISATION, "Peak learning rate of AdamW.", gt=0)] = 2e-3
+    weight_decay: Annotated[float, option(OPTIMISATION, "Weight decay of AdamW.", ge=0)] = 0.05
+    warmup_epochs: Annotated[
+        float | None,
+        option(
+            OPTIMISATION,
+            "Epochs in which the rate rises to its peak.",
+            unset="a tenth of the epochs, at most 1",
+            ge=0,
+        ),
+    ] = None
+    schedule: Annotated[Literal["cosine", "step"], option(OPTIMISATION, "Decay of the learning rate.")] = "cosine"
+    step_epochs: Annotated[int, option(OPTIMISATION, "Epochs between two steps of the step schedule.", ge=1)] = 20
+    step_factor: Annotated[float, option(OPTIMISATION, "Each step multiplies the rate by this.", gt=0, le=1)] = 0.7
+    backbone_lr_factor: Annotated[
+        float, option(OPTIMISATION, "The backbone's rate as a multiple of the last layer's.", gt=0)
+    ] = 1.0
+    ema_decay: Annotated[
+        float, option(OPTIMISATION, "Decay of the exponential moving average of the weights.", ge=0, lt=1)
+    ] = 0.999
+    clip_norm: Annotated[float, option(OPTIMISATION, "Gradients are clipped to this norm.", gt=0)] = 1.0
+    loss: Annotated[
+        Literal["focal", "weighted-focal", "bce", "weighted-bce"],
+        option(LOSS, "weighted: each class by the inverse of its share in the training rows."),
+    ] = "focal"
+    gamma: Annotated[float, option(LOSS, "Focusing exponent of the focal loss; 0 is cross-entropy.", ge=0)] = 2.0
+    alpha: Annotated[
+        float | None,
+        option(
+            LOSS, "Weight of label 1 in the focal loss; label 0 weighs 1 - alpha.", unset="both weigh 1", gt=0, lt=1
+        ),
+    ] = None
+    label_smoothing: Annotated[
+        float, option(LOSS, "Share of each label that is spread evenly over both labels.", ge=0, lt=1)
+    ] = 0.0
+    augment: Annotated[
+        Augment, option(AUGMENTATION, "none, light or standard; in YAML also a mapping of single changes.")
+    ] = "standard"
+    precision: Annotated[Precision, option(SPEED, "Number format; auto measures which is fastest.")] = "auto"
+    convolutions: Annotated[
+        Literal["auto", "native", "lowered", "compiled"],
+        option(
+            SPEED, "The library's, as matrix products, or the network by torch.compile; auto measures which is fastest."
+        ),
+    ] = "auto"
 
     @model_validator(mode="before")
     @classmethod
@@ -139,83 +209,121 @@ class MemberConfig(_Frozen):
     @model_validator(mode="after")
     def _one_weight(self) -> Self:
         if self.alpha is not None and self.loss != "focal":
-            raise ValueError(f"alpha is of the focal loss, not of {self.loss}: leave it out, or set loss to focal")
+            raise ValueError(f"alpha belongs to the focal loss, not to {self.loss}: leave it out, or set loss to focal")
         return self
 
     @property
     def augmentation(self) -> AugmentConfig:
+        """The single changes, also where `augment` is a name."""
         return self.augment if isinstance(self.augment, AugmentConfig) else AUGMENTATIONS[self.augment]
 
     @property
     def warmup(self) -> float:
+        """Epochs of warm-up, also where `warmup_epochs` is not set."""
         return min(1.0, self.epochs / 10) if self.warmup_epochs is None else self.warmup_epochs
 
     @property
     def timm_name(self) -> str:
+        """The architecture's name in timm."""
         return SHORT_NAMES.get(self.arch, self.arch)
 
 
-class DecisionConfig(_Frozen):
-    """How member logits become labels: what the threshold is best for, and what stacks the members."""
+class DecisionConfig(Frozen):
+    """How the members' logits become labels: what the threshold minimises, and how the members are stacked."""
 
-    objective: str = "hter"  # the forms that decision/threshold.py reads
-    stacker: Literal["auto", "mean", "calibrated", "nonnegative", "logistic"] = "auto"
-    repeats: int = Field(
-        default=0, ge=0, le=1000, description="other partitions of the rows to repeat the nested estimate on"
-    )
+    objective: Annotated[
+        str,  # decision/objective.py parses it
+        option(
+            DECISION,
+            "hter; cost:A,B, the costs of a false positive and of a false negative; fpr:R or fnr:R, at most R on the "
+            "OOF rows.",
+        ),
+    ] = "hter"
+    stacker: Annotated[
+        Literal["auto", "mean", "calibrated", "nonnegative", "logistic"],
+        option(DECISION, "auto: the simplest that is as good as the best."),
+    ] = "auto"
+    repeats: Annotated[
+        int, option(DECISION, "Other partitions of the rows that the nested estimate is repeated on.", ge=0, le=1000)
+    ] = 0
 
 
-class PredictOptions(_Frozen):
+class PredictOptions(Frozen):
     """How a set of images is labelled."""
 
-    tta: bool = True
-    combine: Literal["mean", "vote"] = Field(
-        default="mean", description="of the fold models: the mean of their logits, or the majority of their labels"
-    )
-    correction: Literal["posterior", "none"] = "posterior"
-    prior: float | None = Field(
-        default=None, gt=0, lt=1, description="share of label 0 in the set, if it is known to differ"
-    )
-    cascade: float | None = Field(
-        default=None,
-        gt=0.5,
-        lt=1,
-        description="share of the labels to be as without, at one threshold",
-    )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    convolutions: Literal["auto", "native", "lowered", "fused"] = "auto"
+    tta: Annotated[bool, option(DECISION, "Average the logits of the image and its mirror image.")] = True
+    combine: Annotated[
+        Literal["mean", "vote"],
+        option(DECISION, "Combine the fold models by the mean of their logits, or by the majority of their labels."),
+    ] = "mean"
+    correction: Annotated[
+        Literal["posterior", "none"],
+        option(DECISION, "How the threshold is corrected for averaging the fold models."),
+    ] = "posterior"
+    prior: Annotated[
+        float | None,
+        option(DECISION, "Share of label 0 in this set, if it is known to differ.", unset="as in training", gt=0, lt=1),
+    ] = None
+    cascade: Annotated[
+        float | None,
+        option(
+            SPEED,
+            "Skip members and views that settle no label; at one threshold this share of the labels is as without.",
+            unset="off",
+            gt=0.5,
+            lt=1,
+        ),
+    ] = None
+    precision: Annotated[Precision, option(SPEED, "Number format; auto measures which is fastest.")] = "auto"
+    convolutions: Annotated[
+        Literal["auto", "native", "lowered", "fused"],
+        option(SPEED, "The library's, as matrix products, or fused with norms; auto measures which is fastest."),
+    ] = "auto"
 
     @model_validator(mode="after")
     def _all_vote(self) -> Self:
         if self.combine == "vote" and self.cascade is not None:
-            raise ValueError("cascade leaves fold models out, and with combine: vote all have one: leave one out")
+            raise ValueError("cascade skips fold models, but with combine: vote all of them vote: leave one out")
         if self.combine == "vote" and self.prior is not None:
-            raise ValueError("prior moves the threshold of a mean, and combine: vote has none: leave it out")
+            raise ValueError("prior moves the threshold of a mean, and combine: vote has none: leave one out")
         return self
 
 
 class PredictConfig(PredictOptions):
-    """A set of images to label, and the file to write."""
+    """A set of images to label, and the label file to write."""
 
-    images: Path
-    out: Path
+    images: Annotated[
+        Path, option(DATA, "A folder of numbered images or of 0/ and 1/, a zip, or a CSV or Parquet file.")
+    ]
+    out: Annotated[Path, option(DATA, "The label file to write: a 0 or 1 a line, in the images' order.")]
 
 
-class ComputeConfig(_Frozen):
+class ComputeConfig(Frozen):
     """Where to compute. It changes how long a run takes; of the results, only the order of floating-point sums."""
 
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
-    workers: int | None = Field(default=None, ge=0, description="data worker processes; they change no result")
-    jobs: int | None = Field(default=None, ge=1, description="networks computed at once, each on a share of the cores")
+    device: Annotated[str, option(SPEED, "auto, cpu, cuda or cuda:N.")] = "auto"
+    workers: Annotated[
+        int | None,
+        option(SPEED, "Data worker processes; they change no result.", unset="chosen by the cores", ge=0),
+    ] = None
+    jobs: Annotated[
+        int | None,
+        option(
+            SPEED,
+            "Networks computed at once, each on a share of the cores.",
+            unset="on a CPU one a core, where it pays",
+            ge=1,
+        ),
+    ] = None
 
 
-class RunConfig(_Frozen):
+class RunConfig(Frozen):
     """A whole run: what `thera run` does, in order."""
 
-    about: str = Field("", description="one line about it, for people")
-    run: Path
-    seed: int = Field(0, ge=0)
-    folds: int = Field(5, ge=2, le=100)
+    about: Annotated[str, option(RUN, "One line about the file, for people.")] = ""
+    run: Annotated[Path, option(RUN, "The run's folder, for example checkpoints/faces.")]
+    seed: Annotated[int, option(RUN, "Seed of every random stream.", ge=0)] = 0
+    folds: Annotated[int, option(RUN, "Folds of the cross-validation.", ge=2, le=100)] = 5
     data: DataConfig
     members: tuple[MemberConfig, ...]
     decision: DecisionConfig = DecisionConfig()
@@ -232,126 +340,13 @@ class RunConfig(_Frozen):
         return members
 
 
-def load_config(path: Path) -> RunConfig:
-    """Read a run's YAML file.
-
-    Raises
-    ------
-    ConfigError
-        The file cannot be read, is no plain YAML (duplicate keys, aliases and tags are refused), or has faults; all of
-        them are named at once, unknown keys with the nearest known one.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(path, f"cannot be read ({printable(error)})", "give a YAML file in UTF-8") from None
-    try:
-        values = yaml.load(text, Loader=_PlainLoader)  # noqa: S506  a SafeLoader, made stricter
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the last two: no such date, nested too deep
-        mark = getattr(error, "problem_mark", None)
-        line = f"line {mark.line + 1}: " if mark else ""
-        raise ConfigError(path, line + printable(getattr(error, "problem", None) or error), "mend the YAML") from None
-    if not isinstance(values, dict):
-        raise ConfigError(path, "holds no mapping of keys to values", "see configs/demo.yaml")
-    return validated(RunConfig, values, path)
-
-
-def overridden(
-    config: RunConfig,
-    run: Path | None = None,
-    images: Path | None = None,
-    labels: Path | None = None,
-    folds: int | None = None,
-    epochs: int | None = None,
-    predict: Path | None = None,
-    out: Path | None = None,
-) -> RunConfig:
-    """Return the config with what is given in place of what it says.
-
-    Other images take neither labels nor the set to predict over. A label file that lies in the run's folder moves with
-    it; without `out`, that of a set given here is `label_val.txt` there.
-    """
-    changed: dict[str, Any] = {key: value for key, value in {"run": run, "folds": folds}.items() if value is not None}
-    folder, wanted = run or config.run, config.predict
-    if wanted is not None and wanted.out.is_relative_to(config.run):
-        wanted = wanted.model_copy(update={"out": folder / wanted.out.relative_to(config.run)})
-    if images is not None and predict is None:
-        wanted = None
-    if predict is not None:
-        to = {"images": predict, "out": folder / "label_val.txt"}
-        wanted = PredictConfig.model_validate(to) if wanted is None else wanted.model_copy(update=to)
-    if out is not None:
-        if wanted is None:
-            raise ConfigError("--out", "there is no set to predict", "give --predict")
-        wanted = wanted.model_copy(update={"out": out})
-    changed["predict"] = wanted
-    if images is not None:
-        changed["data"] = config.data.model_copy(update={"images": images, "labels": labels})
-    elif labels is not None:
-        changed["data"] = config.data.model_copy(update={"labels": labels})
-    if epochs is not None:
-        changed["members"] = tuple(member.model_copy(update={"epochs": epochs}) for member in config.members)
-    return config.model_copy(update=changed)
-
-
-def validated(model: type[M], values: dict[str, Any], where: object) -> M:
-    """Return `values` as a `model`, or raise one ConfigError that names every fault."""
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        faults = [_fault(model, fault) for fault in error.errors()]
-        raise ConfigError(where, "; ".join(faults)) from None
-
-
-def _fault(model: type[BaseModel], fault: Any) -> str:
-    place = [part for part in fault["loc"] if not str(part).startswith("(")]  # without the form of a union
-    at = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
-    if fault["type"] == "extra_forbidden":
-        parts: dict[str, type[BaseModel]] = {
-            "data": DataConfig,
-            "members": MemberConfig,
-            "decision": DecisionConfig,
-            "predict": PredictConfig,
-            "augment": AugmentConfig,
-        }
-        part = next((parts[name] for name in place[-2::-1] if name in parts), model)
-        near = difflib.get_close_matches(str(fault["loc"][-1]).lower(), part.model_fields, n=1, cutoff=0.7)
-        return f"{printable(at)} is no known key" + (f" (did you mean {near[0]}?)" if near else "")
-    if fault["type"] == "missing":
-        return f"{at} is missing"
-    if fault["type"] == "value_error":
-        return f"{at} {fault['msg'].removeprefix('Value error, ')}"
-    _, _, must = fault["msg"].partition(" should ")  # "Input should be greater than 0"
-    return f"{at} must {must or 'be another: ' + fault['msg']}; got {printable(fault['input'])[:80]}"
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """A safe loader that also refuses duplicate keys, aliases and tags."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
-        if isinstance(event, yaml.AliasEvent) or event.tag is not None:
-            kind = "aliases" if isinstance(event, yaml.AliasEvent) else f"tags ({event.tag})"
-            raise yaml.constructor.ConstructorError(None, None, f"{kind} are not allowed", event.start_mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be text", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key} stands twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def seed_sequence(seed: int, *names: str | int) -> np.random.SeedSequence:
-    """Return the child of `seed` that goes by `names`, the same wherever and whenever it is asked for.
+    """Return the random stream of `seed` with this name; it is the same wherever and whenever it is requested.
 
     >>> seed_sequence(0, "folds").generate_state(1) == seed_sequence(0, "folds").generate_state(1)
     array([ True])
     """
+    import numpy as np
+
     digest = hashlib.sha256("\0".join(map(str, names)).encode()).digest()
     return np.random.SeedSequence(seed, spawn_key=tuple(np.frombuffer(digest, "<u4").tolist()))

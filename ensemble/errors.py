@@ -1,10 +1,10 @@
 """Everything that thera raises on purpose.
 
     TheraError            1   internal, or no better class
-    ├── ConfigError       2   a command line or a config file that cannot be meant
+    ├── ConfigError       2   a command line or a config file that is not valid
     ├── DataError         3   images or labels that cannot be used
     ├── ArtifactError     4   a file of a run that is missing, damaged, newer or of another run
-    ├── LockedError       5   another process works in the same place
+    ├── LockedError       5   another process works in the same folder
     ├── ResourceError     6   disk, memory, device or network
     └── Stopped          75   a signal; what is finished is saved and the same command goes on
 
@@ -15,12 +15,12 @@ from __future__ import annotations
 
 
 class TheraError(Exception):
-    """An error told in one line: where, what was found, what to do.
+    """An error whose message is one line: where it is, what was found, what to do.
 
     Parameters
     ----------
     where : str
-        The file, option or object that is at fault.
+        The file, option or object at fault.
     found : str
         What was found there, and what must hold instead.
     remedy : str, optional
@@ -34,38 +34,51 @@ class TheraError(Exception):
         super().__init__(f"{self.where}: {found}" + (f"; {remedy}" if remedy else ""))
 
     def __reduce__(self) -> tuple[type[TheraError], tuple[str, str, str]]:
-        return type(self), (self.where, self.found, self.remedy)  # as it crosses from one process to another
+        # Worker processes send errors as pickles, and the default would pass the whole message as `where`.
+        return type(self), (self.where, self.found, self.remedy)
 
 
 class ConfigError(TheraError):
+    """A command line or a config file is not valid."""
+
     status = 2
 
 
 class DataError(TheraError):
+    """Images or labels cannot be used."""
+
     status = 3
 
 
 class ArtifactError(TheraError):
+    """A file of a run is missing, damaged, newer than this version, or of another run."""
+
     status = 4
 
 
 class LockedError(TheraError):
+    """Another process works in the same folder."""
+
     status = 5
 
 
 class ResourceError(TheraError):
+    """Disk, memory, device or network do not suffice."""
+
     status = 6
 
 
 class Stopped(TheraError):
+    """A signal stopped the work; what is finished is saved, and the same command goes on."""
+
     status = 75
 
 
 def printable(text: object) -> str:
-    """Return `text` with control characters and bytes that are no UTF-8 escaped, fit for a terminal line."""
+    """Return `text` with control characters and bytes that are not UTF-8 escaped, so that it is one harmless line."""
     return "".join(c if c.isprintable() and not "\ud800" <= c <= "\udfff" else ascii(c)[1:-1] for c in str(text))
 
 
 def some(ids: list[str]) -> str:
-    """Return the first five ids, for a message."""
+    """Return the first five ids as text, with an ellipsis where there are more."""
     return ", ".join(map(printable, ids[:5])) + (" …" if ids[5:] else "")

@@ -1,7 +1,7 @@
-"""Long work: progress on standard error (nested bars on a terminal, one plain line a minute elsewhere), and its end.
+"""Progress of long work on standard error, and how a signal stops the work.
 
-A signal is acted on where a bar opens or advances: there everything that is finished is on disk. Where no bar is open,
-it is acted on at once.
+Progress is nested bars on a terminal and one plain line a minute elsewhere. A signal is acted on where a bar opens or
+advances, because everything that is finished is on disk then. Where no bar is open, it is acted on at once.
 """
 
 from __future__ import annotations
@@ -19,19 +19,24 @@ from tqdm import tqdm
 from ensemble.errors import Stopped, printable
 
 PLAIN_INTERVAL_S = 60.0
+"""Seconds between two plain lines: often enough to see that work goes on, rarely enough for a log."""
 
 Say = Callable[[str], None]
-"""Receives what a command has to say while it works: one line a call."""
+"""How a command reports notes and warnings while it works: it is called with one line of text at a time.
+
+The command line passes `say`, which prints on standard error; in Python the default is `silent`.
+"""
 
 
 def silent(line: str) -> None:
-    """Say nothing: the `Say` of a program that wants no lines on standard error."""
+    """Ignore the line: the `Say` of a caller that wants no messages."""
 
 
 class Bar:
-    """One line of progress. `advance(n)` moves it, `note(text)` says what is being done.
+    """One line of progress. `advance(n)` moves it, `note(text)` adds what is being done.
 
-    Off a terminal it prints at most one plain line a minute while it moves, and one at its end.
+    On a terminal it is a bar of tqdm. Elsewhere it prints at most one plain line a minute while it moves, and a last
+    line when it is closed.
     """
 
     def __init__(self, total: int, what: str, unit: str, level: int) -> None:
@@ -50,7 +55,7 @@ class Bar:
         Raises
         ------
         Stopped
-            A signal has come since.
+            A signal has arrived since the last step.
         """
         _raise_if_stopped()
         self.done += n
@@ -60,7 +65,7 @@ class Bar:
             self._print()
 
     def skip(self, n: int) -> None:
-        """Count `n` steps that an earlier start made; they tell nothing of the time that is left."""
+        """Count `n` steps that an earlier start has done; the estimate of the time that is left ignores them."""
         self.done += n
         self._skipped += n
         if self._tqdm is not None:
@@ -69,11 +74,13 @@ class Bar:
             self._tqdm.refresh()
 
     def note(self, text: str) -> None:
+        """Show `text` beside the bar, or in the next plain line."""
         self._note = text
         if self._tqdm is not None:
             self._tqdm.set_postfix_str(text, refresh=False)
 
     def close(self) -> None:
+        """Remove the bar; off a terminal, print its last line unless that was printed already."""
         if self._tqdm is not None:
             self._tqdm.close()
         elif self.done != self._printed_at:
@@ -82,14 +89,14 @@ class Bar:
     def _print(self) -> None:
         self._printed, self._printed_at = time.monotonic(), self.done
         spent = self._printed - self._started
-        made = self.done - self._skipped
-        left = f", {_clock(spent / made * (self.total - self.done))} left" if made and self.done < self.total else ""
-        noted = f", {self._note}" if self._note else ""
-        say(f"{self.what}: {self.done} of {self.total} {self.unit} in {_clock(spent)}{left}{noted}")
+        steps = self.done - self._skipped
+        left = f", {_clock(spent / steps * (self.total - self.done))} left" if steps and self.done < self.total else ""
+        note = f", {self._note}" if self._note else ""
+        say(f"{self.what}: {self.done} of {self.total} {self.unit} in {_clock(spent)}{left}{note}")
 
 
 def say(line: str) -> None:
-    """Print a line on standard error, above the bars. One that cannot be shown (a closed pipe) stops no work."""
+    """Print a line on standard error, above the bars. A closed pipe stops no work: the line is discarded."""
     try:
         tqdm.write(printable(line), file=sys.stderr)
         sys.stderr.flush()
@@ -98,32 +105,33 @@ def say(line: str) -> None:
 
 
 def discard(stream: TextIO) -> None:
-    """Send what is still said to a stream that nobody reads any more to nowhere."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
+    """Redirect a stream whose pipe is closed to the null device, so that later writes raise nothing."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 _open: list[Bar] = []
+"""The bars that are open, the outermost first."""
 
 
 @contextlib.contextmanager
 def progress(total: int, what: str, unit: str = "images") -> Iterator[Bar]:
-    """Open a bar below those that are open already.
+    """Open a bar below the bars that are open already, and close it at the end of the block.
 
     Parameters
     ----------
     total : int
-        Number of steps until it is full.
+        Number of steps of the whole work.
     what : str
-        What is being done, in a few words: ``"decode"``, ``"resnet18 fold 1/3"``.
+        The work in a few words: ``"decode"``, ``"resnet18 fold 1/3"``.
     unit : str
-        What a step is.
+        What is counted, in the plural.
 
     Raises
     ------
     Stopped
-        A signal has come since.
+        A signal has arrived since the last step.
     """
     _raise_if_stopped()
     bar = Bar(total, what, unit, level=len(_open))
@@ -136,17 +144,21 @@ def progress(total: int, what: str, unit: str = "images") -> Iterator[Bar]:
 
 
 _signals: list[str] = []
+"""Names of the signals that have arrived and are not acted on yet."""
 
 
 def _raise_if_stopped() -> None:
     if _signals:
-        found = f"stopped by {_signals[0]}, what is finished is saved"
-        raise Stopped("thera", found, "run the same command again to go on")
+        message = f"stopped by {_signals[0]}, what is finished is saved"
+        raise Stopped("thera", message, "run the same command again to go on")
 
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM stop the work below at its bar's next step; a second one ends the process at once."""
+    """Let Ctrl-C and SIGTERM stop the block at the next step of a bar; a second signal ends the process at once.
+
+    Where no bar is open, the first signal stops the work at once too.
+    """
 
     def stop(number: int, _: object) -> None:
         if _signals:

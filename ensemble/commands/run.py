@@ -8,7 +8,8 @@ from ensemble.commands.fit_stacker import fit_stacker
 from ensemble.commands.predict import predict
 from ensemble.commands.report import report
 from ensemble.commands.train import train_members
-from ensemble.config import ComputeConfig, DataConfig, PredictConfig, RunConfig, load_config
+from ensemble.config import ComputeConfig, DataConfig, PredictConfig, RunConfig
+from ensemble.config_reading import load_config
 from ensemble.decision.objective import Objective
 from ensemble.decision.rates import Labels, error_rates
 from ensemble.progress import Say, silent

@@ -1,0 +1,191 @@
+"""How values become config models: from a YAML file, from options, and one in place of another.
+
+Every fault of the values is named at once, in one line.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError, create_model
+
+from ensemble.config import AugmentConfig, DataConfig, DecisionConfig, Frozen, MemberConfig, PredictConfig, RunConfig
+from ensemble.errors import ConfigError, printable
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read a run's YAML file.
+
+    Raises
+    ------
+    ConfigError
+        The file cannot be read, is no plain YAML (duplicate keys, aliases and tags are refused), or has faults; all of
+        them are named at once, unknown keys with the nearest known one.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(path, f"cannot be read ({printable(error)})", "give a YAML file in UTF-8") from None
+    try:
+        values = yaml.load(text, Loader=_PlainLoader)  # noqa: S506  a SafeLoader, made stricter
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the last two: no such date, nested too deep
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        raise ConfigError(path, line + printable(getattr(error, "problem", None) or error), "mend the YAML") from None
+    if not isinstance(values, dict):
+        raise ConfigError(path, "holds no mapping of keys to values", "see configs/demo.yaml")
+    return validated(RunConfig, values, path)
+
+
+def overridden(
+    config: RunConfig,
+    run: Path | None = None,
+    images: Path | None = None,
+    labels: Path | None = None,
+    folds: int | None = None,
+    epochs: int | None = None,
+    predict: Path | None = None,
+    out: Path | None = None,
+) -> RunConfig:
+    """Return the config with the given values in place of its own; None keeps what the config says.
+
+    Where `images` are given, neither the config's labels nor its images to predict are kept: they belong to other data.
+    A label file inside the run's folder moves with the folder. Where `predict` is given without `out`, its label file
+    is `label_val.txt` in the run's folder.
+
+    Raises
+    ------
+    ConfigError
+        `out` is given, and there are no images to predict.
+    """
+    folder, prediction = run or config.run, config.predict
+    if prediction is not None and prediction.out.is_relative_to(config.run):
+        prediction = prediction.model_copy(update={"out": folder / prediction.out.relative_to(config.run)})
+    if images is not None and predict is None:
+        prediction = None
+    if predict is not None:
+        target = {"images": predict, "out": folder / "label_val.txt"}
+        prediction = PredictConfig(**target) if prediction is None else prediction.model_copy(update=target)
+    if out is not None:
+        if prediction is None:
+            raise ConfigError("--out", "there is no set to predict", "give --predict")
+        prediction = prediction.model_copy(update={"out": out})
+    changed: dict[str, Any] = {"run": folder, "folds": folds or config.folds, "predict": prediction}
+    if images is not None:
+        changed["data"] = config.data.model_copy(update={"images": images, "labels": labels})
+    elif labels is not None:
+        changed["data"] = config.data.model_copy(update={"labels": labels})
+    if epochs is not None:
+        changed["members"] = tuple(member.model_copy(update={"epochs": epochs}) for member in config.members)
+    return config.model_copy(update=changed)
+
+
+def part_of(model: type[BaseModel], fields: Mapping[str, str], optional: bool = False) -> type[BaseModel]:
+    """Return a model of some fields of another, under other names.
+
+    Parameters
+    ----------
+    model : type
+    fields : mapping
+        The name of each field of the new model -> its name in `model`.
+    optional : bool
+        Whether every field may be left out, and is None then.
+    """
+    chosen: dict[str, Any] = {}
+    for name, field in fields.items():
+        info = model.model_fields[field]
+        annotation = Annotated[info.annotation, info]  # type: ignore[name-defined]
+        chosen[name] = (annotation | None, None) if optional else (info.annotation, info)
+    return create_model(model.__name__, __base__=Frozen, **chosen)
+
+
+def validated(model: type[M], values: dict[str, Any], where: object) -> M:
+    """Return `values` as a `model`, or raise one ConfigError that names every fault."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(where, "; ".join(faults_of(error, model))) from None
+
+
+Location = tuple[int | str, ...]
+
+
+def _dotted(location: Location) -> str:
+    """Return where a value stands in a file, as in ``members[0].lr``."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+
+
+def faults_of(error: ValidationError, model: type[BaseModel], name: Callable[[Location], str] = _dotted) -> list[str]:
+    """Return a phrase for each fault that pydantic has found: which value, what must hold, what was given.
+
+    `name` turns the location of a value into what the user knows it by: a key of the file, or an option.
+    """
+    return [_fault(model, fault, name) for fault in error.errors()]
+
+
+def _fault(model: type[BaseModel], fault: Any, name: Callable[[Location], str]) -> str:
+    location = tuple(part for part in fault["loc"] if not str(part).startswith("("))  # without the form of a union
+    at = name(location)
+    if fault["type"] == "extra_forbidden":
+        return f"{printable(at)} is no known key{_nearest(model, location)}"
+    if fault["type"] == "missing":
+        return f"{at} is missing"
+    if fault["type"] == "value_error":
+        return f"{at} {fault['msg'].removeprefix('Value error, ')}".lstrip()
+    _, _, must = fault["msg"].partition(" should ")  # "Input should be greater than 0"
+    for words, sign in SIGNS.items():
+        must = must.replace(words, sign)
+    must = must.partition(", unable to parse")[0]  # the value that is shown says the same
+    return f"{at} must {must or 'be another: ' + fault['msg']}; got {printable(fault['input'])[:80]}"
+
+
+SIGNS = {
+    "greater than or equal to": ">=",
+    "greater than": ">",
+    "less than or equal to": "<=",
+    "less than": "<",
+    "True, False": "yes, no",
+}
+"""What pydantic says of bounds and of booleans, and what a message says: the latter is shorter, and as YAML has it."""
+
+
+def _nearest(model: type[BaseModel], location: Location) -> str:
+    """Return the known key that an unknown one resembles most, as a question; nothing where none does."""
+    parts: dict[str | int, type[BaseModel]] = {
+        "data": DataConfig,
+        "members": MemberConfig,
+        "decision": DecisionConfig,
+        "predict": PredictConfig,
+        "augment": AugmentConfig,
+    }
+    part = next((parts[name] for name in location[-2::-1] if name in parts), model)
+    near = difflib.get_close_matches(str(location[-1]).lower(), part.model_fields, n=1, cutoff=0.7)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """A safe loader that also refuses duplicate keys, aliases and tags."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent) or event.tag is not None:
+            kind = "aliases" if isinstance(event, yaml.AliasEvent) else f"tags ({event.tag})"
+            raise yaml.constructor.ConstructorError(None, None, f"{kind} are not allowed", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be text", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)

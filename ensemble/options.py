@@ -1,0 +1,367 @@
+"""The options of each command, made from the config models.
+
+`PARTS` says which fields of which models a command takes. The small tables below it say what differs on a command line
+from the models; everything else (type, default, bounds, description, panel) is read from them. An option reaches its
+model as text, so that pydantic checks all options of a command and names every fault at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origin
+
+import typer
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from typer.core import TyperCommand
+
+from ensemble.config import (
+    DATA,
+    DECISION,
+    RUN,
+    SHORT_NAMES,
+    SPEED,
+    ComputeConfig,
+    DataConfig,
+    DecisionConfig,
+    Frozen,
+    MemberConfig,
+    PredictConfig,
+    RunConfig,
+    option,
+)
+from ensemble.config_reading import Location, faults_of, part_of
+from ensemble.errors import ConfigError
+
+# --- options that exist on the command line alone ---------------------------------------------------------------------
+
+
+class _RunFile(Frozen):
+    config: Annotated[Path, option(RUN, "A YAML file, for example configs/therapanacea.yaml.")]
+
+
+class _Trial(Frozen):
+    config: Annotated[Path, option(RUN, "A YAML file with the members to compare.")]
+    fold: Annotated[int, option(RUN, "The fold to hold out.", ge=0)] = 0
+
+
+class _Evaluate(Frozen):
+    label_file: Annotated[Path, option(DATA, "A file with a 0 or 1 a line, such as predict writes.")]
+    labels: Annotated[Path, option(DATA, "The true labels of the same images, in the same order.")]
+
+
+class _Compare(Frozen):
+    a: Annotated[Path, option(DATA, "A run's folder, a member's (RUN/members/NAME), or a label file.")]
+    b: Annotated[Path, option(DATA, "Another of the same kind, on the same images.")]
+    labels: Annotated[Path | None, option(DATA, "The true labels.", unset="those of the runs or members")] = None
+    tta: Annotated[bool, option(DECISION, "Of runs and members: compare at the logits that --tta averages.")] = True
+
+
+class _Bench(Frozen):
+    subjects: Annotated[tuple[Literal["train", "predict", "decide", "load"], ...], option(RUN, "What to measure.")] = (
+        "train",
+        "predict",
+        "decide",
+        "load",
+    )
+    arch: Annotated[tuple[str, ...], option(RUN, "Architecture to measure; may be given several times.")] = tuple(
+        SHORT_NAMES
+    )
+    images: Annotated[Path | None, option(DATA, "A folder of image files.", unset="generated images")] = None
+    labels: Annotated[Path | None, option(DATA, "A text file; line i is the label of image i, 0 or 1.")] = None
+    limit: Annotated[int, option(DATA, "Images that are used.", ge=256)] = 2048
+    rounds: Annotated[int, option(RUN, "Repetitions of each measurement.", ge=1)] = 5
+    device: Annotated[str, option(SPEED, "auto, cpu, cuda or cuda:N.")] = "auto"
+
+
+# --- which command takes which ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """Fields of one model that a command takes.
+
+    Attributes
+    ----------
+    model : type
+    fields : mapping
+        The name of an option -> the field of the model.
+    key : str
+        The argument of the command's function that receives the whole model; "" passes each field as an argument.
+    optional : bool
+        Whether all of them may be left out, to keep what a file says.
+    """
+
+    model: type[BaseModel]
+    fields: Mapping[str, str]
+    key: str = ""
+    optional: bool = False
+
+
+def _part(model: type[BaseModel], *names: str, key: str = "", optional: bool = False, **renamed: str) -> Part:
+    fields = {name: name for name in names} | renamed or {name: name for name in model.model_fields}
+    return Part(model, fields, key, optional)
+
+
+_COMPUTE = _part(ComputeConfig, key="compute")
+
+PARTS: dict[str, tuple[Part, ...]] = {
+    "train-member": (
+        _part(RunConfig, "run", "folds", "seed"),
+        _part(DataConfig, key="data"),
+        _part(MemberConfig, key="member"),
+        _COMPUTE,
+    ),
+    "fit-stacker": (_part(RunConfig, "run"), _part(DecisionConfig, key="config")),
+    "predict": (
+        _part(RunConfig, "run"),
+        _part(PredictConfig, key="config"),
+        _part(ComputeConfig, "device", "jobs", key="compute"),  # prediction has no data workers
+    ),
+    "evaluate": (_part(_Evaluate),),
+    "compare": (_part(_Compare),),
+    "report": (_part(RunConfig, "run"),),
+    "run": (
+        _part(_RunFile),
+        _part(RunConfig, "run", "folds", optional=True),
+        _part(DataConfig, "images", "labels", optional=True),
+        _part(MemberConfig, "epochs", optional=True),
+        _part(PredictConfig, optional=True, predict="images", out="out"),
+        _COMPUTE,
+    ),
+    "trial": (_part(_Trial), _COMPUTE),
+    "recipes": (),
+    "demo": (_part(RunConfig, "run", optional=True), _COMPUTE),
+    "bench": (_part(_Bench),),
+}
+
+# --- what differs on the command line ---------------------------------------------------------------------------------
+
+ARGUMENTS = {
+    "evaluate": ("label_file",),
+    "compare": ("a", "b"),
+    "run": ("config",),
+    "trial": ("config",),
+    "bench": ("subjects",),
+}
+"""Options that are given by position, without a name."""
+
+WITH_NEGATION = ("tta",)
+"""Flags that have a `--no-` form: what they default to depends on the command."""
+
+DEFAULTS: dict[tuple[str, str], Any] = {("predict", "tta"): False}
+"""Defaults that differ from the model's: `predict` without `--tta` has always been plain prediction."""
+
+ALIASES = {("train-member", "no_pretrained"): ("pretrained", "no")}
+"""Hidden flags -> the option that they set, and its value."""
+
+DESCRIPTIONS = {
+    ("run", "images"): "Learn from other images: a folder, a zip, or a CSV or Parquet file.",
+    ("run", "predict"): "Label other images: a folder, a zip, or a CSV or Parquet file.",
+    ("run", "epochs"): "Epochs of every member.",
+    ("bench", "labels"): "Line i is the label of image i, 0 or 1.",
+}
+"""Descriptions that differ from the model's."""
+
+UNSET = {"run": "as the file says", "demo": "checkpoints/demo"}
+"""What happens where an optional option of a command is left out."""
+
+YAML_ONLY = {
+    "RunConfig.about": "it describes the file that it stands in",
+    **{f"AugmentConfig.{name}": "--augment takes a name; a mapping is written in YAML" for name in ("flip", "shift")},
+    **{f"AugmentConfig.{name}": "--augment takes a name; a mapping is written in YAML" for name in ("rotate", "scale")},
+    "AugmentConfig.colour": "--augment takes a name; a mapping is written in YAML",
+}
+"""Fields that no command has an option for, and why."""
+
+_BOOLEANS = {"yes": True, "no": False}
+"""How a choice among a boolean and names is written on the command line, as in YAML."""
+
+
+# --- from models to parameters ----------------------------------------------------------------------------------------
+
+
+class PanelCommand(TyperCommand):
+    """A command whose help groups its options by panel off a terminal too."""
+
+    def format_options(self, ctx: typer.Context, formatter: Any) -> None:
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                panels.setdefault(getattr(parameter, "rich_help_panel", None) or "Options", []).append(record)
+        for panel, records in panels.items():
+            with formatter.section(panel):
+                formatter.write_dl(records)
+
+
+def build_command(name: str, description: str, work: Callable[..., None], rich: bool) -> Any:
+    """Return the command: its options, and what it does with their values.
+
+    Parameters
+    ----------
+    name : str
+        One of `PARTS`.
+    description : str
+        What its help says of it.
+    work : callable
+        Called with the checked values, by keyword.
+    rich : bool
+        Whether the help is drawn in panels, for a terminal; otherwise it is plain text.
+    """
+
+    def call(**given: Any) -> None:
+        work(**checked(name, given))
+
+    parameters = [_parameter(name, option_name, part, rich) for part in PARTS[name] for option_name in part.fields]
+    for (command, alias), (target, value) in ALIASES.items():
+        if command == name:
+            flag = typer.Option(f"--{_dashed(alias)}", help=f"--{_dashed(target)} {value}.", hidden=True)
+            parameters.append(_keyword(alias, Annotated[bool, flag], False))
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    app = typer.Typer(add_completion=False, rich_markup_mode="rich" if rich else None, pretty_exceptions_enable=False)
+    app.command(name, cls=PanelCommand, help=description)(call)
+    return typer.main.get_command(app)
+
+
+def _parameter(command: str, name: str, part: Part, rich: bool) -> inspect.Parameter:
+    field = part.model.model_fields[part.fields[name]]
+    panel = _extra(field)["panel"]
+    text = _help(command, name, field, part.optional)
+    if rich:
+        text = text.replace("[", "\\[")  # else rich takes it for a style
+    kind = _bare(field.annotation)
+    if kind is bool:
+        default = DEFAULTS.get((command, name), field.default)
+        flags = f"--{_dashed(name)}" + (f"/--no-{_dashed(name)}" if name in WITH_NEGATION else "")
+        return _keyword(
+            name, Annotated[bool, typer.Option(flags, help=text, rich_help_panel=panel, show_default=False)], default
+        )
+    value: Any = Optional[list[str]] if get_origin(kind) is tuple else Optional[str]
+    if name not in ARGUMENTS.get(command, ()):
+        typed = typer.Option(f"--{_dashed(name)}", help=text, rich_help_panel=panel, metavar=_metavar(kind))
+        return _keyword(name, Annotated[value, typed], None)
+    argument = typer.Argument(help=text, rich_help_panel="Arguments", metavar=name.upper())
+    if field.is_required():
+        return _keyword(name, Annotated[str, argument], inspect.Parameter.empty)
+    return _keyword(name, Annotated[value, argument], None)
+
+
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+
+
+def _help(command: str, name: str, field: FieldInfo, optional: bool) -> str:
+    """Return the field's description with its choices, its bounds and its default."""
+    facts = [", ".join(_choices(field)), _bounds(field)]
+    default = DEFAULTS.get((command, name), field.default)
+    if optional:
+        facts = [UNSET[command]]
+    elif field.is_required():
+        facts.append("" if name in ARGUMENTS.get(command, ()) else "required")  # typer says it of arguments
+    elif isinstance(default, tuple):
+        facts = ["default: " + ", ".join(default)]
+    elif default in (None, ""):
+        facts.append(f"default: {_extra(field)['unset']}" if _extra(field)["unset"] else "")
+    elif isinstance(default, bool) and _bare(field.annotation) is bool:
+        facts = [f"default: {'' if default else 'no-'}{name}"] if name in WITH_NEGATION else []
+    else:
+        facts.append(f"default: {_word(default)}")
+    shown = "; ".join(fact for fact in facts if fact)
+    description = DESCRIPTIONS.get((command, name), str(field.description))
+    return f"{description} [{shown}]" if shown else description
+
+
+def _extra(field: FieldInfo) -> dict[str, str]:
+    assert isinstance(field.json_schema_extra, dict)
+    return {key: str(value) for key, value in field.json_schema_extra.items()}
+
+
+def _bare(annotation: Any) -> Any:
+    """Return a field's type without None."""
+    others = [each for each in get_args(annotation) if each is not type(None)]
+    return others[0] if type(None) in get_args(annotation) and len(others) == 1 else annotation
+
+
+def _choices(field: FieldInfo) -> list[str]:
+    kind = _bare(field.annotation)
+    return [_word(value) for value in get_args(kind)] if get_origin(kind) is Literal else []
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _bounds(field: FieldInfo) -> str:
+    bounds = {
+        name: f"{getattr(bound, name):g}"
+        for bound in field.metadata
+        for name in ("gt", "ge", "lt", "le")
+        if getattr(bound, name, None) is not None
+    }
+    if bounds.keys() == {"ge", "le"}:
+        return f"{bounds['ge']} to {bounds['le']}"
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    return ", ".join(f"{signs[name]}{bound}" for name, bound in bounds.items())
+
+
+def _metavar(kind: Any) -> str:
+    names = {int: "INT", float: "FLOAT", Path: "PATH"}
+    return names.get(kind, "NAME" if get_origin(kind) in (Literal, Union) else "TEXT")
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+# --- from text to values ----------------------------------------------------------------------------------------------
+
+
+def checked(command: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a command's function for the options as they were given.
+
+    Raises
+    ------
+    ConfigError
+        Some values are missing or wrong; all of them are named.
+    """
+    given, faults = dict(given), []
+    for (owner, alias), (target, value) in ALIASES.items():
+        if owner == command and given.pop(alias):
+            if given[target] is not None:
+                faults.append(f"--{_dashed(alias)} and --{_dashed(target)} exclude each other")
+            given[target] = value
+    arguments: dict[str, Any] = {}
+    for part in PARTS[command]:
+        model = part.model if part.key else part_of(part.model, part.fields, part.optional)
+        values = {name if not part.key else field: _value(part, name, given) for name, field in part.fields.items()}
+        try:
+            result = model.model_validate({key: value for key, value in values.items() if value is not None})
+        except ValidationError as error:
+            faults += faults_of(error, model, lambda location: _shown(command, location))
+            continue
+        arguments |= {part.key: result} if part.key else {name: getattr(result, name) for name in part.fields}
+    if faults:
+        raise ConfigError(f"thera {command}", "; ".join(faults), f"see thera {command} --help")
+    return arguments
+
+
+def _value(part: Part, name: str, given: Mapping[str, Any]) -> Any:
+    field = part.model.model_fields[part.fields[name]]
+    if set(_choices(field)) & set(_BOOLEANS):
+        return _BOOLEANS.get(given[name], given[name])
+    return given[name]
+
+
+def _shown(command: str, location: Location) -> str:
+    """Return the option at fault as the user typed it."""
+    if not location:
+        return ""
+    name = str(location[0])
+    return name.upper() if name in ARGUMENTS.get(command, ()) else f"--{_dashed(name)}"
