@@ -38,14 +38,14 @@ class TheraError(Exception):
         return type(self), (self.where, self.found, self.remedy)
 
 
-class ConfigError(TheraError):
+class ConfigError(TheraError, ValueError):
     """A command line or a config file is not valid."""
 
     status = 2
 
 
-class DataError(TheraError):
-    """Images or labels cannot be used."""
+class DataError(TheraError, ValueError):
+    """Images or labels cannot be used. It is a ValueError too, as scikit-learn's conventions ask."""
 
     status = 3
 
