@@ -71,7 +71,9 @@ def overridden(
         prediction = None
     if predict is not None:
         target = {"images": predict, "out": folder / "label_val.txt"}
-        prediction = PredictConfig(**target) if prediction is None else prediction.model_copy(update=target)
+        prediction = (
+            PredictConfig.model_validate(target) if prediction is None else prediction.model_copy(update=target)
+        )
     if out is not None:
         if prediction is None:
             raise ConfigError("--out", "there is no set to predict", "give --predict")
@@ -100,8 +102,10 @@ def part_of(model: type[BaseModel], fields: Mapping[str, str], optional: bool = 
     chosen: dict[str, Any] = {}
     for name, field in fields.items():
         info = model.model_fields[field]
-        annotation = Annotated[info.annotation, info]  # type: ignore[name-defined]
-        chosen[name] = (annotation | None, None) if optional else (info.annotation, info)
+        annotation: Any = info.annotation | None if optional else info.annotation  # type: ignore[operator]
+        for bound in info.metadata if optional else ():  # None is exempt from them
+            annotation = Annotated[annotation, bound]
+        chosen[name] = annotation, None if optional else info
     return create_model(model.__name__, __base__=Frozen, **chosen)
 
 

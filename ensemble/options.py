@@ -187,7 +187,7 @@ _BOOLEANS = {"yes": True, "no": False}
 class PanelCommand(TyperCommand):
     """A command whose help groups its options by panel off a terminal too."""
 
-    def format_options(self, ctx: typer.Context, formatter: Any) -> None:
+    def format_options(self, ctx: Any, formatter: Any) -> None:
         panels: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)

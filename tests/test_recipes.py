@@ -21,7 +21,8 @@ from ensemble.cli import main
 from ensemble.commands import fit_stacker as fit_stacker_command
 from ensemble.commands import train
 from ensemble.commands.train import least_hter
-from ensemble.config import VIEWS, RunConfig, load_config, overridden
+from ensemble.config import VIEWS, RunConfig
+from ensemble.config_reading import load_config, overridden
 from ensemble.data.synthetic import write_demo
 from ensemble.decision import assessment
 from ensemble.decision import decision as decision_room

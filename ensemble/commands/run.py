@@ -16,8 +16,8 @@ from ensemble.config import (
     DataConfig,
     PredictConfig,
     RunConfig,
-    load_config,
 )
+from ensemble.config_reading import load_config
 from ensemble.decision.decision import Decision
 from ensemble.decision.rates import ErrorRates, error_rates
 from ensemble.decision.threshold import Objective

@@ -21,7 +21,8 @@ from ensemble.commands.evaluate import Nested, nested_calls
 from ensemble.commands.fit_stacker import averaged_oof
 from ensemble.commands.predict import predict
 from ensemble.commands.run import run_config
-from ensemble.config import VIEW_SETS, ComputeConfig, PredictConfig, load_config, overridden, seed_sequence
+from ensemble.config import VIEW_SETS, ComputeConfig, PredictConfig, seed_sequence
+from ensemble.config_reading import load_config, overridden
 from ensemble.data.source import parse_labels
 from ensemble.decision.comparison import compare_calls, measure_calls
 from ensemble.decision.rates import auc, error_rates
