@@ -45,8 +45,9 @@ if TYPE_CHECKING:
     from ensemble.config_reading import load_config
     from ensemble.data.source import open_source
     from ensemble.data.store import load_dataset
+    from ensemble.decision.objective import Objective
     from ensemble.decision.rates import error_rates
-    from ensemble.decision.threshold import Objective, fit_threshold
+    from ensemble.decision.threshold import fit_threshold
     from ensemble.errors import (
         ArtifactError,
         ConfigError,
@@ -109,7 +110,8 @@ _MODULES = {
     "ensemble.data.source": ("open_source",),
     "ensemble.data.store": ("load_dataset",),
     "ensemble.decision.rates": ("error_rates",),
-    "ensemble.decision.threshold": ("Objective", "fit_threshold"),
+    "ensemble.decision.objective": ("Objective",),
+    "ensemble.decision.threshold": ("fit_threshold",),
     "ensemble.errors": (
         "ArtifactError",
         "ConfigError",

@@ -32,7 +32,7 @@ VIEWS = ("identity", "hflip")
 VIEW_SETS = {"plain": VIEWS[:1], "tta": VIEWS}
 """The views that plain prediction and `--tta` average; each set has its own stacker and threshold."""
 
-CORRECTIONS = ("posterior", "location-scale", "share", "none")
+CORRECTIONS = ("posterior", "none")
 """How the threshold of one fold model becomes that of their mean (decision/averaging.py); the default first."""
 
 RUN, DATA, MODEL, TRAINING, OPTIMISATION = "Run", "Data", "Model", "Training", "Optimisation"
@@ -137,12 +137,6 @@ class MemberConfig(Frozen):
         int | None,
         option(MODEL, "Side of the network's input in pixels.", unset="the size of the images", ge=16, le=1024),
     ] = None
-    early_size: Annotated[
-        int | None,
-        option(
-            TRAINING, "Input size in the first half of the epochs; faster, costs HTER.", unset="off", ge=16, le=1024
-        ),
-    ] = None
     drop_rate: Annotated[
         float | None, option(MODEL, "Dropout before the last layer.", unset="the architecture's", ge=0, lt=1)
     ] = None
@@ -238,7 +232,7 @@ class DecisionConfig(Frozen):
     """How the members' logits become labels: what the threshold minimises, and how the members are stacked."""
 
     objective: Annotated[
-        str,  # decision/threshold.py parses it
+        str,  # decision/objective.py parses it
         option(
             DECISION,
             "hter; cost:A,B, the costs of a false positive and of a false negative; fpr:R or fnr:R, at most R on the "
@@ -254,20 +248,16 @@ class DecisionConfig(Frozen):
     ] = 0
 
 
-class PredictConfig(Frozen):
-    """A set of images to label, and the label file to write."""
+class PredictOptions(Frozen):
+    """How a set of images is labelled."""
 
-    images: Annotated[
-        Path, option(DATA, "A folder of numbered images or of 0/ and 1/, a zip, or a CSV or Parquet file.")
-    ]
-    out: Annotated[Path, option(DATA, "The label file to write: a 0 or 1 a line, in the images' order.")]
     tta: Annotated[bool, option(DECISION, "Average the logits of the image and its mirror image.")] = True
     combine: Annotated[
         Literal["mean", "vote"],
         option(DECISION, "Combine the fold models by the mean of their logits, or by the majority of their labels."),
     ] = "mean"
     correction: Annotated[
-        Literal["posterior", "location-scale", "share", "none"],
+        Literal["posterior", "none"],
         option(DECISION, "How the threshold is corrected for averaging the fold models."),
     ] = "posterior"
     prior: Annotated[
@@ -286,7 +276,7 @@ class PredictConfig(Frozen):
     ] = None
     precision: Annotated[Precision, option(SPEED, "Number format; auto measures which is fastest.")] = "auto"
     convolutions: Annotated[
-        Literal["auto", "native", "lowered", "folded"],
+        Literal["auto", "native", "lowered", "fused"],
         option(SPEED, "The library's, as matrix products, or fused with norms; auto measures which is fastest."),
     ] = "auto"
 
@@ -294,11 +284,18 @@ class PredictConfig(Frozen):
     def _all_vote(self) -> Self:
         if self.combine == "vote" and self.cascade is not None:
             raise ValueError("cascade skips fold models, but with combine: vote all of them vote: leave one out")
-        if self.combine == "vote" and (self.prior is not None or self.correction in ("location-scale", "share")):
-            raise ValueError(
-                "prior and correction move the threshold of a mean, and combine: vote has none: leave both out"
-            )
+        if self.combine == "vote" and self.prior is not None:
+            raise ValueError("prior moves the threshold of a mean, and combine: vote has none: leave one out")
         return self
+
+
+class PredictConfig(PredictOptions):
+    """A set of images to label, and the label file to write."""
+
+    images: Annotated[
+        Path, option(DATA, "A folder of numbered images or of 0/ and 1/, a zip, or a CSV or Parquet file.")
+    ]
+    out: Annotated[Path, option(DATA, "The label file to write: a 0 or 1 a line, in the images' order.")]
 
 
 class ComputeConfig(Frozen):

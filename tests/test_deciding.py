@@ -29,9 +29,10 @@ from ensemble.decision import assessment, deploy
 from ensemble.decision import decision as decision_room
 from ensemble.decision.averaging import LEAST_IMAGES
 from ensemble.decision.label_noise import estimate_floor
+from ensemble.decision.objective import Objective
 from ensemble.decision.rates import error_rates
 from ensemble.decision.stacker import STACKERS, Stacker
-from ensemble.decision.threshold import Objective, fit_threshold
+from ensemble.decision.threshold import fit_threshold
 from ensemble.runs.predictions import KeptLogits
 from ensemble.runs.run import Run
 

@@ -10,7 +10,8 @@ import torch
 
 from ensemble.config import MemberConfig
 from ensemble.members.augment import Augmentation
-from ensemble.members.plans import Plan, Probe, probe, speed
+from ensemble.members.plans import Plan
+from ensemble.members.probe import Probe, probe, speed
 
 CPU = torch.device("cpu")
 

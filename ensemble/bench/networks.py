@@ -39,11 +39,11 @@ FOLD_MODELS = 3
 def train(wish: Wish, material: Material, say: Say) -> Table:
     """Images per second of our training loop, and of the peers', in turn; on the same files, batch and machine."""
     from ensemble.bench import peers
+    from ensemble.machine import available_cores
     from ensemble.members.inference import choose_device
-    from ensemble.members.processes import cores
 
     files, device = peers.Files(material.paths, material.labels, material.size), choose_device(wish.device)
-    threads, rows, notes = len(cores()), [], []
+    threads, rows, notes = len(available_cores()), [], []
     names = ("plain torch loop", "timm train.py, default", "timm train.py, best flags, light augmentation")
     for arch in wish.archs:
         config, plan, probed, share = _chosen(arch, material, "train", device)
@@ -92,12 +92,12 @@ def train(wish: Wish, material: Material, say: Say) -> Table:
 def _our_training(config: MemberConfig, plan: Any, material: Material, device: Any) -> Any:
     """Return our loop as a device has it: a process a core, or all folds in one."""
     from ensemble.bench.ours import OurTraining, OurTrainingTogether
+    from ensemble.machine import available_cores
     from ensemble.members.inference import default_workers
-    from ensemble.members.processes import cores
 
     mapped, labels = material.mapped, material.labels
     if device.type == "cpu":
-        return OurTraining(config, plan, mapped, labels, len(labels), min(FOLDS, len(cores())))
+        return OurTraining(config, plan, mapped, labels, len(labels), min(FOLDS, len(available_cores())))
     return OurTrainingTogether(config, plan, mapped, labels, FOLDS, default_workers(device), device)
 
 
@@ -105,12 +105,12 @@ def _advice(
     config: MemberConfig, plan: Any, probed: Any, material: Material, images_per_second: float, device: Any
 ) -> list[str]:
     from ensemble.bench import advice
+    from ensemble.machine import available_cores
     from ensemble.members.inference import default_workers
-    from ensemble.members.processes import cores
 
     name, size, pixels = config.name, material.size, material.mapped.array
     if device.type == "cpu":
-        of_core = images_per_second / len(cores())
+        of_core = images_per_second / len(available_cores())
         return [
             advice.on_plans(name, plan, probed),
             advice.on_batches(config, size, plan),
@@ -136,11 +136,11 @@ def predict(wish: Wish, material: Material, say: Say) -> Table:
     """Images per second of prediction under two views with three fold models, ours and the peers', in turn."""
     from ensemble.bench import advice, peers, prediction_peers
     from ensemble.bench.ours import OurPrediction
+    from ensemble.machine import available_cores
     from ensemble.members.backbones import build
     from ensemble.members.inference import choose_device
-    from ensemble.members.processes import cores
 
-    threads, rows, notes, matches = len(cores()), [], [], []
+    threads, rows, notes, matches = len(available_cores()), [], [], []
     device = choose_device(wish.device)
     on_cpu = device.type == "cpu"
     names = ["timm eager fp32", *(("ONNX Runtime", "OpenVINO") if wish.peers and on_cpu else ())]
@@ -197,7 +197,8 @@ def _chosen(arch: str, material: Material, phase: Any, device: Any) -> tuple[Mem
     import timm
 
     from ensemble.bench.roofline import flops_per_image
-    from ensemble.members.plans import possible_plans, probe
+    from ensemble.members.plans import possible_plans
+    from ensemble.members.probe import probe
 
     config = member_of(arch)
     plans = possible_plans("auto", "auto", device, material.size, phase)
@@ -212,9 +213,9 @@ def _chosen(arch: str, material: Material, phase: Any, device: Any) -> tuple[Mem
 def _ceilings(device: Any) -> Any:
     """Return what all cores together, or a GPU, can do; measured once."""
     from ensemble.bench.roofline import measure_ceilings
-    from ensemble.members.processes import cores
+    from ensemble.machine import available_cores
 
-    return measure_ceilings(len(cores()), tuple(dict.fromkeys(("fp32", *_precisions(device)))), device)
+    return measure_ceilings(len(available_cores()), tuple(dict.fromkeys(("fp32", *_precisions(device)))), device)
 
 
 def _precisions(device: Any, size: int = 64) -> tuple[str, ...]:

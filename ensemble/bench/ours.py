@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from ensemble.config import VIEWS, MemberConfig
+from ensemble.machine import available_cores
 from ensemble.members.backbones import build
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import predict_logits
-from ensemble.members.plans import Plan, prepared
-from ensemble.members.processes import MappedPixels, Workers, cores, shares
+from ensemble.members.plans import Plan, prepare
+from ensemble.members.processes import MappedPixels, Workers, shares
 from ensemble.members.resident import ResidentEpochs
 from ensemble.members.sampling import batches_of
 from ensemble.members.training import Learner
@@ -89,7 +90,7 @@ class OurTrainingTogether:
         for job in self._jobs:
             torch.manual_seed(job.fold)
             network = build(config, job.pixels.shape[1]).to(memory_format=torch.channels_last).to(device)
-            self._learners.append(Learner(job, prepared(network, plan), plan, device))
+            self._learners.append(Learner(job, prepare(network, plan), plan, device))
 
     def run(self, bar: Any) -> int:
         """Train each fold for one more epoch; return how many images that were."""
@@ -106,12 +107,12 @@ class OurTrainingTogether:
 
 def train_turn(job: FoldJob, plan: Plan, bar: Any) -> int:
     """Make an epoch of a job that goes on from turn to turn; return its images."""
-    key = (job.config.name, job.fold, plan, len(cores()))
+    key = (job.config.name, job.fold, plan, len(available_cores()))
     if key not in _warm:
         torch.manual_seed(0)
         network = build(job.config, job.pixels.shape[1]).to(memory_format=torch.channels_last)
         _warm.clear()
-        _warm[key] = Learner(job, prepared(network, plan), plan, CPU), batches_of(job, 0, 0, CPU), iter(range(1000))
+        _warm[key] = Learner(job, prepare(network, plan), plan, CPU), batches_of(job, 0, 0, CPU), iter(range(1000))
     learner, loader, epochs = _warm[key]
     learner.epoch(next(epochs), loader, bar)
     return job.updates_per_epoch * job.batch_size
@@ -173,7 +174,7 @@ def predict_turn(
             network = build(config, mapped.array.shape[1]).to(memory_format=torch.channels_last)
             with np.load(path) as state:
                 network.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
-            networks.append(prepared(network.to(device), plan))
+            networks.append(prepare(network.to(device), plan))
         _warm[key] = networks
     of_models = [predict_logits(each, mapped.array, rows, VIEWS, plan.precision, device, bar) for each in _warm[key]]
     return np.stack(of_models, axis=1)

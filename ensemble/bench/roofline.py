@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ensemble.members.plans import PRECISIONS
+from ensemble.members.precision import PRECISIONS
 
 CPU = torch.device("cpu")
 

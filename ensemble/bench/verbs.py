@@ -45,13 +45,13 @@ def load(wish: Wish, material: Material, say: Say) -> Table:
     """Images per second into batches: of the decode-once store, and of a DataLoader that decodes every file anew."""
     from ensemble.bench import peers
     from ensemble.bench.ours import one_epoch
-    from ensemble.members.processes import cores
+    from ensemble.machine import available_cores
 
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=material.store) as fresh:
         load_dataset(material.source, Path(fresh))
     first = len(material.source) / (time.perf_counter() - started)
-    threads, batch = len(cores()), member_of("resnet18").batch_size
+    threads, batch = len(available_cores()), member_of("resnet18").batch_size
     names = {"DataLoader, PIL": peers.read_pil, "DataLoader, OpenCV": peers.read_cv2}
     seeds = iter(range(10**6))
     with ExitStack() as stack, progress(turns_of(wish, tuple(names)), "load", "turns") as bar:

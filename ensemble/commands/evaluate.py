@@ -1,4 +1,4 @@
-"""The verbs that measure label files and runs against labels: evaluate, compare."""
+"""`thera evaluate` and `thera compare`: label files, runs and members measured against labels."""
 
 from __future__ import annotations
 
@@ -12,65 +12,49 @@ from numpy.typing import NDArray
 from ensemble.commands.fit_stacker import averaged_oof, read_decisions
 from ensemble.config import VIEW_SETS
 from ensemble.data.files import reading
-from ensemble.data.folds import together
+from ensemble.data.folds import FoldTable, together
 from ensemble.data.source import parse_labels
-from ensemble.decision.comparison import compare_calls, evaluate_calls
+from ensemble.decision.comparison import compare_predictions, evaluate_predictions
 from ensemble.decision.cross_fitting import cross_fit, member_logit, of_score, stack
-from ensemble.decision.rates import Calls
-from ensemble.decision.threshold import HTER
+from ensemble.decision.objective import HTER
+from ensemble.decision.rates import Labels
 from ensemble.errors import ArtifactError, ConfigError, DataError, printable, some
-from ensemble.progress import Say
-from ensemble.reports.comparison_tables import comparison_tables, evaluation_tables
-from ensemble.reports.tables import Table
+from ensemble.progress import Say, silent
+from ensemble.results import CompareResult, EvaluateResult
 from ensemble.runs.run import Run
 
-NESTED = (
-    "Nested: each fold is called by weights and threshold that were fitted without it; views {views}. The report's "
-    "intervals of a stack or member also fit the threshold anew."
-)
 
+def evaluate(label_file: Path, labels: Path) -> EvaluateResult:
+    """Measure a label file against the true labels.
 
-@dataclass(frozen=True, eq=False)
-class Nested:
-    """The nested calls of a run's stack or of a member, on the rows of its run.
-
-    Attributes
+    Parameters
     ----------
-    where : Path
-        Its folder, as the user gave it.
-    told : str
-        What is called by what.
-    ids : str array (n,)
-    labels, called : int8 array (n,)
-    groups : int64 array (n,) or None
-    seed : int
-        Of its run.
-    """
-
-    where: Path
-    told: str
-    ids: NDArray[np.str_]
-    labels: Calls
-    called: Calls
-    groups: NDArray[np.int64] | None
-    seed: int
-
-
-def evaluate(label_file: Path, labels: Path) -> list[Table]:
-    """Return the tables of a label file measured against the true labels.
+    label_file, labels : Path
+        One 0 or 1 a line, for the same images in the same order.
 
     Raises
     ------
     DataError
         A file cannot be read, the counts differ, or the true labels are of one class.
     """
-    truth = _read_truth(labels)
-    called = _read_calls(label_file, truth, labels)
-    return evaluation_tables(*_names(label_file, labels), evaluate_calls(truth, called))
+    y_true = _read_true_labels(labels)
+    y_pred = _read_predictions(label_file, y_true, labels)
+    return EvaluateResult(*_names(label_file, labels), evaluate_predictions(y_true, y_pred))
 
 
-def compare(a: Path, b: Path, labels: Path | None, tta: bool, say: Say) -> list[Table]:
-    """Return the tables that compare two label files, or two of runs and members by their nested calls.
+def compare(a: Path, b: Path, labels: Path | None = None, tta: bool = True, say: Say = silent) -> CompareResult:
+    """Compare two label files, or two of runs and members by their nested predictions.
+
+    Parameters
+    ----------
+    a, b : Path
+        Two label files, or two folders, each of a run or of a member.
+    labels : Path, optional
+        The true labels of label files. Runs and members have their own.
+    tta : bool
+        Of runs and members: whether the logits are averaged over the views of TTA.
+    say : callable
+        Receives warnings, a line each.
 
     Raises
     ------
@@ -86,50 +70,85 @@ def compare(a: Path, b: Path, labels: Path | None, tta: bool, say: Say) -> list[
             raise DataError(path, "does not exist", "name a run's folder, a member's folder or a label file")
     if a.is_dir() != b.is_dir():
         folder, file = (a, b) if a.is_dir() else (b, a)
-        found = f"{printable(folder)} is a folder and {printable(file)} a label file"
-        raise ConfigError("compare", found, "give two label files with --labels, or two runs or members")
+        problem = f"{printable(folder)} is a folder and {printable(file)} a label file"
+        raise ConfigError("compare", problem, "give two label files with --labels, or two runs or members")
     if a.is_dir():
         return _compare_nested(a, b, labels, tta, say)
     if labels is None:
         raise ConfigError("compare", "two label files need the true labels", "give --labels")
-    truth = _read_truth(labels)
-    compared = compare_calls(truth, _read_calls(a, truth, labels), _read_calls(b, truth, labels))
-    return comparison_tables(*_names(a, b), compared, (f"Labels: {printable(labels)}.",))
+    y_true = _read_true_labels(labels)
+    y_pred_a, y_pred_b = (_read_predictions(path, y_true, labels) for path in (a, b))
+    return CompareResult(*_names(a, b), compare_predictions(y_true, y_pred_a, y_pred_b), labels=printable(labels))
 
 
-def _compare_nested(a: Path, b: Path, labels: Path | None, tta: bool, say: Say) -> list[Table]:
-    of_a = nested_calls(a, tta, say)
-    of_b = _aligned(nested_calls(b, tta, say), of_a)
-    if labels is not None:
-        _refuse_other_labels(labels, of_a)
-    groups = _joint_groups(of_a.groups, of_b.groups)
-    compared = compare_calls(of_a.labels, of_a.called, of_b.called, groups, of_a.seed)
-    views = " + ".join(VIEW_SETS["tta" if tta else "plain"])
-    notes = (f"A is {of_a.told}, B is {of_b.told}.", NESTED.format(views=views))
-    return comparison_tables(*_names(a, b), compared, notes)
+# --- runs and members -------------------------------------------------------------------------------------------------
 
 
-def nested_calls(where: Path, tta: bool, say: Say) -> Nested:
-    """Return the nested calls of the run or member that lies in a folder."""
-    folder, key = Path(os.path.abspath(where)), "tta" if tta else "plain"
-    if (folder / "run.json").exists():
-        run = Run(where)
-        decision = read_decisions(run, say)[key]
+@dataclass(frozen=True, eq=False)
+class NestedPredictions:
+    """The nested predictions of a run's stack or of a member, on the rows of its run.
+
+    Attributes
+    ----------
+    folder : Path
+        As the user gave it.
+    description : str
+        What predicts, and at which threshold.
+    table : FoldTable
+    y_pred : int8 array (n,)
+    seed : int
+        Of its run.
+    """
+
+    folder: Path
+    description: str
+    table: FoldTable
+    y_pred: Labels
+    seed: int
+
+
+def nested_predictions(folder: Path, tta: bool = True, say: Say = silent) -> NestedPredictions:
+    """Return the predictions of a run or member on its own rows, each fold by what was fitted without it.
+
+    Raises
+    ------
+    ArtifactError
+        The folder is neither a run nor a member, or something in it is missing or damaged.
+    """
+    path, key = Path(os.path.abspath(folder)), "tta" if tta else "plain"
+    if (path / "run.json").exists():
+        run = Run(folder)
+        decision = getattr(read_decisions(run, say), key)
         members, rule, objective = decision.stacker.members, stack(decision.chosen), decision.objective
-        told = f"the stack of {', '.join(members)} at {objective.told}"
-    elif (folder / "member.json").exists():
-        run, members = Run(folder.parents[1]), (folder.name,)
+        description = f"the stack of {', '.join(members)} at {objective.description}"
+    elif (path / "member.json").exists():
+        run, members = Run(path.parents[1]), (path.name,)
         rule, objective = of_score(member_logit(0)), HTER
-        told = f"the member {folder.name} alone at {objective.told}"
+        description = f"the member {path.name} alone at {objective.description}"
     else:
         remedy = "name checkpoints/RUN or checkpoints/RUN/members/NAME"
-        raise ArtifactError(where, "is neither a run nor a member: no run.json, no member.json", remedy)
+        raise ArtifactError(folder, "is neither a run nor a member: no run.json, no member.json", remedy)
     oof = averaged_oof(run, members, VIEW_SETS[key])
-    called = cross_fit(oof.rows, rule, objective).called
-    return Nested(where, told, oof.ids, oof.labels, called, oof.groups, run.read()["seed"])
+    y_pred = cross_fit(oof.rows, rule, objective).y_pred
+    return NestedPredictions(folder, description, oof.table, y_pred, run.read().seed)
 
 
-def _aligned(other: Nested, to: Nested) -> Nested:
+def _compare_nested(a: Path, b: Path, labels: Path | None, tta: bool, say: Say) -> CompareResult:
+    of_a = nested_predictions(a, tta, say)
+    of_b = _aligned(nested_predictions(b, tta, say), of_a)
+    if labels is not None:
+        _refuse_other_labels(labels, of_a)
+    groups = _joint_groups(of_a.table.groups, of_b.table.groups)
+    return CompareResult(
+        *_names(a, b),
+        compare_predictions(of_a.table.labels, of_a.y_pred, of_b.y_pred, groups, of_a.seed),
+        description_a=of_a.description,
+        description_b=of_b.description,
+        views=VIEW_SETS["tta" if tta else "plain"],
+    )
+
+
+def _aligned(other: NestedPredictions, to: NestedPredictions) -> NestedPredictions:
     """Return `other` in the order of the rows of `to`.
 
     Raises
@@ -137,17 +156,17 @@ def _aligned(other: Nested, to: Nested) -> Nested:
     ArtifactError
         The two do not hold the same ids, or an id has two labels.
     """
-    where = f"{printable(to.where)} and {printable(other.where)}"
-    if only := sorted(set(to.ids.tolist()) ^ set(other.ids.tolist())):
-        found = f"{len(only)} images are in one of the two only ({some(only)})"
-        raise ArtifactError(where, found, "compare what was trained on the same images")
-    order = np.empty(len(to.ids), np.int64)
-    order[np.argsort(to.ids)] = np.argsort(other.ids)
-    groups = None if other.groups is None else other.groups[order]
-    aligned = replace(other, ids=to.ids, labels=other.labels[order], called=other.called[order], groups=groups)
-    if relabelled := to.ids[to.labels != aligned.labels].tolist():
-        found = f"{len(relabelled)} images have another label in one than in the other ({some(relabelled)})"
-        raise ArtifactError(where, found, "compare what was trained on the same labels")
+    where = f"{printable(to.folder)} and {printable(other.folder)}"
+    ids, others = to.table.ids, other.table.ids
+    if only := sorted(set(ids.tolist()) ^ set(others.tolist())):
+        problem = f"{len(only)} images are in one of the two only ({some(only)})"
+        raise ArtifactError(where, problem, "compare what was trained on the same images")
+    order = np.empty(len(ids), np.int64)
+    order[np.argsort(ids)] = np.argsort(others)
+    aligned = replace(other, table=other.table.reordered(order), y_pred=other.y_pred[order])
+    if relabelled := ids[to.table.labels != aligned.table.labels].tolist():
+        problem = f"{len(relabelled)} images have another label in one than in the other ({some(relabelled)})"
+        raise ArtifactError(where, problem, "compare what was trained on the same labels")
     return aligned
 
 
@@ -158,38 +177,41 @@ def _joint_groups(a: NDArray[np.int64] | None, b: NDArray[np.int64] | None) -> N
     return together(a.astype(np.bytes_), b)
 
 
-def _refuse_other_labels(labels: Path, of: Nested) -> None:
-    given = _read_labels(labels)
-    if len(given) != len(of.ids):
-        found = f"{len(given)} lines for the {len(of.ids)} images of {printable(of.where)}"
-        raise DataError(labels, found, "leave --labels out: the run has its own")
-    if changed := of.ids[given != of.labels].tolist():
-        found = f"{len(changed)} labels are not those of {printable(of.where)} ({some(changed)})"
-        raise DataError(labels, found, "leave --labels out: the run has its own")
+def _refuse_other_labels(labels: Path, of: NestedPredictions) -> None:
+    given, remedy = _read_labels(labels), "leave --labels out: the run has its own"
+    if len(given) != len(of.table.ids):
+        problem = f"{len(given)} lines for the {len(of.table.ids)} images of {printable(of.folder)}"
+        raise DataError(labels, problem, remedy)
+    if changed := of.table.ids[given != of.table.labels].tolist():
+        problem = f"{len(changed)} labels are not those of {printable(of.folder)} ({some(changed)})"
+        raise DataError(labels, problem, remedy)
 
 
-def _read_labels(path: Path) -> Calls:
+# --- label files ------------------------------------------------------------------------------------------------------
+
+
+def _read_labels(path: Path) -> Labels:
     where = printable(path)
     with reading(where):
         return parse_labels(path.read_bytes(), where)
 
 
-def _read_truth(path: Path) -> Calls:
-    truth = _read_labels(path)
-    if truth.min() == truth.max():
-        raise DataError(path, f"HTER needs both classes; all {len(truth)} labels are {truth[0]}")
-    return truth
+def _read_true_labels(path: Path) -> Labels:
+    y_true = _read_labels(path)
+    if y_true.min() == y_true.max():
+        raise DataError(path, f"HTER needs both classes; all {len(y_true)} labels are {y_true[0]}")
+    return y_true
 
 
-def _read_calls(path: Path, truth: Calls, labels: Path) -> Calls:
-    called = _read_labels(path)
-    if len(called) != len(truth):
-        found = f"{len(called)} lines for the {len(truth)} labels of {printable(labels)}"
-        raise DataError(path, found, "give one line for each image, in the same order")
-    return called
+def _read_predictions(path: Path, y_true: Labels, labels: Path) -> Labels:
+    y_pred = _read_labels(path)
+    if len(y_pred) != len(y_true):
+        problem = f"{len(y_pred)} lines for the {len(y_true)} labels of {printable(labels)}"
+        raise DataError(path, problem, "give one line for each image, in the same order")
+    return y_pred
 
 
 def _names(a: Path, b: Path) -> tuple[str, str]:
-    """Return what two files or folders are called: their last name, or the whole path where that is the same."""
+    """Return the last names of two files or folders, or their whole paths where the last names are the same."""
     name_a, name_b = (printable(Path(os.path.abspath(path)).name) for path in (a, b))
     return (name_a, name_b) if name_a != name_b else (printable(a), printable(b))

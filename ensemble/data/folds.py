@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.config import seed_sequence
 from ensemble.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MAX_FOLDS = 127
 
@@ -112,15 +116,77 @@ def _composition(labels: NDArray[np.int8], units: NDArray[np.int64]) -> tuple[ND
     return unit, held
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FoldTable:
-    """`folds.csv`: ids (n,) str, labels (n,) int8, fold_of (n,) int8, and groups (n,) int64 or None."""
+    """The table that travels with the logits: an image a row, its label, fold and group.
 
-    ids: np.ndarray
-    labels: np.ndarray
-    fold_of: np.ndarray
-    groups: np.ndarray | None
+    Parameters
+    ----------
+    ids : str array (n,)
+        Distinct.
+    labels : int8 array (n,)
+        0 or 1.
+    fold_of : int8 array (n,)
+        The fold that holds the row out.
+    groups : int64 array (n,), optional
+        Rows of one group are in one fold.
+
+    Raises
+    ------
+    DataError
+        Any of the above does not hold.
+
+    Notes
+    -----
+    The arrays are read-only.
+    """
+
+    ids: NDArray[Any]
+    labels: NDArray[np.int8]
+    fold_of: NDArray[np.int8]
+    groups: NDArray[np.int64] | None = None
+
+    def __post_init__(self) -> None:
+        n = np.size(self.labels)
+        types = {"ids": None, "labels": np.int8, "fold_of": np.int8, "groups": np.int64}
+        for name, type_ in types.items():
+            if getattr(self, name) is None:
+                continue
+            array = np.asarray(getattr(self, name), type_).view()
+            if array.shape != (n,):
+                raise DataError("fold table", f"{name} must have shape ({n},); got {array.shape}")
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
+        if len(set(self.ids.tolist())) < n:
+            raise DataError("fold table", f"{n} ids must be distinct")
+        if not np.isin(self.labels, (0, 1)).all():
+            raise DataError("fold table", "labels must be 0 or 1")
+        if self.groups is not None:
+            _, first, group_of = np.unique(self.groups, return_index=True, return_inverse=True)
+            split = self.fold_of != self.fold_of[first][group_of]
+            if split.any():
+                raise DataError("fold table", f"group {self.groups[split][0]} must lie in one fold; it is split")
 
     @property
     def k(self) -> int:
+        """The number of folds."""
         return int(self.fold_of.max()) + 1
+
+    def reordered(self, rows: NDArray[np.int64]) -> FoldTable:
+        """Return the table of some rows in a given order."""
+        groups = None if self.groups is None else self.groups[rows]
+        return FoldTable(self.ids[rows], self.labels[rows], self.fold_of[rows], groups)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the columns id, label, fold, and group where there are groups."""
+        import pandas as pd
+
+        columns: dict[str, Any] = {"id": pd.Series(self.ids.tolist(), dtype=object)}
+        columns |= {"label": self.labels, "fold": self.fold_of}
+        return pd.DataFrame(columns if self.groups is None else columns | {"group": self.groups})
+
+    @classmethod
+    def from_pandas(cls, table: pd.DataFrame) -> FoldTable:
+        """Read the columns that `to_pandas` gives."""
+        groups = table["group"].to_numpy() if "group" in table else None
+        return cls(np.array(table["id"].tolist(), np.str_), table["label"].to_numpy(), table["fold"].to_numpy(), groups)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -22,7 +21,9 @@ from ensemble.data.files import SHOWN
 from ensemble.data.pixels import POLICY_VERSION, decode, inspect
 from ensemble.data.source import Dataset, Source
 from ensemble.errors import DataError, ResourceError, printable
-from ensemble.progress import progress
+from ensemble.machine import available_cores
+from ensemble.progress import Say, progress, silent
+from ensemble.runs.files import locked
 
 SCHEMA_VERSION = 1
 CHUNK = 64
@@ -38,7 +39,9 @@ TRAITS = {
 }
 
 
-def load_dataset(source: Source, store: Path, resize: int | None = None, threads: int | None = None) -> Dataset:
+def load_dataset(
+    source: Source, store: Path, resize: int | None = None, threads: int | None = None, say: Say = silent
+) -> Dataset:
     """Return the data set behind `source`, decoding it unless `store` holds just these files already.
 
     Every file is read and hashed at every start; pixels are kept in ``store/<key>/pixels.npy``, where the key is a
@@ -55,6 +58,8 @@ def load_dataset(source: Source, store: Path, resize: int | None = None, threads
         all images must have one size.
     threads : int, optional
         Readers and decoders; as many as there are cores by default.
+    say : callable
+        Receives the notes, a line each.
 
     Raises
     ------
@@ -63,7 +68,7 @@ def load_dataset(source: Source, store: Path, resize: int | None = None, threads
     ResourceError
         No room in `store`, or no permission to write there.
     """
-    threads = threads or os.cpu_count() or 1
+    threads = threads or len(available_cores())
     digests: NDArray[np.bytes_] = np.zeros(len(source), "S64")
 
     def hash_one(row: int) -> None:
@@ -75,13 +80,17 @@ def load_dataset(source: Source, store: Path, resize: int | None = None, threads
     try:
         stored = _open_store(folder, digests)
         if stored is None:
-            with _locked(store):
+            with locked(store, wait=True):
+                for left_by_a_kill in store.glob("decoding-*"):
+                    shutil.rmtree(left_by_a_kill)
                 stored = _open_store(folder, digests) or _write_store(folder, source, digests, resize, threads)
     except OSError as error:
         raise ResourceError(printable(store), f"cannot be written: {error.strerror or error}") from error
     pixels, traits = stored
     notes = (*_trait_notes(source, traits), *_conflict_notes(source, digests))
     fingerprint = _fingerprint(source, digests, pixels)
+    for note in notes:
+        say(f"note: {source.where}: {note}")
     return Dataset(source.ids, source.labels, source.groups, pixels, digests, fingerprint, notes)
 
 
@@ -134,17 +143,6 @@ def _open_store(folder: Path, digests: NDArray[np.bytes_]) -> Stored | None:
 
 def _lines(digests: NDArray[np.bytes_]) -> bytes:
     return b"".join(digest + b"\n" for digest in digests.tolist())
-
-
-@contextlib.contextmanager
-def _locked(store: Path) -> Iterator[None]:
-    """Be the only writer of `store`, and remove what a killed one left."""
-    store.mkdir(parents=True, exist_ok=True)
-    with open(store / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for left in store.glob("decoding-*"):
-            shutil.rmtree(left)
-        yield
 
 
 def _write_store(folder: Path, source: Source, digests: NDArray[np.bytes_], resize: int | None, threads: int) -> Stored:

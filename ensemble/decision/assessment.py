@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ensemble.decision.bootstrap import Replicate, refit_interval, refit_replicates
-from ensemble.decision.comparison import Difference, differences, measure_calls
+from ensemble.data.folds import FoldTable
+from ensemble.decision.comparison import Difference, differences, measure_predictions
 from ensemble.decision.cross_fitting import (
     CrossFit,
     FittedRule,
@@ -22,9 +21,9 @@ from ensemble.decision.cross_fitting import (
     of_score,
 )
 from ensemble.decision.intervals import Interval, counting_intervals, new_set_interval
-from ensemble.decision.rates import Calls, ErrorRates, auc, error_rates
-from ensemble.decision.threshold import HTER, Objective
-from ensemble.errors import ArtifactError
+from ensemble.decision.objective import HTER, BoundedFnr, BoundedFpr, Objective
+from ensemble.decision.rates import ErrorRates, Labels, auc, error_rates
+from ensemble.decision.refits import Replicate, refit_interval, refit_replicates
 
 REPLICATES = 1000
 """Of the bootstrap that fits the threshold anew."""
@@ -42,10 +41,10 @@ class Assessment:
     threshold: float  # of the rule's score, fitted on all rows: the one to deploy
     apparent: ErrorRates  # fitted on all rows and scored on the same
     nested: ErrorRates  # every fold scored by the rule fitted without it, pooled: the honest figure
-    fpr: Interval  # 95 %, as are the next two: at the nested calls, or, if `refitted`, with the threshold fitted anew
+    fpr: Interval  # 95 %, as are the next two
     fnr: Interval
     interval: Interval  # of the HTER
-    refitted: bool
+    refitted: bool  # whether the intervals refit the threshold; if not, they are at the nested predictions
     auc: float  # of the nested scores, pooled
     folds: tuple[FoldRow, ...]
     difference: Difference | None = None  # its HTER less the stack's, on the same rows
@@ -55,7 +54,7 @@ class Assessment:
         """Nested less apparent HTER: what the apparent figure flatters itself by; 0 where nothing is fitted."""
         return self.nested.hter - self.apparent.hter
 
-    def new_set_interval(self, n: int, seed: int = 0) -> Interval | None:
+    def new_set_interval(self, n: int) -> Interval | None:
         """Return where the HTER measured on `n` new images falls 95 % of the time, at the class share of these rows.
 
         None for a single image: its HTER does not exist.
@@ -63,37 +62,7 @@ class Assessment:
         if n < 2:
             return None
         n_neg = min(max(round(n * self.nested.n_neg / self.nested.n), 1), n - 1)
-        return new_set_interval(self.nested, n_neg, n - n_neg, seed)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> Assessment:
-        """Read what `to_json` wrote, every float to the last bit.
-
-        Raises
-        ------
-        ArtifactError
-            It is not an assessment.
-        """
-        try:
-            return cls(
-                **stored
-                | {
-                    "apparent": ErrorRates(**stored["apparent"]),
-                    "nested": ErrorRates(**stored["nested"]),
-                    **{name: Interval(**stored[name]) for name in ("fpr", "fnr", "interval")},
-                    "difference": _difference(stored["difference"]),
-                    "folds": tuple(FoldRow(**row | {"rates": ErrorRates(**row["rates"])}) for row in stored["folds"]),
-                }
-            )
-        except (TypeError, KeyError) as error:
-            raise ArtifactError("assessment", f"fields are missing or unknown ({error})") from error
-
-
-def _difference(stored: dict[str, Any] | None) -> Difference | None:
-    return None if stored is None else Difference(stored["value"], Interval(**stored["interval"]))
+        return new_set_interval(self.nested, n_neg, n - n_neg)
 
 
 def assess(
@@ -103,7 +72,7 @@ def assess(
     objective: Objective = HTER,
     seed: int = 0,
     refit: bool = False,
-    stacked: Calls | None = None,
+    stacked: Labels | None = None,
 ) -> Assessment:
     """Measure a rule on OOF rows: fitted on all of them (apparent), and cross-fitted (nested).
 
@@ -120,9 +89,9 @@ def assess(
     seed : int
         Of the bootstrap.
     refit : bool
-        Whether the threshold is fitted anew in each replicate; else the calls are kept.
+        Whether the threshold is fitted anew in each replicate; else the predictions are kept.
     stacked : int8 array (n,), optional
-        The nested calls of the stack, to compare with.
+        The nested predictions of the stack, to compare with.
     """
     rows = oof.rows
     return assess_fitted(
@@ -138,19 +107,19 @@ def assess_fitted(
     objective: Objective,
     seed: int,
     refit: bool,
-    stacked: Calls | None = None,
+    stacked: Labels | None = None,
 ) -> Assessment:
     """Return what `assess` returns, of a rule that is fitted already: on all rows, and cross-fitted."""
-    rates = error_rates(oof.labels, nested.called)
+    rates = error_rates(oof.labels, nested.y_pred)
     if refit:
         pair = rates.fpr, rates.fnr
         errors = [replicate.errors for replicate in replicates_of(oof, deployed, nested, objective, seed, REPLICATES)]
         fpr, fnr, hter = (refit_interval(pair, errors, what) for what in (_FPR_ALONE, _FNR_ALONE, HTER))
         if min(round(rates.fpr * rates.n_neg), round(rates.fnr * rates.n_pos)) < FEW_ERRORS:
-            counted = counting_intervals(rates, seed)
+            counted = counting_intervals(rates)
             fpr, fnr, hter = (_both(*pair) for pair in zip((fpr, fnr, hter), counted, strict=True))
     else:
-        measured = measure_calls(oof.labels, nested.called, oof.groups, seed)
+        measured = measure_predictions(oof.labels, nested.y_pred, oof.groups, seed)
         fpr, fnr, hter = measured.fpr, measured.fnr, measured.hter
     return Assessment(
         name=name,
@@ -163,7 +132,7 @@ def assess_fitted(
         refitted=refit,
         auc=auc(nested.scores, oof.labels),
         folds=nested.folds,
-        difference=None if stacked is None else differences(oof.labels, stacked, nested.called, oof.groups, seed)[2],
+        difference=None if stacked is None else differences(oof.labels, stacked, nested.y_pred, oof.groups, seed)[2],
     )
 
 
@@ -171,26 +140,19 @@ def _both(a: Interval, b: Interval) -> Interval:
     return Interval(min(a.low, b.low), max(a.high, b.high))
 
 
-_FPR_ALONE, _FNR_ALONE = Objective(max_fnr=1.0), Objective(max_fpr=1.0)  # their loss is that one rate
+_FPR_ALONE, _FNR_ALONE = BoundedFnr(1.0), BoundedFpr(1.0)
+"""Objectives whose loss is one of the two rates."""
 
 
 def replicates_of(
     oof: OofLogits, deployed: FittedRule, nested: CrossFit, objective: Objective, seed: int, replicates: int
 ) -> Iterable[Replicate]:
-    """Return bootstrap worlds of a fitted rule (decision/bootstrap.py)."""
+    """Return bootstrap worlds of a fitted rule (decision/refits.py)."""
     scores = deployed.score(oof.logits)
     return refit_replicates(scores, oof.labels, nested.splits, oof.groups, objective, seed, replicates)
 
 
-def member_report(
-    name: str,
-    ids: ArrayLike,
-    logits: ArrayLike,
-    labels: ArrayLike,
-    fold_of: ArrayLike,
-    groups: ArrayLike | None = None,
-    seed: int = 0,
-) -> Assessment:
+def member_report(name: str, table: FoldTable, logits: ArrayLike, seed: int = 0) -> Assessment:
     """Assess one member by its OOF logits (n,) at its own threshold; needs no stacker.
 
     Raises
@@ -200,17 +162,10 @@ def member_report(
 
     Examples
     --------
-    >>> report = member_report("a", range(4), [-1.0, 2.0, -2.0, 5.0], [0, 1, 0, 1], [0, 0, 1, 1])
+    >>> table = FoldTable(np.arange(4), np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1]))
+    >>> report = member_report("a", table, [-1.0, 2.0, -2.0, 5.0])
     >>> report.threshold, report.nested.hter, report.auc
     (0.5, 0.0, 1.0)
     """
-    column = np.asarray(logits, np.float64)[:, None]
-    oof = OofLogits(
-        np.asarray(ids),
-        np.asarray(labels),
-        np.asarray(fold_of),
-        (name,),
-        column,
-        None if groups is None else np.asarray(groups),
-    )
+    oof = OofLogits(table, (name,), np.asarray(logits, np.float64)[:, None])
     return assess(name, oof, of_score(member_logit(0)), seed=seed, refit=True)

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ensemble.config import CORRECTIONS, seed_sequence
-from ensemble.decision.bootstrap import Pair, Replicate, refit_interval
 from ensemble.decision.intervals import Interval, central
-from ensemble.decision.rates import ErrorRates, Floats, call, checked, error_rates
-from ensemble.decision.threshold import HTER, Objective
+from ensemble.decision.objective import HTER, Objective
+from ensemble.decision.rates import ErrorRates, Floats, apply_threshold, check_logits, error_rates
+from ensemble.decision.refits import Pair, Replicate, refit_interval
 from ensemble.errors import DataError
 
 LEAST_IMAGES = 1000
@@ -41,7 +41,7 @@ simulation; without smoothing a few thousand rows are followed into their noise.
 
 
 @dataclass(frozen=True)
-class Corrected:
+class CorrectedThreshold:
     """A threshold for the mean of the fold models, and the rates to expect at it."""
 
     correction: str
@@ -51,13 +51,24 @@ class Corrected:
 
 
 @dataclass(frozen=True)
-class Foreseen:
-    """What to expect of a label file."""
+class AveragingEffect:
+    """What averaging the fold models does to the error rates of new images, and at which threshold.
 
-    chosen: Corrected
-    candidates: tuple[Corrected, ...]  # every correction, `chosen` among them
-    interval: Interval  # 95 %, of the HTER that the rule has
-    measured: Interval  # where the HTER measured on these very images falls 95 times in 100
+    Attributes
+    ----------
+    chosen : CorrectedThreshold
+    candidates : tuple of CorrectedThreshold
+        Every correction, `chosen` among them.
+    interval : Interval
+        95 % interval of the HTER that the rule has.
+    new_set_interval : Interval
+        Where the HTER measured on these very images falls 95 times in 100.
+    """
+
+    chosen: CorrectedThreshold
+    candidates: tuple[CorrectedThreshold, ...]
+    interval: Interval
+    new_set_interval: Interval
 
 
 class MeanModel:
@@ -186,14 +197,11 @@ class MeanFit:
     def best(self, objective: Objective) -> float:
         """Return the threshold of the mean that is best by this fit; of equals, the lowest."""
         fpr, fnr = self._curve
-        cost = np.array([objective.loss(*pair) for pair in zip(fpr, fnr, strict=True)])
-        if objective.max_fpr is not None:
-            cost[fpr > objective.max_fpr] = np.inf
-        elif objective.max_fnr is not None:
-            cost[fnr > objective.max_fnr] = np.inf
+        cost = np.array(objective.loss(fpr, fnr))
+        cost[~objective.admits(fpr, fnr)] = np.inf
         at = int(np.argmin(cost))
-        if objective != HTER and not np.isfinite(cost[at]):
-            return float(self.edges[-1] if objective.max_fpr is not None else self.edges[0])
+        if not np.isfinite(cost[at]):
+            return float(self.edges[objective.strictest_cut])
         if not 0 < at < cost.size - 1 or not np.isfinite(cost[at - 1 : at + 2]).all():
             return float(self.edges[at])
         before, here, after = cost[at - 1 : at + 2]  # the parabola through three edges
@@ -214,36 +222,24 @@ def _at(threshold: float, edges: Floats, curve: tuple[Floats, Floats]) -> Pair:
     return float(np.interp(threshold, edges, curve[0])), float(np.interp(threshold, edges, curve[1]))
 
 
-def corrected_threshold(
-    correction: str, threshold: float, fold_logits: Floats, fit: MeanFit, objective: Objective = HTER
-) -> float:
+def corrected_threshold(correction: str, threshold: float, fit: MeanFit, objective: Objective = HTER) -> float:
     """Return the threshold of the mean that corresponds to `threshold` of a single logit.
 
     Parameters
     ----------
-    correction : str
-        One of `CORRECTIONS`. "none" keeps the threshold. "share" calls as many of the images 0 as the single fold
-        models do. "location-scale" keeps its distance from the mean logit, in standard deviations. "posterior" is the
-        best threshold by g, the share of label 1 at each value of the mean; it does not use `threshold`.
+    correction : {"posterior", "none"}
+        "posterior" is the best threshold by g, the share of label 1 at each value of the mean; it does not use
+        `threshold`. "none" keeps the threshold.
     threshold : float
         Of a single stacked logit.
-    fold_logits : float64 array (n_new, k)
-        Stacked logits of unlabelled images, a column a fold model.
     fit : MeanFit
-        Of these images.
     objective : Objective
         What "posterior" is best for.
     """
-    mean = fold_logits.mean(axis=1)
-    if correction == "share":
-        return float(np.quantile(mean, np.mean(fold_logits < threshold)))
-    if correction == "location-scale":
-        scale = mean.std() / max(fold_logits.std(), 1e-12)
-        return float(mean.mean() + (threshold - mean.mean()) * scale)
     return fit.best(objective) if correction == "posterior" else threshold
 
 
-def foresee(
+def averaging_effect(
     oof_logits: ArrayLike,
     labels: ArrayLike,
     fold_logits: ArrayLike,
@@ -254,13 +250,13 @@ def foresee(
     objective: Objective = HTER,
     prior: float | None = None,
     seed: int = 0,
-) -> Foreseen | None:
+) -> AveragingEffect | None:
     """Return what to expect of the labels ``fold_logits.mean(axis=1) >= corrected threshold``.
 
     The nested rates are those of single fold models; what the mean at the corrected threshold gains on a single logit
     at its own is read off a `MeanModel`, the same for both, and added. Each bootstrap replicate draws OOF rows and
-    images anew, fits the threshold, g and the correction ("share" and "location-scale" on the images as they are), and
-    is held against what our g and our rows say of the thresholds that it found. What the gains of the replicates miss
+    images anew, fits the threshold, g and the correction, and
+    is compared with what our g and our rows say of the thresholds that it found. What the gains of the replicates miss
     by on average, ours is taken to miss by too (it is read off a fitted curve, at the best point of it); the interval
     has their spread.
 
@@ -277,7 +273,7 @@ def foresee(
     nested : ErrorRates
         Of the rule on the OOF rows.
     replicates : iterable of Replicate
-        Of the rule on the OOF rows (decision/bootstrap.py).
+        Of the rule on the OOF rows (decision/refits.py).
     correction : str
         See `corrected_threshold`.
     objective : Objective
@@ -299,16 +295,16 @@ def foresee(
     DataError
         Shapes differ, a logit is not finite, or a class is absent.
     """
-    x, y = checked("cannot foresee averaging", oof_logits, labels)
+    x, y = check_logits("cannot measure the effect of averaging", oof_logits, labels)
     s = np.asarray(fold_logits, np.float64)
     if s.ndim != 2 or not np.isfinite(s).all():
-        raise DataError("cannot foresee averaging", f"needs finite logits (n, k); got shape {s.shape}")
+        raise DataError("cannot measure the effect of averaging", f"needs finite logits (n, k); got shape {s.shape}")
     mean = s.mean(axis=1)
     if len(s) < LEAST_IMAGES or mean.std() < LEAST_SPREAD * x.std():
         return None
     model = MeanModel(x, y, s, prior)
     fit = model.fit(np.ones(x.size), np.ones(len(s)))
-    single = error_rates(y, call(x, threshold))
+    single = error_rates(y, apply_threshold(x, threshold))
     error = np.sqrt(single.fpr * (1 - single.fpr) / single.n_neg + single.fnr * (1 - single.fnr) / single.n_pos) / 2
     if abs(sum(fit.of_single(threshold)) / 2 - single.hter) > MOST_MISFIT + 3 * error:
         return None
@@ -323,16 +319,18 @@ def foresee(
         images = np.bincount(rng.integers(0, len(s), len(s)), minlength=len(s)).astype(np.float64)
         anew = model.fit(replicate.weights, images, fit.coefficients)
         for name in CORRECTIONS:
-            moved = corrected_threshold(name, replicate.threshold, s, anew, objective)
+            moved = corrected_threshold(name, replicate.threshold, anew, objective)
             missed[name].append(gain(anew, replicate.threshold, moved) - gain(fit, replicate.threshold, moved))
         wrong = missed[correction][-1]
         errors.append((replicate.errors[0] + wrong[0], replicate.errors[1] + wrong[1]))
 
-    def at(name: str) -> Corrected:
-        moved = corrected_threshold(name, threshold, s, fit, objective)
+    def at(name: str) -> CorrectedThreshold:
+        moved = corrected_threshold(name, threshold, fit, objective)
         expected = np.array([nested.fpr, nested.fnr]) + gain(fit, threshold, moved) - np.mean(missed[name], axis=0)
         fpr, fnr = np.clip(expected, 0, 1).tolist()
-        return Corrected(name, moved, ErrorRates(fpr, fnr, nested.n_neg, nested.n_pos), float(np.mean(mean < moved)))
+        return CorrectedThreshold(
+            name, moved, ErrorRates(fpr, fnr, nested.n_neg, nested.n_pos), float(np.mean(mean < moved))
+        )
 
     candidates = tuple(map(at, CORRECTIONS))
     chosen = candidates[CORRECTIONS.index(correction)]
@@ -343,4 +341,4 @@ def foresee(
     spread = np.array(errors) - np.mean(errors, axis=0)
     true = np.clip(np.array([rates.fpr, rates.fnr]) - spread, 0, 1)
     measured = rng.binomial([n_neg, len(s) - n_neg], true) / [n_neg, len(s) - n_neg]
-    return Foreseen(chosen, candidates, interval, central(measured.sum(axis=1)))
+    return AveragingEffect(chosen, candidates, interval, central(measured.sum(axis=1) / 2))

@@ -153,9 +153,9 @@ def fit_cascade(
     x, costs = _checked(views, stacker, cost, probability)
     learning = _part(len(x), groups, seed)
     stages = _Learner(x[learning], stacker, threshold, costs).stages(1 - probability)
-    played = [_play(stage, x[~learning], stacker, threshold) for stage in stages]
-    scale, stopped = _boldest(played, 1 - probability)
-    changed, tested = _changed(played, stopped), stopped.size
+    outcomes = [_outcome(stage, x[~learning], stacker, threshold) for stage in stages]
+    scale, stopped = _cheapest_scale(outcomes, 1 - probability)
+    changed, tested = _changed(outcomes, stopped), stopped.size
     order = stages[-1].seen
     reached = np.array([np.count_nonzero(stopped >= j) for j in range(len(order))]) / tested
     prices = costs[[member for member, _ in order]]
@@ -171,6 +171,81 @@ def fit_cascade(
         cost_share=float(prices @ reached / prices.sum()),
         tested=tested,
     )
+
+
+class CascadeWalk:
+    """Takes images through a cascade: says which cell to evaluate next on which images, and settles their labels.
+
+    Parameters
+    ----------
+    cascade : Cascade
+    stacker : Stacker
+    n, folds : int
+        Images, and fold models of each member.
+    threshold : float, optional
+        Of the stacked logit; without one no image stops early.
+
+    Examples
+    --------
+    >>> walk = CascadeWalk(cascade, stacker, n=4, folds=3, threshold=0.0)  # doctest: +SKIP
+    >>> while walk.rows.size:  # doctest: +SKIP
+    ...     member, view = walk.cell
+    ...     walk.add(evaluate(member, view, walk.rows))
+    """
+
+    def __init__(self, cascade: Cascade, stacker: Stacker, n: int, folds: int, threshold: float | None = None) -> None:
+        self._cascade, self._stacker, self._threshold = cascade, stacker, threshold
+        members = len(cascade.members)
+        self._logits = np.zeros((n, members, len(cascade.order) // members, folds))
+        self._stage = 0
+        self.rows = np.arange(n)
+        """The images that are evaluated next, (r,); none at the end."""
+        self.stopped = np.full(n, len(cascade.order) - 1)
+        """The last stage of each image (n,)."""
+
+    @property
+    def cell(self) -> Cell:
+        """The member and the view to evaluate next, as places in `cascade.members` and in the views."""
+        return self._cascade.order[self._stage]
+
+    def add(self, logits: Floats) -> int:
+        """Take the logits (r, folds) of the present cell on `rows`; return how many images stop after it."""
+        member, view = self.cell
+        self._logits[self.rows, member, view] = logits
+        stage, last = self._stage, len(self._cascade.order) - 1
+        self._stage += 1
+        if stage == last:
+            self.rows = self.rows[:0]
+        elif self._threshold is not None:
+            filled = self._cascade.impute(stage, self._logits[self.rows].mean(axis=3))
+            stops = self._cascade.stops(stage, self._stacker.apply(filled.mean(axis=2)), self._threshold)
+            self.stopped[self.rows[stops]], self.rows = stage, self.rows[~stops]
+            return int(np.count_nonzero(stops))
+        return 0
+
+    def logits(self) -> Floats:
+        """Return the logits (n, m, v, folds), imputed where they were not needed."""
+        filled = [impute_after(self._cascade, of_fold, self.stopped) for of_fold in np.moveaxis(self._logits, 3, 0)]
+        return np.stack(filled, axis=3)
+
+
+def impute_after(cascade: Cascade, logits: Floats, stopped: NDArray[np.int64]) -> Floats:
+    """Return logits (n, m, v) with the cells that come after each image's last stage (n,) imputed."""
+    filled = logits.copy()
+    for stage in np.unique(stopped).tolist():
+        filled[stopped == stage] = cascade.impute(stage, logits[stopped == stage])
+    return filled
+
+
+def changed_labels(cascade: Cascade, stacker: Stacker, logits: Floats, threshold: float) -> int:
+    """Return how many labels a cascade would have changed on images whose logits (n, m, v) are all known."""
+    stopped = np.full(len(logits), len(cascade.order) - 1)
+    for stage in reversed(range(len(cascade.order) - 1)):
+        predicted = stacker.apply(cascade.impute(stage, logits).mean(axis=2))
+        stopped[cascade.stops(stage, predicted, threshold)] = stage
+    early = stacker.apply(impute_after(cascade, logits, stopped).mean(axis=2))
+    exact = stacker.apply(logits.mean(axis=2))
+    return int(np.count_nonzero((early >= threshold) != (exact >= threshold)))
 
 
 def upper_bound(count: int, n: int) -> float:
@@ -195,7 +270,7 @@ class _Stage:
 
 
 @dataclass(frozen=True, eq=False)
-class _Played:
+class _Outcome:
     """Rows at a stage, each (n,): distance from the threshold in spreads, and whether a stop changes the label."""
 
     stage: _Stage
@@ -227,29 +302,29 @@ def _predict(stage: _Stage, logits: Floats, stacker: Stacker) -> Floats:
     return stacker.apply(_impute(logits, stage.seen, stage.missing, stage.imputation).mean(axis=2))
 
 
-def _play(stage: _Stage, logits: Floats, stacker: Stacker, threshold: float) -> _Played:
+def _outcome(stage: _Stage, logits: Floats, stacker: Stacker, threshold: float) -> _Outcome:
     predicted, exact = _predict(stage, logits, stacker), stacker.apply(logits.mean(axis=2))
     distance = np.abs(predicted - threshold)
     certainty = distance / stage.spread if stage.spread > 0 else np.full(len(logits), np.inf)
-    return _Played(stage, certainty, (predicted >= threshold) != (exact >= threshold))
+    return _Outcome(stage, certainty, (predicted >= threshold) != (exact >= threshold))
 
 
-def _boldest(played: Sequence[_Played], allowed: float) -> tuple[float, NDArray[np.intp]]:
+def _cheapest_scale(outcomes: Sequence[_Outcome], allowed: float) -> tuple[float, NDArray[np.intp]]:
     """Return the last scale before the first that fails, inf if that is the widest, and where rows stop at it (n,)."""
-    n = len(played[0].changes)
-    scale, stopped = math.inf, np.full(n, len(played) - 1)
+    n = len(outcomes[0].changes)
+    scale, stopped = math.inf, np.full(n, len(outcomes) - 1)
     for tried in SCALES.tolist():
-        at = np.full(n, len(played) - 1)
-        for j in reversed(range(len(played) - 1)):
-            at[played[j].certainty >= tried] = j
-        if upper_bound(_changed(played, at), n) > allowed:
+        at = np.full(n, len(outcomes) - 1)
+        for j in reversed(range(len(outcomes) - 1)):
+            at[outcomes[j].certainty >= tried] = j
+        if upper_bound(_changed(outcomes, at), n) > allowed:
             break
         scale, stopped = tried, at
     return scale, stopped
 
 
-def _changed(played: Sequence[_Played], stopped: NDArray[np.intp]) -> int:
-    return sum(int(np.count_nonzero(each.changes & (stopped == j))) for j, each in enumerate(played))
+def _changed(outcomes: Sequence[_Outcome], stopped: NDArray[np.intp]) -> int:
+    return sum(int(np.count_nonzero(each.changes & (stopped == j))) for j, each in enumerate(outcomes))
 
 
 class _Learner:
@@ -261,7 +336,7 @@ class _Learner:
         flat = logits.reshape(len(logits), -1)
         self._mean = flat.mean(axis=0)
         self._covariance = (flat - self._mean).T @ (flat - self._mean)
-        self._played: dict[frozenset[Cell], _Played] = {}
+        self._by_cells: dict[frozenset[Cell], _Outcome] = {}
         members, self._views = logits.shape[1:]
         self._cells: list[Cell] = [(i, j) for i in range(members) for j in range(self._views)]
         orders = math.factorial(len(self._cells)) // math.factorial(self._views) ** members
@@ -292,10 +367,10 @@ class _Learner:
 
     def _add(self, path: _Path, cell: Cell, scale: float) -> _Path:
         order = (*path.order, cell)
-        played = self._after(order)
-        stops = path.alive & (played.certainty >= scale)
+        outcomes = self._after(order)
+        stops = path.alive & (outcomes.certainty >= scale)
         paid = float(self._costs[cell[0]]) * int(np.count_nonzero(path.alive))
-        changed = int(np.count_nonzero(stops & played.changes))
+        changed = int(np.count_nonzero(stops & outcomes.changes))
         return _Path(order, path.alive & ~stops, path.paid + paid, path.changed + changed)
 
     def _price(self, path: _Path, longer: _Path) -> tuple[float, float]:
@@ -304,13 +379,13 @@ class _Learner:
         price = (longer.paid - path.paid) / stopped if stopped else math.inf
         return price, self._after(longer.order).stage.spread
 
-    def _after(self, seen: tuple[Cell, ...]) -> _Played:
+    def _after(self, seen: tuple[Cell, ...]) -> _Outcome:
         """Return the rows after some cells, in whatever order."""
         key = frozenset(seen)
-        if key not in self._played:
+        if key not in self._by_cells:
             stage = self._stage(seen, tuple(cell for cell in self._cells if cell not in key))
-            self._played[key] = _play(stage, self._logits, self._stacker, self._threshold)
-        return self._played[key]
+            self._by_cells[key] = _outcome(stage, self._logits, self._stacker, self._threshold)
+        return self._by_cells[key]
 
     def _stage(self, seen: tuple[Cell, ...], missing: tuple[Cell, ...]) -> _Stage:
         at, to = ([self._cells.index(cell) for cell in cells] for cells in (seen, missing))

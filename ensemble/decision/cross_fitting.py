@@ -1,4 +1,4 @@
-"""Rules, from member logits to calls, and the cross-fitting that measures them all alike.
+"""Rules, from member logits to predictions, and the cross-fitting that measures them all alike.
 
 A rule fits a score of the member logits, and then the threshold of that score:
 
@@ -13,14 +13,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ensemble.decision.rates import Calls, ErrorRates, Floats, auc, call, checked, error_rates, zero_or_one
+from ensemble.data.folds import FoldTable
+from ensemble.decision.objective import HTER, Objective
+from ensemble.decision.rates import (
+    ErrorRates,
+    Floats,
+    Labels,
+    apply_threshold,
+    auc,
+    check_logits,
+    error_rates,
+)
 from ensemble.decision.stacker import STACKERS, Stacker
-from ensemble.decision.threshold import HTER, Objective, fit_threshold
+from ensemble.decision.threshold import fit_threshold
 from ensemble.errors import ArtifactError, DataError
 
 
@@ -30,18 +40,12 @@ class OofLogits:
 
     Parameters
     ----------
-    ids : array (n,)
-        Distinct.
-    labels : int8 array (n,)
-        0 or 1, both in every fold.
-    fold_of : int8 array (n,)
-        At least two folds.
+    table : FoldTable
+        Ids, labels, folds and groups of the n images; at least two folds, both labels in each.
     members : tuple of m str
         Distinct, in the order of the columns.
     logits : float64 array (n, m)
         Log-odds of label 1, finite.
-    groups : int64 array (n,), optional
-        Rows of one group are in one fold.
 
     Raises
     ------
@@ -52,56 +56,46 @@ class OofLogits:
 
     Notes
     -----
-    The arrays are kept as read-only copies.
+    The logits are kept as a read-only view; the table is shared, not copied.
     """
 
-    ids: NDArray[Any]
-    labels: Calls
-    fold_of: Calls
+    table: FoldTable
     members: tuple[str, ...]
     logits: Floats
-    groups: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
-        labels, m = zero_or_one("OOF logits", "labels", self.labels), len(self.members)
-        arrays: dict[str, NDArray[Any]] = {
-            "ids": np.array(self.ids),
-            "labels": labels,
-            "fold_of": np.array(self.fold_of, np.int8),
-            "logits": np.array(self.logits, np.float64),
-        }
-        if self.groups is not None:
-            arrays["groups"] = np.array(self.groups, np.int64)
-        for name, array in arrays.items():
-            expected = (labels.size, m) if name == "logits" else (labels.size,)
-            if array.shape != expected:
-                raise DataError("OOF logits", f"{name} must have shape {expected}; got {array.shape}")
-            array.flags.writeable = False
-            object.__setattr__(self, name, array)
-        self._check()
-
-    def _check(self) -> None:
+        logits = np.asarray(self.logits, np.float64).view()
+        expected = (self.labels.size, len(self.members))
+        if logits.shape != expected:
+            raise DataError("OOF logits", f"logits must have shape {expected}; got {logits.shape}")
+        logits.flags.writeable = False
+        object.__setattr__(self, "logits", logits)
         if not self.members or len(set(self.members)) < len(self.members):
             raise DataError("OOF logits", f"members must be distinct and at least one; got {self.members}")
-        if len(set(self.ids.tolist())) < self.ids.size:
-            raise DataError("OOF logits", f"{self.ids.size} ids must be distinct")
         if len(self.folds) < 2:
             raise DataError("OOF logits", f"at least two folds are needed; got {self.folds}")
         for fold in self.folds:
             inside = self.fold_of == fold
-            for name, logits in zip(self.members, self.logits.T, strict=True):
-                if lost := int(np.count_nonzero(~np.isfinite(logits[inside]))):
+            for name, of_member in zip(self.members, logits.T, strict=True):
+                if lost := int(np.count_nonzero(~np.isfinite(of_member[inside]))):
                     raise ArtifactError(
                         f"member {name}",
                         f"OOF logits must be finite; got {lost} in fold {fold} that are not",
                         f"run: thera train-member --arch {name}",
                     )
-            checked(f"fold {fold}", self.logits[inside], self.labels[inside], ndim=2)
-        if self.groups is not None:
-            _, first, group_of = np.unique(self.groups, return_index=True, return_inverse=True)
-            split = self.fold_of != self.fold_of[first][group_of]
-            if split.any():
-                raise DataError("OOF logits", f"group {self.groups[split][0]} must lie in one fold; it is split")
+            check_logits(f"fold {fold}", logits[inside], self.labels[inside], ndim=2)
+
+    @property
+    def labels(self) -> Labels:
+        return self.table.labels
+
+    @property
+    def fold_of(self) -> Labels:
+        return self.table.fold_of
+
+    @property
+    def groups(self) -> NDArray[np.int64] | None:
+        return self.table.groups
 
     @cached_property
     def folds(self) -> tuple[int, ...]:
@@ -121,8 +115,8 @@ class Rows:
     """
 
     logits: Floats
-    labels: Calls
-    fold_of: Calls
+    labels: Labels
+    fold_of: Labels
     members: tuple[str, ...]
     fitted: dict[tuple[Rule, Objective], FittedRule] = field(default_factory=dict, init=False, repr=False)
     _stackers: dict[str, Stacker] = field(default_factory=dict, init=False, repr=False)
@@ -163,13 +157,13 @@ Score: TypeAlias = Callable[[Floats], Floats]
 
 @dataclass(frozen=True)
 class FittedRule:
-    """A score of member logits, (n, m) -> (n,), and the threshold at which it is called 1."""
+    """A score of member logits, (n, m) -> (n,), and the threshold at which it is predicted as 1."""
 
     score: Score
     threshold: float
 
-    def __call__(self, logits: Floats) -> Calls:
-        return call(self.score(logits), self.threshold)
+    def __call__(self, logits: Floats) -> Labels:
+        return apply_threshold(self.score(logits), self.threshold)
 
 
 @dataclass(frozen=True)
@@ -245,7 +239,7 @@ def simplest_stacker(rows: Rows, objective: Objective = HTER) -> str:
     """Return the simplest kind of stacker whose nested loss is within one standard error of the least.
 
     Every kind is cross-fitted over the folds of `rows`, joined to at most `INNER_FOLDS`. The standard error is that of
-    the paired difference to the best kind: of the rows that the two call differently (the one-standard-error rule of
+    the paired difference to the best kind: of the rows that the two predict differently (the one-standard-error rule of
     Breiman, Friedman, Olshen and Stone 1984, Classification and Regression Trees, section 3.4.3). Of rows from one fold
     alone, even and odd rows of each class stand for two folds. One member has nothing to be stacked with: "mean", which
     is the member itself; "mean" too where a class has one row alone, which cannot be halved.
@@ -264,17 +258,17 @@ def simplest_stacker(rows: Rows, objective: Objective = HTER) -> str:
     elif len(rows.folds) > INNER_FOLDS:
         joined = np.unique(rows.fold_of, return_inverse=True)[1] % INNER_FOLDS
         rows = replace(rows, fold_of=joined.astype(np.int8))
-    nested = {kind: cross_fit(rows, stack(kind), objective).called for kind in STACKERS}
-    compared = objective if objective.max_fpr is None and objective.max_fnr is None else HTER
-    losses = {kind: compared.loss_of(error_rates(rows.labels, called)) for kind, called in nested.items()}
+    nested = {kind: cross_fit(rows, stack(kind), objective).y_pred for kind in STACKERS}
+    compared = objective.comparable
+    losses = {kind: compared.loss_of(error_rates(rows.labels, y_pred)) for kind, y_pred in nested.items()}
     best = min(losses, key=losses.__getitem__)  # of equals, the simplest
-    for kind, called in nested.items():
-        if losses[kind] - losses[best] <= _paired_error(rows.labels, called, nested[best], compared):
+    for kind, y_pred in nested.items():
+        if losses[kind] - losses[best] <= _paired_error(rows.labels, y_pred, nested[best], compared):
             return kind
     raise AssertionError("the best is within no distance of itself")
 
 
-def _halves(labels: Calls) -> Calls:
+def _halves(labels: Labels) -> Labels:
     half = np.empty(labels.size, np.int8)
     for label in (0, 1):
         of_label = labels == label
@@ -282,8 +276,8 @@ def _halves(labels: Calls) -> Calls:
     return half
 
 
-def _paired_error(labels: Calls, a: Calls, b: Calls, objective: Objective) -> float:
-    """Return the standard error of the difference in loss between two sets of calls on the same rows."""
+def _paired_error(labels: Labels, a: Labels, b: Labels, objective: Objective) -> float:
+    """Return the standard error of the difference in loss between two sets of predictions on the same rows."""
     difference = a.astype(np.int64) - b
     variances = [float(difference[labels == label].var() / np.count_nonzero(labels == label)) for label in (0, 1)]
     weights = objective.loss(1, 0), objective.loss(0, 1)
@@ -312,10 +306,10 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class CrossFit:
-    """Nested calls and scores (n,): each row's come from a rule that was fitted without the row's fold."""
+    """Nested predictions and scores (n,): each row's come from a rule that was fitted without the row's fold."""
 
-    labels: Calls
-    called: Calls
+    labels: Labels
+    y_pred: Labels
     scores: Floats
     splits: tuple[Split, ...]
 
@@ -323,9 +317,9 @@ class CrossFit:
     def folds(self) -> tuple[FoldRow, ...]:
         rows = []
         for split in self.splits:
-            truth, scores = self.labels[split.inside], self.scores[split.inside]
-            rates = error_rates(truth, self.called[split.inside])
-            rows.append(FoldRow(split.fold, split.threshold, rates, auc(scores, truth)))
+            y_true, scores = self.labels[split.inside], self.scores[split.inside]
+            rates = error_rates(y_true, self.y_pred[split.inside])
+            rows.append(FoldRow(split.fold, split.threshold, rates, auc(scores, y_true)))
         return tuple(rows)
 
 
@@ -334,18 +328,19 @@ def cross_fit(rows: Rows, rule: Rule, objective: Objective = HTER) -> CrossFit:
 
     Examples
     --------
-    >>> oof = OofLogits(range(4), [0, 1, 0, 1], [0, 0, 1, 1], ("a",), [[-1.0], [2.0], [-2.0], [5.0]])
+    >>> table = FoldTable(np.array(list("abcd")), np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1]))
+    >>> oof = OofLogits(table, ("a",), np.array([[-1.0], [2.0], [-2.0], [5.0]]))
     >>> nested = cross_fit(oof.rows, of_score(member_logit(0)))
-    >>> nested.called, [row.threshold for row in nested.folds]
+    >>> nested.y_pred, [row.threshold for row in nested.folds]
     (array([0, 1, 0, 1], dtype=int8), [1.5, 0.5])
     """
-    called, scores = np.empty(rows.labels.size, np.int8), np.empty(rows.labels.size)
+    y_pred, scores = np.empty(rows.labels.size, np.int8), np.empty(rows.labels.size)
     splits = []
     for fold in rows.folds:
         inside = rows.fold_of == fold
         fitted = rule(rows.without(fold), objective)
         split = Split(fold, inside, fitted.score(rows.logits), float(fitted.threshold))
         scores[inside] = split.scores[inside]
-        called[inside] = call(scores[inside], split.threshold)
+        y_pred[inside] = apply_threshold(scores[inside], split.threshold)
         splits.append(split)
-    return CrossFit(rows.labels, called, scores, tuple(splits))
+    return CrossFit(rows.labels, y_pred, scores, tuple(splits))

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ensemble.config import seed_sequence
 from ensemble.decision.assessment import Assessment, assess, assess_fitted, replicates_of
-from ensemble.decision.bootstrap import Replicate
 from ensemble.decision.cross_fitting import (
     MAJORITY_VOTE,
     CrossFit,
@@ -28,14 +26,14 @@ from ensemble.decision.cross_fitting import (
 )
 from ensemble.decision.intervals import Interval
 from ensemble.decision.label_noise import Floor, estimate_floor
-from ensemble.decision.rates import Calls, ErrorRates, Floats, error_rates
+from ensemble.decision.objective import HTER, Objective, WeightedError
+from ensemble.decision.rates import ErrorRates, Floats, Labels, error_rates
+from ensemble.decision.refits import Replicate
 from ensemble.decision.stacker import STACKERS, Stacker
-from ensemble.decision.threshold import HTER, Objective, fit_threshold, fit_thresholds
-from ensemble.errors import ArtifactError, ConfigError, DataError
+from ensemble.decision.threshold import fit_threshold, fit_thresholds
+from ensemble.errors import DataError
 
-SCHEMA = 2
-
-COSTS = tuple(Objective(cost, 10 - cost) for cost in range(1, 10))
+COSTS = tuple(WeightedError(cost, 10 - cost) for cost in range(1, 10))
 """The weights of the expected-performance curve: what an FPR costs, out of ten."""
 
 
@@ -50,7 +48,7 @@ class CostRow:
     @property
     def loss(self) -> float:
         """Weighted error, in [0, 1]."""
-        return Objective(self.cost_fpr, 10 - self.cost_fpr).loss_of(self.rates)
+        return WeightedError(self.cost_fpr, 10 - self.cost_fpr).loss_of(self.rates)
 
 
 @dataclass(frozen=True)
@@ -101,49 +99,11 @@ class Decision:
         own = {member.name: member.threshold for member in self.members}
         return tuple(own[name] for name in self.stacker.members)
 
-    def votes(self, logits: ArrayLike) -> tuple[Calls, Calls]:
+    def votes(self, logits: ArrayLike) -> tuple[Labels, Labels]:
         """Return each member's vote (n, m) on logits (n, m), and their majority (n,), where half is a 1."""
         x = np.asarray(logits, np.float64)
-        votes: Calls = np.asarray(x >= np.asarray(self.member_thresholds), np.int8)
+        votes: Labels = np.asarray(x >= np.asarray(self.member_thresholds), np.int8)
         return votes, np.asarray(vote_share(self.member_thresholds)(x) >= 0.5, np.int8)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain dicts, lists, numbers and strings; `from_json` gets back an equal `Decision`."""
-        return {"schema": SCHEMA} | asdict(self) | {"objective": self.objective.text}
-
-    @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> Decision:
-        """Read what `to_json` wrote, every float to the last bit.
-
-        Raises
-        ------
-        ArtifactError
-            It is of another schema, or not a decision.
-        """
-        if not isinstance(stored, dict) or stored.get("schema") != SCHEMA:
-            found = stored.get("schema") if isinstance(stored, dict) else type(stored).__name__
-            raise ArtifactError("decision", f"schema must be {SCHEMA}; got {found}", "run: thera fit-stacker")
-        try:
-            stacker = stored["stacker"]
-            decision = cls(
-                kind=stored["kind"],
-                chosen=stored["chosen"],
-                stacker=Stacker(tuple(stacker["members"]), tuple(stacker["weights"]), stacker["bias"]),
-                objective=Objective.parse(stored["objective"]),
-                views=tuple(stored["views"]),
-                stacked=Assessment.from_json(stored["stacked"]),
-                members=tuple(map(Assessment.from_json, stored["members"])),
-                baselines=tuple(map(Assessment.from_json, stored["baselines"])),
-                stackers=tuple(map(Assessment.from_json, stored["stackers"])),
-                curve=tuple(CostRow(**row | {"rates": ErrorRates(**row["rates"])}) for row in stored["curve"]),
-                repeated=tuple(stored["repeated"]),
-                floor=None if stored["floor"] is None else Floor.from_json(stored["floor"]),
-                notes=tuple(stored["notes"]),
-            )
-            decision.member_thresholds  # noqa: B018  every member of the stack must be there
-        except (TypeError, KeyError, AttributeError, DataError, ConfigError) as error:
-            raise ArtifactError("decision", f"is damaged ({error})", "run: thera fit-stacker") from error
-        return decision
 
 
 def fit_decision(
@@ -194,7 +154,7 @@ def fit_decision(
     nested = cross_fit(rows, rule, objective)
 
     def beside(name: str, of: OofLogits, other: Rule) -> Assessment:
-        return assess(name, of, other, objective, seed, stacked=nested.called)
+        return assess(name, of, other, objective, seed, stacked=nested.y_pred)
 
     return Decision(
         kind=kind,
@@ -218,16 +178,16 @@ def fit_decision(
     )
 
 
-def _performance_curve(scores: Floats, labels: Calls, nested: CrossFit) -> tuple[CostRow, ...]:
+def _performance_curve(scores: Floats, labels: Labels, nested: CrossFit) -> tuple[CostRow, ...]:
     """Return the nested rates at the thresholds for `COSTS` (Bengio, Mariéthoz and Keller 2005)."""
     own = fit_thresholds(scores, labels, COSTS)
-    called = np.empty((len(COSTS), labels.size), np.int8)
+    y_pred = np.empty((len(COSTS), labels.size), np.int8)
     for split in nested.splits:
         thresholds = fit_thresholds(split.scores[~split.inside], labels[~split.inside], COSTS)
-        called[:, split.inside] = split.scores[split.inside] >= np.array(thresholds)[:, None]
+        y_pred[:, split.inside] = split.scores[split.inside] >= np.array(thresholds)[:, None]
     return tuple(
-        CostRow(objective.cost_fpr, threshold, error_rates(labels, calls))
-        for objective, threshold, calls in zip(COSTS, own, called, strict=True)
+        CostRow(objective.cost_fpr, threshold, error_rates(labels, y_pred))
+        for objective, threshold, y_pred in zip(COSTS, own, y_pred, strict=True)
     )
 
 
@@ -240,8 +200,8 @@ def _repeated(oof: OofLogits, rule: Rule, objective: Objective, repeats: int, se
         parts = assign_folds(
             oof.labels, units, k, int(seed_sequence(seed, "parts", repeat).generate_state(1)[0])
         ).fold_of
-        called = cross_fit(Rows(oof.logits, oof.labels, parts, oof.members), rule, objective).called
-        found.append(error_rates(oof.labels, called).hter)
+        y_pred = cross_fit(Rows(oof.logits, oof.labels, parts, oof.members), rule, objective).y_pred
+        found.append(error_rates(oof.labels, y_pred).hter)
     return tuple(found)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ensemble.config import seed_sequence
-from ensemble.decision.rates import Calls, Floats, checked
+from ensemble.decision.rates import Floats, Labels, check_logits
 
 CALIBRATION_FOLDS = 5
 
@@ -50,7 +50,7 @@ def confident_joint(logits: ArrayLike, labels: ArrayLike, seed: int = 0) -> NDAr
     """
     from cleanlab.count import compute_confident_joint
 
-    x, y = checked("cannot learn confidently", logits, labels)
+    x, y = check_logits("cannot learn confidently", logits, labels)
     one = calibrated(x, y, seed)
     joint = compute_confident_joint(y.astype(np.int64), np.stack([1 - one, one], axis=1), calibrate=False)
     return np.asarray(joint, np.int64)
@@ -85,13 +85,13 @@ def find_issues(logits: ArrayLike, labels: ArrayLike, seed: int = 0) -> NDArray[
     """
     from cleanlab.filter import find_label_issues
 
-    x, y = checked("cannot find label issues", logits, labels)
+    x, y = check_logits("cannot find label issues", logits, labels)
     one = calibrated(x, y, seed)
     found = find_label_issues(y.astype(np.int64), np.stack([1 - one, one], axis=1), n_jobs=1)
     return np.asarray(found, np.bool_)
 
 
-def calibrated(logits: Floats, labels: Calls, seed: int = 0) -> Floats:
+def calibrated(logits: Floats, labels: Labels, seed: int = 0) -> Floats:
     """Return each row's probability of label 1 (n,), by isotonic regression on the rows of the other folds.
 
     The folds, `CALIBRATION_FOLDS`, are stratified; the probabilities stay 1e-6 clear of 0 and 1.

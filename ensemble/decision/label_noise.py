@@ -19,14 +19,13 @@ are they a floor: a model that learns to follow them can reach a lower HTER than
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ensemble.config import seed_sequence
-from ensemble.decision.intervals import Interval, central
+from ensemble.decision.intervals import Interval, beta_mean_interval, central
 from ensemble.decision.label_issues import confident_joint
 from ensemble.decision.mixture import (
     LEAST_BINS,
@@ -38,8 +37,7 @@ from ensemble.decision.mixture import (
     in_bins,
     rates_of,
 )
-from ensemble.decision.rates import Calls, ErrorRates, Floats, checked
-from ensemble.errors import ArtifactError
+from ensemble.decision.rates import ErrorRates, Floats, Labels, check_logits
 
 LEAST_ROWS = 100
 """Of each class; with fewer, nothing is estimated."""
@@ -77,30 +75,6 @@ class Floor:
         """Whether the opinions differ by more than chance, and by more than `APART`."""
         low, high = sorted((self.confident, self.mixture), key=lambda estimate: estimate.hter)
         return high.hter - low.hter > APART and high.interval.low > low.interval.high
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> Floor:
-        """Read what `to_json` wrote, every float to the last bit.
-
-        Raises
-        ------
-        ArtifactError
-            It is not a floor.
-        """
-        try:
-            estimates = {
-                name: FloorEstimate(
-                    **stored[name]
-                    | {"rates": ErrorRates(**stored[name]["rates"]), "interval": Interval(**stored[name]["interval"])}
-                )
-                for name in ("confident", "mixture")
-            }
-            return cls(**stored | estimates | {"ceiling": ErrorRates(**stored["ceiling"])})
-        except (TypeError, KeyError) as error:
-            raise ArtifactError("floor", f"fields are missing or unknown ({error})") from error
 
 
 def estimate_floor(logits: ArrayLike, labels: ArrayLike, seed: int = 0, replicates: int = 200) -> Floor | None:
@@ -153,7 +127,7 @@ def estimate_floor(logits: ArrayLike, labels: ArrayLike, seed: int = 0, replicat
     outliers, which look like wrong labels, move it up by 0.005, and logits that have learned the noise, in shapes that
     the family lacks, by up to 0.013. The ceiling held in all worlds but that of the hard images, 99 times in 100.
     """
-    x, y = checked("cannot estimate the floor", logits, labels)
+    x, y = check_logits("cannot estimate the floor", logits, labels)
     n_pos = int(np.count_nonzero(y))
     if min(n_pos, y.size - n_pos) < LEAST_ROWS:
         return None
@@ -169,24 +143,21 @@ def estimate_floor(logits: ArrayLike, labels: ArrayLike, seed: int = 0, replicat
 # --- confident learning ---------------------------------------------------------------------------------------------
 
 
-def _by_confidence(logits: Floats, labels: Calls, seed: int) -> FloorEstimate:
+def _by_confidence(logits: Floats, labels: Labels, seed: int) -> FloorEstimate:
     joint = confident_joint(logits, labels, seed)
     sure = np.maximum(joint.sum(axis=1), 1)
     n_pos = int(np.count_nonzero(labels))
     rates = ErrorRates(float(joint[0, 1] / sure[0]), float(joint[1, 0] / sure[1]), labels.size - n_pos, n_pos)
-    rng = np.random.default_rng(seed_sequence(seed, "confident"))
-    return FloorEstimate(rates, _counted(rates, int(sure[0]), int(sure[1]), rng))
+    return FloorEstimate(rates, _counted(rates, int(sure[0]), int(sure[1])))
 
 
-def _counted(rates: ErrorRates, n_neg: int, n_pos: int, rng: np.random.Generator) -> Interval:
+def _counted(rates: ErrorRates, n_neg: int, n_pos: int) -> Interval:
     """Return the interval of two rates' mean that were counted on `n_neg` and `n_pos` rows, by the Jeffreys Beta.
 
     A rate of which not one case was seen may be 0 itself.
     """
-    total = np.zeros(20_000)
-    for rate, n in ((rates.fpr, n_neg), (rates.fnr, n_pos)):
-        total += rng.beta(rate * n + 0.5, (1 - rate) * n + 0.5, size=total.size)
-    interval = central(total)
+    first, second = ((rate * n + 0.5, (1 - rate) * n + 0.5) for rate, n in ((rates.fpr, n_neg), (rates.fnr, n_pos)))
+    interval = beta_mean_interval(first, second)
     return Interval(0.0 if rates.fpr + rates.fnr == 0 else min(interval.low, rates.hter), interval.high)
 
 
@@ -230,7 +201,7 @@ def ceiling(logits: ArrayLike, labels: ArrayLike) -> ErrorRates:
     """
     from scipy.special import betaincinv
 
-    x, y = checked("cannot bound the floor", logits, labels)
+    x, y = check_logits("cannot bound the floor", logits, labels)
     level = 0.05 / (4 * len(TAILS))  # two sides, two shares each
     bounds = []
     for given, sign in ((0, 1), (1, -1)):
@@ -276,8 +247,8 @@ def _by_mixture(
     drawn = np.stack([rng.multinomial(size, row, replicates) for size, row in zip(sizes, shares, strict=True)], axis=1)
     begin = np.repeat(best[None], replicates, axis=0)
     begin[:, :2] = np.resize(first[:, :2], (replicates, 2))  # of all starts, so that a flat likelihood shows
-    moved = central(rates_of(fit_mixture(begin, drawn, edges)[0]).sum(axis=1))
-    counted = _counted(rates, n_neg, n_pos, rng)
+    moved = central(rates_of(fit_mixture(begin, drawn, edges)[0]).sum(axis=1) / 2)
+    counted = _counted(rates, n_neg, n_pos)
     low, high = min(moved.low, counted.low), min(max(moved.high, counted.high), most.hter)
     return FloorEstimate(rates, Interval(min(low, rates.hter), max(high, rates.hter))), misfit
 

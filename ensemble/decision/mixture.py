@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.decision.rates import Calls, Floats
+from ensemble.decision.rates import Floats, Labels
 
 BINS_A_CLASS = 50
 LEAST_BINS = 20
 """Logits of fewer distinct values than these bins need are too coarse to fit densities to."""
 
 LEAST_RATE = 1e-4
-"""A fitted rate below this is called 0: it has run to its limit."""
+"""A fitted rate below this is predicted as 0: it has run to its limit."""
 
 PARAMETERS = 10
 """Log-odds of the two rates; then location, log scale, skew and log tail of true 0, and of true 1."""
@@ -30,7 +30,7 @@ _SPREAD = np.array([np.inf, np.inf, np.inf, np.inf, 0.5, 0.35, np.inf, np.inf, 0
 STARTS = ((0.01, 0.001), (0.1, 0.01), (0.3, 0.03), (0.01, 0.05), (0.2, 0.1))
 
 
-def in_bins(logits: Floats, labels: Calls) -> tuple[Floats, NDArray[np.int64]]:
+def in_bins(logits: Floats, labels: Labels) -> tuple[Floats, NDArray[np.int64]]:
     """Return the edges (b - 1,) of bins at both classes' quantiles, in standardised logits, and counts (2, b)."""
     x = (logits - np.median(logits)) / max(float(logits.std()), 1e-300)
     levels = np.linspace(0, 1, BINS_A_CLASS + 1)[1:-1]

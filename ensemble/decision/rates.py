@@ -1,6 +1,6 @@
 """Error rates, and the checks of what they are computed from.
 
-An image is called 1 if and only if its logit is at or above the threshold: a tie is a 1, here and everywhere.
+An image is predicted as 1 if and only if its logit is at or above the threshold: a tie is a 1, here and everywhere.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from ensemble.errors import DataError
 
 Floats: TypeAlias = NDArray[np.float64]
-Calls: TypeAlias = NDArray[np.int8]
+Labels: TypeAlias = NDArray[np.int8]
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class ErrorRates:
     0.2
     """
 
-    fpr: float  # share of label 0 called 1
-    fnr: float  # share of label 1 called 0
+    fpr: float  # share of label 0 predicted as 1
+    fnr: float  # share of label 1 predicted as 0
     n_neg: int
     n_pos: int
 
@@ -40,12 +40,12 @@ class ErrorRates:
         return self.n_neg + self.n_pos
 
 
-def error_rates(labels: ArrayLike, called: ArrayLike) -> ErrorRates:
-    """Return FPR and FNR of calls against labels.
+def error_rates(labels: ArrayLike, y_pred: ArrayLike) -> ErrorRates:
+    """Return FPR and FNR of predictions against labels.
 
     Parameters
     ----------
-    labels, called : array (n,)
+    labels, y_pred : array (n,)
         0 or 1; both classes among the labels.
 
     Raises
@@ -58,17 +58,17 @@ def error_rates(labels: ArrayLike, called: ArrayLike) -> ErrorRates:
     >>> error_rates([0, 0, 1, 1, 1, 1], [0, 1, 1, 1, 1, 0])
     ErrorRates(fpr=0.5, fnr=0.25, n_neg=2, n_pos=4)
     """
-    truth, calls = checked_calls("cannot compute error rates", labels, called)
-    n_pos = int(np.count_nonzero(truth))
-    n_neg = truth.size - n_pos
-    hits = int(np.count_nonzero(truth & calls))
-    return ErrorRates((int(np.count_nonzero(calls)) - hits) / n_neg, (n_pos - hits) / n_pos, n_neg, n_pos)
+    y_true, y_pred = check_predictions("cannot compute error rates", labels, y_pred)
+    n_pos = int(np.count_nonzero(y_true))
+    n_neg = y_true.size - n_pos
+    hits = int(np.count_nonzero(y_true & y_pred))
+    return ErrorRates((int(np.count_nonzero(y_pred)) - hits) / n_neg, (n_pos - hits) / n_pos, n_neg, n_pos)
 
 
-def call(logits: ArrayLike, threshold: float) -> Calls:
+def apply_threshold(logits: ArrayLike, threshold: float) -> Labels:
     """Return 1 where the logit is >= `threshold`, else 0, in the shape of `logits`.
 
-    >>> call([-1.0, 0.5, 2.0], 0.5)
+    >>> apply_threshold([-1.0, 0.5, 2.0], 0.5)
     array([0, 1, 1], dtype=int8)
     """
     return np.asarray(np.asarray(logits) >= threshold, dtype=np.int8)
@@ -96,13 +96,13 @@ def auc(logits: ArrayLike, labels: ArrayLike) -> float:
     >>> auc([0.0, 1.0, 1.0, 2.0], [0, 0, 1, 1])
     0.875
     """
-    x, y = checked("cannot compute the AUC", logits, labels)
+    x, y = check_logits("cannot compute the AUC", logits, labels)
     neg, pos = np.sort(x[y == 0]), np.sort(x[y == 1])
     below = int(np.searchsorted(neg, pos, "left").sum()) + int(np.searchsorted(neg, pos, "right").sum())
     return below / (2 * neg.size * pos.size)
 
 
-def checked(task: str, logits: ArrayLike, labels: ArrayLike, ndim: int = 1) -> tuple[Floats, Calls]:
+def check_logits(task: str, logits: ArrayLike, labels: ArrayLike, ndim: int = 1) -> tuple[Floats, Labels]:
     """Return finite float64 logits, (n,) or (n, m) as `ndim` says, and int8 labels (n,) of both classes."""
     y = _checked_labels(task, labels)
     x = np.asarray(logits, dtype=np.float64)
@@ -115,14 +115,14 @@ def checked(task: str, logits: ArrayLike, labels: ArrayLike, ndim: int = 1) -> t
     return x, y
 
 
-def checked_calls(task: str, labels: ArrayLike, called: ArrayLike) -> tuple[Calls, Calls]:
-    y, calls = _checked_labels(task, labels), zero_or_one(task, "calls", called)
-    if y.shape != calls.shape:
-        raise DataError(task, f"labels and calls must have one shape; got {y.shape} and {calls.shape}")
-    return y, calls
+def check_predictions(task: str, labels: ArrayLike, y_pred: ArrayLike) -> tuple[Labels, Labels]:
+    y, y_pred = _checked_labels(task, labels), zero_or_one(task, "predictions", y_pred)
+    if y.shape != y_pred.shape:
+        raise DataError(task, f"labels and predictions must have one shape; got {y.shape} and {y_pred.shape}")
+    return y, y_pred
 
 
-def _checked_labels(task: str, labels: ArrayLike) -> Calls:
+def _checked_labels(task: str, labels: ArrayLike) -> Labels:
     y = zero_or_one(task, "labels", labels)
     ones = int(np.count_nonzero(y))
     for label, count in ((0, y.size - ones), (1, ones)):
@@ -131,7 +131,7 @@ def _checked_labels(task: str, labels: ArrayLike) -> Calls:
     return y
 
 
-def zero_or_one(task: str, what: str, values: ArrayLike) -> Calls:
+def zero_or_one(task: str, what: str, values: ArrayLike) -> Labels:
     raw: NDArray[Any] = np.asarray(values)
     if raw.ndim != 1:
         raise DataError(task, f"{what} must have shape (n,); got {raw.shape}")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,7 +15,7 @@ ALARM = 0.01
 
 @dataclass(frozen=True)
 class ShareCheck:
-    """The share that single fold models call 0 on new images, against that on the OOF rows, at one threshold.
+    """The share that single fold models predict 0 on new images, against that on the OOF rows, at one threshold.
 
     Single fold models on both sides, so that averaging, which moves the share too, is no part of the difference.
     """
@@ -33,11 +32,11 @@ class ShareCheck:
         return self.p_value < ALARM
 
     @property
-    def told(self) -> str:
+    def message(self) -> str:
         """The check in a sentence."""
         seen = (
-            f"single fold models call {self.new_share:.4f} of the new images 0, and {self.oof_share:.4f} of the OOF "
-            f"rows, at one threshold (p = {self.p_value:.2g})"
+            f"single fold models predict {self.new_share:.4f} of the new images as 0, and {self.oof_share:.4f} of the "
+            f"OOF rows, at one threshold (p = {self.p_value:.2g})"
         )
         if not self.shifted:
             return f"Share check: {seen}: no sign of a shift."
@@ -47,9 +46,6 @@ class ShareCheck:
             "of the new images (give it as --prior if you know it better), and FPR, FNR, HTER and its threshold stay "
             "as they are; if the images themselves have changed, no figure here holds for them."
         )
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"shifted": self.shifted}
 
 
 def check_share(
@@ -69,7 +65,7 @@ def check_share(
     oof_logits : float64 array (n,)
         Stacked logits of the OOF rows, one model each.
     fold_logits : float64 array (n_new, k)
-        Stacked logits of the new images, a column a fold model. The k calls of an image count as one observation.
+        Stacked logits of the new images, a column a fold model. The k predictions of an image count as one observation.
     threshold : float
         Of a single stacked logit.
     rates : ErrorRates
@@ -89,12 +85,12 @@ def check_share(
     """
     from scipy.stats import binomtest, norm
 
-    called = (oof_logits < threshold).astype(np.float64)
+    y_pred = (oof_logits < threshold).astype(np.float64)
     votes = (fold_logits < threshold).mean(axis=1)
-    oof_share, new_share = float(called.mean()), float(votes.mean())
-    units = np.arange(called.size) if groups is None else np.unique(groups, return_inverse=True)[1]
-    excess = np.bincount(units, called - oof_share)  # by group: what it adds to the sum beyond the mean
-    error = float(np.sqrt((excess**2).sum() / called.size**2 + votes.var() / max(len(votes), 1)))
+    oof_share, new_share = float(y_pred.mean()), float(votes.mean())
+    units = np.arange(y_pred.size) if groups is None else np.unique(groups, return_inverse=True)[1]
+    excess = np.bincount(units, y_pred - oof_share)  # by group: what it adds to the sum beyond the mean
+    error = float(np.sqrt((excess**2).sum() / y_pred.size**2 + votes.var() / max(len(votes), 1)))
     distance = abs(new_share - oof_share)
     p_value = float(2 * norm.sf(distance / error)) if error > 0 else float(distance == 0)
     p_value = max(p_value, float(binomtest(round(new_share * len(votes)), len(votes), oof_share).pvalue))
@@ -112,13 +108,10 @@ class AtPrior:
 
     prior: float  # share of label 0
     share_called_0: float
-    error_rate: float  # share of images that are called wrong: this does change
-    precision_of_0: float  # share of label 0 among the images that are called 0
+    error_rate: float  # share of images that are predicted wrong: this does change
+    precision_of_0: float  # share of label 0 among the images that are predicted as 0
     precision_of_1: float
     logit_shift: float  # what to add to the stacked logit for log-odds at this prior
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def at_prior(rates: ErrorRates, prior: float) -> AtPrior:

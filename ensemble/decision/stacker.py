@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ensemble.decision.rates import Calls, Floats, checked
+from ensemble.decision.rates import Floats, Labels, check_logits
 from ensemble.errors import DataError
 
 
@@ -75,7 +75,7 @@ def mean_of_calibrated(logits: ArrayLike, labels: ArrayLike, members: tuple[str,
     A weak member's calibrated logits are small, so that it weighs little; but unlike `logistic`, this does not see what
     the members have in common (Platt 1999, Probabilistic outputs for support vector machines).
     """
-    x, y = checked("cannot fit the stacker", logits, labels, ndim=2)
+    x, y = check_logits("cannot fit the stacker", logits, labels, ndim=2)
     own = [logistic(column[:, None], y, (name,)) for name, column in zip(members, x.T, strict=True)]
     weights = tuple(stacker.weights[0] / len(members) for stacker in own)
     return Stacker(tuple(members), weights, sum(stacker.bias for stacker in own) / len(members))
@@ -92,7 +92,7 @@ def nonnegative_logistic(logits: ArrayLike, labels: ArrayLike, members: tuple[st
     free = logistic(logits, labels, members)
     if min(free.weights) >= 0:
         return free
-    x, y = checked("cannot fit the stacker", logits, labels, ndim=2)
+    x, y = check_logits("cannot fit the stacker", logits, labels, ndim=2)
     z, centre, scale, spread = _standardised(x)
     sign, weight = 2.0 * y - 1, _class_weights(y)
 
@@ -144,7 +144,7 @@ def logistic(logits: ArrayLike, labels: ArrayLike, members: tuple[str, ...]) -> 
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    x, y = checked("cannot fit the stacker", logits, labels, ndim=2)
+    x, y = check_logits("cannot fit the stacker", logits, labels, ndim=2)
     z, centre, scale, spread = _standardised(x)
     model = LogisticRegression(C=1.0, solver="newton-cholesky", tol=1e-8)
     with warnings.catch_warnings():  # where the start is the optimum to rounding, no step is better, and none needed
@@ -162,7 +162,7 @@ STACKERS: dict[str, FitStacker] = {
 """By name, the simplest first."""
 
 
-def _standardised(x: Floats) -> tuple[Floats, Floats, Floats, Calls]:
+def _standardised(x: Floats) -> tuple[Floats, Floats, Floats, Labels]:
     spread = np.ptp(x, axis=0) > 0
     centre, scale = x.mean(axis=0), np.where(spread, x.std(axis=0), 1.0)
     return (x - centre) / scale * spread, centre, scale, spread
@@ -173,8 +173,8 @@ def _unscaled(
     intercept: float,
     centre: Floats,
     scale: Floats,
-    spread: Calls,
-    y: Calls,
+    spread: Labels,
+    y: Labels,
     members: tuple[str, ...],
 ) -> Stacker:
     weights: Floats = np.where(spread, coefficients / scale, 0.0)
@@ -183,6 +183,6 @@ def _unscaled(
     return Stacker(tuple(members), tuple(weights.tolist()), bias)
 
 
-def _class_weights(y: Calls) -> Floats:
+def _class_weights(y: Labels) -> Floats:
     n_pos = int(np.count_nonzero(y))
     return np.where(y == 1, y.size / (2 * n_pos), y.size / (2 * (y.size - n_pos)))

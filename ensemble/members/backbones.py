@@ -16,7 +16,7 @@ from torch import nn
 from ensemble.config import MemberConfig
 from ensemble.errors import ArtifactError, ConfigError, ResourceError, printable
 from ensemble.members import small_cnns as small_cnns  # registers them
-from ensemble.members.cpu.convolutions import sample_strided
+from ensemble.members.safe_convolutions import sample_strided
 
 
 class Backbone(nn.Module):
@@ -36,6 +36,7 @@ class Backbone(nn.Module):
     def __init__(self, model: Any, input_size: int) -> None:
         super().__init__()
         self.model, self.input_size, self.frozen, self.compiled = model, input_size, False, False
+        self.convolutions = "native"
         facts: Any = model.pretrained_cfg
         self.mean: torch.Tensor
         self.std: torch.Tensor

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
@@ -14,9 +13,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ensemble.config import MemberConfig
 from ensemble.errors import ConfigError
+from ensemble.machine import available_cores
 from ensemble.members.augment import view
 from ensemble.members.backbones import Backbone, build
-from ensemble.members.plans import PLAINEST, PRECISIONS, Plan, deviation, is_followed, possible_plans, prepared, probe
+from ensemble.members.plans import REFERENCE, Plan, is_followed, possible_plans, prepare
+from ensemble.members.precision import PRECISIONS
+from ensemble.members.probe import deviation, probe
 from ensemble.members.processes import Progress
 
 BATCH = 256
@@ -50,7 +52,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 def default_workers(device: torch.device) -> int:
     """Return how many data workers pay: none where the CPU itself trains, else one a core, 8 at most."""
-    return 0 if device.type == "cpu" else min(8, max(1, (os.cpu_count() or 2) - 1))
+    return 0 if device.type == "cpu" else min(8, max(1, len(available_cores()) - 1))
 
 
 class FoldModels:
@@ -86,15 +88,15 @@ class FoldModels:
         self._network.load_state_dict(weights)
         self._network.eval()  # some keep what follows from their weights, until they are told so again
         network, plan = self._network, self._plan
-        if plan != PLAINEST:
+        if plan != REFERENCE:
             exact = self._network
-            network = prepared(copy.deepcopy(exact) if plan.convolutions == "lowered" else exact, plan)
+            network = prepare(copy.deepcopy(exact) if plan.convolutions == "lowered" else exact, plan)
             plan = plan if is_followed(network, plan) else Plan(plan.precision)
             some = np.unique(np.linspace(0, len(pixels) - 1, COMPARED).astype(int))  # the same, whatever the rows
             batch = torch.from_numpy(pixels[some]).to(self._device)
             with torch.inference_mode():
                 if not deviation(network(batch, plan.dtype), exact(batch)) <= TOLERANCE:  # NaN is no agreement
-                    network, plan = exact, PLAINEST
+                    network, plan = exact, REFERENCE
         return predict_logits(network, pixels, rows, views, plan.precision, self._device, bar), plan
 
 

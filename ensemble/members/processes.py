@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from ensemble.errors import ResourceError, TheraError
+from ensemble.machine import available_cores, available_memory
 from ensemble.progress import Bar
 
 POLL_S = 0.5
@@ -64,20 +65,13 @@ def _open(path: str) -> MappedPixels:
     return MappedPixels(np.load(path, mmap_mode="r"))
 
 
-def cores() -> list[int]:
-    """Return the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
-
-
 def shares(jobs: int, at_once: int) -> list[list[int]]:
     """Return the cores of each job: a share for each of `at_once`, and for the last jobs, if fewer, larger shares.
 
     It depends on the number of jobs alone, not on what is finished already, so that a run that goes on computes each
     job as it would have.
     """
-    every = cores()
+    every = available_cores()
 
     def split(n: int) -> list[list[int]]:
         return [every[i * len(every) // n : (i + 1) * len(every) // n] or every for i in range(n)]
@@ -87,29 +81,24 @@ def shares(jobs: int, at_once: int) -> list[list[int]]:
     return full + (split(last) if last else [])
 
 
-def at_once(jobs: int, batches: int, device: torch.device, wanted: int | None) -> int:
-    """Return how many jobs to compute side by side: what is wanted, or on a CPU one a core where each is long enough.
+def at_once(jobs: int, batches: int, device: torch.device, requested: int | None) -> int:
+    """Return how many jobs to compute side by side: as requested, or on a CPU one a core where each is long enough.
 
     Parameters
     ----------
     jobs : int
     batches : int
         Of one job.
-    wanted : int, optional
+    requested : int, optional
         At most so many.
     """
-    if wanted is None:
-        most = min(len(cores()), max(1, _memory() // MEMORY_OF_A_JOB))
-        wanted = most if device.type == "cpu" and batches >= PROCESS_PAYS else 1
-    return max(1, min(wanted, jobs, len(cores())))
+    if requested is None:
+        most = min(len(available_cores()), max(1, available_memory() // MEMORY_OF_A_JOB))
+        requested = most if device.type == "cpu" and batches >= PROCESS_PAYS else 1
+    return max(1, min(requested, jobs, len(available_cores())))
 
 
-def _memory() -> int:
-    """Return how many bytes of memory this machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def keep_freed_memory() -> None:
+def keep_freedavailable_memory() -> None:
     """Let glibc keep freed memory instead of giving it back: each batch asks for the same again. Else nothing happens.
 
     A network frees and allocates hundreds of megabytes a batch; given back to the system, every page is zeroed anew.
@@ -166,10 +155,10 @@ class Workers:
         Stopped
             A signal has come since.
         """
-        if all(len(own) == len(cores()) for own in of_call):
-            keep_freed_memory()
+        if all(len(own) == len(available_cores()) for own in of_call):
+            keep_freedavailable_memory()
             for index, call in enumerate(calls):
-                with _threads(len(cores())):
+                with _threads(len(available_cores())):
                     result = function(*call, bar)
                 yield index, result
             return
@@ -189,7 +178,7 @@ class Workers:
             ready = wait([worker.connection for worker in self._running.values()], POLL_S)
             bar.advance(0)
             for index, worker in list(self._running.items()):
-                if worker.connection in ready and worker.heed(bar):
+                if worker.connection in ready and worker.receive(bar):
                     del self._running[index]
                     self._idle[tuple(worker.cores)] = worker
                     yield index, worker.result
@@ -214,7 +203,7 @@ class _Worker:
         self.connection, far = context.Pipe()
         self.cores, self.result = own, None
         self._process = context.Process(target=_work, args=(far, own))
-        with _deaf_to_interrupts():  # inherited: the parent heeds them, and ends this process
+        with _interrupts_ignored():  # inherited: the parent heeds them, and ends this process
             self._process.start()
         far.close()
 
@@ -224,7 +213,7 @@ class _Worker:
         except (BrokenPipeError, ConnectionResetError):
             raise self._lost() from None
 
-    def heed(self, bar: Bar) -> bool:
+    def receive(self, bar: Bar) -> bool:
         """Read one message, and return whether it was the call's last."""
         try:
             what, value = self.connection.recv()
@@ -251,7 +240,7 @@ class _Worker:
 
 
 @contextlib.contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
+def _interrupts_ignored() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -262,7 +251,7 @@ def _deaf_to_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-class _Line:
+class _RemoteBar:
     """The bar of another process."""
 
     def __init__(self, connection: Any) -> None:
@@ -283,12 +272,12 @@ def _work(connection: Any, own: list[int]) -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, own)
     torch.set_num_threads(len(own))
-    keep_freed_memory()
+    keep_freedavailable_memory()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             function, call = connection.recv()
             try:
-                answer = "done", function(*call, _Line(connection))
+                answer = "done", function(*call, _RemoteBar(connection))
             except (BrokenPipeError, ConnectionResetError):
                 return
             except (TheraError, OSError, MemoryError) as error:

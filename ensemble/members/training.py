@@ -20,7 +20,7 @@ from ensemble.members.backbones import Backbone, build
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import predict_logits
 from ensemble.members.losses import class_weights, classification_loss
-from ensemble.members.plans import Plan, prepared
+from ensemble.members.plans import Plan, prepare
 from ensemble.members.processes import Progress
 from ensemble.members.sampling import Batch, batches_of
 
@@ -216,7 +216,7 @@ class FoldTraining:
         if job.weights is not None:
             weights = {key: torch.from_numpy(value) for key, value in job.weights.items()}
         network = build(start, job.pixels.shape[1], weights).to(memory_format=torch.channels_last).to(device)
-        self._learner = Learner(job, prepared(network, plan), plan, device)
+        self._learner = Learner(job, prepare(network, plan), plan, device)
         if tensors is not None:
             self._learner.restore(tensors)
 
@@ -242,7 +242,6 @@ class FoldTraining:
     def run_epoch(self, batches: Iterator[Batch], bar: Progress) -> None:
         """Train on the batches of the next epoch, and keep what it gives."""
         job, epoch, started = self.job, self.epoch, time.monotonic()
-        self._learner.network.input_size = _input_size(job, epoch)
         torch.manual_seed(job.random_seed("dropout", epoch))
         loss = self._learner.epoch(epoch, batches, bar)
         seconds = round(time.monotonic() - started, 2)
@@ -254,13 +253,6 @@ class FoldTraining:
         self.history = [*self.history, entry]
         self._checkpoint.save(self._learner.state(), self.history)
         bar.note(told)
-
-
-def _input_size(job: FoldJob, epoch: int) -> int:
-    """Return the side in pixels of an epoch's images: that of progressive resizing in the first half of the epochs."""
-    config = job.config
-    early = config.early_size is not None and epoch < config.epochs // 2
-    return (config.early_size if early else config.input_size) or job.pixels.shape[1]
 
 
 class Learner:

@@ -1,0 +1,11 @@
+"""What a person sees of a result.
+
+render.py             a command's result -> tables
+table.py              one table, as Markdown, plain text or on a terminal
+member_tables.py      members, and a trial of several
+decision_tables.py    the stack beside members and baselines
+prediction_tables.py  label files
+comparison_tables.py  evaluate and compare
+documents.py          report.md and report.json
+figures.py            pictures
+"""

@@ -1,47 +1,44 @@
-"""The tables of `thera evaluate`, `thera compare`, with its verdict in one sentence, and `thera trial`."""
+"""The tables of `thera evaluate`, and of `thera compare` with its verdict in one sentence."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from ensemble.decision.comparison import Agreement, Comparison, Difference, Measured
+from ensemble.reports.table import Table, interval_cell
+from ensemble.results import CompareResult, EvaluateResult
 
-import numpy as np
-
-from ensemble.decision.comparison import Agreement, Comparison, Difference, Evaluation, Measured, compare_calls
-from ensemble.decision.intervals import Interval
-from ensemble.decision.rates import auc, call
-from ensemble.decision.threshold import fit_threshold
-from ensemble.reports.tables import Table
-
-RATES = "FPR: share of label 0 called 1. FNR: share of label 1 called 0. HTER: their mean."
-DRAWN = "[]: 95 % interval of the images drawn (bootstrap by class, at the calls made)."
-PAIRED = "B minus A: below 0, B errs less; its interval draws both calls of an image together (paired bootstrap)."
+RATES = "FPR: share of label 0 predicted as 1. FNR: share of label 1 predicted as 0. HTER: their mean."
+INTERVALS = "[]: 95 % interval over the draw of the images (bootstrap by class, predictions fixed)."
+PAIRED = "B minus A: below 0, B errs less. Its interval draws both predictions of an image together (paired bootstrap)."
 MCNEMAR = (
-    "McNemar p: how often chance splits the images that just one calls right at least as unevenly as this, if both are "
-    "as good (exact, two-sided). Of label 0 it tests the FPR, of label 1 the FNR, of all the accuracy, not the HTER; "
-    "every image counts by itself, grouped or not."
+    "McNemar p: how often chance alone splits the images that only one of the two predicts rightly at least as "
+    "unevenly, if both are equally good (exact, two-sided). For label 0 it tests the FPR, for label 1 the FNR, for all "
+    "the accuracy, not the HTER. Every image counts by itself, grouped or not."
+)
+NESTED = (
+    "Nested: each fold is predicted by weights and threshold that were fitted without it; views {views}. The report's "
+    "intervals of a stack or member also refit the threshold."
 )
 
 
-def evaluation_tables(name: str, truth: str, evaluation: Evaluation) -> list[Table]:
-    """Return the rates, the confusion matrix and the classification report of the label file `name`."""
-    measured = evaluation.measured
+def evaluation_tables(result: EvaluateResult) -> list[Table]:
+    """Return the rates, the confusion matrix and the classification report of a label file."""
+    evaluation, measured = result.evaluation, result.evaluation.measured
     (tn, fp), (fn, tp) = evaluation.confusion
     counts = (("label 0", tn, fp), ("label 1", fn, tp), ("all", tn + fn, fp + tp))
     return [
         Table(
-            f"{name} against {truth}: HTER {measured.rates.hter:.4f} {_interval(measured.hter)}",
+            f"{result.name} against {result.labels}: HTER {measured.rates.hter:.4f} {interval_cell(measured.hter)}",
             ("rate", "errors", "of", "value", "95 %"),
             (
-                ("FPR", str(fp), str(tn + fp), f"{measured.rates.fpr:.4f}", _interval(measured.fpr)),
-                ("FNR", str(fn), str(fn + tp), f"{measured.rates.fnr:.4f}", _interval(measured.fnr)),
-                ("HTER", "", "", f"{measured.rates.hter:.4f}", _interval(measured.hter)),
+                ("FPR", str(fp), str(tn + fp), f"{measured.rates.fpr:.4f}", interval_cell(measured.fpr)),
+                ("FNR", str(fn), str(fn + tp), f"{measured.rates.fnr:.4f}", interval_cell(measured.fnr)),
+                ("HTER", "", "", f"{measured.rates.hter:.4f}", interval_cell(measured.hter)),
             ),
-            (RATES, DRAWN),
+            (RATES, INTERVALS),
         ),
         Table(
             "Confusion matrix",
-            ("images", "called 0", "called 1", "all"),
+            ("images", "predicted 0", "predicted 1", "all"),
             tuple((label, str(zero), str(one), str(zero + one)) for label, zero, one in counts),
         ),
         Table(
@@ -56,18 +53,9 @@ def evaluation_tables(name: str, truth: str, evaluation: Evaluation) -> list[Tab
     ]
 
 
-def comparison_tables(name_a: str, name_b: str, comparison: Comparison, notes: Sequence[str] = ()) -> list[Table]:
-    """Return the rates of A and B with their difference and the verdict, and where the two disagree.
-
-    Parameters
-    ----------
-    name_a, name_b : str
-        What the two are called.
-    comparison : Comparison
-        Of their calls.
-    notes : sequence of str
-        What the calls are.
-    """
+def comparison_tables(result: CompareResult) -> list[Table]:
+    """Return the rates of A and B with their difference and the verdict, and where the two disagree."""
+    comparison, name_a, name_b = result.comparison, result.name_a, result.name_b
     differences = (comparison.fpr, comparison.fnr, comparison.hter)
     zero, one = comparison.agreement
     every = Agreement(
@@ -76,13 +64,13 @@ def comparison_tables(name_a: str, name_b: str, comparison: Comparison, notes: S
     return [
         Table(
             f"{name_a} (A) and {name_b} (B) on the same {_images(comparison)}",
-            ("calls", "FPR", "95 %", "FNR", "95 %", "HTER", "95 %"),
+            ("predictions", "FPR", "95 %", "FNR", "95 %", "HTER", "95 %"),
             (
                 (f"A: {name_a}", *_measured(comparison.a)),
                 (f"B: {name_b}", *_measured(comparison.b)),
                 ("B minus A", *(cell for difference in differences for cell in _difference(difference))),
             ),
-            (verdict(name_a, name_b, comparison), *notes, RATES, DRAWN, PAIRED),
+            (verdict(name_a, name_b, comparison), *_sources(result), RATES, INTERVALS, PAIRED),
         ),
         Table(
             "Who is right, in images",
@@ -96,27 +84,35 @@ def comparison_tables(name_a: str, name_b: str, comparison: Comparison, notes: S
     ]
 
 
+def _sources(result: CompareResult) -> tuple[str, ...]:
+    """Return what the predictions are, and what they are compared with."""
+    if result.labels is not None:
+        return (f"Labels: {result.labels}.",)
+    sides = f"A is {result.description_a}, B is {result.description_b}."
+    return (sides, NESTED.format(views=" + ".join(result.views)))
+
+
 def verdict(name_a: str, name_b: str, comparison: Comparison) -> str:
     """Return in one sentence whether the HTERs of the two differ beyond chance."""
     if not comparison.apart:
-        return f"{name_a} and {name_b} call all {_images(comparison)} the same."
+        return f"{name_a} and {name_b} predict the same for all {_images(comparison)}."
     value, interval = comparison.hter.value, comparison.hter.interval
     ends = [interval.low, interval.high] if value > 0 else [interval.high, interval.low]
     if interval.low < 0 < interval.high:
-        spread = " to ".join(map(_moved, ends))
+        spread = " to ".join(map(_signed, ends))
     else:
-        spread = f"{abs(ends[0]):.4f} to {_moved(ends[1])}"
-    difference = f"{_moved(value)} than {name_a}'s" if value else f"the same as {name_a}'s"
-    told = f"{name_b}'s HTER is {difference} (95 %: {spread})"
+        spread = f"{abs(ends[0]):.4f} to {_signed(ends[1])}"
+    difference = f"{_signed(value)} than {name_a}'s" if value else f"the same as {name_a}'s"
+    sentence = f"{name_b}'s HTER is {difference} (95 %: {spread})"
     if comparison.beyond_chance:
-        return f"{told}: a difference beyond chance."
+        return f"{sentence}: a difference beyond chance."
     if interval.low <= 0 <= interval.high:
-        return f"{told}, within chance: {_images(comparison)} cannot tell them apart."
+        return f"{sentence}, within chance: {_images(comparison)} cannot tell them apart."
     cases = f"{comparison.apart} independent image{'s' * (comparison.apart > 1)}"
-    return f"{told}, but they differ on {cases} only: too few to rule out chance."
+    return f"{sentence}, but they differ on {cases} only: too few to rule out chance."
 
 
-def _moved(value: float) -> str:
+def _signed(value: float) -> str:
     return f"{abs(value):.4f} {'higher' if value > 0 else 'lower'}"
 
 
@@ -127,70 +123,12 @@ def _images(comparison: Comparison) -> str:
 def _measured(measured: Measured) -> tuple[str, ...]:
     rates = measured.rates
     cells = ((rates.fpr, measured.fpr), (rates.fnr, measured.fnr), (rates.hter, measured.hter))
-    return tuple(text for rate, interval in cells for text in (f"{rate:.4f}", _interval(interval)))
+    return tuple(text for rate, interval in cells for text in (f"{rate:.4f}", interval_cell(interval)))
 
 
 def _difference(difference: Difference) -> tuple[str, str]:
-    return f"{difference.value:+.4f}", _interval(difference.interval, "+.4f")
-
-
-def _interval(interval: Interval, form: str = ".4f") -> str:
-    return f"[{interval.low:{form}}, {interval.high:{form}}]"
+    return f"{difference.value:+.4f}", interval_cell(difference.interval, "+.4f")
 
 
 def _p_value(p: float) -> str:
     return f"{p:.4f}" if p >= 0.0001 else "< 0.0001"
-
-
-def trial_table(
-    fold: int,
-    logits: Mapping[str, np.ndarray],
-    labels: np.ndarray,
-    groups: np.ndarray | None,
-    seed: int,
-    facts: Mapping[str, Mapping[str, Any]],
-    views: Sequence[str],
-) -> Table:
-    """Return a row for each member: its HTER at the cut that is best for these very rows, less the first's too.
-
-    Parameters
-    ----------
-    logits : mapping
-        The logits (n,) of each member by its name, averaged over `views`; the others are held against the first.
-    labels : int8 array (n,)
-    groups : int64 array (n,), optional
-    seed : int
-        Of the bootstrap.
-    facts : mapping
-        `epochs`, `training_seconds` and `threads` of each member.
-    """
-    called = {name: call(x, fit_threshold(x, labels)) for name, x in logits.items()}
-    first = next(iter(called))
-    rows = []
-    for name, own in called.items():
-        compared = compare_calls(labels, called[first], own, groups, seed)
-        low, high = compared.hter.interval.low, compared.hter.interval.high
-        apart = "" if name == first else f"{compared.hter.value:+.4f} [{low:+.4f}, {high:+.4f}]"
-        spent = f"{facts[name]['training_seconds'] * facts[name]['threads'] / 60:.1f}"
-        rates = compared.b.rates
-        rows.append(
-            (
-                name,
-                str(facts[name]["epochs"]),
-                spent,
-                f"{rates.fpr:.4f}",
-                f"{rates.fnr:.4f}",
-                f"{rates.hter:.4f}",
-                f"{auc(logits[name], labels):.4f}",
-                apart,
-            )
-        )
-    return Table(
-        f"Trial: {len(labels)} rows of fold {fold}, views {' + '.join(views)}",
-        ("member", "epochs", "core minutes", "FPR", "FNR", "HTER", "AUC", f"HTER less {first}'s"),
-        tuple(rows),
-        (
-            "At the cut that is best for these very rows: to choose by, not to promise. What is chosen by it must be "
-            "confirmed on the other folds.",
-        ),
-    )

@@ -1,1 +1,7 @@
-"""What lies where on disk."""
+"""What lies where on disk.
+
+files.py        whole or not at all: bytes, JSON, tables, tensors, locks
+run.py          a run's folder: run.json, the fold table, where members and predictions lie
+member.py       a member's folder: weights, OOF logits, training state
+predictions.py  one set of images: kept logits, label file, table, facts
+"""

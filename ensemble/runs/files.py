@@ -1,37 +1,50 @@
-"""Files that are there whole or not at all (temporary name, fsync, rename, fsync of the folder), and locks.
+"""Files that are there whole or not at all, their hashes, and the forms in which they are read and written.
 
-Tensors are safetensors, tables are CSV keyed by id, the rest is JSON; nothing is ever pickled.
+JSON is checked against a type when it is read, tables are CSV keyed by id, tensors are safetensors; nothing is pickled.
+This file knows of no run, so every other wing may use it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import errno
-import fcntl
 import hashlib
 import io
 import json
 import os
+import secrets
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from ensemble.errors import ArtifactError, LockedError, ResourceError, printable
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
+    from pydantic import TypeAdapter
 
 SCHEMA = 1
-"""Of the JSON files, which name it; one of another schema is refused."""
+"""Schema of the JSON files. Each names it, and a file of another schema is refused."""
 
 LOGIT_DECIMALS = 5
-"""Logits are rounded to this many decimals when they are made; the file holds them as they are used."""
+"""Decimals that logits are rounded to when they are made, so that a file holds them as they are used."""
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "'")
+"""First characters by which a spreadsheet takes a cell for a formula, and the apostrophe that escapes them."""
 
 Tensors: TypeAlias = "dict[str, torch.Tensor]"
+
+T = TypeVar("T")
+
+Migrate: TypeAlias = Callable[[dict[str, Any]], dict[str, Any]]
+"""Brings the content of an older JSON file up to date."""
+
+
+# --- whole or not at all ----------------------------------------------------------------------------------------------
 
 
 def write_whole(path: Path, data: bytes) -> str:
@@ -45,12 +58,15 @@ def write_whole(path: Path, data: bytes) -> str:
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary file to fill; move it to `path` once it is filled and on disk, remove it on any error.
 
+    The temporary name carries host, process and a random part: several machines may write to one shared folder.
+
     Raises
     ------
     ResourceError
-        The disk is full, or the place cannot be written.
+        The disk is full, or the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    unique = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+    temporary = path.with_name(f".{path.name}.{unique}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -71,64 +87,10 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
-def write_json(path: Path, value: Any) -> str:
-    text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
-    return write_whole(path, text.encode("utf-8", "backslashreplace"))  # of a lone surrogate: its JSON escape
-
-
-def read_json(path: Path, remedy: str) -> Any:
-    """Read a JSON file of this schema.
-
-    Raises
-    ------
-    ArtifactError
-        It is missing, damaged, or of a newer schema.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        schema = value["schema"]
-    except FileNotFoundError:
-        raise ArtifactError(path, "is not there", remedy) from None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ArtifactError(path, f"is damaged ({printable(error)})", remedy) from None
-    if schema != SCHEMA:
-        raise ArtifactError(path, f"has schema {schema}; this thera reads {SCHEMA}", "use the version that wrote it")
-    return value
-
-
-def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Write a CSV file, ids first; an id that a spreadsheet would take for a formula gets a leading apostrophe."""
-    return write_whole(path, table_bytes(columns, rows))
-
-
-def table_bytes(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
-    """Return the CSV file that `write_table` writes."""
-    cells = [(_escaped(str(row[0])), *row[1:]) for row in rows]
-    bare = any("\r" in str(row[0]) for row in cells)  # Python before 3.13 leaves it unquoted
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerow(columns)
-    csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if bare else csv.QUOTE_MINIMAL).writerows(cells)
-    return text.getvalue().encode("utf-8", "surrogateescape")
-
-
-def read_table(path: Path, columns: Sequence[str], remedy: str) -> list[tuple[str, ...]]:
-    """Read back the columns of a CSV file that `write_table` wrote, one tuple of texts a column."""
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            head, *rows = csv.reader(file)
-        if head != list(columns) or any(len(row) != len(head) for row in rows):
-            raise ValueError(f"columns are not {','.join(columns)}")
-    except FileNotFoundError:
-        raise ArtifactError(path, "is not there", remedy) from None
-    except (OSError, ValueError, csv.Error) as error:
-        raise ArtifactError(path, f"is damaged ({printable(error)})", remedy) from None
-    texts = list(zip(*rows, strict=True)) or [()] * len(head)
-    texts[0] = tuple(id_[1:] if id_[:1] == "'" else id_ for id_ in texts[0])
-    return texts
-
-
-def _escaped(id_: str) -> str:
-    return "'" + id_ if id_[:1] in "=+-@\t\r'" else id_
+def remove_temporary_files(folder: Path) -> None:
+    """Remove what killed processes have left below a folder that this process has locked."""
+    for path in folder.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def file_sha256(path: Path) -> str:
@@ -138,6 +100,193 @@ def file_sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ArtifactError(path, f"cannot be read ({error.strerror})", "restore it") from None
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
+
+
+def write_json(path: Path, value: object) -> str:
+    """Write a dataclass or a mapping as JSON with sorted keys and the schema, and return the SHA-256 of the file."""
+    plain = dict(value) if isinstance(value, Mapping) else _adapter(type(value)).dump_python(value, mode="json")
+    content = {**plain, "schema": SCHEMA}
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False, default=str) + "\n"
+    return write_whole(path, text.encode("utf-8", "backslashreplace"))  # a lone surrogate becomes its JSON escape
+
+
+def read_json(path: Path, type_: type[T], remedy: str, migrate: Migrate | None = None) -> T:
+    """Read a JSON file as a value of a type, usually a dataclass, every float to the last bit.
+
+    Parameters
+    ----------
+    path : Path
+    type_ : type
+        What the file holds. Fields are checked strictly; keys that it does not know are ignored.
+    remedy : str
+        What to do where the file is missing or damaged.
+    migrate : callable, optional
+        Brings the content of an older file up to date.
+
+    Raises
+    ------
+    ArtifactError
+        The file is missing, damaged, of another schema, or a field has the wrong type; the field is named.
+    """
+    from pydantic import ValidationError
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        schema = content["schema"]
+    except FileNotFoundError:
+        raise ArtifactError(path, "is not there", remedy) from None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ArtifactError(path, f"is damaged ({printable(error)})", remedy) from None
+    if schema != SCHEMA:
+        raise ArtifactError(path, f"has schema {schema}; this thera reads {SCHEMA}", "use the version that wrote it")
+    try:
+        current = content if migrate is None else migrate(content)
+        value: T = _adapter(type_).validate_json(json.dumps(current), strict=True)
+        return value
+    except ValidationError as error:
+        fault = error.errors()[0]
+        field = ".".join(map(str, fault["loc"]))
+        raise ArtifactError(path, f"is damaged ({printable(field)}: {printable(fault['msg'])})", remedy) from None
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ArtifactError(path, f"is damaged ({printable(error)})", remedy) from None
+
+
+def _adapter(type_: Any) -> TypeAdapter[Any]:
+    if type_ not in _adapters:
+        from pydantic import TypeAdapter
+
+        _adapters[type_] = TypeAdapter(type_)
+    return _adapters[type_]
+
+
+_adapters: dict[Any, TypeAdapter[Any]] = {}
+"""Adapters that were made already: to make one takes milliseconds."""
+
+
+def refuse_differences(where: object, stored: Mapping[str, Any], requested: Mapping[str, Any], remedy: str) -> None:
+    """Raise an ArtifactError that names every key whose value differs."""
+    keys = [key for key in {**stored, **requested} if stored.get(key) != requested.get(key)]
+    if keys:
+        changes = [f"{key} was {printable(stored.get(key))} and is {printable(requested.get(key))}" for key in keys]
+        raise ArtifactError(where, f"was made differently: {', '.join(changes)}", remedy)
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def write_table(path: Path, table: pd.DataFrame) -> str:
+    """Write a table as CSV and return its SHA-256; see `table_bytes`."""
+    return write_whole(path, table_bytes(table))
+
+
+def table_bytes(table: pd.DataFrame) -> bytes:
+    """Return a table as CSV. The first column holds ids; one that a spreadsheet would take for a formula is escaped.
+
+    Floats are written in the shortest form that reads back as the same value.
+    """
+    import csv
+
+    name = table.columns[0]
+    ids = [("'" + id_ if id_.startswith(FORMULA_STARTS) else id_) for id_ in map(str, table[name])]
+    escaped = table.assign(**{name: _text_column(ids)})
+    # the csv module before Python 3.13 leaves a carriage return unquoted
+    quoting = csv.QUOTE_ALL if any("\r" in id_ for id_ in ids) else csv.QUOTE_MINIMAL
+    head, body = io.StringIO(newline=""), io.StringIO(newline="")
+    escaped.head(0).to_csv(head, index=False, lineterminator="\n")
+    escaped.to_csv(body, index=False, header=False, lineterminator="\n", quoting=quoting)
+    return (head.getvalue() + body.getvalue()).encode("utf-8", "surrogateescape")
+
+
+def read_table(path: Path, columns: Mapping[str, type] | None, remedy: str) -> pd.DataFrame:
+    """Read back a table that `write_table` wrote.
+
+    Parameters
+    ----------
+    path : Path
+    columns : mapping of str to type, or None
+        The names in their order, and the types: `str`, a numpy integer type or `np.float64`. None reads any columns as
+        text.
+    remedy : str
+        What to do where the file is missing or damaged.
+
+    Returns
+    -------
+    DataFrame
+        The first column, the ids, is text without the escapes of `table_bytes`.
+
+    Raises
+    ------
+    ArtifactError
+        The file is missing or damaged, or its columns are not these.
+    """
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(
+            path,
+            dtype=object,
+            na_filter=False,
+            encoding="utf-8",
+            encoding_errors="surrogateescape",
+            skip_blank_lines=False,
+            index_col=False,
+        )
+        if columns is not None:
+            if list(table.columns) != list(columns):
+                raise ValueError(f"columns are not {','.join(columns)}")
+            for name, type_ in columns.items():
+                if type_ is not str:
+                    table[name] = _numbers(table[name].to_numpy(object), type_)
+    except FileNotFoundError:
+        raise ArtifactError(path, "is not there", remedy) from None
+    except (OSError, ValueError, OverflowError, pd.errors.ParserError, pd.errors.ParserWarning) as error:
+        raise ArtifactError(path, f"is damaged ({printable(error)})", remedy) from None
+    name = table.columns[0]
+    return table.assign(**{name: _text_column([id_[1:] if id_[:1] == "'" else id_ for id_ in table[name]])})
+
+
+def _text_column(values: Sequence[str]) -> pd.Series[Any]:
+    import pandas as pd
+
+    return pd.Series(list(values), dtype=object)  # pandas' own text type refuses names that are no UTF-8
+
+
+def _numbers(texts: np.ndarray, type_: type) -> np.ndarray:
+    return np.array(texts.tolist(), str).astype(type_) if texts.size else np.empty(0, type_)
+
+
+def write_logits(path: Path, ids: np.ndarray, logits: np.ndarray, views: Sequence[str]) -> str:
+    """Write logits (n, views) as a CSV file keyed by id (n,), rounded to `LOGIT_DECIMALS`, and return its SHA-256."""
+    import pandas as pd
+
+    columns: dict[str, Any] = {"id": _text_column(ids.tolist())}
+    for name, values in zip(_logit_columns(views), np.asarray(logits).T, strict=True):
+        columns[name] = _text_column(decimals(values))
+    return write_table(path, pd.DataFrame(columns))
+
+
+def decimals(logits: Iterable[float]) -> list[str]:
+    """Return logits as texts with `LOGIT_DECIMALS` decimals."""
+    return [f"{logit:.{LOGIT_DECIMALS}f}" for logit in logits]
+
+
+def read_logits(path: Path, views: Sequence[str], sha256: str, remedy: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ids (n,) and the float64 logits (n, views) of a file, once its hash is verified."""
+    names = _logit_columns(views)
+    table = read_table(path, {"id": str} | dict.fromkeys(names, np.float64), remedy)
+    if file_sha256(path) != sha256:
+        raise ArtifactError(path, "is not the file that thera wrote (its hash differs)", remedy)
+    return np.array(table["id"].tolist(), np.str_), table[list(names)].to_numpy(np.float64)
+
+
+def _logit_columns(views: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"logit_{view}" for view in views)
+
+
+# --- tensors ----------------------------------------------------------------------------------------------------------
 
 
 def write_tensors(path: Path, tensors: Tensors) -> str:
@@ -155,7 +304,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def read_tensors(path: Path) -> Tensors:
-    """Read a safetensors file; nothing in it is executed, whatever it is.
+    """Read a safetensors file. Nothing in it is executed, whatever it is.
 
     Raises
     ------
@@ -171,79 +320,49 @@ def read_tensors(path: Path) -> Tensors:
         raise ArtifactError(path, f"is no safetensors file ({printable(error)})", "give one") from None
 
 
-def write_logits(path: Path, ids: np.ndarray, logits: np.ndarray, views: Sequence[str]) -> str:
-    """Write logits (n, views) as a CSV file keyed by id (n,), rounded to `LOGIT_DECIMALS`, and return its SHA-256."""
-    rows = ((id_, *(f"{x:.{LOGIT_DECIMALS}f}" for x in row)) for id_, row in zip(ids, logits, strict=True))
-    return write_table(path, _logit_columns(views), rows)
-
-
-def read_logits(path: Path, views: Sequence[str], sha256: str, remedy: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ids (n,) and the float64 logits (n, views) of a file, once its hash is verified."""
-    ids, *logits = read_table(path, _logit_columns(views), remedy)
-    if file_sha256(path) != sha256:
-        raise ArtifactError(path, "is not the file that thera wrote (its hash differs)", remedy)
-    return np.array(ids), np.array(logits, np.float64).T
-
-
-def _logit_columns(views: Sequence[str]) -> tuple[str, ...]:
-    return ("id", *(f"logit_{view}" for view in views))
-
-
-def refuse_differences(where: object, found: Mapping[str, Any], wanted: Mapping[str, Any], remedy: str) -> None:
-    """Raise an ArtifactError that names every key whose value differs."""
-    keys = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
-    if keys:
-        told = ", ".join(f"{key} was {printable(found.get(key))} and is {printable(wanted.get(key))}" for key in keys)
-        raise ArtifactError(where, f"was made differently: {told}", remedy)
-
-
 # --- locks ------------------------------------------------------------------------------------------------------------
-
-_held: list[IO[str]] = []
-
-
-def _let_go() -> None:
-    """Leave the locks to the parent, or a forked data worker would hold them on after its parent was killed."""
-    for file in _held:
-        file.close()
-
-
-os.register_at_fork(after_in_child=_let_go)
 
 
 @contextlib.contextmanager
 def locked(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Hold `folder` for this process; the lock of a killed process is free again.
+    """Hold a folder for this process. The lock of a killed process is free again.
 
     Parameters
     ----------
+    folder : Path
+        Made where missing. The lock is `.lock` in it; pid and host of the holder are in `.lock.holder`.
     wait : bool
-        Wait for another holder instead of giving up: for work that takes no time.
+        Wait for another holder instead of giving up; for work that takes no time.
 
     Raises
     ------
     LockedError
-        Another process holds it; its pid and host are named.
+        Another process holds the folder; its pid and host are named.
+    ResourceError
+        The folder cannot be written.
     """
+    from filelock import FileLock, Timeout
+
+    holder = folder / ".lock.holder"
+    lock = FileLock(folder / ".lock", timeout=-1 if wait else 0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "a+")  # noqa: SIM115
+        lock.acquire()
+    except Timeout:
+        raise LockedError(folder, f"{_holder(holder)} works here", "wait for it, or stop it first") from None
     except OSError as error:
-        raise ResourceError(
-            folder, f"cannot be written ({error.strerror})", "choose a place that can be written"
-        ) from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            file.seek(0)
-            holder = printable(file.read().strip()) or "another process"
-            raise LockedError(folder, f"{holder} works here", "wait for it, or stop it first") from None
-        file.truncate(0)
-        file.write(f"pid {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        _held.append(file)
-        try:
-            yield
-        finally:
-            _held.remove(file)
+        problem = f"cannot be written ({error.strerror})"
+        raise ResourceError(folder, problem, "choose a place that can be written") from None
+    try:
+        write_whole(holder, f"pid {os.getpid()} on {socket.gethostname()}".encode())
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            holder.unlink()
+        lock.release()
+
+
+def _holder(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return printable(path.read_text(errors="replace").strip()) or "another process"
+    return "another process"

@@ -7,14 +7,15 @@ import datetime
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ensemble.data.folds import FoldTable
 from ensemble.errors import ArtifactError
 from ensemble.runs.files import (
-    SCHEMA,
     Tensors,
     file_sha256,
     read_json,
@@ -22,6 +23,7 @@ from ensemble.runs.files import (
     read_table,
     read_tensors,
     refuse_differences,
+    remove_temporary_files,
     write_arrays,
     write_json,
     write_logits,
@@ -32,11 +34,105 @@ from ensemble.runs.files import (
 
 TRAIN_AGAIN = "give its `thera train-member` command again; what is done is kept"
 
-UNSAID_OF_TRAINING = {"convolutions": "native"}
-"""How a member was trained that was begun before there was a choice, and does not say."""
-
 FROM_TIMM, FROM_FILE, FROM_SCRATCH = "timm's pretrained weights", "a file", "scratch"
-"""What a member started from that asked for pretrained weights if they can be had."""
+"""Values of `MemberFacts.started_from`: what a member started from whose config says `pretrained: if-possible`."""
+
+REMOVED_OPTIONS = {"early_size": None}
+"""Options that configs of older members hold, with the value at which the option did nothing."""
+
+
+@dataclass(frozen=True)
+class FoldFacts:
+    """What is recorded of a finished fold.
+
+    Attributes
+    ----------
+    weights_sha256, oof_sha256 : str
+        Of `weights.safetensors` and `oof.csv`.
+    epochs : int
+    training_seconds : float
+        Of all epochs together.
+    seconds : float
+        Of the process that finished the fold, prediction included.
+    device : str
+    threads : int
+        CPU threads; 1 for runs that were made before it was recorded.
+    """
+
+    weights_sha256: str
+    oof_sha256: str
+    epochs: int = 0
+    training_seconds: float = 0.0
+    seconds: float = 0.0
+    device: str = "cpu"
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """The training rows of a fold that are left out for doubtful labels: hash of `left_out.csv`, and their number."""
+
+    sha256: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class MemberIdentity:
+    """What must stay the same as long as a member is trained, beside its config."""
+
+    fingerprint: str
+    seed: int
+    precision: str
+    convolutions: str = "native"  # members that were begun before there was a choice do not record it
+    started_from: str | None = None
+
+
+@dataclass(frozen=True)
+class MemberFacts:
+    """`member.json`.
+
+    Attributes
+    ----------
+    begun : str
+        ISO 8601, UTC.
+    config : dict
+        Of `config.MemberConfig`, as JSON.
+    fingerprint, seed, precision, convolutions, started_from
+        As in `MemberIdentity`.
+    folds : dict of str to FoldFacts
+        The finished folds.
+    parts : dict of str to str
+        Hashes of the logits of networks that find doubtful labels, by "fold/part".
+    left_out : dict of str to LeftOut
+        By fold.
+    oof : dict or None
+        The member's assessment, for readers of the file.
+    parameters : int or None
+        Of the network.
+    """
+
+    begun: str
+    config: dict[str, Any]
+    fingerprint: str
+    seed: int
+    precision: str
+    convolutions: str = "native"
+    started_from: str | None = None
+    folds: dict[str, FoldFacts] = field(default_factory=dict)
+    parts: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, LeftOut] = field(default_factory=dict)
+    oof: dict[str, Any] | None = None
+    parameters: int | None = None
+
+    @property
+    def identity(self) -> MemberIdentity:
+        return MemberIdentity(self.fingerprint, self.seed, self.precision, self.convolutions, self.started_from)
+
+    @property
+    def current_config(self) -> dict[str, Any]:
+        """The config without options that were removed since, where they did nothing."""
+        removed = {key for key, neutral in REMOVED_OPTIONS.items() if self.config.get(key) == neutral}
+        return {key: value for key, value in self.config.items() if key not in removed}
 
 
 class MemberFolder:
@@ -47,56 +143,56 @@ class MemberFolder:
         self._json = folder / "member.json"
 
     def begin(
-        self, config: Mapping[str, Any], identity: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+        self, config: Mapping[str, Any], identity: MemberIdentity, defaults: Mapping[str, Any] | None = None
     ) -> None:
         """Start a member, or make sure that it goes on with the same config, data and folds.
 
-        One that has nothing yet, no finished fold and no epoch of one, may still be begun with another config. What an
-        older config does not say is taken from `defaults`.
+        A member that has nothing yet, no finished fold and no epoch of one, may still be begun with another config.
+        Options that an older config does not hold are taken from `defaults`.
+
+        Raises
+        ------
+        ArtifactError
+            The member was begun differently; the differences are named.
         """
-        now = datetime.datetime.now(datetime.UTC).isoformat()
-        for left_by_a_kill in self.folder.rglob(".*.tmp"):
-            left_by_a_kill.unlink(missing_ok=True)
+        remove_temporary_files(self.folder)
         if not self.has_begun:
-            first = {"schema": SCHEMA, "begun": now, "config": config, **identity, "folds": {}, "oof": None}
-            write_json(self._json, first)
-        found, remedy = self.read(), "give it another --name, or use another --run"
-        refuse_differences(self._json, {**(defaults or {}), **found["config"]}, config, remedy)
-        made = UNSAID_OF_TRAINING | found
-        refuse_differences(self._json, {key: made.get(key) for key in identity}, identity, remedy)
+            now = datetime.datetime.now(datetime.UTC).isoformat()
+            write_json(self._json, MemberFacts(now, dict(config), **asdict(identity)))
+        stored, remedy = self.read(), "give it another --name, or use another --run"
+        refuse_differences(self._json, {**(defaults or {}), **stored.current_config}, config, remedy)
+        refuse_differences(self._json, asdict(stored.identity), asdict(identity), remedy)
 
     @property
     def has_begun(self) -> bool:
-        """Whether there is a finished fold, or an epoch of one, or of what comes before it."""
+        """Whether there is a finished fold, an epoch of one, or something of the search for doubtful labels."""
         if not self._json.exists():
             return False
         facts = self.read()
-        return any(facts.get(key) for key in ("folds", "parts", "left_out")) or any(
-            self.folder.glob("fold-*/**/state/*")
-        )
+        return bool(facts.folds or facts.parts or facts.left_out) or any(self.folder.glob("fold-*/**/state/*"))
 
-    def read(self) -> Any:
-        return read_json(self._json, TRAIN_AGAIN)
+    def read(self) -> MemberFacts:
+        return read_json(self._json, MemberFacts, TRAIN_AGAIN)
 
     def update(self, **values: Any) -> None:
-        write_json(self._json, self.read() | values)
+        write_json(self._json, replace(self.read(), **values))
 
     def fold(self, fold: int) -> Path:
         return self.folder / f"fold-{fold}"
 
     def has_oof(self, fold: int) -> bool:
-        return str(fold) in self.read()["folds"]
+        return str(fold) in self.read().folds
 
     def has_fold(self, fold: int) -> bool:
         """Return whether nothing of a fold is left to do: OOF logits and weights are there, as they were written."""
-        facts = self.read()["folds"].get(str(fold), {})
-        files = {"oof_sha256": "oof.csv", "weights_sha256": "weights.safetensors"}
-        return bool(facts) and all(
-            (self.fold(fold) / name).exists() and file_sha256(self.fold(fold) / name) == facts[key]
-            for key, name in files.items()
-        )
+        facts = self.read().folds.get(str(fold))
+        if facts is None:
+            return False
+        hashes = {"oof.csv": facts.oof_sha256, "weights.safetensors": facts.weights_sha256}
+        folder = self.fold(fold)
+        return all((folder / name).exists() and file_sha256(folder / name) == sha for name, sha in hashes.items())
 
-    def history(self, fold: int) -> list[Any]:
+    def history(self, fold: int) -> list[dict[str, Any]]:
         """Return what is kept of a fold's epochs, one mapping each; nothing where nothing is kept."""
         with contextlib.suppress(OSError, ValueError):
             return [json.loads(line) for line in (self.fold(fold) / "history.jsonl").read_text().splitlines()]
@@ -111,70 +207,44 @@ class MemberFolder:
         views: Sequence[str],
         **facts: Any,
     ) -> None:
-        """Write a fold's weights and OOF logits (n, views), record their hashes, then drop its training state."""
+        """Write a fold's weights and OOF logits (n, views), record their hashes, then remove its training state."""
         folder = self.fold(fold)
         weights_sha256 = write_arrays(folder / "weights.safetensors", weights)
         oof_sha256 = write_logits(folder / "oof.csv", ids, logits, views)
-        files = {"weights_sha256": weights_sha256, "oof_sha256": oof_sha256}
-        self.update(folds=self.read()["folds"] | {str(fold): files | facts})
+        self.update(folds=self.read().folds | {str(fold): FoldFacts(weights_sha256, oof_sha256, **facts)})
         shutil.rmtree(folder / "state", ignore_errors=True)
 
-    def part(self, fold: int, part: int) -> Path:
-        """Return where a part of a fold's training rows is held out, to find doubtful labels among them."""
-        return self.fold(fold) / f"cleaning-{part}"
+    # --- OOF logits and weights ---------------------------------------------------------------------------------------
 
-    def finish_part(self, fold: int, part: int, ids: np.ndarray, logits: np.ndarray, views: Sequence[str]) -> None:
-        """Write the logits (n, views) of such a part, record the hash, then drop its training state."""
-        sha256 = write_logits(self.part(fold, part) / "oof.csv", ids, logits, views)
-        self.update(parts=self.read().get("parts", {}) | {f"{fold}/{part}": sha256})
-        shutil.rmtree(self.part(fold, part) / "state", ignore_errors=True)
+    def read_oof(self, fold: int, views: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids (n,) that a fold's model scored and their logits (n, views) as float64."""
+        facts = self._finished(fold, "OOF logits for")
+        return read_logits(self.fold(fold) / "oof.csv", views, facts.oof_sha256, TRAIN_AGAIN)
 
-    def read_part(self, fold: int, part: int, views: Sequence[str]) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return the ids (n,) and logits (n, views) of such a part, or None where it is not finished."""
-        sha256 = self.read().get("parts", {}).get(f"{fold}/{part}")
-        path = self.part(fold, part) / "oof.csv"
-        return None if sha256 is None or not path.exists() else read_logits(path, views, sha256, TRAIN_AGAIN)
-
-    def write_left_out(self, fold: int, ids: np.ndarray) -> None:
-        """Write which training rows of a fold are left out, record the hash, then drop how they were found."""
-        sha256 = write_table(self.fold(fold) / "left_out.csv", ("id",), ((id_,) for id_ in ids))
-        self.update(left_out=self.read().get("left_out", {}) | {str(fold): {"sha256": sha256, "rows": len(ids)}})
-        for part in self.fold(fold).glob("cleaning-*"):
-            shutil.rmtree(part, ignore_errors=True)
-
-    def left_out(self, fold: int) -> np.ndarray | None:
-        """Return the ids of the training rows of a fold that are left out, or None where that is not known yet.
+    def oof_logits(self, table: FoldTable, views: Sequence[str]) -> np.ndarray:
+        """Return the member's OOF logits (n, views), in the order of the fold table.
 
         Raises
         ------
         ArtifactError
-            The file is not as it was written.
+            A fold is missing or damaged, or its ids are not those of the table.
         """
-        facts = self.read().get("left_out", {}).get(str(fold))
-        if facts is None:
-            return None
-        path, remedy = self.fold(fold) / "left_out.csv", "restore it"
-        (ids,) = read_table(path, ("id",), remedy)
-        if file_sha256(path) != facts["sha256"]:
-            raise ArtifactError(path, "is not the file that thera wrote (its hash differs)", remedy)
-        return np.array(ids, np.str_)
-
-    def read_oof(self, fold: int, views: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids (n,) that a fold's model scored and their logits (n, views) as float64."""
-        facts = self.read()["folds"].get(str(fold))
-        if facts is None:
-            raise ArtifactError(f"member {self.name}", f"lacks OOF logits for fold {fold}", TRAIN_AGAIN)
-        return read_logits(self.fold(fold) / "oof.csv", views, facts["oof_sha256"], TRAIN_AGAIN)
+        logits = np.full((len(table.ids), len(views)), np.nan)
+        for fold in range(table.k):
+            ids, values = self.read_oof(fold, views)
+            rows = np.flatnonzero(table.fold_of == fold)
+            if not np.array_equal(ids, table.ids[rows]):
+                problem = f"OOF ids of fold {fold} are not those of folds.csv ({len(ids)} rows for {len(rows)})"
+                raise ArtifactError(f"member {self.name}", problem, TRAIN_AGAIN)
+            logits[rows] = values
+        return logits
 
     def weights_sha256(self, fold: int) -> str:
-        """Return the hash that training recorded of a fold's weights; the weights themselves may be gone."""
-        facts = self.read()["folds"].get(str(fold))
-        if facts is None:
-            raise ArtifactError(f"member {self.name}", f"lacks the weights of fold {fold}", TRAIN_AGAIN)
-        return str(facts["weights_sha256"])
+        """Return the hash that training recorded of a fold's weights. The weights themselves may be missing."""
+        return self._finished(fold, "the weights of").weights_sha256
 
     def weights(self, fold: int) -> Path:
-        """Return where a fold's weights lie, or raise an ArtifactError where they are gone."""
+        """Return the path of a fold's weights, or raise an ArtifactError where they are missing."""
         path = self.fold(fold) / "weights.safetensors"
         if not path.exists():
             raise ArtifactError(f"member {self.name}", f"lacks the weights of fold {fold}", TRAIN_AGAIN)
@@ -186,6 +256,65 @@ class MemberFolder:
         if file_sha256(path) != sha256:
             raise ArtifactError(path, "is not the file that training wrote (its hash differs)", TRAIN_AGAIN)
         return read_tensors(path)
+
+    def _finished(self, fold: int, what: str) -> FoldFacts:
+        facts = self.read().folds.get(str(fold))
+        if facts is None:
+            raise ArtifactError(f"member {self.name}", f"lacks {what} fold {fold}", TRAIN_AGAIN)
+        return facts
+
+    # --- doubtful labels ----------------------------------------------------------------------------------------------
+
+    def part(self, fold: int, part: int) -> Path:
+        """Return the folder of a network that finds doubtful labels in a part of a fold's training rows."""
+        return self.fold(fold) / f"cleaning-{part}"
+
+    def finish_part(self, fold: int, part: int, ids: np.ndarray, logits: np.ndarray, views: Sequence[str]) -> None:
+        """Write the logits (n, views) of such a part, record the hash, then remove its training state."""
+        sha256 = write_logits(self.part(fold, part) / "oof.csv", ids, logits, views)
+        self.update(parts=self.read().parts | {f"{fold}/{part}": sha256})
+        shutil.rmtree(self.part(fold, part) / "state", ignore_errors=True)
+
+    def read_part(self, fold: int, part: int, views: Sequence[str]) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return the ids (n,) and logits (n, views) of such a part, or None where it is not finished."""
+        sha256 = self.read().parts.get(f"{fold}/{part}")
+        path = self.part(fold, part) / "oof.csv"
+        return None if sha256 is None or not path.exists() else read_logits(path, views, sha256, TRAIN_AGAIN)
+
+    def write_left_out(self, fold: int, ids: np.ndarray) -> None:
+        """Write which training rows of a fold are left out, record the hash, then remove how they were determined."""
+        import pandas as pd
+
+        table = pd.DataFrame({"id": pd.Series(ids.tolist(), dtype=object)})
+        sha256 = write_table(self.fold(fold) / "left_out.csv", table)
+        self.update(left_out=self.read().left_out | {str(fold): LeftOut(sha256, len(ids))})
+        for part in self.fold(fold).glob("cleaning-*"):
+            shutil.rmtree(part, ignore_errors=True)
+
+    def left_out(self, fold: int) -> np.ndarray | None:
+        """Return the ids of the training rows of a fold that are left out, or None where that is not known yet.
+
+        Raises
+        ------
+        ArtifactError
+            The file is not as it was written.
+        """
+        facts = self.read().left_out.get(str(fold))
+        if facts is None:
+            return None
+        path, remedy = self.fold(fold) / "left_out.csv", "restore it"
+        ids = read_table(path, {"id": str}, remedy)["id"]
+        if file_sha256(path) != facts.sha256:
+            raise ArtifactError(path, "is not the file that thera wrote (its hash differs)", remedy)
+        return np.array(ids.tolist(), np.str_)
+
+
+@dataclass(frozen=True)
+class StateNote:
+    """The JSON file beside a training state: the hash of its tensors, and the history of the epochs."""
+
+    sha256: str
+    history: list[dict[str, Any]]
 
 
 class StateFolder:
@@ -207,7 +336,7 @@ class StateFolder:
         """Keep the state after `len(history)` epochs, and the history of them."""
         stem = f"epoch-{len(history):04d}"
         sha256 = write_tensors(self._state / f"{stem}.safetensors", tensors)
-        write_json(self._state / f"{stem}.json", {"schema": SCHEMA, "sha256": sha256, "history": list(history)})
+        write_json(self._state / f"{stem}.json", StateNote(sha256, [dict(epoch) for epoch in history]))
         write_whole(self._history, "".join(json.dumps(epoch) + "\n" for epoch in history).encode())
         for old in sorted(self._state.glob("epoch-*.json"))[: -self.KEPT]:
             old.unlink()
@@ -221,18 +350,17 @@ class StateFolder:
         ArtifactError
             There are states, and none of them is whole.
         """
-        found = sorted(self._state.glob("epoch-*.json"), reverse=True)
-        for path in found:
+        notes = sorted(self._state.glob("epoch-*.json"), reverse=True)
+        for path in notes:
             weights = path.with_suffix(".safetensors")
             try:
-                note = read_json(path, "")
-                if file_sha256(weights) == note["sha256"]:
-                    return read_tensors(weights), note["history"]
-            except (KeyError, ArtifactError):
+                note = read_json(path, StateNote, "")
+                if file_sha256(weights) == note.sha256:
+                    return read_tensors(weights), note.history
+            except ArtifactError:
                 pass
             self.warnings.append(f"{weights} is damaged; going on from an older state")
-        if found:
-            raise ArtifactError(
-                self._state, "holds no state that is whole", "remove this folder to start the fold anew"
-            )
+        if notes:
+            problem = "holds no state that is whole"
+            raise ArtifactError(self._state, problem, "remove this folder to start the fold anew")
         return None

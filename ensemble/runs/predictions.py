@@ -1,22 +1,73 @@
-"""`predictions/<set>/` in a run: kept logits, the label file, the table and the facts."""
+"""`predictions/<set>/` in a run: the kept logits of the fold models, the label file, the table and the facts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from ensemble.config import (
-    PredictConfig,
-)
 from ensemble.errors import ArtifactError
 from ensemble.runs import files
 from ensemble.runs.member import MemberFolder
 
 if TYPE_CHECKING:
-    from ensemble.data.source import Dataset
+    import pandas as pd
+
+PREDICT_AGAIN = "run: thera predict"
+
+FORMER_KINDS = {"folded": "fused"}
+"""Kinds of convolutions that were renamed, as older notes have them."""
+
+T = TypeVar("T")
+
+
+# --- kept logits ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class KeptFacts:
+    """What made a file of kept logits.
+
+    Attributes
+    ----------
+    sha256, weights_sha256 : str
+        Of the file, and of the weights that it was computed with.
+    views : tuple of str
+        Its columns.
+    precision, convolutions, device : str
+        How it was computed.
+    forced : dict or None
+        The precision and convolutions that were requested; None in older files.
+    """
+
+    sha256: str
+    weights_sha256: str
+    views: tuple[str, ...]
+    precision: str = "fp32"
+    convolutions: str = "native"
+    device: str = "cpu"
+    forced: dict[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class KeptNote:
+    """`made_from.json`: the fingerprint of the images, and what made each file, by `<member>/fold-<k>.csv`."""
+
+    fingerprint: str
+    files: dict[str, KeptFacts] = field(default_factory=dict)
+
+
+def _migrated_note(content: dict[str, Any]) -> dict[str, Any]:
+    kept = content["files"]
+    renamed = {
+        name: {**facts, "convolutions": FORMER_KINDS.get(kind, kind)}
+        for name, facts in kept.items()
+        for kind in [facts.get("convolutions", "native")]
+    }
+    return {**content, "files": renamed}
 
 
 class KeptLogits:
@@ -26,61 +77,66 @@ class KeptLogits:
     ----------
     folder : Path
         `predictions/<set>/logits`.
-    dataset : Dataset
-        The images; logits of others are not theirs.
+    ids : str array (n,)
+        Of the images.
+    fingerprint : str
+        Of the images; the logits of other images are not used.
 
     Raises
     ------
     ArtifactError
-        What is said of them is damaged, or of a newer schema.
+        `made_from.json` is damaged, or of a newer schema.
     """
 
-    def __init__(self, folder: Path, dataset: Dataset) -> None:
-        self._folder, self._note, self._dataset = folder, folder / "made_from.json", dataset
-        self._files: dict[str, dict[str, Any]] = {}
-        if not self._note.exists():
-            return
-        remedy = f"remove {folder}; its logits are then computed again"
-        stored = files.read_json(self._note, remedy)
-        kept = stored.get("files")
-        if not isinstance(kept, dict) or not all(isinstance(facts, dict) for facts in kept.values()):
-            raise ArtifactError(self._note, "is damaged", remedy)
-        if stored.get("fingerprint") == dataset.fingerprint:
-            self._files = kept
+    def __init__(self, folder: Path, ids: np.ndarray, fingerprint: str) -> None:
+        self._folder, self._path, self._ids = folder, folder / "made_from.json", ids
+        self._note = KeptNote(fingerprint)
+        if self._path.exists():
+            remedy = f"remove {folder}; its logits are then computed again"
+            stored = files.read_json(self._path, KeptNote, remedy, _migrated_note)
+            if stored.fingerprint == fingerprint:
+                self._note = stored
 
-    def load(self, member: MemberFolder, fold: int, views: Sequence[str], wanted: PredictConfig) -> np.ndarray | None:
-        """Return the logits (n, views) of a fold model, or None where these weights, views and forced plan have none.
+    def load(
+        self, member: MemberFolder, fold: int, views: Sequence[str], precision: str = "auto", convolutions: str = "auto"
+    ) -> np.ndarray | None:
+        """Return the logits (n, views) of a fold model, or None where none are kept of these weights, views and plan.
+
+        Parameters
+        ----------
+        member : MemberFolder
+        fold : int
+        views : sequence of str
+        precision, convolutions : str
+            Logits that were computed otherwise than these force are not used; "auto" forces nothing.
 
         Raises
         ------
         ArtifactError
             The file is not as it was written.
         """
-        path, facts = self._folder / _name(member, fold), self._files.get(_name(member, fold), {})
-        seen = facts.get("views")
-        if not isinstance(seen, list) or not all(view in seen for view in views):
+        path, facts = self._folder / _name(member, fold), self._note.files.get(_name(member, fold))
+        if facts is None or not set(views) <= set(facts.views) or not path.exists():
             return None
-        if facts.get("weights_sha256") != member.weights_sha256(fold) or not path.exists():
+        if facts.weights_sha256 != member.weights_sha256(fold):
             return None
-        forced = {"precision": wanted.precision, "convolutions": wanted.convolutions}
-        as_forced = all(value in ("auto", facts.get(key, "native")) for key, value in forced.items())
-        if not as_forced and facts.get("forced") != forced:
+        forced = {"precision": precision, "convolutions": convolutions}
+        fits = precision in ("auto", facts.precision) and convolutions in ("auto", facts.convolutions)
+        if not fits and facts.forced != forced:
             return None
-        ids, logits = files.read_logits(path, seen, str(facts.get("sha256")), "restore it")
-        if not np.array_equal(ids, self._dataset.ids):
+        ids, logits = files.read_logits(path, facts.views, facts.sha256, "restore it")
+        if not np.array_equal(ids, self._ids):
             raise ArtifactError(path, "has other ids than the images", "restore it")
-        return logits[:, [seen.index(view) for view in views]]
+        return logits[:, [facts.views.index(view) for view in views]]
 
     def save(
         self, member: MemberFolder, fold: int, views: Sequence[str], logits: np.ndarray, **facts: Any
     ) -> np.ndarray:
         """Write the logits (n, views) of a fold model and what made them; return them as written, rounded."""
         path = self._folder / _name(member, fold)
-        sha256 = files.write_logits(path, self._dataset.ids, logits, views)
-        made_from = {"sha256": sha256, "weights_sha256": member.weights_sha256(fold), "views": list(views)}
-        self._files[_name(member, fold)] = made_from | facts
-        stored = {"schema": files.SCHEMA, "fingerprint": self._dataset.fingerprint, "files": self._files}
-        files.write_json(self._note, stored)
+        sha256 = files.write_logits(path, self._ids, logits, views)
+        self._note.files[_name(member, fold)] = KeptFacts(sha256, member.weights_sha256(fold), tuple(views), **facts)
+        files.write_json(self._path, self._note)
         return files.read_logits(path, views, sha256, "")[1]
 
 
@@ -88,19 +144,92 @@ def _name(member: MemberFolder, fold: int) -> str:
     return f"{member.name}/fold-{fold}.csv"
 
 
-def is_predicted(place: Path, made_from: Mapping[str, Any]) -> bool:
-    """Return whether the files of a prediction are there as they were written, and were made from this."""
+# --- label file, table and facts --------------------------------------------------------------------------------------
+
+
+def is_predicted(folder: Path, request: object) -> bool:
+    """Return whether the files of a prediction are there as they were written, and were made from this request.
+
+    Parameters
+    ----------
+    folder : Path
+    request : dataclass
+        The `request` that `write_prediction` was given in its facts.
+    """
+    path = folder / "predictions.json"
     try:
-        stored = files.read_json(place / "predictions.json", "")
-        hashes = {name: files.file_sha256(place / name) for name in ("label_val.txt", "predictions.csv")}
-    except (ArtifactError, OSError):
+        stored = files.read_json(path, _StoredRequest, "", _with_request)
+        hashes = {name: files.file_sha256(folder / name) for name in ("label_val.txt", "predictions.csv")}
+    except ArtifactError:
         return False
-    stored = {"combine": "mean"} | stored  # what one of before there was a choice does not say
-    return all(stored.get(key) == value for key, value in made_from.items()) and stored.get("files") == hashes
+    return stored.files == hashes and stored.request == _plain(request)
 
 
-def verify(text: bytes, n: int, path: Path) -> None:
+@dataclass(frozen=True)
+class _StoredRequest:
+    request: dict[str, Any]
+    files: dict[str, str]
+
+
+def _with_request(content: dict[str, Any]) -> dict[str, Any]:
+    return {"request": {}, **content}  # files of older versions are made anew
+
+
+def _plain(request: object) -> dict[str, Any]:
+    assert not isinstance(request, type)
+    values = asdict(request)  # type: ignore[call-overload]
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+def write_prediction(
+    folder: Path, y_pred: np.ndarray, table: pd.DataFrame, facts: Callable[[dict[str, str]], object]
+) -> None:
+    """Write `label_val.txt`, `predictions.csv`, and last `predictions.json`, which holds the hashes of the two.
+
+    Parameters
+    ----------
+    folder : Path
+        `predictions/<set>`.
+    y_pred : int8 array (n,)
+    table : DataFrame
+        The first column holds the ids.
+    facts : callable
+        Gives the facts to store from the hashes of the two files by name.
+    """
+    text = "".join(f"{label}\n" for label in y_pred.tolist()).encode()
+    verify_label_file(text, len(y_pred), folder / "label_val.txt")
+    hashes = {
+        "label_val.txt": files.write_whole(folder / "label_val.txt", text),
+        "predictions.csv": files.write_table(folder / "predictions.csv", table),
+    }
+    files.write_json(folder / "predictions.json", facts(hashes))
+
+
+def read_prediction(folder: Path, type_: type[T], migrate: files.Migrate | None = None) -> tuple[T, pd.DataFrame]:
+    """Return the facts of a prediction, and its table as text."""
+    facts = files.read_json(folder / "predictions.json", type_, PREDICT_AGAIN, migrate)
+    return facts, files.read_table(folder / "predictions.csv", None, PREDICT_AGAIN)
+
+
+def verify_label_file(text: bytes, n: int, path: Path) -> None:
     """Raise an ArtifactError unless a label file is n lines of 0 or 1."""
     lines = text.split(b"\n")
     if lines[-1] != b"" or len(lines) != n + 1 or not set(lines[:-1]) <= {b"0", b"1"}:
-        raise ArtifactError(path, f"must hold {n} lines of 0 or 1", "run: thera predict")
+        raise ArtifactError(path, f"must hold {n} lines of 0 or 1", PREDICT_AGAIN)
+
+
+@dataclass(frozen=True)
+class _Fingerprint:
+    fingerprint: str
+
+
+def fingerprint_of(folder: Path) -> str | None:
+    """Return the fingerprint of the images that a predictions folder is of, or None where there is nothing in it."""
+    for path in (folder / "predictions.json", folder / "logits" / "made_from.json"):  # the second after a kill
+        if path.exists():
+            return files.read_json(path, _Fingerprint, f"remove {folder}", _with_fingerprint).fingerprint
+    return None
+
+
+def _with_fingerprint(content: dict[str, Any]) -> dict[str, Any]:
+    return {**content.get("request", {}), **content}

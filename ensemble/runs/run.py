@@ -1,4 +1,4 @@
-"""A run's folder: the run, its fold table, and where its members and predictions lie."""
+"""A run's folder: `run.json`, the fold table, and where its members and predictions lie."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import importlib.metadata
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ensemble.config import VIEWS
 from ensemble.data.folds import FoldTable
 from ensemble.errors import ArtifactError
 from ensemble.runs.files import (
-    SCHEMA,
     file_sha256,
     locked,
     read_json,
@@ -29,6 +30,63 @@ from ensemble.runs.files import (
     write_whole,
 )
 from ensemble.runs.member import MemberFolder
+from ensemble.runs.predictions import fingerprint_of
+
+TRAIN_FIRST = "train a member first: thera train-member --help"
+
+
+@dataclass(frozen=True)
+class HistoryEntry:
+    """A command that was run: when (ISO 8601, UTC), and for how long."""
+
+    command: str
+    when: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """`run.json`.
+
+    Attributes
+    ----------
+    seed, folds, n : int
+        The seed of all random streams, the number of folds, and of images.
+    size : tuple of int
+        Height and width of the images in pixels.
+    resize : int or None
+        The size that every image was brought to.
+    fingerprint : str
+        Of the images, labels and groups.
+    images, labels : str
+        Where they were read from.
+    notes : tuple of str
+        What was noted of the images when they were read.
+    versions : dict of str to str
+        Of Python and the libraries.
+    history : tuple of HistoryEntry
+    folds_sha256 : str or None
+        Of `folds.csv`.
+    """
+
+    seed: int
+    folds: int
+    n: int
+    size: tuple[int, int]
+    resize: int | None
+    fingerprint: str
+    images: str
+    labels: str
+    notes: tuple[str, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+    history: tuple[HistoryEntry, ...] = ()
+    folds_sha256: str | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must stay the same as long as the run goes on."""
+        size = list(self.size)
+        return {"seed": self.seed, "folds": self.folds, "n": self.n, "size": size, "resize": self.resize}
 
 
 class Run:
@@ -44,6 +102,54 @@ class Run:
         self.folder = folder
         self.pixels = folder / "pixels"
         self.decision = folder / "decision" / "decision.json"
+        self._json = folder / "run.json"
+
+    def read(self) -> RunFacts:
+        return read_json(self._json, RunFacts, TRAIN_FIRST)
+
+    def begin(self, facts: RunFacts) -> None:
+        """Start a run, or make sure that it is the same one.
+
+        Raises
+        ------
+        ArtifactError
+            The run was begun with another seed, folds or images; the differences are named.
+        """
+        with locked(self.folder, wait=True):
+            if not self._json.exists():
+                write_json(self._json, replace(facts, versions=versions()))
+        refuse_differences(self._json, self.read().identity, facts.identity, "use another --run")
+
+    def record(self, command: str, started: float) -> None:
+        """Add a command to the history. `started` is in seconds of `time.time()`."""
+        when = datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds")
+        entry = HistoryEntry(command, when, round(time.time() - started, 1))
+        with locked(self.folder, wait=True):
+            facts = self.read()
+            write_json(self._json, replace(facts, history=(*facts.history, entry)))
+
+    # --- the fold table -----------------------------------------------------------------------------------------------
+
+    def write_folds(self, table: FoldTable) -> None:
+        """Write `folds.csv`, with a group column where there are groups, and its hash to `run.json`."""
+        data = table_bytes(table.to_pandas())
+        with locked(self.folder, wait=True):
+            write_json(self._json, replace(self.read(), folds_sha256=hashlib.sha256(data).hexdigest()))
+            write_whole(self.folder / "folds.csv", data)
+
+    def read_folds(self) -> FoldTable:
+        """Return the fold table, once its hash is verified."""
+        path = self.folder / "folds.csv"
+        columns: dict[str, type] = {"id": str, "label": np.int8, "fold": np.int8}
+        with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="surrogateescape") as file:
+            if file.readline().rstrip().endswith(",group"):
+                columns["group"] = np.int64
+        table, sha256 = read_table(path, columns, TRAIN_FIRST), file_sha256(path)
+        if sha256 != (self.read().folds_sha256 or sha256):
+            raise ArtifactError(path, "is not the file that training wrote (its hash differs)", "restore it")
+        return FoldTable.from_pandas(table)
+
+    # --- members and predictions --------------------------------------------------------------------------------------
 
     def member(self, name: str) -> MemberFolder:
         return MemberFolder(self.folder / "members" / name)
@@ -51,77 +157,36 @@ class Run:
     def members(self) -> list[MemberFolder]:
         """Return the members that training has begun for, in the order in which they were begun."""
         begun = [MemberFolder(path.parent) for path in (self.folder / "members").glob("*/member.json")]
-        return sorted(begun, key=lambda member: (member.read()["begun"], member.name))
+        return sorted(begun, key=lambda member: (member.read().begun, member.name))
 
-    def predictions(self, images: Path, fingerprint: str, tta: bool) -> Path:
-        """Return the folder for the predictions on a set of images, named after it.
-
-        Plain predictions lie apart from those with TTA, and sets of one name and other content apart from each other.
-        """
-        place = Path(os.path.abspath(images))
-        name = ((place.stem if place.is_file() else place.name) or "images") + ("" if tta else "-plain")
-        folder = self.folder / "predictions" / name
-        notes = (folder / "predictions.json", folder / "logits" / "made_from.json")  # the second of one interrupted
-        if begun := [note for note in notes if note.exists()]:
-            there = read_json(begun[0], f"remove {folder}").get("fingerprint")
-            folder = folder if there == fingerprint else folder.with_name(f"{name}-{fingerprint[:8]}")
-        return folder
-
-    def read(self) -> Any:
-        return read_json(self.folder / "run.json", "train a member first: thera train-member --help")
-
-    def begin(self, identity: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-        """Start a run with its identity (seed, folds, data) and further facts, or make sure that it is the same one.
+    def oof_logits(self, members: Sequence[str]) -> np.ndarray:
+        """Return the OOF logits of several members, (n, m, views), in the order of the fold table.
 
         Raises
         ------
         ArtifactError
-            It was begun with another; the differences are named.
+            A member lacks a fold, or something is damaged.
         """
-        path = self.folder / "run.json"
-        with locked(self.folder, wait=True):
-            if not path.exists():
-                write_json(path, {"schema": SCHEMA, **identity, **facts, "versions": versions(), "history": []})
-        refuse_differences(path, {key: self.read().get(key) for key in identity}, identity, "use another --run")
+        table = self.read_folds()
+        return np.stack([self.member(name).oof_logits(table, VIEWS) for name in members], axis=1)
 
-    def record(self, what: str, started: float) -> None:
-        """Add a line to what was run when. `started` is in seconds of `time.time()`."""
-        when = datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds")
-        entry = {"command": what, "when": when, "seconds": round(time.time() - started, 1)}
-        with locked(self.folder, wait=True):
-            run = self.read()
-            write_json(self.folder / "run.json", run | {"history": [*run["history"], entry]})
+    def predictions(self, images: Path, fingerprint: str, tta: bool) -> Path:
+        """Return the folder for the predictions on a set of images, named after the set.
 
-    def write_folds(self, table: FoldTable) -> None:
-        """Write which image is in which fold, a group column where the user gave groups, and the hash to `run.json`."""
-        columns = [("id", table.ids), ("label", table.labels), ("fold", table.fold_of), ("group", table.groups)]
-        given = [(name, values.tolist()) for name, values in columns if values is not None]
-        rows = zip(*(values for _, values in given), strict=True)
-        data = table_bytes([name for name, _ in given], rows)
-        with locked(self.folder, wait=True):
-            write_json(self.folder / "run.json", self.read() | {"folds_sha256": hashlib.sha256(data).hexdigest()})
-            write_whole(self.folder / "folds.csv", data)
-
-    def read_folds(self) -> FoldTable:
-        path, columns = self.folder / "folds.csv", ["id", "label", "fold"]
-        with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="surrogateescape") as file:
-            columns += ["group"] if file.readline().rstrip().endswith(",group") else []
-        ids, labels, fold_of, *groups = read_table(path, columns, "train a member first: thera train-member --help")
-        found = file_sha256(path)
-        if found != self.read().get("folds_sha256", found):
-            raise ArtifactError(path, "is not the file that training wrote (its hash differs)", "restore it")
-        return FoldTable(
-            np.array(ids),
-            np.array(labels, np.int8),
-            np.array(fold_of, np.int8),
-            np.array(groups[0], np.int64) if groups else None,
-        )
+        Plain predictions lie apart from those with TTA, and sets of one name and other content apart from each other.
+        """
+        path = Path(os.path.abspath(images))
+        name = ((path.stem if path.is_file() else path.name) or "images") + ("" if tta else "-plain")
+        folder = self.folder / "predictions" / name
+        present = fingerprint_of(folder)
+        return folder if present in (None, fingerprint) else folder.with_name(f"{name}-{fingerprint[:8]}")
 
 
 def versions() -> dict[str, str]:
-    names = ("torch", "timm", "albumentations", "opencv-python-headless", "numpy", "scikit-learn")
-    found = {"python": platform.python_version()}
-    for name in ("thera", *names):
+    """Return the versions of Python and of the libraries that a result may depend on."""
+    names = ("thera", "torch", "timm", "albumentations", "opencv-python-headless", "numpy", "scikit-learn")
+    installed = {"python": platform.python_version()}
+    for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            installed[name] = importlib.metadata.version(name)
+    return installed

@@ -9,7 +9,8 @@ import pytest
 
 from ensemble.bench import advice
 from ensemble.config import MemberConfig
-from ensemble.members.plans import Plan, Probe
+from ensemble.members.plans import Plan
+from ensemble.members.probe import Probe
 
 PLAN = Plan("fp32")
 

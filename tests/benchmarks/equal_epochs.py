@@ -45,7 +45,7 @@ from ensemble.decision.assessment import member_report
 from ensemble.members.backbones import Backbone
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import predict_logits
-from ensemble.members.plans import choose_plan
+from ensemble.members.probe import choose_plan
 from ensemble.members.processes import MappedPixels
 from ensemble.members.training import train_and_predict
 from ensemble.progress import progress

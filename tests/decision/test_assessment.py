@@ -8,14 +8,15 @@ from scipy.stats import beta, norm
 from ensemble.data.folds import assign_folds
 from ensemble.decision.assessment import FEW_ERRORS, REPLICATES, Assessment, assess, member_report
 from ensemble.decision.bootstrap import refit_interval, refit_replicates
-from ensemble.decision.comparison import compare_calls, measure_calls
+from ensemble.decision.comparison import compare_predictions, measure_predictions
 from ensemble.decision.cross_fitting import MAJORITY_VOTE, OofLogits, cross_fit, member_logit, of_score, stack
 from ensemble.decision.decision import COSTS, SCHEMA, Decision, fit_decision, stack_replicates
 from ensemble.decision.intervals import Interval, counting_intervals
 from ensemble.decision.label_noise import estimate_floor
-from ensemble.decision.rates import auc, call, error_rates
+from ensemble.decision.objective import HTER, BoundedFnr, BoundedFpr, Objective, WeightedError
+from ensemble.decision.rates import apply_threshold, auc, error_rates
 from ensemble.decision.stacker import STACKERS
-from ensemble.decision.threshold import HTER, Objective, fit_threshold
+from ensemble.decision.threshold import fit_threshold
 from ensemble.errors import ArtifactError, DataError
 
 OBJECTIVES = [Objective.parse(form) for form in ("hter", "cost:2.5,1", "fpr:0.05", "fnr:0.1")]
@@ -50,8 +51,8 @@ def test_the_stack_beats_its_members_and_carries_what_prediction_needs(make_oof,
     decision = fit_decision(oof, ("plain", "flip"))
     assert decision.nested.hter < min(member.nested.hter for member in decision.members)
     assert decision.interval.low < decision.nested.hter < decision.interval.high
-    called = call(decision.stacker.apply(oof.logits), decision.threshold)
-    assert error_rates(oof.labels, called) == decision.apparent
+    y_pred = apply_threshold(decision.stacker.apply(oof.logits), decision.threshold)
+    assert error_rates(oof.labels, y_pred) == decision.apparent
     assert decision.optimism == decision.nested.hter - decision.apparent.hter
     assert [row.name for row in (decision.stacked, *decision.members, *decision.baselines)] == [
         "stack", "m0", "m1", "m2", "m0 at 0.5", "m1 at 0.5", "m2 at 0.5",
@@ -99,13 +100,13 @@ def test_intervals_are_those_of_replicates_or_of_the_calls(make_oof, objective, 
     x = oof.logits[:, 0]
     drawn = refit_replicates(x, oof.labels, nested.splits, oof.groups, objective, 5, REPLICATES)
     errors = [each.errors for each in drawn]
-    expected = [refit_interval(pair, errors, of) for of in (Objective(max_fnr=1.0), Objective(max_fpr=1.0), HTER)]
+    expected = [refit_interval(pair, errors, of) for of in (BoundedFnr(1.0), BoundedFpr(1.0), HTER)]
     assert (fewest_errors(refitted.nested) < FEW_ERRORS) == few
     if few:
         counted = counting_intervals(refitted.nested, 5)
         expected = [reaching(*both) for both in zip(expected, counted, strict=True)]
     assert [refitted.fpr, refitted.fnr, refitted.interval] == expected  # whatever the objective
-    measured = measure_calls(oof.labels, nested.called, oof.groups, 5)
+    measured = measure_predictions(oof.labels, nested.y_pred, oof.groups, 5)
     assert (kept.fpr, kept.fnr, kept.interval) == (measured.fpr, measured.fnr, measured.hter)
     assert (kept.nested, kept.apparent, kept.folds) == (refitted.nested, refitted.apparent, refitted.folds)
     assert kept.auc == auc(nested.scores, oof.labels)
@@ -122,7 +123,7 @@ def test_an_interval_reaches_what_the_counts_of_few_errors_leave_open(make_oof, 
         nested = cross_fit(oof.rows, rule)
         drawn = refit_replicates(oof.logits[:, 0], oof.labels, nested.splits, seed=5, replicates=20)
         pair, errors = (found.nested.fpr, found.nested.fnr), [each.errors for each in drawn]
-        alone = [refit_interval(pair, errors, of) for of in (Objective(max_fnr=1.0), Objective(max_fpr=1.0), HTER)]
+        alone = [refit_interval(pair, errors, of) for of in (BoundedFnr(1.0), BoundedFpr(1.0), HTER)]
         widened[n] = list(intervals) != alone
         if n == 200:
             for interval, counted in zip(intervals, counting_intervals(found.nested, 5), strict=True):
@@ -209,7 +210,7 @@ def test_every_kind_of_stacker_is_measured_and_one_is_deployed(make_oof, quick, 
     assert [row.name for row in decision.stackers] == list(STACKERS)
     for row in decision.stackers:
         nested = cross_fit(oof.rows, stack(row.name))
-        assert row.nested == error_rates(oof.labels, nested.called)
+        assert row.nested == error_rates(oof.labels, nested.y_pred)
         assert row.auc == auc(nested.scores, oof.labels)
     deployed = next(row for row in decision.stackers if row.name == decision.kind)
     assert deployed.apparent == decision.apparent
@@ -224,13 +225,13 @@ def test_every_kind_of_stacker_is_measured_and_one_is_deployed(make_oof, quick, 
 def test_with_auto_the_nested_estimate_makes_the_choice_anew(make_oof, quick):
     oof = make_oof(400, (1.0, 0.9, 0.7))
     decision = fit_decision(oof, ())
-    assert decision.nested == error_rates(oof.labels, cross_fit(oof.rows, stack("auto")).called)
+    assert decision.nested == error_rates(oof.labels, cross_fit(oof.rows, stack("auto")).y_pred)
 
 
 def test_differences_are_paired_with_the_stacks_calls(make_oof, quick):
     oof = make_oof(groups=np.arange(600) // 4)
     decision = fit_decision(oof, (), seed=3)
-    stacked = cross_fit(oof.rows, stack("auto")).called
+    stacked = cross_fit(oof.rows, stack("auto")).y_pred
     rules = {
         "m1": of_score(member_logit(1)),
         "m2 at 0.5": of_score(member_logit(2), 0.0),
@@ -239,8 +240,8 @@ def test_differences_are_paired_with_the_stacks_calls(make_oof, quick):
     }
     rows = {row.name: row for row in (decision.stacked, *decision.members, *decision.baselines, *decision.stackers)}
     for name, rule in rules.items():
-        called = cross_fit(oof.rows, rule).called
-        assert rows[name].difference == compare_calls(oof.labels, stacked, called, oof.groups, 3).hter
+        y_pred = cross_fit(oof.rows, rule).y_pred
+        assert rows[name].difference == compare_predictions(oof.labels, stacked, y_pred, oof.groups, 3).hter
         assert rows[name].difference.value == pytest.approx(rows[name].nested.hter - decision.nested.hter)
     assert decision.stacked.difference is None and decision.stacked.refitted
     worse = rows["m2 at 0.5"].difference.interval  # far worse, and on the same rows: beyond chance
@@ -264,9 +265,9 @@ def test_the_curve_is_what_each_cost_gives_by_hand(make_oof, quick):
         inside = oof.fold_of == fold
         stacker = STACKERS["logistic"](oof.logits[~inside], oof.labels[~inside], oof.members)
         x = stacker.apply(oof.logits)
-        threshold = fit_threshold(x[~inside], oof.labels[~inside], Objective(3, 7))
-        labels, called = oof.labels[inside], x[inside] >= threshold
-        false += (called & (labels == 0)).sum(), (~called & (labels == 1)).sum()
+        threshold = fit_threshold(x[~inside], oof.labels[~inside], WeightedError(3, 7))
+        labels, y_pred = oof.labels[inside], x[inside] >= threshold
+        false += (y_pred & (labels == 0)).sum(), (~y_pred & (labels == 1)).sum()
     assert row.rates.fpr == false[0] / row.rates.n_neg
     assert row.rates.fnr == false[1] / row.rates.n_pos
     assert row.loss == pytest.approx(0.3 * row.rates.fpr + 0.7 * row.rates.fnr)
@@ -296,9 +297,9 @@ def test_the_objective_is_passed_through(make_oof, quick, objective):
         assert objective.max_fpr is None or row.apparent.fpr <= objective.max_fpr
         assert objective.max_fnr is None or row.apparent.fnr <= objective.max_fnr
     best = objective.loss_of(fit_decision(oof, (), stacker=decision.kind).apparent)
-    if objective.max_fpr is None and objective.max_fnr is None:
+    if isinstance(objective, WeightedError):
         assert objective.loss_of(decision.apparent) <= best
-    assert decision.nested == error_rates(oof.labels, cross_fit(oof.rows, stack("auto"), objective).called)
+    assert decision.nested == error_rates(oof.labels, cross_fit(oof.rows, stack("auto"), objective).y_pred)
 
 
 def test_a_nested_rate_is_near_the_one_that_is_held(make_oof, quick):
@@ -337,8 +338,8 @@ def test_repeats_are_nested_estimates_over_other_partitions(make_oof, quick):
     for fold_of, hter in zip(partitions, decision.repeated, strict=True):
         assert len(np.unique(fold_of)) == len(oof.folds)
         assert all(len(np.unique(fold_of[groups == group])) == 1 for group in range(150))
-        called = cross_fit(replace(oof.rows, fold_of=fold_of), stack("mean")).called
-        assert hter == error_rates(oof.labels, called).hter
+        y_pred = cross_fit(replace(oof.rows, fold_of=fold_of), stack("mean")).y_pred
+        assert hter == error_rates(oof.labels, y_pred).hter
     assert np.mean(decision.repeated) == pytest.approx(decision.nested.hter, abs=0.03)
     assert fit_decision(oof, (), stacker="mean", repeats=4, seed=8) == decision
     assert fit_decision(oof, (), stacker="mean", repeats=2, seed=8).repeated == decision.repeated[:2]
@@ -373,7 +374,7 @@ def test_json_keeps_every_bit(make_oof, quick, objective):
 
 
 def test_a_rate_of_many_digits_is_kept(make_oof, quick):
-    objective = Objective(max_fpr=0.1234567890123)
+    objective = BoundedFpr(0.1234567890123)
     decision = fit_decision(make_oof(100), (), objective=objective)
     assert Decision.from_json(json.loads(json.dumps(decision.to_json()))).objective == objective
 

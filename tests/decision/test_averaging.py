@@ -16,13 +16,14 @@ from ensemble.decision.averaging import (
     LEAST_SPREAD,
     MOST_MISFIT,
     MeanModel,
+    averaging_effect,
     corrected_threshold,
-    foresee,
 )
 from ensemble.decision.bootstrap import refit_replicates
-from ensemble.decision.rates import call, error_rates
+from ensemble.decision.objective import HTER, BoundedFnr, BoundedFpr
+from ensemble.decision.rates import apply_threshold, error_rates
 from ensemble.decision.shift import check_share
-from ensemble.decision.threshold import HTER, Objective, fit_threshold
+from ensemble.decision.threshold import fit_threshold
 from ensemble.errors import DataError
 
 
@@ -35,9 +36,9 @@ def draw(rng: np.random.Generator, n: int, k: int, noise: float) -> tuple[np.nda
 
 
 def foreseen(labels, oof, new, threshold=1.0, replicates=20, seed=0, **options):
-    nested = error_rates(labels, call(oof, threshold))
+    nested = error_rates(labels, apply_threshold(oof, threshold))
     worlds = refit_replicates(oof, labels, (), seed=seed, replicates=replicates)
-    return foresee(oof, labels, new, threshold, nested, worlds, seed=seed, **options)
+    return averaging_effect(oof, labels, new, threshold, nested, worlds, seed=seed, **options)
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_equal_fold_models_gain_nothing() -> None:
     labels, oof = draw(rng, 20_000, 1, 0.5)
     _, new = draw(rng, 20_000, 1, 0.5)
     threshold = fit_threshold(oof[:, 0], labels)
-    nested = error_rates(labels, call(oof[:, 0], threshold))
+    nested = error_rates(labels, apply_threshold(oof[:, 0], threshold))
     found = foreseen(labels, oof[:, 0], np.repeat(new, 3, axis=1), threshold)
     assert found.chosen.rates.hter == pytest.approx(nested.hter, abs=0.003)
     assert (found.chosen.rates.n_neg, found.chosen.rates.n_pos) == (nested.n_neg, nested.n_pos)
@@ -104,17 +105,17 @@ def test_the_model_knows_the_rates_of_the_mean() -> None:
     model = MeanModel(oof[:, 0], labels, new)
     fit = model.fit(np.ones(60_000), np.ones(60_000))
     for threshold in (0.0, 0.7, 1.4):
-        of_mean = error_rates(hidden, call(new.mean(axis=1), threshold))
-        of_single = error_rates(hidden, call(new[:, 0], threshold))
+        of_mean = error_rates(hidden, apply_threshold(new.mean(axis=1), threshold))
+        of_single = error_rates(hidden, apply_threshold(new[:, 0], threshold))
         assert fit.of_mean(threshold) == pytest.approx((of_mean.fpr, of_mean.fnr), abs=0.02)
         assert fit.of_single(threshold) == pytest.approx((of_single.fpr, of_single.fnr), abs=0.02)
         assert of_single.hter - of_mean.hter > 0.01  # there was something to know
     best = fit_threshold(new.mean(axis=1), hidden)
-    least = error_rates(hidden, call(new.mean(axis=1), best)).hter
-    assert error_rates(hidden, call(new.mean(axis=1), fit.best(HTER))).hter < least + 0.001
-    held = error_rates(hidden, call(new.mean(axis=1), fit.best(Objective(max_fpr=0.1))))
+    least = error_rates(hidden, apply_threshold(new.mean(axis=1), best)).hter
+    assert error_rates(hidden, apply_threshold(new.mean(axis=1), fit.best(HTER))).hter < least + 0.001
+    held = error_rates(hidden, apply_threshold(new.mean(axis=1), fit.best(BoundedFpr(0.1))))
     assert held.fpr == pytest.approx(0.1, abs=0.02)
-    held = error_rates(hidden, call(new.mean(axis=1), fit.best(Objective(max_fnr=0.1))))
+    held = error_rates(hidden, apply_threshold(new.mean(axis=1), fit.best(BoundedFnr(0.1))))
     assert held.fnr == pytest.approx(0.1, abs=0.01)
 
 
@@ -142,14 +143,16 @@ def test_the_class_mix_moves_the_correction_only_if_it_is_not_told(seed: int, un
     hidden, new = world.sample(rng, 20_000, share=0.4)
     scores, singles = oof.mean(axis=1), new.mean(axis=1)
     threshold = fit_threshold(scores, labels)
-    rates = error_rates(labels, call(scores, threshold))
+    rates = error_rates(labels, apply_threshold(scores, threshold))
     check = check_share(scores, singles, threshold, rates)
     assert check.shifted
     least = fit_threshold(singles.mean(axis=1), hidden)
 
     def regret(prior: float | None) -> float:
         at = foreseen(labels, scores, singles, threshold, replicates=2, prior=prior).chosen.threshold
-        return float(np.subtract(*(error_rates(hidden, call(singles.mean(axis=1), t)).hter for t in (at, least))))
+        return float(
+            np.subtract(*(error_rates(hidden, apply_threshold(singles.mean(axis=1), t)).hter for t in (at, least)))
+        )
 
     assert max(map(regret, (check.prior, float(np.mean(hidden == 0))))) < 0.004
     unguarded("MOST_MISFIT")  # it may be so misled that it shows
@@ -226,7 +229,7 @@ def test_nothing_is_read_off_fold_models_that_agree_on_nothing(unguarded: Callab
     unguarded("LEAST_SPREAD")
     assert foreseen(labels, oof[:, 0], strangers) is None
     fit = MeanModel(oof[:, 0], labels, strangers).fit(np.ones(4_000), np.ones(4_000))
-    off = np.mean(fit.of_single(1.0)) - error_rates(labels, call(oof[:, 0], 1.0)).hter
+    off = np.mean(fit.of_single(1.0)) - error_rates(labels, apply_threshold(oof[:, 0], 1.0)).hter
     assert abs(off) > MOST_MISFIT
     unguarded("MOST_MISFIT")
     assert foreseen(labels, oof[:, 0], strangers, replicates=2) is not None

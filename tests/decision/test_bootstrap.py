@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, norm
 
 from ensemble.decision.bootstrap import Cuts, Replicate, Resampler, refit_interval, refit_replicates
-from ensemble.decision.comparison import measure_calls
+from ensemble.decision.comparison import measure_predictions
 from ensemble.decision.cross_fitting import OofLogits, cross_fit, member_logit, of_score, stack
-from ensemble.decision.rates import call, error_rates
-from ensemble.decision.threshold import HTER, Objective, fit_threshold
+from ensemble.decision.objective import HTER, BoundedFnr, BoundedFpr, Objective, WeightedError
+from ensemble.decision.rates import apply_threshold, error_rates
+from ensemble.decision.threshold import fit_threshold
 
 OBJECTIVES = [Objective.parse(form) for form in ("hter", "cost:5,2", "fpr:0", "fpr:0.3", "fnr:0.1", "fnr:1")]
 ids = {"ids": lambda objective: objective.text}
@@ -45,10 +46,10 @@ def test_the_best_cut_of_weighted_rows_has_the_rates_of_the_best_cut_of_rows_dra
     np.testing.assert_array_equal(table, scored)
     best = cuts.best(table, objective)
     rows, labels = rows_drawn(x, y, weights)
-    reached = error_rates(labels, call(rows, cuts.thresholds[best]))
-    sought = error_rates(labels, call(rows, fit_threshold(rows, labels, objective)))
+    reached = error_rates(labels, apply_threshold(rows, cuts.thresholds[best]))
+    sought = error_rates(labels, apply_threshold(rows, fit_threshold(rows, labels, objective)))
     assert objective.loss_of(reached) == pytest.approx(objective.loss_of(sought), abs=1e-12)
-    if objective.max_fpr is not None or objective.max_fnr is not None:
+    if not isinstance(objective, WeightedError):
         assert pair(reached) == pytest.approx(pair(sought), abs=1e-12)
     else:
         assert abs(reached.fpr - reached.fnr) == pytest.approx(abs(sought.fpr - sought.fnr), abs=1e-12)
@@ -66,12 +67,12 @@ def test_so_it_is_of_many_rows_and_of_a_part_that_is_fitted_on(rng, objective):
         fit, scored = cuts.counts(weights.astype(float))
         threshold = cuts.thresholds[cuts.best(fit, objective)]
         rows, labels = rows_drawn(x[fitted], y[fitted], weights[fitted])
-        reached = error_rates(labels, call(rows, threshold))
-        sought = error_rates(labels, call(rows, fit_threshold(rows, labels, objective)))
+        reached = error_rates(labels, apply_threshold(rows, threshold))
+        sought = error_rates(labels, apply_threshold(rows, fit_threshold(rows, labels, objective)))
         assert objective.loss_of(reached) == pytest.approx(objective.loss_of(sought), abs=1e-12)
         rows, labels = rows_drawn(x[~fitted], y[~fitted], weights[~fitted])
         for cut, at in enumerate(cuts.thresholds):  # scored on the others, at every cut
-            rates = error_rates(labels, call(rows, at))
+            rates = error_rates(labels, apply_threshold(rows, at))
             assert pair_at(cuts, scored, cut) == pytest.approx(pair(rates), abs=1e-12)
 
 
@@ -84,8 +85,8 @@ def test_of_rows_that_were_each_drawn_once_the_cut_is_that_of_the_rows(rng):
             threshold = cuts.thresholds[cuts.best(cuts.counts(np.ones(62))[0], objective)]
             sought = fit_threshold(x, y, objective)
             if objective == HTER or "cost" in objective.text:  # rates may tie; there are wider gaps then
-                assert objective.loss_of(error_rates(y, call(x, threshold))) == pytest.approx(
-                    objective.loss_of(error_rates(y, call(x, sought))), abs=1e-12
+                assert objective.loss_of(error_rates(y, apply_threshold(x, threshold))) == pytest.approx(
+                    objective.loss_of(error_rates(y, apply_threshold(x, sought))), abs=1e-12
                 )
             else:
                 assert threshold == sought
@@ -106,9 +107,9 @@ def test_a_class_of_which_nothing_was_drawn_has_no_errors(objective):
     cuts = Cuts(np.arange(4.0), np.array([0, 1, 0, 1], np.int8))
     for weights, errors_of in (([0.0, 2, 0, 2], 1), ([2.0, 0, 2, 0], 0)):
         table, _ = cuts.counts(np.array(weights))
-        called = call(np.arange(4.0), cuts.thresholds[cuts.best(table, objective)])
-        if objective.max_fpr is None and objective.max_fnr is None:
-            assert (called[errors_of::2] == errors_of).all()
+        y_pred = apply_threshold(np.arange(4.0), cuts.thresholds[cuts.best(table, objective)])
+        if isinstance(objective, WeightedError):
+            assert (y_pred[errors_of::2] == errors_of).all()
 
 
 def test_all_ends_are_there_and_thresholds_rise(rng):
@@ -208,16 +209,20 @@ def test_a_replicate_is_what_fitting_the_rows_drawn_gives(rng, objective, by_gro
     for replicate in found:
         times = replicate.weights.astype(int)
         drawn = np.repeat(np.arange(y.size), times)
-        called = np.empty(drawn.size, np.int8)
+        y_pred = np.empty(drawn.size, np.int8)
         for split in nested.splits:
             inside = split.inside[drawn]
             at = fit_threshold(split.scores[drawn][~inside], y[drawn][~inside], objective)
-            called[inside] = call(split.scores[drawn][inside], at)
-        by_hand = error_rates(y[drawn], called)
+            y_pred[inside] = apply_threshold(split.scores[drawn][inside], at)
+        by_hand = error_rates(y[drawn], y_pred)
         deployed = fit_threshold(scores[drawn], y[drawn], objective)
-        fitted, sought = (error_rates(y[drawn], call(scores[drawn], at)) for at in (replicate.threshold, deployed))
+        fitted, sought = (
+            error_rates(y[drawn], apply_threshold(scores[drawn], at)) for at in (replicate.threshold, deployed)
+        )
         assert objective.loss_of(fitted) == pytest.approx(objective.loss_of(sought), abs=1e-12)
-        assert replicate.true == pytest.approx(pair(error_rates(y, call(scores, replicate.threshold))), abs=1e-12)
+        assert replicate.true == pytest.approx(
+            pair(error_rates(y, apply_threshold(scores, replicate.threshold))), abs=1e-12
+        )
         expected = replicate.nested[0] - replicate.true[0], replicate.nested[1] - replicate.true[1]
         assert replicate.errors == expected
         exact += replicate.nested == pytest.approx(pair(by_hand), abs=1e-12)
@@ -225,7 +230,7 @@ def test_a_replicate_is_what_fitting_the_rows_drawn_gives(rng, objective, by_gro
     assert exact > 8  # the others fell on another of several equal cuts, which sees other rows outside
     assert same > 25  # and a replicate's two figures are not one
     near = np.mean([replicate.nested for replicate in found], axis=0)
-    assert np.all(np.abs(near - pair(error_rates(y, nested.called))) < 0.1)
+    assert np.all(np.abs(near - pair(error_rates(y, nested.y_pred))) < 0.1)
 
 
 def test_with_one_best_cut_each_replicate_is_exact(rng):
@@ -240,10 +245,10 @@ def test_with_one_best_cut_each_replicate_is_exact(rng):
     nested = cross_fit(oof.rows, rule)
     for replicate in refit_replicates(x, y, nested.splits, replicates=30):
         assert -1 < replicate.threshold < 1
-        weights, called = replicate.weights, x > 0
-        fpr, fnr = (weights[(y == label) & (called != label)].sum() / weights[y == label].sum() for label in (0, 1))
+        weights, y_pred = replicate.weights, x > 0
+        fpr, fnr = (weights[(y == label) & (y_pred != label)].sum() / weights[y == label].sum() for label in (0, 1))
         assert replicate.nested == pytest.approx((fpr, fnr))
-        assert replicate.true == pytest.approx(pair(error_rates(y, called)))
+        assert replicate.true == pytest.approx(pair(error_rates(y, y_pred)))
 
 
 def test_a_seed_fixes_the_replicates(rng):
@@ -283,7 +288,7 @@ def test_the_interval_is_the_estimate_less_the_spread_of_its_replicates_misses()
     )  # by as much as the estimate may be too high, the truth may be lower
     moved = refit_interval((0.4, 0.6), [(error + 0.2, 0.1) for error, _ in errors])  # what all have in common is out
     assert (moved.low, moved.high) == pytest.approx((interval.low, interval.high))
-    alone = refit_interval((0.4, 0.6), errors, Objective(max_fpr=1.0))  # the FNR, which no replicate missed
+    alone = refit_interval((0.4, 0.6), errors, BoundedFpr(1.0))  # the FNR, which no replicate missed
     assert (alone.low, alone.high) == (0.6, 0.6)
     assert refit_interval((0.001, 0.0), errors).low == 0
     assert Replicate(np.ones(2), 0.0, (0.2, 0.3), (0.1, 0.5)).errors == pytest.approx((0.1, -0.2))
@@ -301,16 +306,16 @@ def test_where_the_threshold_is_clear_it_is_the_closed_form(rng):
     y, x = clear_cut(rng, n)
     oof = OofLogits(np.arange(n), y, np.arange(n) // 4 % 5, ("a",), x[:, None])
     nested = cross_fit(oof.rows, of_score(member_logit(0)))
-    rates = error_rates(y, nested.called)
+    rates = error_rates(y, nested.y_pred)
     assert abs(rates.fpr - 0.2) < 0.03 and abs(rates.fnr - 0.05) < 0.01
     errors = [each.errors for each in refit_replicates(x, y, nested.splits, replicates=1000)]
-    alone = {"fpr": Objective(max_fnr=1.0), "fnr": Objective(max_fpr=1.0)}
+    alone = {"fpr": BoundedFnr(1.0), "fnr": BoundedFpr(1.0)}
     for name, n_of in (("fpr", rates.n_neg), ("fnr", rates.n_pos)):
         interval = refit_interval(pair(rates), errors, alone[name])
         exact = binomtest(round(getattr(rates, name) * n_of), n_of).proportion_ci(0.95, "wilson")
         width = exact.high - exact.low
         assert (interval.low, interval.high) == pytest.approx((exact.low, exact.high), abs=0.1 * width)
-    interval, fixed = refit_interval(pair(rates), errors), measure_calls(y, nested.called).hter
+    interval, fixed = refit_interval(pair(rates), errors), measure_predictions(y, nested.y_pred).hter
     assert (interval.low, interval.high) == pytest.approx((fixed.low, fixed.high), abs=0.1 * (fixed.high - fixed.low))
 
 
@@ -320,7 +325,7 @@ def test_groups_widen_it(rng):
     y, x, groups = (np.repeat(each, size) for each in (y, x, np.arange(n // size)))
     oof = OofLogits(np.arange(n), y, groups // 4 % 5, ("a",), x[:, None], groups)
     nested = cross_fit(oof.rows, of_score(member_logit(0)))
-    rates, widths = pair(error_rates(y, nested.called)), []
+    rates, widths = pair(error_rates(y, nested.y_pred)), []
     for of in (None, groups):
         drawn = refit_replicates(x, y, nested.splits, of, replicates=400)
         interval = refit_interval(rates, [each.errors for each in drawn])
@@ -352,14 +357,14 @@ def test_the_interval_covers_the_deployed_rules_true_hter():
         fnr = norm.cdf((deployed.threshold - centre - stacker.bias) / spread)
         true = (fpr + fnr) / 2
 
-        rates, apparent = error_rates(y, nested.called), error_rates(y, deployed(x))
+        rates, apparent = error_rates(y, nested.y_pred), error_rates(y, deployed(x))
         scores = deployed.score(x)
         errors = [each.errors for each in refit_replicates(scores, y, nested.splits, seed=trial, replicates=200)]
         interval = refit_interval(pair(rates), errors)
         covered += interval.low <= true <= interval.high
         below, above = below + (true < interval.low), above + (true > interval.high)
         uncentred += true > interval.high - np.mean(errors)
-        naive = measure_calls(y, deployed(x), replicates=500).hter
+        naive = measure_predictions(y, deployed(x), replicates=500).hter
         of_apparent += naive.low <= true <= naive.high
         of_half += abs(true - (interval.low + interval.high) / 2) <= (interval.high - interval.low) / 4
         bias.append((rates.hter - true) / (interval.high - interval.low) * 2)

@@ -16,9 +16,10 @@ from ensemble.decision.cross_fitting import (
     stack,
     vote_share,
 )
-from ensemble.decision.rates import auc, call, error_rates
+from ensemble.decision.objective import HTER, BoundedFpr, Objective, WeightedError
+from ensemble.decision.rates import apply_threshold, auc, error_rates
 from ensemble.decision.stacker import STACKERS
-from ensemble.decision.threshold import HTER, Objective, fit_threshold
+from ensemble.decision.threshold import fit_threshold
 from ensemble.errors import ArtifactError, DataError
 
 RULES = {
@@ -42,13 +43,13 @@ def test_a_fold_is_called_by_a_rule_that_never_saw_it(make_oof, name):
         labels, logits = oof.labels.copy(), oof.logits.copy()
         labels[inside] = 1 - labels[inside]
         changed = cross_fit(replace(oof, labels=labels).rows, rule)
-        np.testing.assert_array_equal(changed.called[inside], honest.called[inside])
+        np.testing.assert_array_equal(changed.y_pred[inside], honest.y_pred[inside])
         np.testing.assert_array_equal(changed.scores[inside], honest.scores[inside])
         logits[inside] += 100.0
         moved = cross_fit(replace(oof, logits=logits).rows, rule).folds
         assert moved[oof.folds.index(fold)].threshold == honest.folds[oof.folds.index(fold)].threshold
     if name != "at half":  # the test above can fail: the other folds did notice
-        assert (cross_fit(replace(oof, labels=1 - oof.labels).rows, rule).called != honest.called).any()
+        assert (cross_fit(replace(oof, labels=1 - oof.labels).rows, rule).y_pred != honest.y_pred).any()
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: objective.text)
@@ -63,8 +64,8 @@ def test_cross_fit_by_hand(make_oof, objective):
         np.testing.assert_array_equal(split.inside, inside)
         np.testing.assert_array_equal(split.scores, oof.logits[:, 1])
         np.testing.assert_array_equal(nested.scores[inside], oof.logits[inside, 1])
-        np.testing.assert_array_equal(nested.called[inside], call(oof.logits[inside, 1], threshold))
-        assert row.rates == error_rates(oof.labels[inside], nested.called[inside])
+        np.testing.assert_array_equal(nested.y_pred[inside], apply_threshold(oof.logits[inside, 1], threshold))
+        assert row.rates == error_rates(oof.labels[inside], nested.y_pred[inside])
         assert row.auc == auc(oof.logits[inside, 1], oof.labels[inside])
 
 
@@ -123,12 +124,12 @@ def paired_bootstrap_error(rng, labels, a, b, objective, replicates=4000):
     return found.std()
 
 
-@pytest.mark.parametrize("objective", [HTER, Objective(5, 1)], ids=lambda objective: objective.text)
+@pytest.mark.parametrize("objective", [HTER, WeightedError(5, 1)], ids=lambda objective: objective.text)
 def test_the_standard_error_is_that_of_the_paired_bootstrap(make_oof, rng, objective):
     from ensemble.decision.cross_fitting import _paired_error
 
     oof = make_oof(400)
-    a, b = (cross_fit(oof.rows, stack(kind), objective).called for kind in ("mean", "logistic"))
+    a, b = (cross_fit(oof.rows, stack(kind), objective).y_pred for kind in ("mean", "logistic"))
     assert (a != b).sum() > 20
     error = _paired_error(oof.labels, a, b, objective)
     assert error == pytest.approx(paired_bootstrap_error(rng, oof.labels, a, b, objective), rel=0.05)
@@ -136,7 +137,7 @@ def test_the_standard_error_is_that_of_the_paired_bootstrap(make_oof, rng, objec
     assert _paired_error(oof.labels, a, a, objective) == 0
 
 
-@pytest.mark.parametrize("objective", [HTER, Objective(3, 1), Objective(max_fpr=0.1)], ids=lambda each: each.text)
+@pytest.mark.parametrize("objective", [HTER, WeightedError(3, 1), BoundedFpr(0.1)], ids=lambda each: each.text)
 def test_the_choice_is_the_simplest_within_a_standard_error_of_the_best(make_oof, objective):
     """By its letter, from nested calls and a standard error of another form."""
     chosen = set()
@@ -144,12 +145,12 @@ def test_the_choice_is_the_simplest_within_a_standard_error_of_the_best(make_oof
         for _ in range(4):
             oof = make_oof(400, separations)
             y, weights = oof.labels, objective if objective.max_fpr is None else HTER
-            called = {kind: cross_fit(oof.rows, stack(kind), objective).called for kind in STACKERS}
-            losses = {kind: weights.loss_of(error_rates(y, each)) for kind, each in called.items()}
+            y_pred = {kind: cross_fit(oof.rows, stack(kind), objective).y_pred for kind in STACKERS}
+            losses = {kind: weights.loss_of(error_rates(y, each)) for kind, each in y_pred.items()}
             best = min(losses, key=losses.get)
             w = np.where(y == 1, weights.loss(0, 1) / (y == 1).sum(), weights.loss(1, 0) / (y == 0).sum())
             for kind in STACKERS:  # the first that passes
-                change = w * (called[kind].astype(float) - called[best])
+                change = w * (y_pred[kind].astype(float) - y_pred[best])
                 mean = np.where(y == 1, change[y == 1].mean(), change[y == 0].mean())
                 if losses[kind] - losses[best] <= np.sqrt(((change - mean) ** 2).sum()):
                     break
@@ -208,7 +209,7 @@ def test_of_two_folds_the_choice_without_one_is_made_between_halves_of_the_other
         half[alone.labels == label] = np.arange((alone.labels == label).sum()) % 2
     assert simplest_stacker(alone) == simplest_stacker(replace(alone, fold_of=half))
     nested = cross_fit(oof.rows, stack("auto"))
-    assert error_rates(oof.labels, nested.called).hter < 0.1
+    assert error_rates(oof.labels, nested.y_pred).hter < 0.1
 
 
 FITTED = [kind for kind in STACKERS if kind != "nonnegative"]
@@ -284,7 +285,7 @@ def test_a_class_of_one_row_a_fold_is_enough(rng):
     labels = np.array([0, 1, 1, 0, 1, 1])
     rows = Rows(rng.normal(size=(6, 2)), labels.astype(np.int8), np.array([0, 0, 0, 1, 1, 1]), ("a", "b"))
     assert simplest_stacker(rows.where(rows.fold_of == 0)) == "mean"
-    assert cross_fit(rows, stack("auto")).called.shape == (6,)
+    assert cross_fit(rows, stack("auto")).y_pred.shape == (6,)
 
 
 # --- what rules are fitted on -----------------------------------------------------------------------------------------

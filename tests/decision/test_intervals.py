@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
-from ensemble.decision.comparison import measure_calls
+from ensemble.decision.comparison import measure_predictions
 from ensemble.decision.intervals import counting_intervals, kinds_of_group, new_set_interval
 from ensemble.decision.rates import ErrorRates, error_rates
 from ensemble.errors import DataError
@@ -20,10 +20,10 @@ def independent_rows(rng, n=4000):
 
 
 def test_the_bootstrap_agrees_with_the_closed_form(rng):
-    labels, called = independent_rows(rng)
-    low, high = closed_form(error_rates(labels, called))
+    labels, y_pred = independent_rows(rng)
+    low, high = closed_form(error_rates(labels, y_pred))
     for groups in (None, np.arange(labels.size)):
-        interval = measure_calls(labels, called, groups, replicates=8000).hter
+        interval = measure_predictions(labels, y_pred, groups, replicates=8000).hter
         assert (interval.low, interval.high) == pytest.approx((low, high), abs=0.04 * (high - low))
 
 
@@ -35,17 +35,17 @@ def test_the_new_set_interval_agrees_with_the_closed_form(rng):
 
 
 def test_duplicated_rows_widen_the_interval_only_if_they_are_one_group(rng):
-    labels, called = independent_rows(rng, 1000)
-    once = measure_calls(labels, called, replicates=8000).hter
-    labels, called, groups = (np.repeat(column, 4) for column in (labels, called, np.arange(1000)))
-    blind, aware = (measure_calls(labels, called, which, replicates=8000).hter for which in (None, groups))
+    labels, y_pred = independent_rows(rng, 1000)
+    once = measure_predictions(labels, y_pred, replicates=8000).hter
+    labels, y_pred, groups = (np.repeat(column, 4) for column in (labels, y_pred, np.arange(1000)))
+    blind, aware = (measure_predictions(labels, y_pred, which, replicates=8000).hter for which in (None, groups))
     assert aware.high - aware.low == pytest.approx(once.high - once.low, rel=0.05)
     assert blind.high - blind.low == pytest.approx((once.high - once.low) / 2, rel=0.06)
 
 
 def test_groups_of_both_classes_never_leave_a_replicate_without_one(rng):
-    labels, called = np.array([0, 1, 0, 1, 0, 1, 1]), np.array([0, 1, 1, 1, 0, 0, 1])
-    interval = measure_calls(labels, called, [5, 5, 7, 7, 9, 9, 2]).hter
+    labels, y_pred = np.array([0, 1, 0, 1, 0, 1, 1]), np.array([0, 1, 1, 1, 0, 0, 1])
+    interval = measure_predictions(labels, y_pred, [5, 5, 7, 7, 9, 9, 2]).hter
     assert 0 <= interval.low < interval.high <= 1
 
 
@@ -64,9 +64,9 @@ def test_kinds_of_group_are_counted(rng, largest):
 
 
 def test_a_seed_fixes_the_interval(rng):
-    labels, called = independent_rows(rng)
-    assert measure_calls(labels, called, seed=3).hter == measure_calls(labels, called, seed=3).hter
-    assert measure_calls(labels, called, seed=3).hter != measure_calls(labels, called, seed=4).hter
+    labels, y_pred = independent_rows(rng)
+    assert measure_predictions(labels, y_pred, seed=3).hter == measure_predictions(labels, y_pred, seed=3).hter
+    assert measure_predictions(labels, y_pred, seed=3).hter != measure_predictions(labels, y_pred, seed=4).hter
 
 
 def test_the_new_set_interval_covers_the_hter_that_is_measured(rng):

@@ -22,7 +22,7 @@ from ensemble.decision.label_noise import (
     estimate_floor,
 )
 from ensemble.decision.mixture import bin_shares, nudged_shares
-from ensemble.decision.rates import ErrorRates, call, error_rates
+from ensemble.decision.rates import ErrorRates, apply_threshold, error_rates
 from ensemble.decision.threshold import fit_threshold
 from ensemble.errors import ArtifactError, DataError
 
@@ -36,7 +36,7 @@ def run(name: str) -> tuple[float, list[Floor], float]:
     for seed in range(2):
         logits, labels, _ = draw(BY_NAME[name], np.random.default_rng(seed + 100))
         floors.append(estimate_floor(logits, labels, seed, replicates=60))
-        reached.append(error_rates(labels, call(logits, fit_threshold(logits, labels))).hter)
+        reached.append(error_rates(labels, apply_threshold(logits, fit_threshold(logits, labels))).hter)
     return floor_of(BY_NAME[name], 400_000), floors, float(np.mean(reached))
 
 
@@ -202,7 +202,7 @@ def test_a_model_that_knows_nothing_says_nothing(apart: float) -> None:
     logits = rng.normal(size=20_000) + apart * labels
     floor = estimate_floor(logits, labels, replicates=60)
     assert floor is not None and floor.ceiling.hter > 0.25
-    said = describe_floor(floor, error_rates(labels, call(logits, fit_threshold(logits, labels))).hter)
+    said = describe_floor(floor, error_rates(labels, apply_threshold(logits, fit_threshold(logits, labels))).hter)
     assert "disagree" in said or "loosely" in said or "too weak" in said
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from ensemble.decision.rates import auc, call, error_rates
+from ensemble.decision.rates import apply_threshold, auc, error_rates
 from ensemble.errors import DataError
 
 rows = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), max_size=40).map(
@@ -20,15 +20,15 @@ scored = st.lists(st.tuples(st.integers(0, 1), st.integers(-4, 4)), max_size=40)
 
 @given(rows)
 def test_hter_is_one_minus_balanced_accuracy(table):
-    labels, called = table.T
-    assert error_rates(labels, called).hter == pytest.approx(1 - balanced_accuracy_score(labels, called))
+    labels, y_pred = table.T
+    assert error_rates(labels, y_pred).hter == pytest.approx(1 - balanced_accuracy_score(labels, y_pred))
 
 
 @given(scored, st.randoms(use_true_random=False))
 def test_rates_and_auc_ignore_the_order_of_rows(table, random):
     order = random.sample(range(len(table)), len(table))
     (labels, logits), (labels_too, logits_too) = table.T, table[order].T
-    assert error_rates(labels, call(logits, 1)) == error_rates(labels_too, call(logits_too, 1))
+    assert error_rates(labels, apply_threshold(logits, 1)) == error_rates(labels_too, apply_threshold(logits_too, 1))
     assert auc(logits, labels) == auc(logits_too, labels_too)
 
 
@@ -39,11 +39,11 @@ def test_auc_equals_scikit_learn(table):
 
 
 def test_a_tie_is_a_one():
-    np.testing.assert_array_equal(call([-0.1, 0.0, 0.1], 0.0), np.array([0, 1, 1], np.int8))
+    np.testing.assert_array_equal(apply_threshold([-0.1, 0.0, 0.1], 0.0), np.array([0, 1, 1], np.int8))
 
 
 @pytest.mark.parametrize(
-    ("labels", "called", "says"),
+    ("labels", "y_pred", "says"),
     [
         ([1] * 240, [1] * 240, "HTER needs both classes; got 0 of label 0 in 240 images"),
         ([0, 0], [1, 0], "got 0 of label 1 in 2 images"),
@@ -54,9 +54,9 @@ def test_a_tie_is_a_one():
         ([], [], "HTER needs both classes"),
     ],
 )
-def test_what_cannot_be_rated_is_refused(labels, called, says):
+def test_what_cannot_be_rated_is_refused(labels, y_pred, says):
     with pytest.raises(DataError, match=says):
-        error_rates(labels, called)
+        error_rates(labels, y_pred)
 
 
 @pytest.mark.parametrize("logits", [[np.nan, 0.0], [np.inf, 0.0], [[0.0], [1.0]], [0.0]])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, norm
 
-from ensemble.decision.rates import ErrorRates, call, error_rates
+from ensemble.decision.rates import ErrorRates, apply_threshold, error_rates
 from ensemble.decision.shift import ALARM, at_prior, check_share
 
 
@@ -15,10 +15,10 @@ def images(rng, n, share=0.2, k=3):
     return labels, evidence[:, None] + 0.6 * rng.normal(size=(n, k))
 
 
-def checked(rng, n=2000, n_new=8000, share=0.2, moved=0.0, threshold=-0.3):
+def check_logits(rng, n=2000, n_new=8000, share=0.2, moved=0.0, threshold=-0.3):
     """Return the check of new images, at `share` of label 0 and with logits moved, against OOF rows at 0.2."""
     labels, logits = images(rng, n, k=1)
-    rates = error_rates(labels, call(logits[:, 0], threshold))
+    rates = error_rates(labels, apply_threshold(logits[:, 0], threshold))
     return check_share(logits[:, 0], images(rng, n_new, share)[1] + moved, threshold, rates)
 
 
@@ -27,7 +27,7 @@ def checked(rng, n=2000, n_new=8000, share=0.2, moved=0.0, threshold=-0.3):
 
 def test_without_a_shift_it_alarms_as_seldom_as_it_says(rng):
     for n_new in (500, 8000):
-        p_values = np.array([checked(rng, n_new=n_new).p_value for _ in range(500)])
+        p_values = np.array([check_logits(rng, n_new=n_new).p_value for _ in range(500)])
         assert (p_values < ALARM).mean() <= 0.024  # 1 % and three of its standard errors
         assert (0.02 if n_new > 2000 else 0) <= (p_values < 0.05).mean() <= 0.08
         assert 0.4 < p_values.mean() < 0.7
@@ -36,12 +36,12 @@ def test_without_a_shift_it_alarms_as_seldom_as_it_says(rng):
 def test_a_few_new_images_are_no_alarm(rng):
     """One image has no spread to read a standard error off, and yet its share is 0 or 1."""
     for n_new in (1, 2, 5):
-        assert np.mean([checked(rng, 500, n_new).shifted for _ in range(200)]) <= 0.03
+        assert np.mean([check_logits(rng, 500, n_new).shifted for _ in range(200)]) <= 0.03
 
 
 def test_a_shift_of_the_mix_is_seen_and_its_prior_is_found(rng):
     for share in (0.1, 0.3, 0.5, 0.8):
-        checks = [checked(rng, share=share) for _ in range(100)]
+        checks = [check_logits(rng, share=share) for _ in range(100)]
         assert np.mean([check.shifted for check in checks]) > 0.95
         off = np.array([check.prior - share for check in checks])
         errors = np.array([check.prior_error for check in checks])
@@ -51,7 +51,7 @@ def test_a_shift_of_the_mix_is_seen_and_its_prior_is_found(rng):
 
 
 def test_a_shift_of_the_images_is_seen_too(rng):
-    assert np.mean([checked(rng, moved=-0.4).shifted for _ in range(50)]) > 0.9
+    assert np.mean([check_logits(rng, moved=-0.4).shifted for _ in range(50)]) > 0.9
 
 
 def test_the_figures_by_hand():
@@ -83,7 +83,7 @@ def test_where_nothing_varies_a_difference_is_sure():
 
 def test_groups_widen_its_error(rng):
     labels, logits = images(rng, 400, k=1)
-    rates = error_rates(labels, call(logits[:, 0], 0.0))
+    rates = error_rates(labels, apply_threshold(logits[:, 0], 0.0))
     alike, groups = np.repeat(logits[:, 0], 5), np.repeat(np.arange(400), 5) * 3 + 1
     new = images(rng, 100_000)[1]
     single = check_share(alike, new, 0.0, rates, np.arange(2000)).error
@@ -112,7 +112,7 @@ def test_a_prior_stays_a_share():
 
 
 def test_it_says_what_it_saw(rng):
-    calm, shifted = checked(rng), checked(rng, share=0.5)
+    calm, shifted = check_logits(rng), check_logits(rng, share=0.5)
     for check in (calm, shifted):
         assert f"call {check.new_share:.4f} of the new images 0, and {check.oof_share:.4f} of the OOF" in check.told
         assert f"p = {check.p_value:.2g}" in check.told
@@ -134,14 +134,14 @@ def test_at_a_prior_it_is_what_counting_gives(n_zero):
     rates = ErrorRates(0.25, 0.125, 40, 160)
     n_one = 1000 - n_zero
     labels = np.repeat([0, 0, 1, 1], [3 * n_zero, n_zero, 7 * n_one, n_one])  # weights: of label 0 in 4, of 1 in 8
-    called = np.repeat([0, 1, 1, 0], [3 * n_zero, n_zero, 7 * n_one, n_one])
+    y_pred = np.repeat([0, 1, 1, 0], [3 * n_zero, n_zero, 7 * n_one, n_one])
     weight = np.where(labels == 0, 1 / 4, 1 / 8)
     there = at_prior(rates, n_zero / 1000)
     assert there.prior == n_zero / 1000
-    assert there.share_called_0 == pytest.approx(weight[called == 0].sum() / 1000)
-    assert there.error_rate == pytest.approx(weight[called != labels].sum() / 1000)
+    assert there.share_called_0 == pytest.approx(weight[y_pred == 0].sum() / 1000)
+    assert there.error_rate == pytest.approx(weight[y_pred != labels].sum() / 1000)
     for label, precision in ((0, there.precision_of_0), (1, there.precision_of_1)):
-        of = called == label
+        of = y_pred == label
         assert precision == pytest.approx(weight[of & (labels == label)].sum() / weight[of].sum())
 
 

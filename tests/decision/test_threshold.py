@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemble.decision.rates import call, error_rates
-from ensemble.decision.threshold import HTER, Objective, above_all, below_all, fit_threshold, midpoint
+from ensemble.decision.objective import HTER, BoundedFnr, BoundedFpr, Objective, WeightedError
+from ensemble.decision.rates import apply_threshold, error_rates
+from ensemble.decision.threshold import above_all, below_all, fit_threshold, midpoint
 from ensemble.errors import ConfigError, DataError
 
 few = st.integers(-5, 5).map(float)
@@ -68,7 +69,7 @@ def test_it_is_the_cut_that_brute_force_finds(drawn, form):
     _, below, above = brute_force(x, y, form)
     threshold = fit_threshold(x, y, Objective.parse(form))
     assert np.isfinite(threshold)
-    np.testing.assert_array_equal(call(x, threshold), x >= above)
+    np.testing.assert_array_equal(apply_threshold(x, threshold), x >= above)
     if np.isfinite(below) and np.isfinite(above):
         assert below < threshold <= above
 
@@ -94,7 +95,7 @@ def test_of_a_thousand_random_sets_full_of_ties_each_cut_is_that_of_brute_force(
 def test_subnormal_logits_are_separated_too(drawn):
     x, y = drawn
     (_, twice_hter, difference, _), _, _ = brute_force(x, y)
-    found = error_rates(y, call(x, fit_threshold(x, y)))
+    found = error_rates(y, apply_threshold(x, fit_threshold(x, y)))
     assert found.fpr + found.fnr == pytest.approx(float(twice_hter))
     assert abs(found.fpr - found.fnr) == pytest.approx(float(difference))
 
@@ -116,12 +117,12 @@ def test_the_order_of_rows_does_not_matter(drawn, random):
 @given(sets(few))
 def test_swapping_labels_and_signs_swaps_the_rates(drawn):
     x, y = drawn
-    before, after = (error_rates(b, call(a, fit_threshold(a, b))) for a, b in ((x, y), (-x, 1 - y)))
+    before, after = (error_rates(b, apply_threshold(a, fit_threshold(a, b))) for a, b in ((x, y), (-x, 1 - y)))
     assert before.hter == pytest.approx(after.hter)
     assert abs(before.fpr - before.fnr) == pytest.approx(abs(after.fpr - after.fnr))
     cut = fit_threshold(x, y)  # never on a logit here: the midpoint of two integers, or one below
     if cut not in x:
-        mirrored = error_rates(1 - y, call(-x, -cut))
+        mirrored = error_rates(1 - y, apply_threshold(-x, -cut))
         assert (mirrored.fpr, mirrored.fnr) == (before.fnr, before.fpr)
 
 
@@ -129,7 +130,9 @@ def test_swapping_labels_and_signs_swaps_the_rates(drawn):
 def test_an_increasing_affine_map_changes_no_call(drawn, scale, shift):
     x, y = drawn
     mapped = x * scale + shift
-    np.testing.assert_array_equal(call(mapped, fit_threshold(mapped, y)), call(x, fit_threshold(x, y)))
+    np.testing.assert_array_equal(
+        apply_threshold(mapped, fit_threshold(mapped, y)), apply_threshold(x, fit_threshold(x, y))
+    )
 
 
 def test_ties_go_to_the_widest_then_the_lowest_cut():
@@ -168,8 +171,8 @@ def test_bad_input_is_refused():
 def test_a_held_rate_is_held_exactly(drawn, form):
     x, y = drawn
     kind, rest = form.split(":")
-    called = call(x, fit_threshold(x, y, Objective.parse(form)))
-    wrong, of = (called[y == 0], (y == 0).sum()) if kind == "fpr" else (1 - called[y == 1], (y == 1).sum())
+    y_pred = apply_threshold(x, fit_threshold(x, y, Objective.parse(form)))
+    wrong, of = (y_pred[y == 0], (y == 0).sum()) if kind == "fpr" else (1 - y_pred[y == 1], (y == 1).sum())
     assert Fraction(int(wrong.sum()), int(of)) <= Fraction(rest)
 
 
@@ -180,7 +183,7 @@ def test_a_rate_that_is_a_whole_number_of_rows_is_used_to_the_full(of, counts):
     y = np.repeat([0, 1], of)
 
     def reached(form):
-        return error_rates(y, call(x, fit_threshold(x, y, Objective.parse(form))))
+        return error_rates(y, apply_threshold(x, fit_threshold(x, y, Objective.parse(form))))
 
     for count in counts:
         assert reached(f"fpr:{count / of}").fpr == reached(f"fnr:{count / of}").fnr == count / of
@@ -216,9 +219,9 @@ def test_where_no_label_0_may_pass_and_the_highest_is_one_none_does():
 def test_a_cut_above_all_is_above_all(highest):
     below, lowest = np.nextafter(highest, -np.inf), -1.75e308
     threshold = fit_threshold([lowest, below, highest], [1, 1, 0], Objective.parse("fpr:0"))
-    assert np.isfinite(threshold) and not call([lowest, below, highest], threshold).any()
+    assert np.isfinite(threshold) and not apply_threshold([lowest, below, highest], threshold).any()
     assert threshold == above_all(highest)
-    assert call([highest], below_all(highest)).all()
+    assert apply_threshold([highest], below_all(highest)).all()
 
 
 def test_neighbours_have_no_number_between_them_and_the_upper_is_the_cut():
@@ -235,15 +238,15 @@ def test_neighbours_have_no_number_between_them_and_the_upper_is_the_cut():
         ("hter", HTER, "hter"),
         (" hter ", HTER, "hter"),
         ("cost:3,3", HTER, "hter"),
-        ("cost:2.5,1", Objective(5, 2), "cost:5,2"),
-        ("cost: 10 , 4", Objective(5, 2), "cost:5,2"),
-        ("cost:0.1,0.3", Objective(1, 3), "cost:1,3"),
-        ("cost:1e6,1", Objective(10**6, 1), "cost:1000000,1"),
-        ("fpr:0.01", Objective(max_fpr=0.01), "fpr:0.01"),
-        ("fpr:0", Objective(max_fpr=0.0), "fpr:0"),
-        ("fpr:1e-5", Objective(max_fpr=1e-5), "fpr:1e-05"),
-        ("fnr:1", Objective(max_fnr=1.0), "fnr:1"),
-        ("fnr:0.12345678901", Objective(max_fnr=0.12345678901), "fnr:0.12345678901"),
+        ("cost:2.5,1", WeightedError(5, 2), "cost:5,2"),
+        ("cost: 10 , 4", WeightedError(5, 2), "cost:5,2"),
+        ("cost:0.1,0.3", WeightedError(1, 3), "cost:1,3"),
+        ("cost:1e6,1", WeightedError(10**6, 1), "cost:1000000,1"),
+        ("fpr:0.01", BoundedFpr(0.01), "fpr:0.01"),
+        ("fpr:0", BoundedFpr(0.0), "fpr:0"),
+        ("fpr:1e-5", BoundedFpr(1e-5), "fpr:1e-05"),
+        ("fnr:1", BoundedFnr(1.0), "fnr:1"),
+        ("fnr:0.12345678901", BoundedFnr(0.12345678901), "fnr:0.12345678901"),
     ],
 )
 def test_an_objective_is_read_and_written(form, objective, text):
@@ -303,5 +306,8 @@ def test_no_objective_minds_the_order_of_rows(drawn, form, random):
 @given(sets(few))
 def test_a_dearer_error_becomes_no_more_frequent(drawn):
     x, y = drawn
-    fprs = [error_rates(y, call(x, fit_threshold(x, y, Objective(cost, 10 - cost)))).fpr for cost in range(1, 10)]
+    fprs = [
+        error_rates(y, apply_threshold(x, fit_threshold(x, y, WeightedError(cost, 10 - cost)))).fpr
+        for cost in range(1, 10)
+    ]
     assert fprs == sorted(fprs, reverse=True)

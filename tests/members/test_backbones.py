@@ -15,7 +15,7 @@ from ensemble.config import MemberConfig
 from ensemble.errors import ArtifactError, ConfigError, ResourceError
 from ensemble.members import backbones
 from ensemble.members.backbones import build, check
-from ensemble.members.cpu.convolutions import SampledConv2d
+from ensemble.members.safe_convolutions import SampledConv2d
 
 THREE = ("resnet18", "mobilenetv2", "convnext_nano")
 

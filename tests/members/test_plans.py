@@ -18,7 +18,8 @@ from ensemble.members import backbones, plans
 from ensemble.members.backbones import Backbone
 from ensemble.members.cpu.convolutions import LoweredConv2d
 from ensemble.members.cpu.fused import fold
-from ensemble.members.plans import PROBE_PAYS, Plan, Probe, choose_plan, possible_plans, probe
+from ensemble.members.plans import Plan, possible_plans
+from ensemble.members.probe import PROBE_PAYS, Probe, choose_plan, probe
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 NATIVE, LOWERED = Plan("fp32"), Plan("fp32", "lowered")

@@ -93,7 +93,7 @@ def test_as_many_at_once_as_pay(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_in_this_process_where_each_has_all_cores() -> None:
     bar, threads = Told(), torch.get_num_threads()
     with Workers() as workers:
-        found = list(workers.run(jobs.place, [(4,), (5,), (6,)], [processes.cores()] * 3, bar))  # type: ignore[arg-type]
+        found = list(workers.run(jobs.place, [(4,), (5,), (6,)], [machine.available_cores()] * 3, bar))  # type: ignore[arg-type]
     assert found == [(i, (4 + i, os.getpid(), HERE, len(HERE))) for i in range(3)]
     assert (bar.done, bar.skipped, bar.notes) == (15, 30, {"number 4", "number 5", "number 6"})
     assert torch.get_num_threads() == threads

@@ -4,15 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from rich.console import Console
-
-from ensemble.decision.cross_fitting import OofLogits
-from ensemble.decision.decision import fit_decision
-from ensemble.decision.intervals import Interval
-from ensemble.decision.label_noise import Floor, FloorEstimate, describe_floor
-from ensemble.decision.rates import ErrorRates
-from ensemble.decision.shift import at_prior, check_share
-from ensemble.decision.threshold import Objective
 from ensemble.reports.tables import (
     LEGEND,
     SHIFT,
@@ -30,6 +21,15 @@ from ensemble.reports.tables import (
     stackers_table,
     summary_table,
 )
+from rich.console import Console
+
+from ensemble.decision.cross_fitting import OofLogits
+from ensemble.decision.decision import fit_decision
+from ensemble.decision.intervals import Interval
+from ensemble.decision.label_noise import Floor, FloorEstimate, describe_floor
+from ensemble.decision.objective import Objective
+from ensemble.decision.rates import ErrorRates
+from ensemble.decision.shift import at_prior, check_share
 
 CORRECTIONS = {
     "posterior": {"threshold": 0.25, "share_of_label_0": 0.25, "fpr": 0.1, "fnr": 0.2, "hter": 0.15},

@@ -17,7 +17,7 @@ import numpy as np
 from scipy.special import expit, logit
 
 from ensemble.decision.label_noise import estimate_floor
-from ensemble.decision.rates import call, error_rates
+from ensemble.decision.rates import apply_threshold, error_rates
 from ensemble.decision.threshold import fit_threshold
 
 MINORITY = 0.12
@@ -91,7 +91,7 @@ def measure(world: World, trials: int) -> str:
     for seed in range(trials):
         logits, labels, _ = draw(world, np.random.default_rng(seed + 1))
         floor = estimate_floor(logits, labels, seed)
-        row = [error_rates(labels, call(logits, fit_threshold(logits, labels))).hter]
+        row = [error_rates(labels, apply_threshold(logits, fit_threshold(logits, labels))).hter]
         for estimate in (floor.confident, floor.mixture):
             low, high = estimate.interval.low, estimate.interval.high
             row += [estimate.hter - truth, low <= truth <= high, high - low]

@@ -17,10 +17,10 @@ from collections.abc import Iterator
 import numpy as np
 from worlds import World
 
-from ensemble.decision.averaging import foresee
+from ensemble.decision.averaging import averaging_effect
 from ensemble.decision.bootstrap import refit_interval, refit_replicates
 from ensemble.decision.cross_fitting import OofLogits, cross_fit, stack
-from ensemble.decision.rates import Floats, call, error_rates
+from ensemble.decision.rates import Floats, apply_threshold, error_rates
 from ensemble.decision.threshold import fit_threshold
 
 WORLDS: dict[str, dict[str, float]] = {
@@ -31,8 +31,8 @@ WORLDS: dict[str, dict[str, float]] = {
 """What the noise of a fold model depends on."""
 
 
-def hter(labels: np.ndarray, called: np.ndarray) -> float:
-    return error_rates(labels, called).hter
+def hter(labels: np.ndarray, y_pred: np.ndarray) -> float:
+    return error_rates(labels, y_pred).hter
 
 
 def simulate(
@@ -72,7 +72,7 @@ def simulate(
     rule = stack("auto")
     deployed, nested = rule(oof.rows), cross_fit(oof.rows, rule)
     scores = deployed.score(logits)
-    rates = error_rates(labels, nested.called)
+    rates = error_rates(labels, nested.y_pred)
     drawn = list(refit_replicates(scores, labels, nested.splits, seed=seed, replicates=replicates))
     interval = refit_interval((rates.fpr, rates.fnr), [replicate.errors for replicate in drawn])
 
@@ -81,12 +81,12 @@ def simulate(
 
     singles, mean_of_new = stacked(population), stacked(new)
     mean = singles.mean(axis=1)
-    single = float(np.mean([hter(truth, call(column, deployed.threshold)) for column in singles.T]))
-    foreseen = foresee(scores, labels, mean_of_new, deployed.threshold, rates, drawn, seed=seed)
+    single = float(np.mean([hter(truth, apply_threshold(column, deployed.threshold)) for column in singles.T]))
+    foreseen = averaging_effect(scores, labels, mean_of_new, deployed.threshold, rates, drawn, seed=seed)
     assert foreseen is not None
     chosen, low, high = foreseen.chosen, foreseen.interval.low, foreseen.interval.high
-    true = hter(truth, call(mean, chosen.threshold))
-    here = hter(hidden, call(mean_of_new.mean(axis=1), chosen.threshold))
+    true = hter(truth, apply_threshold(mean, chosen.threshold))
+    here = hter(hidden, apply_threshold(mean_of_new.mean(axis=1), chosen.threshold))
     found = {
         "apparent": hter(labels, deployed(logits)),
         "nested": rates.hter,
@@ -102,15 +102,19 @@ def simulate(
         "here half": (foreseen.measured.high - foreseen.measured.low) / 2,
         "here held": foreseen.measured.low <= here <= foreseen.measured.high,
     }
-    least = hter(truth, call(mean, fit_threshold(mean, truth)))
+    least = hter(truth, apply_threshold(mean, fit_threshold(mean, truth)))
     for each in foreseen.candidates:
-        found[f"regret {each.correction}"] = hter(truth, call(mean, each.threshold)) - least
-    found["regret probabilities"] = hter(truth, call(_sigmoid(singles), _sigmoid(deployed.threshold))) - least
+        found[f"regret {each.correction}"] = hter(truth, apply_threshold(mean, each.threshold)) - least
+    found["regret probabilities"] = (
+        hter(truth, apply_threshold(_sigmoid(singles), _sigmoid(deployed.threshold))) - least
+    )
     part = rows // 10  # more labelled rows, which no fold trains on
     kept_labels, kept = world.sample(rng, part)
-    found["regret part"] = hter(truth, call(mean, fit_threshold(stacked(kept).mean(axis=1), kept_labels))) - least
-    of_single = error_rates(truth, call(singles[:, 0], deployed.threshold))
-    of_mean = error_rates(truth, call(mean, deployed.threshold))
+    found["regret part"] = (
+        hter(truth, apply_threshold(mean, fit_threshold(stacked(kept).mean(axis=1), kept_labels))) - least
+    )
+    of_single = error_rates(truth, apply_threshold(singles[:, 0], deployed.threshold))
+    of_mean = error_rates(truth, apply_threshold(mean, deployed.threshold))
     found["fpr moved"], found["fnr moved"] = of_mean.fpr - of_single.fpr, of_mean.fnr - of_single.fnr
     found["best moved"] = fit_threshold(mean, truth) - fit_threshold(singles[:, 0], truth)
     return {name: float(value) for name, value in found.items()}

@@ -1,0 +1,34 @@
+"""Optional speed on a CPU: without this folder everything runs, only slower. Its one door is `prepare`.
+
+convolutions.py  convolutions as matrix products, where oneDNN's own kernels are slow ("lowered")
+winograd.py      wide 3 × 3 convolutions in float32 by Winograd's transforms
+fused.py         batch norms, layer scales and activations fused into the layers, for prediction ("fused")
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ensemble.members.backbones import Backbone
+from ensemble.members.cpu.convolutions import lower
+from ensemble.members.cpu.fused import fuse
+
+
+def prepare(network: Backbone, kind: str, dtype: torch.dtype) -> Backbone:
+    """Return a network that computes the same faster on a CPU.
+
+    Parameters
+    ----------
+    network : Backbone
+        On the CPU.
+    kind : {"lowered", "fused"}
+        Lowered: in place, for training and prediction. Fused: a copy, for prediction alone; the network itself is
+        returned where it cannot be fused.
+    dtype : torch.dtype
+        The precision that a fused network will be called with.
+    """
+    if kind == "fused":
+        return fuse(network, dtype)
+    lower(network)
+    network.convolutions = "lowered"
+    return network

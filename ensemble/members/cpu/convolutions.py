@@ -14,8 +14,6 @@ as they are:
 
 The results are the same sums, in another order or by way of Winograd's transforms. Sums over positions are accumulated
 in float32.
-
-One case is no matter of speed: see `SampledConv2d`.
 """
 
 from __future__ import annotations
@@ -38,34 +36,7 @@ SMALL_MAP = 64
 WINOGRAD_CHANNELS = 64
 """In and out: with fewer, transforming an image takes longer than multiplying it."""
 
-UNSAFE_CHANNELS = 16
-"""In: with fewer, oneDNN (3.13) takes the gradient of the weights of strided 1 × 1 convolutions from memory beyond its
-own; with fewer than 8 where there is no AVX-512."""
-
 Pair: TypeAlias = tuple[int, int]
-
-
-class SampledConv2d(nn.Conv2d):
-    """A 1 × 1 convolution with a stride, as one without on the pixels that it sees.
-
-    In training on a CPU with channels last, oneDNN writes past its workspace for such layers of few channels: the
-    gradient is wrong, or the process hangs or dies (github.com/uxlfoundation/oneDNN/issues/6035). Stems of RepVGG,
-    MobileOne and FastViT have one.
-    """
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(b, in, H, W) -> (b, out, H', W')."""
-        rows, columns = self.stride
-        return nn.functional.conv2d(x[:, :, ::rows, ::columns], self.weight, self.bias)
-
-
-def sample_strided(network: nn.Module) -> None:
-    """Turn the convolutions for which oneDNN's gradients cannot be trusted into `SampledConv2d`, in place."""
-    for module in network.modules():
-        if type(module) is nn.Conv2d and module.kernel_size == (1, 1) and module.padding in ((0, 0), "valid"):
-            strided = module.stride != (1, 1) and module.groups == 1
-            if strided and module.in_channels < UNSAFE_CHANNELS:
-                module.__class__ = SampledConv2d
 
 
 class LoweredConv2d(nn.Conv2d):

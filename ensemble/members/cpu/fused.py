@@ -19,7 +19,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ensemble.members.backbones import Backbone
 from ensemble.members.cpu import winograd
-from ensemble.members.cpu.convolutions import FEW, SampledConv2d, output_size, pair, suits_winograd, windows
+from ensemble.members.cpu.convolutions import FEW, output_size, pair, suits_winograd, windows
+from ensemble.members.precision import onednn_computes
+from ensemble.members.safe_convolutions import SampledConv2d
 
 Activation: TypeAlias = tuple[str, list[float], str]
 """As oneDNN knows it: name, parameters, algorithm."""
@@ -33,7 +35,7 @@ ACTIVATIONS: dict[type[nn.Module], Activation] = {
     nn.Hardswish: ("hardswish", [], ""),
     activations.GELU: ("gelu", [], "none"),
 }
-"""What a layer can apply to its own result."""
+"""Activations that oneDNN can apply to the result of a layer."""
 
 FUNCTIONS = {
     "none": nn.Identity(),
@@ -49,14 +51,14 @@ PRODUCT_MAP = 16
 """Positions of a map up to which a 1 × 1 convolution in float32 is a plain matrix product."""
 
 NORMS = (nn.BatchNorm2d, BatchNormAct2d)
-"""What can be folded into a convolution before it."""
+"""Norms that can be fused into the convolution before them."""
 
 IDLE = (nn.Identity, nn.Dropout, nn.Dropout2d)
-"""What does nothing in evaluation mode."""
+"""Layers that do nothing in evaluation mode."""
 
 
-def fold(network: Backbone, dtype: torch.dtype) -> Backbone:
-    """Return a `FoldedBackbone` that computes what this network does in evaluation mode, with weights of its own.
+def fuse(network: Backbone, dtype: torch.dtype) -> Backbone:
+    """Return a `FusedBackbone` that computes what this network does in evaluation mode, with weights of its own.
 
     Parameters
     ----------
@@ -66,50 +68,43 @@ def fold(network: Backbone, dtype: torch.dtype) -> Backbone:
     dtype : torch.dtype
         Of what convolutions and linear layers read and write: the precision that it will be called with.
     """
-    if not computes(dtype):
+    if not onednn_computes(dtype):
         return network
     try:
-        folded = _folded(copy.deepcopy(network).eval(), dtype)
+        fused = _traced(copy.deepcopy(network).eval(), dtype)
         with torch.inference_mode():
-            folded(torch.zeros((2, network.input_size, network.input_size, 3), dtype=torch.uint8), dtype)
+            fused(torch.zeros((2, network.input_size, network.input_size, 3), dtype=torch.uint8), dtype)
     except Exception:  # whatever a network's code raises when it is run on no tensor, or oneDNN where it lacks a kernel
         return network
-    return folded
+    return fused
 
 
-def _folded(copied: Backbone, dtype: torch.dtype) -> FoldedBackbone:
+def _traced(copied: Backbone, dtype: torch.dtype) -> FusedBackbone:
     for module in copied.modules():
-        _fold_layer_scale(module)
+        _fuse_layer_scale(module)
     tracer = _Tracer()
     graph = tracer.trace(_Features(copied))
     features = fx.GraphModule(tracer.root, graph)
     for node in list(graph.nodes):
-        if isinstance(_called(features, node), IDLE):
+        if isinstance(_module_of(features, node), IDLE):
             _skip(node)
     for node in list(graph.nodes):
         _pack(features, node, dtype)
     features.delete_all_unused_submodules()
     features.recompile()
-    return FoldedBackbone(copied, features)
+    return FusedBackbone(copied, features)
 
 
-def computes(dtype: torch.dtype) -> bool:
-    """Return whether oneDNN has layers in that precision for this CPU; bfloat16 needs AVX-512 or the like."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-class FoldedBackbone(Backbone):
+class FusedBackbone(Backbone):
     """A backbone whose features are computed by a traced graph."""
 
     def __init__(self, network: Backbone, graph: fx.GraphModule) -> None:
         super().__init__(network.model, network.input_size)
-        self.graph = graph
+        self.graph, self.convolutions = graph, "fused"
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self.graph(x)
-        return found
+        result: torch.Tensor = self.graph(x)
+        return result
 
 
 class _Features(nn.Module):
@@ -148,10 +143,10 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) -> (..., out)."""
-        found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+        result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
             x.to(self._dtype), self._weight, self._bias, *self._activation
         )
-        return found
+        return result
 
 
 class PackedConv2d(nn.Module):
@@ -194,41 +189,41 @@ class PackedConv2d(nn.Module):
             with torch.autocast("cpu", enabled=False):  # which would pad in float32
                 x = nn.functional.pad(x, self._borders, self._mode)
         x = x.contiguous(memory_format=torch.channels_last)
-        found: torch.Tensor
+        result: torch.Tensor
         height, width = output_size(x.shape[2:], self._kernel, self._stride, self._padding)
         if self._layer is not None:
-            found = self._layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            result = self._layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         elif height * width <= self._few:
-            found = self._in_windows(x, height, width)
+            result = self._in_windows(x, height, width)
         elif self._in_tiles:
             if self._of_tiles is None:  # of four times the size, for those maps alone that are wide enough
                 self._of_tiles = winograd.transformed_kernel(self._weight)
             sums = winograd.convolve(x, self._of_tiles, self._padding[0])
-            found = self._activated(sums if self._bias is None else sums.add_(self._bias.view(1, -1, 1, 1)))
+            result = self._activated(sums if self._bias is None else sums.add_(self._bias.view(1, -1, 1, 1)))
         elif height * width <= self._as_product:
             products = nn.functional.linear(x.permute(0, 2, 3, 1), self._weight[:, :, 0, 0], self._bias)
-            found = self._activated(products).permute(0, 3, 1, 2)
+            result = self._activated(products).permute(0, 3, 1, 2)
         else:
             how = self._padding, self._stride, self._dilation, self._groups, *self._activation
-            found = torch.ops.mkldnn._convolution_pointwise(x, self._weight, self._bias, *how)
-        return found
+            result = torch.ops.mkldnn._convolution_pointwise(x, self._weight, self._bias, *how)
+        return result
 
     def _activated(self, y: torch.Tensor) -> torch.Tensor:
         name, parameters, algorithm = self._activation
         apply: Any = FUNCTIONS[name]
-        found: torch.Tensor = apply(y, *parameters, **({"approximate": algorithm} if algorithm else {}))
-        return found
+        result: torch.Tensor = apply(y, *parameters, **({"approximate": algorithm} if algorithm else {}))
+        return result
 
     def _in_windows(self, x: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Return the products of every output position's window, clipped to the image, and of the kernel there."""
         if x.shape[2:] not in self._windows:
             kernels = self._weight.permute(0, 2, 3, 1)
-            found = windows(
+            at_positions = windows(
                 pair(x.shape[2:]), pair(self._weight.shape[2:]), self._stride, self._padding, (height, width)
             )
             self._windows[x.shape[2:]] = [
                 (at, of_image, PackedLinear(kernels[of_kernel].flatten(1), self._bias, self._activation))
-                for at, of_image, of_kernel in found
+                for at, of_image, of_kernel in at_positions
             ]
         images = x.permute(0, 2, 3, 1)
         y = x.new_empty(len(x), height, width, len(self._weight))
@@ -240,7 +235,7 @@ class PackedConv2d(nn.Module):
 # --- passes over the graph --------------------------------------------------------------------------------------------
 
 
-def _called(features: fx.GraphModule, node: fx.Node | None) -> nn.Module | None:
+def _module_of(features: fx.GraphModule, node: fx.Node | None) -> nn.Module | None:
     """Return the module that a node calls."""
     return features.get_submodule(str(node.target)) if node is not None and node.op == "call_module" else None
 
@@ -257,23 +252,23 @@ def _skip(node: fx.Node) -> None:
 
 def _pack(features: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> None:
     """Put a packed layer in the place of a convolution or linear layer and of what it can take in."""
-    layer = _called(features, node)
+    layer = _module_of(features, node)
     if _is_shared(node) or not isinstance(layer, (nn.Conv2d, nn.Linear)) or not _is_plain(layer):
         return
     weight, bias = layer.weight.detach().float(), None if layer.bias is None else layer.bias.detach().float()
     after = _only_user(node)
-    norm = _called(features, after)
-    if after and isinstance(layer, nn.Conv2d) and _is_foldable(norm) and not _is_shared(after):
+    norm = _module_of(features, after)
+    if after and isinstance(layer, nn.Conv2d) and _is_fusable(norm) and not _is_shared(after):
         weight, bias = _with_norm(weight, bias, norm)
         activation = getattr(norm, "act", nn.Identity())
         features.set_submodule(str(after.target), activation)
         if isinstance(activation, IDLE):
             _skip(after)
     after = _only_user(node)
-    fused = _fused(_called(features, after))
-    if after and fused:
+    activation_after = _activation(_module_of(features, after))
+    if after and activation_after:
         _skip(after)
-    of_layer = weight.to(dtype), bias, fused or NONE
+    of_layer = weight.to(dtype), bias, activation_after or NONE
     packed = PackedConv2d(layer, *of_layer) if isinstance(layer, nn.Conv2d) else PackedLinear(*of_layer)
     features.set_submodule(str(node.target), packed)
 
@@ -285,11 +280,11 @@ def _is_shared(node: fx.Node) -> bool:
     return sum(each == target or each.startswith(f"{target}.") for each in of_modules) > 1
 
 
-def _is_foldable(module: nn.Module | None) -> TypeGuard[nn.BatchNorm2d]:
+def _is_fusable(module: nn.Module | None) -> TypeGuard[nn.BatchNorm2d]:
     return type(module) in NORMS and getattr(module, "running_var", None) is not None
 
 
-def _fused(module: nn.Module | None) -> Activation | None:
+def _activation(module: nn.Module | None) -> Activation | None:
     return None if module is None else ACTIVATIONS.get(type(module))
 
 
@@ -312,7 +307,7 @@ def _with_norm(
     return (weight.double() * scale.view(-1, 1, 1, 1)).float(), shift.float()
 
 
-def _fold_layer_scale(module: nn.Module) -> None:
+def _fuse_layer_scale(module: nn.Module) -> None:
     """Let a ConvNeXt block scale the weights of its last layer instead of the result."""
     if not isinstance(module, ConvNeXtBlock) or module.gamma is None:
         return

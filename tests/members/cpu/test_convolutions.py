@@ -14,7 +14,7 @@ from torch import nn
 
 from ensemble.members.cpu import convolutions
 from ensemble.members.cpu.convolutions import LoweredConv2d, SampledConv2d, lower, output_size, pair, sample_strided
-from ensemble.members.plans import deviation
+from ensemble.members.probe import deviation
 
 Found = dict[str, torch.Tensor]
 

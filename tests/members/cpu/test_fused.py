@@ -18,8 +18,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ensemble.config import MemberConfig
 from ensemble.members.backbones import Backbone, build
 from ensemble.members.cpu import convolutions
-from ensemble.members.cpu.fused import ACTIVATIONS, FoldedBackbone, PackedConv2d, PackedLinear, computes, fold
-from ensemble.members.plans import PLAINEST, Plan, deviation, prepared
+from ensemble.members.cpu.fused import ACTIVATIONS, FusedBackbone, PackedConv2d, PackedLinear, fuse
+from ensemble.members.plans import Plan, REFERENCE, prepare
+from ensemble.members.probe import deviation
 
 ARCHS = [
     "resnet18",
@@ -307,5 +308,5 @@ def test_gelu_is_timms_own() -> None:
 
 def test_a_plan_folds() -> None:
     network = of("small_cnn")
-    assert isinstance(prepared(network, Plan("fp32", "folded")), FoldedBackbone)
-    assert prepared(network, PLAINEST) is network
+    assert isinstance(prepare(network, Plan("fp32", "folded")), FoldedBackbone)
+    assert prepare(network, REFERENCE) is network

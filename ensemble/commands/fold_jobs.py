@@ -1,0 +1,238 @@
+"""The fold models of members: what is begun, what is left to train, and how a trained fold is written.
+
+`train.py` trains the folds of a run with it, `clean.py` the networks that find doubtful labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ensemble.config import VIEWS, MemberConfig, seed_sequence
+from ensemble.data.folds import FoldTable
+from ensemble.decision.rates import apply_threshold, error_rates
+from ensemble.decision.threshold import fit_threshold
+from ensemble.errors import ConfigError, ResourceError
+from ensemble.progress import Say, progress
+from ensemble.runs import files
+from ensemble.runs.member import FROM_FILE, FROM_SCRATCH, FROM_TIMM, MemberFolder, MemberIdentity, StateFolder
+
+if TYPE_CHECKING:
+    from ensemble.data.source import Dataset
+    from ensemble.members.fold_job import FoldJob
+    from ensemble.members.parallel import Resources
+    from ensemble.members.plans import Plan
+    from ensemble.members.training import FoldResult, Watch
+
+WATCHED = 2000
+"""Held-out images of a fold whose HTER is shown after each epoch. Nothing is chosen by it; more would take longer."""
+
+
+@dataclass(frozen=True)
+class BegunMember:
+    """A member that may be trained: its folder, a job for each fold to train, and the plan of its computation."""
+
+    folder: MemberFolder
+    jobs: tuple[FoldJob, ...]
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class JobToTrain:
+    """A network to train and what to predict with it.
+
+    Attributes
+    ----------
+    job : FoldJob
+    plan : Plan
+    held_out : int array (h,)
+        The rows that the network predicts.
+    state : Path
+        The folder of its training state.
+    done : bool
+        Whether it is finished already; then only its share of the progress is counted.
+    watch : Watch, optional
+    """
+
+    job: FoldJob
+    plan: Plan
+    held_out: np.ndarray
+    state: Path
+    done: bool
+    watch: Watch | None = None
+
+
+def begin_members(
+    members: Sequence[tuple[MemberFolder, MemberConfig]],
+    dataset: Dataset,
+    table: FoldTable,
+    folds: Sequence[int],
+    seed: int,
+    resources: Resources,
+    say: Say,
+) -> list[BegunMember]:
+    """Check the members' configs, make their jobs, choose their plans, and begin their folders."""
+    from ensemble.members.backbones import check
+    from ensemble.members.fold_job import FoldJob
+    from ensemble.members.parallel import cores_of_jobs
+    from ensemble.members.processes import MappedPixels
+
+    pixels, jobs, requests = MappedPixels(dataset.pixels), [], []
+    for folder, member in members:
+        weights = files.read_tensors(member.weights) if member.weights else None
+        check(member, dataset.size[0], weights)
+        requested = member.model_dump(mode="json", exclude={"weights"})
+        requested["weights"] = files.file_sha256(member.weights) if member.weights else None
+        config, origin = _with_origin(folder, member, dataset.size[0], say)
+        arrays = {key: value.numpy() for key, value in weights.items()} if weights is not None else None
+        for fold in folds:
+            rows = np.flatnonzero(table.fold_of != fold)
+            jobs.append(FoldJob(config, pixels, table.labels, table.ids, rows, fold, seed, arrays))
+        requests.append((requested, origin))
+    begun, cores = [], cores_of_jobs(jobs, resources)
+    for index, ((folder, member), (requested, origin)) in enumerate(zip(members, requests, strict=True)):
+        first = index * len(folds)
+        of_member = tuple(jobs[first : first + len(folds)])
+        plan = _plan(folder, of_member[0], folds, resources, cores[first], say)
+        folder.begin(
+            requested,
+            MemberIdentity(dataset.fingerprint, seed, plan.precision, plan.convolutions, origin),
+            MemberConfig.model_validate({"arch": member.arch}).model_dump(mode="json"),
+        )
+        begun.append(BegunMember(folder, of_member, plan))
+    return begun
+
+
+def train_jobs(
+    jobs: Sequence[JobToTrain], views: Sequence[str], title: str, resources: Resources, say: Say
+) -> Iterator[tuple[int, FoldResult, int]]:
+    """Train what is not done, side by side; yield the place in `jobs`, the result, and the threads that it took."""
+    from ensemble.members.parallel import Task, cores_of_jobs, train_tasks
+
+    cores = cores_of_jobs([each.job for each in jobs], resources)
+    todo = [index for index, each in enumerate(jobs) if not each.done]
+    tasks = [
+        Task(jobs[index].job, StateFolder(jobs[index].state), jobs[index].plan, jobs[index].held_out, views, watch)
+        for index, watch in ((index, jobs[index].watch) for index in todo)
+    ]
+    steps = [each.job.images + len(each.held_out) * len(views) for each in jobs]
+    with progress(sum(steps), title) as bar:
+        bar.skip(sum(steps) - sum(steps[index] for index in todo))
+        for position, result in train_tasks(tasks, [cores[index] for index in todo], resources, bar):
+            for warning in result.warnings:
+                say(f"warning: {warning}")
+            yield todo[position], result, len(cores[todo[position]])
+
+
+def finish_folds(begun: Sequence[BegunMember], table: FoldTable, resources: Resources, say: Say) -> None:
+    """Train the folds that are not finished, and write them."""
+    from ensemble.members.training import Watch
+
+    owners, jobs = [], []
+    for member in begun:
+        for job in member.jobs:
+            folder, held_out = member.folder, np.flatnonzero(table.fold_of == job.fold)
+            done = folder.has_fold(job.fold)
+            if done and not (folder.fold(job.fold) / "training.png").exists():
+                _draw_training(folder, job.fold)
+            watch = None if done else Watch(_watched_rows(job, held_out), least_hter)
+            jobs.append(JobToTrain(job, member.plan, held_out, folder.fold(job.fold), done, watch))
+            owners.append(folder)
+    names = begun[0].folder.name if len(begun) == 1 else f"{len(begun)} members"
+    folds = f"{len(begun[0].jobs)} folds" if len(begun[0].jobs) > 1 else f"fold {begun[0].jobs[0].fold}"
+    for index, result, threads in train_jobs(jobs, VIEWS, f"{names}, {folds}", resources, say):
+        _write_fold(owners[index], jobs[index], table.ids, result, str(resources.device), threads)
+
+
+def _write_fold(
+    folder: MemberFolder, trained: JobToTrain, ids: np.ndarray, result: FoldResult, device: str, threads: int
+) -> None:
+    fold = trained.job.fold
+    _draw_training(folder, fold)
+    folder.finish_fold(
+        fold,
+        result.weights,
+        ids[trained.held_out],
+        result.logits,
+        VIEWS,
+        epochs=len(result.history),
+        training_seconds=round(sum(epoch["seconds"] for epoch in result.history), 1),
+        seconds=round(result.seconds, 1),
+        device=device,
+        threads=threads,
+    )
+    folder.update(parameters=result.parameters)
+
+
+def _draw_training(folder: MemberFolder, fold: int) -> None:
+    from ensemble.reports.figures import training_figure
+
+    figure = training_figure(f"{folder.name}, fold {fold}", folder.history(fold))
+    files.write_whole(folder.fold(fold) / "training.png", figure)
+
+
+def _plan(
+    folder: MemberFolder, job: FoldJob, folds: Sequence[int], resources: Resources, cores: list[int], say: Say
+) -> Plan:
+    """Return the plan of a member: as it was begun, where this device can compute it, else the fastest."""
+    from ensemble.members.plans import Plan, possible_plans
+    from ensemble.members.probe import choose_plan
+
+    member, size = job.config, job.pixels.shape[1]
+    if folder.has_begun:
+        facts = folder.read()
+        begun = Plan(facts.precision, facts.convolutions)
+        limits = member.precision, member.convolutions, resources.device, member.input_size or size
+        if begun in possible_plans(*limits, "train", emulated=True):
+            if begun not in possible_plans(*limits, "train") and not all(map(folder.has_fold, folds)):
+                problem = f"goes on in {begun.precision} as it was begun, which this CPU only emulates"
+                say(f"warning: member {folder.name} {problem}; it takes many times as long as where it was begun")
+            return begun
+    batches = job.images // job.batch_size
+    if resources.device.type != "cpu":  # a GPU compiles once for all folds of a process
+        batches *= max(1, len(folds) // (resources.jobs or 1))
+    return choose_plan(member, resources.device, size, "train", batches, len(cores))
+
+
+def _with_origin(folder: MemberFolder, member: MemberConfig, size: int, say: Say) -> tuple[MemberConfig, str | None]:
+    """Return the config with `pretrained` settled, and where the config leaves it open, what the member starts from.
+
+    Raises
+    ------
+    ResourceError
+        Pretrained weights are requested and not available.
+    """
+    from ensemble.members.backbones import build
+
+    requested = member.pretrained
+    settled = member.model_copy(update={"pretrained": bool(requested)})
+    if not requested or folder.has_begun or member.weights is not None:
+        if requested != "if-possible":
+            return settled, None
+        origin = folder.read().started_from if folder.has_begun else FROM_FILE
+        return settled.model_copy(update={"pretrained": origin != FROM_SCRATCH}), origin
+    try:
+        build(settled, size)
+    except (ResourceError, ConfigError) as error:
+        if requested != "if-possible":
+            raise
+        say(f"warning: {error.where} {error.found}; {member.name} starts from scratch")
+        return settled.model_copy(update={"pretrained": False}), FROM_SCRATCH
+    return settled, FROM_TIMM if requested == "if-possible" else None
+
+
+def _watched_rows(job: FoldJob, held_out: np.ndarray) -> np.ndarray:
+    """Return up to `WATCHED` of the held-out rows, drawn at random."""
+    rng = np.random.default_rng(seed_sequence(job.seed, "watched", job.fold))
+    return np.sort(rng.permutation(held_out)[:WATCHED])
+
+
+def least_hter(logits: np.ndarray, labels: np.ndarray) -> float | None:
+    """Return the HTER at the threshold that is best for these logits; None where there is one class only."""
+    if labels.min() == labels.max() or not np.isfinite(logits).all():
+        return None
+    return error_rates(labels, apply_threshold(logits, fit_threshold(logits, labels))).hter

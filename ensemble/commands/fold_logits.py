@@ -1,0 +1,265 @@
+"""The logits of the fold models on a set of images: kept ones are read, missing ones computed, or a cascade of them.
+
+What is kept is read without the weights and without torch.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ensemble.config import ComputeConfig, PredictOptions, seed_sequence
+from ensemble.decision.cascade import CascadeWalk, changed_labels, fit_cascade
+from ensemble.decision.cross_fitting import OofLogits
+from ensemble.decision.decision import Decision
+from ensemble.decision.deploy import corrected
+from ensemble.errors import ArtifactError
+from ensemble.progress import Bar, Say, progress
+from ensemble.results import CascadeFacts
+from ensemble.runs.files import LOGIT_DECIMALS, remove_temporary_files
+from ensemble.runs.member import MemberFolder
+from ensemble.runs.predictions import KeptLogits
+from ensemble.runs.run import Run
+
+if TYPE_CHECKING:
+    from ensemble.data.source import Dataset
+    from ensemble.members.predictor import FoldModel, Predictor
+
+PILOT = 2000
+"""Images that a cascade evaluates in full. The threshold is corrected on them, and the cascade is checked on them."""
+
+
+@dataclass(frozen=True)
+class FoldLogits:
+    """Logits of each member and fold model, averaged over the views.
+
+    Attributes
+    ----------
+    members : tuple of m str
+    by_fold : float64 array (n, m, k)
+    known : bool array (n, m)
+        Where a member was evaluated, and not imputed by a cascade.
+    cascade : CascadeFacts or None
+    """
+
+    members: tuple[str, ...]
+    by_fold: np.ndarray
+    known: np.ndarray
+    cascade: CascadeFacts | None = None
+
+    @property
+    def mean(self) -> np.ndarray:
+        """The mean over the fold models (n, m), rounded as it is stored."""
+        return np.asarray(self.by_fold.mean(axis=2).round(LOGIT_DECIMALS))
+
+
+@dataclass(frozen=True)
+class _Set:
+    """A set of images to compute for a decision of a run."""
+
+    run: Run
+    decision: Decision
+    dataset: Dataset
+    options: PredictOptions
+    compute: ComputeConfig
+
+    @functools.cached_property
+    def members(self) -> list[MemberFolder]:
+        return [self.run.member(name) for name in self.decision.stacker.members]
+
+    @functools.cached_property
+    def folds(self) -> int:
+        return self.run.read().folds
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return self.decision.views
+
+
+def fold_logits(
+    run: Run,
+    decision: Decision,
+    oof: OofLogits,
+    by_view: np.ndarray,
+    dataset: Dataset,
+    folders: Sequence[Path],
+    options: PredictOptions,
+    compute: ComputeConfig,
+    say: Say,
+) -> FoldLogits:
+    """Return the logits of each member and fold model of a decision on a set of images.
+
+    Each fold model is kept as soon as it is computed. The logits are those of the files, rounded, so that it makes no
+    difference which were computed when. With `options.cascade`, and nothing kept, those that settle no label are
+    imputed.
+
+    Parameters
+    ----------
+    run : Run
+    decision : Decision
+    oof : OofLogits
+        Of the members of the stack, averaged over the decision's views.
+    by_view : float64 array (n_oof, m, v)
+        The same, by view.
+    dataset : Dataset
+    folders : sequence of Path
+        `predictions/<set>`: the first is written into, the others may hold logits of the same images.
+    options : PredictOptions
+    compute : ComputeConfig
+    say : callable
+
+    Raises
+    ------
+    ArtifactError
+        Logits are missing or damaged, and so are the weights to compute them.
+    """
+    images = _Set(run, decision, dataset, options, compute)
+    remove_temporary_files(folders[0])
+    kept = [KeptLogits(folder / "logits", dataset.ids, dataset.fingerprint) for folder in dict.fromkeys(folders)]
+    shape = (len(dataset), len(images.members), images.folds)
+    logits, missing = np.empty(shape), []
+    for column, fold in product(range(shape[1]), range(shape[2])):
+        stored = _load(kept, images, images.members[column], fold, say)
+        if stored is None:
+            missing.append((column, fold))
+        else:
+            logits[:, column, fold] = stored.mean(axis=1)
+    if options.cascade is not None and len(missing) == shape[1] * shape[2]:
+        return _cascade(images, oof, by_view, options.cascade, say)
+    steps = len(dataset) * len(images.views)
+    with progress(shape[1] * shape[2] * steps, "predict", "views") as bar:
+        bar.skip((shape[1] * shape[2] - len(missing)) * steps)
+        if missing:
+            _compute(images, missing, kept[0], logits, bar)
+    return FoldLogits(decision.stacker.members, logits, np.ones(shape[:2], bool))
+
+
+def _compute(images: _Set, missing: Sequence[tuple[int, int]], kept: KeptLogits, logits: np.ndarray, bar: Bar) -> None:
+    """Compute the fold models (member, fold) that are missing, keep them, and put their means into `logits`."""
+    with _predictor(images, len(missing) * len(images.views)) as predictor:
+        models = _fold_models(images, predictor, missing)
+        for index, by_view, plan in predictor.predict(models, images.views, bar):
+            column, fold = missing[index]
+            how = {**asdict(plan), "device": str(models[index].models[3]), "forced": predictor.forced}
+            stored = kept.save(images.members[column], fold, images.views, by_view, **how)
+            logits[:, column, fold] = stored.mean(axis=1)
+
+
+def _predictor(images: _Set, passes: int) -> Predictor:
+    from ensemble.members.parallel import Resources
+    from ensemble.members.predictor import Predictor
+
+    options = images.options
+    resources = Resources.of(images.compute)
+    return Predictor(images.dataset.pixels, passes, resources, options.precision, options.convolutions)
+
+
+def _fold_models(images: _Set, predictor: Predictor, wanted: Sequence[tuple[int, int]]) -> list[FoldModel]:
+    """Return the fold models (member, fold) as the predictor takes them; a member's plan is chosen once."""
+    from ensemble.members.plans import Plan
+    from ensemble.members.predictor import FoldModel
+
+    networks = {}
+    for column in dict.fromkeys(column for column, _ in wanted):
+        facts = images.members[column].read()
+        as_trained = Plan(facts.precision, facts.convolutions)
+        networks[column] = predictor.models(facts.current_config, as_trained, len(facts.folds))
+    return [
+        FoldModel(
+            images.members[column].name,
+            fold,
+            networks[column],
+            functools.partial(images.members[column].read_weights, fold),
+        )
+        for column, fold in wanted
+    ]
+
+
+def _load(kept: Sequence[KeptLogits], images: _Set, member: MemberFolder, fold: int, say: Say) -> np.ndarray | None:
+    """Return a fold model's logits (n, views) from the first folder that has them; None where they can be computed."""
+    damage = None
+    for folder in kept:
+        try:
+            logits = folder.load(member, fold, images.views, images.options.precision, images.options.convolutions)
+        except ArtifactError as error:
+            damage = error
+        else:
+            if logits is not None:
+                return logits
+    try:
+        member.weights(fold)
+    except ArtifactError:
+        if damage is None:
+            raise
+        problem = f"{damage.found}, and the weights that made it are gone"
+        raise ArtifactError(damage.where, problem, "restore one of the two") from None
+    if damage is not None:
+        say(f"warning: {damage.where}: {damage.found}; it is computed again")
+    return None
+
+
+# --- the cascade ------------------------------------------------------------------------------------------------------
+
+
+def _cascade(images: _Set, oof: OofLogits, by_view: np.ndarray, probability: float, say: Say) -> FoldLogits:
+    """Return logits of which those that settle no label are imputed.
+
+    `PILOT` images, drawn from the run's seed, are evaluated in full: the threshold that the cascade is fitted at comes
+    from them, and its effect on the labels is measured on them. Nothing is kept of a cascade that is stopped.
+    """
+    from ensemble.members.inference import cost_per_image
+
+    decision, seed, n = images.decision, images.run.read().seed, len(images.dataset)
+    every = list(product(range(len(images.members)), range(images.folds)))
+    with _predictor(images, len(every) * len(images.views)) as predictor:
+        models = _fold_models(images, predictor, every)
+        costs = np.array([cost_per_image(model.models, predictor.threads) for model in models[:: images.folds]])
+        fit = functools.partial(
+            fit_cascade, by_view, decision.stacker, cost=costs, probability=probability, groups=oof.groups, seed=seed
+        )
+        cascade = fit(threshold=decision.threshold)
+        order = np.random.default_rng(seed_sequence(seed, "pilot")).permutation(n)
+        pilot, rest = np.sort(order[:PILOT]), np.sort(order[PILOT:])
+        logits = np.empty((n, len(images.members), len(images.views), images.folds))
+        stopped = np.full(n, len(cascade.order) - 1)
+
+        def walk(rows: np.ndarray, threshold: float | None, bar: Bar) -> None:
+            steps = CascadeWalk(cascade, decision.stacker, len(rows), images.folds, threshold)
+            while steps.rows.size:
+                member, view = steps.cell
+                of_member = models[member * images.folds : (member + 1) * images.folds]
+                of_cell = np.empty((steps.rows.size, images.folds))
+                for fold, found, _ in predictor.predict(of_member, [images.views[view]], bar, rows[steps.rows]):
+                    of_cell[:, fold] = found[:, 0].round(LOGIT_DECIMALS)
+                left = len(cascade.order) - 1 - cascade.order.index((member, view))
+                bar.skip(steps.add(of_cell) * left * images.folds)
+            logits[rows], stopped[rows] = steps.logits(), steps.stopped
+
+        with progress(n * len(cascade.order) * images.folds, "predict", "views") as bar:
+            walk(pilot, None, bar)
+            options = images.options
+            threshold = corrected(decision, oof, logits[pilot].mean(axis=2), options.correction, options.prior, seed)[3]
+            cascade = fit(threshold=threshold)
+            share = f"{100 * cascade.cost_share:.0f} % of the computing"
+            changed = f"{100 * cascade.changed_upper:.2g} % of the labels changed at one threshold"
+            say(f"cascade {probability}: {share}, at most {changed}, measured on {cascade.tested} OOF rows")
+            walk(rest, threshold, bar)
+    last = np.array([max(j for j, (i, _) in enumerate(cascade.order) if i == m) for m in range(len(images.members))])
+    facts = CascadeFacts(
+        probability=cascade.probability,
+        order=tuple((images.members[i].name, images.views[j]) for i, j in cascade.order),
+        oof_changed=cascade.changed,
+        oof_changed_upper=cascade.changed_upper,
+        oof_cost_share=cascade.cost_share,
+        images_in_full=int(np.count_nonzero(stopped == len(cascade.order) - 1)),
+        evaluated_share=float(np.mean(stopped + 1) / len(cascade.order)),
+        pilot=len(pilot),
+        pilot_changed=changed_labels(cascade, decision.stacker, logits[pilot].mean(axis=3), threshold),
+    )
+    return FoldLogits(decision.stacker.members, logits.mean(axis=2), stopped[:, None] >= last, facts)

@@ -1,0 +1,117 @@
+"""Images that a program holds itself: a list of paths, or an array of pixels."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ensemble.data.files import read_file
+from ensemble.data.source import Dataset, Source
+from ensemble.errors import DataError, printable
+
+
+def source_from_paths(
+    paths: Sequence[str | os.PathLike[str]], labels: ArrayLike | None = None, groups: ArrayLike | None = None
+) -> Source:
+    """Return the images behind some paths, in their order.
+
+    Parameters
+    ----------
+    paths : sequence of n paths
+        Distinct; a path is the id of its image.
+    labels : array (n,), optional
+        0 or 1.
+    groups : array (n,), optional
+        Images of one group stay in one fold.
+
+    Raises
+    ------
+    DataError
+        There is no path, a path comes twice or names no file, or shapes differ.
+    """
+    names = tuple(os.fspath(path) for path in paths)
+    if not names:
+        raise DataError("paths", "lists no images")
+    seen: set[str] = set()
+    for name in names:
+        if os.path.realpath(name) in seen:
+            raise DataError(printable(name), "comes twice", "list every image once")
+        seen.add(os.path.realpath(name))
+        if not os.path.isfile(name):
+            raise DataError(printable(name), "is missing or no file")
+    n = len(names)
+    return Source(
+        "paths", np.array(names), _labels(labels, n), _groups(groups, n), names, functools.partial(read_file, "")
+    )
+
+
+def dataset_from_arrays(
+    images: NDArray[np.uint8],
+    labels: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
+    ids: Sequence[str] | None = None,
+) -> Dataset:
+    """Return decoded images as a data set, without a store on disk.
+
+    Parameters
+    ----------
+    images : uint8 array (n, H, H, 3)
+        RGB; equal images are kept in one fold.
+    labels : array (n,), optional
+        0 or 1.
+    groups : array (n,), optional
+        Images of one group stay in one fold.
+    ids : sequence of n str, optional
+        Distinct; by default the row numbers, "000000" onwards.
+
+    Raises
+    ------
+    DataError
+        A shape or type is not as above.
+    """
+    pixels = np.asarray(images)
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
+        problem = f"must be uint8 with shape (n, H, W, 3); got {pixels.dtype} with shape {pixels.shape}"
+        raise DataError("images", problem, "decode to RGB first")
+    if pixels.shape[1] != pixels.shape[2]:
+        raise DataError("images", f"must be square; got {pixels.shape[1]} × {pixels.shape[2]} pixels", "resize first")
+    n = len(pixels)
+    if not n:
+        raise DataError("images", "holds no images")
+    names = np.array([f"{row:06d}" for row in range(n)] if ids is None else list(ids), np.str_)
+    if names.shape != (n,) or len(set(names.tolist())) < n:
+        raise DataError("ids", f"must be {n} distinct texts")
+    pixels = np.ascontiguousarray(pixels).view()
+    digests = np.array([hashlib.sha256(image.tobytes()).hexdigest() for image in pixels], "S64")
+    y, units = _labels(labels, n), _groups(groups, n)
+    whole = hashlib.sha256(f"arrays, size {pixels.shape[1:3]}\n".encode())
+    whole.update("\0".join(names.tolist()).encode("utf-8", "surrogateescape"))
+    for array in (y, units, digests):
+        whole.update(b"\0\0none" if array is None else b"\0\0" + array.tobytes())
+    return Dataset(names, y, units, pixels, digests, whole.hexdigest())
+
+
+def _labels(labels: ArrayLike | None, n: int) -> NDArray[np.int8] | None:
+    if labels is None:
+        return None
+    raw: NDArray[Any] = np.asarray(labels)
+    if raw.shape != (n,):
+        raise DataError("labels", f"must have shape ({n},); got {raw.shape}")
+    if not np.isin(raw, (0, 1)).all():
+        raise DataError("labels", f"must be 0 or 1; got {raw[~np.isin(raw, (0, 1))][0]}")
+    return raw.astype(np.int8)
+
+
+def _groups(groups: ArrayLike | None, n: int) -> NDArray[np.int64] | None:
+    if groups is None:
+        return None
+    raw: NDArray[Any] = np.asarray(groups)
+    if raw.shape != (n,):
+        raise DataError("groups", f"must have shape ({n},); got {raw.shape}")
+    return np.unique(raw, return_inverse=True)[1].astype(np.int64)

@@ -1,0 +1,265 @@
+"""What a threshold is chosen for: the least weighted error, or the least of one error rate with the other bounded."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble.decision.rates import ErrorRates, Floats
+from ensemble.errors import ConfigError
+
+Counts = NDArray[np.int64]
+
+Rate = TypeVar("Rate", float, Floats)
+
+FORMS = "hter, cost:A,B (what an FPR and an FNR cost), fpr:R or fnr:R (at most that rate), e.g. cost:5,1 or fpr:0.01"
+
+LARGEST_COST = 10**6
+"""Costs are whole numbers up to this one, so that the integers of the exact sweep cannot overflow."""
+
+TOLERANCE = 1e-12
+"""Rates are shares of counts; two that differ by less are equal."""
+
+
+class Objective(ABC):
+    """What a threshold is chosen for.
+
+    Subclasses say what a pair of error rates costs, which of equal cuts is preferred, and which cuts are admissible.
+
+    >>> Objective.parse("cost:5,1").loss(0.1, 0.4), Objective.parse("fpr:0.01")
+    (0.15, BoundedFpr(max_fpr=0.01))
+    """
+
+    @staticmethod
+    def parse(text: str) -> Objective:
+        """Read `hter`, `cost:A,B`, `fpr:R` or `fnr:R`.
+
+        Raises
+        ------
+        ConfigError
+            It is none of these, a cost is not positive, or a rate is not in [0, 1].
+        """
+        kind, colon, rest = text.strip().partition(":")
+        try:
+            values = [_number(part) for part in rest.split(",")] if rest else []
+        except (ValueError, ZeroDivisionError):  # the first, of inf and nan too
+            raise _no_objective(text) from None
+        if kind == "hter" and not colon:
+            return HTER
+        if kind == "cost" and len(values) == 2 and min(values) > 0:
+            scale = math.lcm(values[0].denominator, values[1].denominator)
+            costs = int(values[0] * scale), int(values[1] * scale)
+            divisor = math.gcd(*costs)
+            if max(costs) // divisor <= LARGEST_COST:
+                return WeightedError(costs[0] // divisor, costs[1] // divisor)
+        if kind in ("fpr", "fnr") and len(values) == 1 and 0 <= values[0] <= 1:
+            rate = float(values[0])
+            return BoundedFpr(rate) if kind == "fpr" else BoundedFnr(rate)
+        raise _no_objective(text)
+
+    @property
+    @abstractmethod
+    def text(self) -> str:
+        """The form that `parse` reads.
+
+        >>> [Objective.parse(form).text for form in ("hter", "cost:2.5,1", "fnr:0.02")]
+        ['hter', 'cost:5,2', 'fnr:0.02']
+        """
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """What the threshold does, in words."""
+
+    @abstractmethod
+    def loss(self, fpr: Rate, fnr: Rate) -> Rate:
+        """Return what is minimised: the weighted mean of the two rates, or the rate that is not bounded."""
+
+    def loss_of(self, rates: ErrorRates) -> float:
+        return self.loss(rates.fpr, rates.fnr)
+
+    @property
+    def comparable(self) -> Objective:
+        """The objective to compare two rules by: HTER where a rate is bounded, since a rule may miss the bound."""
+        return HTER
+
+    @abstractmethod
+    def costs(self, false_pos: Counts, false_neg: Counts, n_neg: int, n_pos: int) -> tuple[Counts, Counts]:
+        """Return the cost of each cut, and what decides between equal costs (less is better), in whole numbers.
+
+        The error counts are compared over the common denominator n_neg * n_pos, so that a tie is a tie.
+
+        Parameters
+        ----------
+        false_pos, false_neg : int64 array (c,)
+            Errors at each cut.
+        n_neg, n_pos : int
+            Rows of each label.
+        """
+
+    @abstractmethod
+    def tie(self, fpr: Floats, fnr: Floats) -> Floats:
+        """Return what decides between cuts of equal loss, (c,); less is better."""
+
+    @abstractmethod
+    def one_sided_losses(self, fpr: Floats, fnr: Floats) -> tuple[Floats, Floats]:
+        """Return the least loss at a cut or any below it, and at it or any above, up to a common factor.
+
+        Below a cut FPR can only be larger, above it FNR. The sum of the two is the loss at the cut itself. Where a rate
+        is bounded, a cut over the bound has an infinite loss.
+
+        Parameters
+        ----------
+        fpr, fnr : float64 array (c,)
+            FPR falls and FNR rises from cut to cut.
+        """
+
+    @abstractmethod
+    def admits(self, fpr: Floats, fnr: Floats) -> NDArray[np.bool_]:
+        """Return which cuts keep the bound, (c,)."""
+
+    strictest_cut: int = 0
+    """The index of the cut to use where none keeps the bound: the last for FPR, the first for FNR."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """Let JSON hold the text of an objective."""
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_plain_validator_function(
+            Objective._validated,
+            serialization=core_schema.plain_serializer_function_ser_schema(lambda objective: objective.text),
+        )
+
+    @staticmethod
+    def _validated(value: Any) -> Objective:
+        try:
+            return value if isinstance(value, Objective) else Objective.parse(value)
+        except (ConfigError, AttributeError) as error:
+            raise ValueError(f"is no objective: {value!r}") from error
+
+
+@dataclass(frozen=True)
+class WeightedError(Objective):
+    """The least weighted error. The costs are whole numbers, so that a tie is a tie; equal costs mean HTER."""
+
+    cost_fpr: int = 1
+    cost_fnr: int = 1
+
+    @property
+    def text(self) -> str:
+        return "hter" if self.cost_fpr == self.cost_fnr else f"cost:{self.cost_fpr},{self.cost_fnr}"
+
+    @property
+    def description(self) -> str:
+        if self.cost_fpr == self.cost_fnr:
+            return "the least HTER"
+        total = self.cost_fpr + self.cost_fnr
+        return f"the least weighted error ({self.cost_fpr} FPR + {self.cost_fnr} FNR) / {total}"
+
+    def loss(self, fpr: Rate, fnr: Rate) -> Rate:
+        return (self.cost_fpr * fpr + self.cost_fnr * fnr) / (self.cost_fpr + self.cost_fnr)
+
+    @property
+    def comparable(self) -> Objective:
+        return self
+
+    def costs(self, false_pos: Counts, false_neg: Counts, n_neg: int, n_pos: int) -> tuple[Counts, Counts]:
+        cost = self.cost_fpr * (false_pos * n_pos) + self.cost_fnr * (false_neg * n_neg)
+        return cost, np.abs(false_pos * n_pos - false_neg * n_neg)
+
+    def tie(self, fpr: Floats, fnr: Floats) -> Floats:
+        return np.abs(fpr - fnr)
+
+    def one_sided_losses(self, fpr: Floats, fnr: Floats) -> tuple[Floats, Floats]:
+        return self.cost_fpr * fpr, self.cost_fnr * fnr
+
+    def admits(self, fpr: Floats, fnr: Floats) -> NDArray[np.bool_]:
+        return np.ones(fpr.shape, np.bool_)
+
+
+@dataclass(frozen=True)
+class BoundedFpr(Objective):
+    """The least FNR with FPR at or below a bound."""
+
+    max_fpr: float
+
+    strictest_cut = -1
+
+    @property
+    def text(self) -> str:
+        return "fpr:" + repr(self.max_fpr).removesuffix(".0")
+
+    @property
+    def description(self) -> str:
+        return f"the least FNR with FPR <= {self.max_fpr:g}"
+
+    def loss(self, fpr: Rate, fnr: Rate) -> Rate:
+        return fnr
+
+    def costs(self, false_pos: Counts, false_neg: Counts, n_neg: int, n_pos: int) -> tuple[Counts, Counts]:
+        return _bounded(false_pos, self.max_fpr, n_neg, false_neg), false_pos
+
+    def tie(self, fpr: Floats, fnr: Floats) -> Floats:
+        return fpr
+
+    def one_sided_losses(self, fpr: Floats, fnr: Floats) -> tuple[Floats, Floats]:
+        return np.where(fpr <= self.max_fpr + TOLERANCE, 0.0, np.inf), fnr
+
+    def admits(self, fpr: Floats, fnr: Floats) -> NDArray[np.bool_]:
+        return np.asarray(fpr <= self.max_fpr)
+
+
+@dataclass(frozen=True)
+class BoundedFnr(Objective):
+    """The least FPR with FNR at or below a bound."""
+
+    max_fnr: float
+
+    @property
+    def text(self) -> str:
+        return "fnr:" + repr(self.max_fnr).removesuffix(".0")
+
+    @property
+    def description(self) -> str:
+        return f"the least FPR with FNR <= {self.max_fnr:g}"
+
+    def loss(self, fpr: Rate, fnr: Rate) -> Rate:
+        return fpr
+
+    def costs(self, false_pos: Counts, false_neg: Counts, n_neg: int, n_pos: int) -> tuple[Counts, Counts]:
+        return _bounded(false_neg, self.max_fnr, n_pos, false_pos), false_neg
+
+    def tie(self, fpr: Floats, fnr: Floats) -> Floats:
+        return fnr
+
+    def one_sided_losses(self, fpr: Floats, fnr: Floats) -> tuple[Floats, Floats]:
+        return fpr, np.where(fnr <= self.max_fnr + TOLERANCE, 0.0, np.inf)
+
+    def admits(self, fpr: Floats, fnr: Floats) -> NDArray[np.bool_]:
+        return np.asarray(fnr <= self.max_fnr)
+
+
+HTER = WeightedError()
+"""The default objective: half total error rate."""
+
+
+def _bounded(errors: Counts, bound: float, n: int, cost: Counts) -> Counts:
+    """Return the cost of each cut, out of reach where the bounded error is over its bound."""
+    most = math.floor(Fraction(bound).limit_denominator(10**9) * n)  # 0.3 is 3/10, not the float just below
+    return np.where(errors <= most, cost, np.iinfo(np.int64).max)
+
+
+def _number(text: str) -> Fraction:
+    """Read a decimal or a fraction exactly as it is written. 1e9999999 is refused."""
+    return Fraction(text) if "/" in text else Fraction(repr(float(text)))
+
+
+def _no_objective(text: str) -> ConfigError:
+    return ConfigError("objective", f"must be one of {FORMS}; got {text!r}")

@@ -1,0 +1,74 @@
+"""What this process may use of the machine: cores by affinity and cgroup quota, memory by the cgroup limit."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
+"""Where Linux mounts the control groups, of version 1 and 2 alike."""
+
+MEMBERSHIP = Path("/proc/self/cgroup")
+"""Lists the control group of this process in each hierarchy, a line each: `number:controllers:path`."""
+
+
+def available_cores() -> list[int]:
+    """Return the cores that this process may compute on.
+
+    These are the cores of its affinity mask, or the first of them where a cgroup quota allows less processor time than
+    they have. A quota of 1.5 cores counts as 2: two threads are slowed down a little, one would leave a third unused.
+    """
+    cores = _affinity()
+    quotas = [quota for folder in _folders("cpu") if (quota := _quota(folder)) is not None]
+    return cores[: max(1, math.ceil(min(quotas)))] if quotas else cores
+
+
+def _affinity() -> list[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))  # macOS has neither affinity masks nor cgroups
+
+
+def available_memory() -> int:
+    """Return the bytes of memory that this process may use: those of the machine, or the cgroup limit if lower."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for folder in _folders("memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            if (text := _read(folder / name)) not in ("", "max"):
+                limits.append(int(text))
+    return min(limits)
+
+
+def _quota(folder: Path) -> float | None:
+    """Return the cores' worth of processor time that a cgroup allows, or None where it sets no limit."""
+    if text := _read(folder / "cpu.max"):  # version 2: "quota period", in microseconds
+        quota, period = text.split()
+    else:
+        quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
+    if not quota or not period or quota in ("max", "-1"):
+        return None
+    return int(quota) / int(period)
+
+
+def _folders(controller: str) -> Iterator[Path]:
+    """Yield the cgroup folders whose limits hold for this process: its own and all above it."""
+    for line in _read(MEMBERSHIP).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        root = CGROUP if not controllers else CGROUP / controllers
+        below = root / path.lstrip("/")
+        while True:
+            yield below
+            if below in (root, CGROUP) or root not in below.parents:
+                break
+            below = below.parent
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,138 @@
+"""The tables of a decision: the stack beside its members and baselines, stackers, other costs, and the floor."""
+
+from __future__ import annotations
+
+from ensemble.decision.assessment import Assessment
+from ensemble.decision.decision import Decision
+from ensemble.decision.label_noise import describe_floor
+from ensemble.reports.table import Table, interval_cell, rate_cells
+
+
+def decision_table(decision: Decision) -> Table:
+    """Return the stack's table: the stack first, then each member, then the baselines, all on the same rows."""
+    labelled = [("stack", decision.stacked), *((f"member {m.name}", m) for m in decision.members)]
+    labelled += [(f"baseline: {b.name}", b) for b in decision.baselines]
+    rows = tuple(
+        (
+            label,
+            *rate_cells(row.nested),
+            interval_cell(row.interval),
+            f"{row.apparent.hter:.4f}",
+            f"{row.optimism:+.4f}",
+            f"{row.auc:.4f}",
+            _difference_cell(row),
+        )
+        for label, row in labelled
+    )
+    weights = ", ".join(
+        f"{name} {weight:+.4f}" for name, weight in zip(decision.stacker.members, decision.stacker.weights, strict=True)
+    )
+    return Table(
+        f"Decision, views {' + '.join(decision.views)}: nested HTER {decision.nested.hter:.4f} "
+        f"{interval_cell(decision.interval)}",
+        ("rule", "FPR", "FNR", "HTER", "95 %", "apparent", "gap", "AUC", "HTER less the stack's"),
+        rows,
+        (
+            f"The threshold is that of {decision.objective.description}. {_stacker_sentence(decision)}",
+            (
+                f"Fitted on all {decision.nested.n} rows: weights {weights}; bias {decision.stacker.bias:+.4f}; "
+                f"threshold {decision.threshold:+.4f} (logits)."
+            ),
+            *_repeated_note(decision),
+            *decision.notes,
+        ),
+    )
+
+
+def _difference_cell(row: Assessment) -> str:
+    if row.difference is None:
+        return ""
+    return f"{row.difference.value:+.4f} {interval_cell(row.difference.interval, '+.4f')}"
+
+
+def _stacker_sentence(decision: Decision) -> str:
+    if not decision.stackers:
+        return "One member needs no stacker."
+    if decision.chosen != "auto":
+        return f"The stacker is {STACKER_NAMES[decision.kind]}, as requested."
+    return (
+        f"The stacker is {STACKER_NAMES[decision.kind]}: the simplest within one standard error of the best; the "
+        "nested figures make this choice anew without each fold."
+    )
+
+
+STACKER_NAMES = {
+    "mean": "the mean of logits",
+    "calibrated": "the mean of calibrated logits",
+    "nonnegative": "the logistic one without negative weights",
+    "logistic": "the logistic one",
+}
+
+
+def _repeated_note(decision: Decision) -> tuple[str, ...]:
+    if not decision.repeated:
+        return ()
+    mean = sum(decision.repeated) / len(decision.repeated)
+    span = f"{min(decision.repeated):.4f} to {max(decision.repeated):.4f}"
+    return (f"Nested HTER over {len(decision.repeated)} other partitions of the rows: mean {mean:.4f}, from {span}.",)
+
+
+def stackers_table(decision: Decision) -> Table:
+    """Return the kinds of stacker, the simplest first, all under the same nested estimate."""
+    rows = tuple(
+        (
+            STACKER_NAMES[row.name] + (" (deployed)" if row.name == decision.kind else ""),
+            *rate_cells(row.nested),
+            interval_cell(row.interval),
+            _difference_cell(row),
+        )
+        for row in decision.stackers
+    )
+    return Table("Stackers compared", ("stacker", "FPR", "FNR", "HTER", "95 %", "HTER less the stack's"), rows)
+
+
+def curve_table(decision: Decision) -> Table:
+    """Return the expected-performance curve: nested rates at the threshold for each weight of the two errors."""
+    rows = tuple(
+        (
+            f"{row.cost_fpr / 10:.1f} FPR + {1 - row.cost_fpr / 10:.1f} FNR",
+            f"{row.threshold:+.4f}",
+            *rate_cells(row.rates),
+            f"{row.loss:.4f}",
+        )
+        for row in decision.curve
+    )
+    return Table(
+        "Expected performance at other costs",
+        ("least", "threshold", "FPR", "FNR", "HTER", "weighted error"),
+        rows,
+        ("Nested: each fold at the threshold fitted without it; `thera fit-stacker --objective` deploys another.",),
+    )
+
+
+def floor_table(decision: Decision) -> Table:
+    """Return what label noise alone forces on any model, in two opinions, and what is left to learn."""
+    title, columns = "Floor: the HTER that label noise alone forces", ("opinion", "FPR", "FNR", "HTER", "95 %")
+    description = describe_floor(decision.floor, decision.nested.hter)
+    if decision.floor is None:
+        return Table(
+            "Floor: the HTER that label noise alone forces",
+            ("opinion", "FPR", "FNR", "HTER", "95 %"),
+            (),
+            (description,),
+        )
+    opinions = {
+        "confident learning (interval: counting alone)": decision.floor.confident,
+        "mixture fit": decision.floor.mixture,
+    }
+    rows = tuple(
+        (name, *rate_cells(estimate.rates), interval_cell(estimate.interval)) for name, estimate in opinions.items()
+    )
+    most = ("at most (labels wrong at random)", *rate_cells(decision.floor.ceiling), "")
+    return Table(title, columns, (*rows, most), (description,))
+
+
+def decision_tables(plain: Decision, tta: Decision) -> tuple[Table, ...]:
+    """Return the stack's table for plain prediction and for TTA; of the latter, also what else is known of it."""
+    stackers = (stackers_table(tta),) if tta.stackers else ()
+    return (decision_table(plain), decision_table(tta), *stackers, curve_table(tta), floor_table(tta))

@@ -1,0 +1,89 @@
+"""The tables of label files: what HTER to expect of them, and by which correction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from ensemble.decision.deploy import Expectation
+from ensemble.decision.shift import AtPrior, ShareCheck
+from ensemble.errors import printable
+from ensemble.reports.table import Table, interval_cell, rate_cells
+from ensemble.results import PredictionFacts
+
+UNMEASURED = (
+    "*: the effect of averaging is not known (too few images, images too unlike the OOF rows, or voting fold models); "
+    "the threshold is not corrected, and the rates are those of one fold model."
+)
+
+
+def prediction_table(predictions: Mapping[str, PredictionFacts]) -> Table:
+    """Return what to expect of label files, by the name of their set."""
+    rows = tuple(
+        (
+            printable(name) + ("" if facts.expectation.averaging_measured else " *"),
+            str(facts.images),
+            " + ".join(facts.request.views),
+            f"{facts.share_of_label_0:.4f}",
+            *rate_cells(facts.expectation.rates),
+            interval_cell(facts.expectation.interval),
+            interval_cell(facts.expectation.new_set_interval) if facts.expectation.new_set_interval else "",
+        )
+        for name, facts in predictions.items()
+    )
+    unmeasured = any(not facts.expectation.averaging_measured for facts in predictions.values())
+    return Table(
+        "Label files: the HTER to expect",
+        ("set", "images", "views", "share of 0", "FPR", "FNR", "HTER", "95 %", "if measured here"),
+        rows,
+        (
+            "95 %: of the rule's HTER. If measured here: where the HTER measured on these images falls 95 times in "
+            "100; it also holds the luck of these images.",
+            *((UNMEASURED,) if unmeasured else ()),
+            *(f"{printable(name)}: {note}" for name, facts in predictions.items() for note in _notes(facts)),
+        ),
+    )
+
+
+def _notes(facts: PredictionFacts) -> Iterator[str]:
+    expectation = facts.expectation
+    if expectation.averaging_measured:
+        yield _correction_note(expectation, facts.nested_hter)
+    yield facts.share_check.message
+    if expectation.at_prior is None and facts.assumed_share_of_label_0 is not None:
+        yield (
+            "the threshold is not corrected, since the cause of the shift is not known. The expected rates hold if "
+            f"only the class mix has changed; they assume that label 0 is {facts.assumed_share_of_label_0:.4f} of "
+            "these images."
+        )
+    if expectation.at_prior is not None:
+        yield from _prior_notes(expectation.at_prior, facts.share_check, facts.share_of_label_0)
+
+
+def _correction_note(expectation: Expectation, nested_hter: float) -> str:
+    chosen, none = expectation.at(expectation.correction), expectation.at("none")
+    others = "; ".join(
+        f"{each.correction} {each.threshold:+.4f}: FPR {each.rates.fpr:.4f}, FNR {each.rates.fnr:.4f}, "
+        f"HTER {each.rates.hter:.4f}"
+        for each in expectation.corrections
+        if each.correction != expectation.correction
+    )
+    return (
+        f"averaging the fold models moves the threshold from {none.threshold:+.4f} to {chosen.threshold:+.4f} "
+        f"(correction: {expectation.correction}), which is expected to change the HTER by "
+        f"{chosen.rates.hter - none.rates.hter:+.4f}; nested it was {nested_hter:.4f}. Other corrections: {others}."
+    )
+
+
+def _prior_notes(there: AtPrior, check: ShareCheck, share_of_label_0: float) -> Iterator[str]:
+    yield (
+        f"where label 0 is {there.prior:.4f} of the images, as given, a threshold has the same FPR, FNR and HTER as "
+        "elsewhere, and the best threshold for HTER is the same; only the effect of averaging depends on the mix. At "
+        f"these rates {there.share_called_0:.4f} should be labelled 0 ({share_of_label_0:.4f} are), "
+        f"{there.error_rate:.4f} labelled wrong, and {there.precision_of_0:.4f} of the 0s be right; the probabilities "
+        "in predictions.csv are for this share."
+    )
+    if abs(check.prior - there.prior) > 4 * check.prior_error:
+        yield (
+            f"the images contradict that share: if only the class mix has changed, it is {check.prior:.4f} ± "
+            f"{1.96 * check.prior_error:.4f} by the labels that single fold models give."
+        )

@@ -1,0 +1,312 @@
+"""What the commands return: numbers in frozen dataclasses, which `reports` renders and the Python API hands out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ensemble.decision.assessment import Assessment
+from ensemble.decision.comparison import Comparison, Difference, Evaluation
+from ensemble.decision.decision import Decision
+from ensemble.decision.deploy import Expectation
+from ensemble.decision.rates import ErrorRates
+from ensemble.decision.shift import ShareCheck
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MemberReport:
+    """A member measured out of fold at its own threshold.
+
+    Attributes
+    ----------
+    assessment : Assessment
+    views : tuple of str
+        The views that the logits are averaged over.
+    from_scratch : bool
+        Whether pretrained weights were requested where available, and were not.
+    left_out : tuple of int
+        Training rows of each fold that were left out for doubtful labels; empty where none were looked for.
+    """
+
+    assessment: Assessment
+    views: tuple[str, ...]
+    from_scratch: bool = False
+    left_out: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.assessment.name
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The members that a command has trained, in its order."""
+
+    run: Path
+    members: tuple[MemberReport, ...]
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """A member on the rows of one fold, at the threshold that is best for these very rows."""
+
+    name: str
+    epochs: int
+    core_minutes: float
+    rates: ErrorRates
+    auc: float
+    difference: Difference | None  # its HTER less the first member's; None for the first
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """Members compared on one fold."""
+
+    run: Path
+    fold: int
+    views: tuple[str, ...]
+    rows: tuple[TrialRow, ...]
+
+
+# --- deciding ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """The decisions for plain prediction and for test-time augmentation."""
+
+    plain: Decision
+    tta: Decision
+
+
+@dataclass(frozen=True)
+class PredictionRequest:
+    """What a prediction is made from. The same request is not computed twice.
+
+    Attributes
+    ----------
+    fingerprint : str
+        Of the images.
+    decision_sha256 : str
+        Of `decision.json`.
+    views : tuple of str
+    correction, combine, precision, convolutions : str
+    prior, cascade : float or None
+        As in `config.PredictConfig`.
+    """
+
+    fingerprint: str
+    decision_sha256: str
+    views: tuple[str, ...]
+    correction: str
+    prior: float | None
+    combine: str
+    cascade: float | None
+    precision: str
+    convolutions: str
+
+
+@dataclass(frozen=True)
+class CascadeFacts:
+    """How much a cascade has computed, and how many labels it may have changed.
+
+    Attributes
+    ----------
+    probability : float
+        With which a label is that of the exact prediction, at one threshold.
+    order : tuple of (member, view)
+    oof_changed, oof_changed_upper : float
+        Share of the OOF rows whose label changed, and its upper 95 % bound.
+    oof_cost_share : float
+        Share of the exact cost, on the OOF rows.
+    images_in_full : int
+        Images for which all members and views were evaluated.
+    evaluated_share : float
+        Share of all members and views that was evaluated.
+    pilot, pilot_changed : int
+        Images of the pilot, which is evaluated in full, and how many of their labels the cascade would have changed.
+    """
+
+    probability: float
+    order: tuple[tuple[str, str], ...]
+    oof_changed: float
+    oof_changed_upper: float
+    oof_cost_share: float
+    images_in_full: int
+    evaluated_share: float
+    pilot: int
+    pilot_changed: int
+
+
+@dataclass(frozen=True)
+class PredictionFacts:
+    """What is known of a label file: `predictions/<set>/predictions.json`.
+
+    Attributes
+    ----------
+    request : PredictionRequest
+    images : int
+    objective : str
+    threshold : float
+        In logits, corrected for averaging where that was measured.
+    share_of_label_0 : float
+        Of the images that the file labels 0.
+    nested_hter : float
+        Of the stack of one fold model on the OOF rows.
+    expectation : Expectation
+    share_check : ShareCheck
+    assumed_share_of_label_0 : float or None
+    cascade : CascadeFacts or None
+    files : mapping of str to str
+        SHA-256 of `label_val.txt` and `predictions.csv`.
+    """
+
+    request: PredictionRequest
+    images: int
+    objective: str
+    threshold: float
+    share_of_label_0: float
+    nested_hter: float
+    expectation: Expectation
+    share_check: ShareCheck
+    assumed_share_of_label_0: float | None
+    cascade: CascadeFacts | None
+    files: Mapping[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class PredictResult:
+    """A labelled set of images.
+
+    Attributes
+    ----------
+    name : str
+        Of the set: its folder below `predictions/`.
+    folder : Path
+        Holds `label_val.txt`, `predictions.csv` and `predictions.json`.
+    facts : PredictionFacts
+    ids : str array (n,)
+    y_pred : int8 array (n,)
+    stacked_logits, probabilities : float64 array (n,)
+        As stored, rounded to five decimals.
+    """
+
+    name: str
+    folder: Path
+    facts: PredictionFacts
+    ids: np.ndarray
+    y_pred: np.ndarray
+    stacked_logits: np.ndarray
+    probabilities: np.ndarray
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """A label file measured against the true labels."""
+
+    name: str
+    labels: str
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True)
+class CompareResult:
+    """Two label files, runs or members on the same images.
+
+    Attributes
+    ----------
+    name_a, name_b : str
+    comparison : Comparison
+    labels : str or None
+        The file of the true labels, where label files are compared.
+    description_a, description_b : str
+        What the nested predictions of a run or member come from; empty for label files.
+    views : tuple of str
+        Of runs and members.
+    """
+
+    name_a: str
+    name_b: str
+    comparison: Comparison
+    labels: str | None = None
+    description_a: str = ""
+    description_b: str = ""
+    views: tuple[str, ...] = ()
+
+
+# --- reporting --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ReportResult:
+    """All that is known of a run.
+
+    Attributes
+    ----------
+    run : Path
+    images, folds : int
+    members : tuple of MemberReport
+        Those whose folds are all finished.
+    decisions : FitResult or None
+        None before `thera fit-stacker`.
+    predictions : mapping of str to PredictionFacts
+        Of the label files that the present decision has made, by the name of their set.
+    data_notes : tuple of str
+        What was noted of the images when they were read.
+    """
+
+    run: Path
+    images: int
+    folds: int
+    members: tuple[MemberReport, ...]
+    decisions: FitResult | None = None
+    predictions: Mapping[str, PredictionFacts] = field(default_factory=dict)
+    data_notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """The demo's report, and its label file against labels that are known because they were generated.
+
+    Attributes
+    ----------
+    report : ReportResult
+    nested : ErrorRates
+        Of the stack on the training images.
+    given, true : ErrorRates
+        Of the label file against the labels with 5 % flipped, and against the true classes.
+    bayes_hter : float
+        The least HTER that any rule has on the labels as given.
+    """
+
+    report: ReportResult
+    nested: ErrorRates
+    given: ErrorRates
+    true: ErrorRates
+    bayes_hter: float
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A YAML file for `thera run`, and what it does."""
+
+    name: str
+    path: Path
+    about: str
+
+
+@dataclass(frozen=True)
+class RecipesResult:
+    """The recipes that come with thera."""
+
+    recipes: tuple[Recipe, ...]
