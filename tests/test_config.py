@@ -57,9 +57,9 @@ def test_a_small_file_has_the_defaults(tmp_path: Path) -> None:
 
 def test_what_is_decided_may_be_given(tmp_path: Path) -> None:
     decision = "decision: {objective: 'cost:5,1', stacker: nonnegative, repeats: 20}\n"
-    config = load(tmp_path, GOOD + decision + "predict: {images: a, out: b, correction: share, prior: 3e-1}\n")
+    config = load(tmp_path, GOOD + decision + "predict: {images: a, out: b, correction: none, prior: 3e-1}\n")
     assert config.decision == DecisionConfig(objective="cost:5,1", stacker="nonnegative", repeats=20)
-    assert config.predict is not None and (config.predict.correction, config.predict.prior) == ("share", 0.3)
+    assert config.predict is not None and (config.predict.correction, config.predict.prior) == ("none", 0.3)
     assert load(tmp_path, GOOD + "decision: {}\n") == load(tmp_path, GOOD)
 
 
@@ -74,7 +74,7 @@ def test_the_choices_are_those_that_there_are() -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_the_configs_validate(path: Path) -> None:
     config = load_config(path)
-    if path.stem in ("therapanacea-ablation", "therapanacea-early-size"):  # of one network
+    if path.stem == "therapanacea-ablation":  # of one network
         assert {member.arch for member in config.members} == {"small_cnn"} and config.predict is None
         return
     assert [member.arch for member in config.members][:3] == ["resnet18", "mobilenetv2", "convnext_nano"]
@@ -154,7 +154,7 @@ predict: {images: a, tta: 1, prior: 1, correction: mean}
         "predict.out is missing",
         "predict.prior must be < 1",
         "got 1",
-        "predict.correction must be 'posterior', 'location-scale', 'share' or 'none'",
+        "predict.correction must be 'posterior' or 'none'",
         "got mean",
     }
 
