@@ -21,6 +21,7 @@ from typer.core import TyperCommand
 from ensemble.config import (
     DATA,
     DECISION,
+    PANELS,
     RUN,
     SHORT_NAMES,
     SPEED,
@@ -216,7 +217,9 @@ def build_command(name: str, description: str, work: Callable[..., None], rich: 
     def call(**given: Any) -> None:
         work(**checked(name, given))
 
-    parameters = [_parameter(name, option_name, part, rich) for part in PARTS[name] for option_name in part.fields]
+    offered = [(option_name, part) for part in PARTS[name] for option_name in part.fields]
+    offered.sort(key=lambda each: PANELS.index(_panel(*each)))
+    parameters = [_parameter(name, option_name, part, rich) for option_name, part in offered]
     for (command, alias), (target, value) in ALIASES.items():
         if command == name:
             flag = typer.Option(f"--{_dashed(alias)}", help=f"--{_dashed(target)} {value}.", hidden=True)
@@ -230,7 +233,7 @@ def build_command(name: str, description: str, work: Callable[..., None], rich: 
 
 def _parameter(command: str, name: str, part: Part, rich: bool) -> inspect.Parameter:
     field = part.model.model_fields[part.fields[name]]
-    panel = _extra(field)["panel"]
+    panel = _panel(name, part)
     text = _help(command, name, field, part.optional)
     if rich:
         text = text.replace("[", "\\[")  # else rich takes it for a style
@@ -274,6 +277,10 @@ def _help(command: str, name: str, field: FieldInfo, optional: bool) -> str:
     shown = "; ".join(fact for fact in facts if fact)
     description = DESCRIPTIONS.get((command, name), str(field.description))
     return f"{description} [{shown}]" if shown else description
+
+
+def _panel(name: str, part: Part) -> str:
+    return _extra(part.model.model_fields[part.fields[name]])["panel"]
 
 
 def _extra(field: FieldInfo) -> dict[str, str]:
