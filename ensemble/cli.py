@@ -92,9 +92,9 @@ class Command:
     file : str
         Its file in `ensemble/commands/`, without `.py`.
     summary : str
-        What `thera --help` says of it: one line of at most 60 characters.
+        Its line in `thera --help`, at most 60 characters.
     details : str
-        What its own help adds.
+        What the command's own help adds.
     call : callable
         Called with the module of `file` and the checked options; returns the command's result.
     """
@@ -268,7 +268,7 @@ def _fail(error: Exception) -> NoReturn:
 
 
 def _known(error: Exception) -> TheraError:
-    """Return an error of any kind as one of ours, with its line and exit status."""
+    """Return an error of any kind as a TheraError, which has the line and the exit status."""
     if isinstance(error, TheraError):
         return error
     if hasattr(error, "format_message"):  # what typer raises for a wrong command line
@@ -279,8 +279,8 @@ def _known(error: Exception) -> TheraError:
         return ResourceError("thera", f"out of {memory}", "close other programs, or use a smaller --batch-size")
     if isinstance(error, OSError):
         return ResourceError(error.filename or "thera", error.strerror or str(error), "run the same command again")
-    found = f"internal fault, {type(error).__name__}: {error}"
-    return TheraError("thera", found, "show its traceback with thera --debug, and report it")
+    fault = f"internal fault, {type(error).__name__}: {error}"
+    return TheraError("thera", fault, "show its traceback with thera --debug, and report it")
 
 
 def main(arguments: list[str] | None = None) -> Any:

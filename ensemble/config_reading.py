@@ -1,4 +1,4 @@
-"""How values become config models: from a YAML file, from options, and one in place of another.
+"""How values become config models: from a YAML file, from options, and by overriding parts of a model.
 
 Every fault of the values is named at once, in one line.
 """
@@ -156,7 +156,7 @@ SIGNS = {
     "less than": "<",
     "True, False": "yes, no",
 }
-"""What pydantic says of bounds and of booleans, and what a message says: the latter is shorter, and as YAML has it."""
+"""Words of pydantic's messages, and the shorter ones that thera's messages have in their place."""
 
 
 def _nearest(model: type[BaseModel], location: Location) -> str:

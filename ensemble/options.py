@@ -25,6 +25,7 @@ from ensemble.config import (
     RUN,
     SHORT_NAMES,
     SPEED,
+    AugmentConfig,
     ComputeConfig,
     DataConfig,
     DecisionConfig,
@@ -150,11 +151,8 @@ ARGUMENTS = {
 }
 """Options that are given by position, without a name."""
 
-WITH_NEGATION = ("tta",)
-"""Flags that have a `--no-` form: what they default to depends on the command."""
-
 DEFAULTS: dict[tuple[str, str], Any] = {("predict", "tta"): False}
-"""Defaults that differ from the model's: `predict` without `--tta` has always been plain prediction."""
+"""Defaults of flags that differ from the model's: `predict` without `--tta` has always been plain prediction."""
 
 ALIASES = {("train-member", "no_pretrained"): ("pretrained", "no")}
 """Hidden flags -> the option that they set, and its value."""
@@ -172,9 +170,7 @@ UNSET = {"run": "as the file says", "demo": "checkpoints/demo"}
 
 YAML_ONLY = {
     "RunConfig.about": "it describes the file that it stands in",
-    **{f"AugmentConfig.{name}": "--augment takes a name; a mapping is written in YAML" for name in ("flip", "shift")},
-    **{f"AugmentConfig.{name}": "--augment takes a name; a mapping is written in YAML" for name in ("rotate", "scale")},
-    "AugmentConfig.colour": "--augment takes a name; a mapping is written in YAML",
+    **{f"AugmentConfig.{name}": "a mapping is written in YAML" for name in AugmentConfig.model_fields},
 }
 """Fields that no command has an option for, and why."""
 
@@ -240,7 +236,7 @@ def _parameter(command: str, name: str, part: Part, rich: bool) -> inspect.Param
     kind = _bare(field.annotation)
     if kind is bool:
         default = DEFAULTS.get((command, name), field.default)
-        flags = f"--{_dashed(name)}" + (f"/--no-{_dashed(name)}" if name in WITH_NEGATION else "")
+        flags = f"--{_dashed(name)}" + (f"/--no-{_dashed(name)}" if field.default else "")
         return _keyword(
             name, Annotated[bool, typer.Option(flags, help=text, rich_help_panel=panel, show_default=False)], default
         )
@@ -271,7 +267,7 @@ def _help(command: str, name: str, field: FieldInfo, optional: bool) -> str:
     elif default in (None, ""):
         facts.append(f"default: {_extra(field)['unset']}" if _extra(field)["unset"] else "")
     elif isinstance(default, bool) and _bare(field.annotation) is bool:
-        facts = [f"default: {'' if default else 'no-'}{name}"] if name in WITH_NEGATION else []
+        facts = [f"default: {'' if default else 'no-'}{_dashed(name)}"] if field.default else []
     else:
         facts.append(f"default: {_word(default)}")
     shown = "; ".join(fact for fact in facts if fact)
@@ -302,7 +298,7 @@ def _choices(field: FieldInfo) -> list[str]:
 def _word(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def _bounds(field: FieldInfo) -> str:

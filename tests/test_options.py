@@ -114,3 +114,12 @@ def test_a_new_field_is_an_option_without_another_edit(monkeypatch: pytest.Monke
 def test_values_are_those_of_the_models() -> None:
     values = options.checked("compare", {"a": "x", "b": "y", "labels": None, "tta": True})
     assert values == {"a": Path("x"), "b": Path("y"), "labels": None, "tta": True}
+
+
+def test_a_flag_that_is_on_by_default_can_be_turned_off() -> None:
+    flags = {name: each for name, each in parameters("predict").items() if each.secondary_opts}
+    assert {name: (each.opts, each.secondary_opts, each.default) for name, each in flags.items()} == {
+        "tta": (["--tta"], ["--no-tta"], False)
+    }
+    assert parameters("compare")["tta"].default is True
+    assert parameters("train-member")["freeze"].secondary_opts == []

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -39,9 +39,6 @@ def test_the_public_names() -> None:
 
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_a_public_name_is_the_same_in_both_packages(name: str) -> None:
-    home = ensemble._HOMES.get(name)
-    if home is not None and find_spec(home) is None:
-        pytest.skip(f"{home} is not there")
     assert getattr(thera, name) is getattr(ensemble, name)
     assert name == "__version__" or getattr(ensemble, name).__doc__
 
@@ -81,6 +78,13 @@ def test_a_package_can_be_run(package: str, tmp_path: Path) -> None:
     done = python("-m", package, "--version", folder=tmp_path)
     assert (done.stdout, done.stderr, done.returncode) == (f"thera {ensemble.__version__}\n", "", 0)
     assert python("-m", package, "report", folder=tmp_path).returncode == 2
+
+
+def test_the_installed_script_and_its_packages() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["project"]["scripts"] == {"thera": "thera.__main__:main"}
+    assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["ensemble", "thera"]
+    assert (ROOT / project["tool"]["hatch"]["version"]["path"]).samefile(ensemble.__file__)
 
 
 # --- a user's own module of the name ----------------------------------------------------------------------------------
