@@ -16,14 +16,14 @@ from ensemble.members.probe import Probe, probe, speed
 CPU = torch.device("cpu")
 
 SLOWER = 0.8
-"""Share of the probe's best plan below which a plan is told to be a bad choice."""
+"""Share of the probe's best plan below which a plan is reported as a bad choice."""
 
 BATCHES = (32, 64, 128, 256)
 MOST_PIXELS = 256 * 128**2
 """Of a batch, so that none is tried that takes gigabytes."""
 
 FASTER = 1.1
-"""How many times the speed of the batch that is set another one must reach to be told of."""
+"""How many times the speed of the batch that is set another batch must reach to be advised."""
 
 AUGMENTED = 256
 """Images by which augmentation is measured."""
@@ -38,7 +38,7 @@ def on_plans(arch: str, plan: Plan, probed: Probe, where: str = "one core") -> s
     slow = [name for name, value in speeds.items() if value < SLOWER * best]
     warned = f"; do not force {', '.join(slow)}" if slow else ""
     return (
-        f"{arch}, {where}, images/s by plan: {_told(speeds)}. "
+        f"{arch}, {where}, images/s by plan: {_listed(speeds)}. "
         f"--precision auto --convolutions auto takes {plan}{warned}."
     )
 
@@ -51,14 +51,15 @@ def on_batches(config: MemberConfig, size: int, plan: Plan, device: torch.device
     size : int
         Side of the images in pixels.
     """
-    own = config.batch_size
+    present = config.batch_size
     batches = [batch for batch in BATCHES if batch * size**2 <= MOST_PIXELS]
-    speeds = {batch: speed(config, size, plan, "train", batch, 1, device) for batch in sorted({*batches, own})}
+    speeds = {batch: speed(config, size, plan, "train", batch, 1, device) for batch in sorted({*batches, present})}
     best = max(speeds, key=lambda batch: speeds[batch])
-    advice = f"--batch-size {own} is as fast as any"
-    if speeds[best] >= FASTER * speeds[own]:
-        advice = f"--batch-size {best} is {speeds[best] / speeds[own]:.2f} times as fast as {own}, and another training"
-    return f"{config.name}, {where}, images/s by batch: {_told(speeds)}. {advice}."
+    advice = f"--batch-size {present} is as fast as any"
+    if speeds[best] >= FASTER * speeds[present]:
+        times = f"{speeds[best] / speeds[present]:.2f} times as fast as {present}"
+        advice = f"--batch-size {best} is {times}, and another training"
+    return f"{config.name}, {where}, images/s by batch: {_listed(speeds)}. {advice}."
 
 
 def on_augmentation(config: MemberConfig, pixels: np.ndarray, images_per_second: float) -> str:
@@ -108,16 +109,19 @@ def on_compiling(config: MemberConfig, size: int, plan: Plan, images_per_second:
     """
     compiled = Plan(plan.precision, "compiled")
     found = probe(config, size, (compiled,), "train", 1)
-    own = found.images_per_second.get(str(compiled))
-    if own is None:
+    speed_compiled = found.images_per_second.get(str(compiled))
+    if speed_compiled is None:
         reason = found.failed.get(str(compiled), "computes something else than the library")
         return f"{config.name}: --convolutions compiled cannot be had here: {reason}."
-    told = f"{config.name}, one core: --convolutions compiled makes {own:.0f} images/s, {own / images_per_second:.2f}"
+    times = f"{speed_compiled:.0f} images/s, {speed_compiled / images_per_second:.2f}"
+    sentence = f"{config.name}, one core: --convolutions compiled makes {times}"
     first = found.setup_seconds[str(compiled)]
     advice = "leave it"
-    if own > images_per_second:
-        advice = f"it pays from {first / (1 / images_per_second - 1 / own):.0f} images on, all epochs counted"
-    return f"{told} times {plan}, after {first:.0f} s of compiling: {advice}."
+    if speed_compiled > images_per_second:
+        advice = (
+            f"it pays from {first / (1 / images_per_second - 1 / speed_compiled):.0f} images on, all epochs counted"
+        )
+    return f"{sentence} times {plan}, after {first:.0f} s of compiling: {advice}."
 
 
 def _augmented_per_second(config: MemberConfig, pixels: np.ndarray) -> float:
@@ -130,5 +134,5 @@ def _augmented_per_second(config: MemberConfig, pixels: np.ndarray) -> float:
     return AUGMENTED / (time.perf_counter() - started)
 
 
-def _told(speeds: dict[str, float] | dict[int, float]) -> str:
+def _listed(speeds: dict[str, float] | dict[int, float]) -> str:
     return ", ".join(f"{name} {value:.0f}" for name, value in speeds.items())

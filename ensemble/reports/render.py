@@ -6,12 +6,14 @@ from functools import singledispatch
 
 from ensemble.decision.rates import ErrorRates
 from ensemble.errors import printable
+from ensemble.reports.bench_tables import bench_tables
 from ensemble.reports.comparison_tables import comparison_tables, evaluation_tables
 from ensemble.reports.decision_tables import decision_tables
 from ensemble.reports.member_tables import member_table, trial_table
 from ensemble.reports.prediction_tables import prediction_table
 from ensemble.reports.table import Table, interval_cell
 from ensemble.results import (
+    BenchResult,
     CompareResult,
     DemoResult,
     EvaluateResult,
@@ -109,6 +111,11 @@ def _(result: DemoResult) -> list[Table]:
 def _(result: RecipesResult) -> list[Table]:
     rows = tuple((str(recipe.path), recipe.about) for recipe in result.recipes)
     return [Table("Recipes of public solutions", ("thera run", "what it is"), rows, numbers=False)]
+
+
+@render.register
+def _(result: BenchResult) -> list[Table]:
+    return bench_tables(result)
 
 
 def summary_table(result: ReportResult) -> Table:

@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 from tiny import write_tiny
 
 from ensemble.cli import main
-from ensemble.commands import fit_stacker as fit_stacker_command
 from ensemble.commands import train
 from ensemble.commands.fold_jobs import least_hter
 from ensemble.config import VIEWS, RunConfig
@@ -29,7 +28,7 @@ from ensemble.decision import decision as decision_room
 from ensemble.errors import ConfigError
 from ensemble.runs.run import Run
 
-RECIPES = sorted((Path(__file__).parents[1] / "configs/recipes").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[2] / "configs/recipes").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -112,7 +111,7 @@ def test_every_recipe_runs_on_the_demo_data(
             assert facts["started_from"] == "scratch"
             assert f"warning: pretrained weights of {member.timm_name}" in err
             assert f"{member.name} starts from scratch" in err
-            assert "Trained from scratch: its config asks for pretrained weights" in (folder / "report.md").read_text()
+            assert "Trained from scratch: the config requests pretrained weights" in (folder / "report.md").read_text()
 
 
 def test_the_same_data_and_seed_have_the_same_folds(
@@ -220,8 +219,8 @@ def test_weights_that_can_be_had_are_taken_and_remembered(
     path = member(tmp_path, pretrained="if-possible")
     run(capsys, "run", path, "--jobs", 1)
     facts = Run(tmp_path / "run").member("test_resnet").read()
-    assert facts["started_from"] == "timm's pretrained weights" and asked.count(True) == 3, "one try, two folds"
-    assert facts["config"]["pretrained"] == "if-possible"
+    assert facts.started_from == "timm's pretrained weights" and asked.count(True) == 3, "one try, two folds"
+    assert facts.config["pretrained"] == "if-possible"
 
     def offline(name: str, pretrained: bool = False, **values: Any) -> Any:
         if pretrained:
@@ -283,15 +282,15 @@ def test_watching_changes_no_result(
 ) -> None:
     path = member(tmp_path)
     seen: list[np.ndarray] = []
-    monkeypatch.setattr("ensemble.commands.train.WATCHED", 10)
-    monkeypatch.setattr("ensemble.commands.train.least_hter", lambda logits, labels: seen.append(labels) or 0.25)
+    monkeypatch.setattr("ensemble.commands.fold_jobs.WATCHED", 10)
+    monkeypatch.setattr("ensemble.commands.fold_jobs.least_hter", lambda logits, labels: seen.append(labels) or 0.25)
     run(capsys, "run", path, "--jobs", 1)
     assert len(seen) == 2 * 4 and {len(labels) for labels in seen} == {10}
     folder = tmp_path / "run/members/test_resnet"
     history = [json.loads(line)["hter"] for line in (folder / "fold-0/history.jsonl").read_text().splitlines()]
     assert history == [0.25] * 4
     before = {name: (folder / name).read_bytes() for name in ("fold-0/oof.csv", "fold-1/weights.safetensors")}
-    monkeypatch.setattr("ensemble.commands.train.WATCHED", 36)
+    monkeypatch.setattr("ensemble.commands.fold_jobs.WATCHED", 36)
     run(capsys, "run", path, "--run", tmp_path / "again", "--jobs", 1)
     again = tmp_path / "again/members/test_resnet"
     assert all((again / name).read_bytes() == data for name, data in before.items())
@@ -335,9 +334,9 @@ def test_doubtful_training_rows_are_left_out_and_all_rows_scored(
         found, false = len(rows & flipped_ones) / len(flipped_ones), len(rows - flipped_ones) / len(trained)
         assert found >= 0.4 and false <= 0.08, "more often than chance by far"
         assert not list(own.fold(fold).glob("cleaning-*"))
-    assert np.isfinite(fit_stacker_command.oof_logits(own, table)).all(), "every row has its OOF logit"
+    assert np.isfinite(own.oof_logits(table, VIEWS)).all(), "every row has its OOF logit"
     counts = ", ".join(str(len(left_out(folder, "clean", fold))) for fold in range(2))
-    assert f"so many were left out for doubtful labels: {counts}." in out
+    assert f"Training rows of each fold that were left out for doubtful labels: {counts}." in out
     assert own.read().oof["nested"]["n_neg"] == np.count_nonzero(table.labels == 0), "labels as given"
 
 

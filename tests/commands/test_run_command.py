@@ -203,7 +203,9 @@ def test_report_is_the_same_on_screen_and_on_disk(done: Path, capsys: pytest.Cap
     assert f"nested HTER {nested:.4f}" in shown
     assert f"nested HTER {nested:.4f}" in (done / "run/report.md").read_text()
     promised = written["predictions"]["img"]
-    assert promised["images"] == 12 and promised["expected"]["hter"] == nested, "too few images to see averaging"
+    assert promised["images"] == 12 and promised["expectation"]["rates"]["hter"] == nested, (
+        "too few images to see averaging"
+    )
     assert "Label files: the HTER to expect" in shown
 
 
@@ -225,7 +227,7 @@ def test_another_decision_in_yaml_is_made_without_training(
 
     shutil.copytree(done / "run", tmp_path / "run")
     text = (done / "run.yaml").read_text().replace(f"run: {done}/run", f"run: {tmp_path}/run")
-    text = text.replace(f"out: {done}/label_val.txt", f"out: {tmp_path}/l.txt, prior: 0.4, correction: share")
+    text = text.replace(f"out: {done}/label_val.txt", f"out: {tmp_path}/l.txt, prior: 0.4, correction: none")
     (tmp_path / "c.yaml").write_text(text + "decision: {objective: 'cost:3,1', stacker: mean, repeats: 2}\n")
     for module, name in ((training, "train_fold"), (inference, "predict_logits")):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("computed again"))
@@ -237,7 +239,7 @@ def test_another_decision_in_yaml_is_made_without_training(
         assert made == {"objective": "cost:3,1", "chosen": "mean", "kind": "mean"}
         assert len(decisions[key]["repeated"]) == 2
     facts = prediction_facts(tmp_path / "run/predictions/img/predictions.json")
-    assert (facts["objective"], facts["correction"], facts["prior"]) == ("cost:3,1", "share", 0.4)
+    assert (facts["objective"], facts["requested_correction"], facts["requested_prior"]) == ("cost:3,1", "none", 0.4)
     assert "the least weighted error (3 FPR + 1 FNR) / 4" in shown and "Nested HTER over 2 other partitions" in shown
     assert "where label 0 is 0.4000 of the images, as given" in shown
     for part in ("rule", "stacker", "least", "opinion", "set"):  # the head of each table of the decision
@@ -254,7 +256,7 @@ def test_a_wrong_objective_binds_to_nothing(tmp_path: Path, capsys: pytest.Captu
 def test_plain_prediction_has_its_own_decision(done: Path) -> None:
     main(["predict", "--run", str(done / "run"), "--images", str(done / "tiny/img"), "--out", str(done / "p.txt")])
     made = prediction_facts(done / "run/predictions/img-plain/predictions.json")
-    assert made["views"] == ["identity"] and made["images"] == 48
+    assert made["requested_views"] == ["identity"] and made["images"] == 48
     main(["predict", "--tta", "--run", str(done / "run"), "--images", str(done / "new/img"), "--out", str(done / "q")])
     assert (done / "q").read_bytes() == (done / "label_val.txt").read_bytes()
 
@@ -370,16 +372,16 @@ def test_expected_hter_is_read_off_enough_images(done: Path, tmp_path: Path, mon
     command = ["predict", "--tta", "--run", str(done / "run"), "--images", str(tmp_path / "more/img")]
     main([*command, "--out", str(tmp_path / "few")])
     (few,) = [path for path in (done / "run/predictions").glob("img-*/predictions.json") if _images(path) == 40]
-    assert not json.loads(few.read_text())["averaging_measured"]
+    assert not prediction_facts(few)["averaging_measured"]
     few.unlink()
     for module in (averaging, deploy):
         monkeypatch.setattr(module, "LEAST_IMAGES", 40)
     main([*command, "--out", str(tmp_path / "unlike")])  # no g of 48 rows gives their rates
-    assert not json.loads(few.read_text())["averaging_measured"]
+    assert not prediction_facts(few)["averaging_measured"]
     few.unlink()
     monkeypatch.setattr(averaging, "MOST_MISFIT", 1.0)
     main([*command, "--out", str(tmp_path / "enough")])
-    promised = json.loads(few.read_text())
+    promised = prediction_facts(few)
     assert promised["averaging_measured"]
     assert 0 <= promised["expected_interval"][0] <= promised["expected_interval"][1] <= 1
     assert promised["expected"]["hter"] == pytest.approx(sum(promised["expected"][k] for k in ("fpr", "fnr")) / 2)

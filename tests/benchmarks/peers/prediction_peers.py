@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from ensemble.bench.peers import Peer, evaluation_loader, require
+from peers import Peer, evaluation_loader, require
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 """x (b, 3, H, W) float32, normalised -> logits (b,)."""

@@ -10,8 +10,9 @@ import pytest
 import timm
 import torch
 
-from ensemble.bench import peers, prediction_peers
-from ensemble.bench.peers import (
+import peers
+import prediction_peers
+from peers import (
     NEEDS,
     Files,
     Loop,
@@ -22,7 +23,7 @@ from ensemble.bench.peers import (
     read_pil,
     timm_loop,
 )
-from ensemble.bench.prediction_peers import in_openvino
+from prediction_peers import in_openvino
 from ensemble.errors import ResourceError
 
 SIZE, N, ARCH = 32, 22, "resnet10t"

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from ensemble.bench.material import Material, Wish, in_turns, member_of, open_material, told_ratio, told_speed, turns_of
-from ensemble.bench.networks import predict, train
+from networks import predict, train
 from ensemble.data.store import load_dataset
 from ensemble.progress import Say, progress
-from ensemble.reports.tables import Table
+from ensemble.reports.table import Table
 
 SUBJECTS = ("train", "predict", "decide", "load")
 
@@ -43,8 +43,8 @@ def bench(subjects: Sequence[str], wish: Wish, say: Say) -> list[Table]:
 
 def load(wish: Wish, material: Material, say: Say) -> Table:
     """Images per second into batches: of the decode-once store, and of a DataLoader that decodes every file anew."""
-    from ensemble.bench import peers
-    from ensemble.bench.ours import one_epoch
+    import peers
+    from ensemble.bench.throughput import one_epoch
     from ensemble.machine import available_cores
 
     started = time.perf_counter()
@@ -101,7 +101,7 @@ def decide(wish: Wish, n: int = 100_000) -> Table:
     oof = OofLogits(np.arange(n).astype(str), labels, (np.arange(n) % 5).astype(np.int8), ("a", "b", "c"), logits)
     work: dict[str, Callable[[], Any]] = {"the exact threshold": lambda: fit_threshold(logits[:, 0], labels)}
     if wish.peers:
-        from ensemble.bench.grid import by_scikit_learn
+        from grid import by_scikit_learn
 
         work["scikit-learn's TunedThresholdClassifierCV"] = lambda: by_scikit_learn(logits[:, 0], labels)
     seconds: dict[str, list[float]] = {name: [] for name in work}

@@ -24,7 +24,7 @@ from ensemble.bench.material import (
 )
 from ensemble.config import MemberConfig
 from ensemble.progress import Bar, Say, progress
-from ensemble.reports.tables import Table
+from ensemble.reports.table import Table
 
 FOLDS = 5
 """That are taken to be trained side by side, on as many cores."""
@@ -38,7 +38,7 @@ FOLD_MODELS = 3
 
 def train(wish: Wish, material: Material, say: Say) -> Table:
     """Images per second of our training loop, and of the peers', in turn; on the same files, batch and machine."""
-    from ensemble.bench import peers
+    import peers
     from ensemble.machine import available_cores
     from ensemble.members.inference import choose_device
 
@@ -91,14 +91,14 @@ def train(wish: Wish, material: Material, say: Say) -> Table:
 
 def _our_training(config: MemberConfig, plan: Any, material: Material, device: Any) -> Any:
     """Return our loop as a device has it: a process a core, or all folds in one."""
-    from ensemble.bench.ours import OurTraining, OurTrainingTogether
+    from ensemble.bench.throughput import TrainingOnCpu, TrainingOnGpu
     from ensemble.machine import available_cores
     from ensemble.members.inference import default_workers
 
     mapped, labels = material.mapped, material.labels
     if device.type == "cpu":
-        return OurTraining(config, plan, mapped, labels, len(labels), min(FOLDS, len(available_cores())))
-    return OurTrainingTogether(config, plan, mapped, labels, FOLDS, default_workers(device), device)
+        return TrainingOnCpu(config, plan, mapped, labels, len(labels), min(FOLDS, len(available_cores())))
+    return TrainingOnGpu(config, plan, mapped, labels, FOLDS, default_workers(device), device)
 
 
 def _advice(
@@ -134,8 +134,11 @@ def _told_of(device: Any) -> str:
 
 def predict(wish: Wish, material: Material, say: Say) -> Table:
     """Images per second of prediction under two views with three fold models, ours and the peers', in turn."""
-    from ensemble.bench import advice, peers, prediction_peers
-    from ensemble.bench.ours import OurPrediction
+    import peers
+    import prediction_peers
+
+    from ensemble.bench import advice
+    from ensemble.bench.throughput import Prediction
     from ensemble.machine import available_cores
     from ensemble.members.backbones import build
     from ensemble.members.inference import choose_device
@@ -154,7 +157,7 @@ def predict(wish: Wish, material: Material, say: Say) -> Table:
         np.savez(weights, **{name: value.numpy() for name, value in network.state_dict().items()})
         timm_state = {name.removeprefix("model."): value for name, value in network.state_dict().items()}
         at_once = threads if on_cpu else 1
-        ours = OurPrediction(config, [weights] * FOLD_MODELS, plan, material.mapped, at_once, device)
+        ours = Prediction(config, [weights] * FOLD_MODELS, plan, material.mapped, at_once, device)
         with ExitStack() as stack, progress(turns_of(wish, names), f"predict {arch}", "turns") as bar:
             stack.callback(ours.close)
             contestants: dict[str, Callable[[], int]] = {"thera": partial(ours.run, _Quiet(bar))}
@@ -263,7 +266,7 @@ def _dtype(precision: str) -> Any:
 
 def _workers(make: Callable[..., Any], threads: int, images: int) -> int:
     """Return how many data workers a peer's loop is fastest with."""
-    from ensemble.bench import peers
+    import peers
 
     candidates = sorted({0, 1, min(2, threads), threads})
     found = peers.best_workers(lambda n: make(workers=n), lambda peer: peer.run(images // 4), candidates, rounds=1)
@@ -272,7 +275,7 @@ def _workers(make: Callable[..., Any], threads: int, images: int) -> int:
 
 def timm_best(arch: str, files: Any, threads: int, bar: Bar) -> str:
     """Return the precision in which timm's loop is faster here on a CPU, channels last: fp32 or bf16."""
-    from ensemble.bench import peers
+    import peers
     from ensemble.members.inference import choose_device
 
     precisions, speeds = _precisions(choose_device("cpu"), files.size), {}

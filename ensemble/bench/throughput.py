@@ -1,32 +1,38 @@
-"""Our own side of each comparison: the product's own code, warm, a fixed piece of work a turn."""
+"""The product's own training, prediction and loading, a fixed piece of work a turn; and the plan that it is done by."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 
+from ensemble.bench.roofline import Ceilings, flops_per_image, measure_ceilings
 from ensemble.config import VIEWS, MemberConfig
 from ensemble.machine import available_cores
 from ensemble.members.backbones import build
 from ensemble.members.fold_job import FoldJob
-from ensemble.members.inference import predict_logits
-from ensemble.members.plans import Plan, prepare
+from ensemble.members.inference import default_workers, predict_logits
+from ensemble.members.plans import Phase, Plan, possible_plans, prepare
+from ensemble.members.probe import Probe, probe
 from ensemble.members.processes import MappedPixels, Workers, shares
 from ensemble.members.resident import ResidentEpochs
 from ensemble.members.sampling import batches_of
 from ensemble.members.training import Learner
+from ensemble.progress import Bar
 
 CPU = torch.device("cpu")
 
 _warm: dict[Any, Any] = {}
-"""What this process keeps between two turns."""
+"""Networks that this process keeps between two turns, so that only the first turn builds them."""
 
 
-class OurTraining:
+class TrainingOnCpu:
     """The training loop of `thera train-member`: one fold job a share of the cores, each in a pinned process.
 
     Parameters
@@ -46,8 +52,8 @@ class OurTraining:
         self, config: MemberConfig, plan: Plan, mapped: MappedPixels, labels: np.ndarray, images: int, at_once: int
     ) -> None:
         self._cores, self._processes = shares(at_once, at_once), Workers()
-        own, config = images // at_once, config.model_copy(update={"epochs": 1000})
-        rows = np.resize(np.arange(len(labels)), own)
+        share, config = images // at_once, config.model_copy(update={"epochs": 1000})
+        rows = np.resize(np.arange(len(labels)), share)
         ids = np.arange(len(labels)).astype(str)
         self._calls = [(FoldJob(config, mapped, labels, ids, rows, fold, 0), plan) for fold in range(at_once)]
 
@@ -59,7 +65,7 @@ class OurTraining:
         self._processes.close()
 
 
-class OurTrainingTogether:
+class TrainingOnGpu:
     """The training loop of `thera train-member` on a GPU: all folds in this process, an epoch of each in turn.
 
     Parameters
@@ -118,7 +124,7 @@ def train_turn(job: FoldJob, plan: Plan, bar: Any) -> int:
     return job.updates_per_epoch * job.batch_size
 
 
-class OurPrediction:
+class Prediction:
     """The prediction of `thera predict`: the images in as many parts as are computed at once, each in a process.
 
     Parameters
@@ -148,8 +154,8 @@ class OurPrediction:
 
     def run(self, bar: Any) -> int:
         """Predict all images under all views with each fold model; return how many images there are."""
-        found = dict(self._processes.run(predict_turn, self._calls, self._cores, bar))
-        self.logits = np.concatenate([found[part] for part in range(len(found))])
+        parts = dict(self._processes.run(predict_turn, self._calls, self._cores, bar))
+        self.logits = np.concatenate([parts[part] for part in range(len(parts))])
         return len(self.logits)
 
     def close(self) -> None:
@@ -186,3 +192,76 @@ def one_epoch(pixels: np.ndarray, batch: int, seed: int) -> int:
     for start in range(0, len(order), batch):
         torch.from_numpy(pixels[order[start : start + batch]])
     return len(order)
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+FOLDS = 5
+"""Folds that are trained side by side, on as many cores."""
+
+FOLD_MODELS = 3
+"""Fold models that predict each image."""
+
+LONG = 10**6
+"""Images of a training in which a plan's set-up time pays: the plan is that of a long one."""
+
+
+@dataclass(frozen=True)
+class ChosenPlan:
+    """The plan of a network on this machine.
+
+    Attributes
+    ----------
+    plan : Plan
+    probed : Probe
+    roofline_share : float
+        Share of what the machine can do at most that one image per second takes.
+    """
+
+    plan: Plan
+    probed: Probe
+    roofline_share: float
+
+
+def choose(config: MemberConfig, size: int, phase: Phase, device: torch.device) -> ChosenPlan:
+    """Return the plan for images of some size in pixels, as `thera` chooses it."""
+    plans = possible_plans("auto", "auto", device, size, phase)
+    probed = probe(config, size, plans, phase, 1, device)
+    plan = probed.for_work(LONG)
+    forward, training = flops_per_image(timm.create_model(config.timm_name, num_classes=1), size)
+    ceiling = 1e9 * machine_ceilings(device).gflops[plan.precision]
+    return ChosenPlan(plan, probed, (forward if phase == "predict" else training) / ceiling)
+
+
+@functools.cache
+def machine_ceilings(device: torch.device) -> Ceilings:
+    """Return what all cores together, or a GPU, can do at most; measured once a process."""
+    return measure_ceilings(len(available_cores()), tuple(dict.fromkeys(("fp32", *precisions(device)))), device)
+
+
+def precisions(device: torch.device, size: int = 64) -> tuple[str, ...]:
+    """Return the precisions in which a device computes images of this size at full speed."""
+    return tuple(plan.precision for plan in possible_plans("auto", "native", device, size, "train"))
+
+
+def training_of(
+    config: MemberConfig, plan: Plan, mapped: MappedPixels, labels: np.ndarray, device: torch.device
+) -> TrainingOnCpu | TrainingOnGpu:
+    """Return the training loop as a device has it: a process a core, or all folds in one process."""
+    if device.type == "cpu":
+        return TrainingOnCpu(config, plan, mapped, labels, len(labels), min(FOLDS, len(available_cores())))
+    return TrainingOnGpu(config, plan, mapped, labels, FOLDS, default_workers(device), device)
+
+
+class QuietBar:
+    """A bar that lets signals through to the one it hides, and counts nothing."""
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
+
+    def advance(self, n: int = 1) -> None:
+        self._bar.advance(0)
+
+    def skip(self, n: int) -> None: ...
+
+    def note(self, text: str) -> None: ...

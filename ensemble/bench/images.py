@@ -1,0 +1,83 @@
+"""The images that are measured on: as files, and decoded in a store."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ensemble.config import MemberConfig
+from ensemble.data.source import Source, open_source
+from ensemble.data.store import load_dataset
+from ensemble.data.synthetic import write_demo
+from ensemble.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class BenchImages:
+    """Images as files, and decoded in a store.
+
+    Attributes
+    ----------
+    paths : list of n str
+    labels : int8 array (n,)
+    mapped : MappedPixels
+        uint8 array (n, H, W, 3).
+    source : Source
+        Of the files; it may hold more than n.
+    folder : Path
+        A temporary one, for what a measurement writes.
+    """
+
+    paths: list[str]
+    labels: np.ndarray
+    mapped: Any
+    source: Source
+    folder: Path
+
+    @property
+    def size(self) -> int:
+        """Side of the images in pixels."""
+        return int(self.mapped.array.shape[1])
+
+
+@contextmanager
+def open_images(images: Path | None, labels: Path | None, limit: int) -> Iterator[BenchImages]:
+    """Open up to `limit` images of a folder, or generated ones where none is given; the store lives as long as this.
+
+    Raises
+    ------
+    ConfigError
+        Labels are given without images, or the images are in no folder.
+    DataError
+        The images or labels cannot be used.
+    """
+    from ensemble.members.processes import MappedPixels
+
+    with tempfile.TemporaryDirectory(prefix="thera-bench-") as name:
+        folder = Path(name)
+        if images is None:
+            if labels is not None:
+                raise ConfigError("--labels", "needs --images")
+            write_demo(folder / "demo", limit, 2, seed=0)
+            images, labels = folder / "demo" / "train_img", folder / "demo" / "label_train.txt"
+        elif not images.is_dir():
+            raise ConfigError("--images", f"must be a folder of image files, which are read again; got {images}")
+        source = open_source(images, labels)
+        dataset = load_dataset(source, folder / "store")
+        n = min(limit, len(dataset))
+        np.save(folder / "pixels.npy", dataset.pixels[:n])
+        given = dataset.labels if dataset.labels is not None else np.arange(n) % 8 > 0
+        paths = [str(images / each) for each in source.names[:n]]
+        pixels = np.load(folder / "pixels.npy", mmap_mode="r")
+        yield BenchImages(paths, np.asarray(given[:n], np.int8), MappedPixels(pixels), source, folder)
+
+
+def member_of(arch: str) -> MemberConfig:
+    """Return the config of a member that is measured: from scratch, with flips and shifts."""
+    return MemberConfig.model_validate({"arch": arch, "pretrained": False, "augment": "light"})
