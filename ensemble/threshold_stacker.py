@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import check_random_state, column_or_1d
+from sklearn.utils import assert_all_finite, check_random_state, column_or_1d
 from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -220,6 +220,7 @@ def encode_labels(y: Any) -> tuple[NDArray[Any], Labels]:
     """
     try:
         column = column_or_1d(y, warn=True)
+        assert_all_finite(column, input_name="y")
         kind = type_of_target(column, input_name="y", raise_unknown=True)
     except ValueError as error:
         raise DataError("y", str(error)) from None
