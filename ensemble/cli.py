@@ -34,53 +34,53 @@ def _say(line: str) -> None:
 
 
 def _train_member(
-    train: Any, run: Path, member: MemberConfig, data: DataConfig, folds: int, seed: int, compute: ComputeConfig
+    file: Any, /, run: Path, member: MemberConfig, data: DataConfig, folds: int, seed: int, compute: ComputeConfig
 ) -> Any:
-    return train.train_members(run, [member], data, folds, seed, compute, _say)
+    return file.train_members(run, [member], data, folds, seed, compute, _say)
 
 
-def _fit_stacker(fit_stacker: Any, run: Path, config: DecisionConfig) -> Any:
-    return fit_stacker.fit_stacker(run, config, _say)
+def _fit_stacker(file: Any, /, run: Path, config: DecisionConfig) -> Any:
+    return file.fit_stacker(run, config, _say)
 
 
-def _predict(predict: Any, run: Path, config: PredictConfig, compute: ComputeConfig) -> Any:
-    return predict.predict(run, config, compute, _say)
+def _predict(file: Any, /, run: Path, config: PredictConfig, compute: ComputeConfig) -> Any:
+    return file.predict(run, config, compute, _say)
 
 
-def _evaluate(evaluate: Any, label_file: Path, labels: Path) -> Any:
-    return evaluate.evaluate(label_file, labels)
+def _evaluate(file: Any, /, label_file: Path, labels: Path) -> Any:
+    return file.evaluate(label_file, labels)
 
 
-def _compare(evaluate: Any, a: Path, b: Path, labels: Path | None, tta: bool) -> Any:
-    return evaluate.compare(a, b, labels, tta, _say)
+def _compare(file: Any, /, a: Path, b: Path, labels: Path | None, tta: bool) -> Any:
+    return file.compare(a, b, labels, tta, _say)
 
 
-def _report(report: Any, run: Path) -> Any:
-    return report.report(run, _say)
+def _report(file: Any, /, run: Path) -> Any:
+    return file.report(run, _say)
 
 
-def _run(run: Any, config: Path, compute: ComputeConfig, **given: Any) -> Any:
+def _run(file: Any, /, config: Path, compute: ComputeConfig, **given: Any) -> Any:
     from ensemble.config_reading import load_config, overridden
 
-    return run.run(overridden(load_config(config), **given), compute, _say)
+    return file.run(overridden(load_config(config), **given), compute, _say)
 
 
-def _trial(train: Any, config: Path, fold: int, compute: ComputeConfig) -> Any:
+def _trial(file: Any, /, config: Path, fold: int, compute: ComputeConfig) -> Any:
     from ensemble.config_reading import load_config
 
-    return train.trial(load_config(config), fold, compute, _say)
+    return file.trial(load_config(config), fold, compute, _say)
 
 
-def _recipes(run: Any) -> Any:
-    return run.recipes()
+def _recipes(file: Any, /) -> Any:
+    return file.recipes()
 
 
-def _demo(module: Any, run: Path | None, compute: ComputeConfig) -> Any:
-    return module.demo(run, compute, _say)
+def _demo(file: Any, /, run: Path | None, compute: ComputeConfig) -> Any:
+    return file.demo(run, compute, _say)
 
 
-def _bench(bench: Any, **options: Any) -> Any:
-    return bench.bench(**options, say=_say)
+def _bench(file: Any, /, **options: Any) -> Any:
+    return file.bench(**options, say=_say)
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,9 @@ class Command:
     file : str
         Its file in `ensemble/commands/`, without `.py`.
     summary : str
-        What `thera --help` says of it: one line of at most 60 characters.
+        Its line in `thera --help`, at most 60 characters.
     details : str
-        What its own help adds.
+        What the command's own help adds.
     call : callable
         Called with the module of `file` and the checked options; returns the command's result.
     """
@@ -268,7 +268,7 @@ def _fail(error: Exception) -> NoReturn:
 
 
 def _known(error: Exception) -> TheraError:
-    """Return an error of any kind as one of ours, with its line and exit status."""
+    """Return an error of any kind as a TheraError, which has the line and the exit status."""
     if isinstance(error, TheraError):
         return error
     if hasattr(error, "format_message"):  # what typer raises for a wrong command line
@@ -279,8 +279,8 @@ def _known(error: Exception) -> TheraError:
         return ResourceError("thera", f"out of {memory}", "close other programs, or use a smaller --batch-size")
     if isinstance(error, OSError):
         return ResourceError(error.filename or "thera", error.strerror or str(error), "run the same command again")
-    found = f"internal fault, {type(error).__name__}: {error}"
-    return TheraError("thera", found, "show its traceback with thera --debug, and report it")
+    fault = f"internal fault, {type(error).__name__}: {error}"
+    return TheraError("thera", fault, "show its traceback with thera --debug, and report it")
 
 
 def main(arguments: list[str] | None = None) -> Any:

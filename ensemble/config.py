@@ -37,7 +37,8 @@ CORRECTIONS = ("posterior", "none")
 
 RUN, DATA, MODEL, TRAINING, OPTIMISATION = "Run", "Data", "Model", "Training", "Optimisation"
 LOSS, AUGMENTATION, DECISION, SPEED = "Loss", "Augmentation", "Decision", "Speed"
-"""The panels of `--help`: each option belongs to one."""
+PANELS = (RUN, DATA, MODEL, TRAINING, OPTIMISATION, LOSS, AUGMENTATION, DECISION, SPEED)
+"""The panels of `--help` in their order: each option belongs to one."""
 
 
 def option(panel: str, description: str, *, unset: str = "", **bounds: Any) -> Any:

@@ -1,4 +1,4 @@
-"""How values become config models: from a YAML file, from options, and one in place of another.
+"""How values become config models: from a YAML file, from options, and by overriding parts of a model.
 
 Every fault of the values is named at once, in one line.
 """
@@ -71,7 +71,9 @@ def overridden(
         prediction = None
     if predict is not None:
         target = {"images": predict, "out": folder / "label_val.txt"}
-        prediction = PredictConfig(**target) if prediction is None else prediction.model_copy(update=target)
+        prediction = (
+            PredictConfig.model_validate(target) if prediction is None else prediction.model_copy(update=target)
+        )
     if out is not None:
         if prediction is None:
             raise ConfigError("--out", "there is no set to predict", "give --predict")
@@ -100,8 +102,10 @@ def part_of(model: type[BaseModel], fields: Mapping[str, str], optional: bool = 
     chosen: dict[str, Any] = {}
     for name, field in fields.items():
         info = model.model_fields[field]
-        annotation = Annotated[info.annotation, info]  # type: ignore[name-defined]
-        chosen[name] = (annotation | None, None) if optional else (info.annotation, info)
+        annotation: Any = info.annotation | None if optional else info.annotation  # type: ignore[operator]
+        for bound in info.metadata if optional else ():  # None is exempt from them
+            annotation = Annotated[annotation, bound]
+        chosen[name] = annotation, None if optional else info
     return create_model(model.__name__, __base__=Frozen, **chosen)
 
 
@@ -152,7 +156,7 @@ SIGNS = {
     "less than": "<",
     "True, False": "yes, no",
 }
-"""What pydantic says of bounds and of booleans, and what a message says: the latter is shorter, and as YAML has it."""
+"""Words of pydantic's messages, and the shorter ones that thera's messages have in their place."""
 
 
 def _nearest(model: type[BaseModel], location: Location) -> str:

@@ -21,9 +21,11 @@ from typer.core import TyperCommand
 from ensemble.config import (
     DATA,
     DECISION,
+    PANELS,
     RUN,
     SHORT_NAMES,
     SPEED,
+    AugmentConfig,
     ComputeConfig,
     DataConfig,
     DecisionConfig,
@@ -149,11 +151,8 @@ ARGUMENTS = {
 }
 """Options that are given by position, without a name."""
 
-WITH_NEGATION = ("tta",)
-"""Flags that have a `--no-` form: what they default to depends on the command."""
-
 DEFAULTS: dict[tuple[str, str], Any] = {("predict", "tta"): False}
-"""Defaults that differ from the model's: `predict` without `--tta` has always been plain prediction."""
+"""Defaults of flags that differ from the model's: `predict` without `--tta` has always been plain prediction."""
 
 ALIASES = {("train-member", "no_pretrained"): ("pretrained", "no")}
 """Hidden flags -> the option that they set, and its value."""
@@ -171,9 +170,7 @@ UNSET = {"run": "as the file says", "demo": "checkpoints/demo"}
 
 YAML_ONLY = {
     "RunConfig.about": "it describes the file that it stands in",
-    **{f"AugmentConfig.{name}": "--augment takes a name; a mapping is written in YAML" for name in ("flip", "shift")},
-    **{f"AugmentConfig.{name}": "--augment takes a name; a mapping is written in YAML" for name in ("rotate", "scale")},
-    "AugmentConfig.colour": "--augment takes a name; a mapping is written in YAML",
+    **{f"AugmentConfig.{name}": "a mapping is written in YAML" for name in AugmentConfig.model_fields},
 }
 """Fields that no command has an option for, and why."""
 
@@ -187,7 +184,7 @@ _BOOLEANS = {"yes": True, "no": False}
 class PanelCommand(TyperCommand):
     """A command whose help groups its options by panel off a terminal too."""
 
-    def format_options(self, ctx: typer.Context, formatter: Any) -> None:
+    def format_options(self, ctx: Any, formatter: Any) -> None:
         panels: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
@@ -216,7 +213,9 @@ def build_command(name: str, description: str, work: Callable[..., None], rich: 
     def call(**given: Any) -> None:
         work(**checked(name, given))
 
-    parameters = [_parameter(name, option_name, part, rich) for part in PARTS[name] for option_name in part.fields]
+    offered = [(option_name, part) for part in PARTS[name] for option_name in part.fields]
+    offered.sort(key=lambda each: PANELS.index(_panel(*each)))
+    parameters = [_parameter(name, option_name, part, rich) for option_name, part in offered]
     for (command, alias), (target, value) in ALIASES.items():
         if command == name:
             flag = typer.Option(f"--{_dashed(alias)}", help=f"--{_dashed(target)} {value}.", hidden=True)
@@ -230,14 +229,14 @@ def build_command(name: str, description: str, work: Callable[..., None], rich: 
 
 def _parameter(command: str, name: str, part: Part, rich: bool) -> inspect.Parameter:
     field = part.model.model_fields[part.fields[name]]
-    panel = _extra(field)["panel"]
+    panel = _panel(name, part)
     text = _help(command, name, field, part.optional)
     if rich:
         text = text.replace("[", "\\[")  # else rich takes it for a style
     kind = _bare(field.annotation)
     if kind is bool:
         default = DEFAULTS.get((command, name), field.default)
-        flags = f"--{_dashed(name)}" + (f"/--no-{_dashed(name)}" if name in WITH_NEGATION else "")
+        flags = f"--{_dashed(name)}" + (f"/--no-{_dashed(name)}" if field.default else "")
         return _keyword(
             name, Annotated[bool, typer.Option(flags, help=text, rich_help_panel=panel, show_default=False)], default
         )
@@ -268,12 +267,16 @@ def _help(command: str, name: str, field: FieldInfo, optional: bool) -> str:
     elif default in (None, ""):
         facts.append(f"default: {_extra(field)['unset']}" if _extra(field)["unset"] else "")
     elif isinstance(default, bool) and _bare(field.annotation) is bool:
-        facts = [f"default: {'' if default else 'no-'}{name}"] if name in WITH_NEGATION else []
+        facts = [f"default: {'' if default else 'no-'}{_dashed(name)}"] if field.default else []
     else:
         facts.append(f"default: {_word(default)}")
     shown = "; ".join(fact for fact in facts if fact)
     description = DESCRIPTIONS.get((command, name), str(field.description))
     return f"{description} [{shown}]" if shown else description
+
+
+def _panel(name: str, part: Part) -> str:
+    return _extra(part.model.model_fields[part.fields[name]])["panel"]
 
 
 def _extra(field: FieldInfo) -> dict[str, str]:
@@ -295,7 +298,7 @@ def _choices(field: FieldInfo) -> list[str]:
 def _word(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def _bounds(field: FieldInfo) -> str:

@@ -222,5 +222,5 @@ def test_a_promise_that_is_none_is_refused(
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
         predict(world, tmp_path, "--cascade", wrong)
-    assert stopped.value.code == 2 and capsys.readouterr().err.startswith("error: predict: cascade must be ")
+    assert stopped.value.code == 2 and capsys.readouterr().err.startswith("error: thera predict: --cascade must be ")
     assert not (tmp_path / "out.txt").exists()

@@ -277,16 +277,24 @@ def test_without_options_the_simplest_good_stacker_is_deployed(fitted: Path) -> 
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--stacker", "best"], "stacker must be 'auto', 'mean', 'calibrated', 'nonnegative' or 'logistic'; got best"),
-        (["--stacker", "Mean"], "stacker must be 'auto', 'mean', 'calibrated', 'nonnegative' or 'logistic'; got Mean"),
-        (["--repeats", "1001"], "repeats must be less than or equal to 1000; got 1001"),
+        (
+            ["--stacker", "best"],
+            "--stacker must be 'auto', 'mean', 'calibrated', 'nonnegative' or 'logistic'; got best",
+        ),
+        (
+            ["--stacker", "Mean"],
+            "--stacker must be 'auto', 'mean', 'calibrated', 'nonnegative' or 'logistic'; got Mean",
+        ),
+        (["--repeats", "1001"], "--repeats must be <= 1000; got 1001"),
     ],
 )
 def test_other_wrong_options_are_told(
     run: Path, options: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (run / "decision/decision.json").read_bytes()
-    assert fails(capsys, 2, "fit-stacker", "--run", run, *options) == f"fit-stacker: {told}"
+    assert fails(capsys, 2, "fit-stacker", "--run", run, *options) == (
+        f"thera fit-stacker: {told}; see thera fit-stacker --help"
+    )
     assert (run / "decision/decision.json").read_bytes() == before
 
 
@@ -370,8 +378,8 @@ def test_the_default_correction_is_the_first(world: Path, run: Path) -> None:
 def test_a_wrong_correction_is_told(world: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = fails(capsys, 2, *predict(world, run, "--correction", "mean", "--prior", "2"))
     assert told == (
-        "predict: correction must be 'posterior', 'location-scale', 'share' or 'none'; got mean; "
-        "prior must be less than 1; got 2.0"
+        "thera predict: --correction must be 'posterior' or 'none'; got mean; "
+        "--prior must be < 1; got 2; see thera predict --help"
     )
     assert not (run.parent / "out.txt").exists()
 
@@ -403,7 +411,7 @@ def test_a_prior_that_is_no_share_is_refused(
     world: Path, run: Path, prior: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told = fails(capsys, 2, *predict(world, run, f"--prior={prior}"))
-    assert told.startswith("predict: prior must be ") and told.endswith(f"; got {float(prior)}")
+    assert told.startswith("thera predict: --prior must be ") and f"; got {prior}; see" in told
     assert not (run.parent / "out.txt").exists() and not (run / "predictions/same/predictions.json").exists()
 
 

@@ -31,11 +31,11 @@ def test_the_tree_is_the_one_that_is_drawn() -> None:
 
 
 @pytest.mark.parametrize("kind", [TheraError, *STATUS])
-@pytest.mark.parametrize("told", [("a.jpg", "has zero bytes", "remove it"), ("a.jpg", "has zero bytes", "")])
-def test_an_error_crosses_from_one_process_to_another(kind: type[TheraError], told: tuple[str, str, str]) -> None:
-    error = pickle.loads(pickle.dumps(kind(*told)))
-    assert (type(error), error.where, error.found, error.remedy) == (kind, *told)
-    assert (str(error), error.status) == (str(kind(*told)), kind.status)
+@pytest.mark.parametrize("parts", [("a.jpg", "has zero bytes", "remove it"), ("a.jpg", "has zero bytes", "")])
+def test_an_error_crosses_from_one_process_to_another(kind: type[TheraError], parts: tuple[str, str, str]) -> None:
+    error = pickle.loads(pickle.dumps(kind(*parts)))
+    assert (type(error), error.where, error.found, error.remedy) == (kind, *parts)
+    assert (str(error), error.status) == (str(kind(*parts)), kind.status)
 
 
 def test_errors_of_arguments_are_value_errors() -> None:

@@ -141,8 +141,8 @@ def test_a_signal_stops_the_work_at_the_next_step(number: signal.Signals) -> Non
         reached.append("after the step")
     assert reached == ["after the signal"]
     assert bar.done == 1
-    found = f"stopped by {number.name}, what is finished is saved; run the same command again to go on"
-    assert str(caught.value) == f"thera: {found}"
+    message = f"stopped by {number.name}, what is finished is saved; run the same command again to go on"
+    assert str(caught.value) == f"thera: {message}"
     assert signal.getsignal(number) == before
     with stoppable(), progress(1, "anew") as bar:
         bar.advance()

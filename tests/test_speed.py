@@ -26,7 +26,6 @@ from tiny import write_tiny
 
 from ensemble.cli import main
 from ensemble.members import inference, parallel, plans, processes
-from ensemble.members.precision import onednn_computes
 from ensemble.members.plans import Plan
 from ensemble.runs.member import StateFolder
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+from pydantic import TypeAdapter
 
 ODD_IDS = [
     "plain.jpg",
@@ -50,3 +53,9 @@ def write_tiny(folder: Path, n: int, seed: int = 0, size: int = 16) -> np.ndarra
 def listing(folder: Path) -> dict[str, bytes]:
     """Return the bytes of every file below a folder by its path."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def through_json(value: Any) -> Any:
+    """Return a value as it comes back from the JSON of an artifact."""
+    adapter: TypeAdapter[Any] = TypeAdapter(type(value))
+    return adapter.validate_json(json.dumps(adapter.dump_python(value, mode="json"), allow_nan=False), strict=True)

@@ -9,7 +9,6 @@ True
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,6 +37,8 @@ def _package() -> Any:
     ImportError
         Another module of that name comes first on the path.
     """
+    from pathlib import Path
+
     import ensemble
 
     file = getattr(ensemble, "__file__", None)

@@ -72,6 +72,10 @@ class Decision:
     floor: Floor | None  # None where there are too few rows
     notes: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if missing := set(self.stacker.members) - {member.name for member in self.members}:
+            raise ValueError(f"members of the stack are not assessed: {sorted(missing)}")
+
     @property
     def threshold(self) -> float:
         """Of the stacked logit."""

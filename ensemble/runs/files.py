@@ -134,7 +134,7 @@ def read_json(path: Path, type_: type[T], remedy: str, migrate: Migrate | None =
     from pydantic import ValidationError
 
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
         schema = content["schema"]
     except FileNotFoundError:
         raise ArtifactError(path, "is not there", remedy) from None
@@ -144,14 +144,26 @@ def read_json(path: Path, type_: type[T], remedy: str, migrate: Migrate | None =
         raise ArtifactError(path, f"has schema {schema}; this thera reads {SCHEMA}", "use the version that wrote it")
     try:
         current = content if migrate is None else migrate(content)
-        value: T = _adapter(type_).validate_json(json.dumps(current), strict=True)
-        return value
+        return _validated(current, type_)
     except ValidationError as error:
         fault = error.errors()[0]
         field = ".".join(map(str, fault["loc"]))
         raise ArtifactError(path, f"is damaged ({printable(field)}: {printable(fault['msg'])})", remedy) from None
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ArtifactError(path, f"is damaged ({printable(error)})", remedy) from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def _validated(content: dict[str, Any], type_: type[T]) -> T:
+    text, value = json.dumps(content, ensure_ascii=False), None
+    try:
+        value = _adapter(type_).validate_json(text.encode("utf-8"), strict=True)
+    except UnicodeEncodeError:  # a name that is no UTF-8, which pydantic's JSON parser refuses
+        value = _adapter(type_).validate_python(content)
+    return value  # type: ignore[no-any-return]
 
 
 def _adapter(type_: Any) -> TypeAdapter[Any]:
@@ -200,7 +212,7 @@ def table_bytes(table: pd.DataFrame) -> bytes:
     return (head.getvalue() + body.getvalue()).encode("utf-8", "surrogateescape")
 
 
-def read_table(path: Path, columns: Mapping[str, type] | None, remedy: str) -> pd.DataFrame:
+def read_table(path: Path, columns: Mapping[str, type] | None, remedy: str, sha256: str | None = None) -> pd.DataFrame:
     """Read back a table that `write_table` wrote.
 
     Parameters
@@ -211,6 +223,8 @@ def read_table(path: Path, columns: Mapping[str, type] | None, remedy: str) -> p
         text.
     remedy : str
         What to do where the file is missing or damaged.
+    sha256 : str, optional
+        Of the file as it was written.
 
     Returns
     -------
@@ -220,13 +234,16 @@ def read_table(path: Path, columns: Mapping[str, type] | None, remedy: str) -> p
     Raises
     ------
     ArtifactError
-        The file is missing or damaged, or its columns are not these.
+        The file is missing or damaged, it is not the one with this hash, or its columns are not these.
     """
     import pandas as pd
 
     try:
+        data = path.read_bytes()
+        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+            raise ArtifactError(path, "is not the file that thera wrote (its hash differs)", remedy)
         table = pd.read_csv(
-            path,
+            io.BytesIO(data),
             dtype=object,
             na_filter=False,
             encoding="utf-8",
@@ -276,9 +293,7 @@ def decimals(logits: Iterable[float]) -> list[str]:
 def read_logits(path: Path, views: Sequence[str], sha256: str, remedy: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the ids (n,) and the float64 logits (n, views) of a file, once its hash is verified."""
     names = _logit_columns(views)
-    table = read_table(path, {"id": str} | dict.fromkeys(names, np.float64), remedy)
-    if file_sha256(path) != sha256:
-        raise ArtifactError(path, "is not the file that thera wrote (its hash differs)", remedy)
+    table = read_table(path, {"id": str} | dict.fromkeys(names, np.float64), remedy, sha256)
     return np.array(table["id"].tolist(), np.str_), table[list(names)].to_numpy(np.float64)
 
 

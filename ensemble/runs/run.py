@@ -18,9 +18,7 @@ import numpy as np
 
 from ensemble.config import VIEWS
 from ensemble.data.folds import FoldTable
-from ensemble.errors import ArtifactError
 from ensemble.runs.files import (
-    file_sha256,
     locked,
     read_json,
     read_table,
@@ -144,10 +142,8 @@ class Run:
         with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="surrogateescape") as file:
             if file.readline().rstrip().endswith(",group"):
                 columns["group"] = np.int64
-        table, sha256 = read_table(path, columns, TRAIN_FIRST), file_sha256(path)
-        if sha256 != (self.read().folds_sha256 or sha256):
-            raise ArtifactError(path, "is not the file that training wrote (its hash differs)", "restore it")
-        return FoldTable.from_pandas(table)
+        recorded = self.read().folds_sha256 if path.exists() else None
+        return FoldTable.from_pandas(read_table(path, columns, TRAIN_FIRST, recorded))
 
     # --- members and predictions --------------------------------------------------------------------------------------
 

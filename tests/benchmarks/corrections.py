@@ -22,7 +22,7 @@ from ensemble.commands import fit_stacker as fit_stacker_command
 from ensemble.config import CORRECTIONS, VIEWS
 from ensemble.data.source import parse_labels
 from ensemble.decision.averaging import MeanModel, corrected_threshold
-from ensemble.decision.rates import ErrorRates, call, error_rates
+from ensemble.decision.rates import ErrorRates, apply_threshold, error_rates
 from ensemble.decision.threshold import fit_threshold
 from ensemble.runs.run import Run
 
@@ -59,7 +59,7 @@ def count(folder: str, name: str, truth: str) -> None:
     hidden = parse_labels(Path(truth).read_bytes(), truth)
     mean = singles.mean(axis=1)
     best = fit_threshold(mean, hidden)
-    least = error_rates(hidden, call(mean, best)).hter
+    least = error_rates(hidden, apply_threshold(mean, best)).hter
 
     def row(told: str, at: float, rates: ErrorRates) -> None:
         print(
@@ -68,28 +68,28 @@ def count(folder: str, name: str, truth: str) -> None:
 
     print(f"{labels.size} OOF rows, {hidden.size} labelled images that no model saw, {singles.shape[1]} fold models.\n")
     print("| | threshold | FPR | FNR | HTER | regret |\n| --- | ---: | ---: | ---: | ---: | ---: |")
-    own = [error_rates(hidden, call(column, threshold)) for column in singles.T]
+    own = [error_rates(hidden, apply_threshold(column, threshold)) for column in singles.T]
     single = ErrorRates(*np.mean([(each.fpr, each.fnr) for each in own], axis=0), own[0].n_neg, own[0].n_pos)
     row("one fold model (their mean rates)", threshold, single)
-    row("mean, best threshold on these very labels", best, error_rates(hidden, call(mean, best)))
+    row("mean, best threshold on these very labels", best, error_rates(hidden, apply_threshold(mean, best)))
     fit = MeanModel(oof, labels, singles).fit(np.ones(labels.size), np.ones(len(singles)))
     for correction in CORRECTIONS:
         moved = corrected_threshold(correction, threshold, singles, fit)
-        row(f"mean, {correction}", moved, error_rates(hidden, call(mean, moved)))
+        row(f"mean, {correction}", moved, error_rates(hidden, apply_threshold(mean, moved)))
     probability = (1 / (1 + np.exp(-singles))).mean(axis=1)
     kept = 1 / (1 + np.exp(-threshold))
-    row("mean of probabilities, threshold kept", threshold, error_rates(hidden, call(probability, kept)))
+    row("mean of probabilities, threshold kept", threshold, error_rates(hidden, apply_threshold(probability, kept)))
     rng, part, lost, crossed = np.random.default_rng(0), hidden.size // 10, [], []
     for _ in range(50):
         chosen = np.zeros(hidden.size, bool)
         chosen[rng.choice(hidden.size, part, replace=False)] = True
         found = fit_threshold(mean[chosen], hidden[chosen])
-        rest = [error_rates(hidden[~chosen], call(mean[~chosen], at)).hter for at in (found, best)]
+        rest = [error_rates(hidden[~chosen], apply_threshold(mean[~chosen], at)).hter for at in (found, best)]
         lost.append(rest[0] - rest[1])
         called, fold_of = np.empty(hidden.size, np.int8), rng.permutation(hidden.size) % 10
         for fold in range(10):
             inside = fold_of == fold
-            called[inside] = call(mean[inside], fit_threshold(mean[~inside], hidden[~inside]))
+            called[inside] = apply_threshold(mean[inside], fit_threshold(mean[~inside], hidden[~inside]))
         crossed.append(error_rates(hidden, called).hter)
     print(f"\nThreshold fitted on {part} of these labels: mean regret {np.mean(lost):.5f} over 50 draws.")
     print(

@@ -25,10 +25,10 @@ from ensemble.commands.fit_stacker import all_oof_logits, averaged_oof, fit_stac
 from ensemble.config import VIEWS, DecisionConfig
 from ensemble.data.folds import FoldTable
 from ensemble.decision.assessment import REPLICATES
-from ensemble.decision.bootstrap import refit_replicates
 from ensemble.decision.cross_fitting import cross_fit, stack
 from ensemble.decision.decision import fit_decision
 from ensemble.decision.label_noise import estimate_floor
+from ensemble.decision.refits import refit_replicates
 from ensemble.runs.run import Run
 
 FOLDS, MEMBERS = 5, {"a": 1.0, "b": 0.9, "c": 0.6}

@@ -21,7 +21,7 @@ import torch
 from ensemble.config import VIEWS, MemberConfig
 from ensemble.data.source import open_source
 from ensemble.data.store import load_dataset
-from ensemble.decision.rates import call, error_rates
+from ensemble.decision.rates import apply_threshold, error_rates
 from ensemble.decision.threshold import fit_threshold
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import choose_device, predict_logits
@@ -88,7 +88,7 @@ def main() -> None:
                 spent = time.monotonic() - started
                 logits = predict_logits(network, dataset.pixels, held_out, VIEWS, precision, device, bar).mean(axis=1)
             labels = dataset.labels[held_out]
-            rates = error_rates(labels, call(logits, fit_threshold(logits, labels)))
+            rates = error_rates(labels, apply_threshold(logits, fit_threshold(logits, labels)))
             facts = {"variant": variant, "images": len(rows), "seconds": round(spent), "hter": round(rates.hter, 4)}
             print(json.dumps(facts | {"threads": torch.get_num_threads()}), flush=True)
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from ensemble.reports.tables import Table
 
 from ensemble.commands.evaluate import Nested, nested_calls
 from ensemble.commands.fit_stacker import averaged_oof
@@ -24,10 +25,9 @@ from ensemble.commands.run import run_config
 from ensemble.config import VIEW_SETS, ComputeConfig, PredictConfig, seed_sequence
 from ensemble.config_reading import load_config, overridden
 from ensemble.data.source import parse_labels
-from ensemble.decision.comparison import compare_calls, measure_calls
+from ensemble.decision.comparison import compare_predictions, measure_predictions
 from ensemble.decision.rates import auc, error_rates
 from ensemble.progress import say
-from ensemble.reports.tables import Table
 from ensemble.runs.files import write_whole
 from ensemble.runs.member import FROM_SCRATCH
 from ensemble.runs.run import Run
@@ -85,7 +85,7 @@ def main(images: Path, labels: Path, n: int, jobs: int | None, place: Path) -> N
             if path.stem != "ensemble":
                 rows.append(_row(told, run, name, tta, to, facts["config"]["epochs"]))
         if path.stem == "ensemble":
-            whole = compare_calls(to.labels, to.called, to.called, to.groups, to.seed).a
+            whole = compare_predictions(to.labels, to.called, to.called, to.groups, to.seed).a
             hter = f"{whole.rates.hter:.4f}", f"{whole.hter.low:.4f} to {whole.hter.high:.4f}"
             rows.append(("ensemble, stacked", str(EPOCHS.get(path.stem, FEWER)), "2", *hter, "", "", "", ""))
     tables = [
@@ -111,7 +111,7 @@ def _row(told: str, run: Run, name: str, tta: bool, to: Nested, epochs: int) -> 
     views = VIEW_SETS["tta" if tta else "plain"]
     called = nested_calls(run.folder / "members" / name, tta, say).called
     logits = averaged_oof(run, (name,), views).logits[:, 0]
-    compared = compare_calls(to.labels, to.called, called, to.groups, to.seed)
+    compared = compare_predictions(to.labels, to.called, called, to.groups, to.seed)
     return (
         told,
         str(epochs),
@@ -139,7 +139,7 @@ def _voting(folder: Path, others: Path, machine: ComputeConfig) -> Table:
             calls |= {name: [int(row[name]) for row in voted] for name in voted[0] if name.startswith("vote_fold-")}
     rows = []
     for name, called in calls.items():
-        measured = measure_calls(labels, np.array(called))
+        measured = measure_predictions(labels, np.array(called))
         low, high = measured.hter.low, measured.hter.high
         rates = measured.rates
         rows.append((name, f"{rates.fpr:.4f}", f"{rates.fnr:.4f}", f"{rates.hter:.4f}", f"{low:.4f} to {high:.4f}"))

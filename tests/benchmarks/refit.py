@@ -11,9 +11,10 @@ import time
 
 import numpy as np
 
-from ensemble.decision.bootstrap import refit_replicates
+from ensemble.data.folds import FoldTable
 from ensemble.decision.cross_fitting import OofLogits, cross_fit, stack
-from ensemble.decision.rates import call, error_rates
+from ensemble.decision.rates import apply_threshold, error_rates
+from ensemble.decision.refits import refit_replicates
 from ensemble.decision.threshold import fit_threshold
 
 ROWS, TURNS, OURS, PLAIN = 100_000, 5, 200, 10
@@ -24,7 +25,7 @@ def main() -> None:
     labels = (rng.random(ROWS) > 0.12).astype(np.int8)
     logits = rng.normal(size=(ROWS, 3)) + np.outer(2.0 * labels - 1, (1.0, 0.6, 0.3))
     fold_of = (np.arange(ROWS) % 5).astype(np.int8)
-    rows = OofLogits(np.arange(ROWS), labels, fold_of, ("a", "b", "c"), logits).rows
+    rows = OofLogits(FoldTable(np.arange(ROWS), labels, fold_of), ("a", "b", "c"), logits).rows
     rule = stack("logistic")
     scores, splits = rule(rows).score(logits), cross_fit(rows, rule).splits
 
@@ -37,7 +38,7 @@ def main() -> None:
                 inside = split.inside[drawn]
                 fitted, held = drawn[~inside], drawn[inside]
                 threshold = fit_threshold(split.scores[fitted], labels[fitted])
-                error_rates(labels[held], call(split.scores[held], threshold))
+                error_rates(labels[held], apply_threshold(split.scores[held], threshold))
 
     ours_took, plain_took = [], []
     for turn in range(TURNS):

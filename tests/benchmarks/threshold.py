@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ensemble.bench.grid import by_scikit_learn
-from ensemble.decision.rates import call, error_rates
+from ensemble.decision.rates import apply_threshold, error_rates
 from ensemble.decision.threshold import fit_threshold
 
 
@@ -25,7 +25,7 @@ def clocked(
     """Return the seconds of this process's own time, and the HTER at the threshold that was found."""
     started = time.process_time()
     threshold = fit(logits, labels)
-    return time.process_time() - started, error_rates(labels, call(logits, threshold)).hter
+    return time.process_time() - started, error_rates(labels, apply_threshold(logits, threshold)).hter
 
 
 def run(n: int, repeats: int) -> str:

@@ -15,7 +15,7 @@ from ensemble.commands import evaluate as command
 from ensemble.commands import fit_stacker as fit_stacker_command
 from ensemble.config import VIEWS, DecisionConfig
 from ensemble.data.folds import FoldTable
-from ensemble.decision.comparison import compare_calls, measure_calls
+from ensemble.decision.comparison import compare_predictions, measure_predictions
 from ensemble.decision.rates import error_rates
 from ensemble.runs.run import Run
 
@@ -159,7 +159,7 @@ def test_evaluate_needs_labels(made: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_label_files_are_compared(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = shown(capsys, "compare", made / "a.txt", made / "b.txt", "--labels", made / "truth.txt")
-    compared = compare_calls(LABELS, flipped(60), flipped(20))
+    compared = compare_predictions(LABELS, flipped(60), flipped(20))
     assert row(lines, "A: a.txt")[::3] == ["0.2500"] * 3
     assert row(lines, "B: b.txt")[::3] == [f"{rate:.4f}" for rate in (5 / 60, 15 / 180, 1 / 12)]
     value, low, high = map(float, row(lines, "B minus A ")[6:])
@@ -200,7 +200,9 @@ def test_a_command_line_that_cannot_be_meant(made: Path, capsys: pytest.CaptureF
 # --- compare: runs and members ----------------------------------------------------------------------------------------
 
 
-def test_runs_and_members_are_compared_by_their_nested_calls(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_and_members_are_compared_by_their_nested_predictions(
+    made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = {path: path.read_bytes() for path in made.rglob("*") if path.is_file()}
     lines = shown(capsys, "compare", made / "poor", made / "good/members/strong")
     decision = json.loads((made / "good/decision/decision.json").read_text())["tta"]
@@ -209,8 +211,10 @@ def test_runs_and_members_are_compared_by_their_nested_calls(made: Path, capsys:
     for start, stored in (("A: poor", poor["stacked"]), ("B: strong", strong)):
         found, nested = row(lines, start), stored["nested"]
         assert found[::3] == [f"{x:.4f}" for x in (nested["fpr"], nested["fnr"], (nested["fpr"] + nested["fnr"]) / 2)]
-        side = command.nested_calls(made / ("poor" if stored is not strong else "good/members/strong"), True, print)
-        interval = measure_calls(LABELS, side.called, seed=5).hter
+        side = command.nested_predictions(
+            made / ("poor" if stored is not strong else "good/members/strong"), True, print
+        )
+        interval = measure_predictions(LABELS, side.y_pred, seed=5).hter
         assert found[7:] == [f"{interval.low:.4f}", f"{interval.high:.4f}"], "of these calls"
         assert stored["refitted"] or found[7:] == [f"{stored['interval'][end]:.4f}" for end in ("low", "high")]
     assert any(line.startswith("strong's HTER is ") and line.endswith("beyond chance.") for line in lines)
@@ -219,7 +223,7 @@ def test_runs_and_members_are_compared_by_their_nested_calls(made: Path, capsys:
     assert {path: path.read_bytes() for path in made.rglob("*") if path.is_file()} == before
 
 
-def test_the_stacks_nested_calls_are_those_of_its_report(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_stacks_nested_predictions_are_those_of_its_report(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for option, key in (("--tta", "tta"), ("--no-tta", "plain")):
         nested = json.loads((made / "good/decision/decision.json").read_text())[key]["stacked"]["nested"]
         lines = shown(capsys, "compare", made / "good", made / "poor", option)
@@ -283,9 +287,9 @@ def test_groups_are_heeded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert row(plain, "B minus A ") != row(grouped, "B minus A ") == row(mixed, "B minus A ")
     called = []
     for name in ("strong", "weak"):
-        side = command.nested_calls(tmp_path / "grouped/members" / name, True, lambda _: None)
-        called.append(side.called)
-    interval = compare_calls(LABELS, *called, groups, seed=5).hter.interval
+        side = command.nested_predictions(tmp_path / "grouped/members" / name, True, lambda _: None)
+        called.append(side.y_pred)
+    interval = compare_predictions(LABELS, *called, groups, seed=5).hter.interval
     assert row(grouped, "B minus A ")[7:] == [f"{interval.low:+.4f}", f"{interval.high:+.4f}"]
 
 
@@ -341,15 +345,15 @@ def test_what_a_run_lacks_is_named(made: Path, tmp_path: Path, capsys: pytest.Ca
     shown(capsys, "compare", run / "members/strong", made / "good")
 
 
-def test_the_nested_calls_are_fitted_without_their_fold(made: Path) -> None:
+def test_the_nested_predictions_are_fitted_without_their_fold(made: Path) -> None:
     """The threshold of each fold's calls is the best on the other folds, found by trying them all."""
-    side = command.nested_calls(made / "good/members/weak", True, lambda _: None)
+    side = command.nested_predictions(made / "good/members/weak", True, lambda _: None)
     table = Run(made / "good").read_folds()
     logits = fit_stacker_command.oof_logits(Run(made / "good").member("weak"), table).mean(axis=1)
     for fold in range(3):
         inside = table.fold_of == fold
         least = min(error_rates(LABELS[~inside], logits[~inside] >= cut).hter for cut in logits[~inside])
-        called = side.called[inside].astype(bool)
+        called = side.y_pred[inside].astype(bool)
         low, high = logits[inside][~called].max(), logits[inside][called].min()
         assert low < high
         cuts = [cut for cut in logits[~inside] if low < cut <= high] + [high]

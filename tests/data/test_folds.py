@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ensemble.data.folds import assign_folds, together
+from ensemble.data.folds import FoldTable, assign_folds, together
 from ensemble.errors import ConfigError, DataError
 
 
@@ -112,3 +112,34 @@ def test_together_is_the_finest_partition(rows: list[tuple[int, int]]) -> None:
                 unit = [low if u == high else u for u in unit]
     digests, groups = np.array(rows).T
     assert together(digests.astype("S2"), groups).tolist() == unit
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"ids": np.zeros(16)}, "16 ids must be distinct"),
+        ({"ids": np.arange(15)}, r"ids must have shape \(16,\); got \(15,\)"),
+        ({"labels": np.full(16, 2)}, "labels must be 0 or 1"),
+        ({"groups": np.zeros(16)}, "group 0 must lie in one fold"),
+        ({"groups": np.zeros(3)}, r"groups must have shape \(16,\)"),
+    ],
+)
+def test_a_fold_table_that_contradicts_itself_is_refused(change: dict[str, np.ndarray], says: str) -> None:
+    arrays = {"ids": np.arange(16), "labels": np.arange(16) % 2, "fold_of": np.arange(16) // 4}
+    FoldTable(**arrays)
+    with pytest.raises(DataError, match=says):
+        FoldTable(**(arrays | change))
+
+
+@pytest.mark.parametrize("groups", [None, np.arange(6) // 2])
+def test_a_fold_table_goes_through_pandas_and_can_be_reordered(groups: np.ndarray | None) -> None:
+    table = FoldTable(np.array(list("abcdef")), np.arange(6) % 2, np.arange(6) // 2, groups)
+    again = FoldTable.from_pandas(table.to_pandas())
+    backwards = table.reordered(np.arange(6)[::-1])
+    for name in ("ids", "labels", "fold_of", "groups"):
+        expected = getattr(table, name)
+        if expected is None:
+            assert getattr(again, name) is None and getattr(backwards, name) is None
+        else:
+            np.testing.assert_array_equal(getattr(again, name), expected)
+            np.testing.assert_array_equal(getattr(backwards, name), expected[::-1])

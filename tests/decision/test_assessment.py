@@ -3,21 +3,24 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 from scipy.stats import beta, norm
+from tiny import through_json
 
-from ensemble.data.folds import assign_folds
-from ensemble.decision.assessment import FEW_ERRORS, REPLICATES, Assessment, assess, member_report
-from ensemble.decision.bootstrap import refit_interval, refit_replicates
+from ensemble.data.folds import FoldTable, assign_folds
+from ensemble.decision.assessment import FEW_ERRORS, REPLICATES, assess, member_report
 from ensemble.decision.comparison import compare_predictions, measure_predictions
 from ensemble.decision.cross_fitting import MAJORITY_VOTE, OofLogits, cross_fit, member_logit, of_score, stack
-from ensemble.decision.decision import COSTS, SCHEMA, Decision, fit_decision, stack_replicates
+from ensemble.decision.decision import COSTS, Decision, fit_decision, stack_replicates
 from ensemble.decision.intervals import Interval, counting_intervals
 from ensemble.decision.label_noise import estimate_floor
 from ensemble.decision.objective import HTER, BoundedFnr, BoundedFpr, Objective, WeightedError
 from ensemble.decision.rates import apply_threshold, auc, error_rates
+from ensemble.decision.refits import refit_interval, refit_replicates
 from ensemble.decision.stacker import STACKERS
 from ensemble.decision.threshold import fit_threshold
 from ensemble.errors import ArtifactError, DataError
+from ensemble.runs import files
 
 OBJECTIVES = [Objective.parse(form) for form in ("hter", "cost:2.5,1", "fpr:0.05", "fnr:0.1")]
 by_text = {"ids": lambda objective: objective.text}
@@ -78,7 +81,7 @@ def test_where_nothing_is_fitted_nothing_is_flattered(make_oof, quick):
 def test_a_member_alone_is_as_it_is_in_the_decision_but_for_its_interval(make_oof, quick):
     """In its own report the threshold is fitted anew; beside the stack the calls are kept and compared."""
     oof = make_oof()
-    alone = member_report("m1", oof.ids, oof.logits[:, 1], oof.labels, oof.fold_of, seed=4)
+    alone = member_report("m1", oof.table, oof.logits[:, 1], seed=4)
     beside = fit_decision(oof, (), 4, stacker="mean").members[1]
     assert alone.refitted and not beside.refitted
     assert alone.difference is None and beside.difference is not None
@@ -103,14 +106,14 @@ def test_intervals_are_those_of_replicates_or_of_the_calls(make_oof, objective, 
     expected = [refit_interval(pair, errors, of) for of in (BoundedFnr(1.0), BoundedFpr(1.0), HTER)]
     assert (fewest_errors(refitted.nested) < FEW_ERRORS) == few
     if few:
-        counted = counting_intervals(refitted.nested, 5)
+        counted = counting_intervals(refitted.nested)
         expected = [reaching(*both) for both in zip(expected, counted, strict=True)]
     assert [refitted.fpr, refitted.fnr, refitted.interval] == expected  # whatever the objective
     measured = measure_predictions(oof.labels, nested.y_pred, oof.groups, 5)
     assert (kept.fpr, kept.fnr, kept.interval) == (measured.fpr, measured.fnr, measured.hter)
     assert (kept.nested, kept.apparent, kept.folds) == (refitted.nested, refitted.apparent, refitted.folds)
     assert kept.auc == auc(nested.scores, oof.labels)
-    blind = assess("a", replace(oof, groups=None), rule, objective, 5, True)
+    blind = assess("a", replace(oof, table=replace(oof.table, groups=None)), rule, objective, 5, True)
     assert (blind.interval != refitted.interval) == grouped
 
 
@@ -126,7 +129,7 @@ def test_an_interval_reaches_what_the_counts_of_few_errors_leave_open(make_oof, 
         alone = [refit_interval(pair, errors, of) for of in (BoundedFnr(1.0), BoundedFpr(1.0), HTER)]
         widened[n] = list(intervals) != alone
         if n == 200:
-            for interval, counted in zip(intervals, counting_intervals(found.nested, 5), strict=True):
+            for interval, counted in zip(intervals, counting_intervals(found.nested), strict=True):
                 assert interval.low <= counted.low < counted.high <= interval.high
         assert (fewest_errors(found.nested) < FEW_ERRORS) == widened[n]
     assert widened == {200: True, 4000: False}
@@ -135,7 +138,7 @@ def test_an_interval_reaches_what_the_counts_of_few_errors_leave_open(make_oof, 
 def test_rows_that_are_separated_perfectly_are_no_promise_of_no_error(rng):
     labels = np.arange(240) % 8 > 0  # 30 of label 0
     logits = np.where(labels, 3.0, -3.0) + rng.uniform(-1, 1, 240)
-    report = member_report("a", range(240), logits, labels, np.arange(240) // 8 % 5)
+    report = member_report("a", FoldTable(np.arange(240), labels, np.arange(240) // 8 % 5), logits)
     assert report.nested.hter == report.apparent.hter == 0
     for interval, n in ((report.fpr, 30), (report.fnr, 210)):
         assert interval.low == 0
@@ -150,7 +153,7 @@ def test_of_few_rows_the_interval_holds_the_true_hter(monkeypatch):
     labels, apart, held = np.arange(240) % 8 > 0, 2.3, []
     for seed in range(150):
         logits = np.random.default_rng(seed).normal(size=240) + apart * np.where(labels, 1, -1)
-        report = member_report("a", range(240), logits, labels, np.arange(240) // 8 % 5, seed=seed)
+        report = member_report("a", FoldTable(np.arange(240), labels, np.arange(240) // 8 % 5), logits, seed=seed)
         true = (norm.sf(report.threshold + apart) + norm.cdf(report.threshold - apart)) / 2
         held.append(report.interval.low <= true <= report.interval.high)
     assert np.mean(held) >= 0.90
@@ -294,8 +297,8 @@ def test_the_objective_is_passed_through(make_oof, quick, objective):
     for j, member in enumerate(decision.members):
         assert member.threshold == fit_threshold(oof.logits[:, j], oof.labels, objective)
     for row in (decision.stacked, *decision.members, *decision.stackers):
-        assert objective.max_fpr is None or row.apparent.fpr <= objective.max_fpr
-        assert objective.max_fnr is None or row.apparent.fnr <= objective.max_fnr
+        assert row.apparent.fpr <= getattr(objective, "max_fpr", 1)
+        assert row.apparent.fnr <= getattr(objective, "max_fnr", 1)
     best = objective.loss_of(fit_decision(oof, (), stacker=decision.kind).apparent)
     if isinstance(objective, WeightedError):
         assert objective.loss_of(decision.apparent) <= best
@@ -312,12 +315,12 @@ def test_a_nested_rate_is_near_the_one_that_is_held(make_oof, quick):
 def test_the_replicates_of_a_stored_decision_are_those_of_its_interval(make_oof, quick, objective):
     for n in (400, 4000):
         oof = make_oof(n)
-        decision = Decision.from_json(json.loads(json.dumps(fit_decision(oof, (), 6, objective, "mean").to_json())))
+        decision = through_json(fit_decision(oof, (), 6, objective, "mean"))
         errors = [each.errors for each in stack_replicates(decision, oof, 6, 20)]
         expected = refit_interval((decision.nested.fpr, decision.nested.fnr), errors, HTER)
         assert (fewest_errors(decision.nested) < FEW_ERRORS) == (n == 400)
         if n == 400:
-            expected = reaching(expected, counting_intervals(decision.nested, 6)[2])
+            expected = reaching(expected, counting_intervals(decision.nested)[2])
         assert decision.interval == expected
 
 
@@ -364,19 +367,15 @@ def test_json_keeps_every_bit(make_oof, quick, objective):
     decision = fit_decision(oof, ("plain", "flip"), 1, objective, "nonnegative", repeats=2)
     decision = replace(decision, floor=estimate_floor(np.linspace(-3, 3, 400), oof.labels, replicates=5))
     assert decision.floor is not None and decision.curve and decision.stackers and decision.repeated
-    stored = json.loads(json.dumps(decision.to_json(), allow_nan=False))
-    assert Decision.from_json(stored) == decision
-    assert Decision.from_json(stored).to_json() == decision.to_json()
-    assert stored["schema"] == SCHEMA == 2
-    assert stored["objective"] == objective.text
+    assert through_json(decision) == decision
     for row in (decision.stacked, decision.members[0]):  # one with a difference, one without
-        assert Assessment.from_json(json.loads(json.dumps(row.to_json()))) == row
+        assert through_json(row) == row
 
 
 def test_a_rate_of_many_digits_is_kept(make_oof, quick):
     objective = BoundedFpr(0.1234567890123)
     decision = fit_decision(make_oof(100), (), objective=objective)
-    assert Decision.from_json(json.loads(json.dumps(decision.to_json()))).objective == objective
+    assert through_json(decision).objective == objective
 
 
 @pytest.fixture(scope="module")
@@ -384,10 +383,10 @@ def stored():
     rng = np.random.default_rng(1)
     labels = np.arange(200) % 2
     logits = rng.normal(size=(200, 2)) + labels[:, None]
-    oof = OofLogits(np.arange(200), labels, np.arange(200) // 2 % 2, ("a", "b"), logits)
+    oof = OofLogits(FoldTable(np.arange(200), labels, np.arange(200) // 2 % 2), ("a", "b"), logits)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ensemble.decision.assessment.REPLICATES", 20)
-        return json.dumps(fit_decision(oof, (), stacker="mean").to_json())
+        return TypeAdapter(Decision).dump_python(fit_decision(oof, (), stacker="mean"), mode="json")
 
 
 @pytest.mark.parametrize(
@@ -404,26 +403,20 @@ def stored():
         lambda stored: stored["stackers"][0].pop("refitted"),
         lambda stored: stored["stackers"][0]["difference"].pop("value"),
         lambda stored: stored["stacker"]["weights"].pop(),
-        lambda stored: stored["stacked"].update(more=1),
         lambda stored: stored["stacked"]["apparent"].pop("fpr"),
         lambda stored: stored["members"].pop(),
         lambda stored: stored.update(views=None),
     ],
 )
-def test_a_damaged_decision_is_refused(stored, damage):
-    damaged = json.loads(stored)
-    assert Decision.from_json(damaged)
+def test_a_damaged_decision_is_refused(stored, damage, tmp_path):
+    path = tmp_path / "decision.json"
+    files.write_json(path, stored)
+    assert files.read_json(path, Decision, "fit it").kind == "mean"
+    damaged = json.loads(json.dumps(stored))
     damage(damaged)
-    with pytest.raises(ArtifactError):
-        Decision.from_json(damaged)
-
-
-@pytest.mark.parametrize("schema", [1, 3, "2", None])
-def test_another_schema_is_refused_by_name(stored, schema):
-    with pytest.raises(ArtifactError, match=rf"schema must be 2; got {schema}.*run: thera fit-stacker"):
-        Decision.from_json(json.loads(stored) | {"schema": schema})
-    with pytest.raises(ArtifactError, match="schema must be 2; got list"):
-        Decision.from_json([])
+    files.write_json(path, damaged)
+    with pytest.raises(ArtifactError, match=r"decision\.json: is damaged .*; fit it"):
+        files.read_json(path, Decision, "fit it")
 
 
 def test_it_is_deterministic(make_oof, quick):

@@ -7,7 +7,7 @@ from cascade import COST, MEMBERS, WORLDS, draw, labelled, of_one_fold, simulate
 from scipy.stats import beta, binom
 
 from ensemble.decision import cascade as cascade_module
-from ensemble.decision.cascade import fit_cascade, upper_bound
+from ensemble.decision.cascade import CascadeWalk, changed_labels, fit_cascade, upper_bound
 from ensemble.decision.stacker import Stacker
 from ensemble.errors import DataError
 
@@ -278,3 +278,55 @@ def test_what_cannot_be_meant_is_refused(change, message):
 def test_logits_of_other_members_are_refused(cascade):
     with pytest.raises(DataError, match=r"needs logits of shape \(n, 3, 2\)"):
         cascade.impute(0, np.zeros((4, 2, 3)))
+
+
+# --- the walk ---------------------------------------------------------------------------------------------------------
+
+
+def walked(cascade, stacker, logits, threshold):
+    """Walk images whose logits (n, m, v, k) are all known; return the walk, the cells it evaluated, and the stops."""
+    walk = CascadeWalk(cascade, stacker, len(logits), logits.shape[3], threshold)
+    evaluated, stopped = np.zeros(logits.shape[:3], bool), 0
+    while walk.rows.size:
+        member, view = walk.cell
+        evaluated[walk.rows, member, view] = True
+        stopped += walk.add(logits[walk.rows, member, view])
+    return walk, evaluated, stopped
+
+
+@pytest.mark.parametrize("threshold", [0.3, None])
+def test_a_walk_stops_each_image_at_its_first_certain_stage(rng, threshold):
+    signal = rng.normal(size=(6000, 1, 1))
+    views = signal + 0.6 * rng.normal(size=(6000, 3, 2))
+    stacker = Stacker(("a", "b", "c"), (0.5, 0.3, 0.2), 0.0)
+    cascade = fit_cascade(views, stacker, 0.3, [1.0, 2.0, 4.0], 0.98)
+    logits = rng.normal(size=(400, 1, 1, 1)) + 0.6 * rng.normal(size=(400, 3, 2, 4))
+    walk, evaluated, stopped = walked(cascade, stacker, logits, threshold)
+    last = len(cascade.order) - 1
+    for row in range(400):  # by hand, one image and one stage at a time
+        stage, known = last, logits[row : row + 1].mean(axis=3)
+        if threshold is not None:
+            for j in range(last):
+                predicted = stacker.apply(cascade.impute(j, known).mean(axis=2))
+                if cascade.stops(j, predicted, threshold)[0]:
+                    stage = j
+                    break
+        assert walk.stopped[row] == stage
+        assert {tuple(cell) for cell in np.argwhere(evaluated[row])} == set(cascade.order[: stage + 1])
+        for fold in range(4):
+            expected = cascade.impute(stage, logits[row : row + 1, :, :, fold])[0]
+            np.testing.assert_array_equal(walk.logits()[row, :, :, fold], expected)
+    assert stopped == np.count_nonzero(walk.stopped < last)
+    assert (stopped > 50) == (threshold is not None)
+
+
+def test_the_changed_labels_are_those_of_walking_with_the_threshold(rng):
+    views = rng.normal(size=(6000, 1, 1)) + rng.normal(size=(6000, 2, 2))
+    stacker = Stacker(("a", "b"), (0.5, 0.5), 0.0)
+    cascade = fit_cascade(views, stacker, 0.0, [1.0, 1.0], 0.9)
+    logits = rng.normal(size=(3000, 1, 1, 1)) + rng.normal(size=(3000, 2, 2, 1))
+    walk, _, _ = walked(cascade, stacker, logits, 0.0)
+    early = stacker.apply(walk.logits()[..., 0].mean(axis=2)) >= 0
+    exact = stacker.apply(logits[..., 0].mean(axis=2)) >= 0
+    changed = changed_labels(cascade, stacker, logits[..., 0], 0.0)
+    assert changed == np.count_nonzero(early != exact) > 0

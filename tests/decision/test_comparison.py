@@ -224,7 +224,7 @@ def test_an_evaluation_is_what_scikit_learn_says(rng, calls):
     [
         ([1, 1], [0, 1], "got 0 of label 0 in 2 images"),
         ([0, 1], [0, 1, 1], "one shape; got"),
-        ([0, 1], [0, 2], "calls must be 0 or 1; got 2 at row 1"),
+        ([0, 1], [0, 2], "predictions must be 0 or 1; got 2 at row 1"),
     ],
 )
 def test_calls_that_cannot_be_measured_are_refused(measure, labels, y_pred, says):

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
-from scipy.stats import beta
+from scipy.integrate import quad
+from scipy.stats import beta, betabinom
 
+from ensemble.decision.bootstrap import kinds_of_group
 from ensemble.decision.comparison import measure_predictions
-from ensemble.decision.intervals import counting_intervals, kinds_of_group, new_set_interval
+from ensemble.decision.intervals import beta_mean_interval, counting_intervals, new_set_interval
 from ensemble.decision.rates import ErrorRates, error_rates
 from ensemble.errors import DataError
 
@@ -72,10 +74,10 @@ def test_a_seed_fixes_the_interval(rng):
 def test_the_new_set_interval_covers_the_hter_that_is_measured(rng):
     fpr, fnr, n_neg, n_pos, new_neg, new_pos = 0.15, 0.06, 300, 2200, 75, 550
     inside = 0
-    for trial in range(600):
+    for _ in range(600):
         old = ErrorRates(rng.binomial(n_neg, fpr) / n_neg, rng.binomial(n_pos, fnr) / n_pos, n_neg, n_pos)
         measured = (rng.binomial(new_neg, fpr) / new_neg + rng.binomial(new_pos, fnr) / new_pos) / 2
-        interval = new_set_interval(old, new_neg, new_pos, seed=trial, replicates=2000)
+        interval = new_set_interval(old, new_neg, new_pos)
         inside += interval.low <= measured <= interval.high
     assert 0.925 < inside / 600 < 0.975
 
@@ -87,7 +89,7 @@ def test_no_error_seen_is_no_promise_of_none():
 
 @pytest.mark.parametrize("rates", [ErrorRates(0.2, 0.1, 4_000, 30_000), ErrorRates(0.05, 0.3, 20_000, 3_000)])
 def test_of_large_counts_the_counting_intervals_are_those_of_the_binomial_closed_form(rates):
-    fpr, fnr, hter = counting_intervals(rates, replicates=200_000)
+    fpr, fnr, hter = counting_intervals(rates)
     for interval, rate, n in ((fpr, rates.fpr, rates.n_neg), (fnr, rates.fnr, rates.n_pos)):
         half = 1.959964 * (rate * (1 - rate) / n) ** 0.5
         assert (interval.low, interval.high) == pytest.approx((rate - half, rate + half), abs=0.05 * half)
@@ -96,17 +98,44 @@ def test_of_large_counts_the_counting_intervals_are_those_of_the_binomial_closed
 
 
 def test_of_small_counts_the_counting_intervals_are_those_of_jeffreys():
-    fpr, fnr, hter = counting_intervals(ErrorRates(0.0, 0.1, 30, 210), replicates=200_000)
+    fpr, fnr, hter = counting_intervals(ErrorRates(0.0, 0.1, 30, 210))
     for interval, wrong, n in ((fpr, 0, 30), (fnr, 21, 210)):
-        assert (interval.low, interval.high) == pytest.approx(
-            beta.ppf([0.025, 0.975], wrong + 0.5, n - wrong + 0.5), rel=0.02, abs=1e-4
-        )
+        expected = beta.ppf([0.025, 0.975], wrong + 0.5, n - wrong + 0.5)
+        assert (interval.low, interval.high) == pytest.approx(expected, rel=1e-9)
     assert (fpr.low + fnr.low) / 2 < hter.low < 0.05 < hter.high < (fpr.high + fnr.high) / 2
 
 
-def test_a_seed_fixes_the_counting_intervals():
-    rates = ErrorRates(0.1, 0.1, 30, 210)
-    assert counting_intervals(rates, 3) == counting_intervals(rates, 3) != counting_intervals(rates, 4)
+SHAPES = [((0.5, 10.5), (0.5, 3.5)), ((30.5, 970.5), (5.5, 200.5)), ((0.5, 0.5), (2.0, 2.0)), ((530.5, 9152.5), (7, 9))]
+
+
+@pytest.mark.parametrize(("first", "second"), SHAPES)
+def test_the_mean_of_two_betas_has_the_quantiles_of_an_independent_quadrature(first, second):
+    def at_most(total):  # integrates over the other variable, adaptively
+        value, _ = quad(lambda u: beta.cdf(total - beta.ppf(u, *second), *first), 0, 1, limit=500, epsabs=1e-9)
+        return value
+
+    interval = beta_mean_interval(first, second)
+    assert at_most(2 * interval.low) == pytest.approx(0.025, abs=1e-5)
+    assert at_most(2 * interval.high) == pytest.approx(0.975, abs=1e-5)
+
+
+@pytest.mark.parametrize(("n_neg", "n_pos"), [(1, 1), (3, 5), (12, 40)])
+@pytest.mark.parametrize("rates", [ErrorRates(0.0, 0.0, 4, 6), ErrorRates(0.25, 0.1, 20, 30)])
+def test_the_new_set_interval_is_that_of_enumerating_all_counts(rates, n_neg, n_pos):
+    shapes = [
+        (round(rate * n) + 0.5, n - round(rate * n) + 0.5)
+        for rate, n in ((rates.fpr, rates.n_neg), (rates.fnr, rates.n_pos))
+    ]
+    hters, chances = [], []
+    for false_pos in range(n_neg + 1):
+        for false_neg in range(n_pos + 1):
+            hters.append((false_pos / n_neg + false_neg / n_pos) / 2)
+            chances.append(betabinom.pmf(false_pos, n_neg, *shapes[0]) * betabinom.pmf(false_neg, n_pos, *shapes[1]))
+    order = np.argsort(hters)
+    below = np.cumsum(np.array(chances)[order])
+    expected = [np.array(hters)[order][np.searchsorted(below, level - 1e-12)] for level in (0.025, 0.975)]
+    interval = new_set_interval(rates, n_neg, n_pos)
+    assert (interval.low, interval.high) == pytest.approx(expected, abs=1e-8)
 
 
 def test_a_new_set_needs_both_classes():

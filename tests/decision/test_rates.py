@@ -49,7 +49,7 @@ def test_a_tie_is_a_one():
         ([0, 0], [1, 0], "got 0 of label 1 in 2 images"),
         ([0, 1], [1, 0, 1], r"one shape; got \(2,\) and \(3,\)"),
         ([0, 2], [1, 0], "labels must be 0 or 1; got 2 at row 1"),
-        ([0, 1], [np.nan, 0], "calls must be 0 or 1; got nan at row 0"),
+        ([0, 1], [np.nan, 0], "predictions must be 0 or 1; got nan at row 0"),
         (["0", "1"], [1, 0], "labels must be 0 or 1"),
         ([], [], "HTER needs both classes"),
     ],

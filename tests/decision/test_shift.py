@@ -1,8 +1,7 @@
-import json
-
 import numpy as np
 import pytest
 from scipy.stats import binomtest, norm
+from tiny import through_json
 
 from ensemble.decision.rates import ErrorRates, apply_threshold, error_rates
 from ensemble.decision.shift import ALARM, at_prior, check_share
@@ -15,7 +14,7 @@ def images(rng, n, share=0.2, k=3):
     return labels, evidence[:, None] + 0.6 * rng.normal(size=(n, k))
 
 
-def check_logits(rng, n=2000, n_new=8000, share=0.2, moved=0.0, threshold=-0.3):
+def checked(rng, n=2000, n_new=8000, share=0.2, moved=0.0, threshold=-0.3):
     """Return the check of new images, at `share` of label 0 and with logits moved, against OOF rows at 0.2."""
     labels, logits = images(rng, n, k=1)
     rates = error_rates(labels, apply_threshold(logits[:, 0], threshold))
@@ -27,7 +26,7 @@ def check_logits(rng, n=2000, n_new=8000, share=0.2, moved=0.0, threshold=-0.3):
 
 def test_without_a_shift_it_alarms_as_seldom_as_it_says(rng):
     for n_new in (500, 8000):
-        p_values = np.array([check_logits(rng, n_new=n_new).p_value for _ in range(500)])
+        p_values = np.array([checked(rng, n_new=n_new).p_value for _ in range(500)])
         assert (p_values < ALARM).mean() <= 0.024  # 1 % and three of its standard errors
         assert (0.02 if n_new > 2000 else 0) <= (p_values < 0.05).mean() <= 0.08
         assert 0.4 < p_values.mean() < 0.7
@@ -36,12 +35,12 @@ def test_without_a_shift_it_alarms_as_seldom_as_it_says(rng):
 def test_a_few_new_images_are_no_alarm(rng):
     """One image has no spread to read a standard error off, and yet its share is 0 or 1."""
     for n_new in (1, 2, 5):
-        assert np.mean([check_logits(rng, 500, n_new).shifted for _ in range(200)]) <= 0.03
+        assert np.mean([checked(rng, 500, n_new).shifted for _ in range(200)]) <= 0.03
 
 
 def test_a_shift_of_the_mix_is_seen_and_its_prior_is_found(rng):
     for share in (0.1, 0.3, 0.5, 0.8):
-        checks = [check_logits(rng, share=share) for _ in range(100)]
+        checks = [checked(rng, share=share) for _ in range(100)]
         assert np.mean([check.shifted for check in checks]) > 0.95
         off = np.array([check.prior - share for check in checks])
         errors = np.array([check.prior_error for check in checks])
@@ -51,7 +50,7 @@ def test_a_shift_of_the_mix_is_seen_and_its_prior_is_found(rng):
 
 
 def test_a_shift_of_the_images_is_seen_too(rng):
-    assert np.mean([check_logits(rng, moved=-0.4).shifted for _ in range(50)]) > 0.9
+    assert np.mean([checked(rng, moved=-0.4).shifted for _ in range(50)]) > 0.9
 
 
 def test_the_figures_by_hand():
@@ -112,17 +111,19 @@ def test_a_prior_stays_a_share():
 
 
 def test_it_says_what_it_saw(rng):
-    calm, shifted = check_logits(rng), check_logits(rng, share=0.5)
+    calm, shifted = checked(rng), checked(rng, share=0.5)
     for check in (calm, shifted):
-        assert f"call {check.new_share:.4f} of the new images 0, and {check.oof_share:.4f} of the OOF" in check.told
-        assert f"p = {check.p_value:.2g}" in check.told
-    assert calm.told.startswith("Share check: ") and calm.told.endswith("no sign of a shift.")
-    assert shifted.told.startswith("SHIFT: ")
+        assert (
+            f"predict {check.new_share:.4f} of the new images as 0, and {check.oof_share:.4f} of the OOF"
+            in check.message
+        )
+        assert f"p = {check.p_value:.2g}" in check.message
+    assert calm.message.startswith("Share check: ") and calm.message.endswith("no sign of a shift.")
+    assert shifted.message.startswith("SHIFT: ")
     low, high = (shifted.prior + side * 1.96 * shifted.prior_error for side in (-1, 1))
-    assert f"label 0 is {low:.3f} to {high:.3f} of the new images (give it as --prior" in shifted.told
+    assert f"label 0 is {low:.3f} to {high:.3f} of the new images (give it as --prior" in shifted.message
     assert low < 0.5 < high
-    stored = json.loads(json.dumps(shifted.to_json(), allow_nan=False))
-    assert stored["shifted"] is True and stored["p_value"] == shifted.p_value and stored["prior"] == shifted.prior
+    assert shifted.shifted and through_json(shifted) == shifted
 
 
 # --- another prior ----------------------------------------------------------------------------------------------------
@@ -170,5 +171,5 @@ def test_a_logit_that_is_moved_is_calibrated_there(rng):
 @pytest.mark.parametrize("prior", [0.0, 1.0])
 def test_a_prior_of_all_or_nothing_is_finite(prior):
     there = at_prior(ErrorRates(0.0, 0.0, 10, 90), prior)
-    assert np.isfinite(list(there.to_json().values())).all()
+    assert np.isfinite(list(vars(there).values())).all()
     assert there.error_rate == 0 and there.share_called_0 == prior

@@ -284,15 +284,15 @@ def test_what_is_no_objective_is_refused(form):
 
 
 def test_an_objective_says_what_it_does_and_what_it_loses():
-    told = {form: Objective.parse(form).told for form in ("hter", "cost:5,1", "fpr:0.01", "fnr:0.02")}
-    assert told == {
+    descriptions = {form: Objective.parse(form).description for form in ("hter", "cost:5,1", "fpr:0.01", "fnr:0.02")}
+    assert descriptions == {
         "hter": "the least HTER",
         "cost:5,1": "the least weighted error (5 FPR + 1 FNR) / 6",
         "fpr:0.01": "the least FNR with FPR <= 0.01",
         "fnr:0.02": "the least FPR with FNR <= 0.02",
     }
     rates = error_rates([0, 0, 1, 1, 1, 1], [0, 1, 1, 1, 1, 0])  # FPR 1/2, FNR 1/4
-    losses = [Objective.parse(form).loss_of(rates) for form in told]
+    losses = [Objective.parse(form).loss_of(rates) for form in descriptions]
     assert losses == pytest.approx([0.375, 2.75 / 6, 0.25, 0.5])
 
 

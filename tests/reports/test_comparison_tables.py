@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from ensemble.decision.comparison import Agreement, Comparison, Difference, Measured, compare_calls, evaluate_calls
+from ensemble.decision.comparison import (
+    Agreement,
+    Comparison,
+    Difference,
+    Measured,
+    compare_predictions,
+    evaluate_predictions,
+)
 from ensemble.decision.intervals import Interval
 from ensemble.decision.rates import ErrorRates
 from ensemble.reports.comparison_tables import comparison_tables, evaluation_tables, verdict
@@ -69,7 +76,7 @@ def test_the_verdict_is_one_sentence(comparison, said):
 
 
 def test_the_comparison_shows_both_sides_the_difference_and_the_verdict():
-    comparison = compare_calls(LABELS, A, B)
+    comparison = compare_predictions(LABELS, A, B)
     rates, right = comparison_tables("old.txt", "new.txt", comparison, ("What they are.",))
     assert rates.title == "old.txt (A) and new.txt (B) on the same 1,000 images"
     assert [row[0] for row in rates.rows] == ["A: old.txt", "B: new.txt", "B minus A"]
@@ -91,12 +98,12 @@ def test_the_comparison_shows_both_sides_the_difference_and_the_verdict():
 def test_mcnemars_p_is_shown_to_four_digits():
     b = A.copy()
     b[[0, 200, 201]] = [0, 1, 1]
-    (_, right) = comparison_tables("a", "b", compare_calls(LABELS, A, b))
+    (_, right) = comparison_tables("a", "b", compare_predictions(LABELS, A, b))
     assert [row[5] for row in right.rows] == ["1.0000", "0.5000", "0.2500"]
 
 
 def test_the_evaluation_shows_rates_confusion_and_report():
-    evaluation = evaluate_calls(LABELS, A)
+    evaluation = evaluate_predictions(LABELS, A)
     rates, confusion, report = evaluation_tables("calls.txt", "truth.txt", evaluation)
     hter = evaluation.measured.hter
     assert rates.title == f"calls.txt against truth.txt: HTER 0.1625 [{hter.low:.4f}, {hter.high:.4f}]"
@@ -119,8 +126,8 @@ def test_the_evaluation_shows_rates_confusion_and_report():
 
 def test_every_row_fills_its_columns():
     tables = [
-        *comparison_tables("a", "b", compare_calls(LABELS, A, B)),
-        *evaluation_tables("a", "b", evaluate_calls(LABELS, A)),
+        *comparison_tables("a", "b", compare_predictions(LABELS, A, B)),
+        *evaluation_tables("a", "b", evaluate_predictions(LABELS, A)),
     ]
     assert all(len(row) == len(table.columns) for table in tables for row in table.rows)
     assert all(table.text() and table.markdown() for table in tables)

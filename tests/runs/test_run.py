@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,17 @@ import numpy as np
 import pytest
 from tiny import ODD_IDS, listing
 
+from ensemble.config import MemberConfig
 from ensemble.data.folds import FoldTable
 from ensemble.errors import ArtifactError
 from ensemble.runs import files
 from ensemble.runs.files import refuse_differences
-from ensemble.runs.member import MemberFolder, StateFolder
-from ensemble.runs.run import Run
+from ensemble.runs.member import MemberFolder, MemberIdentity, StateFolder
+from ensemble.runs.run import Run, RunFacts
+
+FACTS = RunFacts(0, 5, 3, (64, 64), None, "ab", "img", "labels.txt", notes=("a",))
+IDENTITY = MemberIdentity("ab", 0, "fp32")
+CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 
 
 def flip(path: Path, at: int = -10) -> None:
@@ -35,33 +41,51 @@ def test_a_folder_without_a_run_names_the_remedy(tmp_path: Path) -> None:
 
 
 def test_a_run_is_begun_once_and_differences_are_named(tmp_path: Path) -> None:
-    run, identity = Run(tmp_path / "r"), {"seed": 0, "folds": 5, "size": [64, 64], "fingerprint": "ab"}
-    run.begin(identity, {"notes": ["a"]})
+    run = Run(tmp_path / "r")
+    run.begin(FACTS)
     begun = (tmp_path / "r" / "run.json").read_bytes()
-    run.begin(identity, {"notes": ["b"]})
+    run.begin(replace(FACTS, notes=("b",)))
     with pytest.raises(ArtifactError) as caught:
-        run.begin(identity | {"seed": 1, "size": [32, 32], "resize": 32}, {})
+        run.begin(replace(FACTS, seed=1, size=(32, 32), resize=32))
     assert str(caught.value) == (
         f"{tmp_path / 'r' / 'run.json'}: was made differently: seed was 0 and is 1, size was [64, 64] and is [32, 32], "
         "resize was None and is 32; use another --run"
     )
     assert (tmp_path / "r" / "run.json").read_bytes() == begun
     stored = run.read()
-    assert stored["schema"] == 1
-    assert stored["notes"] == ["a"]
-    assert stored["history"] == []
-    assert {"python", "torch", "numpy"} <= set(stored["versions"])
+    assert (stored.notes, stored.history) == (("a",), ())
+    assert {"python", "torch", "numpy"} <= set(stored.versions)
 
 
-def test_what_was_run_is_recorded_in_order(tmp_path: Path) -> None:
+def test_commands_are_recorded_in_order(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    run.begin({"seed": 0}, {})
+    run.begin(FACTS)
     run.record("one", 0.0)
     run.record("two", time.time())
-    one, two = run.read()["history"]
-    assert (one["command"], one["when"]) == ("one", "1970-01-01T00:00:00+00:00")
-    assert two["command"] == "two"
-    assert 0 <= two["seconds"] < 5
+    one, two = run.read().history
+    assert (one.command, one.when) == ("one", "1970-01-01T00:00:00+00:00")
+    assert two.command == "two"
+    assert 0 <= two.seconds < 5
+
+
+@pytest.mark.parametrize("change", [{"folds": "2"}, {"seed": "x"}, {"size": None}, {"history": [3]}], ids=str)
+def test_a_run_with_a_field_of_a_wrong_type_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    run = Run(tmp_path)
+    run.begin(FACTS)
+    stored = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(stored | change))
+    with pytest.raises(ArtifactError, match=rf"run\.json: is damaged \({next(iter(change))}.*; train a member first"):
+        run.read()
+
+
+@pytest.mark.parametrize("folder", sorted(CHECKPOINTS.glob("**/run.json")), ids=lambda path: path.parent.name)
+def test_committed_runs_are_read(folder: Path) -> None:
+    run = Run(folder.parent)
+    facts, table = run.read(), run.read_folds()
+    assert facts.n == len(table.ids) and facts.folds == table.k
+    for member in run.members():
+        assert set(member.read().folds) == set(map(str, range(table.k)))
+        assert MemberConfig.model_validate(member.read().current_config | {"weights": None}).name == member.name
 
 
 @pytest.mark.parametrize("found", [{"a": 1}, {}])
@@ -73,10 +97,10 @@ def test_differences_hold_for_keys_on_either_side(found: dict[str, Any]) -> None
     refuse_differences("here", found, dict(found), "")
 
 
-@pytest.mark.parametrize("groups", [None, [7, 7, 2**40, *range(len(ODD_IDS) - 3)]], ids=["plain", "groups"])
+@pytest.mark.parametrize("groups", [None, [7, 2**40, -1, 7, *range(10, 6 + len(ODD_IDS))]], ids=["plain", "groups"])
 def test_folds_go_round(tmp_path: Path, groups: list[int] | None) -> None:
     run, n = Run(tmp_path), len(ODD_IDS)
-    run.begin({"seed": 0}, {})
+    run.begin(FACTS)
     ids, labels = np.array(ODD_IDS), (np.arange(n) % 2).astype(np.int8)
     fold_of = (np.arange(n) % 3).astype(np.int8)
     table = FoldTable(ids, labels, fold_of, None if groups is None else np.array(groups, np.int64))
@@ -89,7 +113,7 @@ def test_folds_go_round(tmp_path: Path, groups: list[int] | None) -> None:
     assert (found.labels.dtype, found.fold_of.dtype) == (np.int8, np.int8)
     assert (None if found.groups is None else found.groups.tolist()) == groups
     flip(tmp_path / "folds.csv", -2)
-    with pytest.raises(ArtifactError, match=r"folds\.csv: is not the file that training wrote"):
+    with pytest.raises(ArtifactError, match=r"folds\.csv: is not the file that thera wrote"):
         run.read_folds()
 
 
@@ -102,7 +126,7 @@ def test_members_come_in_the_order_in_which_they_were_begun(tmp_path: Path) -> N
     run = Run(tmp_path)
     assert run.members() == []
     for name in ("b", "c", "a"):
-        run.member(name).begin({}, {})
+        run.member(name).begin({}, IDENTITY)
     assert [member.name for member in run.members()] == ["b", "c", "a"]
 
 
@@ -123,7 +147,7 @@ def test_predictions_are_named_after_their_set(tmp_path: Path, monkeypatch: pyte
     place = run.predictions(Path("val.v2"), "f00", tta=True)
     assert place.parent == Path("r/predictions")
     assert run.predictions(Path("val.v2"), "f00", tta=False).name == "val.v2-plain"
-    files.write_json(place / "predictions.json", {"schema": 1, "fingerprint": "f00"})
+    files.write_json(place / "predictions.json", {"request": {"fingerprint": "f00"}})
     assert run.predictions(Path("val.v2"), "f00", tta=True) == place
     assert run.predictions(Path("val.v2"), "0123456789", tta=True).name == "val.v2-01234567"
 
@@ -147,7 +171,7 @@ def tensors(value: float = 1.0) -> Any:
 def member(tmp_path: Path) -> MemberFolder:
     """A member with fold 0 finished on three odd ids."""
     member = Run(tmp_path).member("resnet18")
-    member.begin({"lr": 0.1}, {"seed": 0})
+    member.begin({"lr": 0.1}, IDENTITY)
     StateFolder(member.fold(0)).save(tensors(), [{"epoch": 1}])
     logits = np.array([[0.123456, -1.0], [2.0, 3.0], [-40.5, 1e-9]])
     member.finish_fold(0, arrays(), np.array(["a", "=b\r", "\udcff"]), logits, VIEWS, epochs=1)
@@ -163,12 +187,12 @@ def test_a_fold_goes_round(member: MemberFolder) -> None:
     assert {key: value.tolist() for key, value in weights.items()} == {"w": [[1.0] * 3] * 2, "n": 3}
     assert str(weights["n"].dtype) == "torch.int64"
     assert (member.has_fold(0), member.has_fold(1)) == (True, False)
-    facts = member.read()["folds"]["0"]
-    assert facts["epochs"] == 1
-    assert facts["weights_sha256"] == files.file_sha256(member.fold(0) / "weights.safetensors")
+    facts = member.read().folds["0"]
+    assert facts.epochs == 1
+    assert facts.weights_sha256 == files.file_sha256(member.fold(0) / "weights.safetensors")
     assert {path.name for path in member.fold(0).iterdir()} == {"weights.safetensors", "oof.csv", "history.jsonl"}
     member.finish_fold(1, arrays(), np.array(["c"]), np.zeros((1, 2)), VIEWS)
-    assert set(member.read()["folds"]) == {"0", "1"}
+    assert set(member.read().folds) == {"0", "1"}
 
 
 def test_a_fold_that_is_not_finished_is_named(member: MemberFolder) -> None:
@@ -207,14 +231,22 @@ def test_oof_logits_with_a_flipped_bit_or_a_row_short_are_refused(member: Member
 
 def test_a_member_goes_on_only_as_it_was_begun(member: MemberFolder) -> None:
     before = listing(member.folder)
-    member.begin({"lr": 0.1}, {"seed": 0})
+    member.begin({"lr": 0.1}, IDENTITY)
     with pytest.raises(
         ArtifactError, match=r"lr was 0\.1 and is 0\.2, gamma was None and is 2; give it another --name"
     ):
-        member.begin({"lr": 0.2, "gamma": 2}, {"seed": 0})
+        member.begin({"lr": 0.2, "gamma": 2}, IDENTITY)
     with pytest.raises(ArtifactError, match=r"seed was 0 and is 1; give it another --name"):
-        member.begin({"lr": 0.1}, {"seed": 1})
+        member.begin({"lr": 0.1}, replace(IDENTITY, seed=1))
     assert listing(member.folder) == before
+
+
+def test_a_removed_option_that_did_nothing_stops_no_member(member: MemberFolder) -> None:
+    member.update(config={"lr": 0.1, "early_size": None})
+    member.begin({"lr": 0.1}, IDENTITY)
+    member.update(config={"lr": 0.1, "early_size": 32})
+    with pytest.raises(ArtifactError, match="early_size was 32 and is None"):
+        member.begin({"lr": 0.1}, IDENTITY)
 
 
 # --- training state ---------------------------------------------------------------------------------------------------

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import hashlib
+import io
+import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from tiny import ODD_IDS, listing
 
@@ -134,12 +141,62 @@ def test_a_place_that_is_a_file_or_a_folder(tmp_path: Path) -> None:
 # --- JSON -------------------------------------------------------------------------------------------------------------
 
 
-def test_json_goes_round(tmp_path: Path) -> None:
-    value = {"schema": files.SCHEMA, "a": [1, 2.5, None], "name": "é \udcff \n", "at": Path("x/y")}
-    sha256 = files.write_json(tmp_path / "a.json", value)
+@dataclass(frozen=True)
+class Inner:
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Artifact:
+    name: str
+    count: int
+    parts: tuple[Inner, ...]
+    at: Path
+    rate: float | None = None
+
+
+ARTIFACT = Artifact("é \udcff \n", 3, (Inner(0.1 + 0.2, 1e-300), Inner(1.0, 2.0)), Path("x/y"))
+
+
+def test_json_goes_round_to_the_last_bit_with_sorted_keys(tmp_path: Path) -> None:
+    sha256 = files.write_json(tmp_path / "a.json", ARTIFACT)
     assert sha256 == files.file_sha256(tmp_path / "a.json")
-    assert files.read_json(tmp_path / "a.json", "") == value | {"at": "x/y"}
-    assert "é" in (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert files.read_json(tmp_path / "a.json", Artifact, "") == ARTIFACT
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert "é" in text
+    keys = re.findall(r'^  "(\w+)"', text, re.MULTILINE)
+    assert keys == sorted([*vars(ARTIFACT), "schema"])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"count": "3"}, r"count: Input should be a valid integer"),
+        ({"name": None}, r"name: Input should be a valid string"),
+        ({"parts": [{"low": 1.0}]}, r"parts\.0\.high: Field required"),
+        ({"parts": 3}, "parts: Input should be a valid tuple"),
+        ({"rate": True}, "rate: Input should be a valid number"),
+        ({"rate": float("nan")}, "is damaged"),
+    ],
+)
+def test_json_of_a_wrong_type_is_refused_and_the_field_named(tmp_path: Path, change: dict[str, Any], says: str) -> None:
+    files.write_json(tmp_path / "a.json", replace(ARTIFACT, name="é"))
+    stored = json.loads((tmp_path / "a.json").read_text())
+    (tmp_path / "a.json").write_text(json.dumps(stored | change))
+    with pytest.raises(ArtifactError, match=says):
+        files.read_json(tmp_path / "a.json", Artifact, "make it again")
+
+
+def test_an_older_form_is_migrated_and_unknown_keys_are_ignored(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "a.json", {"title": "a", "count": 1, "parts": [], "at": "z", "more": 5})
+
+    def migrate(content: dict[str, Any]) -> dict[str, Any]:
+        return {"name": content["title"], **content}
+
+    assert files.read_json(tmp_path / "a.json", Artifact, "", migrate) == Artifact("a", 1, (), Path("z"))
+    with pytest.raises(ArtifactError, match="name: Field required"):
+        files.read_json(tmp_path / "a.json", Artifact, "")
 
 
 @pytest.mark.parametrize(
@@ -162,14 +219,14 @@ def test_json_goes_round(tmp_path: Path) -> None:
 def test_json_that_is_damaged_or_newer_is_refused(tmp_path: Path, text: bytes, said: str) -> None:
     (tmp_path / "a.json").write_bytes(text)
     with pytest.raises(ArtifactError) as caught:
-        files.read_json(tmp_path / "a.json", "run it")
+        files.read_json(tmp_path / "a.json", Artifact, "run it")
     assert f"{tmp_path / 'a.json'}: {said}" in str(caught.value)
     assert (tmp_path / "a.json").read_bytes() == text
 
 
 def test_json_that_is_missing_names_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"a\.json: is not there; run it$"):
-        files.read_json(tmp_path / "a.json", "run it")
+        files.read_json(tmp_path / "a.json", Artifact, "run it")
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -178,33 +235,69 @@ def test_json_that_is_missing_names_the_remedy(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ids", [ODD_IDS, *([id_] for id_ in ODD_IDS)], ids=lambda ids: repr(ids)[:20])
 def test_a_table_goes_round_whatever_the_ids(tmp_path: Path, ids: list[str]) -> None:
     path = tmp_path / "t.csv"
-    sha256 = files.write_table(path, ("id", "x"), [(id_, n) for n, id_ in enumerate(ids)])
+    table = pd.DataFrame({"id": pd.Series(ids, dtype=object), "x": range(len(ids))})
+    sha256 = files.write_table(path, table)
     assert sha256 == files.file_sha256(path)
-    found, x = files.read_table(path, ("id", "x"), "")
-    assert found == tuple(ids)
-    assert x == tuple(map(str, range(len(ids))))
+    stored = files.read_table(path, {"id": str, "x": np.int64}, "")
+    assert stored["id"].tolist() == ids
+    assert stored["x"].tolist() == list(range(len(ids)))
+    assert files.table_bytes(stored) == path.read_bytes()
+
+
+def test_the_bytes_are_those_of_the_csv_module(tmp_path: Path) -> None:
+    """As tables were written before pandas wrote them."""
+    for ids in (ODD_IDS, [id_ for id_ in ODD_IDS if "\r" not in id_]):
+        rows = [("'" + id_ if id_[:1] in "=+-@\t\r'" else id_, n, n / 3) for n, id_ in enumerate(ids)]
+        bare = any("\r" in row[0] for row in rows)
+        text = io.StringIO(newline="")
+        csv.writer(text, lineterminator="\n").writerow(("id", "n", "x"))
+        quoting = csv.QUOTE_ALL if bare else csv.QUOTE_MINIMAL
+        csv.writer(text, lineterminator="\n", quoting=quoting).writerows(rows)
+        columns = {"id": pd.Series(ids, dtype=object), "n": range(len(ids)), "x": [n / 3 for n in range(len(ids))]}
+        assert files.table_bytes(pd.DataFrame(columns)) == text.getvalue().encode("utf-8", "surrogateescape")
+
+
+def test_floats_keep_every_digit(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=1000) * 10.0 ** np.arange(-300, 300, 0.6)
+    files.write_table(tmp_path / "t.csv", pd.DataFrame({"id": pd.Series(map(str, range(1000)), dtype=object), "x": x}))
+    stored = files.read_table(tmp_path / "t.csv", {"id": str, "x": np.float64}, "")
+    np.testing.assert_array_equal(stored["x"].to_numpy(), x)
+
+
+RECORD = Path(__file__).parents[2] / "checkpoints" / "therapanacea"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*RECORD.glob("folds.csv"), *RECORD.glob("members/*/fold-0/oof.csv"), *RECORD.glob("predictions/*/*.csv")],
+    ids=lambda path: path.relative_to(RECORD).as_posix(),
+)
+def test_the_tables_of_the_record_are_read_and_written_to_the_same_bytes(path: Path) -> None:
+    assert files.table_bytes(files.read_table(path, None, "")) == path.read_bytes()
 
 
 def test_a_spreadsheet_runs_no_formula(tmp_path: Path) -> None:
-    files.write_table(tmp_path / "t.csv", ("id", "x"), [("=cmd()", -1), ("+1", 0), ("-1", 0), ("@a", 0), ("a=1", 0)])
+    ids = pd.Series(["=cmd()", "+1", "-1", "@a", "a=1"], dtype=object)
+    files.write_table(tmp_path / "t.csv", pd.DataFrame({"id": ids, "x": [-1, 0, 0, 0, 0]}))
     assert (tmp_path / "t.csv").read_text() == "id,x\n'=cmd(),-1\n'+1,0\n'-1,0\n'@a,0\na=1,0\n"
 
 
 def test_an_empty_table_has_its_columns(tmp_path: Path) -> None:
-    files.write_table(tmp_path / "t.csv", ("id", "x"), [])
-    assert files.read_table(tmp_path / "t.csv", ("id", "x"), "") == [(), ()]
+    files.write_table(tmp_path / "t.csv", pd.DataFrame({"id": pd.Series(dtype=object), "x": []}))
+    stored = files.read_table(tmp_path / "t.csv", {"id": str, "x": np.float64}, "")
+    assert list(stored.columns) == ["id", "x"] and stored.empty and stored["x"].dtype == np.float64
 
 
 @pytest.mark.parametrize("text", [b"", b"id\n1\n", b"x,id\n1,2\n", b"id,x\n1\n", b"id,x\n1,2,3\n", b'id,x\n"1,2\n'])
 def test_a_table_that_is_damaged_is_refused(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "t.csv").write_bytes(text)
     with pytest.raises(ArtifactError, match=r"t\.csv: is damaged"):
-        files.read_table(tmp_path / "t.csv", ("id", "x"), "again")
+        files.read_table(tmp_path / "t.csv", {"id": str, "x": np.int64}, "again")
 
 
 def test_a_table_or_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"t\.csv: is not there; again"):
-        files.read_table(tmp_path / "t.csv", ("id",), "again")
+        files.read_table(tmp_path / "t.csv", {"id": str}, "again")
     with pytest.raises(ArtifactError, match=r"w: cannot be read \(No such file or directory\)"):
         files.file_sha256(tmp_path / "w")
 
@@ -264,7 +357,7 @@ def hold(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process.stdout.close()
 
 
-def test_a_second_process_is_told_who_works_here(tmp_path: Path, hold: Callable[..., subprocess.Popen[str]]) -> None:
+def test_a_second_process_learns_who_works_here(tmp_path: Path, hold: Callable[..., subprocess.Popen[str]]) -> None:
     holder, started = hold(), time.monotonic()
     with pytest.raises(LockedError) as caught, files.locked(tmp_path):
         raise AssertionError("both are in")
@@ -280,7 +373,17 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path, hold: Callable[...
     holder.kill()
     holder.wait()
     with files.locked(tmp_path):
-        assert (tmp_path / ".lock").read_text() == f"pid {os.getpid()} on {os.uname().nodename}"
+        assert (tmp_path / ".lock.holder").read_text() == f"pid {os.getpid()} on {os.uname().nodename}"
+    assert not (tmp_path / ".lock.holder").exists()
+
+
+def test_a_lock_follows_no_link(tmp_path: Path) -> None:
+    (tmp_path / "outside").write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "outside")
+    with pytest.raises(ResourceError, match="cannot be written"), files.locked(tmp_path / "run"):
+        raise AssertionError("locked through a link")
+    assert (tmp_path / "outside").read_text() == "precious"
 
 
 def test_a_forked_worker_does_not_keep_the_lock_of_its_killed_parent(

@@ -17,10 +17,11 @@ from collections.abc import Iterator
 import numpy as np
 from worlds import World
 
+from ensemble.data.folds import FoldTable
 from ensemble.decision.averaging import averaging_effect
-from ensemble.decision.bootstrap import refit_interval, refit_replicates
 from ensemble.decision.cross_fitting import OofLogits, cross_fit, stack
 from ensemble.decision.rates import Floats, apply_threshold, error_rates
+from ensemble.decision.refits import refit_interval, refit_replicates
 from ensemble.decision.threshold import fit_threshold
 
 WORLDS: dict[str, dict[str, float]] = {
@@ -68,7 +69,7 @@ def simulate(
     hidden, new = world.sample(rng, images)
     truth, population = world.sample(rng, size)
 
-    oof = OofLogits(np.arange(rows), labels, fold_of, tuple("abcde"[:members]), logits)
+    oof = OofLogits(FoldTable(np.arange(rows), labels, fold_of), tuple("abcde"[:members]), logits)
     rule = stack("auto")
     deployed, nested = rule(oof.rows), cross_fit(oof.rows, rule)
     scores = deployed.score(logits)
@@ -82,9 +83,9 @@ def simulate(
     singles, mean_of_new = stacked(population), stacked(new)
     mean = singles.mean(axis=1)
     single = float(np.mean([hter(truth, apply_threshold(column, deployed.threshold)) for column in singles.T]))
-    foreseen = averaging_effect(scores, labels, mean_of_new, deployed.threshold, rates, drawn, seed=seed)
-    assert foreseen is not None
-    chosen, low, high = foreseen.chosen, foreseen.interval.low, foreseen.interval.high
+    effect = averaging_effect(scores, labels, mean_of_new, deployed.threshold, rates, drawn, seed=seed)
+    assert effect is not None
+    chosen, low, high = effect.chosen, effect.interval.low, effect.interval.high
     true = hter(truth, apply_threshold(mean, chosen.threshold))
     here = hter(hidden, apply_threshold(mean_of_new.mean(axis=1), chosen.threshold))
     found = {
@@ -99,11 +100,11 @@ def simulate(
         "expected held": low <= true <= high,
         "centre": (low + high) / 2,
         "here": here,
-        "here half": (foreseen.measured.high - foreseen.measured.low) / 2,
-        "here held": foreseen.measured.low <= here <= foreseen.measured.high,
+        "here half": (effect.new_set_interval.high - effect.new_set_interval.low) / 2,
+        "here held": effect.new_set_interval.low <= here <= effect.new_set_interval.high,
     }
     least = hter(truth, apply_threshold(mean, fit_threshold(mean, truth)))
-    for each in foreseen.candidates:
+    for each in effect.candidates:
         found[f"regret {each.correction}"] = hter(truth, apply_threshold(mean, each.threshold)) - least
     found["regret probabilities"] = (
         hter(truth, apply_threshold(_sigmoid(singles), _sigmoid(deployed.threshold))) - least
@@ -188,8 +189,6 @@ def tables(found: dict[str, Floats], rows: int, images: int) -> str:
     names = {
         "posterior": "best threshold by the model of the mean (posterior)",
         "none": "none",
-        "location-scale": "location and scale of the mean's logits (location-scale)",
-        "share": "the share that single models call 0 (share)",
         "probabilities": "mean of the fold models' probabilities, threshold kept",
         "part": f"threshold fitted on {rows // 10} more labelled rows that no fold trains on",
     }

@@ -18,8 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ensemble.config import MemberConfig
 from ensemble.members.backbones import Backbone, build
 from ensemble.members.cpu import convolutions
-from ensemble.members.cpu.fused import ACTIVATIONS, FusedBackbone, PackedConv2d, PackedLinear, fuse
-from ensemble.members.plans import Plan, REFERENCE, prepare
+from ensemble.members.cpu.fused import ACTIVATIONS, PackedConv2d, PackedLinear
+from ensemble.members.plans import REFERENCE, Plan, prepare
 from ensemble.members.probe import deviation
 
 ARCHS = [

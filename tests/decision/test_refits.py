@@ -6,11 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, norm
 
-from ensemble.decision.bootstrap import Cuts, Replicate, Resampler, refit_interval, refit_replicates
+from ensemble.data.folds import FoldTable
+from ensemble.decision.bootstrap import Resampler
 from ensemble.decision.comparison import measure_predictions
 from ensemble.decision.cross_fitting import OofLogits, cross_fit, member_logit, of_score, stack
 from ensemble.decision.objective import HTER, BoundedFnr, BoundedFpr, Objective, WeightedError
 from ensemble.decision.rates import apply_threshold, error_rates
+from ensemble.decision.refits import Cuts, Replicate, refit_interval, refit_replicates
 from ensemble.decision.threshold import fit_threshold
 
 OBJECTIVES = [Objective.parse(form) for form in ("hter", "cost:5,2", "fpr:0", "fpr:0.3", "fnr:0.1", "fnr:1")]
@@ -143,14 +145,15 @@ def test_near_the_best_the_best_is_found_or_it_is_said_that_it_may_not_be_there(
 
 def test_a_replicate_is_the_same_whether_few_cuts_are_looked_at_or_all(rng, monkeypatch):
     y = (rng.random(2000) < 0.8).astype(np.int8)
-    oof = OofLogits(np.arange(2000), y, np.arange(2000) % 4, ("a", "b"), rng.normal(size=(2000, 2)) + 2 * y[:, None])
+    logits = rng.normal(size=(2000, 2)) + 2 * y[:, None]
+    oof = OofLogits(FoldTable(np.arange(2000), y, np.arange(2000) % 4), ("a", "b"), logits)
     nested, scores = cross_fit(oof.rows, stack("logistic")), stack("logistic")(oof.rows).score(oof.logits)
-    told = []
+    drawn_with = []
     for room in (3.0, 0.0, np.inf):  # with no room, many replicates must look at all
-        monkeypatch.setattr("ensemble.decision.bootstrap._ROOM", room)
+        monkeypatch.setattr("ensemble.decision.refits._ROOM", room)
         drawn = refit_replicates(scores, y, nested.splits, np.arange(2000) // 2, replicates=50)
-        told.append([(one.threshold, one.nested, one.true) for one in drawn])
-    assert told[0] == told[1] == told[2]
+        drawn_with.append([(each.threshold, each.nested, each.true) for each in drawn])
+    assert drawn_with[0] == drawn_with[1] == drawn_with[2]
 
 
 # --- the draw ---------------------------------------------------------------------------------------------------------
@@ -158,7 +161,8 @@ def test_a_replicate_is_the_same_whether_few_cuts_are_looked_at_or_all(rng, monk
 
 def test_rows_are_drawn_with_replacement_and_stratified(rng):
     y = (np.arange(400) % 4 > 0).astype(np.int8)
-    drawn = np.stack([Resampler(y, None).draw(rng) for _ in range(500)])
+    weights_of = Resampler(y).weights_of(rng)
+    drawn = np.stack([weights_of.draw() for _ in range(500)])
     assert (drawn[:, y == 0].sum(axis=1) == 100).all() and (drawn[:, y == 1].sum(axis=1) == 300).all()
     assert (drawn == drawn.round()).all() and drawn.max() > 3
     np.testing.assert_allclose(drawn.mean(axis=0), 1, atol=0.25)
@@ -174,7 +178,7 @@ def test_groups_are_drawn_whole_within_their_strata(rng):
     names = np.unique(groups)
     has = np.array([[(y[groups == name] == label).any() for label in (0, 1)] for name in names])
     for _ in range(100):
-        weights = Resampler(y, groups).draw(rng)
+        weights = Resampler(y, groups).weights_of(rng).draw()
         for name in names:
             assert np.ptp(weights[groups == name]) == 0
         each = np.array([weights[groups == name][0] for name in names])
@@ -192,7 +196,7 @@ def grouped(rng, n=240, k=4, size=3):
     labels = (rng.random(n) < 0.75).astype(np.int8)
     logits = rng.normal(size=(n, 2)) + np.repeat(rng.normal(size=(n // size, 2)), size, axis=0) / 2
     logits = (logits + np.outer(2.0 * labels - 1, (0.8, 0.5))).round(1)  # with ties
-    return OofLogits(np.arange(n), labels, groups % k, ("a", "b"), logits, groups)
+    return OofLogits(FoldTable(np.arange(n), labels, groups % k, groups), ("a", "b"), logits)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES[:5], **ids)
@@ -240,7 +244,7 @@ def test_with_one_best_cut_each_replicate_is_exact(rng):
     x = np.where(y == 1, 1.0, -1.0) * rng.uniform(1, 2, n)
     wrong = rng.choice(n, 30, replace=False)
     x[wrong] *= -1
-    oof = OofLogits(np.arange(n), y, np.arange(n) // 4 % k, ("a",), x[:, None])
+    oof = OofLogits(FoldTable(np.arange(n), y, np.arange(n) // 4 % k), ("a",), x[:, None])
     rule = of_score(member_logit(0))
     nested = cross_fit(oof.rows, rule)
     for replicate in refit_replicates(x, y, nested.splits, replicates=30):
@@ -267,7 +271,7 @@ def test_a_seed_fixes_the_replicates(rng):
 def test_a_fold_that_was_left_with_one_class_is_no_fault():
     """Two rows of label 0, one a fold: in half of the replicates one of them is drawn twice, the other never."""
     y, x = np.array([0, 1, 1, 0, 1, 1], np.int8), np.array([-1.0, 1.0, 2.0, 0.5, 0.0, 3.0])
-    oof = OofLogits(range(6), y, [0, 0, 0, 1, 1, 1], ("a",), x[:, None])
+    oof = OofLogits(FoldTable(np.arange(6), y, [0, 0, 0, 1, 1, 1]), ("a",), x[:, None])
     nested = cross_fit(oof.rows, of_score(member_logit(0)))
     found = list(refit_replicates(x, y, nested.splits, replicates=100))
     assert np.isfinite([each.nested + each.true for each in found]).all()
@@ -304,7 +308,7 @@ def clear_cut(rng, n):
 def test_where_the_threshold_is_clear_it_is_the_closed_form(rng):
     n = 8000
     y, x = clear_cut(rng, n)
-    oof = OofLogits(np.arange(n), y, np.arange(n) // 4 % 5, ("a",), x[:, None])
+    oof = OofLogits(FoldTable(np.arange(n), y, np.arange(n) // 4 % 5), ("a",), x[:, None])
     nested = cross_fit(oof.rows, of_score(member_logit(0)))
     rates = error_rates(y, nested.y_pred)
     assert abs(rates.fpr - 0.2) < 0.03 and abs(rates.fnr - 0.05) < 0.01
@@ -323,7 +327,7 @@ def test_groups_widen_it(rng):
     n, size = 1600, 8
     y, x = clear_cut(rng, n // size)
     y, x, groups = (np.repeat(each, size) for each in (y, x, np.arange(n // size)))
-    oof = OofLogits(np.arange(n), y, groups // 4 % 5, ("a",), x[:, None], groups)
+    oof = OofLogits(FoldTable(np.arange(n), y, groups // 4 % 5, groups), ("a",), x[:, None])
     nested = cross_fit(oof.rows, of_score(member_logit(0)))
     rates, widths = pair(error_rates(y, nested.y_pred)), []
     for of in (None, groups):
@@ -349,7 +353,7 @@ def test_the_interval_covers_the_deployed_rules_true_hter():
     for trial in range(sets):
         y = (np.arange(n) % 6 > 0).astype(np.int8)
         x = rng.normal(size=(n, separations.size)) + np.outer(2.0 * y - 1, separations)
-        oof = OofLogits(np.arange(n), y, np.arange(n) // 6 % 5, tuple("abcd"), x)
+        oof = OofLogits(FoldTable(np.arange(n), y, np.arange(n) // 6 % 5), tuple("abcd"), x)
         deployed, nested = rule(oof.rows), cross_fit(oof.rows, rule)
         stacker = deployed.score.__self__
         centre, spread = np.dot(stacker.weights, separations), np.linalg.norm(stacker.weights)

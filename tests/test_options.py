@@ -1,0 +1,125 @@
+"""The options of the commands: every field of a config model has one, and they say what the models say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from ensemble import options
+from ensemble.cli import COMMANDS
+from ensemble.config import (
+    AugmentConfig,
+    ComputeConfig,
+    DataConfig,
+    DecisionConfig,
+    MemberConfig,
+    PredictConfig,
+    RunConfig,
+)
+from ensemble.errors import ConfigError
+
+MODELS = (AugmentConfig, ComputeConfig, DataConfig, DecisionConfig, MemberConfig, PredictConfig, RunConfig)
+PARTS_OF_A_RUN = {"RunConfig.data", "RunConfig.members", "RunConfig.decision", "RunConfig.predict"}
+"""Fields that are models themselves."""
+
+
+def parameters(command: str) -> dict[str, Any]:
+    built = options.build_command(command, "", lambda **_: None, rich=False)
+    return {parameter.name: parameter for parameter in built.params}
+
+
+def reachable(command: str, model: type[BaseModel]) -> set[str]:
+    return {field for part in options.PARTS[command] if part.model is model for field in part.fields.values()}
+
+
+def test_every_command_has_its_options() -> None:
+    assert set(options.PARTS) == set(COMMANDS)
+    for table in (options.ARGUMENTS, options.UNSET):
+        assert set(table) <= set(COMMANDS)
+    for command, name in (*options.DEFAULTS, *options.DESCRIPTIONS):
+        assert name in {each for part in options.PARTS[command] for each in part.fields}
+
+
+def test_every_field_of_a_model_is_an_option_or_is_listed_with_its_reason() -> None:
+    fields = {f"{model.__name__}.{field}" for model in MODELS for field in model.model_fields}
+    offered = {f"{m.__name__}.{f}" for command in COMMANDS for m in MODELS for f in reachable(command, m)}
+    assert fields - offered - PARTS_OF_A_RUN == set(options.YAML_ONLY)
+    assert all(options.YAML_ONLY.values())
+
+
+def test_every_field_of_a_member_is_an_option_of_train_member() -> None:
+    assert reachable("train-member", MemberConfig) == set(MemberConfig.model_fields)
+    assert set(MemberConfig.model_fields) <= set(parameters("train-member"))
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
+def test_every_option_has_a_sentence_and_a_panel(model: type[BaseModel]) -> None:
+    for name, field in model.model_fields.items():
+        if f"{model.__name__}.{name}" not in PARTS_OF_A_RUN:
+            assert field.description and field.description.endswith("."), name
+            assert "[" not in field.description, "brackets hold the default"
+            assert isinstance(field.json_schema_extra, dict) and field.json_schema_extra["panel"], name
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_an_option_is_that_of_its_field(command: str) -> None:
+    built = parameters(command)
+    for part in options.PARTS[command]:
+        for name, field in part.fields.items():
+            info = part.model.model_fields[field]
+            description = options.DESCRIPTIONS.get((command, name), info.description)
+            assert built[name].help.startswith(description)
+            expected = "Arguments" if name in options.ARGUMENTS.get(command, ()) else info.json_schema_extra["panel"]  # type: ignore[index, call-overload]
+            assert built[name].rich_help_panel == expected
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "text"),
+    [
+        ("train-member", "lr", "Peak learning rate of AdamW. [>0; default: 0.002]"),
+        ("train-member", "gamma", "Focusing exponent of the focal loss; 0 is cross-entropy. [>=0; default: 2]"),
+        ("train-member", "folds", "Folds of the cross-validation. [2 to 100; default: 5]"),
+        ("train-member", "schedule", "Decay of the learning rate. [cosine, step; default: cosine]"),
+        ("train-member", "name", "The member's name in the run. [default: the arch]"),
+        ("train-member", "freeze", "Train the last layer alone; the backbone and its statistics stay."),
+        ("predict", "tta", "Average the logits of the image and its mirror image. [default: no-tta]"),
+        ("run", "folds", "Folds of the cross-validation. [as the file says]"),
+        ("demo", "run", "The run's folder, for example checkpoints/faces. [checkpoints/demo]"),
+    ],
+)
+def test_help_says_choices_bounds_and_default(command: str, name: str, text: str) -> None:
+    assert parameters(command)[name].help == text
+
+
+def test_a_new_field_is_an_option_without_another_edit(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Longer(MemberConfig):
+        momentum: options.Annotated[float, options.option("Optimisation", "Momentum of AdamW.", ge=0, lt=1)] = 0.9
+
+    parts = tuple(
+        options.Part(Longer, {name: name for name in Longer.model_fields}, "member") if part.key == "member" else part
+        for part in options.PARTS["train-member"]
+    )
+    monkeypatch.setitem(options.PARTS, "train-member", parts)
+    assert parameters("train-member")["momentum"].help == "Momentum of AdamW. [>=0, <1; default: 0.9]"
+    given = dict.fromkeys(parameters("train-member")) | {"run": "r", "arch": "a", "images": "i", "no_pretrained": False}
+    given |= {"freeze": False, "clean": False, "momentum": "0.5"}
+    assert options.checked("train-member", given)["member"].momentum == 0.5
+    with pytest.raises(ConfigError, match=r"--momentum must be < 1; got 2"):
+        options.checked("train-member", given | {"momentum": "2"})
+
+
+def test_values_are_those_of_the_models() -> None:
+    values = options.checked("compare", {"a": "x", "b": "y", "labels": None, "tta": True})
+    assert values == {"a": Path("x"), "b": Path("y"), "labels": None, "tta": True}
+
+
+def test_a_flag_that_is_on_by_default_can_be_turned_off() -> None:
+    flags = {name: each for name, each in parameters("predict").items() if each.secondary_opts}
+    assert {name: (each.opts, each.secondary_opts, each.default) for name, each in flags.items()} == {
+        "tta": (["--tta"], ["--no-tta"], False)
+    }
+    assert parameters("compare")["tta"].default is True
+    assert parameters("train-member")["freeze"].secondary_opts == []
