@@ -24,8 +24,10 @@ from sklearn.utils.validation import check_is_fitted
 from ensemble.config import ComputeConfig, DecisionConfig, MemberConfig, PredictOptions
 from ensemble.config_reading import validated
 from ensemble.data.arrays import dataset_from_arrays, source_from_paths
+from ensemble.decision.objective import Objective
 from ensemble.errors import ConfigError, DataError
-from ensemble.progress import Say, hidden, say
+from ensemble.progress import Say, hidden
+from ensemble.progress import say as say_on_stderr
 from ensemble.runs import files
 from ensemble.runs.run import Run
 from ensemble.threshold_stacker import ThresholdClassifier, ThresholdStacker, encode_labels, seed_of
@@ -102,11 +104,12 @@ class TheraClassifier(ThresholdClassifier):
 
     Notes
     -----
-    The label of an image does not depend on the other images of a call. `thera predict` and `ensemble.predict` can do
-    better on large sets: they correct the threshold for averaging the fold models, which is measured on the set.
+    The label of an image does not depend on the other images of a call. `ensemble.predict`, the command `thera
+    predict`, can do better on large sets: it corrects the threshold for averaging the fold models, whose effect is
+    measured on the set.
 
-    A pickle or copy of an estimator with a temporary run holds the run's files, weights included; with `run`, it holds
-    the path.
+    A pickle or copy of an estimator with a temporary run holds the files of the run, weights included; with `run`, it
+    holds the path.
 
     Examples
     --------
@@ -191,13 +194,14 @@ class TheraClassifier(ThresholdClassifier):
         from ensemble.commands.train import train_members
 
         members, compute, seed = self._member_configs(), self._compute(), seed_of(self.random_state)
+        Objective.parse(self.objective)  # a wrong one is refused before hours of training
         decision = validated(DecisionConfig, {"objective": self.objective, "stacker": self.stacker}, "parameters")
         temporary = None if self.run is not None else _TemporaryFolder()
         run = temporary.path if temporary is not None else Path(self.run or "")
-        with self._messages() as tell:
-            dataset, classes = self._labelled(X, y, groups, run, tell)
-            train_members(run, members, dataset, self.folds, seed, compute, tell)
-            fit_stacker(run, decision, tell)
+        with self._messages() as say:
+            dataset, classes = self._labelled(X, y, groups, run, say)
+            train_members(run, members, dataset, self.folds, seed, compute, say)
+            fit_stacker(run, decision, say)
         files.write_json(run / "classes.json", StoredClasses(tuple(classes.tolist())))
         self._temporary = temporary
         self._load(run)
@@ -265,8 +269,8 @@ class TheraClassifier(ThresholdClassifier):
         from ensemble.reports.documents import report_markdown
 
         check_is_fitted(self)
-        with self._messages() as tell:
-            return report_markdown(report(self.run_, tell))
+        with self._messages() as say:
+            return report_markdown(report(self.run_, say))
 
     # --- parameters and messages --------------------------------------------------------------------------------------
 
@@ -288,16 +292,16 @@ class TheraClassifier(ThresholdClassifier):
 
     @contextlib.contextmanager
     def _messages(self) -> Iterator[Say]:
-        """Give what the commands report to: standard error where `verbose`, else Python's warnings."""
+        """Provide the commands' `say`: lines on standard error where `verbose`, else Python's warnings."""
         if self.verbose:
-            yield say
+            yield say_on_stderr
         else:
             with hidden():
                 yield _warn
 
     # --- images -------------------------------------------------------------------------------------------------------
 
-    def _labelled(self, X: Images, y: Any, groups: Any, run: Path, tell: Say) -> tuple[Dataset, NDArray[Any]]:  # noqa: N803
+    def _labelled(self, X: Images, y: Any, groups: Any, run: Path, say: Say) -> tuple[Dataset, NDArray[Any]]:  # noqa: N803
         """Return the images with labels 0 and 1, and the two labels that these stand for."""
         label_file = Path(y) if isinstance(y, str | os.PathLike) else None
         images = _opened(X, label_file)
@@ -309,10 +313,10 @@ class TheraClassifier(ThresholdClassifier):
         if y is None:
             raise DataError("y", "fit requires y to be passed, but the target y is None", "the images bring no labels")
         classes, labels = encode_labels(y)
-        return self._dataset(images, run, tell, labels, groups), classes
+        return self._dataset(images, run, say, labels, groups), classes
 
     def _dataset(
-        self, images: Source | NDArray[np.uint8], run: Path, tell: Say, labels: Any = None, groups: Any = None
+        self, images: Source | NDArray[np.uint8], run: Path, say: Say, labels: Any = None, groups: Any = None
     ) -> Dataset:
         """Return decoded images; those of files are kept in the run's `pixels/`."""
         from ensemble.data.store import load_dataset
@@ -329,14 +333,14 @@ class TheraClassifier(ThresholdClassifier):
             if of_rows.shape != (len(images),):
                 raise DataError("groups", f"must have shape ({len(images)},); got {of_rows.shape}")
             images = replace(images, groups=np.unique(of_rows, return_inverse=True)[1].astype(np.int64))
-        return load_dataset(replace(images, labels=labels), Run(run).pixels, self.resize, say=tell)
+        return load_dataset(replace(images, labels=labels), Run(run).pixels, self.resize, say=say)
 
     def _stacked_logits(self, X: Images) -> Floats:  # noqa: N803
         from ensemble.commands.fold_logits import unkept_fold_logits
 
         compute, options = self._compute(), PredictOptions(tta=self.tta)
-        with self._messages() as tell:
-            dataset = self._dataset(_opened(X), self.run_, tell)
+        with self._messages() as say:
+            dataset = self._dataset(_opened(X), self.run_, say)
             if dataset.size != self.image_size_:
                 problem = (
                     f"images are {dataset.size[0]} × {dataset.size[1]} pixels; the members know {self.image_size_}"

@@ -102,7 +102,8 @@ def drawn(table: Any) -> Any:
 
 OF_A_TABLE = "is about the columns of a table, and images have none"
 IMAGES_FAIL = {
-    "check_classifiers_train": STACKER_FAILS["check_classifiers_train"],
+    "check_classifiers_train": "demands that another number of columns is refused, and that the label is the more "
+    "probable class",
     "check_n_features_in": OF_A_TABLE,
     "check_n_features_in_after_fitting": OF_A_TABLE,
     "check_estimators_empty_data_messages": "demands a message about the columns of a table",
@@ -399,6 +400,13 @@ def test_the_classifier_refuses(parameters: Any, fit: Any, error: type[ValueErro
     assert issubclass(error, ValueError)
     with pytest.raises(error, match=message):
         tiny(**parameters).fit(**{"X": images, "y": labels, **fit})
+
+
+@pytest.mark.parametrize("parameters", [{"objective": "accuracy"}, {"stacker": "forest"}, {"epochs": 0}, {"jobs": 0}])
+def test_wrong_parameters_are_refused_before_training(parameters: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=next(iter(parameters))):
+        tiny(run=tmp_path / "run", **parameters).fit(*pictures(12))
+    assert not (tmp_path / "run").exists()
 
 
 def test_labels_of_files_must_fit_the_files(tmp_path: Path) -> None:
