@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 from pydantic import TypeAdapter
 
+from ensemble.decision.shift import ShareCheck
+
 ODD_IDS = [
     "plain.jpg",
     "001.jpg",
@@ -59,3 +61,33 @@ def through_json(value: Any) -> Any:
     """Return a value as it comes back from the JSON of an artifact."""
     adapter: TypeAdapter[Any] = TypeAdapter(type(value))
     return adapter.validate_json(json.dumps(adapter.dump_python(value, mode="json"), allow_nan=False), strict=True)
+
+
+def prediction_facts(path: Path) -> dict[str, Any]:
+    """Return `predictions.json` as one flat mapping: what was requested under `requested_…`, rates with their HTER."""
+    stored = json.loads(path.read_text())
+    expectation, check = stored["expectation"], ShareCheck(**stored["share_check"])
+
+    def rates(of: dict[str, Any]) -> dict[str, float]:
+        return {"fpr": of["fpr"], "fnr": of["fnr"], "hter": (of["fpr"] + of["fnr"]) / 2}
+
+    def ends(interval: dict[str, float] | None) -> list[float] | None:
+        return interval and [interval["low"], interval["high"]]
+
+    corrections = {
+        each["correction"]: {"threshold": each["threshold"], "share_of_label_0": each["share_of_label_0"]}
+        | rates(each["rates"])
+        for each in expectation["corrections"]
+    }
+    return {
+        **{key: value for key, value in stored.items() if key not in ("request", "expectation")},
+        **{f"requested_{key}": value for key, value in stored["request"].items()},
+        "share_check": stored["share_check"] | {"shifted": check.shifted, "message": check.message},
+        "correction": expectation["correction"],
+        "averaging_measured": expectation["averaging_measured"],
+        "corrections": corrections,
+        "expected": rates(expectation["rates"]),
+        "hter_interval": ends(expectation["interval"]),
+        "expected_interval": ends(expectation["new_set_interval"]),
+        "at_prior": expectation["at_prior"],
+    }

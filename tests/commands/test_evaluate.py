@@ -17,7 +17,8 @@ from ensemble.config import VIEWS, DecisionConfig
 from ensemble.data.folds import FoldTable
 from ensemble.decision.comparison import compare_predictions, measure_predictions
 from ensemble.decision.rates import error_rates
-from ensemble.runs.run import Run
+from ensemble.runs.member import MemberIdentity
+from ensemble.runs.run import Run, RunFacts
 
 N = 240
 IDS = np.array([f"{row:03d}" for row in range(1, N + 1)])
@@ -36,14 +37,14 @@ def write_run(
 ) -> Path:
     """Write a run whose members' logits lie at ± their separation, noise 1, with its rows in the given order."""
     run, order = Run(folder), np.arange(N) if order is None else order
-    run.begin({"seed": 5, "folds": 3, "n": N}, {"fingerprint": "f", "notes": []})
+    run.begin(RunFacts(5, 3, N, (8, 8), None, "f", "images", "labels"))
     table = FoldTable(ids[order], labels[order], FOLD_OF[order], None if groups is None else groups[order])
     run.write_folds(table)
     for name, separation in members.items():
         noise = np.random.default_rng(sum(map(ord, name))).normal(size=(N, len(VIEWS)))
         logits = (noise + separation * (2.0 * LABELS[:, None] - 1))[order]
         member = run.member(name)
-        member.begin({"arch": name}, {"fingerprint": "f"})
+        member.begin({"arch": name}, MemberIdentity("f", 5, "fp32"))
         for fold in range(3):
             rows = np.flatnonzero(table.fold_of == fold)
             member.finish_fold(fold, {}, table.ids[rows], logits[rows], VIEWS)
@@ -150,7 +151,7 @@ def test_what_cannot_be_evaluated_is_a_data_error(
 
 
 def test_evaluate_needs_labels(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "Missing option '--labels'" in fails(capsys, 2, "evaluate", made / "a.txt")
+    assert "--labels is missing" in fails(capsys, 2, "evaluate", made / "a.txt")
     assert "cannot be read: Is a directory" in fails(capsys, 3, "evaluate", made, "--labels", made / "truth.txt")
 
 
@@ -180,9 +181,9 @@ def test_files_of_one_name_are_told_apart_by_their_path(
     assert row(lines, f"B: {tmp_path}/a.txt")[::3] == ["0.0000"] * 3
 
 
-def test_identical_calls_are_called_so(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_identical_predictions_are_reported_as_such(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = shown(capsys, "compare", made / "a.txt", made / "a.txt", "--labels", made / "truth.txt")
-    assert f"{made}/a.txt and {made}/a.txt call all 240 images the same." in lines
+    assert f"{made}/a.txt and {made}/a.txt predict the same for all 240 images." in lines
     assert set(row(lines, "B minus A ")) == {"+0.0000"}
 
 
@@ -194,7 +195,7 @@ def test_a_command_line_that_cannot_be_meant(made: Path, capsys: pytest.CaptureF
         assert told.startswith(f"compare: {made}/good is a folder and {made}/a.txt a label file; give two label files")
     told = fails(capsys, 3, "compare", made / "good", made / "god")
     assert told.startswith(f"{made}/god: does not exist; name a run's folder")
-    assert fails(capsys, 2, "compare", made / "good").startswith("thera compare: Missing argument 'b'; ")
+    assert fails(capsys, 2, "compare", made / "good").startswith("thera compare: Missing argument 'B'; ")
 
 
 # --- compare: runs and members ----------------------------------------------------------------------------------------
@@ -243,7 +244,7 @@ def test_swapping_the_sides_turns_the_sign(made: Path, capsys: pytest.CaptureFix
 def test_rows_are_joined_by_id(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mixed = write_run(tmp_path / "good", {"strong": 2.0, "weak": 0.6}, np.random.default_rng(1).permutation(N))
     lines = shown(capsys, "compare", made / "good", mixed)
-    assert f"{made}/good and {mixed} call all 240 images the same." in lines
+    assert f"{made}/good and {mixed} predict the same for all 240 images." in lines
     swapped = shown(
         capsys, "compare", mixed, made / "poor", "--labels", write_labels(tmp_path / "l", mixed_labels(mixed))
     )
@@ -349,7 +350,7 @@ def test_the_nested_predictions_are_fitted_without_their_fold(made: Path) -> Non
     """The threshold of each fold's calls is the best on the other folds, found by trying them all."""
     side = command.nested_predictions(made / "good/members/weak", True, lambda _: None)
     table = Run(made / "good").read_folds()
-    logits = fit_stacker_command.oof_logits(Run(made / "good").member("weak"), table).mean(axis=1)
+    logits = Run(made / "good").member("weak").oof_logits(table, VIEWS).mean(axis=1)
     for fold in range(3):
         inside = table.fold_of == fold
         least = min(error_rates(LABELS[~inside], logits[~inside] >= cut).hter for cut in logits[~inside])

@@ -175,7 +175,7 @@ def test_json_goes_round_to_the_last_bit_with_sorted_keys(tmp_path: Path) -> Non
         ({"count": "3"}, r"count: Input should be a valid integer"),
         ({"name": None}, r"name: Input should be a valid string"),
         ({"parts": [{"low": 1.0}]}, r"parts\.0\.high: Field required"),
-        ({"parts": 3}, "parts: Input should be a valid tuple"),
+        ({"parts": 3}, "parts: Input should be a valid array"),
         ({"rate": True}, "rate: Input should be a valid number"),
         ({"rate": float("nan")}, "is damaged"),
     ],

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import pytest
 from scipy.special import logit
+from tiny import prediction_facts
 
 from ensemble.cli import main
 from ensemble.commands import predict as predict_command
@@ -33,8 +34,9 @@ from ensemble.decision.objective import Objective
 from ensemble.decision.rates import error_rates
 from ensemble.decision.stacker import STACKERS, Stacker
 from ensemble.decision.threshold import fit_threshold
+from ensemble.runs.member import MemberIdentity
 from ensemble.runs.predictions import KeptLogits
-from ensemble.runs.run import Run
+from ensemble.runs.run import Run, RunFacts
 
 N, K, MEMBERS = 1200, 3, ("a", "b")
 LABELS = (np.arange(N) % 4 > 0).astype(np.int8)
@@ -67,14 +69,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a run that has OOF logits, the logits of two sets of images, no decision and no weights."""
     folder, rng = tmp_path_factory.mktemp("world"), np.random.default_rng(7)
     run = Run(folder / "run")
-    run.begin({"seed": 5, "folds": K, "n": N, "size": [8, 8], "resize": None}, {"fingerprint": "f", "notes": []})
+    run.begin(RunFacts(5, K, N, (8, 8), None, "f", "images", "labels"))
     table = FoldTable(
         np.array([f"{row:04d}" for row in range(N)]), LABELS, (np.arange(N) // 4 % K).astype(np.int8), None
     )
     run.write_folds(table)
     oof = made_up(LABELS, 1, rng)[:, :, 0]
     for column, name in enumerate(MEMBERS):
-        run.member(name).begin({"arch": name}, {"fingerprint": "f"})
+        run.member(name).begin({"arch": name}, MemberIdentity("f", 5, "fp32"))
         for fold in range(K):
             rows = np.flatnonzero(table.fold_of == fold)
             run.member(name).finish_fold(fold, {}, table.ids[rows], oof[rows, column], VIEWS)
@@ -83,7 +85,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for row, image in enumerate(rng.integers(0, 256, (LEAST_IMAGES, 8, 8, 3), dtype=np.uint8), 1):
             cv2.imwrite(str(folder / name / f"{row:04d}.png"), image)
         dataset = load_dataset(open_source(folder / name), run.pixels)
-        kept = KeptLogits(run.predictions(folder / name, dataset.fingerprint, True) / "logits", dataset)
+        kept = KeptLogits(
+            run.predictions(folder / name, dataset.fingerprint, True) / "logits", dataset.ids, dataset.fingerprint
+        )
         logits = made_up(hidden(name), K, rng)
         for column, member in enumerate(MEMBERS):
             for fold in range(K):
@@ -137,7 +141,7 @@ def decided(run: Path) -> Any:
 
 
 def facts(run: Path, name: str = "same") -> Any:
-    return json.loads((run / "predictions" / name / "predictions.json").read_text())
+    return prediction_facts(run / "predictions" / name / "predictions.json")
 
 
 def rows(run: Path, name: str = "same") -> dict[str, np.ndarray]:
@@ -194,17 +198,17 @@ def test_the_objective_reaches_both_decisions(
 ) -> None:
     out, _ = shown(capsys, "fit-stacker", "--run", run, "--objective", given)
     wanted = Objective.parse(text)
-    assert out.count(f"The threshold is that of {wanted.told}.") == 2
+    assert out.count(f"The threshold is that of {wanted.description}.") == 2
     for key, views in VIEW_SETS.items():
         decision = decided(run)[key]
         assert decision["objective"] == text
         x, threshold = stacked_oof(run, decision, len(views)), decision["stacked"]["threshold"]
         assert threshold == pytest.approx(fit_threshold(x, LABELS, wanted), abs=1e-9)
         rates = error_rates(LABELS, x >= threshold)
-        assert rates.fpr <= (1 if wanted.max_fpr is None else wanted.max_fpr)
-        assert rates.fnr <= (1 if wanted.max_fnr is None else wanted.max_fnr)
+        assert rates.fpr <= getattr(wanted, "max_fpr", 1)
+        assert rates.fnr <= getattr(wanted, "max_fnr", 1)
         for member in decision["members"]:
-            assert member["apparent"]["fpr"] <= (1 if wanted.max_fpr is None else wanted.max_fpr)
+            assert member["apparent"]["fpr"] <= getattr(wanted, "max_fpr", 1)
 
 
 def test_a_dearer_error_is_made_less_often(run: Path) -> None:
@@ -241,7 +245,7 @@ def test_a_wrong_objective_is_told_before_anything_is_fitted(
 def test_a_wrong_objective_in_yaml_is_told_before_anything_is_trained(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("ensemble.commands.train.train_members", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr("ensemble.commands.run.train_members", lambda *_: pytest.fail("trained"))
     config = tmp_path / "c.yaml"
     text = f"run: {tmp_path}/r\ndata: {{images: {world}/same}}\nmembers: [{{arch: a}}]\ndecision: {{objective: auc}}\n"
     config.write_text(text)
@@ -265,7 +269,7 @@ def test_the_stacker_that_is_asked_for_is_deployed(run: Path, kind: str, capsys:
         assert [row["name"] for row in decision["stackers"]] == list(STACKERS)
         (own,) = [row for row in decision["stackers"] if row["name"] == kind]
         assert own["nested"] == decision["stacked"]["nested"] and own["difference"]["value"] == 0
-    assert ", as asked for." in out and out.count(" (deployed) ") == 1
+    assert ", as requested." in out and out.count(" (deployed) ") == 1
 
 
 def test_without_options_the_simplest_good_stacker_is_deployed(fitted: Path) -> None:
@@ -345,7 +349,7 @@ def test_the_labels_follow_the_corrected_threshold(
     np.testing.assert_allclose(table["stacked_logit"], mean, atol=1e-4)
     np.testing.assert_allclose(table["probability"], 1 / (1 + np.exp(-mean)), atol=1e-4)
 
-    assert told["correction"] == told["correction_asked"] == correction and told["averaging_measured"]
+    assert told["correction"] == told["requested_correction"] == correction and told["averaging_measured"]
     assert list(told["corrections"]) == list(CORRECTIONS)
     for name, each in told["corrections"].items():
         assert each["hter"] == pytest.approx((each["fpr"] + each["fnr"]) / 2)
@@ -355,10 +359,6 @@ def test_the_labels_follow_the_corrected_threshold(
     assert told["expected"] == {rate: chosen[rate] for rate in ("fpr", "fnr", "hter")}
     assert told["share_of_label_0"] == np.mean(labels == 0)
     assert told["corrections"]["none"]["threshold"] == own
-    share = np.quantile(mean, np.mean(singles < own))
-    assert told["corrections"]["share"]["threshold"] == pytest.approx(share, abs=1e-4)
-    narrower = mean.mean() + (own - mean.mean()) * mean.std() / singles.std()
-    assert told["corrections"]["location-scale"]["threshold"] == pytest.approx(narrower, abs=1e-4)
     assert f"(correction: {correction}), which is expected to change the HTER by" in out
     for name in set(CORRECTIONS) - {correction}:
         assert f"{name} {told['corrections'][name]['threshold']:+.4f}: FPR" in out
@@ -438,7 +438,7 @@ def test_a_prior_changes_no_label_where_nothing_is_corrected(
     wrong = 0.6 * told["expected"]["fpr"] + 0.4 * told["expected"]["fnr"]
     assert there["error_rate"] == pytest.approx(wrong)
     assert "same: where label 0 is 0.6000 of the images, as given, " in out
-    assert f"{wrong:.4f} called wrong" in out and "probabilities in predictions.csv are for this share" in out
+    assert f"{wrong:.4f} labelled wrong" in out and "probabilities in predictions.csv are for this share" in out
 
 
 def test_the_share_of_the_rows_as_prior_changes_nothing(world: Path, run: Path) -> None:
@@ -447,7 +447,11 @@ def test_the_share_of_the_rows_as_prior_changes_nothing(world: Path, run: Path) 
     main(predict(world, run, "--prior", "0.25"))
     told = facts(run)
     assert told["at_prior"].pop("logit_shift") == pytest.approx(0, abs=1e-12)
-    assert {key for key in plain if plain[key] != told[key]} == {"prior", "at_prior", "taken_share_of_label_0"}
+    assert {key for key in plain if plain[key] != told[key]} == {
+        "requested_prior",
+        "at_prior",
+        "assumed_share_of_label_0",
+    }
     assert all(np.array_equal(files[name], column) for name, column in rows(run).items())
 
 
@@ -460,32 +464,31 @@ def test_the_default_correction_takes_the_prior_for_the_class_mix(world: Path, r
     assert reached.hter <= min(error_rates(truth, mean >= cut).hter for cut in np.sort(mean)[::5]) + 0.02
     assert told["at_prior"]["share_called_0"] == pytest.approx(told["share_of_label_0"], abs=0.02)
     own = decided(run)["tta"]["stacked"]["threshold"]
-    assert told["corrections"]["none"]["threshold"] == own and told["taken_share_of_label_0"] == 0.6
+    assert told["corrections"]["none"]["threshold"] == own and told["assumed_share_of_label_0"] == 0.6
     main(predict(world, run, "--prior", "0.3", name="shifted"))
     other = facts(run, "shifted")
-    assert other["taken_share_of_label_0"] == 0.3
+    assert other["assumed_share_of_label_0"] == 0.3
     assert other["corrections"]["posterior"]["threshold"] != told["corrections"]["posterior"]["threshold"]
-    for name in ("location-scale", "share", "none"):
-        assert other["corrections"][name]["threshold"] == told["corrections"][name]["threshold"]
+    assert other["corrections"]["none"]["threshold"] == told["corrections"]["none"]["threshold"]
 
 
 def test_a_shift_has_its_mix_estimated_where_no_prior_is_given(world: Path, run: Path) -> None:
     main(predict(world, run, name="shifted"))
     told = facts(run, "shifted")
-    assert told["prior"] is None and told["at_prior"] is None
-    assert told["taken_share_of_label_0"] == told["share_check"]["prior"]
+    assert told["requested_prior"] is None and told["at_prior"] is None
+    assert told["assumed_share_of_label_0"] == told["share_check"]["prior"]
     truth, mean = hidden("shifted"), stacked_folds(run, decided(run)["tta"], "shifted").mean(axis=1)
     reached = error_rates(truth, mean >= told["threshold"]).hter
     assert reached <= min(error_rates(truth, mean >= cut).hter for cut in np.sort(mean)[::5]) + 0.02
     np.testing.assert_allclose(rows(run, "shifted")["probability"], 1 / (1 + np.exp(-mean)), atol=1e-4)
     main(predict(world, run))
-    assert facts(run)["taken_share_of_label_0"] is None
+    assert facts(run)["assumed_share_of_label_0"] is None
 
 
 def test_a_set_of_one_class_is_labelled_too(world: Path, run: Path) -> None:
     main(predict(world, run, name="ones"))
     told = facts(run, "ones")
-    assert told["share_check"]["shifted"] and 0 < told["taken_share_of_label_0"] < 0.05
+    assert told["share_check"]["shifted"] and 0 < told["assumed_share_of_label_0"] < 0.05
     assert told["correction"] == "none" and told["threshold"] == decided(run)["tta"]["stacked"]["threshold"]
     assert told["share_of_label_0"] < 0.2
     assert np.isfinite([told["threshold"], *told["hter_interval"], *told["expected_interval"]]).all()
@@ -498,13 +501,13 @@ def test_a_set_of_one_class_is_labelled_too(world: Path, run: Path) -> None:
 
 def test_only_another_wish_makes_a_prediction_anew(world: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[str, float | None]] = []
-    really = predict_command.write_set
+    really = predict_command.deploy
 
-    def told(*given: Any) -> None:
-        made.append((given[4].correction, given[4].prior))
-        really(*given)
+    def recorded(*given: Any) -> Any:
+        made.append(given[5:7])
+        return really(*given)
 
-    monkeypatch.setattr("ensemble.commands.predict.write_set", told)
+    monkeypatch.setattr("ensemble.commands.predict.deploy", recorded)
     wishes: list[list[str]] = [[], ["--prior", "0.3"], ["--prior", "0.31"], ["--correction", "none"], []]
     for wish in wishes:
         main(predict(world, run, *wish))
@@ -534,20 +537,20 @@ def test_a_shifted_set_is_warned_of_and_an_unshifted_one_is_not(
     out, err = shown(capsys, *predict(world, run))
     check = facts(run)["share_check"]
     assert "warning" not in err and not check["shifted"]
-    assert f"same: {check['told']}" in out and check["told"].endswith("no sign of a shift.")
+    assert f"same: {check['message']}" in out and check["message"].endswith("no sign of a shift.")
     for _ in range(2):  # the warning comes again though nothing is predicted anew
         out, err = shown(capsys, *predict(world, run, name="shifted"))
         check = facts(run, "shifted")["share_check"]
         warned = [line for line in err.splitlines() if line.startswith("warning: ")]
-        assert warned == [f"warning: shifted: {check['told']}"]
-        assert f"shifted: {check['told']}" in out
+        assert warned == [f"warning: shifted: {check['message']}"]
+        assert f"shifted: {check['message']}" in out
     assert check["shifted"] and check["p_value"] < 1e-6
     assert check["prior"] == pytest.approx(0.6, abs=0.06)
     singles, decision = stacked_folds(run, decided(run)["tta"], "shifted"), decided(run)["tta"]
     assert check["new_share"] == pytest.approx(np.mean(singles < decision["stacked"]["threshold"]), abs=1e-3)
     shown(capsys, "report", "--run", run)
     written = (run / "report.md").read_text()
-    assert written.count("SHIFT: ") == 1 and f"shifted: {check['told']}" in written
+    assert written.count("SHIFT: ") == 1 and f"shifted: {check['message']}" in written
     assert "same: Share check: " in written
 
 
@@ -558,14 +561,18 @@ def test_a_few_images_are_no_shift(world: Path, run: Path, images: int, capsys: 
     for row in range(1, images + 1):
         shutil.copy(world / "same" / f"{row:04d}.png", few)
     dataset = load_dataset(open_source(few), run / "pixels")
-    kept = KeptLogits(Run(run).predictions(few, dataset.fingerprint, True) / "logits", dataset)
+    kept = KeptLogits(Run(run).predictions(few, dataset.fingerprint, True) / "logits", dataset.ids, dataset.fingerprint)
     for member in MEMBERS:
         for fold in range(K):
             kept.save(Run(run).member(member), fold, VIEWS, np.full((images, 2), 5.0))
     _, err = shown(capsys, *predict(run.parent, run, name="few"))
     assert "warning" not in err
     told = facts(run, "few")
-    assert (told["averaging_measured"], told["correction"], told["correction_asked"]) == (False, "none", "posterior")
+    assert (told["averaging_measured"], told["correction"], told["requested_correction"]) == (
+        False,
+        "none",
+        "posterior",
+    )
     assert told["corrections"] == {} and told["threshold"] == decided(run)["tta"]["stacked"]["threshold"]
 
 
@@ -636,13 +643,16 @@ def test_the_report_shows_all_and_its_json_has_the_same_figures(
     for opinion, name in opinions.items():
         rates = tta["floor"][name]["rates"]
         assert f"| {opinion} | {rates['fpr']:.4f} | {rates['fnr']:.4f} |" in written
-    assert figures["predictions"] == {name: facts(run, name) for name in ("same", "same-plain")}
+    assert sorted(figures["predictions"]) == ["same", "same-plain"]
     assert "| 95 % | if measured here |" in written
-    for name, told in figures["predictions"].items():
+    for name in figures["predictions"]:
+        told, reported = facts(run, name), figures["predictions"][name]
+        assert reported["expectation"]["rates"]["hter"] == told["expected"]["hter"]
+        assert (reported["threshold"], reported["files"]) == (told["threshold"], told["files"])
         expected, (low, high) = told["expected"], told["hter_interval"]
         here = "[{:.4f}, {:.4f}]".format(*told["expected_interval"])
         assert (
-            f"| {name} | {LEAST_IMAGES} | {' + '.join(told['views'])} | {told['share_of_label_0']:.4f} "
+            f"| {name} | {LEAST_IMAGES} | {' + '.join(told['requested_views'])} | {told['share_of_label_0']:.4f} "
             f"| {expected['fpr']:.4f} | {expected['fnr']:.4f} | {expected['hter']:.4f} "
             f"| [{low:.4f}, {high:.4f}] | {here} |"
         ) in written
@@ -677,7 +687,7 @@ def test_a_set_that_another_decision_labelled_is_left_out_and_named(
 IMPORTED = """
 import sys
 from ensemble.cli import main
-from ensemble.decision import assessment
+from ensemble.decision import assessment, deploy
 assessment.REPLICATES = deploy.REPLICATES = 5
 for arguments in eval(sys.argv[1]):
     main(arguments)
@@ -718,7 +728,7 @@ def test_fold_models_vote_at_the_decisions_threshold(
     assert facts(run)["expected"]["hter"] == facts(run)["nested_hter"], "of one fold model: nothing else is known"
     main(predict(world, run))
     assert "vote_fold-0" not in rows(run), "another decision, another file"
-    for given in (("--cascade", 0.999), ("--prior", 0.3), ("--correction", "share")):
+    for given in (("--cascade", 0.999), ("--prior", 0.3)):
         assert "leave" in fails(capsys, 2, *predict(world, run, "--combine", "vote", *given))
 
 
@@ -727,9 +737,6 @@ def test_an_even_vote_is_settled_by_the_mean() -> None:
         def apply(self, logits: np.ndarray) -> np.ndarray:
             return logits[:, 0]
 
-    class Half:
-        stacker, threshold = Same(), 0.5
-
     logits = np.array([[[0.0, 0.9]], [[0.4, 3.0]], [[1.0, 1.0]], [[0.0, 0.0]]])
-    labels, votes = deploy.majority_of_folds(Half(), logits)  # type: ignore[arg-type]
+    labels, votes = deploy.majority_of_folds(Same(), 0.5, logits)  # type: ignore[arg-type]
     assert labels.tolist() == [0, 1, 1, 0] and votes.tolist() == [[0, 1], [0, 1], [1, 1], [0, 0]]

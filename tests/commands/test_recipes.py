@@ -20,7 +20,7 @@ from tiny import write_tiny
 from ensemble.cli import main
 from ensemble.commands import fit_stacker as fit_stacker_command
 from ensemble.commands import train
-from ensemble.commands.train import least_hter
+from ensemble.commands.fold_jobs import least_hter
 from ensemble.config import VIEWS, RunConfig
 from ensemble.config_reading import load_config, overridden
 from ensemble.data.synthetic import write_demo
@@ -242,7 +242,7 @@ def test_a_file_of_weights_is_no_hub_and_a_changed_wish_is_refused(
     save_file(timm.create_model("test_resnet", num_classes=1).state_dict(), tmp_path / "w.safetensors")
     path = member(tmp_path, pretrained="if-possible", weights=str(tmp_path / "w.safetensors"), epochs=1)
     run(capsys, "run", path, "--jobs", 1)
-    assert Run(tmp_path / "run").member("test_resnet").read()["started_from"] == "a file"
+    assert Run(tmp_path / "run").member("test_resnet").read().started_from == "a file"
     path = member(tmp_path, pretrained=False, epochs=1)
     run(capsys, "run", path, "--run", tmp_path / "scratch", "--jobs", 1)
     (tmp_path / "scratch/members/test_resnet/fold-1/weights.safetensors").unlink()
@@ -338,7 +338,7 @@ def test_doubtful_training_rows_are_left_out_and_all_rows_scored(
     assert np.isfinite(fit_stacker_command.oof_logits(own, table)).all(), "every row has its OOF logit"
     counts = ", ".join(str(len(left_out(folder, "clean", fold))) for fold in range(2))
     assert f"so many were left out for doubtful labels: {counts}." in out
-    assert own.read()["oof"]["nested"]["n_neg"] == np.count_nonzero(table.labels == 0), "labels as given"
+    assert own.read().oof["nested"]["n_neg"] == np.count_nonzero(table.labels == 0), "labels as given"
 
 
 def test_held_out_labels_have_no_say_in_what_is_left_out(
@@ -471,6 +471,6 @@ def test_several_members_side_by_side_are_those_one_after_the_other(
     assert one.read_folds().ids.tolist() == two.read_folds().ids.tolist()
     for name in ("clean", "plain"):
         for fold in range(2):
-            assert two.member(name).read()["folds"][str(fold)]["threads"] == 1
+            assert two.member(name).read().folds[str(fold)].threads == 1
             files = [own.member(name).fold(fold) / "oof.csv" for own in (one, two)]
             assert files[0].read_bytes() == files[1].read_bytes()

@@ -17,7 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from tiny import write_tiny
+from tiny import prediction_facts, write_tiny
 
 from ensemble.cli import main
 from ensemble.commands import run as run_command
@@ -160,7 +160,7 @@ def test_predictions_follow_from_the_decision(done: Path) -> None:
     stacked = logits @ np.array(stacker["weights"]) + stacker["bias"]
     np.testing.assert_allclose(stacked, [float(row["stacked_logit"]) for row in rows], atol=1e-4)
     labels = [int(row["label"]) for row in rows]
-    facts = json.loads((done / "run/predictions/img/predictions.json").read_text())
+    facts = prediction_facts(done / "run/predictions/img/predictions.json")
     assert facts["threshold"] == decision["stacked"]["threshold"], "too few images to correct it"
     assert (facts["averaging_measured"], facts["correction"], facts["corrections"]) == (False, "none", {})
     assert labels == [int(x >= decision["stacked"]["threshold"]) for x in stacked]
@@ -181,7 +181,7 @@ def test_prediction_averages_folds_and_views(done: Path) -> None:
     from ensemble.runs.run import Run
 
     member = Run(done / "run").member("b")
-    config = MemberConfig.model_validate(member.read()["config"])
+    config = MemberConfig.model_validate(member.read().current_config)
     image = cv2.cvtColor(cv2.imread(str(done / "new/img/005.png")), cv2.COLOR_BGR2RGB)
     network, logits = build(config, 16).eval(), []
     for fold in range(3):
@@ -236,8 +236,8 @@ def test_another_decision_in_yaml_is_made_without_training(
         made = {name: decisions[key][name] for name in ("objective", "chosen", "kind")}
         assert made == {"objective": "cost:3,1", "chosen": "mean", "kind": "mean"}
         assert len(decisions[key]["repeated"]) == 2
-    facts = json.loads((tmp_path / "run/predictions/img/predictions.json").read_text())
-    assert (facts["objective"], facts["correction_asked"], facts["prior"]) == ("cost:3,1", "share", 0.4)
+    facts = prediction_facts(tmp_path / "run/predictions/img/predictions.json")
+    assert (facts["objective"], facts["correction"], facts["prior"]) == ("cost:3,1", "share", 0.4)
     assert "the least weighted error (3 FPR + 1 FNR) / 4" in shown and "Nested HTER over 2 other partitions" in shown
     assert "where label 0 is 0.4000 of the images, as given" in shown
     for part in ("rule", "stacker", "least", "opinion", "set"):  # the head of each table of the decision
@@ -253,7 +253,7 @@ def test_a_wrong_objective_binds_to_nothing(tmp_path: Path, capsys: pytest.Captu
 
 def test_plain_prediction_has_its_own_decision(done: Path) -> None:
     main(["predict", "--run", str(done / "run"), "--images", str(done / "tiny/img"), "--out", str(done / "p.txt")])
-    made = json.loads((done / "run/predictions/img-plain/predictions.json").read_text())
+    made = prediction_facts(done / "run/predictions/img-plain/predictions.json")
     assert made["views"] == ["identity"] and made["images"] == 48
     main(["predict", "--tta", "--run", str(done / "run"), "--images", str(done / "new/img"), "--out", str(done / "q")])
     assert (done / "q").read_bytes() == (done / "label_val.txt").read_bytes()

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import write_tiny
+from tiny import prediction_facts, write_tiny
 
 from ensemble.cli import main
 from ensemble.members import inference
@@ -117,7 +117,7 @@ def warnings(capsys: pytest.CaptureFixture[str]) -> list[str]:
 def test_the_logits_of_each_fold_model_lie_beside_the_labels(predicted: Path, trained: Path) -> None:
     place = predicted / "run/predictions/img"
     stored = json.loads((place / "logits/made_from.json").read_text())
-    assert stored["fingerprint"] == json.loads((place / "predictions.json").read_text())["fingerprint"]
+    assert stored["fingerprint"] == prediction_facts(place / "predictions.json")["requested_fingerprint"]
     assert list(stored["files"]) == FILES
     for name, facts in stored["files"].items():
         member, fold = name.removesuffix(".csv").split("/fold-")
@@ -379,8 +379,8 @@ def test_logits_under_ids_of_other_images_are_not_used(
     ("change", "told"),
     [
         (None, "is damaged"),
-        ({"files": []}, "is damaged; remove "),
-        ({"files": {"a/fold-0.csv": 1}}, "is damaged; remove "),
+        ({"files": []}, "is damaged ("),
+        ({"files": {"a/fold-0.csv": 1}}, "is damaged ("),
         ({"schema": 99}, "has schema 99"),
     ],
 )
@@ -396,14 +396,26 @@ def test_a_damaged_or_newer_note_is_refused(
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("views", [None, 7, "identity", ["identity"], [[]]])
-def test_odd_views_in_the_note_are_none(
-    again: Path, predicted: Path, trained: Path, computed: list[Any], views: Any
+@pytest.mark.parametrize("views", [None, 7, "identity", [[]]])
+def test_a_note_with_views_of_a_wrong_type_is_refused(
+    again: Path, trained: Path, views: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     forget(again)
     path = again / "run/predictions/img/logits/made_from.json"
     stored = json.loads(path.read_text())
     stored["files"]["b/fold-1.csv"]["views"] = views
+    path.write_text(json.dumps(stored))
+    line = fails(4, command(again, trained), capsys)
+    assert f"{path}: is damaged (files.b/fold-1.csv.views" in line and "its logits are then computed again" in line
+
+
+def test_logits_of_other_views_are_computed_again(
+    again: Path, predicted: Path, trained: Path, computed: list[Any]
+) -> None:
+    forget(again)
+    path = again / "run/predictions/img/logits/made_from.json"
+    stored = json.loads(path.read_text())
+    stored["files"]["b/fold-1.csv"]["views"] = ["identity"]
     path.write_text(json.dumps(stored))
     main(command(again, trained))
     assert len(computed) == 1 and made(again) == made(predicted)

@@ -6,7 +6,6 @@ Each image holds its own number in its first pixel; what the fold models say of 
 from __future__ import annotations
 
 import csv
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from tiny import prediction_facts
 
 from ensemble.cli import main
 from ensemble.config import VIEWS, MemberConfig
@@ -22,10 +22,11 @@ from ensemble.data.folds import FoldTable
 from ensemble.decision import assessment
 from ensemble.decision import decision as decision_room
 from ensemble.errors import TheraError
-from ensemble.members import inference
+from ensemble.members import inference, predictor
 from ensemble.members.plans import Plan
 from ensemble.runs.files import LOGIT_DECIMALS
-from ensemble.runs.run import Run
+from ensemble.runs.member import MemberIdentity
+from ensemble.runs.run import Run, RunFacts
 
 N, NEW, K, MEMBERS, PILOT = 2000, 1200, 3, ("cheap", "dear"), 400
 COST = {"cheap": 1.0, "dear": 6.0}
@@ -68,8 +69,8 @@ def _oracle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assessment, "REPLICATES", 40)
     monkeypatch.setattr("ensemble.decision.deploy.REPLICATES", 12)
     monkeypatch.setattr(decision_room, "estimate_floor", lambda *_: None)
-    monkeypatch.setattr("ensemble.commands.predict.PILOT", PILOT)
-    monkeypatch.setattr(inference, "FoldModels", Oracle)
+    monkeypatch.setattr("ensemble.commands.fold_logits.PILOT", PILOT)
+    monkeypatch.setattr(predictor, "FoldModels", Oracle)
     monkeypatch.setattr(inference, "cost_per_image", lambda models, _: COST[models[0].name])
     monkeypatch.setattr(Oracle, "asked", 0)
 
@@ -79,13 +80,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with images and a run that has a decision, OOF logits, and weights that name their fold."""
     folder, rng = tmp_path_factory.mktemp("world"), np.random.default_rng(7)
     run = Run(folder / "run")
-    run.begin({"seed": 5, "folds": K, "n": N, "size": [8, 8], "resize": None}, {"fingerprint": "f", "notes": []})
+    run.begin(RunFacts(5, K, N, (8, 8), None, "f", "images", "labels"))
     ids, fold_of = np.array([f"{row:04d}" for row in range(N)]), (np.arange(N) // 4 % K).astype(np.int8)
     run.write_folds(FoldTable(ids, LABELS, fold_of, None))
     oof = drawn(LABELS, 1, rng)[:, :, 0]
     for column, name in enumerate(MEMBERS):
         config = MemberConfig(arch="test_resnet", name=name).model_dump(mode="json")
-        run.member(name).begin(config, {"fingerprint": "f", "precision": "fp32", "convolutions": "native"})
+        run.member(name).begin(config, MemberIdentity("f", 5, "fp32"))
         for fold in range(K):
             rows = np.flatnonzero(fold_of == fold)
             run.member(name).finish_fold(fold, {"fold": np.array([fold])}, ids[rows], oof[rows, column], VIEWS)
@@ -115,7 +116,7 @@ def labels(place: Path) -> np.ndarray:
 
 
 def facts(place: Path) -> Any:
-    return json.loads((place / "predictions.json").read_text())
+    return prediction_facts(place / "predictions.json")
 
 
 def rows(place: Path) -> list[dict[str, str]]:
@@ -127,7 +128,7 @@ def rows(place: Path) -> list[dict[str, str]]:
 def exact(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ensemble.decision.deploy.REPLICATES", 12)
-        patch.setattr(inference, "FoldModels", Oracle)
+        patch.setattr(predictor, "FoldModels", Oracle)
         return predict(world, tmp_path_factory.mktemp("exact"))
 
 
@@ -137,7 +138,7 @@ def test_a_cascade_keeps_its_promise_for_less(world: Path, exact: Path, tmp_path
     asked = Oracle.asked
     told, table = facts(place), rows(place)
     cascade = told["cascade"]
-    assert told["cascade_asked"] == cascade["probability"] == promised and facts(exact)["cascade"] is None
+    assert told["requested_cascade"] == cascade["probability"] == promised and facts(exact)["cascade"] is None
     assert (tmp_path / "out.txt").read_bytes() == (place / "label_val.txt").read_bytes()
     assert np.mean(labels(place) == labels(exact)) >= promised
 
@@ -184,7 +185,7 @@ def test_a_cascade_repeats_to_the_byte(world: Path, tmp_path: Path) -> None:
 def test_logits_that_are_kept_are_taken_as_they_are(world: Path, exact: Path, tmp_path: Path) -> None:
     shutil.copytree(exact.parents[1], tmp_path / "run")
     place = predict(world, tmp_path, "--cascade", "0.99")
-    assert Oracle.asked == 0 and facts(place)["cascade"] is None and facts(place)["cascade_asked"] == 0.99
+    assert Oracle.asked == 0 and facts(place)["cascade"] is None and facts(place)["requested_cascade"] == 0.99
     for name in ("label_val.txt", "predictions.csv"):
         assert (place / name).read_bytes() == (exact / name).read_bytes()
 
@@ -197,7 +198,7 @@ def test_the_exact_labels_come_after_those_of_a_cascade(world: Path, exact: Path
 
 
 def test_few_images_are_all_of_the_pilot(world: Path, exact: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("ensemble.commands.predict.PILOT", NEW)
+    monkeypatch.setattr("ensemble.commands.fold_logits.PILOT", NEW)
     place = predict(world, tmp_path, "--cascade", "0.95")
     assert (place / "predictions.csv").read_bytes() == (exact / "predictions.csv").read_bytes()
     assert facts(place)["cascade"]["evaluated_share"] == 1
