@@ -8,7 +8,8 @@
     ├── ResourceError     6   disk, memory, device or network
     └── Stopped          75   a signal; what is finished is saved and the same command goes on
 
-The number is the exit status of the command.
+The number is the exit status of the command. Errors of status 2 and 3 are ValueErrors too: that is what Python code
+expects of an argument that cannot be used.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ class TheraError(Exception):
 
 
 class ConfigError(TheraError, ValueError):
-    """A command line or a config file is not valid."""
+    """A command line, a config file or a parameter is not valid."""
 
     status = 2
 
 
 class DataError(TheraError, ValueError):
-    """Images or labels cannot be used. It is a ValueError too, as scikit-learn's conventions ask."""
+    """Images or labels cannot be used."""
 
     status = 3
 

@@ -7,6 +7,7 @@ advances, because everything that is finished is on disk then. Where no bar is o
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import os
 import signal
 import sys
@@ -32,6 +33,19 @@ def silent(line: str) -> None:
     """Ignore the line: the `Say` of a caller that wants no messages."""
 
 
+_hidden = contextvars.ContextVar("hidden", default=False)
+
+
+@contextlib.contextmanager
+def hidden() -> Iterator[None]:
+    """Show no progress inside the block; signals still stop it."""
+    token = _hidden.set(True)
+    try:
+        yield
+    finally:
+        _hidden.reset(token)
+
+
 class Bar:
     """One line of progress. `advance(n)` moves it, `note(text)` adds what is being done.
 
@@ -43,8 +57,9 @@ class Bar:
         self.total, self.what, self.unit, self.done = total, what, unit, 0
         self._note, self._printed_at, self._skipped = "", -1, 0
         self._started = self._printed = time.monotonic()
+        self._hidden = _hidden.get()
         self._tqdm = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not self._hidden:
             self._tqdm = tqdm(
                 total=total, desc=what, unit=f" {unit}", position=level, leave=level == 0, dynamic_ncols=True
             )
@@ -87,6 +102,8 @@ class Bar:
             self._print()
 
     def _print(self) -> None:
+        if self._hidden:
+            return
         self._printed, self._printed_at = time.monotonic(), self.done
         spent = self._printed - self._started
         steps = self.done - self._skipped

@@ -38,6 +38,10 @@ def test_an_error_crosses_from_one_process_to_another(kind: type[TheraError], pa
     assert (str(error), error.status) == (str(kind(*parts)), kind.status)
 
 
+def test_errors_of_arguments_are_value_errors() -> None:
+    assert {kind for kind in STATUS if issubclass(kind, ValueError)} == {ConfigError, DataError}
+
+
 def test_a_message_is_where_found_remedy() -> None:
     assert str(DataError("a.jpg", "has zero bytes", "remove it")) == "a.jpg: has zero bytes; remove it"
     assert str(DataError("a.jpg", "has zero bytes")) == "a.jpg: has zero bytes"

@@ -12,7 +12,7 @@ import pytest
 
 from ensemble import progress as module
 from ensemble.errors import Stopped
-from ensemble.progress import progress, say, stoppable
+from ensemble.progress import hidden, progress, say, stoppable
 
 
 class Clock:
@@ -52,6 +52,16 @@ def test_a_short_bar_says_one_line(clock: Clock, capsys: pytest.CaptureFixture[s
     with progress(3, "train", "folds") as bar:
         bar.advance(3)
     assert capsys.readouterr().err == "train: 3 of 3 folds in 0:00\n"
+
+
+def test_hidden_progress_prints_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with hidden(), progress(2, "train", "folds") as bar:
+        Clock.now += 4000
+        bar.advance(2)
+    assert capsys.readouterr().err == ""
+    with progress(2, "train", "folds") as bar:
+        bar.advance(2)
+    assert capsys.readouterr().err == "train: 2 of 2 folds in 0:00\n"
 
 
 def test_the_last_line_is_not_said_twice(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:

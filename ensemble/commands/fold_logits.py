@@ -140,12 +140,46 @@ def fold_logits(
     return FoldLogits(decision.stacker.members, logits, np.ones(shape[:2], bool))
 
 
-def _compute(images: _Set, missing: Sequence[tuple[int, int]], kept: KeptLogits, logits: np.ndarray, bar: Bar) -> None:
-    """Compute the fold models (member, fold) that are missing, keep them, and put their means into `logits`."""
+def unkept_fold_logits(
+    run: Run, decision: Decision, dataset: Dataset, options: PredictOptions, compute: ComputeConfig
+) -> FoldLogits:
+    """Return what `fold_logits` returns without a cascade, all computed anew; nothing is written.
+
+    Parameters
+    ----------
+    run : Run
+    decision : Decision
+    dataset : Dataset
+    options : PredictOptions
+    compute : ComputeConfig
+
+    Raises
+    ------
+    ArtifactError
+        Weights are missing or damaged.
+    """
+    images = _Set(run, decision, dataset, options, compute)
+    shape = (len(dataset), len(images.members), images.folds)
+    logits, every = np.empty(shape), list(product(range(shape[1]), range(shape[2])))
+    with progress(len(every) * len(dataset) * len(images.views), "predict", "views") as bar:
+        _compute(images, every, None, logits, bar)
+    return FoldLogits(decision.stacker.members, logits, np.ones(shape[:2], bool))
+
+
+def _compute(
+    images: _Set, missing: Sequence[tuple[int, int]], kept: KeptLogits | None, logits: np.ndarray, bar: Bar
+) -> None:
+    """Compute the fold models (member, fold) that are missing, put their means into `logits`, and keep them in `kept`.
+
+    Kept or not, the logits are rounded alike.
+    """
     with _predictor(images, len(missing) * len(images.views)) as predictor:
         models = _fold_models(images, predictor, missing)
         for index, by_view, plan in predictor.predict(models, images.views, bar):
             column, fold = missing[index]
+            if kept is None:
+                logits[:, column, fold] = by_view.round(LOGIT_DECIMALS).mean(axis=1)
+                continue
             how = {**asdict(plan), "device": str(models[index].models[3]), "forced": predictor.forced}
             stored = kept.save(images.members[column], fold, images.views, by_view, **how)
             logits[:, column, fold] = stored.mean(axis=1)

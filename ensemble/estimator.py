@@ -1,0 +1,413 @@
+"""scikit-learn estimators: `TheraClassifier` on images; `ThresholdStacker`, its second stage, on member logits.
+
+A `TheraClassifier` is a run directory with scikit-learn's face: `fit` does what `thera train-member` and
+`thera fit-stacker` do, and what is fitted lies in the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import warnings
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.validation import check_is_fitted
+
+from ensemble.config import ComputeConfig, DecisionConfig, MemberConfig, PredictOptions
+from ensemble.config_reading import validated
+from ensemble.data.arrays import dataset_from_arrays, source_from_paths
+from ensemble.decision.objective import Objective
+from ensemble.errors import ConfigError, DataError
+from ensemble.progress import Say, hidden
+from ensemble.progress import say as say_on_stderr
+from ensemble.runs import files
+from ensemble.runs.run import Run
+from ensemble.threshold_stacker import ThresholdClassifier, ThresholdStacker, encode_labels, seed_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ensemble.data.source import Dataset, Source
+    from ensemble.decision.decision import Decision
+    from ensemble.decision.rates import Floats
+
+__all__ = ["TheraClassifier", "ThresholdStacker"]
+
+Images: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | NDArray[np.uint8]"
+"""A folder, zip or manifest; paths of n images; or pixels (n, H, H, 3)."""
+
+NOT_EMBEDDED = {"pixels", "predictions"}
+"""What a pickle leaves out of a temporary run: decoded images and labelled sets, which `predict` does not need."""
+
+
+@dataclass(frozen=True)
+class StoredClasses:
+    """`classes.json` of a run that an estimator has fitted: the user's labels that 0 and 1 stand for."""
+
+    classes: tuple[str | bool | int | float, str | bool | int | float]
+
+
+class TheraClassifier(ThresholdClassifier):
+    """An ensemble of networks on images of two classes, at the threshold with the least half total error rate (HTER).
+
+    Parameters
+    ----------
+    members : sequence of str or MemberConfig
+        Architectures, or whole configs where more than the parameters below is to be set.
+    folds : int
+        Folds of the cross-validation.
+    epochs : int, optional
+        Of every member; by default what its config says.
+    pretrained : bool or "if-possible", optional
+        Whether every member starts from timm's pretrained weights; by default what its config says.
+    objective : str
+        What the threshold minimises: `hter`, `cost:A,B`, `fpr:R` or `fnr:R`, see `ThresholdStacker`.
+    stacker : {"auto", "mean", "calibrated", "nonnegative", "logistic"}
+        auto: the simplest that is as good as the best.
+    tta : bool
+        Average the logits of the image and its mirror image.
+    resize : int, optional
+        Resize every image that is read from a file to this size in pixels; by default they must have one size.
+    device : str
+        auto, cpu, cuda or cuda:N.
+    jobs, workers : int, optional
+        Networks computed at once, and data worker processes; by default chosen by the cores.
+    random_state : int, RandomState instance or None
+        Seed of every random stream. With the same int, data and machine, the results are the same to the byte.
+    run : path, optional
+        The run directory; `fit` goes on with what is finished there. One run is of one data set: leave it out in a
+        search over parameters. By default a temporary directory that is removed with the estimator.
+    verbose : bool
+        Show progress and notes on standard error. Warnings are Python warnings where it is False.
+
+    Attributes
+    ----------
+    classes_ : array (2,)
+        The labels, sorted; the second is the positive one.
+    threshold_ : float
+        Of the stacked logit; fitted on all out-of-fold (OOF) rows.
+    expected_hter_ : float
+        The nested estimate: every fold is scored by stacker and threshold that were fitted without it. It is that of
+        one fold model; the mean of all fold models, which predicts, is usually better.
+    expected_hter_interval_ : tuple of float
+        95 % interval of the HTER, with the choice of the threshold.
+    run_ : Path
+        The run directory.
+
+    Notes
+    -----
+    The label of an image does not depend on the other images of a call. `ensemble.predict`, the command `thera
+    predict`, can do better on large sets: it corrects the threshold for averaging the fold models, whose effect is
+    measured on the set.
+
+    A pickle or copy of an estimator with a temporary run holds the files of the run, weights included; with `run`, it
+    holds the path.
+
+    Examples
+    --------
+    >>> classifier = TheraClassifier(members=("resnet18",), epochs=5)
+    >>> classifier.fit("faces/img", "faces/labels.txt")  # doctest: +SKIP
+    >>> classifier.expected_hter_  # doctest: +SKIP
+    0.0421
+    >>> classifier.predict("faces/new")  # doctest: +SKIP
+    array([1, 0, 1], dtype=int8)
+    """
+
+    expected_hter_: float
+    expected_hter_interval_: tuple[float, float]
+    run_: Path
+
+    def __init__(
+        self,
+        members: Sequence[str | MemberConfig] = ("resnet18", "mobilenetv2", "convnext_nano"),
+        folds: int = 5,
+        epochs: int | None = None,
+        pretrained: bool | str | None = None,
+        objective: str = "hter",
+        stacker: str = "auto",
+        tta: bool = True,
+        resize: int | None = None,
+        device: str = "auto",
+        jobs: int | None = None,
+        workers: int | None = None,
+        random_state: Any = 0,
+        run: str | os.PathLike[str] | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.members = members
+        self.folds = folds
+        self.epochs = epochs
+        self.pretrained = pretrained
+        self.objective = objective
+        self.stacker = stacker
+        self.tta = tta
+        self.resize = resize
+        self.device = device
+        self.jobs = jobs
+        self.workers = workers
+        self.random_state = random_state
+        self.run = run
+        self.verbose = verbose
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array, tags.input_tags.string = False, True
+        return tags
+
+    def fit(
+        self,
+        X: Images,  # noqa: N803  scikit-learn's name
+        y: ArrayLike | str | os.PathLike[str] | None = None,
+        groups: ArrayLike | None = None,
+    ) -> Self:
+        """Train the members on every fold, then fit stacker and threshold on their OOF logits.
+
+        Interrupted, the same call with the same `run` goes on from the last finished epoch.
+
+        Parameters
+        ----------
+        X : path, sequence of n paths, or uint8 array (n, H, H, 3)
+            A folder, zip or manifest of images; image files; or RGB pixels.
+        y : array (n,) or path, optional
+            Any two labels, in the images' order, or a label file. Left out where the images bring their labels.
+        groups : array (n,), optional
+            Images of one group stay in one fold; so do equal images.
+
+        Raises
+        ------
+        DataError
+            Images or labels cannot be used.
+        ConfigError
+            A parameter has a value that it cannot have.
+        ArtifactError
+            The run was begun with other data, folds, seed or members.
+        """
+        from ensemble.commands.fit_stacker import fit_stacker
+        from ensemble.commands.train import train_members
+
+        members, compute, seed = self._member_configs(), self._compute(), seed_of(self.random_state)
+        Objective.parse(self.objective)  # a wrong one is refused before hours of training
+        decision = validated(DecisionConfig, {"objective": self.objective, "stacker": self.stacker}, "parameters")
+        temporary = None if self.run is not None else _TemporaryFolder()
+        run = temporary.path if temporary is not None else Path(self.run or "")
+        with self._messages() as say:
+            dataset, classes = self._labelled(X, y, groups, run, say)
+            train_members(run, members, dataset, self.folds, seed, compute, say)
+            fit_stacker(run, decision, say)
+        files.write_json(run / "classes.json", StoredClasses(tuple(classes.tolist())))
+        self._temporary = temporary
+        self._load(run)
+        self.classes_ = classes
+        return self
+
+    @classmethod
+    def from_run(cls, run: str | os.PathLike[str], **parameters: Any) -> Self:
+        """Return the fitted estimator of a run directory, whether `fit` or the `thera` command made it.
+
+        Parameters
+        ----------
+        run : path
+            Its stacker is fitted.
+        **parameters
+            Of the constructor, in place of those that the run was made with.
+
+        Raises
+        ------
+        ArtifactError
+            The run lacks something, or something in it is damaged.
+        """
+        from ensemble.commands.fit_stacker import read_decisions
+
+        folder = Run(Path(run))
+        facts, decision = folder.read(), read_decisions(folder).tta
+        members = [folder.member(each.name).read().current_config for each in decision.members]
+        of_run = {
+            "members": tuple(MemberConfig.model_validate({**member, "weights": None}) for member in members),
+            "folds": facts.folds,
+            "objective": decision.objective.text,
+            "stacker": decision.chosen,
+            "resize": facts.resize,
+            "random_state": facts.seed,
+            "run": run,
+        }
+        estimator = cls(**{**of_run, **parameters})
+        estimator._temporary = None
+        estimator._load(Path(run))
+        return estimator
+
+    @property
+    def oof_(self) -> pd.DataFrame:
+        """The OOF rows: id, label, fold, group, the logit of each member, the stacked logit and the prediction.
+
+        `stacked_logit` and `y_pred` are nested: stacker and threshold were fitted without the row's fold.
+        """
+        from ensemble.commands.fit_stacker import averaged_oof
+        from ensemble.decision.cross_fitting import cross_fit, stack
+
+        check_is_fitted(self)
+        members = self._decision.stacker.members
+        oof = averaged_oof(Run(self.run_), members, self._decision.views)
+        nested = cross_fit(oof.rows, stack(self._decision.chosen), self._decision.objective)
+        table = oof.table.to_pandas()
+        table["label"] = self.classes_[oof.labels]
+        for name, logits in zip(members, oof.logits.T, strict=True):
+            table[f"logit_{name}"] = logits
+        return table.assign(stacked_logit=nested.scores, y_pred=self.classes_[nested.y_pred])
+
+    @property
+    def report_(self) -> str:
+        """The run's report as Markdown, which is written to its `report.md`, too."""
+        from ensemble.commands.report import report
+        from ensemble.reports.documents import report_markdown
+
+        check_is_fitted(self)
+        with self._messages() as say:
+            return report_markdown(report(self.run_, say))
+
+    # --- parameters and messages --------------------------------------------------------------------------------------
+
+    def _member_configs(self) -> list[MemberConfig]:
+        changes = {"epochs": self.epochs, "pretrained": self.pretrained}
+        given = {name: value for name, value in changes.items() if value is not None}
+        if isinstance(self.members, str | MemberConfig):
+            raise ConfigError("members", "must be a sequence of architectures or member configs")
+        values = [each.model_dump() if isinstance(each, MemberConfig) else {"arch": each} for each in self.members]
+        configs = [validated(MemberConfig, {**each, **given}, "members") for each in values]
+        names = [config.name for config in configs]
+        if not names or len(set(names)) < len(names):
+            raise ConfigError("members", f"must hold at least one member, of different names; got {names}")
+        return configs
+
+    def _compute(self) -> ComputeConfig:
+        values = {"device": self.device, "jobs": self.jobs, "workers": self.workers}
+        return validated(ComputeConfig, values, "parameters")
+
+    @contextlib.contextmanager
+    def _messages(self) -> Iterator[Say]:
+        """Provide the commands' `say`: lines on standard error where `verbose`, else Python's warnings."""
+        if self.verbose:
+            yield say_on_stderr
+        else:
+            with hidden():
+                yield _warn
+
+    # --- images -------------------------------------------------------------------------------------------------------
+
+    def _labelled(self, X: Images, y: Any, groups: Any, run: Path, say: Say) -> tuple[Dataset, NDArray[Any]]:  # noqa: N803
+        """Return the images with labels 0 and 1, and the two labels that these stand for."""
+        label_file = Path(y) if isinstance(y, str | os.PathLike) else None
+        images = _opened(X, label_file)
+        of_images = None if isinstance(images, np.ndarray) else images.labels
+        if of_images is not None:
+            if y is not None and label_file is None:
+                raise DataError("y", "is given, and the images bring their own labels", "leave it out")
+            y = of_images
+        if y is None:
+            raise DataError("y", "fit requires y to be passed, but the target y is None", "the images bring no labels")
+        classes, labels = encode_labels(y)
+        return self._dataset(images, run, say, labels, groups), classes
+
+    def _dataset(
+        self, images: Source | NDArray[np.uint8], run: Path, say: Say, labels: Any = None, groups: Any = None
+    ) -> Dataset:
+        """Return decoded images; those of files are kept in the run's `pixels/`."""
+        from ensemble.data.store import load_dataset
+
+        if isinstance(images, np.ndarray):
+            dataset = dataset_from_arrays(images, labels, groups)
+            if self.resize not in (None, dataset.size[0]):
+                raise DataError("X", f"must have {self.resize} pixels a side; got {dataset.size[0]}", "resize it first")
+            return dataset
+        if labels is not None and len(labels) != len(images):
+            raise DataError("y", f"must hold a label for each of {len(images)} images; got {len(labels)}")
+        if groups is not None:
+            of_rows = np.asarray(groups)
+            if of_rows.shape != (len(images),):
+                raise DataError("groups", f"must have shape ({len(images)},); got {of_rows.shape}")
+            images = replace(images, groups=np.unique(of_rows, return_inverse=True)[1].astype(np.int64))
+        return load_dataset(replace(images, labels=labels), Run(run).pixels, self.resize, say=say)
+
+    def _stacked_logits(self, X: Images) -> Floats:  # noqa: N803
+        from ensemble.commands.fold_logits import unkept_fold_logits
+
+        compute, options = self._compute(), PredictOptions(tta=self.tta)
+        with self._messages() as say:
+            dataset = self._dataset(_opened(X), self.run_, say)
+            if dataset.size != self.image_size_:
+                problem = (
+                    f"images are {dataset.size[0]} × {dataset.size[1]} pixels; the members know {self.image_size_}"
+                )
+                raise DataError("X", problem, "bring them to that size, or fit with resize")
+            logits = unkept_fold_logits(Run(self.run_), self._decision, dataset, options, compute)
+        return self._decision.stacker.apply(logits.mean)
+
+    # --- the fitted state ---------------------------------------------------------------------------------------------
+
+    def _load(self, run: Path) -> None:
+        """Set what is fitted from a run directory."""
+        from ensemble.commands.fit_stacker import read_decisions
+
+        folder, path = Run(run), run / "classes.json"
+        decisions = read_decisions(folder)
+        self.run_, self.image_size_ = run, tuple(folder.read().size)
+        self._decision: Decision = decisions.tta if self.tta else decisions.plain
+        self.threshold_, self.expected_hter_ = self._decision.threshold, self._decision.nested.hter
+        self.expected_hter_interval_ = self._decision.interval.low, self._decision.interval.high
+        stored = files.read_json(path, StoredClasses, "fit again") if path.exists() else StoredClasses((0, 1))
+        self.classes_ = np.array(stored.classes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for a pickle or a copy, with the files of a temporary run, which is gone by then."""
+        state = dict(super().__getstate__())
+        if state.pop("_temporary", None) is not None:
+            run = state.pop("run_")
+            paths = [path.relative_to(run) for path in sorted(run.rglob("*")) if path.is_file()]
+            kept = [path for path in paths if path.parts[0] not in NOT_EMBEDDED and not path.name.startswith(".")]
+            state["_embedded"] = {path.as_posix(): (run / path).read_bytes() for path in kept}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        embedded = state.pop("_embedded", None)
+        super().__setstate__({"_temporary": None, **state})
+        if embedded is not None:
+            self._temporary = _TemporaryFolder()
+            self.run_ = self._temporary.path
+            for name, content in embedded.items():
+                files.write_whole(self.run_ / name, content)
+
+
+class _TemporaryFolder:
+    """A folder that is removed with this object, or when the process ends."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="thera-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+def _opened(X: Images, label_file: Path | None = None) -> Source | NDArray[np.uint8]:  # noqa: N803
+    """Return the images behind `X`: a source where it names files, else an array."""
+    from ensemble.data.source import open_source
+
+    if isinstance(X, str | os.PathLike):
+        return open_source(Path(X), label_file)
+    try:
+        array = np.asarray(X)
+    except ValueError as error:
+        raise DataError("X", f"must be paths or pixels of one shape ({error})") from None
+    if array.ndim == 1 and array.size and all(isinstance(each, str | os.PathLike) for each in array.tolist()):
+        return source_from_paths(array.tolist())
+    return array
+
+
+def _warn(line: str) -> None:
+    """Pass on a command's warning as a Python warning; its notes are for the terminal."""
+    if line.startswith("warning: "):
+        warnings.warn(line.removeprefix("warning: "), UserWarning, stacklevel=2)
