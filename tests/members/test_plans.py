@@ -15,9 +15,10 @@ import torch
 from ensemble.config import MemberConfig
 from ensemble.errors import TheraError
 from ensemble.members import backbones, plans
+from ensemble.members import probe as probes
 from ensemble.members.backbones import Backbone
 from ensemble.members.cpu.convolutions import LoweredConv2d
-from ensemble.members.cpu.fused import fold
+from ensemble.members.cpu.fused import fuse
 from ensemble.members.plans import Plan, possible_plans
 from ensemble.members.probe import PROBE_PAYS, Probe, choose_plan, probe
 
@@ -26,7 +27,7 @@ NATIVE, LOWERED = Plan("fp32"), Plan("fp32", "lowered")
 COMPILED = Plan("fp32", "compiled")
 EVERY = (NATIVE, LOWERED, Plan("bf16"), Plan("bf16", "lowered"))
 compiler = pytest.mark.skipif(which("g++") is None, reason="torch.compile needs a C++ compiler")
-OF_PREDICTION = tuple(Plan(p, c) for p in ("fp32", "bf16") for c in ("native", "lowered", "folded"))
+OF_PREDICTION = tuple(Plan(p, c) for p in ("fp32", "bf16") for c in ("native", "lowered", "fused"))
 
 
 def member(**values: Any) -> MemberConfig:
@@ -49,14 +50,14 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]
         calls.append((*given, torch.get_num_threads()))
         return Probe(given[2][-1], {str(plan): 100.0 + i for i, plan in enumerate(given[2])})
 
-    monkeypatch.setattr(plans, "_measured", told)
+    monkeypatch.setattr(probes, "_measured", told)
     return calls
 
 
 @pytest.fixture
 def has_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the CPU be one that computes in bfloat16, whatever it is."""
-    monkeypatch.setattr(plans, "computes", lambda _: True)
+    monkeypatch.setattr(plans, "onednn_computes", lambda _: True)
 
 
 # --- what is possible -------------------------------------------------------------------------------------------------
@@ -76,7 +77,7 @@ def test_precisions_by_device_and_capability(has_bf16: None, monkeypatch: pytest
         assert precisions("auto", CUDA, 64) == precisions("bf16", CUDA, 16) == [expected]
         assert precisions("fp16", CUDA, 64) == ["fp16"]
         assert precisions("fp32", CUDA, 64) == ["fp32"]
-        for asked in ("auto", "native", "lowered", "folded"):
+        for asked in ("auto", "native", "lowered", "fused"):
             assert possible_plans("auto", asked, CUDA, 64, "predict") == (Plan(expected),), "the GPU's own convolutions"
         assert possible_plans("auto", "lowered", CUDA, 64, "train") == (Plan(expected),)
         compiled = Plan(expected, "compiled")
@@ -86,7 +87,7 @@ def test_precisions_by_device_and_capability(has_bf16: None, monkeypatch: pytest
 
 def test_a_cpu_that_would_emulate_bfloat16_has_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would take many times as long, also where a config that was written elsewhere asks for it."""
-    monkeypatch.setattr(plans, "computes", lambda dtype: dtype == torch.float32)
+    monkeypatch.setattr(plans, "onednn_computes", lambda dtype: dtype == torch.float32)
     assert [precisions(name, CPU, 64) for name in ("auto", "bf16")] == [["fp32"]] * 2
     assert possible_plans("auto", "auto", CPU, 64, "train") == (NATIVE, LOWERED)
     assert possible_plans("auto", "auto", CPU, 64, "train", emulated=True) == EVERY, "of what was begun elsewhere"
@@ -97,7 +98,7 @@ def test_a_cpu_that_would_emulate_bfloat16_has_float32(monkeypatch: pytest.Monke
 def test_the_choice_of_the_user_limits_the_plans(has_bf16: None) -> None:
     assert possible_plans("auto", "auto", CPU, 64, "train") == EVERY
     assert possible_plans("auto", "auto", CPU, 64, "predict") == OF_PREDICTION, "what cannot be trained"
-    assert possible_plans("auto", "folded", CPU, 64, "predict") == OF_PREDICTION[2::3]
+    assert possible_plans("auto", "fused", CPU, 64, "predict") == OF_PREDICTION[2::3]
     assert possible_plans("fp32", "auto", CPU, 64, "train") == (NATIVE, LOWERED)
     assert possible_plans("auto", "lowered", CPU, 64, "train") == (LOWERED, Plan("bf16", "lowered"))
     assert possible_plans("bf16", "native", CPU, 64, "predict") == (Plan("bf16"),)
@@ -120,13 +121,10 @@ def test_where_there_is_no_choice_nothing_is_measured(cache: Path, measured: lis
     assert not measured
 
 
-def test_the_smallest_size_of_an_epoch_counts(has_bf16: None, cache: Path, measured: list[Any]) -> None:
-    """bfloat16 needs more than 16 pixels, in the epochs of progressive resizing, too."""
-    for sizes in ({"early_size": 16}, {"input_size": 16}, {"input_size": 16, "early_size": 24, "batch_size": 8}):
-        choose_plan(member(precision="auto", **sizes), CPU, 32, "train", PROBE_PAYS, 1)
-    assert [call[2] for call in measured] == [(NATIVE, LOWERED)] * 3
-    choose_plan(member(precision="auto", early_size=24), CPU, 32, "train", PROBE_PAYS, 1)
-    assert measured[-1][2] == EVERY
+def test_half_precision_needs_more_than_16_pixels(has_bf16: None, cache: Path, measured: list[Any]) -> None:
+    for size, expected in ((16, (NATIVE, LOWERED)), (24, EVERY)):
+        choose_plan(member(precision="auto", input_size=size), CPU, 32, "train", PROBE_PAYS, 1)
+        assert measured[-1][2] == expected
 
 
 # --- the probe --------------------------------------------------------------------------------------------------------
@@ -147,13 +145,13 @@ def test_a_probe_measures_what_agrees_and_leaves_no_trace(cache: Path, phase: An
 
 
 def test_a_frozen_network_is_measured_as_it_is_trained(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes, agrees = set(), plans._agrees
+    sizes, agrees = set(), probes._agrees
 
     def noted(plan: Plan, results: dict[Plan, torch.Tensor], *limits: float) -> bool:
         sizes.update(gradients.numel() for gradients in results.values())
         return agrees(plan, results, *limits)
 
-    monkeypatch.setattr(plans, "_agrees", noted)
+    monkeypatch.setattr(probes, "_agrees", noted)
     found = probe(member(freeze=True), 32, EVERY, "train", 1)
     assert sizes == {512 + 1} and str(LOWERED) in found.images_per_second, "the last layer's gradient"
 
@@ -174,8 +172,8 @@ class Broken(LoweredConv2d):
 def test_a_lowered_plan_that_computes_something_else_is_not_chosen(
     cache: Path, monkeypatch: pytest.MonkeyPatch, phase: Any
 ) -> None:
-    monkeypatch.setattr(plans, "lower", broken)
-    monkeypatch.setattr(plans, "WORTH", 0.0)  # else it might only be too slow
+    monkeypatch.setattr("ensemble.members.cpu.lower", broken)
+    monkeypatch.setattr(probes, "LEAST_SPEEDUP", 0.0)  # else it might only be too slow
     found = probe(member(), 32, EVERY, phase, 1)
     assert set(found.images_per_second) == {"fp32 native", "bf16 native"}
     assert found.chosen.convolutions == "native"
@@ -189,7 +187,7 @@ def test_a_wrong_layer_behind_a_small_gain_is_seen(
     cache: Path, monkeypatch: pytest.MonkeyPatch, arch: str, layer: str, phase: Any
 ) -> None:
     """The gain of a branch begins as 0 or 1e-6; before it was drawn, both passed in prediction."""
-    monkeypatch.setattr(plans, "lower", lambda network: broken(network.model.get_submodule(layer)))
+    monkeypatch.setattr("ensemble.members.cpu.lower", lambda network: broken(network.model.get_submodule(layer)))
     found = probe(member(arch=arch), 64, (NATIVE, LOWERED), phase, 1)
     assert list(found.images_per_second) == [str(NATIVE)]
 
@@ -210,32 +208,32 @@ def test_gradients_may_jump_where_rounding_makes_them(
     reference = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
     moved = reference + apart * torch.randn(10_000, generator=torch.Generator().manual_seed(1))
     found = {NATIVE: reference, Plan("bf16"): moved, Plan(precision, "lowered"): moved}
-    assert plans.deviation(moved, reference) == pytest.approx(apart, rel=0.05)
-    assert plans._agrees(Plan(precision, "lowered"), found, plans.EXACT["train"], rounding) == agrees
+    assert probes.deviation(moved, reference) == pytest.approx(apart, rel=0.05)
+    assert probes._agrees(Plan(precision, "lowered"), found, probes.TOLERANCES["train"], rounding) == agrees
 
 
 def test_what_rounding_does_is_measured_in_training(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told, agrees = {}, plans._agrees
+    told, agrees = {}, probes._agrees
 
     def noted(plan: Plan, results: dict[Plan, torch.Tensor], exact: float, rounding: float) -> bool:
         told[exact] = rounding
         return agrees(plan, results, exact, rounding)
 
-    monkeypatch.setattr(plans, "_agrees", noted)
+    monkeypatch.setattr(probes, "_agrees", noted)
     for phase in ("train", "predict"):
         probe(member(), 32, (NATIVE, LOWERED), phase, 1)
-    assert told[plans.EXACT["predict"]] == 0 < told[plans.EXACT["train"]]
+    assert told[probes.TOLERANCES["predict"]] == 0 < told[probes.TOLERANCES["train"]]
 
 
 def test_a_folded_plan_that_computes_something_else_is_not_chosen(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def spoilt(network: Backbone, dtype: torch.dtype) -> Backbone:
-        folded = fold(network, dtype)
+        folded = fuse(network, dtype)
         assert isinstance(folded.model.fc, torch.nn.Linear)
         folded.model.fc.weight.data[0, ::2] *= 1.2
         return folded
 
-    monkeypatch.setattr(plans, "fold", spoilt)
-    monkeypatch.setattr(plans, "WORTH", 0.0)
+    monkeypatch.setattr("ensemble.members.cpu.fuse", spoilt)
+    monkeypatch.setattr(probes, "LEAST_SPEEDUP", 0.0)
     found = probe(member(), 32, OF_PREDICTION[:3], "predict", 1)
     assert set(found.images_per_second) == {"fp32 native", "fp32 lowered"}
 
@@ -245,9 +243,9 @@ def test_another_plan_must_be_worth_it(
     cache: Path, monkeypatch: pytest.MonkeyPatch, worth: float, chosen: Plan
 ) -> None:
     """104 images a second are 1.04 times 100: of the clock, which is told."""
-    monkeypatch.setattr(plans, "WORTH", worth)
-    ticks = iter([0.0, 0.16, 0.0, 0.16 / 1.04] * plans.PROBE_ROUNDS)
-    monkeypatch.setattr(plans.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(probes, "LEAST_SPEEDUP", worth)
+    ticks = iter([0.0, 0.16, 0.0, 0.16 / 1.04] * probes.PROBE_ROUNDS)
+    monkeypatch.setattr(probes.time, "perf_counter", lambda: next(ticks))
     found = probe(member(), 32, (NATIVE, LOWERED), "predict", 1)
     assert found == Probe(chosen, {"fp32 native": 100.0, "fp32 lowered": 104.0})
 
@@ -258,9 +256,9 @@ def test_a_plan_that_takes_many_times_as_long_is_clocked_once(
 ) -> None:
     """Five times 0.16 s are 0.8: above, one batch is all that is known of it; below, the later ones count."""
     later = [0.16, 0.08] if first < 0.8 else [0.16]
-    spent = [0.16, first, *later * (plans.PROBE_ROUNDS - 1)]
+    spent = [0.16, first, *later * (probes.PROBE_ROUNDS - 1)]
     ticks = iter([tick for seconds in spent for tick in (0.0, seconds)])
-    monkeypatch.setattr(plans.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(probes.time, "perf_counter", lambda: next(ticks))
     found = probe(member(), 32, (NATIVE, LOWERED), "predict", 1)
     assert found == Probe(
         chosen, {"fp32 native": 100.0, "fp32 lowered": 200.0 if first < 0.8 else round(16 / first, 1)}
@@ -289,7 +287,7 @@ def test_a_compiled_plan_is_measured_with_the_time_it_takes_first(cache: Path, m
     both = probe(wanted, 32, (NATIVE, COMPILED), "train", 1)
     assert set(both.images_per_second) == {str(NATIVE), str(COMPILED)} and not both.failed
     assert list(both.setup_seconds) == [str(COMPILED)] and both.chosen == NATIVE
-    monkeypatch.setattr(plans, "_measured", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(probes, "_measured", lambda *_: pytest.fail("measured again"))
     assert probe(wanted, 32, (NATIVE, COMPILED), "train", 1) == both
     assert choose_plan(wanted, CPU, 32, "train", 1, 1) == COMPILED
 
@@ -298,7 +296,7 @@ def test_where_it_is_forced_the_precision_that_is_faster_is_taken(cache: Path, m
     """Whatever it takes first, and whatever the plainest plan would have taken."""
     half = Plan("bf16", "compiled")
     found = Probe(NATIVE, {str(COMPILED): 100.0, str(half): 200.0}, {str(COMPILED): 10.0, str(half): 10.0})
-    monkeypatch.setattr(plans, "_measured", lambda *_: found)
+    monkeypatch.setattr(probes, "_measured", lambda *_: found)
     for batches in (1, PROBE_PAYS, 10**6):
         wanted = member(precision="auto", convolutions="compiled")
         assert choose_plan(wanted, CPU, 32, "train", batches, 1) == half
@@ -345,7 +343,7 @@ def test_what_cannot_be_compiled_is_not(
 def test_what_was_found_is_kept(cache: Path, measured: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     first = probe(member(), 32, EVERY, "train", 1)
     text = cache.read_bytes()
-    monkeypatch.setattr(plans, "_measured", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(probes, "_measured", lambda *_: pytest.fail("measured again"))
     assert probe(member(), 32, EVERY, "train", 1) == first
     assert cache.read_bytes() == text and [path.name for path in cache.parent.iterdir()] == ["probes.json"]
 
@@ -371,7 +369,7 @@ def test_what_a_probe_depends_on_is_measured_anew(
     assert [call[-1] for call in measured] == [1] * (len(others) - 1) + [2, 1], "the threads that it is measured with"
     monkeypatch.setattr(torch, "__version__", "9.9")
     probe(*plain)
-    monkeypatch.setattr(plans.platform, "node", lambda: "elsewhere")
+    monkeypatch.setattr(probes.platform, "node", lambda: "elsewhere")
     probe(*plain)
     assert len(measured) == 3 + len(others) == len(json.loads(cache.read_text()))
     for given in (plain, plain):

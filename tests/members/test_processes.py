@@ -17,6 +17,7 @@ import pytest
 import torch
 from tiny import write_tiny
 
+from ensemble import machine
 from ensemble.data.source import open_source
 from ensemble.data.store import load_dataset
 from ensemble.errors import DataError, ResourceError, Stopped
@@ -54,7 +55,7 @@ def _no_process_is_left() -> Iterator[None]:
 def two(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Two cores, if need be one and the same: what a process is pinned to must be there."""
     found = [HERE[0], HERE[-1]]
-    monkeypatch.setattr(processes, "cores", lambda: found)
+    monkeypatch.setattr(processes, "available_cores", lambda: found)
     return found
 
 
@@ -67,7 +68,7 @@ def test_shares_cover_all_cores_and_depend_on_the_counts_alone(
     monkeypatch: pytest.MonkeyPatch, n: int, jobs_: int
 ) -> None:
     every = [3 * i + 1 for i in range(n)]
-    monkeypatch.setattr(processes, "cores", lambda: every)
+    monkeypatch.setattr(processes, "available_cores", lambda: every)
     for wanted in range(1, 9):
         side_by_side = at_once(jobs_, 10**6, CPU, wanted)
         found = shares(jobs_, side_by_side)
@@ -79,7 +80,7 @@ def test_shares_cover_all_cores_and_depend_on_the_counts_alone(
 
 
 def test_as_many_at_once_as_pay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "cores", lambda: [0, 1, 2, 3])
+    monkeypatch.setattr(processes, "available_cores", lambda: [0, 1, 2, 3])
     assert at_once(5, PROCESS_PAYS, CPU, None) == 4
     assert at_once(3, PROCESS_PAYS, CPU, None) == 3
     assert at_once(5, PROCESS_PAYS - 1, CPU, None) == 1

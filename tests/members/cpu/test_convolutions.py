@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ensemble.members.cpu import convolutions
-from ensemble.members.cpu.convolutions import LoweredConv2d, SampledConv2d, lower, output_size, pair, sample_strided
+from ensemble.members.cpu.convolutions import LoweredConv2d, lower, output_size, pair
 from ensemble.members.probe import deviation
+from ensemble.members.safe_convolutions import SampledConv2d, sample_strided
 
 Found = dict[str, torch.Tensor]
 

@@ -18,8 +18,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ensemble.config import MemberConfig
 from ensemble.members.backbones import Backbone, build
 from ensemble.members.cpu import convolutions
-from ensemble.members.cpu.fused import ACTIVATIONS, PackedConv2d, PackedLinear
+from ensemble.members.cpu.fused import ACTIVATIONS, FusedBackbone, PackedConv2d, PackedLinear, fuse
 from ensemble.members.plans import REFERENCE, Plan, prepare
+from ensemble.members.precision import onednn_computes
 from ensemble.members.probe import deviation
 
 ARCHS = [
@@ -71,8 +72,8 @@ def of(arch: str) -> Backbone:
 def test_it_computes_the_same(arch: str) -> None:
     network = of(arch)
     before = copy.deepcopy(network.state_dict())
-    folded, half = fold(network, torch.float32), fold(network, torch.bfloat16)
-    assert isinstance(folded, FoldedBackbone)
+    folded, half = fuse(network, torch.float32), fuse(network, torch.bfloat16)
+    assert isinstance(folded, FusedBackbone)
     with torch.inference_mode():
         for images in (9, 1):
             batch = pixels(images, network.input_size)
@@ -83,8 +84,8 @@ def test_it_computes_the_same(arch: str) -> None:
         batch = pixels(32, network.input_size)
         reference = network(batch)
         assert deviation(folded(batch), reference) < 1e-3
-        if computes(torch.bfloat16):
-            assert isinstance(half, FoldedBackbone)
+        if onednn_computes(torch.bfloat16):
+            assert isinstance(half, FusedBackbone)
             library = deviation(network(batch, torch.bfloat16), reference)
             assert 0 < deviation(half(batch, torch.bfloat16), reference) < 1e-3 + 1.5 * library
         else:
@@ -97,8 +98,8 @@ def test_it_computes_the_same(arch: str) -> None:
     ("arch", "norms", "activations"), [("resnet18", 0, 8), ("mobilenetv2", 0, 0), ("small_cnn", 0, 0)]
 )
 def test_norms_and_activations_are_gone(arch: str, norms: int, activations: int) -> None:
-    folded = fold(of(arch), torch.float32)
-    assert isinstance(folded, FoldedBackbone)
+    folded = fuse(of(arch), torch.float32)
+    assert isinstance(folded, FusedBackbone)
     called = [folded.graph.get_submodule(str(n.target)) for n in folded.graph.graph.nodes if n.op == "call_module"]
     assert sum(isinstance(each, _BatchNorm) for each in called) == norms
     assert sum(type(each) in ACTIVATIONS for each in called) == activations, "after an addition they stay"
@@ -125,9 +126,9 @@ class _Model(nn.Module):
         return self.head
 
 
-def assert_same(body: nn.Module, channels: int, size: int, kind: type[Backbone] = FoldedBackbone) -> Any:
+def assert_same(body: nn.Module, channels: int, size: int, kind: type[Backbone] = FusedBackbone) -> Any:
     network = lived_in(Backbone(_Model(body, channels), size))
-    folded = fold(network, torch.float32)
+    folded = fuse(network, torch.float32)
     assert type(folded) is kind
     with torch.inference_mode():
         batch = pixels(5, size)
@@ -196,8 +197,8 @@ def test_layer_scales_of_convnexts(conv_mlp: bool) -> None:
     model = ConvNeXt(num_classes=1, depths=(1, 1, 1, 1), dims=(8, 12, 16, 20), conv_mlp=conv_mlp, ls_init_value=0.5)
     model.pretrained_cfg = COLOURS
     network = lived_in(Backbone(model, 64))
-    folded = fold(network, torch.float32)
-    assert isinstance(folded, FoldedBackbone)
+    folded = fuse(network, torch.float32)
+    assert isinstance(folded, FusedBackbone)
     assert not any("gamma" in str(node.target) for node in folded.graph.graph.nodes)
     with torch.inference_mode():
         torch.testing.assert_close(folded(pixels(5)), network(pixels(5)), rtol=1e-4, atol=1e-5)
@@ -263,7 +264,7 @@ def test_a_network_that_fails_when_folded_is_left_as_it_is(monkeypatch: pytest.M
 
     monkeypatch.setattr(PackedConv2d, "forward", refuse)
     network = of("small_cnn")
-    assert fold(network, torch.float32) is network
+    assert fuse(network, torch.float32) is network
 
 
 def test_a_layer_of_another_kind_stays() -> None:
@@ -294,11 +295,11 @@ def test_a_network_that_looks_at_what_comes_in_is_left_as_it_is() -> None:
     assert_same(Looking(), 4, 8, Backbone)
 
 
-def test_without_onednn_nothing_is_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_onednn_nothing_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     network = of("small_cnn")
-    assert fold(network, torch.float16) is network
+    assert fuse(network, torch.float16) is network
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert fold(network, torch.float32) is network
+    assert fuse(network, torch.float32) is network
 
 
 def test_gelu_is_timms_own() -> None:
@@ -308,5 +309,5 @@ def test_gelu_is_timms_own() -> None:
 
 def test_a_plan_folds() -> None:
     network = of("small_cnn")
-    assert isinstance(prepare(network, Plan("fp32", "folded")), FoldedBackbone)
+    assert isinstance(prepare(network, Plan("fp32", "fused")), FusedBackbone)
     assert prepare(network, REFERENCE) is network
