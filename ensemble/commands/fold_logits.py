@@ -194,13 +194,13 @@ def _predictor(images: _Set, passes: int) -> Predictor:
     return Predictor(images.dataset.pixels, passes, resources, options.precision, options.convolutions)
 
 
-def _fold_models(images: _Set, predictor: Predictor, wanted: Sequence[tuple[int, int]]) -> list[FoldModel]:
+def _fold_models(images: _Set, predictor: Predictor, places: Sequence[tuple[int, int]]) -> list[FoldModel]:
     """Return the fold models (member, fold) as the predictor takes them; a member's plan is chosen once."""
     from ensemble.members.plans import Plan
     from ensemble.members.predictor import FoldModel
 
     networks = {}
-    for column in dict.fromkeys(column for column, _ in wanted):
+    for column in dict.fromkeys(column for column, _ in places):
         facts = images.members[column].read()
         as_trained = Plan(facts.precision, facts.convolutions)
         networks[column] = predictor.models(facts.current_config, as_trained, len(facts.folds))
@@ -211,7 +211,7 @@ def _fold_models(images: _Set, predictor: Predictor, wanted: Sequence[tuple[int,
             networks[column],
             functools.partial(images.members[column].read_weights, fold),
         )
-        for column, fold in wanted
+        for column, fold in places
     ]
 
 

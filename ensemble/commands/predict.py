@@ -17,7 +17,13 @@ from ensemble.errors import DataError
 from ensemble.progress import Say, silent
 from ensemble.results import PredictionFacts, PredictionRequest, PredictResult
 from ensemble.runs import files
-from ensemble.runs.predictions import is_predicted, read_prediction, verify_label_file, write_prediction
+from ensemble.runs.predictions import (
+    is_predicted,
+    read_prediction,
+    verify_label_file,
+    write_facts,
+    write_labels,
+)
 from ensemble.runs.run import Run
 
 if TYPE_CHECKING:
@@ -150,23 +156,21 @@ def _write(
     nested_hter: float,
 ) -> None:
     """Write label file, table and facts of a set of images."""
-
-    def facts(hashes: dict[str, str]) -> PredictionFacts:
-        return PredictionFacts(
-            request=request,
-            images=len(ids),
-            objective=objective,
-            threshold=deployment.threshold,
-            share_of_label_0=float(np.mean(deployment.y_pred == 0)),
-            nested_hter=nested_hter,
-            expectation=deployment.expectation,
-            share_check=deployment.share_check,
-            assumed_share_of_label_0=deployment.assumed_share_of_label_0,
-            cascade=logits.cascade,
-            files=hashes,
-        )
-
-    write_prediction(folder, deployment.y_pred, _table(ids, deployment, logits), facts)
+    hashes = write_labels(folder, deployment.y_pred, _table(ids, deployment, logits))
+    facts = PredictionFacts(
+        request=request,
+        images=len(ids),
+        objective=objective,
+        threshold=deployment.threshold,
+        share_of_label_0=float(np.mean(deployment.y_pred == 0)),
+        nested_hter=nested_hter,
+        expectation=deployment.expectation,
+        share_check=deployment.share_check,
+        assumed_share_of_label_0=deployment.assumed_share_of_label_0,
+        cascade=logits.cascade,
+        files=hashes,
+    )
+    write_facts(folder, facts)
 
 
 def _table(ids: np.ndarray, deployment: Deployment, logits: FoldLogits) -> pd.DataFrame:
@@ -179,10 +183,10 @@ def _table(ids: np.ndarray, deployment: Deployment, logits: FoldLogits) -> pd.Da
     columns: dict[str, Any] = {"id": ids}
     known = logits.known
     for j, name in enumerate(logits.members):
-        text = pd.Series(map("{:.5f}".format, deployment.logits[:, j]), dtype=object)
+        text = pd.Series(files.decimals(deployment.logits[:, j]), dtype=object)
         columns[f"logit_{name}"] = text.where(known[:, j], "")
-    columns["stacked_logit"] = list(map("{:.5f}".format, deployment.stacked_logits))
-    columns["probability"] = list(map("{:.5f}".format, deployment.probabilities))
+    columns["stacked_logit"] = files.decimals(deployment.stacked_logits)
+    columns["probability"] = files.decimals(deployment.probabilities)
     columns["label"] = deployment.y_pred
     for j, name in enumerate(logits.members):
         columns[f"vote_{name}"] = pd.Series(deployment.member_votes[:, j], dtype=object).where(known[:, j], "")

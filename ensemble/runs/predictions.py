@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -154,7 +154,7 @@ def is_predicted(folder: Path, request: object) -> bool:
     ----------
     folder : Path
     request : dataclass
-        The `request` that `write_prediction` was given in its facts.
+        The `request` of the facts that `write_facts` was given.
     """
     path = folder / "predictions.json"
     try:
@@ -181,10 +181,8 @@ def _plain(request: object) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
-def write_prediction(
-    folder: Path, y_pred: np.ndarray, table: pd.DataFrame, facts: Callable[[dict[str, str]], object]
-) -> None:
-    """Write `label_val.txt`, `predictions.csv`, and last `predictions.json`, which holds the hashes of the two.
+def write_labels(folder: Path, y_pred: np.ndarray, table: pd.DataFrame) -> dict[str, str]:
+    """Write `label_val.txt` and `predictions.csv`, and return their hashes by name.
 
     Parameters
     ----------
@@ -193,16 +191,18 @@ def write_prediction(
     y_pred : int8 array (n,)
     table : DataFrame
         The first column holds the ids.
-    facts : callable
-        Gives the facts to store from the hashes of the two files by name.
     """
     text = "".join(f"{label}\n" for label in y_pred.tolist()).encode()
     verify_label_file(text, len(y_pred), folder / "label_val.txt")
-    hashes = {
+    return {
         "label_val.txt": files.write_whole(folder / "label_val.txt", text),
         "predictions.csv": files.write_table(folder / "predictions.csv", table),
     }
-    files.write_json(folder / "predictions.json", facts(hashes))
+
+
+def write_facts(folder: Path, facts: object) -> None:
+    """Write `predictions.json`, which makes the prediction complete."""
+    files.write_json(folder / "predictions.json", facts)
 
 
 def read_prediction(folder: Path, type_: type[T], migrate: files.Migrate | None = None) -> tuple[T, pd.DataFrame]:
