@@ -25,8 +25,8 @@ import peers
 import prediction_peers
 import torch
 from grid import by_scikit_learn
+from turns import Match, take_turns
 
-from ensemble.bench.clock import Match, take_turns
 from ensemble.bench.images import BenchImages, member_of, open_images
 from ensemble.bench.throughput import (
     FOLD_MODELS,

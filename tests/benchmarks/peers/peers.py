@@ -33,8 +33,8 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
+from turns import take_turns
 
-from ensemble.bench.clock import take_turns
 from ensemble.errors import ResourceError
 from ensemble.members.losses import focal_loss
 
