@@ -8,9 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 
-def images_per_second(
-    work: Callable[[], int], rounds: int, now: Callable[[], float] = time.perf_counter
-) -> np.ndarray:
+def images_per_second(work: Callable[[], int], rounds: int, now: Callable[[], float] = time.perf_counter) -> np.ndarray:
     """Do the same work again and again, and return how fast each round was.
 
     Parameters

@@ -59,13 +59,13 @@ Read = Callable[[str], np.ndarray]
 
 def installed() -> dict[str, str]:
     """Return the peers that can be had here, each with the versions of what it is made of."""
-    found = {}
+    versions = {}
     for peer, needs in NEEDS.items():
         try:
-            found[peer] = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in needs)
+            versions[peer] = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in needs)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def require(peer: str) -> None:

@@ -5,7 +5,7 @@ from turns import Match, Ratio, take_turns
 
 
 class Bench:
-    """Contestants that take as long as they are told, on a clock that only they move."""
+    """Contestants that take given times, on a clock that they alone advance."""
 
     def __init__(self) -> None:
         self.time, self.order = 100.0, ""

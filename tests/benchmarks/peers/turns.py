@@ -1,4 +1,4 @@
-"""The clock of a contest: contestants take turns, A B A B, so that other work on the machine slows all of them alike."""
+"""The clock of a contest. Contestants take turns, A B A B, so that other work on the machine slows all alike."""
 
 from __future__ import annotations
 
