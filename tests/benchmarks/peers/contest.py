@@ -63,31 +63,45 @@ def main() -> None:
 
 
 def contests(subjects: list[str], archs: list[str], images: BenchImages, rounds: int, device_name: str) -> list[Table]:
-    """Return a table of each subject."""
+    """Return a table for each subject."""
     device = choose_device(device_name)
     tables = []
     if "train" in subjects:
         tables.append(_table("Training", {arch: train(arch, images, rounds, device) for arch in archs}))
     if "predict" in subjects:
-        tables.append(_table("Prediction", {arch: predict(arch, images, rounds, device) for arch in archs}))
+        matches = {arch: predict(arch, images, rounds, device) for arch in archs}
+        tables.append(_table("Prediction", matches | ({"all of them": after_another(matches)} if archs[1:] else {})))
     if "load" in subjects:
         tables.append(_table("Loading", {"all": load(images, rounds)}))
+    size = f"{len(images.paths)} images of {images.size} pixels a turn, {len(available_cores())} cores."
+    tables = [table.with_notes(size) for table in tables]
     if "decide" in subjects:
         tables.append(_table("Threshold", {f"{DECISION_ROWS} rows": decide(rounds)}, unit="rows/s"))
     return tables
 
 
+def after_another(matches: Mapping[str, Match]) -> Match:
+    """Return the speeds of computing every image with one network after another, round by round.
+
+    An image then takes the sum of the seconds that it takes with each of them.
+    """
+    first, *_ = matches.values()
+    seconds = {name: sum(1 / match.speeds[name] for match in matches.values()) for name in first.speeds}
+    return Match({name: 1 / of_rounds for name, of_rounds in seconds.items()})
+
+
 def _table(title: str, matches: Mapping[str, Match], unit: str = "images/s") -> Table:
-    """Return a row for each match and contestant: its speed, and thera's speed over it."""
+    """Return a row for each match and contestant: its speed, and thera's speed divided by it."""
     rows = []
     for name, match in matches.items():
         for contestant, speeds in match.speeds.items():
             speed = f"{np.median(speeds):.0f} [{speeds.min():.0f}, {speeds.max():.0f}]"
             ratio = match.ratios.get(contestant)
-            shown = "" if ratio is None else f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
-            rows.append((name, contestant, speed, shown))
-    notes = ("Median [least, greatest] of the rounds, in turn. The ratio is thera's speed over the peer's.",)
-    return Table(title, ("what", "contestant", unit, "ratio"), tuple(rows), notes)
+            ratio_cell = "" if ratio is None else f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+            rows.append((name, contestant, speed, ratio_cell))
+    rounds = len(next(iter(match.speeds.values())))
+    note = f"Median [least, greatest] of {rounds} rounds in turn. A ratio is thera's speed over the peer's."
+    return Table(title, ("what", "contestant", unit, "ratio"), tuple(rows), (note,))
 
 
 def _in_turn(contestants: Mapping[str, Callable[[], int]], rounds: int, bar: Bar) -> Match:
