@@ -22,7 +22,7 @@ from ensemble import __version__
 from ensemble.errors import ConfigError, ResourceError, Stopped, TheraError
 
 if TYPE_CHECKING:
-    from ensemble.config import ComputeConfig, DataConfig, DecisionConfig, MemberConfig, PredictConfig
+    from ensemble.config import BenchConfig, ComputeConfig, DataConfig, DecisionConfig, MemberConfig, PredictConfig
 
 # --- the commands -----------------------------------------------------------------------------------------------------
 
@@ -79,8 +79,8 @@ def _demo(file: Any, /, run: Path | None, compute: ComputeConfig) -> Any:
     return file.demo(run, compute, _say)
 
 
-def _bench(file: Any, /, **options: Any) -> Any:
-    return file.bench(**options, say=_say)
+def _bench(file: Any, /, config: BenchConfig) -> Any:
+    return file.bench(config, _say)
 
 
 @dataclass(frozen=True)

@@ -341,6 +341,25 @@ class RunConfig(Frozen):
         return members
 
 
+class BenchConfig(Frozen):
+    """What `thera bench` measures."""
+
+    subjects: Annotated[tuple[Literal["train", "predict", "decide", "load"], ...], option(RUN, "What to measure.")] = (
+        "train",
+        "predict",
+        "decide",
+        "load",
+    )
+    arch: Annotated[tuple[str, ...], option(RUN, "Architecture to measure; may be given several times.")] = tuple(
+        SHORT_NAMES
+    )
+    images: Annotated[Path | None, option(DATA, "A folder of image files.", unset="generated images")] = None
+    labels: Annotated[Path | None, option(DATA, "A text file; line i is the label of image i, 0 or 1.")] = None
+    limit: Annotated[int, option(DATA, "Images that are used.", ge=256)] = 2048
+    rounds: Annotated[int, option(RUN, "Repetitions of each measurement.", ge=1)] = 5
+    device: Annotated[str, option(SPEED, "auto, cpu, cuda or cuda:N.")] = "auto"
+
+
 def seed_sequence(seed: int, *names: str | int) -> np.random.SeedSequence:
     """Return the random stream of `seed` with this name; it is the same wherever and whenever it is requested.
 

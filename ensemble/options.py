@@ -23,9 +23,8 @@ from ensemble.config import (
     DECISION,
     PANELS,
     RUN,
-    SHORT_NAMES,
-    SPEED,
     AugmentConfig,
+    BenchConfig,
     ComputeConfig,
     DataConfig,
     DecisionConfig,
@@ -60,23 +59,6 @@ class _Compare(Frozen):
     b: Annotated[Path, option(DATA, "Another of the same kind, on the same images.")]
     labels: Annotated[Path | None, option(DATA, "The true labels.", unset="those of the runs or members")] = None
     tta: Annotated[bool, option(DECISION, "Of runs and members: compare at the logits that --tta averages.")] = True
-
-
-class _Bench(Frozen):
-    subjects: Annotated[tuple[Literal["train", "predict", "decide", "load"], ...], option(RUN, "What to measure.")] = (
-        "train",
-        "predict",
-        "decide",
-        "load",
-    )
-    arch: Annotated[tuple[str, ...], option(RUN, "Architecture to measure; may be given several times.")] = tuple(
-        SHORT_NAMES
-    )
-    images: Annotated[Path | None, option(DATA, "A folder of image files.", unset="generated images")] = None
-    labels: Annotated[Path | None, option(DATA, "A text file; line i is the label of image i, 0 or 1.")] = None
-    limit: Annotated[int, option(DATA, "Images that are used.", ge=256)] = 2048
-    rounds: Annotated[int, option(RUN, "Repetitions of each measurement.", ge=1)] = 5
-    device: Annotated[str, option(SPEED, "auto, cpu, cuda or cuda:N.")] = "auto"
 
 
 # --- which command takes which ----------------------------------------------------------------------------------------
@@ -137,7 +119,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
     "trial": (_part(_Trial), _COMPUTE),
     "recipes": (),
     "demo": (_part(RunConfig, "run", optional=True), _COMPUTE),
-    "bench": (_part(_Bench),),
+    "bench": (_part(BenchConfig, key="config"),),
 }
 
 # --- what differs on the command line ---------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ import pytest
 
 import ensemble
 from ensemble import cli
-from ensemble.config import ComputeConfig, DecisionConfig, MemberConfig
+from ensemble.config import BenchConfig, ComputeConfig, DecisionConfig, MemberConfig
 from ensemble.errors import ArtifactError, ConfigError, DataError, LockedError, ResourceError, Stopped, TheraError
 
 COMMANDS = {
@@ -484,28 +484,28 @@ def test_demo_and_recipes_pass_on_what_was_given(monkeypatch: pytest.MonkeyPatch
 
 
 def test_bench_passes_on_what_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[dict[str, Any]] = []
-    stand_in(monkeypatch, "bench", bench=lambda say, **given: seen.append(given) or [])
+    seen: list[BenchConfig] = []
+    stand_in(monkeypatch, "bench", bench=lambda config, say: seen.append(config) or [])
     given = ["train", "load", "--arch", "a", "--arch", "b", "--images", "i", "--labels", "l", "--limit", "300"]
     assert thera("bench") == thera("bench", *given, "--rounds", "2", "--device", "cpu") == 0
-    assert seen[0] == {
-        "subjects": ("train", "predict", "decide", "load"),
-        "arch": ("resnet18", "mobilenetv2", "convnext_nano"),
-        "images": None,
-        "labels": None,
-        "limit": 2048,
-        "rounds": 5,
-        "device": "auto",
-    }
-    assert seen[1] == {
-        "subjects": ("train", "load"),
-        "arch": ("a", "b"),
-        "images": Path("i"),
-        "labels": Path("l"),
-        "limit": 300,
-        "rounds": 2,
-        "device": "cpu",
-    }
+    assert seen[0] == BenchConfig(
+        subjects=("train", "predict", "decide", "load"),
+        arch=("resnet18", "mobilenetv2", "convnext_nano"),
+        images=None,
+        labels=None,
+        limit=2048,
+        rounds=5,
+        device="auto",
+    )
+    assert seen[1] == BenchConfig(
+        subjects=("train", "load"),
+        arch=("a", "b"),
+        images=Path("i"),
+        labels=Path("l"),
+        limit=300,
+        rounds=2,
+        device="cpu",
+    )
 
 
 def test_run_overrides_what_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

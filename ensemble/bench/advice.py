@@ -1,4 +1,4 @@
-"""What to change so that a machine is used better, by what was measured on it."""
+"""What to change so that the machine is used better: one sentence for each further measurement."""
 
 from __future__ import annotations
 
@@ -16,122 +16,139 @@ from ensemble.members.probe import Probe, probe, speed
 CPU = torch.device("cpu")
 
 SLOWER = 0.8
-"""Share of the probe's best plan below which a plan is reported as a bad choice."""
+"""Share of the chosen plan's speed below which another plan is advised against."""
 
 BATCHES = (32, 64, 128, 256)
-MOST_PIXELS = 256 * 128**2
-"""Of a batch, so that none is tried that takes gigabytes."""
+"""Batch sizes that are compared with the one of the config."""
+
+MAX_BATCH_PIXELS = 256 * 128**2
+"""Largest batch that is tried, in pixels: a larger one may need gigabytes of memory."""
 
 FASTER = 1.1
-"""How many times the speed of the batch that is set another batch must reach to be advised."""
+"""Ratio of speeds from which another batch size is advised: less is within the noise of the measurement."""
 
-AUGMENTED = 256
-"""Images by which augmentation is measured."""
+AUGMENTED_IMAGES = 256
+"""Images that are augmented to measure augmentation: about 40 ms on a core."""
 
 
 def on_plans(arch: str, plan: Plan, probed: Probe, where: str = "one core") -> str:
-    """Say what the plans were measured to be worth."""
+    """Return how fast each plan is, which one is chosen, and which ones are not to be forced."""
     speeds = probed.images_per_second
     if not speeds:
-        return f"{arch}: only {plan} computes soundly here."
+        return f"{arch}: only {plan} passes the parity check here."
     best = speeds.get(str(plan), max(speeds.values()))
     slow = [name for name, value in speeds.items() if value < SLOWER * best]
-    warned = f"; do not force {', '.join(slow)}" if slow else ""
+    warning = f"; do not force {', '.join(slow)}" if slow else ""
     return (
         f"{arch}, {where}, images/s by plan: {_listed(speeds)}. "
-        f"--precision auto --convolutions auto takes {plan}{warned}."
+        f"--precision auto --convolutions auto takes {plan}{warning}."
     )
 
 
 def on_batches(config: MemberConfig, size: int, plan: Plan, device: torch.device = CPU, where: str = "one core") -> str:
-    """Measure training on one core or a GPU in batches of several sizes, and say which one is faster than that set.
+    """Measure training in batches of several sizes, on one core or a GPU, and return whether another size is faster.
 
     Parameters
     ----------
+    config : MemberConfig
     size : int
         Side of the images in pixels.
+    plan : Plan
+    device : torch.device
+    where : str
+        The device in words.
     """
     present = config.batch_size
-    batches = [batch for batch in BATCHES if batch * size**2 <= MOST_PIXELS]
+    batches = [batch for batch in BATCHES if batch * size**2 <= MAX_BATCH_PIXELS]
     speeds = {batch: speed(config, size, plan, "train", batch, 1, device) for batch in sorted({*batches, present})}
     best = max(speeds, key=lambda batch: speeds[batch])
     advice = f"--batch-size {present} is as fast as any"
     if speeds[best] >= FASTER * speeds[present]:
-        times = f"{speeds[best] / speeds[present]:.2f} times as fast as {present}"
-        advice = f"--batch-size {best} is {times}, and another training"
+        ratio = f"{speeds[best] / speeds[present]:.2f} times as fast as {present}"
+        advice = f"--batch-size {best} is {ratio}, and changes the training"
     return f"{config.name}, {where}, images/s by batch: {_listed(speeds)}. {advice}."
 
 
 def on_augmentation(config: MemberConfig, pixels: np.ndarray, images_per_second: float) -> str:
-    """Measure augmentation, and say what it takes.
+    """Measure augmentation, and return its share of the time of training on a CPU.
 
     Parameters
     ----------
+    config : MemberConfig
     pixels : uint8 array (n, H, W, 3)
     images_per_second : float
-        Of training, by core, augmentation included.
+        Speed of training on one core, augmentation included.
     """
     rate = _augmented_per_second(config, pixels)
     return (
         f"{config.name}: augmentation makes {rate:.0f} images/s on a core, {100 * images_per_second / rate:.0f} % of "
-        "training's time; data workers would share the cores of their network: --workers 0."
+        "the time of training; data workers would share the cores of their network: --workers 0."
     )
 
 
 def on_feeding(config: MemberConfig, pixels: np.ndarray, images_per_second: float, workers: int, folds: int) -> str:
-    """Measure augmentation, and say whether so many workers keep a GPU busy whose folds share what they make.
+    """Measure augmentation, and return whether the data workers keep a GPU busy.
 
     Parameters
     ----------
+    config : MemberConfig
     pixels : uint8 array (n, H, W, 3)
     images_per_second : float
-        Of training, of all folds together.
+        Speed of training, all folds together.
+    workers : int
+        Processes that augment.
+    folds : int
+        Folds that share the augmented images: all but one train on each image.
     """
     rate = _augmented_per_second(config, pixels)
     shared = max(1, folds - 1)
     needed = math.ceil(images_per_second / rate / shared)
     enough = f"{max(1, workers)} are enough" if needed <= max(1, workers) else f"--workers {needed} would be enough"
     return (
-        f"{config.name}: augmentation makes {rate:.0f} images/s on a core, and {folds} folds take each of them "
+        f"{config.name}: augmentation makes {rate:.0f} images/s on a core, and {folds} folds use each of them "
         f"{shared} times: {images_per_second:.0f} images/s of training need {needed} data workers, {enough}."
     )
 
 
 def on_compiling(config: MemberConfig, size: int, plan: Plan, images_per_second: float) -> str:
-    """Measure a compiled network on one core, unless it was before, and say whether compiling pays.
+    """Measure a compiled network on one core, and return whether compiling saves time.
 
     Parameters
     ----------
+    config : MemberConfig
     size : int
         Side of the images in pixels.
+    plan : Plan
+        The plan that is used without compiling.
     images_per_second : float
-        On one core, by the plan.
+        Speed of that plan on one core.
     """
     compiled = Plan(plan.precision, "compiled")
-    found = probe(config, size, (compiled,), "train", 1)
-    speed_compiled = found.images_per_second.get(str(compiled))
-    if speed_compiled is None:
-        reason = found.failed.get(str(compiled), "computes something else than the library")
-        return f"{config.name}: --convolutions compiled cannot be had here: {reason}."
-    times = f"{speed_compiled:.0f} images/s, {speed_compiled / images_per_second:.2f}"
-    sentence = f"{config.name}, one core: --convolutions compiled makes {times}"
-    first = found.setup_seconds[str(compiled)]
-    advice = "leave it"
-    if speed_compiled > images_per_second:
-        advice = (
-            f"it pays from {first / (1 / images_per_second - 1 / speed_compiled):.0f} images on, all epochs counted"
-        )
-    return f"{sentence} times {plan}, after {first:.0f} s of compiling: {advice}."
+    probed = probe(config, size, (compiled,), "train", 1)
+    compiled_speed = probed.images_per_second.get(str(compiled))
+    if compiled_speed is None:
+        reason = probed.failed.get(str(compiled), "it fails the parity check")
+        return f"{config.name}: --convolutions compiled does not work here: {reason}."
+    setup = probed.setup_seconds[str(compiled)]
+    advice = "do not use it"
+    if compiled_speed > images_per_second:
+        # Compiling saves 1 / images_per_second - 1 / compiled_speed seconds an image, and costs `setup` seconds once.
+        worth_from = setup / (1 / images_per_second - 1 / compiled_speed)
+        advice = f"it saves time from {worth_from:.0f} images on, all epochs counted"
+    return (
+        f"{config.name}, one core: --convolutions compiled makes {compiled_speed:.0f} images/s, "
+        f"{compiled_speed / images_per_second:.2f} times {plan}, after {setup:.0f} s of compiling: {advice}."
+    )
 
 
 def _augmented_per_second(config: MemberConfig, pixels: np.ndarray) -> float:
     """Return how many images a core augments in a second."""
     augmentation = Augmentation(config.augmentation, seed=0)
-    augmentation(pixels[0], 0, 0)
+    augmentation(pixels[0], 0, 0)  # the first image takes longer
     started = time.perf_counter()
-    for row in range(AUGMENTED):
+    for row in range(AUGMENTED_IMAGES):
         augmentation(pixels[row % len(pixels)], 0, row)
-    return AUGMENTED / (time.perf_counter() - started)
+    return AUGMENTED_IMAGES / (time.perf_counter() - started)
 
 
 def _listed(speeds: dict[str, float] | dict[int, float]) -> str:

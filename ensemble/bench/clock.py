@@ -1,66 +1,34 @@
-"""Contestants in turn: A B A B, so that what the machine does besides slows them alike."""
+"""How fast a piece of work is, over several rounds."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable
 
 import numpy as np
 
-Contestant = Callable[[], int]
-"""Does a fixed piece of work and returns how many images it has done."""
 
-
-class Ratio(NamedTuple):
-    """How many times as fast A is: median, least and greatest of the rounds' ratios."""
-
-    median: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Match:
-    """What the clock has measured.
+def images_per_second(work: Callable[[], int], rounds: int, now: Callable[[], float] = time.perf_counter) -> np.ndarray:
+    """Do the same work again and again, and return how fast each round was.
 
     Parameters
     ----------
-    speeds : dict of str to float64 array (rounds,)
-        Images per second in each round, by contestant, A first.
-    """
-
-    speeds: dict[str, np.ndarray]
-
-    @property
-    def ratios(self) -> dict[str, Ratio]:
-        """A against each other contestant; a round's ratio is that of its own two speeds."""
-        first, *others = self.speeds
-        of_rounds = {name: self.speeds[first] / self.speeds[name] for name in others}
-        return {name: Ratio(float(np.median(x)), float(x.min()), float(x.max())) for name, x in of_rounds.items()}
-
-
-def take_turns(
-    contestants: Mapping[str, Contestant], rounds: int, now: Callable[[], float] = time.perf_counter
-) -> Match:
-    """Run each contestant once untimed, then all of them in turn, `rounds` times.
-
-    Parameters
-    ----------
-    contestants : mapping of str to callable
-        The first is A.
+    work : callable
+        Returns how many images it has done. It runs once more than `rounds`: the first time is not counted, because
+        it builds networks and starts processes.
     rounds : int
         At least 1.
     now : callable
         The time in seconds.
+
+    Returns
+    -------
+    float64 array (rounds,)
     """
-    for work in contestants.values():
-        work()
-    speeds: dict[str, list[float]] = {name: [] for name in contestants}
+    work()
+    speeds = []
     for _ in range(rounds):
-        for name, work in contestants.items():
-            started = now()
-            images = work()
-            speeds[name].append(images / (now() - started))
-    return Match({name: np.array(of_rounds) for name, of_rounds in speeds.items()})
+        started = now()
+        images = work()
+        speeds.append(images / (now() - started))
+    return np.array(speeds)

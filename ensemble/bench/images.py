@@ -1,4 +1,4 @@
-"""The images that are measured on: as files, and decoded in a store."""
+"""The images that `thera bench` measures with: as files, and decoded in a store."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,8 @@ from ensemble.data.source import Source, open_source
 from ensemble.data.store import load_dataset
 from ensemble.data.synthetic import write_demo
 from ensemble.errors import ConfigError
+from ensemble.members.processes import MappedPixels
+from ensemble.progress import Say, silent
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,14 @@ class BenchImages:
     mapped : MappedPixels
         uint8 array (n, H, W, 3).
     source : Source
-        Of the files; it may hold more than n.
+        The source that the files come from; it may hold more than n.
     folder : Path
-        A temporary one, for what a measurement writes.
+        A temporary folder, for what a measurement writes.
     """
 
     paths: list[str]
     labels: np.ndarray
-    mapped: Any
+    mapped: MappedPixels
     source: Source
     folder: Path
 
@@ -47,13 +48,15 @@ class BenchImages:
 
 
 @contextmanager
-def open_images(images: Path | None, labels: Path | None, limit: int) -> Iterator[BenchImages]:
-    """Open up to `limit` images of a folder, or generated ones where none is given; the store lives as long as this.
+def open_images(images: Path | None, labels: Path | None, limit: int, say: Say = silent) -> Iterator[BenchImages]:
+    """Open up to `limit` images of a folder, or generated images where no folder is given.
+
+    The store is a temporary folder that is removed when the block ends.
 
     Raises
     ------
     ConfigError
-        Labels are given without images, or the images are in no folder.
+        Labels are given without images, or the images are not files in a folder.
     DataError
         The images or labels cannot be used.
     """
@@ -69,15 +72,15 @@ def open_images(images: Path | None, labels: Path | None, limit: int) -> Iterato
         elif not images.is_dir():
             raise ConfigError("--images", f"must be a folder of image files, which are read again; got {images}")
         source = open_source(images, labels)
-        dataset = load_dataset(source, folder / "store")
+        dataset = load_dataset(source, folder / "store", say=say)
         n = min(limit, len(dataset))
         np.save(folder / "pixels.npy", dataset.pixels[:n])
-        given = dataset.labels if dataset.labels is not None else np.arange(n) % 8 > 0
-        paths = [str(images / each) for each in source.names[:n]]
+        y_true = dataset.labels if dataset.labels is not None else np.arange(n) % 8 > 0  # the speed is the same
+        paths = [str(images / image) for image in source.names[:n]]
         pixels = np.load(folder / "pixels.npy", mmap_mode="r")
-        yield BenchImages(paths, np.asarray(given[:n], np.int8), MappedPixels(pixels), source, folder)
+        yield BenchImages(paths, np.asarray(y_true[:n], np.int8), MappedPixels(pixels), source, folder)
 
 
-def member_of(arch: str) -> MemberConfig:
-    """Return the config of a member that is measured: from scratch, with flips and shifts."""
+def member_config(arch: str) -> MemberConfig:
+    """Return the config of the member that is measured: from scratch, augmented by flips and shifts."""
     return MemberConfig.model_validate({"arch": arch, "pretrained": False, "augment": "light"})

@@ -1,4 +1,4 @@
-"""What the machine can do at most, measured; and how much work an image is."""
+"""What the machine can do at most, measured, and how many operations one image takes."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ from ensemble.members.precision import PRECISIONS
 CPU = torch.device("cpu")
 
 SIDE, SIDE_ON_GPU = 1024, 8192
-"""Of the square matrices."""
+"""Side of the square matrices that are multiplied: large enough that every core or multiprocessor is busy."""
 
 CHANNELS = 64
-"""Of the convolution, in and out."""
+"""Channels of the convolution, in and out: as in the first stage of a resnet18."""
 
 COPIED_BYTES = 2**27
-"""Per copy: many times the last-level cache."""
+"""Bytes of a copy: many times the last-level cache, so that the memory is measured."""
 
-BEST_OF = 50
-"""Short tries, and many: the best falls between two turns of whatever else runs on the machine."""
+REPEATS = 50
+"""Repetitions, of which the fastest counts: they are short, so that one falls between the time slices of other work."""
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """The best of several tries, a multiply-add counting as two operations; of a GPU, or of `threads` threads of torch.
+    """What a GPU, or a CPU with some threads of torch, can do at most.
 
-    Parameters
+    Attributes
     ----------
-    gflops : dict
-        By precision, 10^9 operations per second of the better of a matrix product and a 3 × 3 convolution, channels
-        last: on some CPUs MKL, which multiplies fp32 matrices, is slower than oneDNN, which convolves.
+    gflops : dict of str to float
+        10^9 operations per second by precision; a multiply-add is two operations. It is the faster of a matrix product
+        and a 3 × 3 convolution, channels last, because on some CPUs MKL, which multiplies fp32 matrices, is slower
+        than oneDNN, which convolves.
     copy_gb_per_s : float
-        10^9 bytes per second, read and written ones both counted.
+        10^9 bytes per second, those read plus those written.
     threads : int
     """
 
@@ -50,21 +51,21 @@ class Ceilings:
 
 @torch.inference_mode()
 def measure_ceilings(threads: int, precisions: Sequence[str] = ("fp32",), device: torch.device = CPU) -> Ceilings:
-    """Measure this machine's CPU, or a GPU; some seconds."""
+    """Measure a device with this many threads of torch; it takes some seconds."""
     torch.set_num_threads(threads)
     dtypes = {name: PRECISIONS[name] for name in precisions}
     gflops = {name: max(_matmul(each, device), _convolution(each, device)) / 1e9 for name, each in dtypes.items()}
     source = torch.ones(COPIED_BYTES, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
-    copied = 2 * COPIED_BYTES / _least_seconds(lambda: target.copy_(source), device) / 1e9
-    return Ceilings(gflops, copied, threads)
+    copy_gb_per_s = 2 * COPIED_BYTES / _least_seconds(lambda: target.copy_(source), device) / 1e9
+    return Ceilings(gflops, copy_gb_per_s, threads)
 
 
 def flops_per_image(model: nn.Module, size: int) -> tuple[int, int]:
-    """Return the operations of one image: (forward, training step); a multiply-add is two.
+    """Return the operations of one image: (forward pass, training step); a multiply-add is two operations.
 
-    Matrix products and convolutions are counted, as `torch.utils.flop_counter` does; training is three times the
-    forward pass.
+    Matrix products and convolutions are counted, by `torch.utils.flop_counter`. A training step is three times the
+    forward pass, because each layer's two gradients take as many operations as its output.
 
     Parameters
     ----------
@@ -83,7 +84,7 @@ def flops_per_image(model: nn.Module, size: int) -> tuple[int, int]:
 
 
 def _matmul(dtype: torch.dtype, device: torch.device) -> float:
-    """Operations per second."""
+    """Return the operations per second of a product of two square matrices."""
     side = SIDE if device.type == "cpu" else SIDE_ON_GPU
     a, b = torch.rand(2, side, side, device=device).to(dtype)
     out = torch.empty_like(a)
@@ -91,7 +92,7 @@ def _matmul(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def _convolution(dtype: torch.dtype, device: torch.device) -> float:
-    """Operations per second; unpadded, since a border of zeros is skipped and would be counted."""
+    """Return the operations per second of a convolution; unpadded, because kernels skip a border of zeros."""
     x = torch.rand(32, CHANNELS, 18, 18, device=device).to(dtype=dtype, memory_format=torch.channels_last)
     kernel = torch.rand(CHANNELS, CHANNELS, 3, 3, device=device).to(dtype=dtype, memory_format=torch.channels_last)
     outputs = nn.functional.conv2d(x, kernel).numel()
@@ -99,18 +100,19 @@ def _convolution(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def _least_seconds(work: Callable[[], object], device: torch.device) -> float:
-    took = []
-    for _ in range(1 + BEST_OF):  # the first warms up
+    """Return the shortest time of the work."""
+    seconds = []
+    for _ in range(1 + REPEATS):  # the first warms up
         started = time.perf_counter()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        took.append(time.perf_counter() - started)
-    return min(took)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
 
 
 def busy_share(work: Callable[[], object], device: torch.device) -> float:
-    """Return the share of the time that a GPU computes something while some work is done."""
+    """Return the share of the time in which a GPU computes something while the work is done."""
     from torch.profiler import ProfilerActivity, profile
 
     torch.cuda.synchronize(device)
@@ -128,7 +130,7 @@ def _is_on_gpu(event: Any) -> bool:
 
 
 def covered(ranges: Sequence[tuple[float, float]]) -> float:
-    """Return how much of a line ranges (start, end) cover together.
+    """Return the length of the union of ranges (start, end).
 
     Examples
     --------

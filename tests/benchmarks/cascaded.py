@@ -2,16 +2,14 @@
 
     python tests/benchmarks/cascaded.py RUN IMAGES
 
-Takes a run whose weights are there, and labels the images with and without a cascade, in turn, each time by the whole
-command in a process of its own, in copies of the run that know no earlier logits. Prints how long each took, how many
-labels differ from exact mode's in all, and how many at one threshold: exact mode's.
+Labels the images with and without a cascade, in turn, by a run that has its weights. Each time the whole command runs
+in a new process, in a copy of the run that holds no earlier logits. Prints how long each took, how many labels differ
+from those of exact mode, and how many differ at one threshold, that of exact mode.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import os
 import shutil
 import subprocess
@@ -21,19 +19,21 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+
+from ensemble.results import PredictionFacts
+from ensemble.runs.predictions import read_prediction
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """What a command took and found."""
+    """How long a command took, and the labels (n,) and stacked logits (n,) that it wrote."""
 
     seconds: float
     labels: np.ndarray
     scores: np.ndarray
-    told: dict[str, Any]
+    facts: PredictionFacts
 
 
 def label(run: Path, images: Path, options: Sequence[str]) -> Labelled:
@@ -46,11 +46,10 @@ def label(run: Path, images: Path, options: Sequence[str]) -> Labelled:
         started = time.perf_counter()
         subprocess.run([*command, "--tta", *options], check=True, stdout=subprocess.DEVNULL)
         took = time.perf_counter() - started
-        (place,) = (folder / "run/predictions").iterdir()
-        with open(place / "predictions.csv", newline="") as file:
-            rows = list(csv.DictReader(file))
-        found = np.array([(int(row["label"]), float(row["stacked_logit"])) for row in rows])
-        return Labelled(took, found[:, 0], found[:, 1], json.loads((place / "predictions.json").read_text()))
+        (written,) = (folder / "run/predictions").iterdir()
+        facts, table = read_prediction(written, PredictionFacts)
+        labels, scores = table["label"].to_numpy(np.int8), table["stacked_logit"].to_numpy(np.float64)
+        return Labelled(took, labels, scores, facts)
 
 
 def main() -> None:
@@ -61,17 +60,19 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=3)
     given = options.parse_args()
     ways = {"exact": (), "cascade": ("--cascade", given.probability)}
-    found: dict[str, list[Labelled]] = {name: [] for name in ways}
+    results: dict[str, list[Labelled]] = {name: [] for name in ways}
     for _ in range(given.rounds):
         for name, flags in ways.items():
-            found[name].append(label(given.run, given.images, flags))
-            print(f"{name}: {found[name][-1].seconds:.0f} s", flush=True)
-    exact, cascade = found["exact"][-1], found["cascade"][-1]
-    ratios = [one.seconds / other.seconds for one, other in zip(found["exact"], found["cascade"], strict=True)]
+            results[name].append(label(given.run, given.images, flags))
+            print(f"{name}: {results[name][-1].seconds:.0f} s", flush=True)
+    exact, cascade = results["exact"][-1], results["cascade"][-1]
+    ratios = [a.seconds / b.seconds for a, b in zip(results["exact"], results["cascade"], strict=True)]
     differ = np.count_nonzero(exact.labels != cascade.labels)
-    at_one = np.count_nonzero((exact.scores >= exact.told["threshold"]) != (cascade.scores >= exact.told["threshold"]))
+    threshold = exact.facts.threshold
+    at_one = np.count_nonzero((exact.scores >= threshold) != (cascade.scores >= threshold))
+    assert cascade.facts.cascade is not None
     print(f"times as fast: {np.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]")
-    print(f"logits evaluated: {100 * cascade.told['cascade']['evaluated_share']:.0f} %")
+    print(f"logits evaluated: {100 * cascade.facts.cascade.evaluated_share:.0f} %")
     print(f"labels that differ, of {len(exact.labels)}: {differ}; at one threshold: {at_one}")
 
 

@@ -18,32 +18,33 @@ from ensemble.commands.fit_stacker import averaged_oof, read_decisions
 from ensemble.decision.assessment import assess
 from ensemble.decision.cross_fitting import OofLogits, cross_fit, stack
 from ensemble.progress import say
-from ensemble.reports.tables import Table
+from ensemble.reports.table import Table
 from ensemble.runs.run import Run
 
 
 def main(folder: Path) -> None:
-    decision, seed = read_decisions(Run(folder), say)["tta"], Run(folder).read()["seed"]
+    run = Run(folder)
+    decision, seed = read_decisions(run, say).tta, run.read().seed
     names, kind, objective = decision.stacker.members, decision.kind, decision.objective
-    oof = averaged_oof(Run(folder), names, decision.views)
-    whole = cross_fit(oof.rows, stack(kind), objective).called
+    oof = averaged_oof(run, names, decision.views)
+    whole = cross_fit(oof.rows, stack(kind), objective).y_pred
     alone = {name: assess(name, _of(oof, [name]), stack("mean"), objective, seed).nested.hter for name in names}
     best_first = sorted(names, key=lambda name: alone[name])
     sets = {"all": list(names)}
     sets |= {f"without {name}": [other for other in names if other != name] for name in names if len(names) > 1}
     sets |= {f"the best {k}: {', '.join(best_first[:k])}": best_first[:k] for k in range(1, len(names))}
     rows = []
-    for told, members in sets.items():
-        found = assess(told, _of(oof, members), stack(kind), objective, seed, stacked=whole)
-        assert found.difference is not None
-        value, apart = found.difference.value, found.difference.interval
+    for stack_name, members in sets.items():
+        assessed = assess(stack_name, _of(oof, members), stack(kind), objective, seed, stacked=whole)
+        assert assessed.difference is not None
+        value, interval = assessed.difference.value, assessed.difference.interval
         rows.append(
             (
-                told,
-                f"{found.nested.hter:.4f}",
-                f"{found.interval.low:.4f} to {found.interval.high:.4f}",
-                "" if told == "all" else f"{value:+.4f}",
-                "" if told == "all" else f"{apart.low:+.4f} to {apart.high:+.4f}",
+                stack_name,
+                f"{assessed.nested.hter:.4f}",
+                f"{assessed.interval.low:.4f} to {assessed.interval.high:.4f}",
+                "" if stack_name == "all" else f"{value:+.4f}",
+                "" if stack_name == "all" else f"{interval.low:+.4f} to {interval.high:+.4f}",
             )
         )
     shown = Table(

@@ -16,18 +16,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from ensemble.reports.tables import Table
 
-from ensemble.commands.evaluate import Nested, nested_calls
+from ensemble.commands.evaluate import NestedPredictions, nested_predictions
 from ensemble.commands.fit_stacker import averaged_oof
 from ensemble.commands.predict import predict
-from ensemble.commands.run import run_config
+from ensemble.commands.run import run as run_config
 from ensemble.config import VIEW_SETS, ComputeConfig, PredictConfig, seed_sequence
 from ensemble.config_reading import load_config, overridden
 from ensemble.data.source import parse_labels
 from ensemble.decision.comparison import compare_predictions, measure_predictions
 from ensemble.decision.rates import auc, error_rates
 from ensemble.progress import say
+from ensemble.reports.table import Table
 from ensemble.runs.files import write_whole
 from ensemble.runs.member import FROM_SCRATCH
 from ensemble.runs.run import Run
@@ -35,12 +35,12 @@ from ensemble.runs.run import Run
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 EPOCHS = {"small-cnn-vote": 20, "simple-cnn": 20}
-"""Of the small networks as many as two cores allow; of the others `FEWER`."""
+"""Epochs of the small networks: as many as two cores allow. The others train for `FEWER`."""
 
 FEWER = 6
 
 FLIPPED = {"ensemble", "focal-oversampling"}
-"""What averages the image and its mirror; the others were published without."""
+"""Recipes that average an image and its mirror; the others were published without it."""
 
 
 def manifests(images: Path, labels: Path, n: int) -> tuple[Path, Path]:
@@ -56,36 +56,36 @@ def manifests(images: Path, labels: Path, n: int) -> tuple[Path, Path]:
         raise SystemExit(f"--rows must leave as many to predict: at most {len(given) // 2}")
     paths = images.parent / f"recipes-{n}.csv", images.parent / f"recipes-{n}-others.csv"
     for index, path in enumerate(paths):
-        own = zeros[index * share :][:share], ones[index * (n - share) :][: n - share]
-        lines = [f"{images.name}/{files[row].name},{given[row]}\n" for row in np.sort(np.concatenate(own))]
+        rows = zeros[index * share :][:share], ones[index * (n - share) :][: n - share]
+        lines = [f"{images.name}/{files[row].name},{given[row]}\n" for row in np.sort(np.concatenate(rows))]
         write_whole(path, ("path,label\n" + "".join(lines)).encode())
     return paths
 
 
-def main(images: Path, labels: Path, n: int, jobs: int | None, place: Path) -> None:
+def main(images: Path, labels: Path, n: int, jobs: int | None, out: Path) -> None:
     learnt, others = manifests(images, labels, n)
     files = [CONFIGS / "ensemble.yaml", *sorted((CONFIGS / "recipes").glob("*.yaml"))]
     for path in files:
         epochs = EPOCHS.get(path.stem, FEWER)
         run_config(
-            overridden(load_config(path), place / path.stem, learnt, None, 3, epochs),
+            overridden(load_config(path), out / path.stem, learnt, None, 3, epochs),
             ComputeConfig(jobs=jobs),
             say,
         )
-    to = nested_calls(place / "ensemble", True, say)
+    to = nested_predictions(out / "ensemble", True, say)
     rows, scratch = [], []
     for path in files:
-        run, tta = Run(place / path.stem), path.stem in FLIPPED
+        run, tta = Run(out / path.stem), path.stem in FLIPPED
         names = [member.name for member in run.members()]
         for name in names:
             facts = run.member(name).read()
-            told = path.stem if len(names) == 1 or path.stem == "ensemble" else f"{path.stem}/{name}"
-            if not facts["config"]["pretrained"] or facts.get("started_from") == FROM_SCRATCH:
-                scratch.append(told)
+            recipe = path.stem if len(names) == 1 or path.stem == "ensemble" else f"{path.stem}/{name}"
+            if not facts.config["pretrained"] or facts.started_from == FROM_SCRATCH:
+                scratch.append(recipe)
             if path.stem != "ensemble":
-                rows.append(_row(told, run, name, tta, to, facts["config"]["epochs"]))
+                rows.append(_row(recipe, run, name, tta, to, facts.config["epochs"]))
         if path.stem == "ensemble":
-            whole = compare_predictions(to.labels, to.called, to.called, to.groups, to.seed).a
+            whole = compare_predictions(to.table.labels, to.y_pred, to.y_pred, to.table.groups, to.seed).a
             hter = f"{whole.rates.hter:.4f}", f"{whole.hter.low:.4f} to {whole.hter.high:.4f}"
             rows.append(("ensemble, stacked", str(EPOCHS.get(path.stem, FEWER)), "2", *hter, "", "", "", ""))
     tables = [
@@ -100,46 +100,48 @@ def main(images: Path, labels: Path, n: int, jobs: int | None, place: Path) -> N
                 f"From scratch: {', '.join(dict.fromkeys(scratch)) or 'none'}.",
             ),
         ),
-        _voting(place / "small-cnn-vote", others, ComputeConfig(jobs=jobs)),
+        _voting(out / "small-cnn-vote", others, ComputeConfig(jobs=jobs)),
     ]
     text = "\n".join(table.markdown() for table in tables)
-    write_whole(place / "README.md", ("# Recipes of public solutions\n\n" + text).encode())
+    write_whole(out / "README.md", ("# Recipes of public solutions\n\n" + text).encode())
     print("\n".join(table.text() for table in tables), end="")
 
 
-def _row(told: str, run: Run, name: str, tta: bool, to: Nested, epochs: int) -> tuple[str, ...]:
+def _row(recipe: str, run: Run, name: str, tta: bool, to: NestedPredictions, epochs: int) -> tuple[str, ...]:
     views = VIEW_SETS["tta" if tta else "plain"]
-    called = nested_calls(run.folder / "members" / name, tta, say).called
+    y_pred = nested_predictions(run.folder / "members" / name, tta, say).y_pred
     logits = averaged_oof(run, (name,), views).logits[:, 0]
-    compared = compare_predictions(to.labels, to.called, called, to.groups, to.seed)
+    compared = compare_predictions(to.table.labels, to.y_pred, y_pred, to.table.groups, to.seed)
     return (
-        told,
+        recipe,
         str(epochs),
         str(len(views)),
         f"{compared.b.rates.hter:.4f}",
         f"{compared.b.hter.low:.4f} to {compared.b.hter.high:.4f}",
-        f"{error_rates(to.labels, logits >= 0).hter:.4f}",
-        f"{auc(logits, to.labels):.3f}",
+        f"{error_rates(to.table.labels, logits >= 0).hter:.4f}",
+        f"{auc(logits, to.table.labels):.3f}",
         f"{compared.hter.value:+.4f}",
         f"{compared.hter.interval.low:+.4f} to {compared.hter.interval.high:+.4f}",
     )
 
 
-def _voting(folder: Path, others: Path, machine: ComputeConfig) -> Table:
+def _voting(folder: Path, others: Path, compute: ComputeConfig) -> Table:
     """Measure the vote of a run's fold models, each of them, and their mean, on rows that none of them knows."""
     labels = np.array([int(row["label"]) for row in _read(others)])
-    calls: dict[str, Sequence[int]] = {}
+    predictions: dict[str, Sequence[int]] = {}
     for combine in ("vote", "mean"):
-        wanted = PredictConfig(images=others, out=folder / f"label-{combine}.txt", tta=False, combine=combine)
-        predict(folder, wanted, machine, say)
-        calls[combine] = [int(line) for line in wanted.out.read_text().split()]
+        config = PredictConfig(images=others, out=folder / f"label-{combine}.txt", tta=False, combine=combine)
+        predict(folder, config, compute, say)
+        predictions[combine] = [int(line) for line in config.out.read_text().split()]
         if combine == "vote":
-            (made,) = (folder / "predictions").glob("*/predictions.csv")
-            voted = _read(made)
-            calls |= {name: [int(row[name]) for row in voted] for name in voted[0] if name.startswith("vote_fold-")}
+            (table,) = (folder / "predictions").glob("*/predictions.csv")
+            voted = _read(table)
+            predictions |= {
+                name: [int(row[name]) for row in voted] for name in voted[0] if name.startswith("vote_fold-")
+            }
     rows = []
-    for name, called in calls.items():
-        measured = measure_predictions(labels, np.array(called))
+    for name, y_pred in predictions.items():
+        measured = measure_predictions(labels, np.array(y_pred))
         low, high = measured.hter.low, measured.hter.high
         rates = measured.rates
         rows.append((name, f"{rates.fpr:.4f}", f"{rates.fnr:.4f}", f"{rates.hter:.4f}", f"{low:.4f} to {high:.4f}"))

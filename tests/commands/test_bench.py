@@ -9,11 +9,12 @@ import torch
 from tiny import write_tiny
 
 from ensemble import progress
-from ensemble.bench.images import member_of, open_images
+from ensemble.bench import measure
+from ensemble.bench.images import member_config, open_images
 from ensemble.bench.throughput import TrainingOnGpu
 from ensemble.cli import main
-from ensemble.commands import bench as command
 from ensemble.commands.bench import bench
+from ensemble.config import BenchConfig
 from ensemble.members.plans import Plan
 from ensemble.reports.render import render
 from ensemble.results import NetworkSpeed, Spread
@@ -34,8 +35,15 @@ def is_sound(speed: NetworkSpeed) -> None:
 
 
 def test_networks_and_loading_are_measured_and_advice_is_given(images: Path) -> None:
-    given = {"images": images / "img", "labels": images / "labels.txt", "limit": 256, "rounds": 2}
-    result = bench(("train", "predict", "load"), ("resnet10t",), **given)
+    config = BenchConfig(
+        subjects=("train", "predict", "load"),
+        arch=("resnet10t",),
+        images=images / "img",
+        labels=images / "labels.txt",
+        limit=256,
+        rounds=2,
+    )
+    result = bench(config)
     (trained,), (predicted,) = result.training, result.prediction
     is_sound(trained)
     is_sound(predicted)
@@ -50,25 +58,25 @@ def test_networks_and_loading_are_measured_and_advice_is_given(images: Path) -> 
 
 
 def test_training_as_on_a_gpu_is_measured_epoch_by_epoch(images: Path) -> None:
-    """Five folds in this process; each of a turn's images is augmented once."""
+    """All five folds are trained in this process, an epoch each in every round."""
     with open_images(images / "img", images / "labels.txt", 256) as opened:
-        config = member_of("lenet").model_copy(update={"batch_size": 32})
+        config = member_config("lenet").model_copy(update={"batch_size": 32})
         cpu = torch.device("cpu")
         training = TrainingOnGpu(config, Plan("fp32"), opened.mapped, opened.labels, 5, 0, cpu)
 
         def weights() -> list[torch.Tensor]:
-            return [value.clone() for each in training._learners for value in each.network.state_dict().values()]
+            return [value.clone() for learner in training._learners for value in learner.network.state_dict().values()]
 
         before = weights()
         with progress.progress(1, "test") as bar:
             assert [training.run(bar), training.run(bar)] == [5 * (205 // 32 * 32)] * 2
-        assert not any(torch.equal(one, other) for one, other in zip(before, weights(), strict=True))
+        assert not any(torch.equal(a, b) for a, b in zip(before, weights(), strict=True))
         training.close()
 
 
 def test_a_decision_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "DECISION_ROWS", 2000)
-    result = bench(("decide",), rounds=3)
+    monkeypatch.setattr(measure, "DECISION_ROWS", 2000)
+    result = bench(BenchConfig(subjects=("decide",), rounds=3))
     assert result.decision is not None and result.machine is None and result.training == ()
     assert result.decision.rows == 2000
     assert 0 < result.decision.threshold_seconds.median < result.decision.decision_seconds

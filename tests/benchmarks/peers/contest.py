@@ -1,4 +1,4 @@
-"""thera against other tools that do the same work, in turn (A B A B) on the same images, batch and machine.
+"""thera against other tools that do the same work: in turn (A B A B), on the same machine, images and batches.
 
     python tests/benchmarks/peers/contest.py [train] [predict] [load] [decide] [--arch NAME ...]
         [--images FOLDER --labels FILE] [--limit 2048] [--rounds 5] [--device auto]
@@ -25,33 +25,26 @@ import peers
 import prediction_peers
 import torch
 from grid import by_scikit_learn
+from turns import Match, take_turns
 
-from ensemble.bench.clock import Match, take_turns
-from ensemble.bench.images import BenchImages, member_of, open_images
-from ensemble.bench.throughput import (
-    FOLD_MODELS,
-    Prediction,
-    QuietBar,
-    choose,
-    one_epoch,
-    precisions,
-    training_of,
-)
+from ensemble.bench.images import BenchImages, member_config, open_images
+from ensemble.bench.measure import choose_plan, precisions, write_random_weights
+from ensemble.bench.throughput import FOLD_MODELS, QuietBar, gather_epoch, prediction_on, training_on
 from ensemble.config import SHORT_NAMES
 from ensemble.data.store import load_dataset
 from ensemble.decision.threshold import fit_threshold
 from ensemble.machine import available_cores
-from ensemble.members.backbones import build
 from ensemble.members.inference import choose_device
 from ensemble.progress import Bar, progress
 from ensemble.reports.table import Table
 
 SUBJECTS = ("train", "predict", "load", "decide")
 DECISION_ROWS = 100_000
+"""Logits that thresholds are fitted on: about as many as the exercise has."""
 
 
 def main() -> None:
-    """Run the contests that the command line names, and print a table of each."""
+    """Run the contests that the command line names, and print a table for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("subjects", nargs="*", choices=[*SUBJECTS, []], default=list(SUBJECTS))
     parser.add_argument("--arch", action="append")
@@ -70,31 +63,45 @@ def main() -> None:
 
 
 def contests(subjects: list[str], archs: list[str], images: BenchImages, rounds: int, device_name: str) -> list[Table]:
-    """Return a table of each subject."""
+    """Return a table for each subject."""
     device = choose_device(device_name)
     tables = []
     if "train" in subjects:
         tables.append(_table("Training", {arch: train(arch, images, rounds, device) for arch in archs}))
     if "predict" in subjects:
-        tables.append(_table("Prediction", {arch: predict(arch, images, rounds, device) for arch in archs}))
+        matches = {arch: predict(arch, images, rounds, device) for arch in archs}
+        tables.append(_table("Prediction", matches | ({"all of them": after_another(matches)} if archs[1:] else {})))
     if "load" in subjects:
         tables.append(_table("Loading", {"all": load(images, rounds)}))
+    size = f"{len(images.paths)} images of {images.size} pixels a turn, {len(available_cores())} cores."
+    tables = [table.with_notes(size) for table in tables]
     if "decide" in subjects:
         tables.append(_table("Threshold", {f"{DECISION_ROWS} rows": decide(rounds)}, unit="rows/s"))
     return tables
 
 
+def after_another(matches: Mapping[str, Match]) -> Match:
+    """Return the speeds of computing every image with one network after another, round by round.
+
+    An image then takes the sum of the seconds that it takes with each of them.
+    """
+    first, *_ = matches.values()
+    seconds = {name: sum(1 / match.speeds[name] for match in matches.values()) for name in first.speeds}
+    return Match({name: 1 / of_rounds for name, of_rounds in seconds.items()})
+
+
 def _table(title: str, matches: Mapping[str, Match], unit: str = "images/s") -> Table:
-    """Return a row for each match and contestant: its speed, and thera's speed over it."""
+    """Return a row for each match and contestant: its speed, and thera's speed divided by it."""
     rows = []
     for name, match in matches.items():
         for contestant, speeds in match.speeds.items():
             speed = f"{np.median(speeds):.0f} [{speeds.min():.0f}, {speeds.max():.0f}]"
             ratio = match.ratios.get(contestant)
-            shown = "" if ratio is None else f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
-            rows.append((name, contestant, speed, shown))
-    notes = ("Median [least, greatest] of the rounds, in turn. The ratio is thera's speed over the peer's.",)
-    return Table(title, ("what", "contestant", unit, "ratio"), tuple(rows), notes)
+            ratio_cell = "" if ratio is None else f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+            rows.append((name, contestant, speed, ratio_cell))
+    rounds = len(next(iter(match.speeds.values())))
+    note = f"Median [least, greatest] of {rounds} rounds in turn. A ratio is thera's speed over the peer's."
+    return Table(title, ("what", "contestant", unit, "ratio"), tuple(rows), (note,))
 
 
 def _in_turn(contestants: Mapping[str, Callable[[], int]], rounds: int, bar: Bar) -> Match:
@@ -111,22 +118,22 @@ def _in_turn(contestants: Mapping[str, Callable[[], int]], rounds: int, bar: Bar
 
 
 def train(arch: str, images: BenchImages, rounds: int, device: torch.device) -> Match:
-    """Our training loop against a plain torch loop and timm's train.py, its defaults and its best flags."""
-    config, threads = member_of(arch), len(available_cores())
-    plan = choose(config, images.size, "train", device).plan
+    """thera's training loop against a plain torch loop and timm's train.py, its defaults and its best flags."""
+    config, threads = member_config(arch), len(available_cores())
+    plan, _ = choose_plan(config, images.size, "train", device)
     files, timm_name = peers.Files(images.paths, images.labels, images.size), config.timm_name
-    ours = training_of(config, plan, images.mapped, images.labels, device)
+    thera = training_on(device, config, plan, images.mapped, images.labels)
     with ExitStack() as stack, progress(4 * (rounds + 1), f"train {arch}", "turns") as bar:
-        stack.callback(ours.close)
+        stack.callback(thera.close)
         faster = timm_best(timm_name, files, threads, bar) if device.type == "cpu" else plan.precision
         flags = {"channels_last": True, "amp_dtype": _dtype(faster), "augmentation": peers.LIGHT}
-        place: dict[str, Any] = {"threads": threads, "device": str(device)}
+        compute: dict[str, Any] = {"threads": threads, "device": str(device)}
         makers = {
-            "plain torch loop": partial(peers.plain_loop, timm_name, files, **place),
-            "timm train.py, default": partial(peers.timm_loop, timm_name, files, **place),
-            "timm train.py, best flags": partial(peers.timm_loop, timm_name, files, **place, **flags),
+            "plain torch loop": partial(peers.plain_loop, timm_name, files, **compute),
+            "timm train.py, default": partial(peers.timm_loop, timm_name, files, **compute),
+            "timm train.py, best flags": partial(peers.timm_loop, timm_name, files, **compute, **flags),
         }
-        contestants: dict[str, Callable[[], int]] = {"thera": partial(ours.run, QuietBar(bar))}
+        contestants: dict[str, Callable[[], int]] = {"thera": partial(thera.run, QuietBar(bar))}
         for name, make in makers.items():
             bar.note(f"{name}: how many workers")
             peer = make(workers=_best_workers(make, threads, len(files.paths)))
@@ -165,13 +172,12 @@ def _dtype(precision: str) -> torch.dtype | None:
 
 
 def predict(arch: str, images: BenchImages, rounds: int, device: torch.device) -> Match:
-    """Our prediction with three fold models under two views against timm, ONNX Runtime and OpenVINO."""
-    config, threads, on_cpu = member_of(arch), len(available_cores()), device.type == "cpu"
-    plan = choose(config, images.size, "predict", device).plan
-    state = build(config, images.size).eval().state_dict()
-    weights = images.folder / f"{arch}.npz"
-    np.savez(weights, **{name: value.numpy() for name, value in state.items()})
-    of_timm = {name.removeprefix("model."): value for name, value in state.items()}
+    """thera's prediction with three fold models under two views against timm, ONNX Runtime and OpenVINO."""
+    config, threads, on_cpu = member_config(arch), len(available_cores()), device.type == "cpu"
+    plan, _ = choose_plan(config, images.size, "predict", device)
+    weights = write_random_weights(arch, images)
+    with np.load(weights) as arrays:
+        state = {name.removeprefix("model."): torch.from_numpy(arrays[name]) for name in arrays}
     makers = {
         "timm eager fp32": ("timm_predict", partial(prediction_peers.timm_predict, device=str(device))),
         "ONNX Runtime": ("onnxruntime_predict", prediction_peers.onnxruntime_predict),
@@ -180,14 +186,16 @@ def predict(arch: str, images: BenchImages, rounds: int, device: torch.device) -
             partial(prediction_peers.openvino_predict, precision="bf16" if plan.precision == "bf16" else "f32"),
         ),
     }
-    here = peers.installed()
-    usable = {name: make for name, (peer, make) in makers.items() if peer in here and (on_cpu or name[:4] == "timm")}
-    ours = Prediction(config, [weights] * FOLD_MODELS, plan, images.mapped, threads if on_cpu else 1, device)
+    installed = peers.installed()
+    usable = {
+        name: make for name, (peer, make) in makers.items() if peer in installed and (on_cpu or peer == "timm_predict")
+    }
+    thera = prediction_on(device, config, [weights] * FOLD_MODELS, plan, images.mapped)
     with ExitStack() as stack, progress((1 + len(usable)) * (rounds + 1), f"predict {arch}", "turns") as bar:
-        stack.callback(ours.close)
-        contestants: dict[str, Callable[[], int]] = {"thera": partial(ours.run, QuietBar(bar))}
+        stack.callback(thera.close)
+        contestants: dict[str, Callable[[], int]] = {"thera": partial(thera.run, QuietBar(bar))}
         for name, make in usable.items():
-            models = prediction_peers.fold_models(config.timm_name, [of_timm] * FOLD_MODELS)
+            models = prediction_peers.fold_models(config.timm_name, [state] * FOLD_MODELS)
             peer = make(models, images.paths, images.size, threads=threads, batch=64)
             stack.callback(peer.close)
             contestants[name] = peer.run
@@ -198,8 +206,8 @@ def predict(arch: str, images: BenchImages, rounds: int, device: torch.device) -
 
 
 def load(images: BenchImages, rounds: int) -> Match:
-    """Batches out of the decode-once store against a DataLoader that decodes every file anew."""
-    threads, batch, seeds = len(available_cores()), member_of("resnet18").batch_size, iter(range(10**6))
+    """Batches out of the decode-once store against a DataLoader that decodes every file in every epoch."""
+    threads, batch, seeds = len(available_cores()), member_config("resnet18").batch_size, iter(range(10**6))
     readers = {"DataLoader, PIL": peers.read_pil, "DataLoader, OpenCV": peers.read_cv2}
     with tempfile.TemporaryDirectory(dir=images.folder) as fresh:
         started = time.perf_counter()
@@ -207,7 +215,7 @@ def load(images: BenchImages, rounds: int) -> Match:
         print(f"first epoch: {len(images.source) / (time.perf_counter() - started):.0f} images/s", file=sys.stderr)
     with ExitStack() as stack, progress(3 * (rounds + 1), "load", "turns") as bar:
         contestants: dict[str, Callable[[], int]] = {
-            "thera": lambda: one_epoch(images.mapped.array, batch, next(seeds))
+            "thera": lambda: gather_epoch(images.mapped.array, batch, next(seeds))
         }
         for name, read in readers.items():
             make = partial(peers.dataloader_epoch, images.paths, threads=threads, batch=batch, read=read)

@@ -33,8 +33,8 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
+from turns import take_turns
 
-from ensemble.bench.clock import take_turns
 from ensemble.errors import ResourceError
 from ensemble.members.losses import focal_loss
 
@@ -59,13 +59,13 @@ Read = Callable[[str], np.ndarray]
 
 def installed() -> dict[str, str]:
     """Return the peers that can be had here, each with the versions of what it is made of."""
-    found = {}
+    versions = {}
     for peer, needs in NEEDS.items():
         try:
-            found[peer] = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in needs)
+            versions[peer] = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in needs)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def require(peer: str) -> None:

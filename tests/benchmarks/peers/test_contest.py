@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
-from contest import contests, decide
+from contest import after_another, contests, decide
 from tiny import write_tiny
+from turns import Match
 
 from ensemble.bench.images import BenchImages, open_images
 
@@ -34,6 +36,16 @@ def test_a_contest_has_a_row_for_each_contestant(images: BenchImages, subject: s
         assert number(speed) > 0 and number(ratio) == pytest.approx(expected, rel=0.3, abs=0.05)
     if subject == "load":
         assert all(number(row[3]) > 1 for row in table.rows[1:]), "the store is faster than decoding"
+
+
+def test_networks_one_after_another_take_the_sum_of_their_seconds_an_image() -> None:
+    matches = {
+        "a": Match({"thera": np.array([4.0, 6.0]), "peer": np.array([2.0, 1.0])}),
+        "b": Match({"thera": np.array([4.0, 3.0]), "peer": np.array([2.0, 1.0])}),
+    }
+    match = after_another(matches)
+    assert match.speeds["thera"] == pytest.approx([2.0, 2.0]) and match.speeds["peer"] == pytest.approx([1.0, 0.5])
+    assert match.ratios["peer"] == pytest.approx((3.0, 2.0, 4.0))
 
 
 def test_the_exact_threshold_is_faster_than_a_grid() -> None:

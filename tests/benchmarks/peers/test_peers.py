@@ -149,7 +149,9 @@ def test_openvino_in_bf16_is_near(files: Files, models: list[Any]) -> None:
     np.testing.assert_allclose(prediction.logits[:, 0], direct(models[0], files), atol=0.05)
 
 
-def test_a_peer_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch, models: list[Any]) -> None:
+def test_a_peer_that_is_not_installed_is_refused_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, models: list[Any]
+) -> None:
     monkeypatch.setitem(NEEDS, "openvino_predict", ("no_such_package",))
     assert "openvino_predict" not in installed()
     with pytest.raises(ResourceError, match="pip install no_such_package"):

@@ -1,19 +1,22 @@
-"""Is the HTER after equal epochs as low in our training loop as in the peers'?
+"""Is the HTER after equal epochs as low in thera's training loop as in the peers'?
 
-    taskset -c 0 python tests/benchmarks/equal_epochs.py OUT --images train_img --labels label_train.txt --seeds 0 2
-    taskset -c 1 python tests/benchmarks/equal_epochs.py OUT --images train_img --labels label_train.txt --seeds 1 3
-    python tests/benchmarks/equal_epochs.py OUT
+    data="--images train_img --labels label_train.txt"
+    taskset -c 0 python tests/benchmarks/peers/equal_epochs.py OUT $data --seeds 0 2
+    taskset -c 1 python tests/benchmarks/peers/equal_epochs.py OUT $data --seeds 1 3
+    python tests/benchmarks/peers/equal_epochs.py OUT
 
-Trains each architecture for three epochs on each half of the first 20,000 rows, on one core: in the plain loop, in ours
-by the same recipe (focal loss, flips and shifts), in the loop of timm's train.py at its best flags, and in ours by its
-recipe (cross-entropy, labels smoothed by 0.1, flips, and zooms and shifts about as far as its crops). Ours takes the
-plan that `--precision auto` takes. All have batches of 128 and the same schedule of rates (`RATE`, a short warm-up, a
-cosine to 0); average of the weights and clipping are each one's own, but timm's average is not taken, which hardly
-leaves the start in so few updates. The rows of the other half, as they are and mirrored, give a training's HTER, with
-the threshold fitted on every second of them for the others and the other way round. OUT keeps every training's logits,
-so the command goes on where it was stopped. `--ways "thera, unclipped"` and the like train further ways of ours, which
-leave out what ours does beside the plain loop's recipe. Without --seeds it prints the tables: mean HTERs, ours less the
-peer's and each further way less thera's, paired by half and seed, with Student's 95 % interval over the trainings.
+Trains each architecture for three epochs on each half of the first 20,000 rows, on one core, in four ways: in the plain
+loop; in thera's loop by the same recipe (focal loss, flips and shifts); in the loop of timm's train.py at its best
+flags; and in thera's loop by timm's recipe (cross-entropy, labels smoothed by 0.1, flips, zooms and shifts about as
+far as timm's crops). thera uses the plan that `--precision auto` chooses. All have batches of 128 and the same learning
+rates (`RATE`, a short warm-up, a cosine to 0). Each loop averages its weights and clips its gradients as it always
+does, but timm's weight average is not used, because it stays close to its start in so few updates.
+
+A training's HTER is measured on the rows of the other half, with the views identity and hflip, and with the threshold
+fitted on every second row for the others and vice versa. OUT keeps the logits of every training, so that the command
+goes on where it was stopped. `--ways "thera, unclipped"` and the like train variants of thera's loop that leave out
+what the plain loop does not do. Without --seeds the tables are printed: mean HTERs, the differences paired by half and
+seed, and Student's 95 % interval over the trainings.
 """
 
 from __future__ import annotations
@@ -31,14 +34,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from input_sizes import Nowhere
+from contest import timm_best
+from peers import LIGHT, Files, Loop, plain_loop, timm_loop
 from scipy import stats
 from torch import nn
 
-from ensemble.bench.networks import timm_best
-from ensemble.bench.peers import LIGHT, Files, Loop, plain_loop, timm_loop
 from ensemble.config import SHORT_NAMES, VIEWS, MemberConfig
-from ensemble.data.folds import assign_folds
+from ensemble.data.folds import FoldTable, assign_folds
 from ensemble.data.source import open_source
 from ensemble.data.store import load_dataset
 from ensemble.decision.assessment import member_report
@@ -52,13 +54,13 @@ from ensemble.progress import progress
 
 ROWS, FOLDS, EPOCHS, BATCH, RATE = 20_000, 2, 3, 128, 2e-3
 WARMUP = 0.3
-"""Epochs: what a member has by default with so few."""
+"""Epochs of warm-up: a member's default for three epochs."""
 
 PAIRS = {"thera": "plain loop", "thera, timm's recipe": "timm, best flags"}
-"""Ours, and the peer that it is held against."""
+"""A way of thera, and the peer that it is compared with."""
 
 WAYS = tuple(way for pair in PAIRS.items() for way in pair)
-OURS: dict[str, dict[str, Any]] = {
+THERA: dict[str, dict[str, Any]] = {
     "thera": {},
     "thera, timm's recipe": {
         "loss": "bce",
@@ -70,7 +72,8 @@ OURS: dict[str, dict[str, Any]] = {
     "thera, neither": {"clip_norm": 1e9, "ema_decay": 0.0},
     "thera, fp32": {"precision": "fp32"},
 }
-"""What each way of ours changes; the last four are the plain loop's recipe, and what ours does beside it left out."""
+"""What each way changes of the member's config. The last four train by the plain loop's recipe and leave out parts of
+thera's loop that the plain loop does not have."""
 
 CPU = torch.device("cpu")
 
@@ -86,8 +89,18 @@ class Faces:
     fold_of: np.ndarray
 
 
+class _NoCheckpoint:
+    """A checkpoint that stores nothing."""
+
+    def load(self) -> None:
+        return None
+
+    def save(self, *_: object) -> None:
+        pass
+
+
 class _TwoLogits(nn.Module):
-    """A model with a logit a class, as one with the logit of class 1."""
+    """A model with one logit per class, presented as a model with one logit: their difference."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -101,14 +114,14 @@ class _TwoLogits(nn.Module):
 
     def get_classifier(self) -> nn.Module:
         both = self.model.get_classifier()
-        one = nn.Linear(both.in_features, 1)
+        head = nn.Linear(both.in_features, 1)
         with torch.no_grad():
-            one.weight.copy_(both.weight[1:] - both.weight[:1])
-            one.bias.copy_(both.bias[1:] - both.bias[:1])
-        return one
+            head.weight.copy_(both.weight[1:] - both.weight[:1])
+            head.bias.copy_(both.bias[1:] - both.bias[:1])
+        return head
 
 
-def by_us(faces: Faces, arch: str, fold: int, seed: int, bar: Any, recipe: dict[str, Any]) -> np.ndarray:
+def by_thera(faces: Faces, arch: str, fold: int, seed: int, bar: Any, recipe: dict[str, Any]) -> np.ndarray:
     """Train and predict as `thera train-member` does."""
     config = MemberConfig.model_validate(
         {"arch": arch, "pretrained": False, "epochs": EPOCHS, "augment": "light", "lr": RATE, **recipe}
@@ -117,13 +130,13 @@ def by_us(faces: Faces, arch: str, fold: int, seed: int, bar: Any, recipe: dict[
     job = FoldJob(config, faces.mapped, faces.labels, faces.ids, rows, fold, seed)
     assert (config.batch_size, config.warmup) == (BATCH, WARMUP)
     plan = choose_plan(config, CPU, job.pixels.shape[1], "train", job.images // BATCH, 1)
-    return train_and_predict(job, Nowhere(), plan, CPU, 0, held_out, VIEWS, None, bar).logits
+    return train_and_predict(job, _NoCheckpoint(), plan, CPU, 0, held_out, VIEWS, None, bar).logits
 
 
 def by_peer(
     faces: Faces, arch: str, fold: int, seed: int, bar: Any, make: Callable[[str, Files, int], Loop]
 ) -> np.ndarray:
-    """Train in a peer's loop, and predict what it trained in fp32."""
+    """Train in a peer's loop, and predict in fp32."""
     rows, held_out = (np.flatnonzero(side) for side in (faces.fold_of != fold, faces.fold_of == fold))
     size = faces.mapped.array.shape[1]
     loop = make(SHORT_NAMES.get(arch, arch), Files([faces.paths[row] for row in rows], faces.labels[rows], size), seed)
@@ -163,18 +176,18 @@ def train(
         source = open_source(images, labels)
         dataset = load_dataset(source, Path(store))
         assert dataset.labels is not None
-        own = dataset.labels[:ROWS]
-        fold_of = assign_folds(own, np.arange(ROWS), FOLDS, 0).fold_of
+        given_labels = dataset.labels[:ROWS]
+        fold_of = assign_folds(given_labels, np.arange(ROWS), FOLDS, 0).fold_of
         paths = [str(images / name) for name in source.names[:ROWS]]
-        faces = Faces(MappedPixels(dataset.pixels), paths, dataset.ids[:ROWS], own, fold_of)
+        faces = Faces(MappedPixels(dataset.pixels), paths, dataset.ids[:ROWS], given_labels, fold_of)
         for seed in seeds:
             for arch in archs:
                 for way in ways:
                     for fold in folds:
-                        _one(out, faces, arch, way, fold, seed)
+                        _train_once(out, faces, arch, way, fold, seed)
 
 
-def _one(out: Path, faces: Faces, arch: str, way: str, fold: int, seed: int) -> None:
+def _train_once(out: Path, faces: Faces, arch: str, way: str, fold: int, seed: int) -> None:
     kept = out / f"{arch}, {way}, fold {fold}, seed {seed}.npz"
     if kept.exists():
         return
@@ -188,51 +201,53 @@ def _one(out: Path, faces: Faces, arch: str, way: str, fold: int, seed: int) -> 
         if way in makers:
             logits = by_peer(faces, arch, fold, seed, bar, makers[way])
         else:
-            logits = by_us(faces, arch, fold, seed, bar, OURS[way])
+            logits = by_thera(faces, arch, fold, seed, bar, THERA[way])
     inside = faces.fold_of == fold
     held = {"ids": faces.ids[inside], "labels": faces.labels[inside], "logits": logits}
-    own = kept.with_name(f".{os.getpid()}.npz")
-    np.savez(own, seconds=time.perf_counter() - started, **held)
-    own.replace(kept)
+    temporary = kept.with_name(f".{os.getpid()}.npz")
+    np.savez(temporary, seconds=time.perf_counter() - started, **held)
+    temporary.replace(kept)
 
 
 def show(out: Path) -> None:
-    heads = [f"{ours} | {peer} | difference | trainings" for ours, peer in PAIRS.items()]
+    heads = [f"{way} | {peer} | difference | trainings" for way, peer in PAIRS.items()]
     print("| | " + " | ".join(heads) + " |")
     print("| --- |" + 4 * len(PAIRS) * " ---: |")
     for arch in SHORT_NAMES:
         cells = []
         for pair in PAIRS.items():
-            ours, peer = (_hters(out, arch, way) for way in pair)
-            both = sorted(ours.keys() & peer.keys())
-            one, other = (np.array([each[training] for training in both]) for each in (ours, peer))
-            told = [f"{one.mean():.4f}", f"{other.mean():.4f}", _apart(one - other)] if both else ["", "", ""]
-            cells += [*told, str(len(both))]
+            thera, peer = (_hters(out, arch, way) for way in pair)
+            both = sorted(thera.keys() & peer.keys())
+            a, b = (np.array([each[training] for training in both]) for each in (thera, peer))
+            cells += [f"{a.mean():.4f}", f"{b.mean():.4f}", _difference(a - b)] if both else ["", "", ""]
+            cells.append(str(len(both)))
         print(f"| {arch} | " + " | ".join(cells) + " |")
     print("\n| | | HTER | less thera's | trainings |\n| --- | --- | ---: | ---: | ---: |")
     for arch in SHORT_NAMES:
         whole = _hters(out, arch, "thera")
-        for way in (way for way in OURS if way not in WAYS):
+        for way in (way for way in THERA if way not in WAYS):
             changed = _hters(out, arch, way)
             both = sorted(whole.keys() & changed.keys())
             if both:
-                one, other = (np.array([each[training] for training in both]) for each in (changed, whole))
-                print(f"| {arch} | {way} | {one.mean():.4f} | {_apart(one - other)} | {len(both)} |")
+                a, b = (np.array([each[training] for training in both]) for each in (changed, whole))
+                print(f"| {arch} | {way} | {a.mean():.4f} | {_difference(a - b)} | {len(both)} |")
 
 
 def _hters(out: Path, arch: str, way: str) -> dict[tuple[int, int], float]:
     """Return the HTER of each half and seed, the threshold cross-fitted on the held-out rows in two parts."""
-    found = {}
+    hters = {}
     for fold in range(FOLDS):
         for file in out.glob(f"{arch}, {way}, fold {fold}, seed *.npz"):
             with np.load(file) as kept:
                 ids, labels, logits = kept["ids"], kept["labels"], kept["logits"].mean(axis=1)
-            report = member_report(arch, ids, logits, labels, np.arange(len(ids)) % 2)
-            found[fold, int(file.stem.rpartition(" ")[2])] = report.nested.hter
-    return found
+            halves = FoldTable(ids, labels, (np.arange(len(ids)) % 2).astype(np.int8))
+            report = member_report(arch, halves, logits)
+            hters[fold, int(file.stem.rpartition(" ")[2])] = report.nested.hter
+    return hters
 
 
-def _apart(differences: np.ndarray) -> str:
+def _difference(differences: np.ndarray) -> str:
+    """Return the mean of paired differences with its 95 % interval; one difference has none."""
     n, mean = len(differences), differences.mean()
     if n < 2:
         return f"{mean:+.4f}"
@@ -246,7 +261,7 @@ if __name__ == "__main__":
     options.add_argument("--images", type=Path)
     options.add_argument("--labels", type=Path)
     options.add_argument("--archs", nargs="+", default=list(SHORT_NAMES))
-    options.add_argument("--ways", nargs="+", default=WAYS, choices=list({*WAYS, *OURS}))
+    options.add_argument("--ways", nargs="+", default=WAYS, choices=list({*WAYS, *THERA}))
     options.add_argument("--seeds", nargs="+", type=int, default=[])
     options.add_argument("--folds", nargs="+", type=int, default=list(range(FOLDS)), help="Of 0 and 1.")
     given = options.parse_args()
