@@ -43,7 +43,7 @@ class Assessment:
     name: str  # in the tables
     threshold: float  # of the rule's score, fitted on all rows; the threshold that is deployed
     apparent: ErrorRates  # fitted and evaluated on the same rows, hence optimistic
-    nested: ErrorRates  # each fold evaluated with the rule fitted on the others, pooled over the folds; without that optimism
+    nested: ErrorRates  # each fold evaluated with the rule fitted on the others, pooled; without that optimism
     fpr: Interval  # 95 % interval of the nested FPR
     fnr: Interval  # 95 % interval of the nested FNR
     interval: Interval  # 95 % interval of the nested HTER

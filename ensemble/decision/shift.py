@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike
 from ensemble.decision.rates import ErrorRates, Floats
 
 ALARM = 0.01
-"""The significance level of the share check: a p-value below it is reported as a shift. At 1 %, about one in a hundred sets
-of images without a shift is reported."""
+"""The significance level of the share check: a p-value below it is reported as a shift. At 1 %, about one in a hundred
+sets of images without a shift is reported."""
 
 
 @dataclass(frozen=True)
