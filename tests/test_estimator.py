@@ -120,7 +120,7 @@ IMAGES_FAIL = {
     expected_failed_checks=lambda estimator: IMAGES_FAIL,
     xfail_strict=True,
 )
-@pytest.mark.filterwarnings("ignore:member test_resnet gives one same logit")
+@pytest.mark.filterwarnings("ignore:member test_resnet gives the same logit")
 def test_scikit_learns_checks_of_the_classifier(estimator: Any, check: Any) -> None:
     check(estimator)
 

@@ -1,4 +1,4 @@
-"""What a rule is worth on OOF rows: apparent, nested, and how far chance can move it."""
+"""The assessment of a rule on OOF rows: its apparent and nested error rates, and their 95 % intervals."""
 
 from __future__ import annotations
 
@@ -26,38 +26,41 @@ from ensemble.decision.rates import ErrorRates, Labels, auc, error_rates
 from ensemble.decision.refits import Replicate, refit_interval, refit_replicates
 
 REPLICATES = 1000
-"""Of the bootstrap that fits the threshold anew."""
+"""The number of replicates of the bootstrap that refits the threshold. The 2.5 % quantile then rests on 25 of them."""
 
 FEW_ERRORS = 30
-"""With fewer of a class, a bootstrap promises too much: it cannot draw an error that has not been seen. The interval
-then reaches as far as that of the counting alone does (Jeffreys)."""
+"""The number of errors on either class below which the bootstrap interval is too narrow, since the bootstrap cannot
+draw an error that was not observed. The interval is then widened to cover that of the counts alone (Jeffreys)."""
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """A rule measured on OOF rows. A member's report is the assessment of its logit at its own threshold."""
+    """The error rates of a rule on OOF rows, with intervals.
 
-    name: str
-    threshold: float  # of the rule's score, fitted on all rows: the one to deploy
-    apparent: ErrorRates  # fitted on all rows and scored on the same
-    nested: ErrorRates  # every fold scored by the rule fitted without it, pooled: the honest figure
-    fpr: Interval  # 95 %, as are the next two
-    fnr: Interval
-    interval: Interval  # of the HTER
-    refitted: bool  # whether the intervals refit the threshold; if not, they are at the nested predictions
-    auc: float  # of the nested scores, pooled
-    folds: tuple[FoldRow, ...]
-    difference: Difference | None = None  # its HTER less the stack's, on the same rows
+    A member's report is the assessment of the rule that applies a fitted threshold to the member's logit.
+    """
+
+    name: str  # in the tables
+    threshold: float  # of the rule's score, fitted on all rows; the threshold that is deployed
+    apparent: ErrorRates  # fitted and evaluated on the same rows, hence optimistic
+    nested: ErrorRates  # each fold evaluated with the rule fitted on the others, pooled; without that optimism
+    fpr: Interval  # 95 % interval of the nested FPR
+    fnr: Interval  # 95 % interval of the nested FNR
+    interval: Interval  # 95 % interval of the nested HTER
+    refitted: bool  # whether the bootstrap refits the threshold; otherwise the nested predictions are kept fixed
+    auc: float  # of the nested scores, pooled over the folds
+    folds: tuple[FoldRow, ...]  # the nested estimate fold by fold
+    difference: Difference | None = None  # the rule's nested HTER minus the stack's, on the same rows
 
     @property
     def optimism(self) -> float:
-        """Nested less apparent HTER: what the apparent figure flatters itself by; 0 where nothing is fitted."""
+        """Nested minus apparent HTER, the optimism of the apparent HTER; 0 where nothing is fitted."""
         return self.nested.hter - self.apparent.hter
 
     def new_set_interval(self, n: int) -> Interval | None:
-        """Return where the HTER measured on `n` new images falls 95 % of the time, at the class share of these rows.
+        """Return the 95 % prediction interval of the HTER on `n` new images with the class shares of these rows.
 
-        None for a single image: its HTER does not exist.
+        Return None if `n` is below 2: HTER needs an image of each label.
         """
         if n < 2:
             return None
@@ -74,24 +77,24 @@ def assess(
     refit: bool = False,
     stacked: Labels | None = None,
 ) -> Assessment:
-    """Measure a rule on OOF rows: fitted on all of them (apparent), and cross-fitted (nested).
+    """Assess a rule on OOF rows: fitted on all of them (apparent), and cross-fitted (nested).
 
     Parameters
     ----------
     name : str
-        What the rule is called in the tables.
+        The name of the rule in the tables.
     oof : OofLogits
         The rows.
     rule : Rule
-        Fitted k + 1 times.
+        It is fitted k + 1 times: on all rows, and without each of the k folds.
     objective : Objective
-        What its thresholds are best for.
+        What the thresholds minimise.
     seed : int
-        Of the bootstrap.
+        The seed of the bootstrap.
     refit : bool
-        Whether the threshold is fitted anew in each replicate; else the predictions are kept.
+        Whether the threshold is refitted in each replicate; otherwise the nested predictions are kept fixed.
     stacked : int8 array (n,), optional
-        The nested predictions of the stack, to compare with.
+        The nested predictions of the stack, for `Assessment.difference`.
     """
     rows = oof.rows
     return assess_fitted(
@@ -109,15 +112,15 @@ def assess_fitted(
     refit: bool,
     stacked: Labels | None = None,
 ) -> Assessment:
-    """Return what `assess` returns, of a rule that is fitted already: on all rows, and cross-fitted."""
+    """Assess, as `assess` does, a rule that is already fitted on all rows (`deployed`) and cross-fitted (`nested`)."""
     rates = error_rates(oof.labels, nested.y_pred)
     if refit:
         pair = rates.fpr, rates.fnr
         errors = [replicate.errors for replicate in replicates_of(oof, deployed, nested, objective, seed, REPLICATES)]
-        fpr, fnr, hter = (refit_interval(pair, errors, what) for what in (_FPR_ALONE, _FNR_ALONE, HTER))
+        fpr, fnr, hter = (refit_interval(pair, errors, loss) for loss in (_FPR_ALONE, _FNR_ALONE, HTER))
         if min(round(rates.fpr * rates.n_neg), round(rates.fnr * rates.n_pos)) < FEW_ERRORS:
             counted = counting_intervals(rates)
-            fpr, fnr, hter = (_both(*pair) for pair in zip((fpr, fnr, hter), counted, strict=True))
+            fpr, fnr, hter = (_hull(*pair) for pair in zip((fpr, fnr, hter), counted, strict=True))
     else:
         measured = measure_predictions(oof.labels, nested.y_pred, oof.groups, seed)
         fpr, fnr, hter = measured.fpr, measured.fnr, measured.hter
@@ -136,29 +139,41 @@ def assess_fitted(
     )
 
 
-def _both(a: Interval, b: Interval) -> Interval:
+def _hull(a: Interval, b: Interval) -> Interval:
+    """Return the smallest interval that contains both."""
     return Interval(min(a.low, b.low), max(a.high, b.high))
 
 
 _FPR_ALONE, _FNR_ALONE = BoundedFnr(1.0), BoundedFpr(1.0)
-"""Objectives whose loss is one of the two rates."""
+"""Two objectives whose losses are the FPR and the FNR: the bound of 1 on the other rate always holds."""
 
 
 def replicates_of(
     oof: OofLogits, deployed: FittedRule, nested: CrossFit, objective: Objective, seed: int, replicates: int
 ) -> Iterable[Replicate]:
-    """Return bootstrap worlds of a fitted rule (decision/refits.py)."""
+    """Return the bootstrap replicates of a fitted rule, each with refitted thresholds (see decision/refits.py)."""
     scores = deployed.score(oof.logits)
     return refit_replicates(scores, oof.labels, nested.splits, oof.groups, objective, seed, replicates)
 
 
 def member_report(name: str, table: FoldTable, logits: ArrayLike, seed: int = 0) -> Assessment:
-    """Assess one member by its OOF logits (n,) at its own threshold; needs no stacker.
+    """Assess one member on its own: the rule is a threshold that is fitted to its OOF logits.
+
+    Parameters
+    ----------
+    name : str
+        The member's name.
+    table : FoldTable
+        The labels and folds of the n rows.
+    logits : float64 array (n,)
+        The member's OOF logits, finite.
+    seed : int
+        The seed of the bootstrap.
 
     Raises
     ------
     ArtifactError, DataError
-        As `OofLogits`.
+        The table or the logits do not meet the conditions of `OofLogits`.
 
     Examples
     --------

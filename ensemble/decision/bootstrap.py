@@ -1,7 +1,8 @@
-"""The one resampler of all bootstraps: rows, or whole groups, are drawn with replacement within strata of labels.
+"""The resampler of every bootstrap: it draws rows, or whole groups, with replacement within strata of labels.
 
-Each stratum ("only label 0", "only label 1", "both") keeps its number of groups, so the class counts stay (nearly) as
-they are and no replicate lacks a class (Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 8).
+The strata are the groups with only label 0, with only label 1, and with both. Each stratum keeps its number of groups,
+so the class counts hardly change and no replicate lacks a class (Efron and Tibshirani 1993, An Introduction to the
+Bootstrap, chapter 8).
 """
 
 from __future__ import annotations
@@ -13,22 +14,22 @@ from ensemble.decision.rates import Floats, Labels
 from ensemble.errors import DataError
 
 CELLS_AT_ONCE = 2**22
-"""Int64 draws that one chunk of `draw_totals` holds in memory: 32 MiB."""
+"""The number of int64 values that `draw_totals` draws in one chunk. They take 32 MiB, which bounds its memory."""
 
 
 class Resampler:
-    """Draws rows with replacement, whole groups, stratified by label.
+    """Draws whole groups of rows with replacement, stratified by label.
 
-    There are two ways to draw. `draw_weights` says how often each row is drawn. `draw_totals` says how often each
-    outcome of the rows occurs: groups with the same counts of outcomes are alike, so a replicate is one multinomial
-    draw over the kinds of group, which is faster by orders of magnitude.
+    There are two ways to draw. `weights_of` gives how often each row is drawn. `draw_totals` gives how often each
+    outcome of the rows occurs: groups with the same counts of outcomes are interchangeable, so a replicate is one
+    multinomial draw over the kinds of group, which is faster by orders of magnitude.
 
     Parameters
     ----------
     labels : int8 array (n,)
         0 or 1.
     groups : int64 array (n,), optional
-        Rows of one value are drawn together; every row is a group if None.
+        Rows of one group are drawn together; if None, every row is a group.
 
     Raises
     ------
@@ -42,21 +43,27 @@ class Resampler:
             raise DataError("cannot bootstrap", f"groups must have shape {labels.shape}; got {self._groups.shape}")
 
     def weights_of(self, rng: np.random.Generator) -> RowWeights:
-        """Return a source of row weights, which prepares the strata once."""
+        """Return an object that draws row weights; it computes the strata only once."""
         return RowWeights(self._labels, self._groups, rng)
 
     def draw_totals(
         self, outcome: NDArray[np.int64], outcomes: int, rng: np.random.Generator, replicates: int
     ) -> NDArray[np.int64]:
-        """Return how often each outcome occurs in each replicate, (replicates, outcomes).
+        """Draw replicates, and return how often each outcome occurs in each.
 
         Parameters
         ----------
         outcome : int64 array (n,)
-            In [0, outcomes); the first half of the outcomes are those of rows with label 0.
+            The outcome of each row, in [0, outcomes). The first half of the outcomes belong to rows of label 0.
         outcomes : int
+            The number of outcomes, even.
         rng : Generator
         replicates : int
+            The number of replicates.
+
+        Returns
+        -------
+        int64 array (replicates, outcomes)
         """
         kinds, counts = kinds_of_group(outcome, outcomes, self._groups)
         half = outcomes // 2
@@ -74,7 +81,7 @@ class Resampler:
 
 
 class RowWeights:
-    """Draws of row weights, one replicate a call of `draw`."""
+    """Draws row weights; every call of `draw` returns one replicate."""
 
     def __init__(self, labels: Labels, groups: NDArray[np.int64] | None, rng: np.random.Generator) -> None:
         units = np.arange(labels.size) if groups is None else np.unique(groups, return_inverse=True)[1]
@@ -84,10 +91,10 @@ class RowWeights:
         self._rng, self._sizes = rng, [int(size) for size in np.bincount(strata) if size]
         position = np.empty(len(has), np.int64)
         position[np.argsort(strata, kind="stable")] = np.arange(len(has))
-        self._unit_of = position[units]  # of each row; units are numbered stratum by stratum
+        self._unit_of = position[units]  # the group of each row (n,); groups are numbered stratum by stratum
 
     def draw(self) -> Floats:
-        """Return how often each row is drawn in the next replicate (n,)."""
+        """Draw the next replicate, and return how often each row is drawn (n,)."""
         drawn = [np.bincount(self._rng.integers(0, size, size), minlength=size) for size in self._sizes]
         return np.concatenate(drawn).astype(np.float64)[self._unit_of]
 
@@ -95,22 +102,28 @@ class RowWeights:
 def kinds_of_group(
     outcome: NDArray[np.int64], outcomes: int, groups: ArrayLike | None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the distinct counts (t, outcomes) of the outcomes in a group, and how many groups have them (t,).
+    """Return the kinds of group: the distinct counts of outcomes in a group, and the number of groups with each.
 
     Parameters
     ----------
     outcome : int64 array (n,)
-        In [0, outcomes).
+        The outcome of each row, in [0, outcomes).
     outcomes : int
-        How many there can be.
+        The number of possible outcomes.
     groups : int64 array (n,), optional
-        Every row is a group if None.
+        If None, every row is a group.
+
+    Returns
+    -------
+    int64 arrays (t, outcomes) and (t,)
+        The counts of outcomes of each kind, and the number of groups of that kind.
     """
     if groups is None:
         kinds, counts = np.eye(outcomes, dtype=np.int64), np.bincount(outcome, minlength=outcomes)
         return kinds[counts > 0], counts[counts > 0]
     group_of = np.asarray(groups)
-    if int(group_of.max()) - int(group_of.min()) > 4 * outcome.size:  # most numbers in between are unused
+    # Where most numbers in the range are unused, the table below would be too large: groups are renumbered first.
+    if int(group_of.max()) - int(group_of.min()) > 4 * outcome.size:
         group_of = np.unique(group_of, return_inverse=True)[1]
     group_of = group_of - group_of.min()
     table = np.bincount(group_of * outcomes + outcome, minlength=outcomes * (int(group_of.max()) + 1))
@@ -120,6 +133,6 @@ def kinds_of_group(
     if base**outcomes > 2**62:
         kinds, counts = np.unique(table, axis=0, return_counts=True)
         return kinds, counts
-    digits = base ** np.arange(outcomes)[::-1]  # a row as one number: faster to sort
+    digits = base ** np.arange(outcomes)[::-1]  # each row is encoded as one integer, which sorts faster than the row
     numbers, counts = np.unique(table @ digits, return_counts=True)
     return numbers[:, None] // digits % base, counts

@@ -1,4 +1,4 @@
-"""Predictions against labels: their error rates, and whether two sets of predictions differ beyond chance."""
+"""The error rates of fixed predictions, and the comparison of two sets of predictions on the same rows."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from ensemble.decision.intervals import Interval, central
 from ensemble.decision.rates import ErrorRates, Floats, Labels, check_predictions, error_rates
 
 FEW = 10
-"""Fewer disagreements than this are too few for an interval that leaves out 0 to mean anything."""
+"""The number of rows or groups with disagreement below which no difference is reported as beyond chance: the bootstrap
+interval is unreliable with so few."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The error rates of fixed predictions, and the 95 % interval of each."""
+    """The error rates of fixed predictions, with the 95 % intervals of FPR, FNR and HTER."""
 
     rates: ErrorRates
     fpr: Interval
@@ -28,33 +29,33 @@ class Measured:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """A line of the classification report, of a class or of a mean over both."""
+    """A row of the classification report: one class, or a mean over both classes."""
 
     name: str  # "0", "1", "macro avg" or "weighted avg"
-    precision: float  # 0 where nothing is predicted so
+    precision: float  # 0 where no row is predicted as this class
     recall: float
     f1: float
-    support: int  # images
+    support: int  # number of rows
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Fixed predictions measured against labels."""
+    """The evaluation of fixed predictions against labels."""
 
     measured: Measured
-    confusion: tuple[tuple[int, int], tuple[int, int]]  # images, by label, then by prediction
+    confusion: tuple[tuple[int, int], tuple[int, int]]  # counts [label][prediction]
     classes: tuple[ClassRow, ...]
     accuracy: float
 
     @property
     def balanced_accuracy(self) -> float:
-        """Mean recall of the two classes, 1 - HTER."""
+        """The mean recall of the two classes, 1 - HTER."""
         return 1 - self.measured.rates.hter
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A rate of B minus that of A, below 0 where B is better, and its 95 % interval."""
+    """An error rate of B minus that of A, negative where B is better, with its 95 % interval."""
 
     value: float
     interval: Interval
@@ -62,7 +63,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Agreement:
-    """On how many rows which of two sets of predictions is right."""
+    """The numbers of rows that only A, only B, both or neither predict correctly."""
 
     only_a: int
     only_b: int
@@ -71,9 +72,10 @@ class Agreement:
 
     @property
     def p_value(self) -> float:
-        """Two-sided p-value of the exact McNemar test; it takes rows as independent.
+        """The two-sided p-value of the exact McNemar test, which assumes independent rows.
 
-        The rows on which just one is right fall to either side with probability 1/2 if both are as good (McNemar 1947).
+        Under the null hypothesis of equal error rates, each row that only A or only B predicts correctly falls to
+        either with probability 1/2 (McNemar 1947). Without such rows the p-value is 1.
 
         >>> Agreement(only_a=1, only_b=7, both=90, neither=2).p_value
         0.0703125
@@ -93,12 +95,12 @@ class Comparison:
     fpr: Difference
     fnr: Difference
     hter: Difference
-    agreement: tuple[Agreement, Agreement]  # on the rows of label 0, and of label 1
-    apart: int  # groups (rows, where there are no groups) that hold a row on which A and B differ
+    agreement: tuple[Agreement, Agreement]  # among the rows of label 0, and among those of label 1
+    apart: int  # number of groups with a row on which A and B differ; without groups, the number of such rows
 
     @property
     def beyond_chance(self) -> bool:
-        """Whether the interval of the HTER's difference leaves out 0, and enough disagreements stand behind it."""
+        """Whether the interval of the difference in HTER excludes 0 and rests on at least `FEW` disagreements."""
         return self.apart >= FEW and not self.hter.interval.low <= 0 <= self.hter.interval.high
 
 
@@ -107,25 +109,26 @@ def measure_predictions(
 ) -> Measured:
     """Return FPR, FNR and HTER of fixed predictions, each with its class-stratified percentile-bootstrap interval.
 
-    Whole groups are drawn, with replacement, within the strata "only label 0", "only label 1" and "both". Groups with
-    the same counts of the four outcomes are alike, so a replicate is one multinomial draw over the kinds of group, not
-    one over rows; with a row a group that is two binomial draws. An interval has no width where no prediction is wrong.
+    Whole groups are drawn with replacement within three strata: the groups with only label 0, with only label 1, and
+    with both. Groups with the same counts of the four outcomes are interchangeable, so a replicate is one multinomial
+    draw over the kinds of group, not a draw of rows. Without groups that is two binomial draws. The interval of a rate
+    has zero width if no row of that label is predicted wrongly.
 
     Parameters
     ----------
     labels, y_pred : array (n,)
-        0 or 1; both classes among the labels.
+        0 or 1; the labels contain both classes.
     groups : int64 array (n,), optional
-        Rows of one value stand or fall together; every row by itself if None.
+        Rows of one group are drawn together; if None, every row is a group.
     seed : int
         The same seed gives the same intervals.
     replicates : int
-        Bootstrap draws.
+        The number of bootstrap replicates.
 
     Raises
     ------
     DataError
-        As `error_rates`, or the groups' shape differs.
+        Shapes differ, a value is neither 0 nor 1, or a class is absent from the labels.
 
     References
     ----------
@@ -147,9 +150,9 @@ def measure_predictions(
 def evaluate_predictions(
     labels: ArrayLike, y_pred: ArrayLike, groups: ArrayLike | None = None, seed: int = 0, replicates: int = 2000
 ) -> Evaluation:
-    """Return all that is told of predictions against labels: rates, confusion matrix, classification report.
+    """Evaluate fixed predictions: error rates with intervals, confusion matrix and classification report.
 
-    Parameters and errors are those of `measure_predictions`.
+    The parameters and errors are those of `measure_predictions`.
 
     Examples
     --------
@@ -182,32 +185,32 @@ def compare_predictions(
     seed: int = 0,
     replicates: int = 2000,
 ) -> Comparison:
-    """Compare two sets of fixed predictions on the same rows; the intervals of the differences are paired.
+    """Compare two sets of fixed predictions on the same rows, with paired bootstrap intervals of the differences.
 
-    A replicate draws rows (whole groups where there are groups) with both their predictions, so what the two have in
-    common cancels in the difference. A row has one of eight outcomes, label × prediction of A × prediction of B, and is
-    drawn as in `measure_predictions`.
+    A replicate draws rows (whole groups where there are groups) with both of their predictions, so the variation that A
+    and B have in common cancels in the difference. A row has one of eight outcomes, label × prediction of A ×
+    prediction of B; replicates are drawn as in `measure_predictions`.
 
     Parameters
     ----------
     labels, y_pred_a, y_pred_b : array (n,)
-        0 or 1; both classes among the labels.
+        0 or 1; the labels contain both classes.
     groups : int64 array (n,), optional
-        Rows of one value stand or fall together; every row by itself if None.
+        Rows of one group are drawn together; if None, every row is a group.
     seed : int
         The same seed gives the same intervals.
     replicates : int
-        Bootstrap draws.
+        The number of bootstrap replicates.
 
     Returns
     -------
     Comparison
-        Differences are B minus A: a negative one says that B errs less.
+        Differences are B minus A; a negative difference favours B.
 
     Raises
     ------
     DataError
-        As `measure_predictions`.
+        Shapes differ, a value is neither 0 nor 1, or a class is absent from the labels.
 
     References
     ----------
@@ -249,26 +252,27 @@ def differences(
     seed: int = 0,
     replicates: int = 2000,
 ) -> tuple[Difference, Difference, Difference]:
-    """Return the differences in FPR, FNR and HTER alone, as `compare_predictions` does, without its checks."""
+    """Return the differences in FPR, FNR and HTER, as `compare_predictions` does, without checking the arrays."""
     totals = _totals(_outcomes(labels, y_pred_a, y_pred_b), 8, groups, "paired bootstrap", seed, replicates)
-    neg, pos = totals[:, :4], totals[:, 4:]  # of a label, by the predictions of A and B: 00, 01, 10, 11
+    neg, pos = totals[:, :4], totals[:, 4:]  # one label each; columns are the predictions of A and B: 00, 01, 10, 11
     fpr, fnr, hter = _intervals((neg[:, 1] - neg[:, 2]) / neg.sum(axis=1), (pos[:, 2] - pos[:, 1]) / pos.sum(axis=1))
     a, b = error_rates(labels, y_pred_a), error_rates(labels, y_pred_b)
     return Difference(b.fpr - a.fpr, fpr), Difference(b.fnr - a.fnr, fnr), Difference(b.hter - a.hter, hter)
 
 
 def _outcomes(labels: Labels, y_pred_a: Labels, y_pred_b: Labels) -> NDArray[np.int64]:
+    """Return the outcome of each row (n,), in 0 to 7: the bits are label, prediction of A, prediction of B."""
     return labels.astype(np.int64) * 4 + y_pred_a * 2 + y_pred_b
 
 
 def _totals(
     outcome: NDArray[np.int64], outcomes: int, groups: ArrayLike | None, stream: str, seed: int, replicates: int
 ) -> NDArray[np.int64]:
-    """Return how often each outcome occurs in the bootstrap replicates of a seed's stream, (replicates, outcomes)."""
+    """Return how often each outcome occurs in each replicate, (replicates, outcomes), from a named random stream."""
     rng = np.random.default_rng(seed_sequence(seed, stream))
     return Resampler((outcome >= outcomes // 2).astype(np.int8), groups).draw_totals(outcome, outcomes, rng, replicates)
 
 
 def _intervals(fpr: Floats, fnr: Floats) -> tuple[Interval, Interval, Interval]:
-    """Return the intervals of FPR, FNR and HTER, or of their differences, from replicates (r,) of the first two."""
+    """Return the intervals of FPR, FNR and HTER, or of differences in them, from replicates (r,) of FPR and FNR."""
     return central(fpr), central(fnr), central((fpr + fnr) / 2)

@@ -1,11 +1,12 @@
-"""Rules, from member logits to predictions, and the cross-fitting that measures them all alike.
+"""Rules, which turn member logits into predictions, and their nested cross-fitting.
 
-A rule fits a score of the member logits, and then the threshold of that score:
+A rule first fits a score, which is a function of the member logits, and then the threshold of that score:
 
-    rule.fit(rows) -> score            score(logits (n, m)) -> (n,)
-    rule(rows, objective) -> FittedRule, called on logits (n, m): 1 iff score >= threshold
+    rule.fit(rows, objective) -> score          score(logits (n, m)) -> float64 (n,)
+    rule(rows, objective) -> fitted rule        fitted(logits (n, m)) -> int8 (n,), 1 iff score >= threshold
 
-The stack, one member, the mean of logits and the majority vote are rules, so one `cross_fit` serves them all.
+The stack, a single member, the mean of logits and the majority vote are all rules, so `cross_fit` evaluates each of
+them in the same way.
 """
 
 from __future__ import annotations
@@ -36,27 +37,27 @@ from ensemble.errors import ArtifactError, DataError
 
 @dataclass(frozen=True, eq=False)
 class OofLogits:
-    """Out-of-fold logits: each cell predicted exactly once, by a model that never saw that image.
+    """Out-of-fold logits: every logit comes from a model that was trained without the image's fold.
 
     Parameters
     ----------
     table : FoldTable
-        Ids, labels, folds and groups of the n images; at least two folds, both labels in each.
+        Ids, labels, folds and groups of the n images. There are at least two folds, and each has both labels.
     members : tuple of m str
-        Distinct, in the order of the columns.
+        Distinct names, in the order of the columns.
     logits : float64 array (n, m)
         Log-odds of label 1, finite.
 
     Raises
     ------
     ArtifactError
-        A member's logit is not finite; names member and fold.
+        A logit is not finite; the message names the member and the fold.
     DataError
-        Any other of the above does not hold.
+        Another of these conditions does not hold.
 
     Notes
     -----
-    The logits are kept as a read-only view; the table is shared, not copied.
+    The logits are stored as a read-only view, and the table is not copied.
     """
 
     table: FoldTable
@@ -76,88 +77,99 @@ class OofLogits:
             raise DataError("OOF logits", f"at least two folds are needed; got {self.folds}")
         for fold in self.folds:
             inside = self.fold_of == fold
-            for name, of_member in zip(self.members, logits.T, strict=True):
-                if lost := int(np.count_nonzero(~np.isfinite(of_member[inside]))):
+            for name, column in zip(self.members, logits.T, strict=True):
+                if not_finite := int(np.count_nonzero(~np.isfinite(column[inside]))):
                     raise ArtifactError(
                         f"member {name}",
-                        f"OOF logits must be finite; got {lost} in fold {fold} that are not",
+                        f"OOF logits must be finite; got {not_finite} in fold {fold} that are not",
                         f"run: thera train-member --arch {name}",
                     )
             check_logits(f"fold {fold}", logits[inside], self.labels[inside], ndim=2)
 
     @property
     def labels(self) -> Labels:
+        """The labels (n,), 0 or 1."""
         return self.table.labels
 
     @property
     def fold_of(self) -> Labels:
+        """The fold of each row (n,)."""
         return self.table.fold_of
 
     @property
     def groups(self) -> NDArray[np.int64] | None:
+        """The group of each row (n,), or None where the images have no groups."""
         return self.table.groups
 
     @cached_property
     def folds(self) -> tuple[int, ...]:
+        """The distinct folds in ascending order."""
         return tuple(np.unique(self.fold_of).tolist())
 
     @cached_property
     def rows(self) -> Rows:
+        """All rows, for a rule to be fitted on."""
         return Rows(self.logits, self.labels, self.fold_of, self.members)
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """What a rule is fitted on: logits (n, m), labels (n,), the folds that the rows come from (n,), the members' names.
+    """The rows that a rule is fitted on; `OofLogits` has checked the arrays.
 
-    Nothing is checked: `OofLogits` has done so. What is fitted on rows is kept with them, and so are the parts of them
-    that lack some folds: without folds 1 and 2 they are the same part as without folds 2 and 1.
+    Rules and stackers that are fitted on these rows are cached with them. Subsets without some folds are cached too and
+    shared between all subsets: leaving out fold 1 and then fold 2 gives the same object as the other order, so nothing
+    is fitted on the same rows again.
     """
 
-    logits: Floats
-    labels: Labels
-    fold_of: Labels
-    members: tuple[str, ...]
+    logits: Floats  # (n, m)
+    labels: Labels  # (n,)
+    fold_of: Labels  # (n,), the fold that each row comes from
+    members: tuple[str, ...]  # m names
     fitted: dict[tuple[Rule, Objective], FittedRule] = field(default_factory=dict, init=False, repr=False)
     _stackers: dict[str, Stacker] = field(default_factory=dict, init=False, repr=False)
-    _parts: dict[tuple[int, ...], Rows] = field(default_factory=dict, init=False, repr=False)  # by the folds in them
+    _subsets: dict[tuple[int, ...], Rows] = field(default_factory=dict, init=False, repr=False)  # keyed by their folds
 
     @cached_property
     def folds(self) -> tuple[int, ...]:
+        """The distinct folds in ascending order."""
         return tuple(np.unique(self.fold_of).tolist())
 
     def where(self, chosen: NDArray[np.bool_]) -> Rows:
+        """Return the rows where `chosen` (n,) is true."""
         return Rows(self.logits[chosen], self.labels[chosen], self.fold_of[chosen], self.members)
 
     def without(self, fold: int) -> Rows:
         """Return the rows of the other folds."""
         others = tuple(other for other in self.folds if other != fold)
-        if others not in self._parts:
-            part = self.where(self.fold_of != fold)
-            object.__setattr__(part, "_parts", self._parts)
-            self._parts[others] = part
-        return self._parts[others]
+        if others not in self._subsets:
+            subset = self.where(self.fold_of != fold)
+            object.__setattr__(subset, "_subsets", self._subsets)
+            self._subsets[others] = subset
+        return self._subsets[others]
 
     def stacker(self, kind: str) -> Stacker:
-        """Return the stacker of this kind, a key of `STACKERS`, that is fitted on these rows."""
+        """Return the stacker that is fitted on these rows; `kind` is a key of `STACKERS`."""
         if kind not in self._stackers:
-            free = self.stacker("logistic") if kind == "nonnegative" else None
-            if free is None or min(free.weights) < 0:
+            # A logistic fit without negative weights is the nonnegative fit as well, so it is not fitted again.
+            logistic = self.stacker("logistic") if kind == "nonnegative" else None
+            if logistic is None or min(logistic.weights) < 0:
                 self._stackers[kind] = STACKERS[kind](self.logits, self.labels, self.members)
             else:
-                self._stackers[kind] = free
+                self._stackers[kind] = logistic
         return self._stackers[kind]
 
 
 INNER_FOLDS = 5
-"""That a stacker is chosen on, at most."""
+"""The largest number of folds over which the kinds of stacker are compared. The choice is repeated in every outer fold,
+so more inner folds would multiply the cost of the nested estimate."""
 
 Score: TypeAlias = Callable[[Floats], Floats]
+"""A function from member logits (n, m) to scores (n,)."""
 
 
 @dataclass(frozen=True)
 class FittedRule:
-    """A score of member logits, (n, m) -> (n,), and the threshold at which it is predicted as 1."""
+    """A score and its threshold. Called on member logits (n, m), it returns int8 predictions (n,)."""
 
     score: Score
     threshold: float
@@ -168,7 +180,10 @@ class FittedRule:
 
 @dataclass(frozen=True)
 class Rule:
-    """How a score is fitted; its threshold is fitted too, unless it is given."""
+    """A procedure that fits a score, and then its threshold, unless `threshold` fixes that.
+
+    Called on rows and an objective, it returns the fitted rule, which is cached with the rows.
+    """
 
     fit: Callable[[Rows, Objective], Score]
     threshold: float | None = None
@@ -188,9 +203,17 @@ def member_logit(column: int) -> Score:
 
 
 def vote_share(thresholds: ArrayLike) -> Score:
-    """Return the score that is the share of members whose logit reaches their own threshold (m,).
+    """Return the score that is the share of members whose logit is at or above that member's threshold.
 
-    Called at 1/2 it is the majority vote; half of an even number of votes is a 1, by the one tie rule.
+    With the threshold 1/2 it is the majority vote. An even split is predicted as 1, by the tie rule of rates.py.
+
+    Parameters
+    ----------
+    thresholds : array (m,)
+        One threshold for each member, in logits.
+
+    Examples
+    --------
 
     >>> vote_share([0.0, 1.0])(np.array([[0.5, 0.5], [-1.0, 0.0]]))
     array([0.5, 0. ])
@@ -200,7 +223,7 @@ def vote_share(thresholds: ArrayLike) -> Score:
 
 
 def of_score(score: Score, threshold: float | None = None) -> Rule:
-    """Return the rule that fits nothing but the threshold of `score`, or nothing at all where that is given."""
+    """Return the rule that fits only the threshold of `score`, or nothing if `threshold` is given."""
     return Rule(lambda rows, objective: score, threshold)
 
 
@@ -209,13 +232,21 @@ def _fit_votes(rows: Rows, objective: Objective) -> Score:
 
 
 MAJORITY_VOTE = Rule(_fit_votes, 0.5)
-"""The majority vote of the members at their own thresholds, the method of the public solutions."""
+"""The majority vote of the members, each at the threshold that is fitted to its logit alone. It is the baseline that
+published solutions of this task use."""
 
 
 @cache
 def stack(kind: str) -> Rule:
-    """Return the rule that fits a stacker of `kind`, or, for "auto", of the simplest good kind.
+    """Return the rule that fits a stacker.
 
+    Parameters
+    ----------
+    kind : str
+        A key of `STACKERS`, or "auto" for the kind that `simplest_stacker` chooses.
+
+    Examples
+    --------
     >>> rows = Rows(np.array([[-1.0, 1.0], [3.0, 5.0]]), np.array([0, 1]), np.array([0, 1]), ("a", "b"))
     >>> fitted = stack("mean")(rows)
     >>> fitted.threshold
@@ -229,7 +260,7 @@ def _fit_stack(kind: str, rows: Rows, objective: Objective) -> Score:
 
 
 def fit_stack(kind: str, rows: Rows, objective: Objective = HTER) -> tuple[str, Stacker]:
-    """Return the kind that was fitted, which for "auto" is `simplest_stacker`, and the stacker."""
+    """Return the kind that was fitted and the stacker; for "auto", `simplest_stacker` chooses the kind."""
     if kind == "auto":
         kind = simplest_stacker(rows, objective)
     return kind, rows.stacker(kind)
@@ -238,18 +269,23 @@ def fit_stack(kind: str, rows: Rows, objective: Objective = HTER) -> tuple[str, 
 def simplest_stacker(rows: Rows, objective: Objective = HTER) -> str:
     """Return the simplest kind of stacker whose nested loss is within one standard error of the least.
 
-    Every kind is cross-fitted over the folds of `rows`, joined to at most `INNER_FOLDS`. The standard error is that of
-    the paired difference to the best kind: of the rows that the two predict differently (the one-standard-error rule of
-    Breiman, Friedman, Olshen and Stone 1984, Classification and Regression Trees, section 3.4.3). Of rows from one fold
-    alone, even and odd rows of each class stand for two folds. One member has nothing to be stacked with: "mean", which
-    is the member itself; "mean" too where a class has one row alone, which cannot be halved.
+    Every kind is cross-fitted over the folds of `rows`, merged into at most `INNER_FOLDS`. The standard error is that
+    of the paired difference in loss between a kind and the best kind, to which only the rows that the two predict
+    differently contribute (the one-standard-error rule of Breiman, Friedman, Olshen and Stone 1984, Classification and
+    Regression Trees, section 3.4.3). If all rows come from one fold, the even and the odd rows of each class form two
+    folds. With a single member, or a class of a single row, no comparison is possible and "mean" is returned.
 
     Parameters
     ----------
     rows : Rows
-        What the choice is made on, and nothing else: in a nested estimate it is made anew without each fold.
+        The choice depends on these rows alone: a nested estimate repeats it without each fold.
     objective : Objective
-        Whose loss is compared; where a rate is held, the HTER.
+        The objective whose loss is compared; HTER where it bounds a rate.
+
+    Returns
+    -------
+    str
+        A key of `STACKERS`.
     """
     if len(rows.members) == 1 or np.bincount(rows.labels).min() == 1:
         return "mean"
@@ -261,18 +297,19 @@ def simplest_stacker(rows: Rows, objective: Objective = HTER) -> str:
     nested = {kind: cross_fit(rows, stack(kind), objective).y_pred for kind in STACKERS}
     compared = objective.comparable
     losses = {kind: compared.loss_of(error_rates(rows.labels, y_pred)) for kind, y_pred in nested.items()}
-    best = min(losses, key=losses.__getitem__)  # of equals, the simplest
+    best = min(losses, key=losses.__getitem__)  # among equal losses, the simplest kind
     for kind, y_pred in nested.items():
         if losses[kind] - losses[best] <= _paired_error(rows.labels, y_pred, nested[best], compared):
             return kind
-    raise AssertionError("the best is within no distance of itself")
+    raise AssertionError("the best kind is within one standard error of itself")
 
 
 def _halves(labels: Labels) -> Labels:
+    """Return 0 or 1 for each row (n,), alternating within each class."""
     half = np.empty(labels.size, np.int8)
     for label in (0, 1):
-        of_label = labels == label
-        half[of_label] = np.arange(np.count_nonzero(of_label)) % 2
+        has_label = labels == label
+        half[has_label] = np.arange(np.count_nonzero(has_label)) % 2
     return half
 
 
@@ -286,35 +323,36 @@ def _paired_error(labels: Labels, a: Labels, b: Labels, objective: Objective) ->
 
 @dataclass(frozen=True)
 class FoldRow:
-    """What a rule reached on one fold, fitted on all the others."""
+    """The performance on one fold of a rule that was fitted on the other folds."""
 
     fold: int
     threshold: float  # of the rule's score, fitted without this fold
-    rates: ErrorRates
-    auc: float
+    rates: ErrorRates  # on this fold
+    auc: float  # on this fold
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """A rule fitted without one fold: where the fold's rows are (n,), and the rule's scores of all rows (n,)."""
+    """A rule that was fitted without one fold, and its scores."""
 
     fold: int
-    inside: NDArray[np.bool_]
-    scores: Floats
-    threshold: float
+    inside: NDArray[np.bool_]  # (n,), true for the rows of the fold
+    scores: Floats  # (n,), of all rows
+    threshold: float  # fitted without the fold
 
 
 @dataclass(frozen=True, eq=False)
 class CrossFit:
-    """Nested predictions and scores (n,): each row's come from a rule that was fitted without the row's fold."""
+    """Nested predictions and scores: those of each row come from a rule that was fitted without the row's fold."""
 
-    labels: Labels
-    y_pred: Labels
-    scores: Floats
-    splits: tuple[Split, ...]
+    labels: Labels  # (n,)
+    y_pred: Labels  # (n,)
+    scores: Floats  # (n,)
+    splits: tuple[Split, ...]  # one for each fold
 
     @cached_property
     def folds(self) -> tuple[FoldRow, ...]:
+        """The performance on each fold."""
         rows = []
         for split in self.splits:
             y_true, scores = self.labels[split.inside], self.scores[split.inside]
@@ -324,7 +362,15 @@ class CrossFit:
 
 
 def cross_fit(rows: Rows, rule: Rule, objective: Objective = HTER) -> CrossFit:
-    """Refit `rule` without each fold in turn and apply it to that fold.
+    """Fit `rule` without each fold in turn, and apply it to that fold.
+
+    Parameters
+    ----------
+    rows : Rows
+    rule : Rule
+        Everything that it fits, the choice of a stacker included, is fitted without the fold.
+    objective : Objective
+        What its thresholds minimise.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The decision that is deployed: stacker, threshold, and all that is known of what they are worth."""
+"""The deployed decision: a stacker and a threshold, with the assessment of them, of the members and of baselines."""
 
 from __future__ import annotations
 
@@ -34,43 +34,44 @@ from ensemble.decision.threshold import fit_threshold, fit_thresholds
 from ensemble.errors import DataError
 
 COSTS = tuple(WeightedError(cost, 10 - cost) for cost in range(1, 10))
-"""The weights of the expected-performance curve: what an FPR costs, out of ten."""
+"""The objectives of the expected-performance curve. The cost of an FPR runs from 1 to 9, and that of an FNR is the rest
+of 10."""
 
 
 @dataclass(frozen=True)
 class CostRow:
-    """A point of the expected-performance curve: the threshold for a cost, and the nested rates at it."""
+    """A point of the expected-performance curve: the threshold for one cost, and the nested error rates."""
 
-    cost_fpr: int  # out of ten; an FNR costs the rest
+    cost_fpr: int  # 1 to 9; the cost of an FNR is 10 - cost_fpr
     threshold: float  # fitted on all rows
-    rates: ErrorRates
+    rates: ErrorRates  # nested: each fold at the threshold that was fitted on the others
 
     @property
     def loss(self) -> float:
-        """Weighted error, in [0, 1]."""
+        """The weighted error, in [0, 1]."""
         return WeightedError(self.cost_fpr, 10 - self.cost_fpr).loss_of(self.rates)
 
 
 @dataclass(frozen=True)
 class Decision:
-    """All that turns member logits into labels, and what it is worth.
+    """A stacker and a threshold, which turn member logits into labels, and their assessment.
 
-    `members` holds every member that was given, `stacker.members` those that are in the stack.
+    `members` has an assessment of every member, `stacker.members` the names of those in the stack.
     """
 
     kind: str  # of the stacker, a key of `STACKERS`
-    chosen: str  # "auto", or the kind that was asked for
+    chosen: str  # the requested kind of stacker, or "auto"
     stacker: Stacker
     objective: Objective
-    views: tuple[str, ...]  # the views that the member logits, here and at prediction, are averaged over
-    stacked: Assessment
-    members: tuple[Assessment, ...]  # each at its own threshold
-    baselines: tuple[Assessment, ...]
-    stackers: tuple[Assessment, ...]  # every kind of stacker, the simplest first; none where one member is alone
-    curve: tuple[CostRow, ...]  # of the stacked logit
-    repeated: tuple[float, ...]  # nested HTER over other partitions of the rows, if asked for
+    views: tuple[str, ...]  # the views over which member logits are averaged, both here and in prediction
+    stacked: Assessment  # of the stack
+    members: tuple[Assessment, ...]  # each at the threshold that is fitted to its logit alone
+    baselines: tuple[Assessment, ...]  # members at probability 0.5, and majority votes
+    stackers: tuple[Assessment, ...]  # every kind of stacker, the simplest first; empty for a single member
+    curve: tuple[CostRow, ...]  # the expected-performance curve of the stack
+    repeated: tuple[float, ...]  # nested HTER over each of the requested other partitions of the rows
     floor: Floor | None  # None where there are too few rows
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what the user should know about the members, one sentence each
 
     def __post_init__(self) -> None:
         if missing := set(self.stacker.members) - {member.name for member in self.members}:
@@ -78,33 +79,37 @@ class Decision:
 
     @property
     def threshold(self) -> float:
-        """Of the stacked logit."""
+        """The threshold of the stacked logit, fitted on all rows."""
         return self.stacked.threshold
 
     @property
     def apparent(self) -> ErrorRates:
+        """The apparent error rates of the stack."""
         return self.stacked.apparent
 
     @property
     def nested(self) -> ErrorRates:
+        """The nested error rates of the stack."""
         return self.stacked.nested
 
     @property
     def interval(self) -> Interval:
+        """The 95 % interval of the stack's HTER."""
         return self.stacked.interval
 
     @property
     def optimism(self) -> float:
+        """The nested minus the apparent HTER of the stack."""
         return self.stacked.optimism
 
     @property
     def member_thresholds(self) -> tuple[float, ...]:
-        """The own thresholds of `stacker.members`, in that order: what they vote at."""
-        own = {member.name: member.threshold for member in self.members}
-        return tuple(own[name] for name in self.stacker.members)
+        """The thresholds at which `stacker.members` vote, in that order."""
+        thresholds = {member.name: member.threshold for member in self.members}
+        return tuple(thresholds[name] for name in self.stacker.members)
 
     def votes(self, logits: ArrayLike) -> tuple[Labels, Labels]:
-        """Return each member's vote (n, m) on logits (n, m), and their majority (n,), where half is a 1."""
+        """Return the members' votes (n, m) on logits (n, m), and their majority (n,); an even split is a 1."""
         x = np.asarray(logits, np.float64)
         votes: Labels = np.asarray(x >= np.asarray(self.member_thresholds), np.int8)
         return votes, np.asarray(vote_share(self.member_thresholds)(x) >= 0.5, np.int8)
@@ -118,47 +123,47 @@ def fit_decision(
     stacker: str = "auto",
     repeats: int = 0,
 ) -> Decision:
-    """Fit stacker and threshold on all OOF rows, and measure them beside the members and the baselines.
+    """Fit a stacker and a threshold on all OOF rows, and assess them, the members and the baselines.
 
-    A member that gives one same logit throughout every fold says nothing and is kept out of the stack and of the
-    baselines; one that does so in some folds only stays in. `Decision.notes` names both.
+    A member whose logits are constant within every fold carries no information and is left out of the stack and of the
+    baselines. A member whose logits are constant in only some folds stays in. `Decision.notes` names both.
 
     Parameters
     ----------
     oof : OofLogits
-        Taken with `views`.
+        Averaged over `views`.
     views : iterable of str
-        Kept in the decision, so that prediction can hold itself to them.
+        They are stored in the decision, so that prediction can average over the same views.
     seed : int
-        Of the bootstrap, and of the partitions of `repeats`.
+        The seed of the bootstrap and of the partitions for `repeats`.
     objective : Objective
-        What the thresholds are best for.
+        What the thresholds minimise.
     stacker : str
-        A key of `STACKERS`, or "auto" for the simplest that is within one standard error of the best; the nested
-        estimate then makes that choice anew without each fold.
+        A key of `STACKERS`, or "auto" for the simplest kind within one standard error of the best. The nested estimate
+        then repeats that choice without each fold.
     repeats : int
-        How many other partitions of the rows the nested estimate is repeated over; groups stay together.
+        The number of other partitions into folds over which the nested estimate is repeated; groups stay together.
 
     Raises
     ------
     DataError
         Every member is constant.
     """
-    dead = [_constant_folds(oof, column) for column in oof.logits.T]
-    alive = [j for j, folds in enumerate(dead) if folds != oof.folds]
-    if not alive:
+    constant = [_constant_folds(oof, column) for column in oof.logits.T]
+    usable = [j for j, folds in enumerate(constant) if folds != oof.folds]
+    if not usable:
         raise DataError(
             "cannot fit the stacker", f"a member must vary; all of {oof.members} are constant in every fold"
         )
-    kept = replace(oof, members=tuple(oof.members[j] for j in alive), logits=oof.logits[:, alive])
+    kept = replace(oof, members=tuple(oof.members[j] for j in usable), logits=oof.logits[:, usable])
     rows, rule = kept.rows, stack(stacker)
     kind, fitted = fit_stack(stacker, rows, objective)
     scores = fitted.apply(rows.logits)
     deployed = FittedRule(fitted.apply, fit_threshold(scores, rows.labels, objective))
     nested = cross_fit(rows, rule, objective)
 
-    def beside(name: str, of: OofLogits, other: Rule) -> Assessment:
-        return assess(name, of, other, objective, seed, stacked=nested.y_pred)
+    def compared(name: str, rows_of: OofLogits, other: Rule) -> Assessment:
+        return assess(name, rows_of, other, objective, seed, stacked=nested.y_pred)
 
     return Decision(
         kind=kind,
@@ -167,55 +172,58 @@ def fit_decision(
         objective=objective,
         views=tuple(views),
         stacked=assess_fitted("stack", kept, deployed, nested, objective, seed, refit=True),
-        members=tuple(beside(name, oof, of_score(member_logit(j))) for j, name in enumerate(oof.members)),
-        baselines=tuple(beside(name, kept, other) for name, other in _baselines(kept.members)),
-        stackers=tuple(beside(name, kept, stack(name)) for name in STACKERS) if len(kept.members) > 1 else (),
+        members=tuple(compared(name, oof, of_score(member_logit(j))) for j, name in enumerate(oof.members)),
+        baselines=tuple(compared(name, kept, other) for name, other in _baselines(kept.members)),
+        stackers=tuple(compared(name, kept, stack(name)) for name in STACKERS) if len(kept.members) > 1 else (),
         curve=_performance_curve(scores, rows.labels, nested),
         repeated=_repeated(kept, rule, objective, repeats, seed),
         floor=estimate_floor(nested.scores, rows.labels, seed),
         notes=tuple(
-            f"member {name} gives one same logit to all images of fold{'s' * (len(folds) > 1)} "
-            f"{', '.join(map(str, folds))}; it is {'kept out of' if folds == oof.folds else 'still in'} the stack"
-            for name, folds in zip(oof.members, dead, strict=True)
+            f"member {name} gives the same logit to all images of fold{'s' * (len(folds) > 1)} "
+            f"{', '.join(map(str, folds))}; it is {'left out of' if folds == oof.folds else 'still in'} the stack"
+            for name, folds in zip(oof.members, constant, strict=True)
             if folds
         ),
     )
 
 
 def _performance_curve(scores: Floats, labels: Labels, nested: CrossFit) -> tuple[CostRow, ...]:
-    """Return the nested rates at the thresholds for `COSTS` (Bengio, Mariéthoz and Keller 2005)."""
-    own = fit_thresholds(scores, labels, COSTS)
+    """Return the nested error rates for each of `COSTS` (Bengio, Mariéthoz and Keller 2005, The expected performance
+    curve), with the thresholds that are fitted on all rows."""
+    on_all_rows = fit_thresholds(scores, labels, COSTS)
     y_pred = np.empty((len(COSTS), labels.size), np.int8)
     for split in nested.splits:
         thresholds = fit_thresholds(split.scores[~split.inside], labels[~split.inside], COSTS)
         y_pred[:, split.inside] = split.scores[split.inside] >= np.array(thresholds)[:, None]
     return tuple(
         CostRow(objective.cost_fpr, threshold, error_rates(labels, y_pred))
-        for objective, threshold, y_pred in zip(COSTS, own, y_pred, strict=True)
+        for objective, threshold, y_pred in zip(COSTS, on_all_rows, y_pred, strict=True)
     )
 
 
 def _repeated(oof: OofLogits, rule: Rule, objective: Objective, repeats: int, seed: int) -> tuple[float, ...]:
+    """Return the nested HTER over other random partitions of the rows into as many folds, (repeats,)."""
     from ensemble.data.folds import assign_folds
 
     units = np.arange(oof.labels.size) if oof.groups is None else oof.groups
-    k, found = len(oof.folds), []
+    k, hters = len(oof.folds), []
     for repeat in range(repeats):
-        parts = assign_folds(
-            oof.labels, units, k, int(seed_sequence(seed, "parts", repeat).generate_state(1)[0])
-        ).fold_of
-        y_pred = cross_fit(Rows(oof.logits, oof.labels, parts, oof.members), rule, objective).y_pred
-        found.append(error_rates(oof.labels, y_pred).hter)
-    return tuple(found)
+        fold_seed = int(seed_sequence(seed, "parts", repeat).generate_state(1)[0])
+        fold_of = assign_folds(oof.labels, units, k, fold_seed).fold_of
+        y_pred = cross_fit(Rows(oof.logits, oof.labels, fold_of, oof.members), rule, objective).y_pred
+        hters.append(error_rates(oof.labels, y_pred).hter)
+    return tuple(hters)
 
 
 def _constant_folds(oof: OofLogits, column: Floats) -> tuple[int, ...]:
+    """Return the folds within which a member's logits (n,) are constant."""
     return tuple(fold for fold in oof.folds if np.ptp(column[oof.fold_of == fold]) == 0)
 
 
 def _baselines(members: Sequence[str]) -> list[tuple[str, Rule]]:
+    """Return the baselines by name: each member at probability 0.5, and the majority votes."""
     at_half = [(f"{name} at 0.5", of_score(member_logit(j), 0.0)) for j, name in enumerate(members)]
-    if len(members) == 1:  # its vote is itself
+    if len(members) == 1:  # the majority vote of a single member is that member
         return at_half
     return [
         *at_half,
@@ -225,7 +233,7 @@ def _baselines(members: Sequence[str]) -> list[tuple[str, Rule]]:
 
 
 def stack_replicates(decision: Decision, oof: OofLogits, seed: int, replicates: int) -> Iterable[Replicate]:
-    """Return bootstrap worlds of a decision's stack on the rows of its members."""
+    """Return the bootstrap replicates of a decision's stack, with refitted thresholds, on its members' OOF rows."""
     nested = cross_fit(oof.rows, stack(decision.chosen), decision.objective)
     deployed = FittedRule(decision.stacker.apply, decision.threshold)
     return replicates_of(oof, deployed, nested, decision.objective, seed, replicates)

@@ -1,6 +1,7 @@
-"""From the logits of fold models to labels: the corrected threshold or the vote, and the HTER to expect.
+"""Labels for new images from the logits of the fold models, and the error rates to expect of them.
 
-Arrays in, arrays and numbers out; `commands/predict.py` computes the logits before and writes the files after.
+The labels come from the mean of the fold models at a corrected threshold, or from the vote of the fold models. This
+file reads and writes no files: `commands/predict.py` computes the logits and writes the results.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from ensemble.decision.shift import AtPrior, ShareCheck, at_prior, check_share
 from ensemble.decision.stacker import Stacker
 
 REPLICATES = 400
-"""Bootstrap replicates behind the expected HTER. Each takes about 10 ms, since it refits the effect of averaging."""
+"""The number of bootstrap replicates behind the expected HTER. Each takes about 10 ms, because it refits the effect of
+averaging."""
 
 LEAST_SHARE = 0.001
-"""Smallest estimated share of a class that is used. Nothing can be fitted for a class that is absent."""
+"""The lower bound to which an estimated share of a class is clipped: with a share of 0 nothing could be fitted for that
+class."""
 
 
 @dataclass(frozen=True)
@@ -32,19 +35,20 @@ class Expectation:
     Attributes
     ----------
     correction : str
-        The correction of the threshold that was used; "none" where averaging was not measured.
+        The correction of the threshold that was used; "none" where the effect of averaging was not measured.
     averaging_measured : bool
-        Whether the effect of averaging the fold models is known. If not, the rates are those of one fold model.
+        Whether the effect of averaging the fold models was measured. If not, the rates are those of a single fold
+        model.
     corrections : tuple of CorrectedThreshold
-        Every correction with its threshold and rates; empty where averaging was not measured.
+        Every correction with its threshold and rates; empty where the effect of averaging was not measured.
     rates : ErrorRates
-        Expected FPR and FNR; the counts are those of the OOF rows.
+        The expected FPR and FNR, with the counts of the OOF rows.
     interval : Interval
-        95 % interval of the rule's HTER.
+        The 95 % interval of the rule's HTER.
     new_set_interval : Interval or None
-        Where the HTER measured on these very images falls 95 times in 100; None for fewer than two images.
+        The 95 % prediction interval of the HTER that would be measured on these images; None for fewer than two images.
     at_prior : AtPrior or None
-        What the rates amount to at the share of label 0 that the user gave.
+        What the rates imply at the share of label 0 that the user gave; None if none was given.
     """
 
     correction: str
@@ -62,28 +66,31 @@ class Expectation:
 
 @dataclass(frozen=True, eq=False)
 class Deployment:
-    """The labels of a set of images, and what they were decided by.
+    """The labels of a set of images, with the logits, votes and threshold that they come from.
 
     Attributes
     ----------
     y_pred : int8 array (n,)
+        The labels, 0 or 1.
     logits : float64 array (n, m)
-        Of each member of the stack, averaged over views and fold models.
+        The logits of each member of the stack, averaged over views and fold models.
     stacked_logits : float64 array (n,)
+        The stack of `logits`.
     probabilities : float64 array (n,)
-        Of label 1, at the class share of the OOF rows, or at the share that the user gave.
+        The probability of label 1 at the class shares of the OOF rows, or at the share that the user gave.
     threshold : float
-        In logits; corrected for averaging where that was measured. A vote uses the decision's own threshold.
+        The threshold of the stacked logit, corrected for averaging where that effect was measured. A vote of the fold
+        models uses the decision's uncorrected threshold.
     member_votes : int8 array (n, m)
-        Each member at its own threshold.
+        The prediction of each member at the threshold that was fitted to its logit alone.
     majority : int8 array (n,)
-        Of the members' votes; half is a 1.
+        The majority of the members' votes; an even split is a 1.
     fold_votes : int8 array (n, k), or (n, 0)
-        What each fold model's stack says, where the fold models vote.
+        The prediction of each fold model's stack; (n, 0) unless the fold models vote.
     expectation : Expectation
     share_check : ShareCheck
     assumed_share_of_label_0 : float or None
-        The share of label 0 that the expectation rests on; None for that of the OOF rows.
+        The share of label 0 that the expectation assumes; None for that of the OOF rows.
     """
 
     y_pred: Labels
@@ -115,19 +122,19 @@ def deploy(
     ----------
     decision : Decision
     oof : OofLogits
-        Of the members of the stack, averaged over the decision's views.
+        The OOF logits of the members of the stack, averaged over the decision's views.
     fold_logits : float64 array (n, m, k)
-        Logits of the new images by member and fold model, averaged over the decision's views.
+        The logits of the new images by member and fold model, averaged over the decision's views.
     logits : float64 array (n, m)
-        Their mean over the fold models, as it is stored.
+        The mean of `fold_logits` over the fold models, as it is stored.
     combine : {"mean", "vote"}
-        Of the fold models: the mean of their logits, or the majority of their labels.
+        How the fold models are combined: by the mean of their logits, or by the majority of their labels.
     correction : str
         One of `config.CORRECTIONS`.
     prior : float, optional
-        Share of label 0 among the new images, if it is known to differ.
+        The share of label 0 among the new images, if it is known to differ from that of the OOF rows.
     seed : int
-        Of the bootstrap.
+        The seed of the bootstrap.
     """
     stacked = decision.stacker.apply(logits)
     if combine == "vote":
@@ -164,10 +171,11 @@ def corrected(
 ) -> tuple[ShareCheck, float | None, AveragingEffect | None, float]:
     """Return the share check, the assumed share of label 0, the effect of averaging, and the corrected threshold.
 
-    Where the share check finds a shift and no `prior` is given, the cause of the shift is unknown: the threshold is
-    not corrected, and the rates are those at the share that the images suggest.
+    If the share check finds a shift and no `prior` is given, the cause of the shift is unknown. The threshold is then
+    not corrected, and the rates are those at the share of label 0 that is estimated from the images.
 
-    Parameters are those of `deploy`.
+    The parameters are those of `deploy`. The assumed share is None for that of the OOF rows, and the effect of
+    averaging is None where it cannot be measured; the threshold is then the decision's.
     """
     check = check_new_share(decision, oof, fold_logits)
     assumed = prior
@@ -193,7 +201,7 @@ def corrected(
 
 
 def check_new_share(decision: Decision, oof: OofLogits, fold_logits: Floats) -> ShareCheck:
-    """Return the share check of the stacked logits of single fold models, from logits (n, m, k) of new images."""
+    """Return the share check of new images, from their logits (n, m, k) by member and fold model."""
     scores = decision.stacker.apply(oof.logits)
     rates = error_rates(oof.labels, apply_threshold(scores, decision.threshold))
     singles = stacked_folds(decision.stacker, fold_logits)
@@ -201,10 +209,24 @@ def check_new_share(decision: Decision, oof: OofLogits, fold_logits: Floats) -> 
 
 
 def majority_of_folds(stacker: Stacker, threshold: float, fold_logits: Floats) -> tuple[Labels, Labels]:
-    """Return the labels (n,) that most fold models give, and what each fold model gives (n, k).
+    """Return the labels by majority vote of the fold models, and the votes.
 
-    The members of each fold, (n, m, k) in all, are stacked first. Where the fold models are split evenly, the mean of
-    their stacked logits decides.
+    The members' logits are first stacked within each fold. If the vote is split evenly, the mean of the stacked logits
+    decides.
+
+    Parameters
+    ----------
+    stacker : Stacker
+    threshold : float
+        The threshold of the stacked logit.
+    fold_logits : float64 array (n, m, k)
+
+    Returns
+    -------
+    int8 array (n,)
+        The labels.
+    int8 array (n, k)
+        The votes of the fold models.
     """
     stacked = stacked_folds(stacker, fold_logits)
     votes = apply_threshold(stacked, threshold)
@@ -219,7 +241,10 @@ def stacked_folds(stacker: Stacker, fold_logits: Floats) -> Floats:
 
 
 def _expectation(decision: Decision, effect: AveragingEffect | None, n: int, prior: float | None) -> Expectation:
-    """Return the rates to expect; the nested ones of a single fold model where averaging was not measured."""
+    """Return the error rates to expect of n images.
+
+    Where the effect of averaging was not measured (None), they are the nested rates of a single fold model.
+    """
     if effect is None:
         rates, interval, new_set = decision.nested, decision.interval, decision.stacked.new_set_interval(n)
         correction, corrections = "none", tuple[CorrectedThreshold, ...]()

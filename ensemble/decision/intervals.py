@@ -1,4 +1,4 @@
-"""Intervals of error rates: of counts (Jeffreys), of new sets, and the central part of bootstrap replicates."""
+"""95 % intervals of error rates: from counts (Jeffreys), from bootstrap replicates, and for a new set of images."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from ensemble.decision.rates import ErrorRates, Floats
 from ensemble.errors import DataError
 
 LEVELS = (0.025, 0.975)
-"""The quantiles at the ends of a 95 % interval."""
+"""The levels of the two quantiles that bound a 95 % interval."""
 
 NODES = 2000
-"""Nodes of the quadrature for the sum of two Beta variables; its quantiles are then exact to about 1e-8."""
+"""The number of quadrature nodes for the sum of two Beta variables. Its quantiles are then accurate to about 1e-8."""
 
 TAIL = 1e-14
-"""Probability beyond the counts that are summed over in the interval of a new set."""
+"""The tail probability of an error rate beyond which the interval of a new set leaves out counts of errors. It is far
+below the 1e-9 to which the quantiles are computed."""
 
 
 @dataclass(frozen=True)
@@ -31,17 +32,22 @@ class Interval:
 
 
 def central(hter: Floats) -> Interval:
-    """Return the 2.5 and 97.5 % quantiles of the replicates of an error rate."""
+    """Return the percentile-bootstrap interval, from the replicates (r,) of an error rate."""
     low, high = np.quantile(hter, LEVELS)
     return Interval(float(low), float(high))
 
 
 def counting_intervals(rates: ErrorRates) -> tuple[Interval, Interval, Interval]:
-    """Return the Jeffreys intervals of FPR, FNR and HTER, which the counts alone leave open.
+    """Return the Jeffreys intervals of FPR, FNR and HTER, from the counts of errors.
 
-    FPR and FNR are Beta(errors + 1/2, right + 1/2); HTER is the mean of the two, independent of each other. Rows are
-    taken as independent. Where no error was seen the upper end is above 0 (Brown, Cai and DasGupta 2001, Interval
+    FPR and FNR have independent Beta(errors + 1/2, correct + 1/2) posteriors, and HTER is their mean. Rows are assumed
+    to be independent. The upper end is above 0 even where no error was observed (Brown, Cai and DasGupta 2001, Interval
     estimation for a binomial proportion).
+
+    Parameters
+    ----------
+    rates : ErrorRates
+        The rates; their counts are recovered from `n_neg` and `n_pos`.
 
     Examples
     --------
@@ -57,6 +63,7 @@ def counting_intervals(rates: ErrorRates) -> tuple[Interval, Interval, Interval]
 
 
 def _jeffreys(rate: float, n: int) -> tuple[float, float]:
+    """Return the two shape parameters of the Beta posterior of a rate under the Jeffreys prior."""
     errors = round(rate * n)
     return errors + 0.5, n - errors + 0.5
 
@@ -64,13 +71,14 @@ def _jeffreys(rate: float, n: int) -> tuple[float, float]:
 def beta_mean_interval(first: tuple[float, float], second: tuple[float, float]) -> Interval:
     """Return the 95 % interval of the mean of two independent Beta variables.
 
-    With Q the quantile function of the first and F the distribution function of the second, the sum is at most s with
-    probability E[F(s - Q(u))] over uniform u, which Gauss-Legendre quadrature evaluates.
+    Let Q be the quantile function of the first and F the distribution function of the second. The probability that the
+    sum is at most s is then E[F(s - Q(u))] over uniform u. Gauss-Legendre quadrature evaluates it, and bisection
+    inverts it.
 
     Parameters
     ----------
     first, second : (float, float)
-        The two shape parameters of each.
+        The two shape parameters of each variable, above 0.
     """
     from scipy.special import betainc, betaincinv
 
@@ -86,31 +94,33 @@ def beta_mean_interval(first: tuple[float, float], second: tuple[float, float]) 
 
 @functools.cache
 def _nodes() -> tuple[Floats, Floats]:
+    """Return the Gauss-Legendre nodes on [-1, 1] and their weights, (`NODES`,) each."""
     nodes, weights = np.polynomial.legendre.leggauss(NODES)
     return nodes, weights
 
 
 def new_set_interval(rates: ErrorRates, n_neg_new: int, n_pos_new: int) -> Interval:
-    """Return where the HTER *measured on a new set* of the given size falls 95 % of the time.
+    """Return the 95 % prediction interval of the HTER that is measured on a new set of images.
 
-    This is wider than the interval of the HTER itself: who compares a label file's HTER on n images with a promised
-    figure sees two chances at once, that of the estimate and that of the n images. FPR and FNR are what the estimate
-    leaves open, Beta(errors + 1/2, right + 1/2), and the errors on the new set are binomial at these rates, so their
-    counts are beta-binomial. The distribution of their mean is summed exactly.
+    It is wider than the interval of the HTER itself, because it covers two sources of error: that of the estimate, and
+    the sampling of the new images. FPR and FNR have Beta(errors + 1/2, correct + 1/2) posteriors, and the errors on the
+    new set are binomial at these rates, so their counts are beta-binomial. The distribution of the measured HTER is
+    summed exactly.
 
-    Rows are taken as independent and from the population of `rates`; a shift between the two sets is not in it.
+    Rows are assumed to be independent and drawn from the population of `rates`; the interval does not cover a shift
+    between the two sets.
 
     Parameters
     ----------
     rates : ErrorRates
-        The estimate, on rows on which nothing was fitted.
+        The estimate, from rows on which nothing was fitted.
     n_neg_new, n_pos_new : int
-        Images of label 0 and of label 1 in the new set, at least 1 each.
+        The numbers of images of label 0 and of label 1 in the new set, at least 1 each.
 
     Raises
     ------
     DataError
-        A class of the new set is empty.
+        The new set lacks a class.
 
     Examples
     --------
@@ -123,21 +133,24 @@ def new_set_interval(rates: ErrorRates, n_neg_new: int, n_pos_new: int) -> Inter
             "cannot predict a new set's HTER",
             f"HTER needs both classes; got {n_neg_new} of label 0 and {n_pos_new} of label 1",
         )
-    false_pos, chances = _error_counts(_jeffreys(rates.fpr, rates.n_neg), n_neg_new)
-    false_neg, others = _error_counts(_jeffreys(rates.fnr, rates.n_pos), n_pos_new)
-    below = np.concatenate(([0.0], np.cumsum(others)))
+    false_pos, false_pos_probability = _error_counts(_jeffreys(rates.fpr, rates.n_neg), n_neg_new)
+    false_neg, false_neg_probability = _error_counts(_jeffreys(rates.fnr, rates.n_pos), n_pos_new)
+    cumulative = np.concatenate(([0.0], np.cumsum(false_neg_probability)))
 
     def at_most(total: float) -> float:
-        # 1e-9: a sum that equals `total` but for rounding counts as at most `total`
+        # With 1e-9 added, a sum that exceeds `total` by rounding alone counts as at most `total`.
         most = np.floor((total - false_pos / n_neg_new) * n_pos_new + 1e-9).astype(np.int64)
-        return float(chances @ below[np.clip(most - false_neg[0] + 1, 0, others.size)])
+        return float(false_pos_probability @ cumulative[np.clip(most - false_neg[0] + 1, 0, false_neg.size)])
 
     low, high = (_quantile(at_most, level, 0.0, 2.0) / 2 for level in LEVELS)
     return Interval(low, high)
 
 
 def _error_counts(shape: tuple[float, float], n: int) -> tuple[NDArray[np.int64], Floats]:
-    """Return the counts of errors among n new images that may occur, and their beta-binomial probabilities."""
+    """Return the counts of errors among n new images, and their beta-binomial probabilities.
+
+    Counts whose probability is negligible (`TAIL`) are left out, and the probabilities are scaled to a sum of 1.
+    """
     from scipy.special import betaincinv, betaln, gammaln
 
     low, high = betaincinv(*shape, TAIL), betaincinv(*shape, 1 - TAIL)
@@ -145,12 +158,15 @@ def _error_counts(shape: tuple[float, float], n: int) -> tuple[NDArray[np.int64]
     last = min(n, int(n * high + 10 * np.sqrt(n * high)) + 10)
     counts = np.arange(first, last + 1)
     choose = gammaln(n + 1) - gammaln(counts + 1) - gammaln(n - counts + 1)
-    chances = np.exp(choose + betaln(counts + shape[0], n - counts + shape[1]) - betaln(*shape))
-    return counts, chances / chances.sum()
+    probabilities = np.exp(choose + betaln(counts + shape[0], n - counts + shape[1]) - betaln(*shape))
+    return counts, probabilities / probabilities.sum()
 
 
 def _quantile(at_most: Callable[[float], float], level: float, low: float, high: float) -> float:
-    """Return the smallest value that a variable is at most with probability `level`, by bisection to 1e-9."""
+    """Return the quantile at `level` of a variable in [low, high], by bisection, rounded to 9 decimals.
+
+    `at_most(x)` is the probability that the variable is at most x.
+    """
     while high - low > 1e-12:
         middle = (low + high) / 2
         low, high = (low, middle) if at_most(middle) >= level else (middle, high)

@@ -1,4 +1,4 @@
-"""Confident learning: which labels does the model contradict? The only importer of cleanlab, which is slow to load."""
+"""Confident learning: the labels that the model contradicts. No other file imports cleanlab, which is slow to load."""
 
 from __future__ import annotations
 
@@ -9,28 +9,29 @@ from ensemble.config import seed_sequence
 from ensemble.decision.rates import Floats, Labels, check_logits
 
 CALIBRATION_FOLDS = 5
+"""The number of folds over which the calibration is cross-fitted. Each class needs at least one row in each."""
 
 
 def confident_joint(logits: ArrayLike, labels: ArrayLike, seed: int = 0) -> NDArray[np.int64]:
-    """Return the counts of (label as given, class that the model is sure of), over the rows that it is sure of.
+    """Return the confident joint: the counts of rows by given label and confidently predicted class.
 
-    The logits are turned to probabilities by isotonic regression on the labels, cross-fitted. A row then counts for
-    class c if its probability of c is at least the mean of that probability over the rows labelled c; where that holds
-    for both classes, for the likelier one; where for neither, for none.
+    Cross-fitted isotonic regression turns the logits into probabilities. A row then counts for class c if its
+    probability of c is at least the mean of that probability over the rows that are labelled c. If this holds for both
+    classes, the row counts for the more probable one; if it holds for neither, the row is not counted.
 
     Parameters
     ----------
     logits : float64 array (n,)
-        Out-of-fold, finite; higher means label 1. Any rising function of them gives the same counts.
+        Out-of-fold logits, finite; higher means label 1. Any increasing function of them gives the same counts.
     labels : int8 array (n,)
-        0 or 1, at least `CALIBRATION_FOLDS` of each.
+        The given labels, 0 or 1; at least `CALIBRATION_FOLDS` rows of each.
     seed : int
-        Of the assignment to the folds of the calibration.
+        The seed of the assignment of rows to calibration folds.
 
     Returns
     -------
     int64 array (2, 2)
-        Row: label as given. Column: true class by confident learning. The sum is at most n.
+        One row per given label and one column per confidently predicted class. The sum is at most n.
 
     Raises
     ------
@@ -51,25 +52,30 @@ def confident_joint(logits: ArrayLike, labels: ArrayLike, seed: int = 0) -> NDAr
     from cleanlab.count import compute_confident_joint
 
     x, y = check_logits("cannot learn confidently", logits, labels)
-    one = calibrated(x, y, seed)
-    joint = compute_confident_joint(y.astype(np.int64), np.stack([1 - one, one], axis=1), calibrate=False)
+    p = calibrated(x, y, seed)
+    joint = compute_confident_joint(y.astype(np.int64), np.stack([1 - p, p], axis=1), calibrate=False)
     return np.asarray(joint, np.int64)
 
 
 def find_issues(logits: ArrayLike, labels: ArrayLike, seed: int = 0) -> NDArray[np.bool_]:
-    """Return which labels (n,) are likely to be wrong, by cleanlab's pruning by noise rate.
+    """Return which labels are likely to be wrong, by cleanlab's pruning by noise rate.
 
-    Of each class as many are named as the confident joint counts in the other, those first that the calibrated
-    probabilities contradict most.
+    For each given label, the number of issues is the number of its rows that the confident joint counts in the other
+    class. The rows whose calibrated probabilities contradict the label most are returned as the issues.
 
     Parameters
     ----------
     logits : float64 array (n,)
-        Out-of-fold, finite; higher means label 1.
+        Out-of-fold logits, finite; higher means label 1.
     labels : int8 array (n,)
-        0 or 1, at least `CALIBRATION_FOLDS` of each.
+        The given labels, 0 or 1; at least `CALIBRATION_FOLDS` rows of each.
     seed : int
-        Of the assignment to the folds of the calibration.
+        The seed of the assignment of rows to calibration folds.
+
+    Returns
+    -------
+    bool array (n,)
+        True where the label is likely to be wrong.
 
     Raises
     ------
@@ -86,15 +92,29 @@ def find_issues(logits: ArrayLike, labels: ArrayLike, seed: int = 0) -> NDArray[
     from cleanlab.filter import find_label_issues
 
     x, y = check_logits("cannot find label issues", logits, labels)
-    one = calibrated(x, y, seed)
-    found = find_label_issues(y.astype(np.int64), np.stack([1 - one, one], axis=1), n_jobs=1)
-    return np.asarray(found, np.bool_)
+    p = calibrated(x, y, seed)
+    issues = find_label_issues(y.astype(np.int64), np.stack([1 - p, p], axis=1), n_jobs=1)
+    return np.asarray(issues, np.bool_)
 
 
 def calibrated(logits: Floats, labels: Labels, seed: int = 0) -> Floats:
-    """Return each row's probability of label 1 (n,), by isotonic regression on the rows of the other folds.
+    """Return each row's probability of label 1, by isotonic regression on the rows of the other calibration folds.
 
-    The folds, `CALIBRATION_FOLDS`, are stratified; the probabilities stay 1e-6 clear of 0 and 1.
+    The `CALIBRATION_FOLDS` folds are stratified by label.
+
+    Parameters
+    ----------
+    logits : float64 array (n,)
+        Finite; higher means label 1.
+    labels : int8 array (n,)
+        0 or 1, at least `CALIBRATION_FOLDS` rows of each.
+    seed : int
+        The seed of the assignment of rows to calibration folds.
+
+    Returns
+    -------
+    float64 array (n,)
+        Within [1e-6, 1 - 1e-6].
     """
     from sklearn.isotonic import IsotonicRegression
 
@@ -103,10 +123,10 @@ def calibrated(logits: Floats, labels: Labels, seed: int = 0) -> Floats:
     for label in (0, 1):
         rows = rng.permutation(np.flatnonzero(labels == label))
         fold_of[rows] = np.arange(rows.size) % CALIBRATION_FOLDS
-    one = np.empty(labels.size)
+    p = np.empty(labels.size)
     for fold in range(CALIBRATION_FOLDS):
         inside = fold_of == fold
         model = IsotonicRegression(y_min=1e-6, y_max=1 - 1e-6, out_of_bounds="clip")
         model.fit(logits[~inside], labels[~inside].astype(np.float64))
-        one[inside] = model.predict(logits[inside])
-    return one
+        p[inside] = model.predict(logits[inside])
+    return p

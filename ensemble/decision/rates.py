@@ -1,6 +1,7 @@
-"""Error rates, and the checks of what they are computed from.
+"""Error rates, and the checks of the logits, labels and predictions that they are computed from.
 
-An image is predicted as 1 if and only if its logit is at or above the threshold: a tie is a 1, here and everywhere.
+An image is predicted as 1 if and only if its logit is greater than or equal to the threshold. This tie rule holds in
+the whole package.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ Labels: TypeAlias = NDArray[np.int8]
 
 @dataclass(frozen=True)
 class ErrorRates:
-    """The two error rates, each in [0, 1], and the counts that they are shares of.
+    """False-positive and false-negative rate, each in [0, 1], and the number of rows of each label.
 
     >>> ErrorRates(fpr=0.1, fnr=0.3, n_neg=50, n_pos=200).hter
     0.2
     """
 
-    fpr: float  # share of label 0 predicted as 1
-    fnr: float  # share of label 1 predicted as 0
+    fpr: float  # share of the rows of label 0 that are predicted as 1
+    fnr: float  # share of the rows of label 1 that are predicted as 0
     n_neg: int
     n_pos: int
 
@@ -37,16 +38,17 @@ class ErrorRates:
 
     @property
     def n(self) -> int:
+        """The number of rows of both labels."""
         return self.n_neg + self.n_pos
 
 
 def error_rates(labels: ArrayLike, y_pred: ArrayLike) -> ErrorRates:
-    """Return FPR and FNR of predictions against labels.
+    """Return the FPR and FNR of predictions.
 
     Parameters
     ----------
     labels, y_pred : array (n,)
-        0 or 1; both classes among the labels.
+        0 or 1; the labels contain both classes.
 
     Raises
     ------
@@ -61,8 +63,9 @@ def error_rates(labels: ArrayLike, y_pred: ArrayLike) -> ErrorRates:
     y_true, y_pred = check_predictions("cannot compute error rates", labels, y_pred)
     n_pos = int(np.count_nonzero(y_true))
     n_neg = y_true.size - n_pos
-    hits = int(np.count_nonzero(y_true & y_pred))
-    return ErrorRates((int(np.count_nonzero(y_pred)) - hits) / n_neg, (n_pos - hits) / n_pos, n_neg, n_pos)
+    true_pos = int(np.count_nonzero(y_true & y_pred))
+    false_pos, false_neg = int(np.count_nonzero(y_pred)) - true_pos, n_pos - true_pos
+    return ErrorRates(false_pos / n_neg, false_neg / n_pos, n_neg, n_pos)
 
 
 def apply_threshold(logits: ArrayLike, threshold: float) -> Labels:
@@ -75,9 +78,10 @@ def apply_threshold(logits: ArrayLike, threshold: float) -> Labels:
 
 
 def auc(logits: ArrayLike, labels: ArrayLike) -> float:
-    """Return the share of (label 0, label 1) pairs that the logits order rightly; a tied pair counts half.
+    """Return the area under the ROC curve, in [0, 1].
 
-    The Mann-Whitney form of the area under the ROC curve (Hanley and McNeil 1982).
+    It is computed in the Mann-Whitney form (Hanley and McNeil 1982): the share of the pairs of a row of label 0 and a
+    row of label 1 in which the row of label 1 has the higher logit. A tied pair counts half.
 
     Parameters
     ----------
@@ -103,7 +107,24 @@ def auc(logits: ArrayLike, labels: ArrayLike) -> float:
 
 
 def check_logits(task: str, logits: ArrayLike, labels: ArrayLike, ndim: int = 1) -> tuple[Floats, Labels]:
-    """Return finite float64 logits, (n,) or (n, m) as `ndim` says, and int8 labels (n,) of both classes."""
+    """Check logits and labels, and return them as float64 and int8 arrays.
+
+    Parameters
+    ----------
+    task : str
+        What the caller computes; the error message begins with it.
+    logits : array (n,) or (n, m)
+        Finite.
+    labels : array (n,)
+        0 or 1, both present.
+    ndim : int
+        The required number of dimensions of the logits, 1 or 2.
+
+    Raises
+    ------
+    DataError
+        Shapes differ, a logit is not finite, or a class is absent.
+    """
     y = _checked_labels(task, labels)
     x = np.asarray(logits, dtype=np.float64)
     if x.ndim != ndim or x.shape[0] != y.size:
@@ -116,6 +137,20 @@ def check_logits(task: str, logits: ArrayLike, labels: ArrayLike, ndim: int = 1)
 
 
 def check_predictions(task: str, labels: ArrayLike, y_pred: ArrayLike) -> tuple[Labels, Labels]:
+    """Check labels and predictions, and return them as int8 arrays (n,).
+
+    Parameters
+    ----------
+    task : str
+        What the caller computes; the error message begins with it.
+    labels, y_pred : array (n,)
+        0 or 1; the labels contain both classes.
+
+    Raises
+    ------
+    DataError
+        Shapes differ, a value is neither 0 nor 1, or a class is absent from the labels.
+    """
     y, y_pred = _checked_labels(task, labels), zero_or_one(task, "predictions", y_pred)
     if y.shape != y_pred.shape:
         raise DataError(task, f"labels and predictions must have one shape; got {y.shape} and {y_pred.shape}")
@@ -132,6 +167,21 @@ def _checked_labels(task: str, labels: ArrayLike) -> Labels:
 
 
 def zero_or_one(task: str, what: str, values: ArrayLike) -> Labels:
+    """Return values that must be 0 or 1 as an int8 array (n,).
+
+    Parameters
+    ----------
+    task : str
+        What the caller computes; the error message begins with it.
+    what : str
+        The plural noun for the values in the error message.
+    values : array (n,)
+
+    Raises
+    ------
+    DataError
+        The array is not one-dimensional, or a value is neither 0 nor 1; the message gives the first such row.
+    """
     raw: NDArray[Any] = np.asarray(values)
     if raw.ndim != 1:
         raise DataError(task, f"{what} must have shape (n,); got {raw.shape}")

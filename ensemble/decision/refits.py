@@ -1,11 +1,12 @@
-"""The bootstrap of a rule whose threshold is fitted: in every replicate it is fitted anew, with and without each fold.
+"""The bootstrap that refits the threshold of a rule in every replicate, on all rows and without each fold.
 
-A replicate is a set of weights, how often each row was drawn. Sorting is done once: in the order of a score, the best
-cut lies between a row of label 0 and a row of label 1 above it, whatever the weights, so rows between two such places
-are one segment, and a replicate is a weighted count over segments and a cumulative sum.
+A replicate is a vector of row weights: how often each row was drawn. The rows are sorted only once. Whatever the
+weights, the best cut of the sorted scores lies between a row of label 0 and a higher row of label 1. The rows between
+two such cuts form a segment, so a replicate costs a weighted count over segments and a cumulative sum.
 
-Most of these cuts are far too bad to be best in any replicate. Only those near the best one are looked at, and the rows
-beyond them are counted together; in a replicate where this leaves it open that another cut is better, all are.
+Most of these cuts are far too bad to be best in any replicate. A replicate therefore first searches the cuts near the
+best one, with the rows beyond them counted together. If that cannot exclude that another cut is better, it searches all
+cuts.
 """
 
 from __future__ import annotations
@@ -27,10 +28,13 @@ from ensemble.decision.rates import Floats, Labels
 from ensemble.decision.threshold import above_all, below_all, crossings, midpoint
 
 Pair = tuple[float, float]
-"""FPR and FNR."""
+"""An FPR and an FNR, or a difference in each."""
 
 _ROOM = 3.0
-"""How far a rate may move when the rows are drawn anew, times the root of the rarer label's rows: more than it does."""
+"""The margin within which cuts count as near the best one: divided by the square root of the number of rows of the
+rarer label, it is a difference in error rate. The standard deviation of a resampled rate is at most 0.5 in this unit
+for independent rows, so the margin is at least six of them. A smaller value would only cost time, since a replicate that needs more cuts
+searches all of them."""
 
 
 class Cuts:
@@ -43,47 +47,53 @@ class Cuts:
     labels : int8 array (n,)
         0 or 1.
     fitted : bool array (n,), optional
-        The rows that a threshold is fitted on; the others are scored at it. All rows are both if None.
+        The rows that the threshold is fitted on; it is evaluated on the others. If None, it is fitted and evaluated on
+        all rows.
 
     Attributes
     ----------
     thresholds : float64 array (c,)
-        Rising; the first calls all fitted rows 1, the last none.
+        In ascending order; the first predicts all fitted rows as 1, the last predicts them all as 0.
+    code : int64 array (n,)
+        The bin of each row in the tables that `counts` returns: set of rows (fitted or evaluated), label, and number of
+        thresholds that predict the row as 1.
     """
 
     def __init__(self, scores: Floats, labels: Labels, fitted: NDArray[np.bool_] | None = None) -> None:
-        of_fit = slice(None) if fitted is None else fitted
-        x, y = scores[of_fit], labels[of_fit]
+        selected = slice(None) if fitted is None else fitted
+        x, y = scores[selected], labels[selected]
         order = np.argsort(x)
         x, y = x[order], y[order]
         cuts = crossings(x, y)
-        middles = midpoint(x[cuts - 1], x[cuts])
-        self.thresholds: Floats = np.concatenate(([below_all(x[0])], middles, [above_all(x[-1])]))
+        midpoints = midpoint(x[cuts - 1], x[cuts])
+        self.thresholds: Floats = np.concatenate(([below_all(x[0])], midpoints, [above_all(x[-1])]))
         self._tables = 1 if fitted is None else 2
         table = np.zeros(labels.size, np.int64) if fitted is None else np.where(fitted, 0, 1)
-        place = np.searchsorted(self.thresholds, scores, "right")  # how many thresholds call the row 1
-        self.code = (table * 2 + labels) * (self.thresholds.size + 1) + place
-        self._left_out = False, False  # whether there are cuts below these, and above
+        segment = np.searchsorted(self.thresholds, scores, "right")  # how many thresholds predict the row as 1
+        self.code = (table * 2 + labels) * (self.thresholds.size + 1) + segment
+        self._left_out = False, False  # whether `near_best` has left out cuts below these, and above
 
     @property
     def size(self) -> int:
-        """How many values a row's code can have."""
+        """The number of values that a row's code can have."""
         return self._tables * 2 * (self.thresholds.size + 1)
 
     def counts(self, weights: Floats) -> tuple[Floats, Floats]:
-        """Return the weighted counts of the rows that are fitted on and of those that are scored, (2, c + 1) each.
+        """Return two tables of weighted counts, (2, c + 1) each: of the fitted rows, and of the evaluated rows.
 
-        A row of a table is a label; its column i holds the rows that the first i thresholds call 1.
+        Entry (y, i) is the weight of the rows of label y that exactly the first i thresholds predict as 1.
         """
         tables = np.bincount(self.code, weights, self.size).reshape(self._tables, 2, -1)
         return tables[0], tables[-1]
 
     def best(self, table: Floats, objective: Objective) -> int | None:
-        """Return the index of the threshold that is best for the counts.
+        """Return the index of the threshold that is best for a table of counts.
 
-        Ties go to the smallest |FPR - FNR| (where a rate is bounded: to its smallest value), as in `fit_threshold`,
-        then to the lowest; of a stretch of cuts with no row drawn between them, to the middle one. A class of which no
-        row was drawn has no errors. None where these are some of the cuts, and another may be as good.
+        Among equally good cuts, the one with the smallest |FPR - FNR| is preferred, as in `fit_threshold` (where the
+        objective bounds a rate: with the smallest value of that rate), then the lowest. If no row was drawn between
+        that cut and the next ones, the middle of these is returned. The error rate of a class without drawn rows is 0.
+
+        Return None if `near_best` has left out a cut that may be as good.
         """
         fpr, fnr = self.rates(table)
         at_or_below, at_or_above = objective.one_sided_losses(fpr, fnr)
@@ -101,13 +111,13 @@ class Cuts:
         return (first + last) // 2
 
     def rates(self, table: Floats) -> tuple[Floats, Floats]:
-        """Return FPR and FNR of the counts at each cut, (c,) each."""
-        below = np.cumsum(table, axis=1)  # the rows that a threshold calls 0, and at last all
+        """Return the FPR and FNR at each cut, (c,) each, of a table of counts."""
+        below = np.cumsum(table, axis=1)  # column i: the rows that threshold i predicts as 0; the last column: all rows
         n_neg, n_pos = below[:, -1]
         return min(n_neg, 1) - below[0, :-1] / max(n_neg, 1), below[1, :-1] / max(n_pos, 1)
 
     def near_best(self, objective: Objective) -> Cuts:
-        """Return the cuts between the outermost two that come near the best one, of the rows as they are."""
+        """Return a copy with only the range of cuts whose loss on the unweighted rows is near the least."""
         table, _ = self.counts(np.ones(self.code.size))
         fpr, fnr = self.rates(table)
         least = np.add(*objective.one_sided_losses(fpr, fnr)).min()
@@ -117,36 +127,44 @@ class Cuts:
         high = min(int(np.count_nonzero(at_or_above <= least)) + 1, self.thresholds.size)
         near = copy(self)
         near.thresholds, near._left_out = self.thresholds[low:high], (low > 0, high < self.thresholds.size)
-        column, place = np.divmod(self.code, self.thresholds.size + 1)
-        near.code = column * (high - low + 1) + np.clip(place - low, 0, high - low)
+        table_and_label, segment = np.divmod(self.code, self.thresholds.size + 1)
+        near.code = table_and_label * (high - low + 1) + np.clip(segment - low, 0, high - low)
         return near
 
 
-def _merged(every: Sequence[Cuts]) -> tuple[NDArray[np.int64], list[Cuts]]:
-    """Return rows that none of the cuts tell apart as one: which one each row is in (n,), and the cuts of those."""
-    one_of = np.zeros(every[0].code.size, np.int64)
-    first = one_of[:0]
-    for cuts in every:
-        _, first, one_of = np.unique(one_of * cuts.size + cuts.code, return_index=True, return_inverse=True)
+def _merged(all_cuts: Sequence[Cuts]) -> tuple[NDArray[np.int64], list[Cuts]]:
+    """Merge rows that have the same code in each of the cuts, since they need to be counted only once.
+
+    Returns
+    -------
+    int64 array (n,)
+        The merged row that each row belongs to.
+    list of Cuts
+        The cuts with the codes of the merged rows.
+    """
+    merged_row = np.zeros(all_cuts[0].code.size, np.int64)
+    first = merged_row[:0]
+    for cuts in all_cuts:
+        _, first, merged_row = np.unique(merged_row * cuts.size + cuts.code, return_index=True, return_inverse=True)
     merged = []
-    for cuts in every:
+    for cuts in all_cuts:
         merged.append(copy(cuts))
         merged[-1].code = cuts.code[first]
-    return one_of, merged
+    return merged_row, merged
 
 
 @dataclass(frozen=True)
 class Replicate:
-    """One bootstrap world: its nested estimate, its deployed threshold, and what that threshold does in our world."""
+    """One bootstrap replicate, with its deployed threshold, its nested estimate, and the rates that it estimates."""
 
-    weights: Floats  # (n,)
-    threshold: float
-    nested: Pair
-    true: Pair  # of `threshold` on the rows as they are, which are the population that the replicate was drawn from
+    weights: Floats  # (n,), how often each row was drawn
+    threshold: float  # fitted on the drawn rows
+    nested: Pair  # the nested estimate on the drawn rows
+    true: Pair  # the rates of `threshold` on the unweighted rows, the population that the replicate is drawn from
 
     @property
     def errors(self) -> Pair:
-        """How far the nested estimate missed, for FPR and FNR."""
+        """The error of the nested estimate, nested minus true, in FPR and in FNR."""
         return self.nested[0] - self.true[0], self.nested[1] - self.true[1]
 
 
@@ -159,80 +177,89 @@ def refit_replicates(
     seed: int = 0,
     replicates: int = 1000,
 ) -> Iterator[Replicate]:
-    """Draw the rows anew, and fit the threshold on them as it was fitted on the rows as they are.
+    """Yield bootstrap replicates of the rows, each with thresholds that are refitted on it.
 
     Parameters
     ----------
     scores : float64 array (n,)
-        Of the deployed rule, fitted on all rows.
+        The scores of the deployed rule, which was fitted on all rows.
     labels : int8 array (n,)
         0 or 1.
     splits : sequence of Split
-        The rule fitted without each fold. The scores are taken as they are; only thresholds are fitted anew.
+        The rule fitted without each fold. The scores are kept; only the thresholds are refitted.
     groups : int64 array (n,), optional
-        Drawn whole; every row by itself if None.
+        Rows of one group are drawn together; if None, every row is a group.
     objective : Objective
-        What the threshold is best for.
+        What the thresholds minimise.
     seed : int
-        The same seed draws the same replicates.
+        The same seed gives the same replicates.
     replicates : int
-        How many.
+        The number of replicates.
     """
     rng = np.random.default_rng(seed_sequence(seed, "refit"))
     weights_of, deployed = Resampler(labels, groups).weights_of(rng), Cuts(scores, labels)
-    every = [deployed, *(Cuts(split.scores, labels, ~split.inside) for split in splits)]
-    one_of, near = _merged([cuts.near_best(objective) for cuts in every])
+    all_cuts = [deployed, *(Cuts(split.scores, labels, ~split.inside) for split in splits)]
+    merged_row, near = _merged([cuts.near_best(objective) for cuts in all_cuts])
     true = np.stack(deployed.rates(deployed.counts(np.ones(labels.size))[0]), axis=1).tolist()
     for _ in range(replicates):
         weights = weights_of.draw()
-        found = _refitted(near, np.bincount(one_of, weights), objective) or _refitted(every, weights, objective)
-        assert found is not None  # the best is one of all cuts
-        threshold, nested = found
+        result = _refitted(near, np.bincount(merged_row, weights), objective)
+        if result is None:
+            result = _refitted(all_cuts, weights, objective)
+        assert result is not None, "a search of all cuts finds the best one"
+        threshold, nested = result
         false_pos, false_neg = true[np.searchsorted(deployed.thresholds, threshold)]
         yield Replicate(weights, threshold, nested, (false_pos, false_neg))
 
 
-def _refitted(every: Sequence[Cuts], weights: NDArray[Any], objective: Objective) -> tuple[float, Pair] | None:
-    """Return the deployed threshold of weighted rows, and the rates at the thresholds fitted without each fold.
+def _refitted(all_cuts: Sequence[Cuts], weights: NDArray[Any], objective: Objective) -> tuple[float, Pair] | None:
+    """Return the deployed threshold and the nested FPR and FNR of weighted rows.
 
-    None where another cut than these may be the best.
+    The first of `all_cuts` is that of the deployed score; the others are those of the rule without each fold. Return
+    None if a cut that `near_best` has left out may be the best.
     """
-    deployed, *without = every
+    deployed, *without = all_cuts
     table, _ = deployed.counts(weights)
     cut = deployed.best(table, objective)
     if cut is None:
         return None
     false_pos = false_neg = 0.0
     for cuts in without:
-        fit, held_out = cuts.counts(weights)
-        at = cuts.best(fit, objective)
-        if at is None:
+        fitted, held_out = cuts.counts(weights)
+        fold_cut = cuts.best(fitted, objective)
+        if fold_cut is None:
             return None
-        false_pos += held_out[0, at + 1 :].sum()
-        false_neg += held_out[1, : at + 1].sum()
+        false_pos += held_out[0, fold_cut + 1 :].sum()
+        false_neg += held_out[1, : fold_cut + 1].sum()
     totals = table.sum(axis=1)
     return float(deployed.thresholds[cut]), (float(false_pos / totals[0]), float(false_neg / totals[1]))
 
 
 def refit_interval(estimate: Pair, errors: Sequence[Pair], objective: Objective = HTER) -> Interval:
-    """Return the 95 % interval of the deployed rule's loss: the estimate, less what its replicates miss by.
+    """Return the 95 % interval of the deployed rule's loss: the estimate minus the quantiles of the centred errors.
 
-    It is the basic (pivotal) bootstrap interval: what nested estimates in bootstrap worlds miss the truth of those
-    worlds by, the luck of the threshold included, is what ours may miss by (Davison and Hinkley 1997, Bootstrap Methods
-    and their Application, section 5.2). The errors are centred first: a nested estimate is unbiased but for the part of
-    the rows that a fold takes away, while in a bootstrap world, which is made of few distinct rows, a fitted threshold
-    costs more than it does in ours.
+    It is the basic (pivotal) bootstrap interval. The errors of the nested estimate in the replicates, which include the
+    variation of the fitted threshold, stand for the error of the nested estimate on the rows themselves (Davison and
+    Hinkley 1997, Bootstrap Methods and their Application, section 5.2).
+
+    The errors are centred first. Their mean is not that of the nested estimate on the rows themselves, which is nearly
+    unbiased: a replicate has fewer distinct rows, so fitting a threshold on it costs more.
 
     Parameters
     ----------
     estimate : (FPR, FNR)
-        What is printed.
+        The nested estimate.
     errors : sequence of (FPR, FNR)
-        How far the estimate of each replicate missed; at least one.
+        The errors of the replicates (`Replicate.errors`), at least one.
     objective : Objective
-        Whose loss the interval is of.
+        The objective whose loss the interval is for.
+
+    Returns
+    -------
+    Interval
+        Clipped to [0, 1].
     """
-    missed = np.array([objective.loss(*error) for error in errors])
-    low, high = np.quantile(missed - missed.mean(), [0.025, 0.975])
+    losses = np.array([objective.loss(*error) for error in errors])
+    low, high = np.quantile(losses - losses.mean(), [0.025, 0.975])
     loss = objective.loss(*estimate)
     return Interval(float(np.clip(loss - high, 0, 1)), float(np.clip(loss - low, 0, 1)))

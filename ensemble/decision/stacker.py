@@ -1,7 +1,7 @@
-"""Member logits to one logit: the stackers, from the simplest to the freest.
+"""Stackers: linear combinations of the members' logits into one logit, in order of increasing flexibility.
 
-All of them are linear, Σ weight · logit + bias, so that the stacked logit of a mean of fold models is the mean of their
-stacked logits. Which of them is deployed is chosen in decision/cross_fitting.py.
+Every stacker is Σ weight · logit + bias, so the stacked logit of the mean of fold models is the mean of their stacked
+logits. decision/cross_fitting.py chooses the kind that is deployed.
 """
 
 from __future__ import annotations
@@ -20,14 +20,23 @@ from ensemble.errors import DataError
 
 @dataclass(frozen=True)
 class Stacker:
-    """A linear combination of member logits: log-odds of label 1 at the class share of the rows that it was fitted on.
+    """A linear combination of member logits.
 
+    A fitted stacker returns the log-odds of label 1 at the class shares of the rows that it was fitted on.
+
+    Raises
+    ------
+    DataError
+        The number of weights is not that of the members, or a weight or the bias is not finite.
+
+    Examples
+    --------
     >>> Stacker(("a", "b"), (1.0, 0.5), -1.0).apply([[2.0, 4.0], [0.0, 0.0]])
     array([ 3., -1.])
     """
 
     members: tuple[str, ...]
-    weights: tuple[float, ...]  # (m,), one a member
+    weights: tuple[float, ...]  # (m,), one for each member
     bias: float
 
     def __post_init__(self) -> None:
@@ -38,9 +47,10 @@ class Stacker:
             )
 
     def apply(self, logits: ArrayLike) -> Floats:
-        """Return the stacked logit (n,) of member logits (n, m).
+        """Return the stacked logits (n,) of member logits (n, m).
 
-        Summed member by member, so that a row's value does not depend on the batch that it came in.
+        The sum runs member by member, not as a matrix product, so a row's value does not depend on the other rows of
+        its batch.
 
         Raises
         ------
@@ -57,11 +67,12 @@ class Stacker:
 
 
 FitStacker: TypeAlias = Callable[[ArrayLike, ArrayLike, tuple[str, ...]], Stacker]
-"""Logits (n, m), labels (n,) and the members' names in; the stacker out. Those that fit raise what `checked` raises."""
+"""A function from logits (n, m), labels (n,) and the m members' names to a stacker. A function that uses the labels
+raises the `DataError` of `check_logits`."""
 
 
 def mean_of_logits(logits: ArrayLike, labels: ArrayLike, members: tuple[str, ...]) -> Stacker:
-    """Return the unweighted mean; nothing is fitted.
+    """Return the stacker that takes the unweighted mean; nothing is fitted.
 
     >>> mean_of_logits([[1.0, 3.0]], [1], ("a", "b")).apply([[1.0, 3.0]])
     array([2.])
@@ -70,56 +81,57 @@ def mean_of_logits(logits: ArrayLike, labels: ArrayLike, members: tuple[str, ...
 
 
 def mean_of_calibrated(logits: ArrayLike, labels: ArrayLike, members: tuple[str, ...]) -> Stacker:
-    """Return the mean of the members' logits, each brought to log-odds first by a logistic regression of its own.
+    """Return the mean of calibrated logits: one logistic regression per member first turns its logits into log-odds.
 
-    A weak member's calibrated logits are small, so that it weighs little; but unlike `logistic`, this does not see what
-    the members have in common (Platt 1999, Probabilistic outputs for support vector machines).
+    The calibrated logits of a weak member are small, so it has little weight. Unlike `logistic`, this stacker ignores
+    the correlation between members (Platt 1999, Probabilistic outputs for support vector machines).
     """
     x, y = check_logits("cannot fit the stacker", logits, labels, ndim=2)
-    own = [logistic(column[:, None], y, (name,)) for name, column in zip(members, x.T, strict=True)]
-    weights = tuple(stacker.weights[0] / len(members) for stacker in own)
-    return Stacker(tuple(members), weights, sum(stacker.bias for stacker in own) / len(members))
+    calibrations = [logistic(column[:, None], y, (name,)) for name, column in zip(members, x.T, strict=True)]
+    weights = tuple(calibration.weights[0] / len(members) for calibration in calibrations)
+    return Stacker(tuple(members), weights, sum(calibration.bias for calibration in calibrations) / len(members))
 
 
 def nonnegative_logistic(logits: ArrayLike, labels: ArrayLike, members: tuple[str, ...]) -> Stacker:
-    """Return `logistic` with no weight below zero: no member is subtracted (Breiman 1996, Stacked regressions).
+    """Return the regression of `logistic` under the constraint that no weight is negative.
 
-    Where the free fit has no weight below zero, it is that fit, since the likelihood is concave.
+    No member is then subtracted from the others (Breiman 1996, Stacked regressions). Where the unconstrained fit has no
+    negative weight, it is returned: the penalised likelihood is concave, so it is the constrained optimum too.
     """
     from scipy.optimize import minimize
     from scipy.special import expit, log_expit
 
-    free = logistic(logits, labels, members)
-    if min(free.weights) >= 0:
-        return free
+    unconstrained = logistic(logits, labels, members)
+    if min(unconstrained.weights) >= 0:
+        return unconstrained
     x, y = check_logits("cannot fit the stacker", logits, labels, ndim=2)
-    z, centre, scale, spread = _standardised(x)
+    z, centre, scale, varies = _standardised(x)
     sign, weight = 2.0 * y - 1, _class_weights(y)
 
     def loss(theta: Floats) -> tuple[float, Floats]:
         margin = sign * (z @ theta[:-1] + theta[-1])
-        slope = -weight * sign * expit(-margin)
-        gradient = np.append(slope @ z + theta[:-1], slope.sum())
+        grad_margin = -weight * sign * expit(-margin)
+        gradient = np.append(grad_margin @ z + theta[:-1], grad_margin.sum())
         return float(-(weight * log_expit(margin)).sum() + theta[:-1] @ theta[:-1] / 2), gradient
 
     bounds = [*[(0.0, None)] * x.shape[1], (None, None)]
     options = {"maxiter": 500, "ftol": 1e-14, "gtol": 1e-8 * y.size}
-    found = minimize(loss, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
-    return _unscaled(found[:-1], float(found[-1]), centre, scale, spread, y, members)
+    theta = minimize(loss, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
+    return _unscaled(theta[:-1], float(theta[-1]), centre, scale, varies, y, members)
 
 
 def logistic(logits: ArrayLike, labels: ArrayLike, members: tuple[str, ...]) -> Stacker:
     """Return the L2-regularised logistic regression of the labels on the member logits.
 
-    - The classes weigh the same in the likelihood, as they do in HTER. Where the members' logits are not quite linear
-      in the true log-odds, the fit is then best where the HTER cut lies. log(n_pos / n_neg) is put back into the bias
-      afterwards, so that the stacked logit keeps its meaning: log-odds at the class share of these rows.
-    - The inputs are standardised first, so that the penalty (C = 1) presses on every member alike, whatever the scale
-      of its logits (focal loss changes it at will); the scaling is folded back into weights and bias. The penalty is
-      fixed, so that nothing about it is fitted.
-    - A column without spread gets the weight 0.
+    - The two classes have equal total weight in the likelihood, as they do in HTER. If the true log-odds are not quite
+      linear in the members' logits, the fit is then best near the HTER threshold. log(n_pos / n_neg) is added to the
+      bias afterwards, so the stacked logit is the log-odds at the class shares of these rows.
+    - The columns are standardised first, so the penalty (C = 1) acts equally on every member, whatever the scale of its
+      logits, which depends on the training loss. The weights and the bias are then scaled back. The strength of the
+      penalty is fixed, not fitted.
+    - A constant column has the weight 0.
 
-    Deterministic: second-order solver, no random numbers.
+    The fit is deterministic: the solver is of second order and uses no random numbers.
 
     Parameters
     ----------
@@ -128,7 +140,7 @@ def logistic(logits: ArrayLike, labels: ArrayLike, members: tuple[str, ...]) -> 
     labels : int8 array (n,)
         0 or 1, both present.
     members : tuple of m str
-        Names of the columns.
+        The names of the columns.
 
     Raises
     ------
@@ -145,12 +157,13 @@ def logistic(logits: ArrayLike, labels: ArrayLike, members: tuple[str, ...]) -> 
     from sklearn.linear_model import LogisticRegression
 
     x, y = check_logits("cannot fit the stacker", logits, labels, ndim=2)
-    z, centre, scale, spread = _standardised(x)
+    z, centre, scale, varies = _standardised(x)
     model = LogisticRegression(C=1.0, solver="newton-cholesky", tol=1e-8)
-    with warnings.catch_warnings():  # where the start is the optimum to rounding, no step is better, and none needed
+    # If the starting point is the optimum up to rounding, the line search warns that no step improves on it.
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Line search of Newton solver", ConvergenceWarning)
         model.fit(z, y, sample_weight=_class_weights(y))
-    return _unscaled(model.coef_[0], float(model.intercept_[0]), centre, scale, spread, y, members)
+    return _unscaled(model.coef_[0], float(model.intercept_[0]), centre, scale, varies, y, members)
 
 
 STACKERS: dict[str, FitStacker] = {
@@ -159,13 +172,14 @@ STACKERS: dict[str, FitStacker] = {
     "nonnegative": nonnegative_logistic,
     "logistic": logistic,
 }
-"""By name, the simplest first."""
+"""The kinds of stacker by name, the simplest first; `simplest_stacker` prefers them in this order."""
 
 
 def _standardised(x: Floats) -> tuple[Floats, Floats, Floats, Labels]:
-    spread = np.ptp(x, axis=0) > 0
-    centre, scale = x.mean(axis=0), np.where(spread, x.std(axis=0), 1.0)
-    return (x - centre) / scale * spread, centre, scale, spread
+    """Return standardised columns (n, m), their means and scales (m,), and which columns are not constant (m,)."""
+    varies = np.ptp(x, axis=0) > 0
+    centre, scale = x.mean(axis=0), np.where(varies, x.std(axis=0), 1.0)
+    return (x - centre) / scale * varies, centre, scale, varies
 
 
 def _unscaled(
@@ -173,16 +187,18 @@ def _unscaled(
     intercept: float,
     centre: Floats,
     scale: Floats,
-    spread: Labels,
+    varies: Labels,
     y: Labels,
     members: tuple[str, ...],
 ) -> Stacker:
-    weights: Floats = np.where(spread, coefficients / scale, 0.0)
+    """Return the stacker on the scale of the logits, with log(n_pos / n_neg) added to the bias."""
+    weights: Floats = np.where(varies, coefficients / scale, 0.0)
     n_pos = int(np.count_nonzero(y))
     bias = intercept - float(weights @ centre) + float(np.log(n_pos / (y.size - n_pos)))
     return Stacker(tuple(members), tuple(weights.tolist()), bias)
 
 
 def _class_weights(y: Labels) -> Floats:
+    """Return row weights (n,) that give both classes a total weight of n / 2."""
     n_pos = int(np.count_nonzero(y))
     return np.where(y == 1, y.size / (2 * n_pos), y.size / (2 * (y.size - n_pos)))

@@ -1,4 +1,7 @@
-"""The threshold that is best for an objective, exactly; by default the one that minimises HTER."""
+"""The threshold that is best for an objective, by an exact sweep over all cuts of the sorted logits.
+
+A cut is a position in the sorted logits: rows from it on are predicted as 1, rows before it as 0.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,12 @@ from ensemble.decision.rates import Floats, Labels, check_logits
 
 
 def fit_threshold(logits: ArrayLike, labels: ArrayLike, objective: Objective = HTER) -> float:
-    """Return the threshold that is best for `objective`, by exact sweep over every distinct cut.
+    """Return the threshold that is best for `objective`, by an exact sweep over every distinct cut.
 
-    Candidates are the midpoints of adjacent distinct logits and one beyond each end. Ties go to the smallest
-    |FPR - FNR| (where a rate is bounded: to the smallest value of that rate), then to the widest gap between the two
-    logits beside the cut, then to the lowest. Rates are compared as integers over the common denominator n_neg * n_pos,
-    so that a tie is a tie.
+    The candidates are the midpoints of adjacent distinct logits, and one threshold beyond each end. Among equally good
+    cuts, the one with the smallest |FPR - FNR| is preferred (where the objective bounds a rate: with the smallest value
+    of that rate), then the one with the widest gap between the two adjacent logits, then the lowest. Rates are compared
+    as integers over the common denominator n_neg * n_pos, so rounding neither makes nor breaks a tie.
 
     Parameters
     ----------
@@ -28,7 +31,7 @@ def fit_threshold(logits: ArrayLike, labels: ArrayLike, objective: Objective = H
     labels : int8 array (n,)
         0 or 1, both present.
     objective : Objective
-        By default HTER.
+        What is minimised; HTER by default.
 
     Returns
     -------
@@ -42,9 +45,7 @@ def fit_threshold(logits: ArrayLike, labels: ArrayLike, objective: Objective = H
 
     Notes
     -----
-    The gap beyond an end counts as infinite.
-
-    One argsort: O(n log n).
+    The gap beyond an end counts as infinite. The cost is that of one sort, O(n log n).
 
     Examples
     --------
@@ -59,7 +60,7 @@ def fit_threshold(logits: ArrayLike, labels: ArrayLike, objective: Objective = H
 
 
 def fit_thresholds(logits: ArrayLike, labels: ArrayLike, objectives: Sequence[Objective]) -> list[float]:
-    """Return what `fit_threshold` returns for each objective; the logits are sorted once."""
+    """Return the threshold for each objective, as `fit_threshold` does; the logits are sorted only once."""
     x, y = check_logits("cannot fit a threshold", logits, labels)
     order = np.argsort(x)
     x, y = x[order], y[order]
@@ -72,63 +73,67 @@ def fit_thresholds(logits: ArrayLike, labels: ArrayLike, objectives: Sequence[Ob
 
     def best(objective: Objective) -> float:
         cost, tie = objective.costs(false_pos, false_neg, n_neg, n_pos)
-        equal = np.flatnonzero(_least(cost))
-        among = cuts[equal[_least(tie[equal])]]
-        if among[0] == 0:
+        equal = np.flatnonzero(_is_least(cost))
+        tied = cuts[equal[_is_least(tie[equal])]]
+        if tied[0] == 0:
             return below_all(x[0])
-        if among[-1] == y.size:
+        if tied[-1] == y.size:
             return above_all(x[-1])
-        gaps = x[among] / 2 - x[among - 1] / 2  # halves: the gap of two huge logits must not overflow
-        widest = among[_least(-gaps)][0]
+        gaps = x[tied] / 2 - x[tied - 1] / 2  # each logit is halved first: the gap of two huge logits must not overflow
+        widest = tied[_is_least(-gaps)][0]
         return float(midpoint(x[widest - 1], x[widest]))
 
     return [best(objective) for objective in objectives]
 
 
 def crossings(logits: Floats, labels: Labels) -> NDArray[np.int64]:
-    """Return the cuts between a value that a label 0 has and the next one, if a label 1 has that.
+    """Return the cuts that can be best for some objective, without the two ends.
 
-    No other cut can be best, but for the two ends: it can be moved over rows that are predicted wrong, and none other.
+    Such a cut lies between two adjacent distinct values of which the lower occurs with label 0 and the higher with
+    label 1. Any other cut can be moved across rows that it predicts wrongly, without a new error.
 
     Parameters
     ----------
     logits : float64 array (n,)
-        Rising.
+        In ascending order.
     labels : int8 array (n,)
         0 or 1.
 
     Returns
     -------
     int64 array
-        Rising; rows from a cut on are predicted as 1.
+        In ascending order; rows from a cut on are predicted as 1.
 
     Examples
     --------
     >>> crossings(np.array([1.0, 2.0, 2.0, 3.0, 4.0]), np.array([0, 0, 1, 1, 0]))
     array([1, 3])
     """
-    starts = np.flatnonzero(np.concatenate(([True], logits[1:] > logits[:-1])))  # of runs of one value
+    starts = np.flatnonzero(np.concatenate(([True], logits[1:] > logits[:-1])))  # the first row of each distinct value
     has_one = np.maximum.reduceat(labels, starts) == 1
     has_zero = np.minimum.reduceat(labels, starts) == 0
     return np.asarray(starts[1:][has_zero[:-1] & has_one[1:]])
 
 
 def below_all(lowest: float) -> float:
-    """Return a threshold at which all logits down to `lowest` are predicted as 1."""
+    """Return a threshold at which `lowest` and all higher logits are predicted as 1."""
     return float(lowest - 1)
 
 
 def above_all(highest: float) -> float:
-    """Return a threshold at which no logit up to `highest` is predicted as 1."""
+    """Return a threshold at which `highest` and all lower logits are predicted as 0."""
     return max(float(highest) + 1, math.nextafter(highest, math.inf))
 
 
 def midpoint(below: ArrayLike, above: ArrayLike) -> Floats:
-    """Return thresholds that call `above` 1 and `below` 0, halfway where the two are not neighbours."""
+    """Return thresholds that predict `above` as 1 and `below` as 0.
+
+    A threshold lies halfway between the two; where no float64 lies between them, it is `above`.
+    """
     low, high = np.asarray(below, np.float64), np.asarray(above, np.float64)
-    middle = low / 2 + high / 2  # halves: the sum of two huge logits must not overflow
+    middle = low / 2 + high / 2  # each logit is halved first: the sum of two huge logits must not overflow
     return np.asarray(np.where((low < middle) & (middle <= high), middle, high))
 
 
-def _least(cost: NDArray[Any]) -> NDArray[np.bool_]:
+def _is_least(cost: NDArray[Any]) -> NDArray[np.bool_]:
     return np.asarray(cost == cost.min())

@@ -194,8 +194,8 @@ def test_a_constant_member_stays_out_and_is_named(make_oof, quick):
     assert [member.name for member in decision.members] == ["m0", "m1", "m2"]
     assert len(decision.member_thresholds) == 2
     assert decision.notes == (
-        "member m1 gives one same logit to all images of folds 0, 1, 2, 3; it is kept out of the stack",
-        "member m2 gives one same logit to all images of fold 2; it is still in the stack",
+        "member m1 gives the same logit to all images of folds 0, 1, 2, 3; it is left out of the stack",
+        "member m2 gives the same logit to all images of fold 2; it is still in the stack",
     )
     with pytest.raises(DataError, match="a member must vary"):
         fit_decision(replace(oof, logits=np.zeros_like(logits)), ())
