@@ -177,55 +177,6 @@ def test_lowered_convolutions_learn_the_same(images: Any, undisturbed: Any) -> N
     np.testing.assert_allclose(losses["native"], losses["lowered"], rtol=2e-3)
 
 
-@pytest.fixture
-def sizes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, int]]:
-    """Return a list of what networks see from now on: whether in training, and the pixels of a side."""
-    seen: list[tuple[bool, int]] = []
-    really = training.build
-
-    def told(*given: Any) -> Any:
-        network = really(*given)
-        features = network.model.forward_features
-        network.model.forward_features = lambda x: seen.append((network.training, x.shape[-1])) or features(x)
-        return network
-
-    monkeypatch.setattr(training, "build", told)
-    monkeypatch.setattr(training, "ModelEmaV3", _CopyOfTold)
-    return seen
-
-
-class _CopyOfTold(training.ModelEmaV3):
-    """An average whose own passes are not told of: a deep copy would tell in the name of the original."""
-
-    def __init__(self, network: Any, **options: Any) -> None:
-        told = network.model.__dict__.pop("forward_features")
-        super().__init__(network, **options)
-        network.model.forward_features = told
-
-
-@pytest.mark.parametrize(("epochs", "early"), [(1, 0), (3, 1), (4, 2)])
-def test_the_first_half_of_the_epochs_is_seen_at_the_early_size(
-    images: Any, sizes: list[tuple[bool, int]], epochs: int, early: int
-) -> None:
-    wanted = job(images, input_size=32, early_size=16, epochs=epochs)
-    with progress(1, "test") as bar:
-        network, _ = train_fold(wanted, Memory(), PLAIN, CPU, 0, bar)
-    updates = wanted.updates_per_epoch
-    assert sizes == [(True, 16)] * early * updates + [(True, 32)] * (epochs - early) * updates
-    assert network.input_size == 32, "what is predicted with"
-
-
-@pytest.mark.parametrize("stop_after", [1, 2, 3])
-def test_resumed_at_any_size_equals_undisturbed(images: Any, stop_after: int) -> None:
-    wanted, checkpoint = job(images, input_size=24, early_size=16, epochs=4), Memory(stop_after)
-    with pytest.raises(InterruptedError):
-        train(wanted, checkpoint)
-    checkpoint.stop_after = None
-    found = train(wanted, checkpoint)
-    assert same(found, train(wanted, Memory()))
-    assert not same(found, train(job(images, input_size=24, epochs=4), Memory()))
-
-
 @compiler
 def test_a_compiled_network_learns_the_same_and_is_compiled_once_for_all_folds(images: Any) -> None:
     """Dropout too: the same draws as the library's. Resumed, it goes on to the same bytes."""
