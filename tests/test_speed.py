@@ -27,11 +27,12 @@ from tiny import write_tiny
 from ensemble.cli import main
 from ensemble.members import inference, parallel, plans, processes
 from ensemble.members.plans import Plan
+from ensemble.members.precision import onednn_computes
 from ensemble.runs.member import StateFolder
 
 CORES = os.sched_getaffinity(0)
 two_cores = pytest.mark.skipif(len(CORES) < 2, reason="this process may use one core only")
-half = pytest.mark.skipif(not computes(torch.bfloat16), reason="this CPU has no bfloat16")
+half = pytest.mark.skipif(not onednn_computes(torch.bfloat16), reason="this CPU has no bfloat16")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -151,7 +152,7 @@ def test_a_member_goes_on_by_the_plan_that_it_was_begun_with(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, planned = tmp_path / "run", [Plan("fp32", "lowered")]
-    monkeypatch.setattr(plans, "choose_plan", lambda *_: planned[-1])
+    monkeypatch.setattr("ensemble.members.probe.choose_plan", lambda *_: planned[-1])
     main(training(data, run, "--jobs", 1))
     assert (member_json(run)["precision"], member_json(run)["convolutions"]) == ("fp32", "lowered")
     before = results(run)
@@ -168,12 +169,12 @@ def test_what_was_begun_in_bf16_goes_on_where_that_is_only_emulated(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A finished member is taken as it is, an unfinished one gets the same bytes; nothing new is begun so."""
-    monkeypatch.setattr(plans, "computes", lambda dtype: True)
+    monkeypatch.setattr(plans, "onednn_computes", lambda dtype: True)
     given, warning = training(data, tmp_path / "run", "--jobs", 1, "--precision", "bf16", images="large"), "emulates"
     main(given)
     before = results(tmp_path / "run")
     assert member_json(tmp_path / "run")["precision"] == "bf16"
-    monkeypatch.setattr(plans, "computes", lambda dtype: dtype == torch.float32)
+    monkeypatch.setattr(plans, "onednn_computes", lambda dtype: dtype == torch.float32)
     capsys.readouterr()
     main(given)
     assert warning not in capsys.readouterr().err and results(tmp_path / "run") == before
@@ -236,8 +237,8 @@ def exact(data: Path, fitted: Path, tmp_path_factory: pytest.TempPathFactory) ->
     ("precision", "convolutions", "near"),
     [
         ("fp32", "lowered", 1e-4),
-        ("fp32", "folded", 1e-4),
-        *(pytest.param("bf16", c, 0.1, marks=half) for c in ("native", "lowered", "folded")),
+        ("fp32", "fused", 1e-4),
+        *(pytest.param("bf16", c, 0.1, marks=half) for c in ("native", "lowered", "fused")),
     ],
 )
 def test_every_plan_gives_nearly_the_same_logits(
@@ -254,7 +255,7 @@ def test_logits_of_a_plan_that_was_replaced_are_kept(
     data: Path, fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """bf16 is asked for and float32 computed: given again, nothing is computed anew."""
-    monkeypatch.setattr(plans, "computes", lambda dtype: dtype == torch.float32)
+    monkeypatch.setattr(plans, "onednn_computes", lambda dtype: dtype == torch.float32)
     _, how = predicted(data, fitted, tmp_path, "--precision", "bf16")
     assert {precision for precision, _ in how} == {"fp32"}
     labels = (tmp_path / "out.txt").read_bytes()
@@ -274,7 +275,7 @@ def test_a_plan_that_deviates_gives_way_to_float32(
             network.register_forward_hook(lambda _, __, logits: logits * factor)
         return network
 
-    monkeypatch.setattr(inference, "prepared", spoilt)
+    monkeypatch.setattr(inference, "prepare", spoilt)
     logits, how = predicted(data, fitted, tmp_path, "--precision", "fp32", "--convolutions", "lowered")
     assert how == [("fp32", "native")] * 2 and np.array_equal(logits, exact)
 
@@ -293,7 +294,7 @@ def test_parts_side_by_side_are_the_whole(data: Path, fitted: Path, exact: np.nd
 
 
 def test_a_gpu_has_all_folds_in_one_process_or_in_as_many_as_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "cores", lambda: [0, 1, 2, 3])
+    monkeypatch.setattr(processes, "available_cores", lambda: [0, 1, 2, 3])
     place = parallel.Resources(torch.device("cuda"), 3, None)
     every = [[0, 1, 2, 3]] * 5
     assert parallel._groups(every, place) == [([0, 1, 2, 3, 4], [0, 1, 2, 3])]

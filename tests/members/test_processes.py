@@ -20,6 +20,7 @@ from tiny import write_tiny
 from ensemble.data.source import open_source
 from ensemble.data.store import load_dataset
 from ensemble.errors import DataError, ResourceError, Stopped
+from ensemble.machine import available_cores
 from ensemble.members import processes
 from ensemble.members.processes import PROCESS_PAYS, MappedPixels, Workers, at_once, shares
 from ensemble.progress import progress, stoppable
@@ -54,7 +55,7 @@ def _no_process_is_left() -> Iterator[None]:
 def two(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Two cores, if need be one and the same: what a process is pinned to must be there."""
     found = [HERE[0], HERE[-1]]
-    monkeypatch.setattr(processes, "cores", lambda: found)
+    monkeypatch.setattr(processes, "available_cores", lambda: found)
     return found
 
 
@@ -67,7 +68,7 @@ def test_shares_cover_all_cores_and_depend_on_the_counts_alone(
     monkeypatch: pytest.MonkeyPatch, n: int, jobs_: int
 ) -> None:
     every = [3 * i + 1 for i in range(n)]
-    monkeypatch.setattr(processes, "cores", lambda: every)
+    monkeypatch.setattr(processes, "available_cores", lambda: every)
     for wanted in range(1, 9):
         side_by_side = at_once(jobs_, 10**6, CPU, wanted)
         found = shares(jobs_, side_by_side)
@@ -79,7 +80,7 @@ def test_shares_cover_all_cores_and_depend_on_the_counts_alone(
 
 
 def test_as_many_at_once_as_pay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "cores", lambda: [0, 1, 2, 3])
+    monkeypatch.setattr(processes, "available_cores", lambda: [0, 1, 2, 3])
     assert at_once(5, PROCESS_PAYS, CPU, None) == 4
     assert at_once(3, PROCESS_PAYS, CPU, None) == 3
     assert at_once(5, PROCESS_PAYS - 1, CPU, None) == 1
@@ -93,7 +94,7 @@ def test_as_many_at_once_as_pay(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_in_this_process_where_each_has_all_cores() -> None:
     bar, threads = Told(), torch.get_num_threads()
     with Workers() as workers:
-        found = list(workers.run(jobs.place, [(4,), (5,), (6,)], [machine.available_cores()] * 3, bar))  # type: ignore[arg-type]
+        found = list(workers.run(jobs.place, [(4,), (5,), (6,)], [available_cores()] * 3, bar))  # type: ignore[arg-type]
     assert found == [(i, (4 + i, os.getpid(), HERE, len(HERE))) for i in range(3)]
     assert (bar.done, bar.skipped, bar.notes) == (15, 30, {"number 4", "number 5", "number 6"})
     assert torch.get_num_threads() == threads
