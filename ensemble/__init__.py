@@ -11,11 +11,14 @@ Files in reading order:
 errors.py            everything that is raised on purpose, with exit statuses
 config.py            the config models: each option is declared once, there
 config_reading.py    from YAML and options to config models
+machine.py           cores and memory that this process may use
 progress.py          progress and signals of long work
 cli.py               the `thera` command
 options.py           the command line's options, made from the config models
 commands/            one file a command: a run directory in, a typed result out
-estimator.py         scikit-learn estimators
+results.py           the types of these results
+estimator.py         TheraClassifier: images and labels, in scikit-learn's conventions
+threshold_stacker.py ThresholdStacker: the second stage alone, on logits
 
 Wings, in the order in which data passes: data, runs, members, decision, reports; bench beside them.
 """

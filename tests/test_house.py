@@ -1,8 +1,9 @@
-"""The rules of the house, read off the sources: who imports whom, and what nobody does."""
+"""The rules of the house, read off the sources: which wing imports which, and what no file does."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -11,26 +12,47 @@ import pytest
 
 HOUSE = Path(__file__).parents[1] / "ensemble"
 FILES = sorted(HOUSE.rglob("*.py"))
-WINGS = ("data", "members", "decision", "reports", "bench")
-FOR_ALL = {"config", "errors", "progress"}
-"""Rooms beside the wings that each wing may use."""
+
+LAYERS = (
+    {"errors"},
+    {"config", "progress", "machine", "runs/files"},
+    {"config_reading"},
+    {"data"},
+    {"runs"},
+    {"members", "decision"},
+    {"results"},
+    {"reports", "bench"},
+    {"commands"},
+    {"threshold_stacker"},
+    {"estimator"},
+    {"options"},
+    {"cli"},
+    {"__main__"},
+)
+"""Files and wings, the lowest first. A file imports from its own wing and from lower layers, so that two wings of one
+layer do not know each other. The package's own `__init__` names the public face of all layers, lazily."""
 
 OWNERS = {
-    "torch": ("members/", "bench/"),
+    "torch": ("members/", "bench/", "runs/files.py"),
     "torchvision": ("members/",),
     "timm": ("members/", "bench/"),
-    "albumentations": ("members/", "bench/"),
+    "albumentations": ("members/",),
     "cleanlab": ("decision/label_issues.py",),
-    "sklearn": ("decision/", "reports/", "bench/"),
+    "sklearn": ("decision/", "estimator.py", "threshold_stacker.py"),
+    "pandas": ("data/", "runs/", "commands/", "estimator.py"),
     "matplotlib": ("reports/",),
-    "jinja2": ("reports/",),
-    "safetensors": ("storage.py",),
-    "yaml": ("config.py",),
-    "pydantic": ("config.py",),
-    "typer": ("cli.py",),
+    "safetensors": ("runs/files.py",),
+    "filelock": ("runs/files.py",),
+    "yaml": ("config_reading.py",),
+    "pydantic": ("config.py", "config_reading.py", "options.py", "runs/files.py"),
+    "pydantic_core": ("decision/objective.py",),
+    "typer": ("cli.py", "options.py"),
     "tqdm": ("progress.py",),
 }
-"""Who alone may import a library."""
+"""The files and wings that may import a library; a change of library stays within them."""
+
+SLOW = {"torch", "timm", "albumentations", "cleanlab", "pandas", "sklearn", "scipy", "matplotlib", "pyarrow", "rich"}
+"""Libraries that take long to load. Outside the wings that consist of them they are imported where they are used."""
 
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
@@ -44,7 +66,7 @@ def tree(path: Path) -> ast.Module:
 
 
 def imports(node: ast.AST, lazy: bool = True) -> Iterator[str]:
-    """Return the dotted names that are imported; unless `lazy`, only those of a plain import of the module."""
+    """Yield the dotted names that are imported; unless `lazy`, only those that importing the module imports."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import):
             yield from (alias.name for alias in child.names)
@@ -59,142 +81,122 @@ def _for_types(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
 
 
-def rooms(path: Path, lazy: bool = True) -> set[str]:
-    """Return the files of the house that a file imports, as `data/source.py`."""
-    found = set()
+def imported_files(path: Path, lazy: bool = True) -> set[str]:
+    """Return the files of the package that a file imports, such as `data/source.py`."""
+    files = set()
     for dotted in imports(tree(path), lazy):
         parts = dotted.split(".")
         if parts[0] != "ensemble":
             continue
-        for end in (len(parts), len(parts) - 1):
+        for end in range(len(parts), 0, -1):
             stem = HOUSE.joinpath(*parts[1:end])
             if stem.with_suffix(".py").is_file():
-                found.add(name_of(stem.with_suffix(".py")))
+                files.add(name_of(stem.with_suffix(".py")))
                 break
             if (stem / "__init__.py").is_file():
-                found.add(name_of(stem / "__init__.py"))
+                files.add(name_of(stem / "__init__.py"))
                 break
         else:
             raise AssertionError(f"{name_of(path)} imports {dotted}, which is no file")
-    return found
+    return files
+
+
+def unit_of(name: str) -> str:
+    """Return the unit of `LAYERS` that a file belongs to."""
+    stem = name.removesuffix(".py")
+    return stem if any(stem in layer for layer in LAYERS) else stem.split("/")[0]
+
+
+def layer_of(name: str) -> int:
+    return next(index for index, layer in enumerate(LAYERS) if unit_of(name) in layer)
 
 
 def test_the_reading_of_imports_sees_what_there_is() -> None:
-    assert {"errors.py", "config.py", "members/sampling.py"} <= rooms(HOUSE / "members" / "training.py")
-    assert {"errors.py", "progress.py"} <= rooms(HOUSE / "members" / "processes.py")
-    assert "data/folds.py" in rooms(HOUSE / "pipeline.py")
-    assert "data/folds.py" not in rooms(HOUSE / "pipeline.py", lazy=False)
-    assert "decision/rates.py" in rooms(HOUSE / "decision" / "stacker.py")
+    assert {"errors.py", "config.py", "members/sampling.py"} <= imported_files(HOUSE / "members" / "training.py")
+    assert "data/source.py" in imported_files(HOUSE / "commands" / "predict.py")
+    assert "data/source.py" not in imported_files(HOUSE / "commands" / "predict.py", lazy=False)
 
 
-def test_the_wings_are_those_of_the_plan() -> None:
-    folders = {path.name for path in HOUSE.iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert folders == set(WINGS)
+@pytest.mark.parametrize("path", [path for path in FILES if path != HOUSE / "__init__.py"], ids=name_of)
+def test_a_file_imports_from_its_wing_and_from_lower_layers(path: Path) -> None:
+    name = name_of(path)
+    for imported in imported_files(path) - {"__init__.py"}:
+        same = unit_of(imported) == unit_of(name)
+        assert same or layer_of(imported) < layer_of(name), f"{name} imports {imported}"
+
+
+def test_decision_takes_nothing_of_data_but_the_fold_table() -> None:
+    of_decision = [path for path in FILES if path.parent.name == "decision"]
+    files = {file for path in of_decision for file in imported_files(path) if file.startswith("data/")}
+    assert files == {"data/folds.py"}
+
+
+def test_there_are_no_cycles() -> None:
+    graph = {name_of(path): imported_files(path) - {name_of(path), "__init__.py"} for path in FILES}
+    graph["__init__.py"] = set()  # its public names are imported lazily
+    assert len(list(TopologicalSorter(graph).static_order())) == len(FILES)
+
+
+def test_a_command_is_in_the_file_of_its_name() -> None:
+    """The name of a command is that of its file, or of a function in the file that the command line names."""
+    from ensemble.cli import COMMANDS
+
+    files = {path.stem for path in FILES if path.parent.name == "commands"}
+    for name, command in COMMANDS.items():
+        assert command.file in files
+        functions = {
+            node.name for node in tree(HOUSE / "commands" / f"{command.file}.py").body if hasattr(node, "name")
+        }
+        function = name.replace("-", "_")
+        assert function in functions or f"{function}s" in functions, f"{name} is not in commands/{command.file}.py"
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_a_library_is_imported_by_its_owners_alone(path: Path) -> None:
-    own, lazy = tree(path), name_of(path) == "storage.py"
-    if lazy:  # tensors pass through here, but torch is imported only to read or write one
-        assert not {"torch", "safetensors"} & {dotted.split(".")[0] for dotted in imports(own, lazy=False)}
-    for library in {dotted.split(".")[0] for dotted in imports(own)} & set(OWNERS):
-        allowed = (*OWNERS[library], *(("storage.py",) if library == "torch" else ()))
-        assert name_of(path).startswith(allowed), f"{library} is imported in {name_of(path)}"
+    for library in {dotted.split(".")[0] for dotted in imports(tree(path))} & set(OWNERS):
+        if library == "pydantic" and name_of(path) == "decision/objective.py":
+            continue
+        annotations = {dotted.split(".")[0] for dotted in _for_annotations(path)}
+        assert name_of(path).startswith(OWNERS[library]) or library in annotations, f"{library} in {name_of(path)}"
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.parent.name in WINGS], ids=name_of)
-def test_a_wing_imports_only_where_data_has_passed(path: Path) -> None:
-    wing = path.parent.name
-    allowed = set(WINGS[: WINGS.index(wing) + 1]) - ({"members"} if wing == "decision" else set())
-    for room in rooms(path):
-        top = room.split("/")[0].removesuffix(".py")
-        assert top in allowed | FOR_ALL, f"{name_of(path)} imports {room}"
+def _for_annotations(path: Path) -> set[str]:
+    """Return what a file imports for type checkers alone."""
+    return {dotted for node in ast.walk(tree(path)) if _for_types(node) for dotted in imports(node)}
+
+
+def test_one_file_imports_the_cpu_kernels_and_through_one_door() -> None:
+    outside = [path for path in FILES if "members/cpu" not in path.as_posix()]
+    named = {
+        name_of(path): {d for d in imports(tree(path)) if d.startswith("ensemble.members.cpu")} for path in outside
+    }
+    assert {name: doors for name, doors in named.items() if doors} == {
+        "members/plans.py": {"ensemble.members.cpu.prepare"}
+    }
 
 
 @pytest.mark.parametrize(
-    ("room", "may"),
-    [
-        ("errors.py", set()),
-        ("config.py", {"errors.py"}),
-        ("progress.py", {"errors.py"}),
-        ("storage.py", {"errors.py"}),
-        ("runs.py", {"errors.py", "storage.py"}),
-    ],
+    "path",
+    [path for path in FILES if not name_of(path).startswith(("members/", "bench/", "estimator", "threshold_stacker"))],
+    ids=name_of,
 )
-def test_the_ground_floor_stands_on_little(room: str, may: set[str]) -> None:
-    assert rooms(HOUSE / room) <= may
-
-
-def test_only_the_verbs_above_import_the_pipeline_and_nothing_imports_the_command() -> None:
-    above = ["cli.py", "evaluation.py", "examples.py"]
-    assert [name_of(path) for path in FILES if "pipeline.py" in rooms(path)] == above
-    assert [name_of(path) for path in FILES if "evaluation.py" in rooms(path)] == ["cli.py"]
-    assert [name_of(path) for path in FILES if "examples.py" in rooms(path)] == ["cli.py"]
-    assert [name_of(path) for path in FILES if "cli.py" in rooms(path)] == []
-    verbs = ["engine.py", "evaluation.py", "examples.py", "pipeline.py", "prediction.py", "trainer.py"]
-    assert [name_of(path) for path in FILES if "runs.py" in rooms(path)] == verbs
-    assert [name_of(path) for path in FILES if "prediction.py" in rooms(path)] == ["engine.py", "pipeline.py"]
-
-
-STOREYS = (
-    {"intervals.py", "label_issues.py", "mixture.py", "rates.py", "shift.py"},
-    {"comparison.py", "floor.py", "stacker.py", "threshold.py"},
-    {"cascade.py", "rules.py"},
-    {"refit.py"},
-    {"assessment.py", "averaging.py"},
-    {"decision.py"},
-)
-"""The rooms of decision, from the ground up; a room stands on `rates` and on storeys below its own."""
-
-
-def test_each_room_of_decision_stands_on_those_below() -> None:
-    assert set.union(*STOREYS) == {path.name for path in FILES if path.parent.name == "decision"} - {"__init__.py"}
-    storey = {f"decision/{room}": height for height, rooms_ in enumerate(STOREYS) for room in rooms_}
-    for room, height in storey.items():
-        for used in rooms(HOUSE / room) & set(storey) - {"decision/rates.py"}:
-            assert storey[used] < height, f"{room} imports {used}"
-
-
-def test_decision_takes_nothing_of_data_but_the_folds() -> None:
-    taken = {room for path in FILES if path.parent.name == "decision" for room in rooms(path) if room[:5] == "data/"}
-    assert taken == {"data/folds.py"}
-    assert [name_of(path) for path in FILES if "decision/label_issues.py" in rooms(path)] == [
-        "decision/floor.py",
-        "trainer.py",
-    ]
-
-
-@pytest.mark.parametrize("path", [path for path in FILES if path.parent.name not in {"members", "bench"}], ids=name_of)
 def test_what_is_slow_to_load_is_imported_where_it_is_used(path: Path) -> None:
-    slow = {
-        "torch",
-        "timm",
-        "albumentations",
-        "cleanlab",
-        "pandas",
-        "sklearn",
-        "scipy",
-        "matplotlib",
-        "pyarrow",
-        "rich",
-    }
-    assert not slow & {dotted.split(".")[0] for dotted in imports(tree(path), lazy=False)}
+    assert not SLOW & {dotted.split(".")[0] for dotted in imports(tree(path), lazy=False)}
 
 
-def test_there_are_no_cycles() -> None:
-    graph = {name_of(path): rooms(path) - {name_of(path)} for path in FILES}
-    assert len(list(TopologicalSorter(graph).static_order())) == len(FILES)
+@pytest.mark.parametrize("path", [path for path in FILES if path.parent.name == "commands"], ids=name_of)
+def test_the_commands_start_without_torch(path: Path) -> None:
+    assert not any(used.startswith(("members/", "bench/")) for used in imported_files(path, lazy=False))
 
 
-def test_the_command_and_the_pipeline_start_light() -> None:
-    assert rooms(HOUSE / "cli.py", lazy=False) == {"errors.py"}
-    for room in ("engine.py", "evaluation.py", "examples.py", "pipeline.py", "prediction.py", "trainer.py"):
-        assert not any(used.startswith("members/") for used in rooms(HOUSE / room, lazy=False))
+def test_the_command_line_starts_light() -> None:
+    assert imported_files(HOUSE / "cli.py", lazy=False) == {"__init__.py", "errors.py"}
+    assert imported_files(HOUSE / "__init__.py", lazy=False) == set()
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_no_catch_alls_and_no_pickle(path: Path) -> None:
-    assert not {path.stem, path.parent.name} & {"utils", "common", "helpers"}
+    assert not {path.stem, path.parent.name} & {"utils", "common", "helpers", "misc"}
     for dotted in imports(tree(path)):
         assert not PICKLES & set(dotted.split(".")), f"{name_of(path)} imports {dotted}"
     for node in ast.walk(tree(path)):
@@ -204,10 +206,31 @@ def test_no_catch_alls_and_no_pickle(path: Path) -> None:
             assert node.arg != "allow_pickle" or ast.unparse(node.value) == "False", name_of(path)
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.name != "cli.py"], ids=name_of)
-def test_only_the_command_prints_and_exits(path: Path) -> None:
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_cores_are_counted_in_one_place(path: Path) -> None:
+    counts = {"os.cpu_count", "os.sched_getaffinity", "multiprocessing.cpu_count"}
     for node in ast.walk(tree(path)):
-        if isinstance(node, ast.Call):
+        if isinstance(node, ast.Call) and name_of(path) != "machine.py":
+            assert ast.unparse(node.func) not in counts, f"{name_of(path)}:{node.lineno}"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.name != "cli.py"], ids=name_of)
+def test_only_the_command_line_prints_and_exits(path: Path) -> None:
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call) and path.name != "__main__.py":
             assert ast.unparse(node.func) not in {"print", "exit", "quit", "sys.exit"}, f"{name_of(path)}:{node.lineno}"
         if isinstance(node, ast.Raise) and node.exc is not None:
             assert "SystemExit" not in ast.unparse(node.exc), f"{name_of(path)}:{node.lineno}"
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=lambda path: path.name)
+def test_a_folder_opens_with_a_page_that_names_its_files(folder: Path) -> None:
+    page = ast.get_docstring(tree(folder / "__init__.py")) or ""
+    for path in folder.glob("*.py"):
+        if not path.name.startswith("__"):
+            assert re.search(rf"^{re.escape(path.name)}\b", page, re.MULTILINE), f"{path.name} is not on the page"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_file_is_read_in_one_sitting(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 450

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ensemble.commands.fit_stacker import fit_decision, oof_logits
+from ensemble.commands.fit_stacker import averaged_oof, read_decisions
+from ensemble.commands.predict import migrated_facts
 from ensemble.config import VIEW_SETS
-from ensemble.decision.cross_fitting import OofLogits
-from ensemble.decision.decision import Decision
+from ensemble.decision.decision import fit_decision
 from ensemble.decision.rates import error_rates
-from ensemble.runs.files import file_sha256
+from ensemble.results import PredictionFacts
+from ensemble.runs.files import file_sha256, read_json
 from ensemble.runs.run import Run
 
 RUN = Run(Path(__file__).parents[1] / "checkpoints" / "therapanacea")
@@ -33,12 +34,9 @@ def data() -> Path:
 @pytest.mark.parametrize("key", VIEW_SETS)
 def test_decision_follows_from_the_oof_logits(key: str) -> None:
     """Every figure of decision.json, computed anew from the committed tables."""
-    table, stored = RUN.read_folds(), json.loads(RUN.decision.read_text())
-    members, views = list(stored["parents"]), VIEW_SETS[key]
-    logits = np.stack([oof_logits(RUN.member(name), table)[:, : len(views)].mean(axis=1) for name in members], axis=1)
-    oof = OofLogits(table.ids, table.labels, table.fold_of, tuple(members), logits, table.groups)
-    decision = Decision.from_json(stored[key])
-    anew = fit_decision(oof, views, RUN.read()["seed"], decision.objective, decision.chosen)
+    decision, views = getattr(read_decisions(RUN), key), VIEW_SETS[key]
+    oof = averaged_oof(RUN, [member.name for member in RUN.members()], views)
+    anew = fit_decision(oof, views, RUN.read().seed, decision.objective, decision.chosen)
     assert (anew.kind, anew.chosen) == (decision.kind, decision.chosen)
     np.testing.assert_allclose(anew.stacker.weights, decision.stacker.weights, rtol=1e-6)
     measured = [(anew.stacked, decision.stacked)]
@@ -66,16 +64,15 @@ def test_label_file_is_that_of_the_decision() -> None:
     labels = (PREDICTED / "label_val.txt").read_text().splitlines()
     with open(PREDICTED / "predictions.csv") as file:
         rows = list(csv.DictReader(file))
-    decision = Decision.from_json(json.loads(RUN.decision.read_text())["tta"])
-    facts = json.loads((PREDICTED / "predictions.json").read_text())
-    assert facts["decision_sha256"] == file_sha256(RUN.decision)
-    assert facts["threshold"] == facts["corrections"][facts["correction"]]["threshold"]
-    assert facts["corrections"]["none"]["threshold"] == decision.threshold
+    decision, facts = read_decisions(RUN).tta, _facts()
+    assert facts.request.decision_sha256 == file_sha256(RUN.decision)
+    assert facts.threshold == facts.expectation.at(facts.expectation.correction).threshold
+    assert facts.expectation.at("none").threshold == decision.threshold
     assert [row["id"] for row in rows] == [f"{i:06d}" for i in range(1, 20_001)]
     assert labels == [row["label"] for row in rows]
-    called = [str(int(float(row["stacked_logit"]) >= facts["threshold"])) for row in rows]
-    assert sum(a != b for a, b in zip(called, labels, strict=True)) <= 1  # a logit within rounding of the threshold
-    assert facts["share_of_label_0"] == labels.count("0") / 20_000
+    y_pred = [str(int(float(row["stacked_logit"]) >= facts.threshold)) for row in rows]
+    assert sum(a != b for a, b in zip(y_pred, labels, strict=True)) <= 1  # a logit within rounding of the threshold
+    assert facts.share_of_label_0 == labels.count("0") / 20_000
     assert 0 < decision.nested.hter < 0.5
 
 
@@ -99,11 +96,11 @@ def test_folder_and_zip_are_one_data_set(data: Path, tmp_path: Path) -> None:
     folder = load_dataset(open_source(data / "val_img"), tmp_path / "store")
     zipped = load_dataset(open_source(tmp_path / "val.zip"), tmp_path / "store")
     assert folder.pixels.shape == (20_000, 64, 64, 3)
-    assert folder.fingerprint == zipped.fingerprint == _predicted_from()
+    assert folder.fingerprint == zipped.fingerprint == _facts().request.fingerprint
 
 
-def _predicted_from() -> str:
-    return str(json.loads((PREDICTED / "predictions.json").read_text())["fingerprint"])
+def _facts() -> PredictionFacts:
+    return read_json(PREDICTED / "predictions.json", PredictionFacts, "", migrated_facts)
 
 
 @needs_data

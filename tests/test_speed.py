@@ -193,13 +193,15 @@ def test_a_member_of_before_there_were_plans_goes_on(data: Path, tmp_path: Path)
     before, path = results(run), run / "members/test_resnet/member.json"
     stored = json.loads(path.read_text())
     del stored["convolutions"], stored["config"]["convolutions"]
+    stored["config"]["early_size"] = None  # an option that has been removed, at the value at which it did nothing
     path.write_text(json.dumps(stored))
     (run / "members/test_resnet/fold-1/weights.safetensors").unlink()
     main(training(data, run, "--jobs", 1))
     assert results(run) == before
-    with pytest.raises(SystemExit) as stopped:
-        main(training(data, run, "--jobs", 1, "--convolutions", "lowered"))
-    assert stopped.value.code == 4
+    for option in (["--input-size", 16], ["--convolutions", "lowered"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(training(data, run, "--jobs", 1, *option))
+        assert stopped.value.code == 4
 
 
 # --- prediction -------------------------------------------------------------------------------------------------------

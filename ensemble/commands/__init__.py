@@ -1,0 +1,13 @@
+"""One file a command: a run directory in, a typed result out, which `reports` renders.
+
+run.py          run, demo and recipes: everything in order
+train.py        train-member and trial
+fold_jobs.py    the fold models of members: begun, trained, written
+clean.py        training rows that are left out for doubtful labels
+fit_stacker.py  fit-stacker: the decision
+predict.py      predict: compute, decide, write
+fold_logits.py  the logits of the fold models: kept, computed, or a cascade of them
+evaluate.py     evaluate and compare
+report.py       report
+bench.py        bench
+"""

@@ -98,7 +98,7 @@ def at_once(jobs: int, batches: int, device: torch.device, requested: int | None
     return max(1, min(requested, jobs, len(available_cores())))
 
 
-def keep_freedavailable_memory() -> None:
+def keep_freed_memory() -> None:
     """Let glibc keep freed memory instead of giving it back: each batch asks for the same again. Else nothing happens.
 
     A network frees and allocates hundreds of megabytes a batch; given back to the system, every page is zeroed anew.
@@ -156,7 +156,7 @@ class Workers:
             A signal has come since.
         """
         if all(len(own) == len(available_cores()) for own in of_call):
-            keep_freedavailable_memory()
+            keep_freed_memory()
             for index, call in enumerate(calls):
                 with _threads(len(available_cores())):
                     result = function(*call, bar)
@@ -272,7 +272,7 @@ def _work(connection: Any, own: list[int]) -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, own)
     torch.set_num_threads(len(own))
-    keep_freedavailable_memory()
+    keep_freed_memory()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             function, call = connection.recv()

@@ -1,6 +1,7 @@
+"""`thera bench`: what is measured, and what is refused."""
+
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -8,88 +9,99 @@ import torch
 from tiny import write_tiny
 
 from ensemble import progress
-from ensemble.bench.material import Wish, member_of, open_material
-from ensemble.bench.ours import OurTrainingTogether
-from ensemble.bench.verbs import bench, decide
+from ensemble.bench.images import member_of, open_images
+from ensemble.bench.throughput import TrainingOnGpu
 from ensemble.cli import main
+from ensemble.commands import bench as command
+from ensemble.commands.bench import bench
 from ensemble.members.plans import Plan
-
-
-def quiet(_: str) -> None: ...
+from ensemble.reports.render import render
+from ensemble.results import NetworkSpeed, Spread
 
 
 @pytest.fixture(scope="module")
-def wish(tmp_path_factory: pytest.TempPathFactory) -> Wish:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench")
     write_tiny(folder, 256, size=32)
-    return Wish(("resnet10t",), folder / "img", folder / "labels.txt", limit=256, peers=True, rounds=2)
+    return folder
 
 
-def number(cell: str) -> float:
-    return float(re.match(r"[0-9.]+", cell)[0])
+def is_sound(speed: NetworkSpeed) -> None:
+    spread = speed.images_per_second
+    assert 0 < spread.low <= spread.median <= spread.high
+    assert speed.roofline_share > 0  # above 1 where the machine was busy while the ceiling was measured
+    assert speed.busy_share is None and speed.plan.split()[0] in ("fp32", "bf16")
 
 
-def test_training_is_held_against_its_peers(wish: Wish) -> None:
-    (table,) = bench(("train",), wish, quiet)
-    (row,) = table.rows
-    cells = dict(zip(table.columns, row, strict=False))
-    assert cells["architecture"] == "resnet10t" and number(cells["images/s"]) > 0
-    assert number(cells["of the roofline"]) > 0  # above 100 % where the machine was busy while the ceiling was measured
-    peers = [column for column in table.columns if "loop" in column or "timm" in column]
-    assert len(peers) == 3 and row.count("") == 0
-    ratio = number(row[table.columns.index(peers[0]) + 1])
-    assert ratio == pytest.approx(number(cells["images/s"]) / number(cells[peers[0]]), rel=0.5)
-    for told in ("images/s by plan", "images/s by batch", "augmentation makes", "--convolutions compiled"):
-        assert any(told in note for note in table.notes)
+def test_networks_and_loading_are_measured_and_advice_is_given(images: Path) -> None:
+    given = {"images": images / "img", "labels": images / "labels.txt", "limit": 256, "rounds": 2}
+    result = bench(("train", "predict", "load"), ("resnet10t",), **given)
+    (trained,), (predicted,) = result.training, result.prediction
+    is_sound(trained)
+    is_sound(predicted)
+    for part in ("images/s by plan", "images/s by batch", "augmentation makes", "--convolutions compiled"):
+        assert any(part in sentence for sentence in trained.advice), part
+    assert predicted.images_per_second.low * predicted.roofline_share > 0 and len(predicted.advice) == 1
+    assert result.loading is not None and result.loading.first_epoch < result.loading.later_epochs.low
+    assert result.machine is not None and result.machine.gflops["fp32"] > 0 and result.decision is None
+    training, prediction, loading = render(result)
+    assert training.rows[0][0] == prediction.rows[0][0] == "resnet10t" and len(loading.rows) == 2
+    assert set(trained.advice) <= set(training.notes)
 
 
-def test_training_as_on_a_gpu_is_measured_epoch_by_epoch(wish: Wish) -> None:
+def test_training_as_on_a_gpu_is_measured_epoch_by_epoch(images: Path) -> None:
     """Five folds in this process; each of a turn's images is augmented once."""
-    with open_material(wish) as material:
+    with open_images(images / "img", images / "labels.txt", 256) as opened:
         config = member_of("lenet").model_copy(update={"batch_size": 32})
         cpu = torch.device("cpu")
-        ours = OurTrainingTogether(config, Plan("fp32"), material.mapped, material.labels, 5, 0, cpu)
-        before = [value.clone() for learner in ours._learners for value in learner.network.state_dict().values()]
+        training = TrainingOnGpu(config, Plan("fp32"), opened.mapped, opened.labels, 5, 0, cpu)
+
+        def weights() -> list[torch.Tensor]:
+            return [value.clone() for each in training._learners for value in each.network.state_dict().values()]
+
+        before = weights()
         with progress.progress(1, "test") as bar:
-            assert [ours.run(bar), ours.run(bar)] == [5 * (205 // 32 * 32)] * 2
-        after = [value for learner in ours._learners for value in learner.network.state_dict().values()]
-        assert not any(torch.equal(one, other) for one, other in zip(before, after, strict=True))
-        ours.close()
+            assert [training.run(bar), training.run(bar)] == [5 * (205 // 32 * 32)] * 2
+        assert not any(torch.equal(one, other) for one, other in zip(before, weights(), strict=True))
+        training.close()
 
 
-@pytest.mark.filterwarnings("ignore")  # of the exporters
-def test_prediction_and_loading_are_held_against_their_peers(wish: Wish) -> None:
-    predicted, loaded = bench(("predict", "load"), wish, quiet)
-    assert "timm eager fp32" in predicted.columns and number(predicted.rows[0][2]) > 0
-    names = [row[0] for row in loaded.rows]
-    assert names[1] == "thera" and len(names) == 4 and all(number(row[1]) > 0 for row in loaded.rows)
-    assert all(number(row[2]) > 1 for row in loaded.rows[2:]), "a store that is slower than decoding is none"
+def test_a_decision_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "DECISION_ROWS", 2000)
+    result = bench(("decide",), rounds=3)
+    assert result.decision is not None and result.machine is None and result.training == ()
+    assert result.decision.rows == 2000
+    assert 0 < result.decision.threshold_seconds.median < result.decision.decision_seconds
+    (table,) = render(result)
+    assert table.title == "Decision" and table.rows[0][0] == "the exact threshold"
 
 
-def test_a_decision_is_clocked() -> None:
-    table = decide(Wish(peers=True, rounds=1), n=2000)
-    assert [row[0].split()[0] for row in table.rows] == ["the", "scikit-learn's", "a"]
-    assert all(float(row[1]) > 0 for row in table.rows) and number(table.rows[1][2]) > 1
+@pytest.mark.parametrize(("values", "expected"), [([3.0, 1.0, 2.0], (2.0, 1.0, 3.0)), ([4.0, 1.0], (2.5, 1.0, 4.0))])
+def test_a_spread_is_median_least_and_greatest(values: list[float], expected: tuple[float, float, float]) -> None:
+    spread = Spread.of(values)  # type: ignore[arg-type]
+    assert (spread.median, spread.low, spread.high) == expected
 
 
-def test_an_unknown_subject_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
-        main(["bench", "sleep"])
-    assert left.value.code == 2
-    assert "must be of train, predict, decide, load; got sleep" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["sleep"], 2, "must be 'train', 'predict', 'decide' or 'load'; got sleep"),
+        (["load", "--images", "none"], 2, "must be a folder of image files"),
+        (["load", "--labels", "l.txt"], 2, "--labels: needs --images"),
+    ],
+)
+def test_wrong_options_are_refused(
+    arguments: list[str], status: int, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", *arguments])
+    assert stopped.value.code == status and says in capsys.readouterr().err
 
 
-def test_a_gpu_that_is_not_there_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_missing_gpu_is_named(
+    images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    write_tiny(tmp_path, 8)
-    with pytest.raises(SystemExit) as left:
-        main(["bench", "train", "--device", "cuda", "--images", str(tmp_path / "img")])
-    assert left.value.code == 2 and "torch sees 0 CUDA devices; use --device cpu" in capsys.readouterr().err
-
-
-def test_images_that_are_not_there_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
-        main(["bench", "load", "--images", str(tmp_path / "none")])
-    assert left.value.code == 2 and "must be a folder of image files" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "train", "--device", "cuda", "--images", str(images / "img")])
+    assert stopped.value.code == 2 and "torch sees 0 CUDA devices; use --device cpu" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from ensemble.decision.comparison import (
 from ensemble.decision.intervals import Interval
 from ensemble.decision.rates import ErrorRates
 from ensemble.reports.comparison_tables import comparison_tables, evaluation_tables, verdict
+from ensemble.results import CompareResult, EvaluateResult
 
 LABELS = np.repeat([0, 1], [200, 800])
 A, B = LABELS.copy(), LABELS.copy()
@@ -67,7 +68,7 @@ def compared(value, low, high, apart=100, n=80_000):
             "b's HTER is 0.5000 higher than a's (95 %: 0.5000 to 0.5000 higher), but they differ on 1 independent "
             "image only: too few to rule out chance.",
         ),
-        (compared(0.0, 0.0, 0.0, apart=0), "a and b call all 80,000 images the same."),
+        (compared(0.0, 0.0, 0.0, apart=0), "a and b predict the same for all 80,000 images."),
     ],
     ids=["lower", "higher", "chance, lower", "chance, higher", "touching 0", "equal", "few", "one", "identical"],
 )
@@ -77,7 +78,7 @@ def test_the_verdict_is_one_sentence(comparison, said):
 
 def test_the_comparison_shows_both_sides_the_difference_and_the_verdict():
     comparison = compare_predictions(LABELS, A, B)
-    rates, right = comparison_tables("old.txt", "new.txt", comparison, ("What they are.",))
+    rates, right = comparison_tables(CompareResult("old.txt", "new.txt", comparison, labels="truth.txt"))
     assert rates.title == "old.txt (A) and new.txt (B) on the same 1,000 images"
     assert [row[0] for row in rates.rows] == ["A: old.txt", "B: new.txt", "B minus A"]
     values = [tuple(row[1::2]) for row in rates.rows]
@@ -85,7 +86,7 @@ def test_the_comparison_shows_both_sides_the_difference_and_the_verdict():
     interval = comparison.hter.interval
     assert rates.rows[2][6] == f"[{interval.low:+.4f}, {interval.high:+.4f}]"
     assert rates.rows[1][2] == f"[{comparison.b.fpr.low:.4f}, {comparison.b.fpr.high:.4f}]"
-    assert rates.notes[:2] == (verdict("old.txt", "new.txt", comparison), "What they are.")
+    assert rates.notes[:2] == (verdict("old.txt", "new.txt", comparison), "Labels: truth.txt.")
     assert "beyond chance" in rates.notes[0]
     assert [row[:5] for row in right.rows] == [
         ("0", "0", "20", "160", "20"),
@@ -98,13 +99,13 @@ def test_the_comparison_shows_both_sides_the_difference_and_the_verdict():
 def test_mcnemars_p_is_shown_to_four_digits():
     b = A.copy()
     b[[0, 200, 201]] = [0, 1, 1]
-    (_, right) = comparison_tables("a", "b", compare_predictions(LABELS, A, b))
+    (_, right) = comparison_tables(CompareResult("a", "b", compare_predictions(LABELS, A, b)))
     assert [row[5] for row in right.rows] == ["1.0000", "0.5000", "0.2500"]
 
 
 def test_the_evaluation_shows_rates_confusion_and_report():
     evaluation = evaluate_predictions(LABELS, A)
-    rates, confusion, report = evaluation_tables("calls.txt", "truth.txt", evaluation)
+    rates, confusion, report = evaluation_tables(EvaluateResult("calls.txt", "truth.txt", evaluation))
     hter = evaluation.measured.hter
     assert rates.title == f"calls.txt against truth.txt: HTER 0.1625 [{hter.low:.4f}, {hter.high:.4f}]"
     assert [row[:4] for row in rates.rows] == [
@@ -126,8 +127,15 @@ def test_the_evaluation_shows_rates_confusion_and_report():
 
 def test_every_row_fills_its_columns():
     tables = [
-        *comparison_tables("a", "b", compare_predictions(LABELS, A, B)),
-        *evaluation_tables("a", "b", evaluate_predictions(LABELS, A)),
+        *comparison_tables(CompareResult("a", "b", compare_predictions(LABELS, A, B))),
+        *evaluation_tables(EvaluateResult("a", "b", evaluate_predictions(LABELS, A))),
     ]
     assert all(len(row) == len(table.columns) for table in tables for row in table.rows)
     assert all(table.text() and table.markdown() for table in tables)
+
+
+def test_the_sources_of_nested_predictions_are_named():
+    result = CompareResult("a", "b", compare_predictions(LABELS, A, B), None, "the stack", "the member", ("identity",))
+    notes = comparison_tables(result)[0].notes
+    assert notes[1] == "A is the stack, B is the member."
+    assert notes[2].startswith("Nested: each fold is predicted by ") and "views identity" in notes[2]

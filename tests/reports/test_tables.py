@@ -1,65 +1,89 @@
 import io
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from ensemble.reports.tables import (
-    LEGEND,
-    SHIFT,
-    UNREAD,
-    Table,
-    curve_table,
-    decision_table,
-    decision_tables,
-    explained,
-    floor_table,
-    member_table,
-    prediction_table,
-    report_json,
-    report_markdown,
-    stackers_table,
-    summary_table,
-)
 from rich.console import Console
 
 from ensemble.data.folds import FoldTable
+from ensemble.decision.averaging import CorrectedThreshold
 from ensemble.decision.cross_fitting import OofLogits
 from ensemble.decision.decision import fit_decision
+from ensemble.decision.deploy import Expectation
 from ensemble.decision.intervals import Interval
 from ensemble.decision.label_noise import Floor, FloorEstimate, describe_floor
 from ensemble.decision.objective import Objective
 from ensemble.decision.rates import ErrorRates
-from ensemble.decision.shift import at_prior, check_share
+from ensemble.decision.shift import ShareCheck, at_prior
+from ensemble.reports.decision_tables import (
+    curve_table,
+    decision_table,
+    decision_tables,
+    floor_table,
+    stackers_table,
+)
+from ensemble.reports.documents import report_json, report_markdown
+from ensemble.reports.member_tables import member_table
+from ensemble.reports.prediction_tables import UNMEASURED, prediction_table
+from ensemble.reports.render import AVERAGING, LEGEND, render, summary_table
+from ensemble.reports.table import Table
+from ensemble.results import FitResult, MemberReport, PredictionFacts, PredictionRequest, ReportResult
 
-CORRECTIONS = {
-    "posterior": {"threshold": 0.25, "share_of_label_0": 0.25, "fpr": 0.1, "fnr": 0.2, "hter": 0.15},
-    "share": {"threshold": 0.125, "share_of_label_0": 0.2, "fpr": 0.11, "fnr": 0.2, "hter": 0.155},
-    "none": {"threshold": -0.5, "share_of_label_0": 0.2, "fpr": 0.13, "fnr": 0.18, "hter": 0.156},
-}
-PREDICTED = {
-    "images": 500,
-    "views": ["identity", "hflip"],
-    "share_of_label_0": 0.25,
-    "nested_hter": 0.1625,
-    "taken_share_of_label_0": None,
-    "correction": "posterior",
-    "corrections": CORRECTIONS,
-    "expected": {"fpr": 0.1, "fnr": 0.2, "hter": 0.15},
-    "hter_interval": [0.12, 0.18],
-    "expected_interval": [0.1, 0.2],
-    "averaging_measured": True,
-    "at_prior": None,
-    "share_check": {"told": "Share check: no sign of a shift.", "prior": 0.47, "prior_error": 0.01},
-}
-FEW = {"correction": "none", "corrections": {}, "averaging_measured": False}
+
+def rates(fpr: float, fnr: float) -> ErrorRates:
+    return ErrorRates(fpr, fnr, 100, 400)
+
+
+EXPECTED = Expectation(
+    correction="posterior",
+    averaging_measured=True,
+    corrections=(
+        CorrectedThreshold("posterior", 0.25, rates(0.1, 0.2), 0.25),
+        CorrectedThreshold("none", -0.5, rates(0.13, 0.18), 0.2),
+    ),
+    rates=rates(0.1, 0.2),
+    interval=Interval(0.12, 0.18),
+    new_set_interval=Interval(0.1, 0.2),
+    at_prior=None,
+)
+CALM = ShareCheck(oof_share=0.25, new_share=0.25, error=0.01, p_value=0.9, prior=0.47, prior_error=0.01)
+PREDICTED = PredictionFacts(
+    request=PredictionRequest("f", "0" * 64, ("identity", "hflip"), "posterior", None, "mean", None, "auto", "auto"),
+    images=500,
+    objective="hter",
+    threshold=0.25,
+    share_of_label_0=0.25,
+    nested_hter=0.1625,
+    expectation=EXPECTED,
+    share_check=CALM,
+    assumed_share_of_label_0=None,
+    cascade=None,
+    files={},
+)
+
+
+def predicted(**changes) -> PredictionFacts:
+    """The facts of a label file, with other fields of their own or of their expectation."""
+    of_expectation = {name: value for name, value in changes.items() if hasattr(EXPECTED, name)}
+    others = {name: value for name, value in changes.items() if name not in of_expectation}
+    return replace(PREDICTED, expectation=replace(EXPECTED, **of_expectation), **others)
+
+
+FEW = {"correction": "none", "corrections": (), "averaging_measured": False}
+
+
+def reported(decision, predictions=None) -> ReportResult:
+    members = tuple(MemberReport(member, ("identity", "hflip")) for member in decision.members)
+    return ReportResult(Path("checkpoints/run"), 400, 4, members, FitResult(decision, decision), predictions or {})
 
 
 # --- label files ------------------------------------------------------------------------------------------------------
 
 
 def test_a_label_file_is_promised_an_hter():
-    one = PREDICTED | FEW | {"images": 1, "expected_interval": None}
+    one = predicted(**FEW, images=1, new_set_interval=None)
     table = prediction_table({"val": PREDICTED, "one": one})
     promised = (
         *("val", "500", "identity + hflip", "0.2500", "0.1000", "0.2000", "0.1500"),
@@ -75,59 +99,52 @@ def test_what_the_correction_changed_is_told_beside_the_others():
     assert "95 %: of the rule's HTER. If measured here: where the HTER measured on these images falls" in notes[0]
     assert (
         "val: averaging the fold models moves the threshold from -0.5000 to +0.2500 (correction: posterior), which is "
-        "expected to change the HTER by -0.0060; nested it was 0.1625. Other corrections: share +0.1250: FPR 0.1100, "
-        "FNR 0.2000, HTER 0.1550; none -0.5000: FPR 0.1300, FNR 0.1800, HTER 0.1560."
+        "expected to change the HTER by -0.0050; nested it was 0.1625. Other corrections: none -0.5000: FPR 0.1300, "
+        "FNR 0.1800, HTER 0.1550."
     ) in notes
     assert not any(note.startswith("*") for note in notes)
 
 
-def test_too_few_images_are_marked_and_no_correction_is_told():
-    notes = prediction_table({"one": PREDICTED | FEW}).notes
-    assert UNREAD == (
-        "*: what averaging changes is not known (too few images, or too unlike, or the fold models vote); no "
-        "correction, and the rates are those of one fold model."
-    )
-    assert notes.count(UNREAD) == 1
+def test_too_few_images_are_marked_and_no_correction_is_reported():
+    notes = prediction_table({"one": predicted(**FEW)}).notes
+    assert UNMEASURED.startswith("*: the effect of averaging is not known (too few images, ")
+    assert notes.count(UNMEASURED) == 1
     assert not any("averaging the fold models" in note for note in notes)
 
 
-def test_the_share_check_is_told_of_each_set_by_name():
-    rng = np.random.default_rng(0)
-    rates = ErrorRates(0.1, 0.1, 2000, 2000)
-    oof, new = rng.normal(size=4000), rng.normal(size=(4000, 3))
-    told = {name: check_share(oof, new - moved, 0.0, rates).told for name, moved in (("calm", 0), ("moved", 1))}
-    facts = {name: PREDICTED | {"share_check": {"told": each}} for name, each in told.items()}
-    notes = prediction_table(facts).notes
-    assert f"calm: {told['calm']}" in notes and "no sign of a shift" in told["calm"]
-    assert f"moved: {told['moved']}" in notes and told["moved"].startswith("SHIFT: ")
+def test_the_share_check_of_each_set_stands_under_its_name():
+    moved = replace(CALM, new_share=0.5, p_value=1e-9)
+    notes = prediction_table({"calm": PREDICTED, "moved": predicted(share_check=moved)}).notes
+    assert f"calm: {CALM.message}" in notes and "no sign of a shift" in CALM.message
+    assert f"moved: {moved.message}" in notes and moved.message.startswith("SHIFT: ")
 
 
-def test_what_a_prior_amounts_to_is_told_where_one_was_given():
+def test_a_given_prior_is_explained():
     there = at_prior(ErrorRates(0.1, 0.2, 120, 880), 0.5)
-    given = PREDICTED | {"at_prior": there.to_json(), "taken_share_of_label_0": 0.5}
+    given = predicted(at_prior=there, assumed_share_of_label_0=0.5)
     (note,) = [note for note in prediction_table({"val": given}).notes if "as given" in note]
     assert note.startswith("val: where label 0 is 0.5000 of the images, as given")
     for figure in (
-        *("0.5500 should be called 0 (0.2500 are)", "0.1500 called wrong", "0.8182 of the 0s be right"),
+        *("0.5500 should be labelled 0 (0.2500 are)", "0.1500 labelled wrong", "0.8182 of the 0s be right"),
         "probabilities in predictions.csv are for this share",
     ):
         assert figure in note
     for facts in (PREDICTED, given):
-        assert not any("what has changed is not known" in note for note in prediction_table({"v": facts}).notes)
+        assert not any("cause of the shift" in note for note in prediction_table({"v": facts}).notes)
     assert not any("as given" in note for note in prediction_table({"v": PREDICTED}).notes)
-    assert not any("speak against" in note for note in prediction_table({"v": given}).notes), "0.47 ± 0.04 may be 0.5"
-    far = given | {"share_check": PREDICTED["share_check"] | {"prior": 0.12}}
+    assert not any("contradict" in note for note in prediction_table({"v": given}).notes), "0.47 ± 0.04 may be 0.5"
+    far = predicted(at_prior=there, assumed_share_of_label_0=0.5, share_check=replace(CALM, prior=0.12))
     assert (
-        "v: the images speak against that share: if only the class mix can have changed, it is 0.1200 ± 0.0196 by what "
-        "single fold models call 0."
+        "v: the images contradict that share: if only the class mix has changed, it is 0.1200 ± 0.0196 by the labels "
+        "that single fold models give."
     ) in prediction_table({"v": far}).notes
 
 
-def test_where_what_has_changed_is_not_known_nothing_is_corrected_and_the_mix_that_is_taken_is_told():
-    notes = prediction_table({"val": PREDICTED | {"taken_share_of_label_0": 0.375}}).notes
+def test_a_shift_of_unknown_cause_is_not_corrected_and_the_assumed_mix_is_named():
+    notes = prediction_table({"val": predicted(assumed_share_of_label_0=0.375)}).notes
     assert (
-        "val: no correction, since what has changed is not known. The expected rates hold if it is the class mix "
-        "alone; they take label 0 to be 0.3750 of these images."
+        "val: the threshold is not corrected, since the cause of the shift is not known. The expected rates hold if "
+        "only the class mix has changed; they assume that label 0 is 0.3750 of these images."
     ) in notes
 
 
@@ -142,7 +159,7 @@ def test_a_sets_name_cannot_paint_the_terminal():
 @pytest.fixture(scope="module")
 def decision():
     rng = np.random.default_rng(3)
-    labels = np.arange(400) % 4 > 0
+    labels = (np.arange(400) % 4 > 0).astype(np.int8)
     logits = rng.normal(size=(400, 2)) + np.outer(2.0 * labels - 1, (1.0, 0.5))
     oof = OofLogits(FoldTable(np.arange(400), labels, np.arange(400) // 4 % 4), ("cnn[b]", "a|b"), logits)
     with pytest.MonkeyPatch.context() as patch:
@@ -152,7 +169,7 @@ def decision():
 
 def test_a_members_table_has_a_row_per_fold_and_one_of_all(decision):
     member = decision.members[0]
-    table = member_table(member, ("identity", "hflip"))
+    table = member_table(MemberReport(member, ("identity", "hflip")))
     assert [row[0] for row in table.rows] == ["0", "1", "2", "3", "pooled"]
     assert sum(int(row[1]) for row in table.rows[:-1]) == int(table.rows[-1][1]) == 400
     assert table.rows[-1][4] == f"{member.nested.hter:.4f}"
@@ -208,7 +225,7 @@ def test_it_says_which_stacker_it_is_and_why(decision):
     assert "The stacker is the mean of calibrated logits: the simplest within one standard error of the best" in auto
     assert "anew without each fold" in auto
     asked = said(kind="nonnegative", chosen="nonnegative")
-    assert asked.endswith("The stacker is the logistic one without negative weights, as asked for.")
+    assert asked.endswith("The stacker is the logistic one without negative weights, as requested.")
     assert said(stackers=()).endswith("One member needs no stacker.")
 
 
@@ -289,10 +306,23 @@ def test_the_tables_of_a_decision_end_with_what_they_mean(decision):
     assert (stackers, curve, floor) == (stackers_table(decision), curve_table(decision), floor_table(decision))
     alone = replace(decision, stackers=())
     assert [table.title for table in decision_tables(alone, alone)][2:] == [curve.title, floor.title]
-    shown = explained([tta, floor], deployed=True)
-    assert shown[0] == tta
-    assert shown[1].notes == (*floor.notes, *LEGEND, SHIFT)
-    assert explained([floor], deployed=False)[0].notes == (*floor.notes, *LEGEND)
+    *_, last = render(FitResult(decision, decision))
+    assert last.notes == (*floor.notes, *LEGEND, AVERAGING)
+    (alone,) = render(MemberReport(decision.members[0], ("identity",)))
+    assert alone.notes[-len(LEGEND) :] == LEGEND
+
+
+def test_a_result_of_an_unknown_type_has_no_tables():
+    with pytest.raises(TypeError, match="no tables for int"):
+        render(3)
+
+
+def test_the_origin_of_a_member_is_noted(decision):
+    report = MemberReport(decision.members[0], ("identity",), from_scratch=True, left_out=(3, 5))
+    notes = member_table(report).notes
+    assert "Trained from scratch: the config requests pretrained weights, and none were available." in notes
+    assert "Training rows of each fold that were left out for doubtful labels: 3, 5." in notes
+    assert len(member_table(MemberReport(decision.members[0], ("identity",))).notes) == len(notes) - 2
 
 
 # --- in short ---------------------------------------------------------------------------------------------------------
@@ -304,12 +334,12 @@ def test_in_short_the_label_files_come_first_then_the_stack_nested_and_apparent(
         ("stack of one fold model, nested, views plain + flip", nested, decision_table(decision).rows[0][4]),
         ("the same, apparent", apparent, ""),
     )
-    other = PREDICTED | {"expected": PREDICTED["expected"] | {"hter": 0.25}, "hter_interval": [0.2, 0.3]}
-    table = summary_table(decision, {"val": PREDICTED, "a\x1b[31m": other})
+    other = predicted(rates=rates(0.2, 0.3), interval=Interval(0.2, 0.3))
+    table = summary_table(reported(decision, {"val": PREDICTED, "a\x1b[31m": other}))
     assert (table.title, table.columns, table.notes) == ("In short", ("", "HTER", "95 %"), ())
     assert table.rows[0] == ("label file val, expected", "0.1500", "[0.1200, 0.1800]")
     assert table.rows[1][1:] == ("0.2500", "[0.2000, 0.3000]")
-    assert table.rows[2:] == stack == summary_table(decision, {}).rows
+    assert table.rows[2:] == stack == summary_table(reported(decision)).rows
     assert "\x1b" not in table.text() + table.markdown()
 
 
@@ -317,12 +347,7 @@ def test_in_short_the_label_files_come_first_then_the_stack_nested_and_apparent(
 
 
 def test_one_table_reads_the_same_everywhere(decision):
-    predicted = {"val": PREDICTED}
-    for table in (
-        *decision_tables(decision, decision)[1:],
-        summary_table(decision, predicted),
-        prediction_table(predicted),
-    ):
+    for table in render(reported(decision, {"val": PREDICTED})):
         out = io.StringIO()
         Console(file=out, width=400, color_system=None).print(table.rich())
         for shown in (table.text(), table.markdown().replace("\\|", "|").replace("&lt;", "<"), out.getvalue()):
@@ -336,14 +361,14 @@ def test_markdown_keeps_its_columns_whatever_a_member_is_called():
 
 
 def test_the_report_holds_all_figures_unrounded(decision):
-    stored = json.loads(
-        json.dumps(report_json(decision.members, {"plain": decision}, {"val": PREDICTED}), allow_nan=False)
-    )
+    stored = json.loads(json.dumps(report_json(reported(decision, {"val": PREDICTED})), allow_nan=False))
     assert set(stored["members"]) == {"cnn[b]", "a|b"}
     stack = stored["decisions"]["plain"]["stack"]
     assert stack["nested"]["hter"] == decision.nested.hter
     assert stack["nested"]["interval"] == [decision.interval.low, decision.interval.high]
-    assert stored["predictions"]["val"] == PREDICTED
+    of_file = stored["predictions"]["val"]
+    assert of_file["expectation"]["rates"]["hter"] == EXPECTED.rates.hter and of_file["images"] == 500
+    assert of_file["share_check"]["shifted"] is False
     assert stack["nested"]["refitted"] and not stored["members"]["a|b"]["nested"]["refitted"]
     assert stack["nested"]["fpr_interval"] == [decision.stacked.fpr.low, decision.stacked.fpr.high]
     assert stack["less_the_stack"] is None
@@ -360,14 +385,12 @@ def test_the_report_holds_all_figures_unrounded(decision):
     assert [row["cost_fpr"] for row in plain["curve"]] == [cost / 10 for cost in range(1, 10)]
     assert plain["curve"][4]["loss"] == plain["curve"][4]["hter"] == decision.nested.hter
     assert plain["repeated"] == list(decision.repeated)
-    assert Floor.from_json(plain["floor"]) == decision.floor
+    assert plain["floor"] == json.loads(json.dumps(asdict(decision.floor)))
 
 
 def test_the_markdown_report_holds_every_table(decision):
-    tables = [
-        *(member_table(member, ("identity",)) for member in decision.members),
-        *decision_tables(decision, decision),
-    ]
-    text = report_markdown("Run", tables)
-    assert text.startswith("# Run\n\n## cnn[b]")
-    assert all(f"## {table.title}\n" in text for table in tables)
+    result = replace(reported(decision, {"val": PREDICTED}), data_notes=("3 grey images",))
+    text = report_markdown(result)
+    assert text.startswith("# Run run: 400 images, 4 folds\n\n## In short")
+    assert all(f"## {table.title}\n" in text for table in render(result))
+    assert text.endswith("\nData: 3 grey images\n")

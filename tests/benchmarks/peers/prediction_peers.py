@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from torch import nn
-
 from peers import Peer, evaluation_loader, require
+from torch import nn
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 """x (b, 3, H, W) float32, normalised -> logits (b,)."""

@@ -6,12 +6,11 @@ from typing import Any
 
 import cv2
 import numpy as np
+import peers
+import prediction_peers
 import pytest
 import timm
 import torch
-
-import peers
-import prediction_peers
 from peers import (
     NEEDS,
     Files,
@@ -24,6 +23,7 @@ from peers import (
     timm_loop,
 )
 from prediction_peers import in_openvino
+
 from ensemble.errors import ResourceError
 
 SIZE, N, ARCH = 32, 22, "resnet10t"
