@@ -18,7 +18,8 @@ import numpy as np
 from ensemble.commands.fit_stacker import averaged_oof
 from ensemble.commands.train import load_images
 from ensemble.config import VIEWS, DataConfig, MemberConfig
-from ensemble.members.inference import PLAINEST, FoldModels, choose_device
+from ensemble.members.inference import FoldModels, NetworkSpec, choose_device
+from ensemble.members.plans import REFERENCE
 from ensemble.progress import progress, say
 from ensemble.runs.run import Run
 
@@ -32,7 +33,7 @@ def main(folder: Path, name: str, images: int) -> None:
     dataset = load_images(data.images, data.labels, data.resize, run, say)
     logits = averaged_oof(run, (name,), VIEWS).rows.logits[:, 0]
     config = MemberConfig.model_validate(member.read()["config"] | {"pretrained": False, "weights": None})
-    models = FoldModels(config, dataset.size[0], PLAINEST, choose_device("cpu"))
+    models = FoldModels(NetworkSpec(config, dataset.size[0], REFERENCE, choose_device("cpu")))
     side = dataset.size[0] // SQUARE
     middle = np.asarray(dataset.pixels[:: max(1, len(dataset) // 2000)]).mean(axis=0).round().astype(np.uint8)
     moved = {0: np.zeros((side, side)), 1: np.zeros((side, side))}
