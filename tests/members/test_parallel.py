@@ -139,7 +139,7 @@ def test_the_next_epoch_comes_in_evenly(monkeypatch: pytest.MonkeyPatch) -> None
     images._incoming = counted()
     updates = FOLDS * tasks[0].job.updates_per_epoch
     for epoch in range(3):
-        images.come_to(epoch, _Nobody())
+        images.start(epoch, _Nobody())
         done = 0
         assert come == (epoch + 1) * N, "nothing is left to wait for"
         for one in tasks:
@@ -156,11 +156,11 @@ def test_the_next_epoch_comes_in_evenly(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_batches_are_those_of_each_job_alone(values: dict[str, Any]) -> None:
     jobs, firsts = [task(fold, **values).job for fold in range(FOLDS)], [0, 1, 0]
     images, expected = ResidentEpochs(jobs, firsts, 0, CPU), [batches_of(job, 1, 0, CPU) for job in jobs]
-    images.come_to(0, _Nobody())
+    images.start(0, _Nobody())
     for job in (jobs[0], jobs[2]):
         assert sum(len(rows) for _, _, rows in images.batches(job, 0)) == job.images // job.config.epochs
     for epoch in (1, 2):
-        images.come_to(epoch, _Nobody())
+        images.start(epoch, _Nobody())
         for job, own in zip(jobs, expected, strict=True):
             for found in images.batches(job, epoch):
                 pixels, labels, rows = next(own)
@@ -214,7 +214,7 @@ def test_what_is_resident_is_counted() -> None:
         assert resident_bytes(jobs) == PIXELS.nbytes, "one copy, for all epochs"
         jobs = [task(fold, sampler=sampler, batch_size=8).job for fold in range(FOLDS)]
         images = ResidentEpochs(jobs, [0] * FOLDS, 0, CPU)
-        images.come_to(0, _Nobody())
+        images.start(0, _Nobody())
         assert resident_bytes(jobs) == 2 * one * len(images._held[0].pixels)
     assert resident_bytes(jobs) > 2.2 * PIXELS.nbytes
 
