@@ -9,7 +9,8 @@ losses.py             focal loss and cross-entropy on logits, class weights, lab
 augment.py            training augmentation and the views of test-time augmentation
 fold_job.py           the data and config of one fold's training
 sampling.py           the rows of each batch, and the augmented batches
-training.py           one member, one fold: optimiser, weight average, epochs, resuming
+optimiser.py          parameter groups, and the schedule of the learning rate
+training.py           one member, one fold: updates, weight average, epochs, resuming
 inference.py          one network: pixels -> logits, one column a view
 parallel.py           folds side by side: on the cores of a CPU, on one GPU, in several processes on a GPU
 resident.py           an epoch's images on a GPU, augmented once for all folds

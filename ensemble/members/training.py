@@ -12,17 +12,16 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from timm.optim import create_optimizer_v2, param_groups_weight_decay
-from timm.scheduler import CosineLRScheduler, StepLRScheduler
-from timm.scheduler.scheduler import Scheduler
+from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 
-from ensemble.config import VIEWS, MemberConfig
+from ensemble.config import VIEWS
 from ensemble.errors import TheraError, printable
 from ensemble.members.backbones import Backbone, build
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import predict_logits
 from ensemble.members.losses import class_weights, classification_loss
+from ensemble.members.optimiser import learning_rates, parameter_groups
 from ensemble.members.plans import Plan, prepare
 from ensemble.members.processes import Progress
 from ensemble.members.sampling import Batch, batches_of
@@ -294,7 +293,7 @@ class Learner:
         self.optimizer = create_optimizer_v2(
             parameter_groups(network, config), "adamw", lr=config.lr, fused=device.type == "cuda"
         )
-        self.schedule = _schedule(self.optimizer, job)
+        self.schedule = learning_rates(self.optimizer, job)
         self.scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")
 
     @property
@@ -381,34 +380,3 @@ class Learner:
 
 def _below(tensors: Tensors, prefix: str) -> Tensors:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-
-
-def parameter_groups(network: Backbone, config: MemberConfig) -> list[dict[str, Any]]:
-    """Return the parameter groups of the optimiser.
-
-    timm splits the parameters into those with and without weight decay. If the backbone's rate differs, each group is
-    split once more into the last layer and the rest, the last layer first. timm's schedulers multiply a group's rate by
-    its `lr_scale`: 1 for the last layer, `backbone_lr_factor` for the rest.
-    """
-    if config.backbone_lr_factor == 1:
-        return list(param_groups_weight_decay(network, config.weight_decay))
-    head = {id(parameter) for parameter in network.model.get_classifier().parameters()}
-    groups = []
-    for group in param_groups_weight_decay(network, config.weight_decay):
-        for of_head, scale in ((True, 1.0), (False, config.backbone_lr_factor)):
-            parameters = [parameter for parameter in group["params"] if (id(parameter) in head) == of_head]
-            if parameters:
-                groups.append({**group, "params": parameters, "lr_scale": scale})
-    return sorted(groups, key=lambda group: id(group["params"][0]) not in head)
-
-
-def _schedule(optimizer: torch.optim.Optimizer, job: FoldJob) -> Scheduler:
-    config, updates = job.config, job.updates_per_epoch
-    warmup: dict[str, Any] = {
-        "warmup_t": round(config.warmup * updates),
-        "warmup_lr_init": config.lr / 100,
-        "t_in_epochs": False,
-    }
-    if config.schedule == "step":
-        return StepLRScheduler(optimizer, config.step_epochs * updates, config.step_factor, **warmup)
-    return CosineLRScheduler(optimizer, config.epochs * updates, **warmup)

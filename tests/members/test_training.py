@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ensemble.config import VIEWS, MemberConfig
 from ensemble.errors import TheraError
-from ensemble.members import training
+from ensemble.members import optimiser, training
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import choose_device, predict_logits
 from ensemble.members.plans import Plan
@@ -215,7 +215,7 @@ def test_a_watch_is_told_of_each_epoch_and_changes_nothing(images: Any) -> None:
 def test_the_state_of_before_there_were_rate_factors_fits(images: Any) -> None:
     """Without a factor, the optimiser's parameters stand in timm's own order."""
     network = training.build(job(images).config, 16)
-    own = training.parameter_groups(network, job(images).config)
+    own = optimiser.parameter_groups(network, job(images).config)
     timms = create_optimizer_v2(network, "adamw", lr=1e-3, weight_decay=0.05).param_groups
     assert [[id(each) for each in group["params"]] for group in own] == [
         [id(each) for each in group["params"]] for group in timms
