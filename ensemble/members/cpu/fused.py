@@ -1,10 +1,10 @@
 """Fused networks for prediction on a CPU: norms, layer scales and activations become part of the layers before them.
 
-Each of them would be a pass over a map in memory. In a fused network batch norms and layer scales are multiplied into the weights, and oneDNN computes an activation where a
-convolution or a linear layer writes its result. Weights are cast once, and those of linear layers are laid out for
-oneDNN once. As in members/cpu/convolutions.py, 1 × 1 convolutions in bfloat16 and convolutions with few output
-positions are matrix products; in float32 so are 1 × 1 convolutions on small maps, and wide 3 × 3 ones use Winograd's
-transforms.
+Each of them would be a pass over a map in memory. In a fused network batch norms and layer scales are multiplied into
+the weights, and oneDNN computes an activation where a convolution or a linear layer writes its result. Weights are cast
+once, and those of linear layers are laid out for oneDNN once. As in members/cpu/convolutions.py, 1 × 1 convolutions in
+bfloat16 and convolutions with few output positions are matrix products; in float32 so are 1 × 1 convolutions on small
+maps, and wide 3 × 3 ones use Winograd's transforms.
 
 Order of the passes (`_traced`): layer scales first, as tracing would record them as multiplications; then dropout and
 identities are removed, so that a norm follows its convolution directly; then each layer is packed with what follows.
