@@ -39,7 +39,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]:
-    """Return a list of what is measured from now on; the last plan is always found fastest, nothing is computed."""
+    """Return a list of what is measured from now on; the last plan is always the fastest, and nothing is computed."""
     calls: list[tuple[Any, ...]] = []
 
     def measure(*given: Any) -> Probe:
@@ -243,7 +243,7 @@ def test_what_cannot_be_compiled_is_not(
 # --- what is kept -----------------------------------------------------------------------------------------------------
 
 
-def test_what_was_found_is_kept(cache: Path, measured: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_is_cached(cache: Path, measured: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     first = probe(member(), 32, EVERY, "train", 1)
     text = cache.read_bytes()
     monkeypatch.setattr(probing, "_measured", lambda *_: pytest.fail("measured again"))
@@ -304,7 +304,7 @@ def test_a_damaged_entry_is_only_measured_again(cache: Path, measured: list[Any]
     assert len(measured) == 2 and cache.read_bytes() == whole
 
 
-def test_a_place_that_cannot_be_written_is_no_fault(tmp_path: Path, cache: Path, measured: list[Any]) -> None:
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path, cache: Path, measured: list[Any]) -> None:
     (tmp_path / "cache").write_bytes(b"a file")
     for _ in range(2):
         assert probe(member(), 32, EVERY, "train", 1).chosen == EVERY[-1]

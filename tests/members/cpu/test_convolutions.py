@@ -110,16 +110,16 @@ def test_what_follows_may_change_the_result_in_place(channels: int, side: int, g
 
 
 def test_wide_layers_and_windows_apart_are_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In float32: the library is not asked for the gradient of their weights."""
-    asked, library = [], convolutions._library_gradient
-    monkeypatch.setattr(convolutions, "_library_gradient", lambda *given: asked.append(given[4]) or library(*given))
+    """In float32: the library is not calls for the gradient of their weights."""
+    calls, library = [], convolutions._library_gradient
+    monkeypatch.setattr(convolutions, "_library_gradient", lambda *given: calls.append(given[4]) or library(*given))
     run(lowered(layer(64, 64, 3, 1, 1)), images((2, 64, 8, 8)))
-    assert not asked
+    assert not calls
     for own in (layer(8, 8, 1), layer(8, 8, 1, 2), layer(8, 8, 2, 2)):
         run(lowered(own), images((2, 8, 8, 8)))
-    assert asked == [0, 0, 0]
+    assert calls == [0, 0, 0]
     run(lowered(layer(63, 64, 3, 1, 1)), images((2, 63, 8, 8)))
-    assert asked == [0, 0, 0, 0, 1]
+    assert calls == [0, 0, 0, 0, 1]
 
 
 HALF = [

@@ -202,7 +202,7 @@ def test_layer_scales_of_convnexts(conv_mlp: bool) -> None:
         torch.testing.assert_close(fused(pixels(5)), network(pixels(5)), rtol=1e-4, atol=1e-5)
 
 
-def test_a_result_that_two_want_is_not_changed_for_one() -> None:
+def test_a_result_with_two_users_stays() -> None:
     class Both(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -256,7 +256,7 @@ def test_a_layer_whose_parameters_are_read_stays() -> None:
     assert sum(isinstance(each, PackedConv2d) for each in fused.modules()) == 1
 
 
-def test_a_network_that_fails_when_folded_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_fails_when_fused_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise RuntimeError("could not create a primitive descriptor")
 
@@ -280,7 +280,7 @@ def test_a_norm_without_statistics_stays() -> None:
     assert any(isinstance(each, nn.BatchNorm2d) for each in fused.graph.modules())
 
 
-def test_a_network_that_looks_at_what_comes_in_is_left_as_it_is() -> None:
+def test_a_network_that_branches_on_its_input_is_left_as_it_is() -> None:
     class Looking(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -293,7 +293,7 @@ def test_a_network_that_looks_at_what_comes_in_is_left_as_it_is() -> None:
     assert_same(Looking(), 4, 8, Backbone)
 
 
-def test_without_onednn_nothing_is_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_onednn_nothing_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     network = of("small_cnn")
     assert fuse(network, torch.float16) is network
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
