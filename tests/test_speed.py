@@ -32,6 +32,7 @@ from ensemble.runs.member import StateFolder
 
 CORES = os.sched_getaffinity(0)
 two_cores = pytest.mark.skipif(len(CORES) < 2, reason="this process may use one core only")
+kernels = pytest.mark.skipif(not plans.CPU_KINDS, reason="members/cpu is not there")
 half = pytest.mark.skipif(not onednn_computes(torch.bfloat16), reason="this CPU has no bfloat16")
 
 
@@ -148,6 +149,7 @@ def test_stopped_side_by_side_it_goes_on_to_the_same(data: Path, side_by_side: P
 # --- plans ------------------------------------------------------------------------------------------------------------
 
 
+@kernels
 def test_a_member_goes_on_by_the_plan_that_it_was_begun_with(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,9 +240,9 @@ def exact(data: Path, fitted: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.mark.parametrize(
     ("precision", "convolutions", "near"),
     [
-        ("fp32", "lowered", 1e-4),
-        ("fp32", "fused", 1e-4),
-        *(pytest.param("bf16", c, 0.1, marks=half) for c in ("native", "lowered", "fused")),
+        *(pytest.param("fp32", kind, 1e-4, marks=kernels) for kind in ("lowered", "fused")),
+        pytest.param("bf16", "native", 0.1, marks=half),
+        *(pytest.param("bf16", kind, 0.1, marks=[half, kernels]) for kind in ("lowered", "fused")),
     ],
 )
 def test_every_plan_gives_nearly_the_same_logits(
