@@ -111,7 +111,7 @@ class TrainingOnGpu:
     def run(self, bar: Any) -> int:
         """Train each fold for one more epoch; return how many images that were."""
         self._epoch += 1
-        self._images.come_to(self._epoch, bar)
+        self._images.start(self._epoch, bar)
         for job, learner in zip(self._jobs, self._learners, strict=True):
             learner.epoch(self._epoch, self._images.batches(job, self._epoch), bar)
         return sum(job.updates_per_epoch * job.batch_size for job in self._jobs)

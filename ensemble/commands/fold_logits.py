@@ -180,7 +180,7 @@ def _compute(
             if kept is None:
                 logits[:, column, fold] = by_view.round(LOGIT_DECIMALS).mean(axis=1)
                 continue
-            how = {**asdict(plan), "device": str(models[index].models[3]), "forced": predictor.forced}
+            how = {**asdict(plan), "device": str(models[index].spec.device), "forced": predictor.requested}
             stored = kept.save(images.members[column], fold, images.views, by_view, **how)
             logits[:, column, fold] = stored.mean(axis=1)
 
@@ -199,16 +199,16 @@ def _fold_models(images: _Set, predictor: Predictor, places: Sequence[tuple[int,
     from ensemble.members.plans import Plan
     from ensemble.members.predictor import FoldModel
 
-    networks = {}
+    specs = {}
     for column in dict.fromkeys(column for column, _ in places):
         facts = images.members[column].read()
         as_trained = Plan(facts.precision, facts.convolutions)
-        networks[column] = predictor.models(facts.current_config, as_trained, len(facts.folds))
+        specs[column] = predictor.spec(facts.current_config, as_trained, len(facts.folds))
     return [
         FoldModel(
             images.members[column].name,
             fold,
-            networks[column],
+            specs[column],
             functools.partial(images.members[column].read_weights, fold),
         )
         for column, fold in places
@@ -253,7 +253,7 @@ def _cascade(images: _Set, oof: OofLogits, by_view: np.ndarray, probability: flo
     every = list(product(range(len(images.members)), range(images.folds)))
     with _predictor(images, len(every) * len(images.views)) as predictor:
         models = _fold_models(images, predictor, every)
-        costs = np.array([cost_per_image(model.models, predictor.threads) for model in models[:: images.folds]])
+        costs = np.array([cost_per_image(model.spec, predictor.threads) for model in models[:: images.folds]])
         fit = functools.partial(
             fit_cascade, by_view, decision.stacker, cost=costs, probability=probability, groups=oof.groups, seed=seed
         )

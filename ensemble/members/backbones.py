@@ -1,4 +1,4 @@
-"""Architecture name -> a timm model with one output logit."""
+"""The name of an architecture -> a timm network with one logit."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from ensemble.members.safe_convolutions import sample_strided
 
 
 class Backbone(nn.Module):
-    """A timm backbone with one logit, fed with uint8 pixels.
+    """A timm network with one logit that takes uint8 pixels.
 
-    The features are computed in the caller's precision; normalisation and the last linear layer run in float32, so that
+    The features are computed in the caller's precision. Normalisation and the last linear layer run in float32, so that
     a logit is never rounded to half precision.
 
     Parameters
@@ -30,18 +30,18 @@ class Backbone(nn.Module):
     model : torch.nn.Module
         A timm model with `num_classes=1`.
     input_size : int
-        Side in pixels to which images are resampled (antialiased bilinear) before the first layer.
+        Side in pixels to which images are resampled (antialiased bilinear).
     """
 
     def __init__(self, model: Any, input_size: int) -> None:
         super().__init__()
         self.model, self.input_size, self.frozen, self.compiled = model, input_size, False, False
         self.convolutions = "native"
-        facts: Any = model.pretrained_cfg
+        timm_config: Any = model.pretrained_cfg
         self.mean: torch.Tensor
         self.std: torch.Tensor
         for name in ("mean", "std"):
-            self.register_buffer(name, torch.tensor(facts[name]).view(1, 3, 1, 1) * 255, persistent=False)
+            self.register_buffer(name, torch.tensor(timm_config[name]).view(1, 3, 1, 1) * 255, persistent=False)
 
     def forward(self, pixels: torch.Tensor, precision: torch.dtype = torch.float32) -> torch.Tensor:
         """pixels (b, H, W, 3) uint8 -> logits (b,) float32."""
@@ -56,12 +56,12 @@ class Backbone(nn.Module):
         return logits
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """x (b, 3, H, W), normalised -> what the last layer sees (b, c)."""
+        """x (b, 3, H, W), normalised -> features (b, c), the input of the last layer."""
         compute = _compiled(x.device.type) if self.compiled and self.training else _features
         return compute(self.model, x)
 
     def freeze(self) -> None:
-        """Let all but the last layer be as it is; its statistics and dropout, too, while the network is in training."""
+        """Train the last layer alone: all other parameters, batch-norm statistics and dropout stay as in evaluation."""
         head = {id(parameter) for parameter in self.model.get_classifier().parameters()}
         for parameter in self.parameters():
             parameter.requires_grad_(id(parameter) in head)
@@ -72,19 +72,20 @@ class Backbone(nn.Module):
 
 
 def _features(model: Any, x: torch.Tensor) -> torch.Tensor:
-    found: torch.Tensor = model.forward_head(model.forward_features(x), pre_logits=True)
-    return found
+    features: torch.Tensor = model.forward_head(model.forward_features(x), pre_logits=True)
+    return features
 
 
 @functools.cache
 def _compiled(device_type: str) -> Callable[[Any, torch.Tensor], torch.Tensor]:
-    """Return `_features` compiled: for each architecture and shape once, whatever fold's network it is given.
+    """Return `_features` compiled once for each architecture and shape, so that all folds share the compiled code.
 
-    On a GPU the kernels of a pass are launched as one graph. Random numbers are drawn as by the library.
+    On a GPU the kernels of a pass are launched as one CUDA graph. Random numbers are those of the uncompiled network.
     """
     import torch._dynamo.config
 
-    torch._dynamo.config.recompile_limit = 64  # architectures, input sizes, precisions: of all networks of a process
+    # One entry for each architecture, input size and precision of a process; torch's own limit is 8.
+    torch._dynamo.config.recompile_limit = 64
     options: dict[str, Any] = {"fallback_random": True, "triton.cudagraphs": device_type == "cuda"}
     compiled: Callable[[Any, torch.Tensor], torch.Tensor] = torch.compile(_features, dynamic=False, options=options)
     return compiled
@@ -96,19 +97,19 @@ def build(config: MemberConfig, image_size: int, weights: Mapping[str, torch.Ten
     Parameters
     ----------
     config : MemberConfig
-        Architecture, stem, input size, and whether timm's pretrained weights are wanted.
+        Its architecture, stem, input size, drop rates and `pretrained` are used.
     image_size : int
-        Side of the images in pixels, where `config.input_size` does not say otherwise.
+        Side of the images in pixels; the input size where the config sets none.
     weights : mapping, optional
-        A state dict to start from instead of timm's: of this class, or of the timm model, with a head of any size
-        (a head of another size than one logit is left out).
+        A state dict to start from instead of timm's, of this class or of the timm model. A last layer of another size
+        than one logit is left out.
 
     Raises
     ------
     ConfigError
-        No such architecture, or one that this stem does not exist for.
+        There is no such architecture, or it has no such stem.
     ResourceError
-        Pretrained weights are wanted and cannot be had.
+        Pretrained weights are requested and not available.
     ArtifactError
         `weights` do not fit the architecture.
     """
@@ -123,26 +124,26 @@ def build(config: MemberConfig, image_size: int, weights: Mapping[str, torch.Ten
         raise ConfigError(f"architecture {name}", "has no pretrained weights", hint)
     answers = not pretrained or _hub_answers()
     rates = {"drop_rate": config.drop_rate, "drop_path_rate": config.drop_path_rate}
-    asked = {key: value for key, value in rates.items() if value is not None}
+    given = {key: value for key, value in rates.items() if value is not None}
     try:
-        model = timm.create_model(name, pretrained=pretrained, num_classes=1, **asked)
+        model = timm.create_model(name, pretrained=pretrained, num_classes=1, **given)
     except TypeError as error:
-        lacking = [key for key in asked if key in str(error)]
+        lacking = [key for key in given if key in str(error)]
         if not lacking:
             raise
         raise ConfigError(f"architecture {name}", f"knows no {lacking[0]}", f"leave {lacking[0]} out") from error
     except Exception as error:
         if not pretrained:
             raise
-        failed = (str(error) or type(error).__name__).splitlines()[0][:100]
-        reason = printable(failed if answers else f"{hub.ENDPOINT} does not answer")
+        message = (str(error) or type(error).__name__).splitlines()[0][:100]
+        reason = printable(message if answers else f"{hub.ENDPOINT} does not answer")
         raise ResourceError(
             f"pretrained weights of {name}",
             f"are not in {hub.HF_HUB_CACHE} and cannot be downloaded ({reason})",
             "connect, or give --weights FILE.safetensors, or train from scratch with --no-pretrained "
             "(in a YAML file weights: FILE or pretrained: false)",
         ) from error
-    _tame_head(model)
+    _rescale_head(model)
     if weights is not None:
         _load(model, weights, str(config.weights))
     if config.stem == "half-stride":
@@ -162,26 +163,29 @@ def _has_weights(name: str) -> bool:
 
 @functools.cache
 def _hub_answers() -> bool:
-    """Ask the model hub twice; where it does not answer, take what is cached, now and later, without asking again."""
-    if hub.HF_HUB_OFFLINE:  # the user wants it so
+    """Try to reach the model hub twice. If it does not answer, use its cache alone from now on.
+
+    Without this, the hub's client retries for each file of each member.
+    """
+    if hub.HF_HUB_OFFLINE:  # the user has chosen the cache alone
         return True
     for timeout in (5, 15):  # seconds
         try:
             get_session().head(hub.ENDPOINT, timeout=timeout)
             return True
-        except Exception:  # noqa: S112  of whichever HTTP library the hub's client is built on
+        except Exception:  # noqa: S112  the hub's client may use any HTTP library
             continue
     hub.HF_HUB_OFFLINE = True
     return False
 
 
 def check(config: MemberConfig, image_size: int, weights: Mapping[str, torch.Tensor] | None = None) -> None:
-    """Make sure that `build` can build it, pretrained weights aside, and that it takes the images.
+    """Check that `build` can build a network, without pretrained weights, and that it takes the images.
 
     Raises
     ------
     ConfigError, ArtifactError
-        As `build`; also for a network that takes other sizes only, or has no one linear head.
+        As `build`; also if the network does not take images of this size, or has more than one linear head.
     """
     network = build(config.model_copy(update={"pretrained": False}), image_size, weights).eval()
     try:
@@ -189,28 +193,29 @@ def check(config: MemberConfig, image_size: int, weights: Mapping[str, torch.Ten
             network(torch.zeros((1, image_size, image_size, 3), dtype=torch.uint8))
     except Exception as error:
         reason = printable((str(error) or type(error).__name__).splitlines()[0][:100])
-        found = f"cannot take images of {network.input_size} pixels ({reason})"
-        raise ConfigError(f"architecture {config.timm_name}", found, "give --input-size, or take another") from error
+        problem = f"cannot take images of {network.input_size} pixels ({reason})"
+        raise ConfigError(f"architecture {config.timm_name}", problem, "give --input-size, or take another") from error
 
 
 def _load(model: Any, weights: Mapping[str, torch.Tensor], where: str) -> None:
-    own = model.state_dict()
+    expected = model.state_dict()
     given = {key.removeprefix("model."): value for key, value in weights.items()}
     of_head = {id(parameter) for parameter in model.get_classifier().parameters()}
     names = [name for name, parameter in model.named_parameters() if id(parameter) in of_head]
-    head = {name for name in names if name in given and given[name].shape != own[name].shape}
-    wrong = [key for key in own if key not in head and (key not in given or given[key].shape != own[key].shape)]
+    head = {name for name in names if name in given and given[name].shape != expected[name].shape}
+    fits = {key for key, value in expected.items() if key in given and given[key].shape == value.shape}
+    wrong = [key for key in expected if key not in head | fits]
     if wrong:
-        found = f"lacks or has in another shape {wrong[0]}" + (f" and {len(wrong) - 1} more" if wrong[1:] else "")
-        raise ArtifactError(where, found, "give weights of this architecture")
-    model.load_state_dict({key: value for key, value in given.items() if key in own and key not in head}, strict=False)
+        problem = f"lacks or has in another shape {wrong[0]}" + (f" and {len(wrong) - 1} more" if wrong[1:] else "")
+        raise ArtifactError(where, problem, "give weights of this architecture")
+    model.load_state_dict({key: given[key] for key in fits}, strict=False)
 
 
-def _tame_head(model: Any) -> None:
-    """Draw the head anew where timm drew it far too large for one logit.
+def _rescale_head(model: Any) -> None:
+    """Draw the last layer again if timm drew it far too large for one logit.
 
-    timm's MobileNets and EfficientNets draw it from U(-1, 1) / sqrt(classes): with a thousand classes that is small,
-    with one the first logits are in the tens and the focal loss starts at several times its value at chance.
+    timm's MobileNets and EfficientNets draw it from U(-1, 1) / sqrt(classes). That is small for a thousand classes; for
+    one, the first logits are in the tens, and the focal loss starts at several times its value at chance.
     """
     head = model.get_classifier()
     if isinstance(head, nn.Linear) and head.weight.std() > 3 / head.in_features**0.5:
@@ -218,7 +223,7 @@ def _tame_head(model: Any) -> None:
 
 
 def _halve_stem_stride(model: Any, name: str) -> None:
-    """Let the stem keep twice the resolution; shapes of parameters stay, so pretrained weights still fit."""
+    """Halve the stride of the stem; the shapes of parameters stay, so pretrained weights still fit."""
     first = model.pretrained_cfg.get("first_conv")
     stem = model.get_submodule(first) if isinstance(first, str) else None
     if hasattr(model, "maxpool"):  # ResNets: stride 4 -> 2

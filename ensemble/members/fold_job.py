@@ -1,4 +1,4 @@
-"""What one fold's model is trained on."""
+"""The data and config of one fold's training."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from ensemble.members.processes import MappedPixels
 
 @dataclass(frozen=True)
 class FoldJob:
-    """A member's config, the images, and which of them to train on.
+    """A member's config, the images, and the rows to train on.
 
-    Parameters
+    Attributes
     ----------
     config : MemberConfig
     mapped : MappedPixels
         uint8 array (n, H, W, 3).
     labels : int8 array (n,)
     ids : str array (n,)
-        Named where something goes wrong.
+        Names of the images, for error messages.
     rows : int array (r,)
-        The training rows; the held-out ones are not looked at.
+        The training rows. The other rows are not read.
     fold, seed : int
         Every random stream is a child of the seed, named after the member and the fold.
     weights : mapping, optional
         A state dict of arrays to start from.
     part : int, optional
-        Of the fold's training rows, which is held out to find doubtful labels among them.
+        The part of the fold's training rows that is held out to find doubtful labels in it.
     """
 
     config: MemberConfig
@@ -48,7 +48,7 @@ class FoldJob:
         return self.mapped.array
 
     def random_seed(self, *names: str | int) -> int:
-        """Return a seed of 32 bits that goes by these names, for this member, fold and part alone."""
+        """Return a 32-bit seed for a random stream of these names; it differs by member, fold and part."""
         of_part = () if self.part is None else ("cleaning", self.part)
         sequence = seed_sequence(self.seed, self.config.name, self.fold, *of_part, *names)
         return int(sequence.generate_state(1)[0])
@@ -63,5 +63,5 @@ class FoldJob:
 
     @property
     def images(self) -> int:
-        """How many images are shown in all epochs together."""
+        """The number of images that are trained on in all epochs together."""
         return self.config.epochs * self.updates_per_epoch * self.batch_size

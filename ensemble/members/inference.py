@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,13 +22,33 @@ from ensemble.members.probe import deviation, probe
 from ensemble.members.processes import Progress
 
 BATCH = 256
+"""Images that are predicted at once."""
 
-Models: TypeAlias = tuple[MemberConfig, int, Plan, torch.device]
-"""What `FoldModels` is made of."""
+COMPARED = 64
+"""Images on which a fold model's plan is compared with float32 before it is used."""
 
-COMPARED, TOLERANCE = 64, 0.1
-"""Images on which a faster plan is held against float32, and how far its logits may lie from it: the root mean square
-of the differences, relative to that of the logits about their mean. A correct bfloat16 stays well below it."""
+TOLERANCE = 0.1
+"""The largest difference of a plan's logits from float32: root mean square, relative to the standard deviation of the
+logits. A correct bfloat16 stays well below it (at most 0.0113 on the record)."""
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """How the fold models of a member are computed.
+
+    Attributes
+    ----------
+    config : MemberConfig
+    image_size : int
+        Side of the images in pixels.
+    plan : Plan
+    device : torch.device
+    """
+
+    config: MemberConfig
+    image_size: int
+    plan: Plan
+    device: torch.device
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -46,31 +66,21 @@ def choose_device(name: str = "auto") -> torch.device:
     device = torch.device(name)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= count:
-        raise ConfigError("--device", f"{name} is asked for and torch sees {count} CUDA devices", "use --device cpu")
+        raise ConfigError("--device", f"{name} is not there: torch sees {count} CUDA devices", "use --device cpu")
     return device
 
 
 def default_workers(device: torch.device) -> int:
-    """Return how many data workers pay: none where the CPU itself trains, else one a core, 8 at most."""
+    """Return how many data workers pay: none where a CPU trains, else one fewer than the cores, 1 to 8."""
     return 0 if device.type == "cpu" else min(8, max(1, len(available_cores()) - 1))
 
 
 class FoldModels:
-    """The fold models of one member, one at a time on the device.
+    """The fold models of one member: one network on the device, which takes the weights of each in turn."""
 
-    Parameters
-    ----------
-    config : MemberConfig
-    image_size : int
-        Side in pixels.
-    plan : Plan
-    device : torch.device
-    """
-
-    def __init__(self, config: MemberConfig, image_size: int, plan: Plan, device: torch.device) -> None:
-        self._plan, self._device = plan, device
-        network = build(config.model_copy(update={"pretrained": False, "weights": None}), image_size)
-        self._network = network.to(memory_format=torch.channels_last).to(device).eval()
+    def __init__(self, spec: NetworkSpec) -> None:
+        self._plan, self._device = spec.plan, spec.device
+        self._network = _untrained(spec).to(memory_format=torch.channels_last).to(spec.device).eval()
 
     def predict(
         self,
@@ -80,13 +90,24 @@ class FoldModels:
         views: Sequence[str],
         bar: Progress,
     ) -> tuple[np.ndarray, Plan]:
-        """Return the logits (r, views) of a state dict, and how they were computed.
+        """Return the logits (r, views) of the fold model with these weights, and the plan that computed them.
 
-        That is the plan, unless its logits of `COMPARED` images of the set are further than `TOLERANCE` from those in
-        float32 with the library's convolutions: then it is the latter.
+        The plan is the requested one, unless its logits of `COMPARED` images of the set are further than `TOLERANCE`
+        from those of the reference, float32 with the library's convolutions: then it is the reference.
+
+        Parameters
+        ----------
+        weights : mapping
+            The state dict.
+        pixels : uint8 array (n, H, W, 3)
+        rows : int array (r,)
+        views : sequence of str
+            Names from `config.VIEWS`.
+        bar : Progress
+            Advanced by one an image and view.
         """
         self._network.load_state_dict(weights)
-        self._network.eval()  # some keep what follows from their weights, until they are told so again
+        self._network.eval()  # again: some networks cache what they derive from their weights, and drop it here
         network, plan = self._network, self._plan
         if plan != REFERENCE:
             exact = self._network
@@ -95,22 +116,24 @@ class FoldModels:
             some = np.unique(np.linspace(0, len(pixels) - 1, COMPARED).astype(int))  # the same, whatever the rows
             batch = torch.from_numpy(pixels[some]).to(self._device)
             with torch.inference_mode():
-                if not deviation(network(batch, plan.dtype), exact(batch)) <= TOLERANCE:  # NaN is no agreement
+                if not deviation(network(batch, plan.dtype), exact(batch)) <= TOLERANCE:  # also true for NaN
                     network, plan = exact, REFERENCE
         return predict_logits(network, pixels, rows, views, plan.precision, self._device, bar), plan
 
 
-def cost_per_image(models: Models, threads: int) -> float:
-    """Return what an image costs under one view, to compare members by: seconds as probed on a CPU, elsewhere FLOP."""
-    config, image_size, plan, device = models
-    if device.type == "cpu":
-        plans = possible_plans("auto", "auto", device, config.input_size or image_size, "predict")
-        speeds = probe(config, image_size, plans, "predict", threads)
-        return 1 / speeds.images_per_second.get(str(plan), 1.0)
-    network = build(config.model_copy(update={"pretrained": False, "weights": None}), image_size).eval()
+def cost_per_image(spec: NetworkSpec, threads: int) -> float:
+    """Return the cost of an image under one view, to compare members by: probed seconds on a CPU, FLOP on a GPU."""
+    if spec.device.type == "cpu":
+        plans = possible_plans("auto", "auto", spec.device, spec.config.input_size or spec.image_size, "predict")
+        speeds = probe(spec.config, spec.image_size, plans, "predict", threads)
+        return 1 / speeds.images_per_second.get(str(spec.plan), 1.0)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(torch.zeros((1, image_size, image_size, 3), dtype=torch.uint8))
+        _untrained(spec).eval()(torch.zeros((1, spec.image_size, spec.image_size, 3), dtype=torch.uint8))
     return float(counter.get_total_flops())
+
+
+def _untrained(spec: NetworkSpec) -> Backbone:
+    return build(spec.config.model_copy(update={"pretrained": False, "weights": None}), spec.image_size)
 
 
 @torch.inference_mode()
@@ -128,23 +151,25 @@ def predict_logits(
     Parameters
     ----------
     network : Backbone
-        On `device`; it is put into evaluation mode.
+        On `device`. It is set to evaluation mode.
     pixels : uint8 array (n, H, W, 3)
-        May be a memory map: a batch at a time is read.
+        It may be a memory map: one batch at a time is read.
     rows : int array (r,)
-        Which images.
+        The images to predict.
     views : sequence of str
-        Of `config.VIEWS`.
+        Names from `config.VIEWS`.
     precision : {"fp32", "bf16", "fp16"}
     bar : Progress
-        Advanced by the images times the views.
+        Advanced by one an image and view.
 
     Returns
     -------
     float64 array (r, views)
     """
     network.eval()
-    logits = torch.empty((len(rows), len(views)), device=device)  # read back once: a GPU does not wait in between
+    logits = torch.empty(
+        (len(rows), len(views)), device=device
+    )  # copied to the host once, at the end, so that a GPU never waits
     for start in range(0, len(rows), BATCH):
         batch = torch.from_numpy(pixels[rows[start : start + BATCH]]).to(device, non_blocking=True)
         for column, name in enumerate(views):

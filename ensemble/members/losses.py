@@ -44,20 +44,23 @@ def focal_loss(logits: torch.Tensor, labels: torch.Tensor, gamma: float, alpha: 
 
 
 def _by_label(labels: torch.Tensor, of_0: float, of_1: float) -> torch.Tensor:
-    """Return one of two numbers for each label; unlike `torch.where`, without copying them to a GPU in every update."""
+    """Return `of_1` for label 1 and `of_0` for label 0.
+
+    `torch.where` would copy the two numbers to a GPU in every update, which makes the host wait.
+    """
     ones = (labels > 0.5).float()
     return of_1 * ones + of_0 * (1 - ones)
 
 
 def class_weights(loss: str, labels: np.ndarray) -> tuple[float, float] | None:
-    """Return the weights of label 0 and label 1 in a weighted loss, n / (2 n_c), and None for the others.
+    """Return the weights of label 0 and label 1 in a weighted loss, n / (2 n_c); None for other losses.
 
     Parameters
     ----------
     loss : str
-        As in `MemberConfig`.
+        The name of a loss, as in `MemberConfig`.
     labels : int array (n,)
-        Of the training rows.
+        The labels of the training rows.
 
     Examples
     --------
@@ -73,17 +76,23 @@ def class_weights(loss: str, labels: np.ndarray) -> tuple[float, float] | None:
 def classification_loss(
     logits: torch.Tensor, labels: torch.Tensor, config: MemberConfig, weights: tuple[float, float] | None
 ) -> torch.Tensor:
-    """Return the loss of each image (b,) float32 that a member's config asks for.
+    """Return the loss of each image, as a member's config defines it.
 
-    Label smoothing by s gives each image the loss of its own label, weighted 1 - s / 2, and that of the other, s / 2.
+    Label smoothing by s takes the loss of the image's label with weight 1 - s / 2 and that of the other label with
+    weight s / 2. Class weights are those of the image's label, smoothed or not.
 
     Parameters
     ----------
     logits : tensor (b,)
     labels : tensor (b,)
         0 or 1.
+    config : MemberConfig
     weights : pair of floats, optional
-        Of the labels as given, from `class_weights`.
+        The weights of label 0 and label 1, from `class_weights`.
+
+    Returns
+    -------
+    float32 tensor (b,)
     """
     gamma = 0.0 if config.loss.endswith("bce") else config.gamma
     loss = focal_loss(logits, labels, gamma, config.alpha)

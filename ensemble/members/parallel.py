@@ -1,4 +1,9 @@
-"""Train several folds on one device, an epoch of each in turn, so that they share the images that are augmented."""
+"""Folds side by side: on the cores of a CPU, on one GPU, or in several processes on a GPU.
+
+On a CPU each fold is trained in a process of its own, pinned to its share of the cores (`train_tasks`). On a GPU one
+process trains all folds, an epoch of each in turn, so that they share the images that are augmented (`train_together`);
+with `--jobs` several processes each train a part of the folds.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +34,26 @@ from ensemble.members.training import (
 from ensemble.progress import Bar
 
 OF_IMAGES, OF_NETWORKS = 0.4, 0.3
-"""Shares of the device's free memory that images, and networks with what trains them, may take; the rest is for what
-a step computes."""
+"""Shares of a device's free memory that resident images, and networks with their training state, may take. The rest is
+left for activations."""
 
 GROWS = 2.5
-"""A network and its average come first; gradients and the two moments of its optimiser with the first step."""
+"""Memory of a network after its first update, as a multiple of before. At first there are the weights and their
+average; the update adds the gradients and the two moments of the optimiser: 5 copies instead of 2."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """The device to compute on, its data workers, and how many networks are computed at once (None: as many as pay)."""
+    """What to compute on.
+
+    Attributes
+    ----------
+    device : torch.device
+    workers : int
+        Processes that augment images ahead.
+    jobs : int or None
+        Networks that are computed side by side; None for as many as pay.
+    """
 
     device: torch.device
     workers: int
@@ -46,7 +61,7 @@ class Resources:
 
     @classmethod
     def of(cls, compute: ComputeConfig) -> Resources:
-        """Return the resources that a config means on this machine.
+        """Return the resources that a config names, on this machine.
 
         Raises
         ------
@@ -59,7 +74,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class Task:
-    """What `train_and_predict` is told of a fold."""
+    """One fold to train and predict: the arguments of `train_and_predict`, without the device."""
 
     job: FoldJob
     checkpoint: Checkpoint
@@ -72,31 +87,32 @@ class Task:
 def train_together(
     tasks: Sequence[Task], device: torch.device, workers: int, share: float, bar: Progress
 ) -> list[FoldResult | TheraError]:
-    """Do for each task what `train_and_predict` does, on a CPU to the same bytes.
+    """Train and predict each task as `train_and_predict` does, on a CPU to the same bytes.
 
-    Where the images do not fit into the device's memory whole, each fold augments its own, one after the other. Where
-    not all networks do, as many are trained together as do, then the next ones.
+    If the images of an epoch do not fit into the device's memory, the folds are trained one after the other, each with
+    its own augmented images. If not all networks fit, as many are trained together as do, then the next ones.
 
     Parameters
     ----------
     tasks : sequence of Task
-        Of one seed and the same images.
+        With the same seed and the same images.
+    device : torch.device
     workers : int
-        Processes that augment; each augmentation has a share of them, one at least.
+        Processes that augment. They are divided among the different augmentations; each has at least one.
     share : float
-        Of the device's free memory, that is for these tasks.
+        The share of the device's free memory that these tasks may use.
     bar : Progress
-        Advanced by one an image trained on, and one an image and view predicted.
+        Advanced by one an image trained on, and by one an image and view predicted.
 
     Returns
     -------
-    list
-        What each task gives; of several, the error of one that failed, which does not stop the others.
+    list of FoldResult or TheraError
+        The result of each task. One that fails has its error here and does not stop the others.
 
     Raises
     ------
     TheraError
-        As `train_and_predict`, where the task is the only one.
+        As `train_and_predict`, if there is only one task.
     """
     room = share * _free(device)
     if len(tasks) == 1:
@@ -118,8 +134,8 @@ def train_together(
 
 
 def _alone(task: Task, device: torch.device, workers: int, bar: Progress) -> FoldResult:
-    given = (task.job, task.checkpoint, task.plan, device, workers, task.held_out, task.views, task.watch)
-    return train_and_predict(*given, bar)
+    arguments = (task.job, task.checkpoint, task.plan, device, workers, task.held_out, task.views, task.watch)
+    return train_and_predict(*arguments, bar)
 
 
 def _noted(error: TheraError, bar: Progress) -> TheraError:
@@ -130,7 +146,7 @@ def _noted(error: TheraError, bar: Progress) -> TheraError:
 def _group(
     tasks: Sequence[Task], room: float, device: torch.device, workers: int, bar: Progress
 ) -> list[FoldResult | TheraError]:
-    """Train as many of the first tasks as there is room for, and what one more takes; return what they give."""
+    """Train the first tasks until their networks exceed `room` bytes, the one that does included; return results."""
     before, trainings = _allocated(device), []
     for task in tasks:
         trainings.append(FoldTraining(task.job, task.checkpoint, task.plan, device, task.watch))
@@ -146,8 +162,8 @@ def _group(
             if index in failed:
                 raise failed[index]
             logits = predict_held_out(task.job, network, task.plan, device, task.held_out, task.views, bar)
-            spent = seconds[index] + time.monotonic() - started
-            results.append(fold_result(network, training.history, logits, spent, task.checkpoint))
+            total = seconds[index] + time.monotonic() - started
+            results.append(fold_result(network, training.history, logits, total, task.checkpoint))
         except TheraError as error:
             results.append(_noted(error, bar))
     return results
@@ -156,21 +172,22 @@ def _group(
 def _train(
     trainings: Sequence[FoldTraining], failed: dict[int, TheraError], device: torch.device, workers: int, bar: Progress
 ) -> list[float]:
-    """Train to the end of every budget, and return the seconds of each; one that fails is put into `failed`."""
+    """Train all epochs of each training, and return its seconds; an error is put into `failed` by its index."""
     seconds = [0.0] * len(trainings)
     alike: dict[AugmentConfig, list[FoldTraining]] = {}
     for training in trainings:
         if training.epoch < training.job.config.epochs:
             alike.setdefault(training.job.config.augmentation, []).append(training)
-    each = max(1, workers // len(alike)) if workers and alike else 0
+    share = max(1, workers // len(alike)) if workers and alike else 0
     images = {
-        wanted: ResidentEpochs([one.job for one in own], [one.epoch for one in own], each, device)
-        for wanted, own in alike.items()
+        augmentation: ResidentEpochs([each.job for each in group], [each.epoch for each in group], share, device)
+        for augmentation, group in alike.items()
     }
-    for epoch in range(max((one.job.config.epochs for own in alike.values() for one in own), default=0)):
-        due = [index for index, one in enumerate(trainings) if one.is_due(epoch) and index not in failed]
-        for wanted in dict.fromkeys(trainings[index].job.config.augmentation for index in due):
-            images[wanted].come_to(epoch, bar)
+    last = max((each.job.config.epochs for group in alike.values() for each in group), default=0)
+    for epoch in range(last):
+        due = [index for index, each in enumerate(trainings) if each.is_due(epoch) and index not in failed]
+        for augmentation in dict.fromkeys(trainings[index].job.config.augmentation for index in due):
+            images[augmentation].start(epoch, bar)
         for index in due:
             started, training = time.monotonic(), trainings[index]
             try:
@@ -182,36 +199,43 @@ def _train(
 
 
 def _free(device: torch.device) -> float:
-    """Return the bytes that are free on a device, or kept by torch for later; nothing limits a CPU here."""
+    """Return the free bytes of a device, those that torch has cached included; unlimited for a CPU."""
     if device.type != "cuda":
         return math.inf
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return float(torch.cuda.mem_get_info(device)[0] + kept)
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return float(torch.cuda.mem_get_info(device)[0] + cached)
 
 
 def _allocated(device: torch.device) -> int:
-    """Return the bytes that tensors have on a device; nothing is counted on a CPU."""
+    """Return the bytes of all tensors on a device; 0 for a CPU."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
 def train_tasks(
     tasks: Sequence[Task], cores: Sequence[list[int]], resources: Resources, bar: Bar
 ) -> Iterator[tuple[int, FoldResult]]:
-    """Yield the index and the result of each task as they come: side by side on a CPU's cores, together on a GPU.
+    """Train tasks side by side on a CPU's cores or together on a GPU; yield (index, result) as each finishes.
+
+    Parameters
+    ----------
+    tasks : sequence of Task
+    cores : sequence of lists of int
+        The cores of each task, from `cores_of_jobs`.
+    resources : Resources
+    bar : Bar
 
     Raises
     ------
     TheraError
-        That of a task; where they are trained together, once the others have been yielded.
+        The error of a task. If tasks are trained together, it is raised once the others have been yielded.
     """
-
     groups = _groups(cores, resources)
     share = 1 / len(groups) if groups else 1.0
     calls = [([tasks[index] for index in group], resources.device, resources.workers, share) for group, _ in groups]
     failed = []
     with Workers() as processes:
-        for which, results in processes.run(train_together, calls, [own for _, own in groups], bar):
-            for index, result in zip(groups[which][0], results, strict=True):
+        for group, results in processes.run(train_together, calls, [of_group for _, of_group in groups], bar):
+            for index, result in zip(groups[group][0], results, strict=True):
                 if isinstance(result, TheraError):
                     failed.append(result)
                 else:
@@ -221,19 +245,17 @@ def train_tasks(
 
 
 def _groups(cores: Sequence[list[int]], resources: Resources) -> list[tuple[list[int], list[int]]]:
-    """Return which tasks a process trains in turn, and its cores: on a CPU each task by itself, with its own.
+    """Return the groups of tasks that one process trains, as (indices, cores).
 
-    On a GPU one process trains all, or each of `--jobs` processes a share of them.
+    On a CPU each task is a group with its own cores. On a GPU there is one group, or one for each of `--jobs`.
     """
-
     if resources.device.type == "cpu":
-        return [([index], own) for index, own in enumerate(cores)]
+        return [([index], of_task) for index, of_task in enumerate(cores)]
     n = at_once(len(cores), 0, resources.device, resources.jobs)
-    return [(list(range(first, len(cores), n)), own) for first, own in enumerate(shares(n, n)) if cores]
+    return [(list(range(first, len(cores), n)), of_group) for first, of_group in enumerate(shares(n, n)) if cores]
 
 
 def cores_of_jobs(jobs: Sequence[FoldJob], resources: Resources) -> list[list[int]]:
-    """Return the cores of each job; where they are mostly too short for a process of their own, all for each."""
-
+    """Return the cores of each job; jobs that are on average too short for a process of their own have all cores."""
     batches = sum(job.images // job.batch_size for job in jobs) // len(jobs)
     return shares(len(jobs), at_once(len(jobs), batches, resources.device, resources.jobs))

@@ -1,4 +1,8 @@
-"""The plan of a network's computation: precision and kind of convolutions, and what of them a device can do."""
+"""Plans of computing a network, by precision and kind of convolutions, and those that a device can compute.
+
+This is the only file that imports from `members/cpu`. Without that folder, networks are computed by the library's
+convolutions or compiled.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,7 @@ except ModuleNotFoundError as error:
     CPU_KINDS = ()
 
 Phase: TypeAlias = Literal["train", "predict"]
+"""The use of a network; each has its own plans."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,8 @@ class Plan:
     ----------
     precision : {"fp32", "bf16", "fp16"}
     convolutions : {"native", "lowered", "fused", "compiled"}
-        The library's; as matrix products; with norms and activations fused, for prediction alone (both in
-        `members/cpu`); or the whole network by torch.compile, for training alone.
+        native: the library's. lowered: as matrix products. fused: with norms and activations, for prediction alone.
+        compiled: the whole network by torch.compile, for training alone.
     """
 
     precision: str
@@ -46,47 +51,60 @@ class Plan:
 
 
 REFERENCE = Plan("fp32")
-"""The plan that every other one is compared with: float32 by the library's convolutions."""
+"""The plan that all others are compared with: float32 by the library's convolutions."""
 
 KINDS: dict[Phase, tuple[str, ...]] = {
     "train": ("native", *(kind for kind in CPU_KINDS if kind != "fused")),
     "predict": ("native", *CPU_KINDS),
 }
-"""Kinds of convolutions that a probe compares on a CPU. Compiling must be requested: it takes 30 s first."""
+"""Kinds of convolutions that a probe compares on a CPU. Compiling is not among them, as it takes some 30 s at first."""
 
 KINDS_ON_GPU: dict[Phase, tuple[str, ...]] = {"train": ("native", "compiled"), "predict": ("native",)}
+"""Kinds of convolutions on a GPU."""
 
 
 def possible_plans(
     precision: str, convolutions: str, device: torch.device, input_size: int, phase: Phase, emulated: bool = False
 ) -> tuple[Plan, ...]:
-    """Return the plans that a device can compute and that the user's choice leaves, the plainest first.
+    """Return the plans that a device can compute and that the request allows, the plainest first.
 
-    ``auto`` leaves the choice: on a GPU, bf16 from compute capability 8.0 and fp16 below it, compiled or not by what a
-    probe finds faster; on a CPU, whatever a probe finds fastest. What a device only emulates is replaced: fp16 on a
-    CPU by fp32, bf16 there too where oneDNN has no layers for it (without AVX-512 resnet18 took 13 times as long),
-    and below compute capability 8.0 by fp16. On a CPU, bf16 needs an input of more than 16 pixels: below, the last
-    stages see one pixel, and there the gradient of a strided 3 × 3 convolution in bf16 is read from memory that nobody
-    wrote (torch 2.15 with oneDNN).
+    On a GPU, ``auto`` is bf16 from compute capability 8.0 and fp16 below it, compiled or not; on a CPU it is fp32 and
+    bf16 with all kinds of convolutions. A probe chooses among several plans. Formats that a device only emulates are
+    replaced: on a CPU fp16 by fp32, and bf16 by fp32 where oneDNN has no layers for it (without AVX-512 resnet18 took
+    13 times as long); on a GPU below compute capability 8.0 bf16 by fp16.
 
-    `emulated` counts bf16 among what a CPU can do that only emulates it: for work that was begun on another.
+    On a CPU, bf16 needs an input of more than 16 pixels. With less, the last stages have maps of one pixel, and there
+    the gradient of a strided 3 × 3 convolution in bf16 is read from uninitialised memory (torch 2.15 with oneDNN).
+
+    Parameters
+    ----------
+    precision, convolutions : str
+        The request, as in `MemberConfig` and `PredictOptions`.
+    device : torch.device
+    input_size : int
+        Side of the network's input in pixels.
+    phase : {"train", "predict"}
+    emulated : bool
+        Whether to allow bf16 on a CPU that emulates it, to go on with a training that was begun elsewhere.
     """
     if device.type != "cpu":
         if precision != "fp32":
             capable = torch.cuda.get_device_capability(device) >= (8, 0)
             precision = "fp16" if not capable or precision == "fp16" else "bf16"
-        known = KINDS_ON_GPU[phase]
-        chosen = known if convolutions == "auto" else (convolutions,) if convolutions in known else ("native",)
-        return tuple(Plan(precision, kind) for kind in chosen)
+        kinds = KINDS_ON_GPU[phase]
+        if convolutions != "auto":
+            kinds = (convolutions if convolutions in kinds else "native",)
+        return tuple(Plan(precision, kind) for kind in kinds)
     half = input_size > 16 and (emulated or onednn_computes(torch.bfloat16))
-    choices = {"auto": ("fp32", "bf16") if half else ("fp32",), "bf16": ("bf16",) if half else ("fp32",)}
-    available = convolutions not in ("lowered", "fused") or convolutions in CPU_KINDS
-    kinds = KINDS[phase] if convolutions == "auto" else (convolutions if available else "native",)
-    return tuple(Plan(each, kind) for each in choices.get(precision, ("fp32",)) for kind in kinds)
+    precisions = {"auto": ("fp32", "bf16"), "bf16": ("bf16",)}.get(precision, ("fp32",)) if half else ("fp32",)
+    kinds = KINDS[phase]
+    if convolutions != "auto":
+        kinds = (convolutions if convolutions in ("compiled", *CPU_KINDS) else "native",)
+    return tuple(Plan(each, kind) for each in precisions for kind in kinds)
 
 
 def prepare(network: Backbone, plan: Plan) -> Backbone:
-    """Return the network as the plan computes it: itself, changed in place, or a fused copy."""
+    """Return the network as the plan computes it: the same network, changed in place, or a fused copy."""
     if plan.convolutions in CPU_KINDS:
         return prepare_on_cpu(network, plan.convolutions, plan.dtype)
     network.compiled = plan.convolutions == "compiled"
@@ -94,5 +112,5 @@ def prepare(network: Backbone, plan: Plan) -> Backbone:
 
 
 def is_followed(network: Backbone, plan: Plan) -> bool:
-    """Return whether a prepared network is what the plan says; one that cannot be fused is computed as native."""
+    """Return whether a prepared network follows the plan; one that cannot be fused is computed as native."""
     return plan.convolutions != "fused" or network.convolutions == "fused"

@@ -1,4 +1,4 @@
-"""The precisions that networks are computed in, and which of them this CPU has."""
+"""The number formats that networks are computed in, and which of them this CPU has."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def onednn_computes(dtype: torch.dtype) -> bool:
-    """Return whether oneDNN has layers in that precision for this CPU; bfloat16 needs AVX-512 or the like."""
+    """Return whether oneDNN has layers in this format for this CPU; bfloat16 needs AVX-512 or the like."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -1,4 +1,4 @@
-"""The logits of many fold models on one set of images, several computed side by side."""
+"""The logits of fold models on one set of images, several models or parts of the images at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from ensemble.config import MemberConfig
 from ensemble.errors import TheraError
 from ensemble.machine import available_cores
-from ensemble.members.inference import BATCH, FoldModels, Models
+from ensemble.members.inference import BATCH, FoldModels, NetworkSpec
 from ensemble.members.parallel import Resources
 from ensemble.members.plans import Plan, possible_plans
 from ensemble.members.probe import PROBE_PAYS, choose_plan
@@ -27,17 +27,17 @@ class FoldModel:
     Attributes
     ----------
     name : str
-        Of the member, for messages.
+        The member's name, for messages.
     fold : int
-    models : tuple
-        What `FoldModels` is made of, see `Predictor.models`.
+    spec : NetworkSpec
+        From `Predictor.spec`.
     read_weights : callable
-        Returns the state dict. It is called in whatever process computes the model, so it can be pickled.
+        Returns the state dict. It is run in the process that computes the model, so it must be picklable.
     """
 
     name: str
     fold: int
-    models: Models
+    spec: NetworkSpec
     read_weights: Callable[[], Tensors]
 
 
@@ -48,17 +48,27 @@ class Predictor:
     ----------
     pixels : uint8 array (n, H, W, 3)
     passes : int
-        How often each image will be computed, over all models and views: with little work, one process does it.
+        How often each image will be computed, over all models and views. Little work is done in this process.
     resources : Resources
     precision, convolutions : str
-        As in `config.PredictOptions`; they limit how the networks are computed.
+        As in `config.PredictOptions`; they limit the plans.
+
+    Examples
+    --------
+    ::
+
+        with Predictor(pixels, passes, resources) as predictor:
+            spec = predictor.spec(config, Plan("fp32"), folds=3)
+            models = [FoldModel("resnet18", fold, spec, partial(read, fold)) for fold in range(3)]
+            for index, logits, plan in predictor.predict(models, ("identity", "hflip"), bar):
+                ...
     """
 
     def __init__(
         self, pixels: np.ndarray, passes: int, resources: Resources, precision: str = "auto", convolutions: str = "auto"
     ) -> None:
         self._pixels, self._resources = MappedPixels(pixels), resources
-        self.forced = {"precision": precision, "convolutions": convolutions}
+        self.requested = {"precision": precision, "convolutions": convolutions}
         cores = len(available_cores())
         batches = passes * len(pixels) // BATCH // cores
         self._side_by_side = at_once(cores, batches, resources.device, resources.jobs)
@@ -76,37 +86,39 @@ class Predictor:
         """Threads that compute one model."""
         return len(self._cores[0])
 
-    def models(self, config: Mapping[str, Any], as_trained: Plan, folds: int) -> Models:
-        """Return what `FoldModels` is made of: a member's config, the images' size, the plan and the device.
+    def spec(self, config: Mapping[str, Any], as_trained: Plan, folds: int) -> NetworkSpec:
+        """Return how the fold models of a member are computed; the plan is chosen by a probe where the work is long.
 
         Parameters
         ----------
         config : mapping
-            Of `MemberConfig`, as it was trained.
+            The fields of the member's `MemberConfig`, as it was trained.
         as_trained : Plan
-            Used where the work is too little for a probe.
+            The plan of its training, used where the work is too short for a probe.
         folds : int
             How many fold models the member has.
         """
         device, size, n = self._resources.device, self._pixels.array.shape[1], len(self._pixels.array)
-        member = MemberConfig.model_validate({**config, "pretrained": False, "weights": None, **self.forced})
-        possible = possible_plans(
-            self.forced["precision"], self.forced["convolutions"], device, member.input_size or size, "predict"
-        )
+        member = MemberConfig.model_validate({**config, "pretrained": False, "weights": None})
+        # not validated again: "fused" is a kind of prediction alone, which a training's config may not name
+        member = member.model_copy(update=self.requested)
+        possible = possible_plans(member.precision, member.convolutions, device, member.input_size or size, "predict")
         batches = n * folds // BATCH
         if batches < PROBE_PAYS and as_trained in possible:
-            return member, size, as_trained, device
-        return member, size, choose_plan(member, device, size, "predict", batches, self.threads), device
+            return NetworkSpec(member, size, as_trained, device)
+        plan = choose_plan(member, device, size, "predict", batches, self.threads)
+        return NetworkSpec(member, size, plan, device)
 
     def predict(
         self, models: Sequence[FoldModel], views: Sequence[str], bar: Bar, rows: np.ndarray | None = None
     ) -> Iterator[tuple[int, np.ndarray, Plan]]:
-        """Yield for each fold model its place in `models`, its logits (r, views), and the plan it was computed by.
+        """Yield for each fold model its index in `models`, its logits (r, views), and the plan that computed them.
 
         Parameters
         ----------
         models : sequence of FoldModel
         views : sequence of str
+            Names from `config.VIEWS`.
         bar : Bar
             Advanced by one an image and view.
         rows : int array (r,), optional
@@ -117,18 +129,17 @@ class Predictor:
         TheraError
             A logit is not finite.
         """
-        n = len(self._pixels.array)
-        every = np.arange(n) if rows is None else rows
-        parts = [part for part in np.array_split(every, self._side_by_side) if part.size]
+        rows = np.arange(len(self._pixels.array)) if rows is None else rows
+        parts = [part for part in np.array_split(rows, self._side_by_side) if part.size]
         calls = [(model, self._pixels, part, views) for model in models for part in parts]
         cores = [cores for _ in models for cores in self._cores[: len(parts)]]
-        pending: dict[int, dict[int, np.ndarray]] = {}
+        pending: dict[int, dict[int, np.ndarray]] = {}  # parts of a model come back in any order
         for call, (logits, plan) in self._workers.run(predict_part, calls, cores, bar):
             index, part = divmod(call, len(parts))
             pending.setdefault(index, {})[part] = logits
             if len(pending[index]) == len(parts):
-                whole = np.concatenate([pending[index][i] for i in range(len(parts))])
-                del pending[index]
+                of_parts = pending.pop(index)
+                whole = np.concatenate([of_parts[i] for i in range(len(parts))])
                 _check_finite(whole, models[index], plan)
                 yield index, whole, plan
 
@@ -136,8 +147,8 @@ class Predictor:
 def predict_part(
     model: FoldModel, pixels: MappedPixels, rows: np.ndarray, views: Sequence[str], bar: Progress
 ) -> tuple[np.ndarray, Plan]:
-    """Return the logits (r, views) of a fold model on some images, and how they were computed; in any process."""
-    return FoldModels(*model.models).predict(model.read_weights(), pixels.array, rows, views, bar)
+    """Return the logits (r, views) of a fold model on some images, and the plan that computed them; in any process."""
+    return FoldModels(model.spec).predict(model.read_weights(), pixels.array, rows, views, bar)
 
 
 def _check_finite(logits: np.ndarray, model: FoldModel, plan: Plan) -> None:

@@ -1,7 +1,7 @@
-"""Which plan is fastest on this machine: a short probe, its parity check, and the cache of what probes have found.
+"""Which plan is fastest on this machine: a short probe, its parity check, and the cache of its results.
 
-A probe's result is kept per machine, torch version and network, in the user's cache folder, so that the same command
-computes in the same way again; `--precision` and `--convolutions` force a plan.
+A result is cached by machine, torch version and network in the user's cache folder, so that the same command computes
+in the same way again. `--precision` and `--convolutions` force a plan.
 """
 
 from __future__ import annotations
@@ -24,68 +24,68 @@ from ensemble.errors import ConfigError, printable
 from ensemble.members.backbones import Backbone, build
 from ensemble.members.losses import focal_loss
 from ensemble.members.plans import REFERENCE, Phase, Plan, is_followed, possible_plans, prepare
-from ensemble.progress import progress
+from ensemble.progress import Bar, progress
 
 PROBE_VERSION = 6
-"""Counted up when the results of earlier probes may no longer hold."""
+"""The version of the plans and their kernels. It is raised when results of earlier probes may no longer hold."""
 
 CPU = torch.device("cpu")
 
 PROBED_IMAGES = 128
-"""Images of a batch that is timed, at most."""
+"""The largest batch that is timed, in images."""
 
 PROBE_ROUNDS = 3
-"""Batches of each plan that are timed; their median counts."""
+"""Batches of each plan that are timed. Their median counts."""
 
 FIRST_STEPS = 3
-"""First steps of a compiled network: the first compiles it, and a GPU's graphs are recorded in the next ones."""
+"""Steps of a compiled network that are not timed: the first compiles it, the next ones record a GPU's graphs."""
 
 LEAST_SPEEDUP = 1.05
 """Images per second that another plan must reach to be chosen, as a multiple of those of the plainest plan. Below it
 the difference is within the noise of a probe."""
 
 TOO_SLOW = 5.0
-"""A plan whose second batch takes so many times as long as the fastest plan's is not timed further."""
+"""A plan whose first timed batch takes this many times as long as the fastest plan's is not timed further."""
 
 PROBE_PAYS = 150
-"""Batches of work from which a probe, 24 batches itself at most, is made. With less work the plainest plan is used."""
+"""Batches of work from which a probe is made. It takes up to 24 batches itself; less work has the plainest plan."""
 
 HALF_TOLERANCE = 3.0
-"""How far bfloat16 by the library's convolutions may lie from float32, relative to its spread. With random parameters
-the gradients of a deep network keep little of their direction, but they stay of the same size."""
+"""The largest deviation of bfloat16 by the library's convolutions from float32. It only excludes garbage: with random
+parameters the gradients of a deep network in bfloat16 keep their size but little of their direction."""
 
 TOLERANCES: dict[Phase, float] = {"train": 2e-2, "predict": 1e-3}
-"""The parity check: how far gradients (train) or logits (predict) of a lowered, fused or compiled network may lie from
-those of the library's layers in float32, in relative terms, beyond what rounding explains."""
+"""The parity check: the largest deviation of gradients (train) or logits (predict) of a lowered, fused or compiled
+network from the library's layers in float32, beyond what rounding explains."""
 
 ROUNDING_FACTOR = 1.5
-"""Multiple of the effect of rounding that is allowed on top of `TOLERANCES`. The effect is, in half precision, the
-distance of the library's own result from float32; for gradients in float32, what `ROUNDING` does, up to
-`LARGEST_ROUNDING`. Gradients jump where rounding moves a value across a kink (ReLU, a maximum). In eight architectures
-with batches of 16 to 64, lowering moved them by up to 0.011, the change by `ROUNDING` by up to 0.055, and one wrong
+"""Multiple of the effect of rounding that is allowed in addition to `TOLERANCES`. In half precision the effect is the
+deviation of the library's own result from float32. For gradients in float32 it is the change by `ROUNDING`, at most
+`LARGEST_ROUNDING`: gradients jump where rounding moves a value across a kink (of a ReLU or a maximum). In eight
+architectures with batches of 16 to 64, lowering changed them by up to 0.011, `ROUNDING` by up to 0.055, and one wrong
 layer by 0.11 or more."""
 
 ROUNDING = 2.0**-20
-"""Relative change of the parameters that stands for rounding: as much as sums in another order differ by."""
+"""Relative change of the parameters that stands for rounding. Sums in another order differ by about as much."""
 
 LARGEST_ROUNDING = 0.05
-"""Largest relative change of the gradients that is taken for rounding."""
+"""The largest change of the gradients that is counted as rounding; a larger one says nothing about the layers."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What was measured.
+    """The result of a probe; plans are named by their text.
 
-    Parameters
+    Attributes
     ----------
     chosen : Plan
-        Of those that take no time first.
+        The plan to use, among those that need no compiling.
     images_per_second : dict
-        Of each plan that passed the parity check.
+        For each plan that passed the parity check.
     setup_seconds : dict
-        What a compiled plan took first.
+        Seconds of compiling, for each compiled plan.
     failed : dict
-        Why a plan could not be computed.
+        The reason, for each plan that could not be computed.
     """
 
     chosen: Plan
@@ -94,7 +94,7 @@ class Probe:
     failed: dict[str, str] = field(default_factory=dict)
 
     def for_work(self, images: int) -> Plan:
-        """Return the plan in which so many images take the least time, what comes first counted in."""
+        """Return the plan by which this many images take the least time, compiling included."""
         seconds, ready = {}, self.images_per_second.get(str(self.chosen), 0.0)
         if ready or not self.setup_seconds:
             seconds[self.chosen] = images / ready if ready else 0.0
@@ -107,23 +107,25 @@ class Probe:
 def choose_plan(
     config: MemberConfig, device: torch.device, image_size: int, phase: Phase, batches: int, threads: int
 ) -> Plan:
-    """Return the plan to compute a network by.
+    """Return the plan to compute a network by: the fastest by a probe where there is a choice and enough work.
 
     Parameters
     ----------
     config : MemberConfig
         Its `precision` and `convolutions` limit the choice.
+    device : torch.device
     image_size : int
-        Side in pixels.
+        Side of the images in pixels.
+    phase : {"train", "predict"}
     batches : int
-        How much work there is; little of it is done in the plainest plan that is possible.
+        The amount of work. Below `PROBE_PAYS` the plainest possible plan is used.
     threads : int
-        That it will be computed with.
+        The threads that will compute the network.
 
     Raises
     ------
     ConfigError
-        A compiled network is asked for, and cannot be had or computes something else.
+        A compiled network is requested, and it cannot be compiled or fails the parity check.
     """
     plans = possible_plans(config.precision, config.convolutions, device, config.input_size or image_size, phase)
     if config.freeze:  # the head alone is trained, and that is one layer
@@ -131,11 +133,11 @@ def choose_plan(
             dict.fromkeys(Plan(plan.precision) if plan.convolutions == "compiled" else plan for plan in plans)
         )
     if plans[0].convolutions == "compiled":
-        found = probe(config, image_size, plans, phase, threads, device)
-        if not found.images_per_second:
-            reason = next(iter(found.failed.values()), "it computes something else than the library")
+        result = probe(config, image_size, plans, phase, threads, device)
+        if not result.images_per_second:
+            reason = next(iter(result.failed.values()), "it computes something else than the library")
             raise ConfigError(f"member {config.name}", f"cannot be compiled here: {reason}", "use --convolutions auto")
-        return found.for_work(batches * config.batch_size)
+        return result.for_work(batches * config.batch_size)
     if len(plans) == 1 or batches < PROBE_PAYS:
         return plans[0]
     return probe(config, image_size, plans, phase, threads, device).for_work(batches * config.batch_size)
@@ -149,16 +151,16 @@ def probe(
     threads: int,
     device: torch.device = CPU,
 ) -> Probe:
-    """Measure each plan in turn on random images, or return what an earlier probe of the same found.
+    """Measure each plan in turn on random images, or return the cached result of the same probe.
 
-    A plan other than the plainest is only chosen where it passes the parity check and is at least `LEAST_SPEEDUP` times
-    as fast. The network's parameters are drawn at random, without touching torch's global generator.
+    A plan other than the plainest is only chosen if it passes the parity check and is at least `LEAST_SPEEDUP` times
+    as fast. The network's parameters are drawn at random; torch's global generator is left as it is.
     """
     batch = min(config.batch_size, PROBED_IMAGES)
     work = "train head" if config.freeze and phase == "train" else phase
-    what = (work, config.timm_name, config.stem, config.input_size or image_size, batch, threads)
-    where = () if device.type == "cpu" else (torch.cuda.get_device_name(device),)
-    key = " | ".join(map(str, (*_machine(), *where, *what, *plans)))
+    network = (work, config.timm_name, config.stem, config.input_size or image_size, batch, threads)
+    gpu = () if device.type == "cpu" else (torch.cuda.get_device_name(device),)
+    key = " | ".join(map(str, (*_machine(), *gpu, *network, *plans)))
     cached = _cached(key, plans)
     if cached is not None:
         return cached
@@ -166,12 +168,12 @@ def probe(
     torch.set_num_threads(threads)
     try:
         with _isolated_random_state(device):
-            found = _measured(config, image_size, plans, phase, batch, device)
+            result = _measured(config, image_size, plans, phase, batch, device)
     finally:
         torch.set_num_threads(before)
-    if not found.failed:  # what failed may be there, or fit into memory, another time
-        _write({**_read(), key: asdict(found)})
-    return found
+    if not result.failed:  # a failure may be temporary: no compiler yet, no memory
+        _write({**_read(), key: asdict(result)})
+    return result
 
 
 def speed(
@@ -183,7 +185,7 @@ def speed(
     threads: int,
     device: torch.device = CPU,
 ) -> float:
-    """Return the images per second of one network in batches of a size: median of `PROBE_ROUNDS`, after a first one."""
+    """Return the images per second of a network in batches of one size: the median of `PROBE_ROUNDS`, warmed up."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -207,18 +209,7 @@ def _measured(
     subjects = {plan: _subject(config, image_size, plan, phase, batch, device) for plan in dict.fromkeys(compared)}
     steps = len(subjects) + (phase == "train") + PROBE_ROUNDS * len(plans)
     with progress(steps, f"probe {config.timm_name}", "batches") as bar:
-        results, setup, failed = {}, {}, {}
-        for plan, each in subjects.items():
-            if plan.convolutions == "compiled":
-                bar.note(f"compiling {config.timm_name}")
-                try:
-                    setup[str(plan)] = sum(_seconds(each) for _ in range(FIRST_STEPS))
-                except Exception as error:  # whatever a compiler does not know; and there may be none
-                    failed[str(plan)] = printable((str(error) or type(error).__name__).splitlines()[0][:100])
-                    bar.advance()
-                    continue
-            results[plan] = each.step()
-            bar.advance()
+        results, setup, failed = _first_steps(subjects, config.timm_name, bar)
         rounding = 0.0
         if phase == "train":
             subjects[REFERENCE].round_parameters()
@@ -226,27 +217,53 @@ def _measured(
             bar.advance()
         able = [plan for plan in plans if plan in results and is_followed(subjects[plan].network, plan)]
         sound = [plan for plan in able if _agrees(plan, results, TOLERANCES[phase], rounding)]
-        seconds: dict[Plan, list[float]] = {plan: [] for plan in sound}
-        too_slow: set[Plan] = set()
-        for _ in range(PROBE_ROUNDS):
-            for plan in (each for each in sound if each not in too_slow):
-                seconds[plan].append(_seconds(subjects[plan]))
-                bar.advance()
-            too_slow = {plan for plan in sound if seconds[plan][0] > TOO_SLOW * min(of[0] for of in seconds.values())}
+        seconds = _timed({plan: subjects[plan] for plan in sound}, bar)
     speeds = {plan: batch / float(np.median(spent)) for plan, spent in seconds.items()}
-    told = {str(plan): round(value, 1) for plan, value in speeds.items()}
-    first = {name: round(value, 1) for name, value in setup.items() if name in told}
-    ready = [plan for plan in sound if str(plan) not in first]
+    by_name = {str(plan): round(value, 1) for plan, value in speeds.items()}
+    setup_seconds = {name: round(value, 1) for name, value in setup.items() if name in by_name}
+    ready = [plan for plan in sound if str(plan) not in setup_seconds]
     if not ready:
-        return Probe(REFERENCE, told, first, failed)
+        return Probe(REFERENCE, by_name, setup_seconds, failed)
     fastest = max(ready, key=lambda plan: speeds[plan])
     chosen = fastest if speeds[fastest] >= LEAST_SPEEDUP * speeds[ready[0]] else ready[0]
-    return Probe(chosen, told, first, failed)
+    return Probe(chosen, by_name, setup_seconds, failed)
+
+
+def _first_steps(
+    subjects: dict[Plan, _Subject], name: str, bar: Bar
+) -> tuple[dict[Plan, torch.Tensor], dict[str, float], dict[str, str]]:
+    """Return the result of each plan's first step, the seconds of compiling, and why a plan could not be compiled."""
+    results, setup, failed = {}, {}, {}
+    for plan, subject in subjects.items():
+        if plan.convolutions == "compiled":
+            bar.note(f"compiling {name}")
+            try:
+                setup[str(plan)] = sum(_seconds(subject) for _ in range(FIRST_STEPS))
+            except Exception as error:  # a compiler may raise anything, and it may be missing
+                failed[str(plan)] = printable((str(error) or type(error).__name__).splitlines()[0][:100])
+                bar.advance()
+                continue
+        results[plan] = subject.step()
+        bar.advance()
+    return results, setup, failed
+
+
+def _timed(subjects: dict[Plan, _Subject], bar: Bar) -> dict[Plan, list[float]]:
+    """Return the seconds of each plan's steps, taken in turns, so that a busy moment slows all plans alike."""
+    seconds: dict[Plan, list[float]] = {plan: [] for plan in subjects}
+    too_slow: set[Plan] = set()
+    for _ in range(PROBE_ROUNDS):
+        for plan in (each for each in subjects if each not in too_slow):
+            seconds[plan].append(_seconds(subjects[plan]))
+            bar.advance()
+        fastest = min((of_plan[0] for of_plan in seconds.values()), default=0.0)
+        too_slow = {plan for plan in subjects if seconds[plan][0] > TOO_SLOW * fastest}
+    return seconds
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """A network that makes the same step again and again."""
+    """A network and a batch; every step computes the same."""
 
     network: Backbone
     dtype: torch.dtype
@@ -255,8 +272,8 @@ class _Subject:
     phase: Phase
 
     def step(self) -> torch.Tensor:
-        """Return what a step computes, float32: the logits, or the gradients of all parameters."""
-        torch.manual_seed(1)  # of dropout
+        """Return the result of a step, float32: the logits (b,), or the gradients of all parameters in one vector."""
+        torch.manual_seed(1)  # for dropout
         if self.phase == "predict":
             with torch.inference_mode():
                 logits: torch.Tensor = self.network.eval()(self.pixels, self.dtype)
@@ -268,7 +285,7 @@ class _Subject:
         return torch.cat(gradients)
 
     def round_parameters(self) -> None:
-        """Change every parameter at random by about as much as rounding would."""
+        """Change every parameter at random by about as much as rounding does."""
         torch.manual_seed(2)
         with torch.no_grad():
             for parameter in self.network.parameters():
@@ -278,10 +295,10 @@ class _Subject:
 def _subject(
     config: MemberConfig, image_size: int, plan: Plan, phase: Phase, batch: int, device: torch.device
 ) -> _Subject:
-    """Return a network with parameters drawn at random, and a batch of random images for it.
+    """Return a network with random parameters, and a batch of random images for it.
 
-    Gains that begin as a constant are drawn, too: behind one of 0 (the last norm of a ResNet's block) or 1e-6
-    (ConvNeXt's layer scale) a layer could compute anything, and neither logits nor gradients would tell.
+    Gains that are initialised with a constant are drawn, too. With a gain of 0 (the last norm of a ResNet's block) or
+    1e-6 (ConvNeXt's layer scale) a wrong layer would show neither in the logits nor in the gradients.
     """
     shape = (batch, image_size, image_size, 3)
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
@@ -306,24 +323,24 @@ def _seconds(subject: _Subject) -> float:
     return time.perf_counter() - started
 
 
-def _agrees(plan: Plan, results: dict[Plan, torch.Tensor], exact: float, rounding: float) -> bool:
-    """Return whether a plan computes what the library's layers compute in float32, as near as it can."""
+def _agrees(plan: Plan, results: dict[Plan, torch.Tensor], tolerance: float, rounding: float) -> bool:
+    """Return whether a plan's result agrees with the library's layers in float32, up to rounding."""
     reference = results[REFERENCE]
-    apart, same = deviation(results[plan], reference), deviation(results[Plan(plan.precision)], reference)
+    of_plan, of_library = deviation(results[plan], reference), deviation(results[Plan(plan.precision)], reference)
     if plan.convolutions == "native":
-        return apart <= HALF_TOLERANCE
-    explained = min(rounding, LARGEST_ROUNDING) if plan.precision == "fp32" else same
-    return apart <= exact + ROUNDING_FACTOR * explained
+        return of_plan <= HALF_TOLERANCE
+    explained = min(rounding, LARGEST_ROUNDING) if plan.precision == "fp32" else of_library
+    return of_plan <= tolerance + ROUNDING_FACTOR * explained
 
 
 def deviation(values: torch.Tensor, reference: torch.Tensor) -> float:
-    """Return the root mean square of the difference, relative to that of the reference about its mean."""
+    """Return the root mean square of the difference, relative to the standard deviation of the reference."""
     spread = (reference - reference.mean()).norm().clamp_min(1e-12)
     return float((values - reference).norm() / spread)
 
 
 def _machine() -> tuple[str, ...]:
-    """Return what names this machine and this torch."""
+    """Return the names of this machine and the versions of torch, timm and the probe."""
     model = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -340,36 +357,36 @@ def _file() -> Path:
 
 
 def _read() -> dict[str, Any]:
-    """Return what earlier probes found; nothing where it cannot be read: it is only measured again."""
+    """Return the cache; an empty one if it cannot be read, as everything can be measured again."""
     try:
-        found = json.loads(_file().read_text())
+        stored = json.loads(_file().read_text())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return stored if isinstance(stored, dict) else {}
 
 
 def _cached(key: str, plans: tuple[Plan, ...]) -> Probe | None:
-    """Return what an earlier probe found, where it is whole."""
+    """Return the result of an earlier probe, or None if there is none or it is damaged."""
     try:
-        kept = _read()[key]
+        stored = _read()[key]
         speeds, setup = (
-            {str(Plan(*name.split())): float(x) for name, x in kept.get(part, {}).items()}
+            {str(Plan(*name.split())): float(x) for name, x in stored.get(part, {}).items()}
             for part in ("images_per_second", "setup_seconds")
         )
-        found = Probe(Plan(**kept["chosen"]), speeds, setup)
+        result = Probe(Plan(**stored["chosen"]), speeds, setup)
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
     whole = setup.keys() <= speeds.keys() and any(str(plan) in speeds for plan in plans)
-    ready = found.chosen in plans and str(found.chosen) in speeds
-    return found if whole and (ready or speeds.keys() == setup.keys()) else None
+    ready = result.chosen in plans and str(result.chosen) in speeds
+    return result if whole and (ready or speeds.keys() == setup.keys()) else None
 
 
-def _write(found: dict[str, Any]) -> None:
-    """Keep what probes found, where there is room and permission; without, the next command measures again."""
+def _write(results: dict[str, Any]) -> None:
+    """Write the cache. If that is not possible, nothing is lost: the next command measures again."""
     try:
         _file().parent.mkdir(parents=True, exist_ok=True)
-        own = _file().with_name(f".probes-{os.getpid()}.tmp")
-        own.write_text(json.dumps(found, indent=2))
-        own.replace(_file())
+        temporary = _file().with_name(f".probes-{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(results, indent=2))
+        temporary.replace(_file())
     except OSError:
         pass

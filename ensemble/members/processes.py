@@ -1,7 +1,7 @@
-"""Work on all cores: one process a share of the cores, pinned there, each with a job of its own.
+"""A pool of processes that work on all cores, each process pinned to its share of them.
 
-A network on small images leaves most of a second core idle; two networks, one a core, do not. So the folds of a member,
-or the fold models of an ensemble, are computed side by side.
+A network on small images leaves most of a second core idle; two networks, one on each core, do not. So the folds of a
+member, or the fold models of an ensemble, are computed side by side.
 """
 
 from __future__ import annotations
@@ -27,20 +27,18 @@ from ensemble.machine import available_cores, available_memory
 from ensemble.progress import Bar
 
 POLL_S = 0.5
-"""How long a signal may wait while no process reports anything."""
-
+"""Seconds between two looks for a signal while no process sends a message."""
 
 PROCESS_PAYS = 100
-"""Batches of a job from which a process of its own pays: its start costs some seconds."""
-
+"""Batches of a job from which a separate process pays. Starting it takes some seconds."""
 
 MEMORY_OF_A_JOB = 3 * 2**30
-"""Bytes of the machine's memory that each network has to itself unless --jobs asks for more: two that were looked at,
-on 80,000 images of 64 pixels, held 2.5 GB, mapped pixels counted."""
+"""Bytes of memory that are counted for each network unless --jobs says how many run. Two networks that were measured,
+on 80,000 images of 64 pixels, held 2.5 GB, mapped pixels included."""
 
 
 class Progress(Protocol):
-    """What a job tells of its progress: a `Bar` is one."""
+    """The interface by which a job reports its progress; `Bar` has it."""
 
     def advance(self, n: int = 1) -> None: ...
 
@@ -51,12 +49,15 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class MappedPixels:
-    """An array; a whole memory map is opened by another process itself, of anything else it gets the content."""
+    """An array that is cheap to send to another process where it is a memory map.
+
+    A whole memory map is sent as its path, and the other process opens it; any other array is sent by its content.
+    """
 
     array: np.ndarray
 
     def __reduce__(self) -> Any:
-        if isinstance(self.array, np.memmap) and isinstance(self.array.base, mmap.mmap):  # of a part: another array
+        if isinstance(self.array, np.memmap) and isinstance(self.array.base, mmap.mmap):  # no slice of it
             return _open, (str(self.array.filename),)
         return MappedPixels, (np.asarray(self.array),)
 
@@ -66,10 +67,10 @@ def _open(path: str) -> MappedPixels:
 
 
 def shares(jobs: int, at_once: int) -> list[list[int]]:
-    """Return the cores of each job: a share for each of `at_once`, and for the last jobs, if fewer, larger shares.
+    """Return the cores of each job: equal shares for `at_once` jobs; the last jobs, if fewer, have larger shares.
 
-    It depends on the number of jobs alone, not on what is finished already, so that a run that goes on computes each
-    job as it would have.
+    The shares depend on the number of jobs alone, not on which are finished already, so that a resumed run computes
+    each job with the same number of threads, and so to the same bytes.
     """
     every = available_cores()
 
@@ -82,15 +83,16 @@ def shares(jobs: int, at_once: int) -> list[list[int]]:
 
 
 def at_once(jobs: int, batches: int, device: torch.device, requested: int | None) -> int:
-    """Return how many jobs to compute side by side: as requested, or on a CPU one a core where each is long enough.
+    """Return how many jobs to compute side by side: as requested, or on a CPU one for each core where jobs are long.
 
     Parameters
     ----------
     jobs : int
     batches : int
-        Of one job.
+        Batches of one job.
+    device : torch.device
     requested : int, optional
-        At most so many.
+        The number of `--jobs`; without it, memory limits the number, too.
     """
     if requested is None:
         most = min(len(available_cores()), max(1, available_memory() // MEMORY_OF_A_JOB))
@@ -98,15 +100,17 @@ def at_once(jobs: int, batches: int, device: torch.device, requested: int | None
     return max(1, min(requested, jobs, len(available_cores())))
 
 
-def keep_freedavailable_memory() -> None:
-    """Let glibc keep freed memory instead of giving it back: each batch asks for the same again. Else nothing happens.
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next batch instead of returning it to the system.
 
-    A network frees and allocates hundreds of megabytes a batch; given back to the system, every page is zeroed anew.
+    A network frees and allocates hundreds of megabytes in each batch. Memory that has been returned is zeroed page by
+    page when it is allocated again: keeping it makes mobilenetv2 1.2 times as fast. Without glibc nothing is done.
     """
-    trim_threshold, mmap_threshold = -1, -3
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of <malloc.h>
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
-        if library.mallopt(mmap_threshold, 2**30) or library.mallopt(mmap_threshold, 2**25):  # glibc before 2.35
+        # glibc before 2.35 accepts a threshold of at most 32 MiB
+        if library.mallopt(mmap_threshold, 2**30) or library.mallopt(mmap_threshold, 2**25):
             library.mallopt(trim_threshold, 2**31 - 1)
 
 
@@ -115,7 +119,7 @@ Results: TypeAlias = Iterator[tuple[int, Any]]
 
 
 class Workers:
-    """Processes, each pinned to its cores, that are started when they are first needed and ended with the block."""
+    """Processes, each pinned to its cores, that are started when first needed and ended with the `with` block."""
 
     def __init__(self) -> None:
         self._idle: dict[tuple[int, ...], _Worker] = {}
@@ -128,35 +132,37 @@ class Workers:
         self.close()
 
     def close(self) -> None:
-        """End the processes; what they are at is lost."""
+        """End the processes; unfinished calls are lost."""
         for worker in (*self._running.values(), *self._idle.values()):
             worker.end()
         self._idle, self._running = {}, {}
 
-    def run(self, function: Job, calls: Sequence[tuple[Any, ...]], of_call: Sequence[list[int]], bar: Bar) -> Results:
-        """Call `function(*call, bar)` for every call and yield (index, result) as they come.
+    def run(self, function: Job, calls: Sequence[tuple[Any, ...]], cores: Sequence[list[int]], bar: Bar) -> Results:
+        """Run `function(*call, bar)` for every call, and yield (index, result) in the order in which they finish.
 
         Parameters
         ----------
         function : callable
-            Of a module, so that another process finds it; what goes in and comes out can be pickled.
-        of_call : sequence of lists of int
-            The cores of each call; calls whose cores overlap run one after the other, in order. Where every call has
+            A function of a module, which other processes can import. Arguments and results can be pickled.
+        calls : sequence of tuples
+            The arguments of each call.
+        cores : sequence of lists of int
+            The cores of each call. Calls whose cores overlap run one after the other, in order. Where every call has
             all cores, nothing is pinned and they run in this process.
         bar : Bar
-            Told of the progress of all calls together.
+            Advanced by the progress of all calls together.
 
         Raises
         ------
         TheraError
-            That a call raised, as it is.
+            The error that a call raised.
         ResourceError
             A process was killed.
         Stopped
-            A signal has come since.
+            A signal has arrived.
         """
-        if all(len(own) == len(available_cores()) for own in of_call):
-            keep_freedavailable_memory()
+        if all(len(of_call) == len(available_cores()) for of_call in cores):
+            keep_freed_memory()
             for index, call in enumerate(calls):
                 with _threads(len(available_cores())):
                     result = function(*call, bar)
@@ -167,12 +173,13 @@ class Workers:
             busy = {core for worker in self._running.values() for core in worker.cores}
             begun: list[int] = []
             for index in waiting:
-                if busy.isdisjoint(of_call[index]):
-                    idle = self._idle.pop(tuple(of_call[index]), None)
-                    self._running[index] = idle or _Worker(of_call[index])
+                if busy.isdisjoint(cores[index]):
+                    idle = self._idle.pop(tuple(cores[index]), None)
+                    self._running[index] = idle or _Worker(cores[index])
                     begun.append(index)
-                busy |= set(of_call[index])  # a later call does not overtake one that waits for the same core
-            for index in begun:  # all have been started by now: a long message waits until its process has torch
+                busy |= set(cores[index])  # a later call does not overtake one that waits for the same core
+            # Only when all processes are starting: sending blocks until the receiver has imported torch.
+            for index in begun:
                 self._running[index].begin(function, calls[index])
                 waiting.remove(index)
             ready = wait([worker.connection for worker in self._running.values()], POLL_S)
@@ -186,7 +193,7 @@ class Workers:
 
 @contextlib.contextmanager
 def _threads(n: int) -> Iterator[None]:
-    """Compute with as many threads as a process of its own would on these cores: a sum depends on their number."""
+    """Set torch's threads for a while. Sums round by their number, so it must be that of a pinned process."""
     before = torch.get_num_threads()
     torch.set_num_threads(n)
     try:
@@ -196,16 +203,16 @@ def _threads(n: int) -> Iterator[None]:
 
 
 class _Worker:
-    """A process that makes one call after the other, and this end of the line to it."""
+    """A process that runs one call after the other, and the parent's end of the pipe to it."""
 
-    def __init__(self, own: list[int]) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork after torch has computed may wait for ever
-        self.connection, far = context.Pipe()
-        self.cores, self.result = own, None
-        self._process = context.Process(target=_work, args=(far, own))
-        with _interrupts_ignored():  # inherited: the parent heeds them, and ends this process
+    def __init__(self, cores: list[int]) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork deadlocks once torch's threads have been started
+        self.connection, child_end = context.Pipe()
+        self.cores, self.result = cores, None
+        self._process = context.Process(target=_work, args=(child_end, cores))
+        with _interrupts_ignored():  # the child inherits it: the parent handles Ctrl-C and ends its processes
             self._process.start()
-        far.close()
+        child_end.close()
 
     def begin(self, function: Job, call: tuple[Any, ...]) -> None:
         try:
@@ -214,24 +221,24 @@ class _Worker:
             raise self._lost() from None
 
     def receive(self, bar: Bar) -> bool:
-        """Read one message, and return whether it was the call's last."""
+        """Handle one message, and return whether it was the last one of the call."""
         try:
-            what, value = self.connection.recv()
+            kind, value = self.connection.recv()
         except (EOFError, ConnectionResetError):
             raise self._lost() from None
-        if what == "done":
+        if kind == "done":
             self.result = value
-        elif what == "failed":
+        elif kind == "failed":
             raise value
         else:
-            getattr(bar, what)(value)
-        return bool(what == "done")
+            getattr(bar, kind)(value)  # a method of `_RemoteBar`
+        return bool(kind == "done")
 
     def _lost(self) -> ResourceError:
         self._process.join()
         code = self._process.exitcode or 0
-        found = f"was killed (signal {-code})" if code < 0 else f"ended by itself (exit status {code})"
-        return ResourceError("a computing process", found, "free memory or use --jobs 1; the same command goes on")
+        problem = f"was killed (signal {-code})" if code < 0 else f"ended by itself (exit status {code})"
+        return ResourceError("a computing process", problem, "free memory or use --jobs 1; the same command goes on")
 
     def end(self) -> None:
         self._process.terminate()
@@ -252,7 +259,7 @@ def _interrupts_ignored() -> Iterator[None]:
 
 
 class _RemoteBar:
-    """The bar of another process."""
+    """Sends progress to the bar of the parent process."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -267,12 +274,12 @@ class _RemoteBar:
         self._connection.send(("note", text))
 
 
-def _work(connection: Any, own: list[int]) -> None:
-    """Make the calls that come down the line, until it is closed: by the parent's end, too."""
+def _work(connection: Any, cores: list[int]) -> None:
+    """Run the calls that arrive by the pipe until it is closed, which the end of the parent does, too."""
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, own)
-    torch.set_num_threads(len(own))
-    keep_freedavailable_memory()
+        os.sched_setaffinity(0, cores)
+    torch.set_num_threads(len(cores))
+    keep_freed_memory()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             function, call = connection.recv()
@@ -283,8 +290,8 @@ def _work(connection: Any, own: list[int]) -> None:
             except (TheraError, OSError, MemoryError) as error:
                 answer = "failed", error
             except torch.OutOfMemoryError as error:
-                found = str(error).splitlines()[0]
-                answer = "failed", ResourceError("a computing process", found, "lower --batch-size, or use --jobs 1")
+                problem = str(error).splitlines()[0]
+                answer = "failed", ResourceError("a computing process", problem, "lower --batch-size, or use --jobs 1")
             except Exception as error:
                 answer = "failed", RuntimeError(f"{error!r} in a computing process:\n{traceback.format_exc()}")
             connection.send(answer)

@@ -1,4 +1,4 @@
-"""The images of an epoch, augmented once for all folds that are trained on a device side by side, and held there."""
+"""The images of an epoch on a device, augmented once for all folds that are trained on it side by side."""
 
 from __future__ import annotations
 
@@ -11,26 +11,29 @@ import torch
 from ensemble.members.augment import Augmentation
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.processes import Progress
-from ensemble.members.sampling import Batch, Wanted, augmented, order, times_before
+from ensemble.members.sampling import Batch, Draw, augmented, order, times_before
 
 CHUNK = 128
-"""Images that come to the device at once."""
+"""Images that are copied to the device at once."""
 
 
 def is_idle(job: FoldJob) -> bool:
-    """Return whether a job's images stay as they are in every epoch."""
+    """Return whether a job has no augmentation, so that its images are the same in every epoch."""
     return Augmentation(job.config.augmentation, job.seed).is_idle
 
 
 def code(job: FoldJob, rows: np.ndarray) -> np.ndarray:
-    """Return a number for each of an epoch's rows and how often it was drawn before; without augmentation, the row."""
+    """Return a number for each (row, times it was drawn before) of an epoch; without augmentation, the row.
+
+    Two draws with the same number are augmented alike, so they share an image.
+    """
     return rows if is_idle(job) else times_before(rows) * len(job.labels) + rows
 
 
 def entries(jobs: Sequence[FoldJob], epoch: int) -> np.ndarray:
-    """Return the codes (e,) of all images that an epoch of some jobs takes, ascending.
+    """Return the codes (e,) of all images that an epoch of some jobs needs, ascending.
 
-    Without augmentation they are those of every epoch: all training rows.
+    Without augmentation they are the same in every epoch: all training rows.
     """
     if not jobs:
         return np.empty(0, np.int64)
@@ -39,36 +42,36 @@ def entries(jobs: Sequence[FoldJob], epoch: int) -> np.ndarray:
 
 
 def resident_bytes(jobs: Sequence[FoldJob]) -> int:
-    """Return the device memory in bytes that the images of some jobs take: an epoch's and the next one's.
+    """Return the bytes of device memory for the images of some jobs: those of an epoch and of the next one.
 
-    The jobs are of one augmentation; epochs of a balanced draw differ by little.
+    The jobs have the same augmentation. Epochs of a balanced sampler differ little in size, so the first one counts.
     """
     return len(entries(jobs, 0)) * int(jobs[0].pixels[0].nbytes) * (1 if is_idle(jobs[0]) else 2)
 
 
 @dataclass
 class _Epoch:
-    """What is on the device: an image (H, W, 3) uint8 for each code (e,), as far as they have come in."""
+    """The images of an epoch on the device: (H, W, 3) uint8 for each code (e,); the first `loaded` are there."""
 
     codes: np.ndarray
     pixels: torch.Tensor
-    come: int = 0
+    loaded: int = 0
 
 
 class ResidentEpochs:
     """Batches of several folds, gathered on the device from one augmented copy of their images.
 
-    What becomes of an image depends on (seed, epoch, row, time) alone, so folds with one seed and one augmentation
-    share it, and each has the batches that it would have alone: with k folds, an image is augmented once an epoch
-    instead of k - 1 times. While one epoch is trained on, the next one comes in, a little with every batch. Where
-    nothing is done to the images, they come in once.
+    Augmentation depends on (seed, epoch, row, time) alone, so folds with the same seed and augmentation can share an
+    image, and each has the batches that it would have alone: with k folds, an image is augmented once an epoch instead
+    of k - 1 times. While one epoch is trained on, the next one is loaded, a little with every batch. Without
+    augmentation the images are loaded once.
 
     Parameters
     ----------
     jobs : sequence of FoldJob
         With the same images, seed and augmentation.
     first_epochs : sequence of int
-        Where each goes on.
+        The epoch from which each job is trained.
     workers : int
         Processes that augment ahead.
     device : torch.device
@@ -83,41 +86,42 @@ class ResidentEpochs:
         self._epochs = range(min(first_epochs), min(first_epochs) + 1 if self._once else last)
         self._codes: dict[int, np.ndarray] = {}
         self._held: dict[int, _Epoch] = {}
-        self._updates = 0  # of all jobs, in the epoch that is trained on
+        self._updates = 0  # of all jobs, in the current epoch
         self._labels = torch.from_numpy(jobs[0].labels.astype(np.float32)).to(device)
-        self._incoming = augmented(jobs[0], self._wanted(), 0 if self._once else workers, device)
+        self._incoming = augmented(jobs[0], self._draws(), 0 if self._once else workers, device)
 
-    def come_to(self, epoch: int, bar: Progress) -> None:
-        """Wait until an epoch has come in whole; epochs are come to in ascending order, and earlier ones dropped.
+    def start(self, epoch: int, bar: Progress) -> None:
+        """Load the rest of an epoch and drop earlier ones; epochs are started in ascending order.
 
         Parameters
         ----------
+        epoch : int
         bar : Progress
-            It lets signals through meanwhile.
+            Updated while images are loaded, so that a signal is handled.
         """
         number = self._number(epoch)
         self._held = {each: held for each, held in self._held.items() if each >= number}
         self._updates = 0
-        self._come(number, 1.0, bar)
+        self._load(number, 1.0, bar)
 
     def batches(self, job: FoldJob, epoch: int) -> Iterator[Batch]:
-        """Yield a job's batches of the epoch come to: pixels (b, H, W, 3) and labels (b,) on the device, rows (b,)."""
+        """Yield a job's batches of the started epoch: pixels (b, H, W, 3) and labels (b,) on the device, rows (b,)."""
         held, rows = self._held[self._number(epoch)], order(job, epoch)
-        found = np.searchsorted(held.codes, code(job, rows))
-        places, of_rows = (torch.from_numpy(each).to(self._device) for each in (found, rows))
+        positions = np.searchsorted(held.codes, code(job, rows))
+        of_pixels, of_labels = (torch.from_numpy(each).to(self._device) for each in (positions, rows))
         updates = sum(each.updates_per_epoch for each in self._due(epoch))
-        for batch, place, of_row in zip(rows, places, of_rows, strict=True):
+        for batch, of_pixel, of_label in zip(rows, of_pixels, of_labels, strict=True):
             self._updates += 1
             if not self._once:
-                self._come(epoch + 1, self._updates / updates)
-            yield held.pixels[place], self._labels[of_row], batch
+                self._load(epoch + 1, self._updates / updates)
+            yield held.pixels[of_pixel], self._labels[of_label], batch
 
     def _number(self, epoch: int) -> int:
-        """Return the epoch whose images an epoch has."""
+        """Return the epoch whose images an epoch is trained on: the first one where nothing is augmented."""
         return self._epochs.start if self._once else epoch
 
-    def _come(self, epoch: int, share: float, bar: Progress | None = None) -> None:
-        """Let images come in until this share of an epoch's is there, if there is such an epoch."""
+    def _load(self, epoch: int, share: float, bar: Progress | None = None) -> None:
+        """Load images until this share of an epoch is on the device; past the last epoch nothing is done."""
         if epoch not in self._epochs:
             return
         if epoch not in self._held:
@@ -125,15 +129,15 @@ class ResidentEpochs:
             shape = (len(codes), height, width, channels)
             self._held[epoch] = _Epoch(codes, torch.empty(shape, dtype=torch.uint8, device=self._device))
         held = self._held[epoch]
-        while held.come < share * len(held.codes):
+        while held.loaded < share * len(held.codes):
             pixels, _, _ = next(self._incoming)
-            held.pixels[held.come : held.come + len(pixels)].copy_(pixels, non_blocking=True)
-            held.come += len(pixels)
+            held.pixels[held.loaded : held.loaded + len(pixels)].copy_(pixels, non_blocking=True)
+            held.loaded += len(pixels)
             if bar is not None:
                 bar.advance(0)
 
-    def _wanted(self) -> Iterator[list[Wanted]]:
-        """Yield what is to come in, in order, a chunk at a time."""
+    def _draws(self) -> Iterator[list[Draw]]:
+        """Yield the draws of all epochs in the order of loading, a chunk at a time."""
         for epoch in self._epochs:
             times, rows = np.divmod(self._of_epoch(epoch), len(self._jobs[0].labels))
             for start in range(0, len(rows), CHUNK):
@@ -141,7 +145,7 @@ class ResidentEpochs:
                 yield [(epoch, row, time) for row, time in zip(rows[part].tolist(), times[part].tolist(), strict=True)]
 
     def _of_epoch(self, epoch: int) -> np.ndarray:
-        """Return the codes of an epoch; they are asked for twice, as what is to come in and as what has."""
+        """Return the codes of an epoch. They are cached: `_draws` needs them ahead, `_load` once more."""
         if epoch not in self._codes:
             self._codes = {each: codes for each, codes in self._codes.items() if each >= epoch - 1}
             self._codes[epoch] = entries(self._jobs if self._once else self._due(epoch), epoch)

@@ -1,4 +1,4 @@
-"""Convolutions whose gradients a library computes wrong on a CPU, computed in a way that is right."""
+"""Convolutions whose gradients oneDNN computes wrong on a CPU, computed right."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import torch
 from torch import nn
 
 UNSAFE_CHANNELS = 16
-"""Input channels below which oneDNN 3.13 reads the weight gradient of strided 1 × 1 convolutions beyond its workspace;
-8 where there is no AVX-512 (github.com/uxlfoundation/oneDNN/issues/6035)."""
+"""Input channels from which the weight gradients of strided 1 × 1 convolutions are right. With fewer, oneDNN 3.13 reads
+beyond its workspace: below 16 with AVX-512, below 8 without (github.com/uxlfoundation/oneDNN/issues/6035)."""
 
 
 class SampledConv2d(nn.Conv2d):
-    """A 1 × 1 convolution with a stride, as one without on the pixels that it sees.
+    """A strided 1 × 1 convolution, computed without a stride on the pixels that it uses.
 
-    In training on a CPU with channels last, oneDNN writes past its workspace for such layers of few channels: the
-    gradient is wrong, or the process hangs or dies (github.com/uxlfoundation/oneDNN/issues/6035). Stems of RepVGG,
-    MobileOne and FastViT have one.
+    The result is the same. In training on a CPU with channels last, oneDNN's own weight gradient of such a layer with
+    few input channels is wrong, does not return, or kills the process (github.com/uxlfoundation/oneDNN/issues/6035).
+    The stems of RepVGG, MobileOne and FastViT have such layers.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -25,7 +25,7 @@ class SampledConv2d(nn.Conv2d):
 
 
 def sample_strided(network: nn.Module) -> None:
-    """Turn the convolutions for which oneDNN's gradients cannot be trusted into `SampledConv2d`, in place."""
+    """Turn the convolutions whose gradients oneDNN computes wrong into `SampledConv2d`, in place."""
     for module in network.modules():
         if type(module) is nn.Conv2d and module.kernel_size == (1, 1) and module.padding in ((0, 0), "valid"):
             strided = module.stride != (1, 1) and module.groups == 1

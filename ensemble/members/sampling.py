@@ -1,4 +1,4 @@
-"""Which images come in which batch, and the batches themselves, augmented."""
+"""The rows of each batch, and the batches of augmented images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from ensemble.members.augment import Augmentation
 from ensemble.members.fold_job import FoldJob
 
 Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor, np.ndarray]
-Wanted: TypeAlias = tuple[int, int, int]
+"""Pixels (b, H, W, 3) uint8, labels (b,) float32, and the rows (b,) that they come from."""
+
+Draw: TypeAlias = tuple[int, int, int]
 """An epoch, a row, and how often the row was drawn before in that epoch."""
 
 
@@ -28,11 +30,10 @@ def balanced_shares(labels: np.ndarray) -> np.ndarray:
 
 
 def order(job: FoldJob, epoch: int) -> np.ndarray:
-    """Return the rows of an epoch's updates, (updates, b).
+    """Return the rows of an epoch's updates, int array (updates, b).
 
-    ``plain`` takes each training row once, less a last partial batch. ``balanced`` draws as many with replacement, a
-    row of either class with the same chance as any other of its class, and the two classes equally often in
-    expectation.
+    ``plain`` takes each training row once and leaves out a last partial batch. ``balanced`` draws as many rows with
+    replacement: both classes are equally likely, and so are all rows of a class.
     """
     rng = np.random.default_rng(job.random_seed("order", epoch))
     n = job.updates_per_epoch * job.batch_size
@@ -46,24 +47,28 @@ def batches_of(job: FoldJob, first_epoch: int, workers: int, device: torch.devic
     return augmented(job, _Batches(job, first_epoch), workers, device)
 
 
-def augmented(job: FoldJob, wanted: Iterable[list[Wanted]], workers: int, device: torch.device) -> Iterator[Batch]:
+def augmented(job: FoldJob, draws: Iterable[list[Draw]], workers: int, device: torch.device) -> Iterator[Batch]:
     """Yield, for lists of (epoch, row, time), the augmented images of each: pixels, labels, rows.
 
     Parameters
     ----------
     job : FoldJob
-        Of which the images, the labels, the seed and what to do to an image count.
+        Its images, labels, seed and augmentation are used.
+    draws : iterable of lists of (int, int, int)
+        The draws of each batch.
     workers : int
-        Processes that augment ahead of what is taken; with none, an image is augmented when it is taken.
+        Processes that augment ahead. With 0, a batch is augmented when it is taken.
+    device : torch.device
+        For a GPU the batches are in pinned memory.
     """
     if workers:
         torch.multiprocessing.set_forkserver_preload([__name__])
     loader = torch.utils.data.DataLoader(
         _AugmentedRows(job),
-        batch_sampler=wanted,
+        batch_sampler=draws,
         collate_fn=_to_tensors,
         num_workers=workers,
-        multiprocessing_context="forkserver" if workers else None,  # never fork once CUDA is initialised
+        multiprocessing_context="forkserver" if workers else None,  # CUDA does not survive a fork
         pin_memory=device.type == "cuda",
         worker_init_fn=_quiet_worker,
     )
@@ -71,28 +76,28 @@ def augmented(job: FoldJob, wanted: Iterable[list[Wanted]], workers: int, device
 
 
 class _AugmentedRows(torch.utils.data.Dataset):  # type: ignore[type-arg]
-    """Batches of augmented images, asked for by (epoch, row, time): what a worker returns depends on nothing else."""
+    """Batches of augmented images by their draws: a batch depends on nothing else, whichever worker makes it."""
 
     def __init__(self, job: FoldJob) -> None:
         self.mapped, self.labels = job.mapped, job.labels
         self.augmentation = Augmentation(job.config.augmentation, job.seed)
 
-    def __getitems__(self, wanted: list[Wanted]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        rows = np.array([row for _, row, _ in wanted])
+    def __getitems__(self, draws: list[Draw]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        rows = np.array([row for _, row, _ in draws])
         pixels = self.mapped.array[rows]
         if not self.augmentation.is_idle:
-            for image, (epoch, row, time) in zip(pixels, wanted, strict=True):
+            for image, (epoch, row, time) in zip(pixels, draws, strict=True):
                 image[:] = self.augmentation(image, epoch, row, time)
         return pixels, self.labels[rows].astype(np.float32), rows
 
 
 class _Batches:
-    """What to ask the data set for, batch by batch, through all epochs that are left."""
+    """The draws of each batch, from the first epoch to the last."""
 
     def __init__(self, job: FoldJob, first_epoch: int) -> None:
         self.job, self.first_epoch = job, first_epoch
 
-    def __iter__(self) -> Iterator[list[Wanted]]:
+    def __iter__(self) -> Iterator[list[Draw]]:
         for epoch in range(self.first_epoch, self.job.config.epochs):
             batches = order(self.job, epoch)
             for batch, times in zip(batches, times_before(batches), strict=True):
@@ -100,9 +105,9 @@ class _Batches:
 
 
 def times_before(rows: np.ndarray) -> np.ndarray:
-    """Return how often each entry stood before in the same array, in its shape.
+    """Return how often each entry occurs earlier in the same array, in row-major order; int array of its shape.
 
-    A row that is drawn again in an epoch is augmented otherwise.
+    A row that is drawn again in an epoch is augmented differently, by this number.
 
     Examples
     --------
@@ -124,7 +129,7 @@ def _to_tensors(batch: Any) -> Batch:
 
 
 def _quiet_worker(_: int) -> None:
-    """Leave signals to the parent, which stops its workers itself."""
+    """Ignore Ctrl-C in a worker: the parent handles it and stops its workers."""
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,7 +1,7 @@
 """Small CNNs of public solutions of the TheraPanacea exercise, registered with timm under their names.
 
-All are a stack of convolutions, a hidden part on the flattened map, and one linear layer. The map is brought to the
-side that it has at 64 pixels before it is flattened, so that the parameters are the same at any image size.
+All are a stack of convolutions, hidden layers on the flattened map, and one linear layer. Before it is flattened, the
+map is pooled to the side that it has for images of 64 pixels, so that any image size needs the same parameters.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch import nn
 
 
 class _PoolTo(nn.AdaptiveAvgPool2d):
-    """Pools to a side, unless the map has it."""
+    """Average pooling to a given side; a map of that side is passed on unchanged."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x if x.shape[-2:] == (self.output_size,) * 2 else super().forward(x)
 
 
 class PlainCnn(nn.Module):
-    """Convolutions, a hidden part on the flattened map, one linear layer; what timm asks of a model besides.
+    """Convolutions, hidden layers on the flattened map, and one linear layer, with the interface of a timm model.
 
     Parameters
     ----------
@@ -42,12 +42,12 @@ class PlainCnn(nn.Module):
         self.pool, self.fc = _PoolTo(side), nn.Linear(width, num_classes)
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self.features(x)
-        return found
+        y: torch.Tensor = self.features(x)
+        return y
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        found: torch.Tensor = self.hidden(self.pool(x).flatten(1))
-        return found if pre_logits else self.fc(found)
+        y: torch.Tensor = self.hidden(self.pool(x).flatten(1))
+        return y if pre_logits else self.fc(y)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.forward_head(self.forward_features(x))
@@ -103,7 +103,7 @@ class _LeNet(PlainCnn):
         super().__init__(features, hidden, 16, 13, 32, num_classes)
 
 
-def _facts(first: str) -> dict[str, Any]:
+def _timm_config(first: str) -> dict[str, Any]:
     return {
         "url": "",
         "num_classes": 1000,
@@ -115,7 +115,9 @@ def _facts(first: str) -> dict[str, Any]:
     }
 
 
-default_cfgs = generate_default_cfgs({name: _facts("features.0") for name in ("small_cnn", "simple_cnn", "lenet")})
+default_cfgs = generate_default_cfgs(
+    {name: _timm_config("features.0") for name in ("small_cnn", "simple_cnn", "lenet")}
+)
 
 
 @register_model  # type: ignore[untyped-decorator]

@@ -1,4 +1,7 @@
-"""Train one member on the training rows of one fold."""
+"""Train one member on the training rows of one fold.
+
+`Learner.update` is the training step, `FoldTraining` the epochs with resuming, `train_and_predict` the whole.
+"""
 
 from __future__ import annotations
 
@@ -9,30 +12,29 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from timm.optim import create_optimizer_v2, param_groups_weight_decay
-from timm.scheduler import CosineLRScheduler, StepLRScheduler
-from timm.scheduler.scheduler import Scheduler
+from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 
-from ensemble.config import VIEWS, MemberConfig
+from ensemble.config import VIEWS
 from ensemble.errors import TheraError, printable
 from ensemble.members.backbones import Backbone, build
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import predict_logits
 from ensemble.members.losses import class_weights, classification_loss
+from ensemble.members.optimiser import learning_rates, parameter_groups
 from ensemble.members.plans import Plan, prepare
 from ensemble.members.processes import Progress
 from ensemble.members.sampling import Batch, batches_of
 
 FINITE_CHECK_INTERVAL = 50
-"""Updates between two looks at the losses: a look makes a GPU wait."""
+"""Updates between two checks that the losses are finite. A check reads them from the device, which makes a GPU wait."""
 
 Tensors = dict[str, torch.Tensor]
 History = list[dict[str, Any]]
 
 
 class Checkpoint(Protocol):
-    """Where a fold's state is kept between epochs."""
+    """The store of a fold's state between epochs."""
 
     def load(self) -> tuple[Tensors, History] | None: ...
 
@@ -41,10 +43,21 @@ class Checkpoint(Protocol):
 
 @dataclass(frozen=True)
 class FoldResult:
-    """What training one fold's model gives.
+    """The result of training one fold's model.
 
-    `weights` is a state dict of arrays; `logits` (h, views) are those of the held-out rows; `seconds` are those of
-    training and of everything.
+    Attributes
+    ----------
+    weights : mapping
+        The state dict as arrays.
+    logits : float64 array (h, views)
+        Of the held-out rows.
+    history : list of dict
+        One an epoch, as from `train_fold`.
+    parameters : int
+    seconds : float
+        Of training and prediction together.
+    warnings : tuple of str
+        From the checkpoint.
     """
 
     weights: Mapping[str, np.ndarray]
@@ -57,14 +70,14 @@ class FoldResult:
 
 @dataclass(frozen=True)
 class Watch:
-    """What is looked at after each epoch.
+    """A measurement on held-out rows after each epoch, for display alone.
 
-    Parameters
+    Attributes
     ----------
     rows : int array (w,)
-        Held out.
+        Held-out rows.
     measure : callable
-        logits (w,), labels (w,) -> a number, or None.
+        (logits (w,), labels (w,)) -> float or None.
     """
 
     rows: np.ndarray
@@ -76,7 +89,7 @@ class Watch:
 
 
 class _Silent:
-    """Progress that nobody is told of."""
+    """A `Progress` that does nothing."""
 
     def advance(self, n: int = 1) -> None:
         pass
@@ -99,22 +112,28 @@ def train_and_predict(
     watch: Watch | None,
     bar: Progress,
 ) -> FoldResult:
-    """Train one fold's model, and predict the rows that it has not seen.
+    """Train one fold's model, and predict its held-out rows.
 
     Parameters
     ----------
+    job : FoldJob
+    checkpoint : Checkpoint
+    plan : Plan
+    device : torch.device
+    workers : int
+        Processes that augment.
     held_out : int array (h,)
     views : sequence of str
-        Of `config.VIEWS`.
+        Names from `config.VIEWS`.
     watch : Watch, optional
-        Put into the history after each epoch; it changes nothing else.
+        Its value is recorded after each epoch and changes nothing else.
     bar : Progress
-        Advanced by one an image trained on, and one an image and view predicted.
+        Advanced by one an image trained on, and by one an image and view predicted.
 
     Raises
     ------
     TheraError
-        As `train_fold`; or a logit is not finite.
+        A loss or a logit is not finite.
     """
     started = time.monotonic()
     network, history = train_fold(job, checkpoint, plan, device, workers, bar, watch)
@@ -131,24 +150,24 @@ def predict_held_out(
     views: Sequence[str],
     bar: Progress,
 ) -> np.ndarray:
-    """Return the logits (h, views) of rows that a network has not seen.
+    """Return the logits (h, views) of a fold's held-out rows.
 
     Raises
     ------
     TheraError
-        One is not finite.
+        A logit is not finite.
     """
     logits = predict_logits(network, job.pixels, held_out, views, plan.precision, device, bar)
     if not np.isfinite(logits).all():
-        found = f"{np.count_nonzero(~np.isfinite(logits))} OOF logits of fold {job.fold} are not finite"
-        raise TheraError(f"member {job.config.name}", found, "lower --lr, or use --precision fp32")
+        problem = f"{np.count_nonzero(~np.isfinite(logits))} OOF logits of fold {job.fold} are not finite"
+        raise TheraError(f"member {job.config.name}", problem, "lower --lr, or use --precision fp32")
     return logits
 
 
 def fold_result(
     network: Backbone, history: History, logits: np.ndarray, seconds: float, checkpoint: Checkpoint
 ) -> FoldResult:
-    """Return what another process can be told of a trained network."""
+    """Return the result of a trained network, with arrays that can be sent to another process."""
     weights = {key: value.cpu().contiguous().numpy() for key, value in network.state_dict().items()}
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return FoldResult(weights, logits, history, parameters, seconds, tuple(getattr(checkpoint, "warnings", ())))
@@ -163,26 +182,28 @@ def train_fold(
     bar: Progress,
     watch: Watch | None = None,
 ) -> tuple[Backbone, History]:
-    """Train for the budgeted epochs and return the weight average with its history, as `FoldTraining`.
+    """Train for all epochs of the config; return the weight average and the history.
 
     Parameters
     ----------
+    job, checkpoint, plan, device, watch
+        As in `FoldTraining`.
     workers : int
-        Processes that augment; any number gives the same batches.
+        Processes that augment. Their number does not change the batches.
     bar : Progress
         Advanced by one an image.
 
     Returns
     -------
     Backbone
-        The EMA, in evaluation mode, on `device`.
+        The EMA of the weights, in evaluation mode, on `device`.
     list of dict
-        One an epoch: epoch, loss, lr (that of its last update), seconds; with a watch, hter: the average's.
+        One an epoch: epoch, loss (mean), lr (at its last update), seconds; with a watch also hter, of the EMA.
 
     Raises
     ------
     TheraError
-        A loss is not finite; the images of its batch are named.
+        A loss is not finite. The message names the images of its batch.
     """
     training = FoldTraining(job, checkpoint, plan, device, watch)
     bar.skip(training.images_seen)
@@ -195,13 +216,17 @@ def train_fold(
 class FoldTraining:
     """One fold's training, an epoch at a time.
 
-    No epoch is chosen: the budget is fixed, and the exponential moving average (EMA) of the weights after the last
-    epoch is the result. It goes on from the last epoch that `checkpoint` holds, to the same result on a CPU.
+    The number of epochs is fixed, and the exponential moving average (EMA) of the weights after the last epoch is the
+    result: choosing an epoch would need rows of its own. Training resumes after the last epoch that `checkpoint` holds;
+    on a CPU a resumed training gives the same bytes.
 
     Parameters
     ----------
+    job : FoldJob
+    checkpoint : Checkpoint
     plan : Plan
-        Its precision is that of the features; parameters, loss and EMA are float32. fp16 uses a gradient scaler.
+        Its precision is that of the features. Parameters, loss and EMA are float32. fp16 uses a gradient scaler.
+    device : torch.device
     watch : Watch, optional
     """
 
@@ -222,7 +247,7 @@ class FoldTraining:
 
     @property
     def epoch(self) -> int:
-        """Return the epoch that comes next, counted from 0."""
+        """The next epoch, counted from 0."""
         return len(self.history)
 
     @property
@@ -231,28 +256,28 @@ class FoldTraining:
 
     @property
     def average(self) -> Backbone:
-        """Return the EMA of the weights, in evaluation mode."""
+        """The EMA of the weights, in evaluation mode."""
         average: Backbone = self._learner.ema.module.eval()
         return average
 
     def is_due(self, epoch: int) -> bool:
-        """Return whether an epoch comes next, and is within the budget."""
+        """Return whether this epoch is the next one and the config has it."""
         return epoch == self.epoch < self.job.config.epochs
 
     def run_epoch(self, batches: Iterator[Batch], bar: Progress) -> None:
-        """Train on the batches of the next epoch, and keep what it gives."""
+        """Train on the batches of the next epoch, and save the state."""
         job, epoch, started = self.job, self.epoch, time.monotonic()
         torch.manual_seed(job.random_seed("dropout", epoch))
         loss = self._learner.epoch(epoch, batches, bar)
         seconds = round(time.monotonic() - started, 2)
         entry: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "lr": self._learner.lr, "seconds": seconds}
-        told = f"{job.config.name} fold {job.fold + 1} epoch {epoch + 1}/{job.config.epochs} loss {loss:.4f}"
+        message = f"{job.config.name} fold {job.fold + 1} epoch {epoch + 1}/{job.config.epochs} loss {loss:.4f}"
         if self._watch is not None:
             entry["hter"] = self._watch(self._learner.ema.module, job, self._plan, self._device)
-            told += "" if entry["hter"] is None else f" HTER {entry['hter']:.3f}"
+            message += "" if entry["hter"] is None else f" HTER {entry['hter']:.3f}"
         self.history = [*self.history, entry]
         self._checkpoint.save(self._learner.state(), self.history)
-        bar.note(told)
+        bar.note(message)
 
 
 class Learner:
@@ -268,33 +293,33 @@ class Learner:
         self.optimizer = create_optimizer_v2(
             parameter_groups(network, config), "adamw", lr=config.lr, fused=device.type == "cuda"
         )
-        self.schedule = _schedule(self.optimizer, job)
+        self.schedule = learning_rates(self.optimizer, job)
         self.scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")
 
     @property
     def lr(self) -> float:
-        """Return the rate of the head."""
+        """The current learning rate of the last layer."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     def epoch(self, epoch: int, loader: Iterator[Batch], bar: Progress) -> float:
-        """Make one epoch's updates and return the mean loss."""
+        """Make the updates of one epoch, and return the mean loss."""
         self.network.train()
         finite: list[float] = []
-        unseen: list[tuple[torch.Tensor, np.ndarray]] = []
+        unchecked: list[tuple[torch.Tensor, np.ndarray]] = []
         for step in range(self.job.updates_per_epoch):
             pixels, labels, rows = next(loader)
             loss = self.update(epoch * self.job.updates_per_epoch + step, pixels, labels)
-            unseen.append((loss, rows))
-            if len(unseen) == FINITE_CHECK_INTERVAL or step + 1 == self.job.updates_per_epoch:
-                finite += self._finite(unseen)
-                unseen = []
+            unchecked.append((loss, rows))
+            if len(unchecked) == FINITE_CHECK_INTERVAL or step + 1 == self.job.updates_per_epoch:
+                finite += self._finite_losses(unchecked)
+                unchecked = []
             bar.advance(len(rows))
         return round(float(np.mean(finite)), 6)
 
     def update(self, number: int, pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Make one update with pixels (b, H, W, 3) uint8 and labels (b,); return the loss.
+        """Make one update with pixels (b, H, W, 3) uint8 and labels (b,); return the mean loss, on the device.
 
-        Nothing is read back from the device, so that a GPU is given the next update while it computes this one.
+        Nothing is read back from the device, so that the next update is queued while a GPU computes this one.
         """
         self.schedule.step_update(number)
         self.optimizer.zero_grad(set_to_none=True)
@@ -302,19 +327,23 @@ class Learner:
         labels = labels.to(self.device, non_blocking=True)
         loss = classification_loss(logits, labels, self.job.config, self.class_weights).mean()
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        self.scaler.unscale_(self.optimizer)
+        self.scaler.unscale_(self.optimizer)  # before clipping, which is by the true norm
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.job.config.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.ema.update(self.network, step=number)
         return loss.detach()
 
-    def _finite(self, unseen: list[tuple[torch.Tensor, np.ndarray]]) -> list[float]:
-        """Return the finite losses; the gradient scaler skips an overflow, but not one update after the other."""
-        losses = torch.stack([loss for loss, _ in unseen]).cpu()
+    def _finite_losses(self, unchecked: list[tuple[torch.Tensor, np.ndarray]]) -> list[float]:
+        """Return the finite losses; raise an error where fp16's scaler does not explain the others.
+
+        The gradient scaler skips an update that overflows and lowers its scale, so some losses in fp16 may be
+        infinite, but not all of an interval.
+        """
+        losses = torch.stack([loss for loss, _ in unchecked]).cpu()
         finite = losses.isfinite()
         if not finite.any() or not (finite.all() or self.scaler.is_enabled()):
-            rows = unseen[int((~finite).nonzero()[0])][1]
+            rows = unchecked[int((~finite).nonzero()[0])][1]
             raise TheraError(
                 f"training {self.job.config.name} fold {self.job.fold}",
                 f"the loss is not finite on the batch of images {' '.join(map(printable, self.job.ids[rows]))}",
@@ -323,7 +352,7 @@ class Learner:
         return losses[finite].tolist()
 
     def state(self) -> Tensors:
-        """Return everything that the next epoch depends on, by name."""
+        """Return every tensor that the next epoch depends on, by name; random streams depend on the epoch alone."""
         tensors = {f"network.{key}": value for key, value in self.network.state_dict().items()}
         tensors |= {f"ema.{key}": value for key, value in self.ema.module.state_dict().items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
@@ -340,7 +369,7 @@ class Learner:
         slots: dict[int, Tensors] = {}
         for key, value in _below(tensors, "optimizer.").items():
             index, slot = key.split(".")
-            if value.shape == (like := parameters[int(index)]).shape:  # fused AdamW wants the parameter's strides
+            if value.shape == (like := parameters[int(index)]).shape:  # fused AdamW needs the parameter's strides
                 value = torch.empty_like(like, device="cpu").copy_(value)
             slots.setdefault(int(index), {})[slot] = value
         self.optimizer.load_state_dict({"state": slots, "param_groups": self.optimizer.state_dict()["param_groups"]})
@@ -351,32 +380,3 @@ class Learner:
 
 def _below(tensors: Tensors, prefix: str) -> Tensors:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-
-
-def parameter_groups(network: Backbone, config: MemberConfig) -> list[dict[str, Any]]:
-    """Return the groups for the optimiser: timm's split of what decays, and the head's first where rates differ.
-
-    timm's schedulers multiply a group's rate by its `lr_scale`: 1 for the last layer, the factor for the rest.
-    """
-    if config.backbone_lr_factor == 1:
-        return list(param_groups_weight_decay(network, config.weight_decay))
-    head = {id(parameter) for parameter in network.model.get_classifier().parameters()}
-    groups = []
-    for group in param_groups_weight_decay(network, config.weight_decay):
-        for of_head, scale in ((True, 1.0), (False, config.backbone_lr_factor)):
-            own = [parameter for parameter in group["params"] if (id(parameter) in head) == of_head]
-            if own:
-                groups.append({**group, "params": own, "lr_scale": scale})
-    return sorted(groups, key=lambda group: id(group["params"][0]) not in head)
-
-
-def _schedule(optimizer: torch.optim.Optimizer, job: FoldJob) -> Scheduler:
-    config, updates = job.config, job.updates_per_epoch
-    warmup: dict[str, Any] = {
-        "warmup_t": round(config.warmup * updates),
-        "warmup_lr_init": config.lr / 100,
-        "t_in_epochs": False,
-    }
-    if config.schedule == "step":
-        return StepLRScheduler(optimizer, config.step_epochs * updates, config.step_factor, **warmup)
-    return CosineLRScheduler(optimizer, config.epochs * updates, **warmup)

@@ -16,9 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from ensemble.commands.fit_stacker import averaged_oof
-from ensemble.commands.train import load_images
-from ensemble.config import VIEWS, DataConfig, MemberConfig
-from ensemble.members.inference import PLAINEST, FoldModels, choose_device
+from ensemble.config import VIEWS, MemberConfig
+from ensemble.data.source import open_source
+from ensemble.data.store import load_dataset
+from ensemble.members.inference import FoldModels, NetworkSpec, choose_device
+from ensemble.members.plans import REFERENCE
 from ensemble.progress import progress, say
 from ensemble.runs.run import Run
 
@@ -27,12 +29,11 @@ SQUARE = 8
 
 def main(folder: Path, name: str, images: int) -> None:
     run = Run(folder)
-    identity, table, member = run.read(), run.read_folds(), run.member(name)
-    data = DataConfig(images=Path(identity["images"]), labels=Path(identity["labels"]), resize=identity["resize"])
-    dataset = load_images(data.images, data.labels, data.resize, run, say)
-    logits = averaged_oof(run, (name,), VIEWS).rows.logits[:, 0]
-    config = MemberConfig.model_validate(member.read()["config"] | {"pretrained": False, "weights": None})
-    models = FoldModels(config, dataset.size[0], PLAINEST, choose_device("cpu"))
+    facts, table, member = run.read(), run.read_folds(), run.member(name)
+    dataset = load_dataset(open_source(Path(facts.images), Path(facts.labels)), run.pixels, facts.resize, say=say)
+    logits = averaged_oof(run, (name,), VIEWS).logits[:, 0]
+    config = MemberConfig.model_validate(member.read().current_config | {"pretrained": False, "weights": None})
+    models = FoldModels(NetworkSpec(config, dataset.size[0], REFERENCE, choose_device("cpu")))
     side = dataset.size[0] // SQUARE
     middle = np.asarray(dataset.pixels[:: max(1, len(dataset) // 2000)]).mean(axis=0).round().astype(np.uint8)
     moved = {0: np.zeros((side, side)), 1: np.zeros((side, side))}
@@ -46,13 +47,13 @@ def main(folder: Path, name: str, images: int) -> None:
                 pixels = np.asarray(dataset.pixels[np.sort(rows)])
                 every = [pixels]
                 for row, column in np.ndindex(side, side):
-                    place = np.s_[:, row * SQUARE : (row + 1) * SQUARE, column * SQUARE : (column + 1) * SQUARE]
+                    square = np.s_[:, row * SQUARE : (row + 1) * SQUARE, column * SQUARE : (column + 1) * SQUARE]
                     covered = pixels.copy()
-                    covered[place] = middle[place[1:]]
+                    covered[square] = middle[square[1:]]
                     every.append(covered)
                 together = np.concatenate(every)
-                found, _ = models.predict(weights, together, np.arange(len(together)), VIEWS[:1], bar)
-                by_square = found[:, 0].reshape(len(every), len(rows))
+                logits_of_all, _ = models.predict(weights, together, np.arange(len(together)), VIEWS[:1], bar)
+                by_square = logits_of_all[:, 0].reshape(len(every), len(rows))
                 moved[label] += (by_square[1:] - by_square[0]).mean(axis=1).reshape(side, side) / table.k
     for label, grid in moved.items():
         print(f"\nlabel {label}, {table.k * share} images, mean change of the logit where a square is covered:")

@@ -23,6 +23,7 @@ from ensemble.decision import assessment
 from ensemble.decision import decision as decision_room
 from ensemble.errors import TheraError
 from ensemble.members import inference, predictor
+from ensemble.members.inference import NetworkSpec
 from ensemble.members.plans import Plan
 from ensemble.runs.files import LOGIT_DECIMALS
 from ensemble.runs.member import MemberIdentity
@@ -50,8 +51,8 @@ class Oracle:
 
     asked: int = 0
 
-    def __init__(self, config: MemberConfig, image_size: int, plan: Plan, device: object) -> None:
-        self.column, self.plan = MEMBERS.index(config.name), plan
+    def __init__(self, spec: NetworkSpec) -> None:
+        self.column, self.plan = MEMBERS.index(spec.config.name), spec.plan
 
     def predict(
         self, weights: Any, pixels: np.ndarray, rows: np.ndarray, views: Sequence[str], bar: Any
@@ -71,7 +72,7 @@ def _oracle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decision_room, "estimate_floor", lambda *_: None)
     monkeypatch.setattr("ensemble.commands.fold_logits.PILOT", PILOT)
     monkeypatch.setattr(predictor, "FoldModels", Oracle)
-    monkeypatch.setattr(inference, "cost_per_image", lambda models, _: COST[models[0].name])
+    monkeypatch.setattr(inference, "cost_per_image", lambda spec, _: COST[spec.config.name])
     monkeypatch.setattr(Oracle, "asked", 0)
 
 

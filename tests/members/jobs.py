@@ -1,4 +1,4 @@
-"""What test_processes.py has computed elsewhere: another process finds these functions by their module."""
+"""Functions that test_processes.py runs in other processes, which import them from this module."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ensemble.errors import DataError
 from ensemble.members.processes import MappedPixels
 
 
-def place(number: int, bar: Any) -> tuple[int, int, list[int], int]:
-    """Return the number, and where it was computed: the process, its cores, its threads."""
+def describe(number: int, bar: Any) -> tuple[int, int, list[int], int]:
+    """Return the number, and the process that computed it, its cores, its threads."""
     bar.note(f"number {number}")
     bar.skip(10)
     bar.advance(number)
@@ -27,7 +27,7 @@ def total(mapped: MappedPixels, bar: Any) -> tuple[int, bool]:
 
 
 def wrong(kind: str, bar: Any) -> None:
-    if kind == "told":
+    if kind == "refused":
         raise DataError("a\nb.jpg", "has zero bytes", "remove it")
     if kind == "disk":
         raise OSError(28, "No space left on device", "/x")
@@ -39,7 +39,7 @@ def wrong(kind: str, bar: Any) -> None:
 
 
 def slow(bar: Any) -> None:
-    """Tell of progress, for ever."""
+    """Report progress for ever."""
     while True:
         bar.advance(1)
         time.sleep(0.05)

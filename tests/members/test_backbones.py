@@ -103,12 +103,12 @@ def test_input_is_resampled_and_normalised() -> None:
 
 
 @pytest.mark.parametrize("arch", ["swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"])
-def test_no_half_stride_stem_is_said(arch: str) -> None:
+def test_a_network_without_a_half_stride_stem_is_refused(arch: str) -> None:
     with pytest.raises(ConfigError, match="no half-stride stem"):
         build(config(arch, stem="half-stride"), 64)
 
 
-def test_unknown_architecture_is_answered_with_near_ones() -> None:
+def test_an_unknown_architecture_is_refused_with_similar_names() -> None:
     with pytest.raises(ConfigError, match=r"resnet19: is not known to timm; did you mean .*resnet"):
         build(config("resnet19"), 64)
 
@@ -123,14 +123,14 @@ def test_pretrained_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) 
         build(config("resnet18", pretrained=True), 64)
 
 
-def test_hub_out_of_reach_is_not_asked_again(
+def test_a_hub_out_of_reach_is_tried_twice_in_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(hub, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
-    asked = []
-    monkeypatch.setattr(backbones, "get_session", lambda: asked.append(1) or get_session())
+    calls = []
+    monkeypatch.setattr(backbones, "get_session", lambda: calls.append(1) or get_session())
     backbones._hub_answers.cache_clear()
     with pytest.raises(ResourceError, match=rf"are not in {tmp_path} and .* \(http://127.0.0.1:9 does not answer\)"):
         build(config("test_resnet", pretrained=True), 64)
@@ -143,7 +143,7 @@ def test_hub_out_of_reach_is_not_asked_again(
     save_file(given, cached / "snapshots" / ("0" * 40) / "model.safetensors")
     own = build(config("test_resnet", pretrained=True), 64).model.state_dict()
     backbones._hub_answers.cache_clear()
-    assert len(asked) == 2, "two calls, whatever is built"
+    assert len(calls) == 2, "two calls, whatever is built"
     assert all(torch.equal(own[key], given[key]) for key in given if not key.startswith("fc."))
 
 
@@ -166,7 +166,7 @@ def test_weights_of_another_architecture_are_refused() -> None:
 
 
 @pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
-def test_what_cannot_take_the_images_is_said(arch: str) -> None:
+def test_a_network_that_cannot_take_the_images_is_refused(arch: str) -> None:
     with pytest.raises(ConfigError, match=r"cannot take images of 64 pixels \(.*give --input-size"):
         check(config(arch), 64)
     check(config("vit_tiny_patch16_224", input_size=224), 64)

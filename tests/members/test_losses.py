@@ -87,5 +87,5 @@ def test_focal_is_the_focal_loss_as_it_is() -> None:
 
 
 def test_alpha_belongs_to_the_focal_loss() -> None:
-    with pytest.raises(ValueError, match="alpha is of the focal loss, not of weighted-focal"):
+    with pytest.raises(ValueError, match="alpha belongs to the focal loss, not to weighted-focal"):
         config("weighted-focal", alpha=0.25)

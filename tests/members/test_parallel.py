@@ -124,7 +124,7 @@ def test_each_image_is_augmented_once_for_all_folds(monkeypatch: pytest.MonkeyPa
     assert len(seen) == 3 * N * 2 // FOLDS, "what the count would be of"
 
 
-def test_the_next_epoch_comes_in_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_epoch_is_loaded_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     """While one is trained on, so that a device neither waits at its end nor a batch long."""
     tasks = [task(fold, batch_size=8) for fold in range(FOLDS)]
     images = ResidentEpochs([one.job for one in tasks], [0] * FOLDS, 0, CPU)
@@ -139,7 +139,7 @@ def test_the_next_epoch_comes_in_evenly(monkeypatch: pytest.MonkeyPatch) -> None
     images._incoming = counted()
     updates = FOLDS * tasks[0].job.updates_per_epoch
     for epoch in range(3):
-        images.come_to(epoch, _Nobody())
+        images.start(epoch, _SilentBar())
         done = 0
         assert come == (epoch + 1) * N, "nothing is left to wait for"
         for one in tasks:
@@ -156,11 +156,11 @@ def test_the_next_epoch_comes_in_evenly(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_batches_are_those_of_each_job_alone(values: dict[str, Any]) -> None:
     jobs, firsts = [task(fold, **values).job for fold in range(FOLDS)], [0, 1, 0]
     images, expected = ResidentEpochs(jobs, firsts, 0, CPU), [batches_of(job, 1, 0, CPU) for job in jobs]
-    images.come_to(0, _Nobody())
+    images.start(0, _SilentBar())
     for job in (jobs[0], jobs[2]):
         assert sum(len(rows) for _, _, rows in images.batches(job, 0)) == job.images // job.config.epochs
     for epoch in (1, 2):
-        images.come_to(epoch, _Nobody())
+        images.start(epoch, _SilentBar())
         for job, own in zip(jobs, expected, strict=True):
             for found in images.batches(job, epoch):
                 pixels, labels, rows = next(own)
@@ -168,16 +168,16 @@ def test_the_batches_are_those_of_each_job_alone(values: dict[str, Any]) -> None
                 assert np.array_equal(found[2], rows)
 
 
-def test_what_does_not_fit_comes_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folds_that_do_not_fit_into_memory_are_trained_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     tasks, held = [task(fold, batch_size=8) for fold in range(FOLDS)], 2 * PIXELS.nbytes
     assert resident_bytes([one.job for one in tasks]) == held
     expected, groups, really = [alone(one) for one in tasks], [], ResidentEpochs
 
-    def told(jobs: Any, *given: Any) -> ResidentEpochs:
+    def noted(jobs: Any, *given: Any) -> ResidentEpochs:
         groups.append([job.fold for job in jobs])
         return really(jobs, *given)
 
-    monkeypatch.setattr(parallel, "ResidentEpochs", told)
+    monkeypatch.setattr(parallel, "ResidentEpochs", noted)
     for room, found in ((held / parallel.OF_IMAGES, [[0, 1, 2]]), (held / parallel.OF_IMAGES - 1, [])):
         groups.clear()
         monkeypatch.setattr(parallel, "_free", lambda _, room=room: room)
@@ -201,12 +201,12 @@ def test_two_augmentations_are_two_copies(monkeypatch: pytest.MonkeyPatch, share
     monkeypatch.setattr(parallel, "train_and_predict", lambda *_: None)
     every = [task(fold, batch_size=8, **values) for values in ({}, {"augment": "light"}) for fold in range(FOLDS)]
     for tasks, fits in ((every[:3], True), (every, False)):
-        train_together(tasks, CPU, 0, share, _Nobody())
+        train_together(tasks, CPU, 0, share, _SilentBar())
         assert bool(used) == fits
         used.clear()
 
 
-def test_what_is_resident_is_counted() -> None:
+def test_the_bytes_of_resident_images() -> None:
     """A balanced draw takes an image of the rare class again and again, each time another way; none, each one once."""
     one = PIXELS[0].nbytes
     for sampler in ("plain", "balanced"):
@@ -214,12 +214,12 @@ def test_what_is_resident_is_counted() -> None:
         assert resident_bytes(jobs) == PIXELS.nbytes, "one copy, for all epochs"
         jobs = [task(fold, sampler=sampler, batch_size=8).job for fold in range(FOLDS)]
         images = ResidentEpochs(jobs, [0] * FOLDS, 0, CPU)
-        images.come_to(0, _Nobody())
+        images.start(0, _SilentBar())
         assert resident_bytes(jobs) == 2 * one * len(images._held[0].pixels)
     assert resident_bytes(jobs) > 2.2 * PIXELS.nbytes
 
 
-def test_an_epoch_that_nobody_takes_is_passed_over() -> None:
+def test_an_epoch_that_no_fold_needs_is_skipped() -> None:
     """One member goes on where another one has long ended."""
     late, early = task(0, epochs=5, name="late"), task(1, epochs=1, name="early")
     late.checkpoint.stop_after = 3
@@ -232,13 +232,13 @@ def test_an_epoch_that_nobody_takes_is_passed_over() -> None:
 
 def broken(one: Task) -> Task:
     """Return a task that fails in its first epoch."""
-    state = train_and_predict(one.job, Kept(), one.plan, CPU, 0, one.held_out, VIEWS, None, _Nobody()).weights
+    state = train_and_predict(one.job, Kept(), one.plan, CPU, 0, one.held_out, VIEWS, None, _SilentBar()).weights
     weights = {name: np.full_like(value, np.nan) for name, value in state.items()}
     return replace(one, job=replace(one.job, weights=weights))
 
 
 @pytest.mark.parametrize("fits", [True, False])
-def test_one_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch, fits: bool) -> None:
+def test_a_fold_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch, fits: bool) -> None:
     monkeypatch.setattr(parallel, "_free", lambda _: np.inf if fits else 0)
     tasks = [task(0), broken(task(1)), task(2)]
     found = together(tasks)
@@ -262,7 +262,7 @@ def test_a_prediction_that_fails_does_not_stop_the_others(monkeypatch: pytest.Mo
     assert [isinstance(each, TheraError) for each in found] == [False, True, False]
 
 
-class _Nobody:
+class _SilentBar:
     def advance(self, n: int = 1) -> None: ...
     def skip(self, n: int) -> None: ...
     def note(self, text: str) -> None: ...

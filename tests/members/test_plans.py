@@ -1,66 +1,27 @@
-"""The plan by which a network is computed: what is possible, what a probe finds, and what is kept of it."""
+"""The plans by which a device can compute a network."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from shutil import which
-from typing import Any
 
 import pytest
 import torch
 
-from ensemble.config import MemberConfig
-from ensemble.errors import TheraError
-from ensemble.members import backbones, plans
-from ensemble.members import probe as probes
-from ensemble.members.backbones import Backbone
-from ensemble.members.cpu.convolutions import LoweredConv2d
-from ensemble.members.cpu.fused import fuse
-from ensemble.members.plans import Plan, possible_plans
-from ensemble.members.probe import PROBE_PAYS, Probe, choose_plan, probe
+from ensemble.members import plans
+from ensemble.members.plans import KINDS, Plan, possible_plans
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-NATIVE, LOWERED = Plan("fp32"), Plan("fp32", "lowered")
-COMPILED = Plan("fp32", "compiled")
-EVERY = (NATIVE, LOWERED, Plan("bf16"), Plan("bf16", "lowered"))
-compiler = pytest.mark.skipif(which("g++") is None, reason="torch.compile needs a C++ compiler")
-OF_PREDICTION = tuple(Plan(p, c) for p in ("fp32", "bf16") for c in ("native", "lowered", "fused"))
+NATIVE, COMPILED = Plan("fp32"), Plan("fp32", "compiled")
+TRAIN, PREDICT = (tuple(Plan(p, c) for p in ("fp32", "bf16") for c in KINDS[phase]) for phase in ("train", "predict"))
+"""All plans of a CPU; without members/cpu there are native convolutions alone."""
 
-
-def member(**values: Any) -> MemberConfig:
-    base = {"arch": "resnet10t", "pretrained": False, "batch_size": 16, "precision": "fp32"}
-    return MemberConfig.model_validate(base | values)
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache/thera/probes.json"
-
-
-@pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]:
-    """Return a list of what is measured from now on; the last plan is always found fastest, nothing is computed."""
-    calls: list[tuple[Any, ...]] = []
-
-    def told(*given: Any) -> Probe:
-        calls.append((*given, torch.get_num_threads()))
-        return Probe(given[2][-1], {str(plan): 100.0 + i for i, plan in enumerate(given[2])})
-
-    monkeypatch.setattr(probes, "_measured", told)
-    return calls
+FP32 = TRAIN[: len(KINDS["train"])]
 
 
 @pytest.fixture
 def has_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the CPU be one that computes in bfloat16, whatever it is."""
+    """Pretend that this CPU has bfloat16."""
     monkeypatch.setattr(plans, "onednn_computes", lambda _: True)
-
-
-# --- what is possible -------------------------------------------------------------------------------------------------
 
 
 def precisions(name: str, device: torch.device, input_size: int) -> list[str]:
@@ -68,17 +29,19 @@ def precisions(name: str, device: torch.device, input_size: int) -> list[str]:
 
 
 def test_precisions_by_device_and_capability(has_bf16: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [precisions(name, CPU, 64) for name in ("auto", "fp16", "bf16", "fp32")]
-    assert found == [["fp32", "bf16"], ["fp32"], ["bf16"], ["fp32"]]
+    by_request = [precisions(name, CPU, 64) for name in ("auto", "fp16", "bf16", "fp32")]
+    assert by_request == [["fp32", "bf16"], ["fp32"], ["bf16"], ["fp32"]]
     assert precisions("bf16", CPU, 16) == precisions("auto", CPU, 16) == ["fp32"]
     assert precisions("bf16", CPU, 17) == ["bf16"]
     for capability, expected in (((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, value=capability: value)
         assert precisions("auto", CUDA, 64) == precisions("bf16", CUDA, 16) == [expected]
         assert precisions("fp16", CUDA, 64) == ["fp16"]
         assert precisions("fp32", CUDA, 64) == ["fp32"]
-        for asked in ("auto", "native", "lowered", "fused"):
-            assert possible_plans("auto", asked, CUDA, 64, "predict") == (Plan(expected),), "the GPU's own convolutions"
+        for requested in ("auto", "native", "lowered", "fused"):
+            assert possible_plans("auto", requested, CUDA, 64, "predict") == (Plan(expected),), (
+                "the GPU's own convolutions"
+            )
         assert possible_plans("auto", "lowered", CUDA, 64, "train") == (Plan(expected),)
         compiled = Plan(expected, "compiled")
         assert possible_plans("auto", "auto", CUDA, 64, "train") == (Plan(expected), compiled)
@@ -86,329 +49,26 @@ def test_precisions_by_device_and_capability(has_bf16: None, monkeypatch: pytest
 
 
 def test_a_cpu_that_would_emulate_bfloat16_has_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would take many times as long, also where a config that was written elsewhere asks for it."""
+    """It would take many times as long, also for a config that was written elsewhere."""
     monkeypatch.setattr(plans, "onednn_computes", lambda dtype: dtype == torch.float32)
     assert [precisions(name, CPU, 64) for name in ("auto", "bf16")] == [["fp32"]] * 2
-    assert possible_plans("auto", "auto", CPU, 64, "train") == (NATIVE, LOWERED)
-    assert possible_plans("auto", "auto", CPU, 64, "train", emulated=True) == EVERY, "of what was begun elsewhere"
+    assert possible_plans("auto", "auto", CPU, 64, "train") == FP32
+    assert possible_plans("auto", "auto", CPU, 64, "train", emulated=True) == TRAIN, "for what was begun elsewhere"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     assert precisions("bf16", CUDA, 64) == ["bf16"]
 
 
-def test_the_choice_of_the_user_limits_the_plans(has_bf16: None) -> None:
-    assert possible_plans("auto", "auto", CPU, 64, "train") == EVERY
-    assert possible_plans("auto", "auto", CPU, 64, "predict") == OF_PREDICTION, "what cannot be trained"
-    assert possible_plans("auto", "fused", CPU, 64, "predict") == OF_PREDICTION[2::3]
-    assert possible_plans("fp32", "auto", CPU, 64, "train") == (NATIVE, LOWERED)
-    assert possible_plans("auto", "lowered", CPU, 64, "train") == (LOWERED, Plan("bf16", "lowered"))
+def test_the_request_limits_the_plans(has_bf16: None) -> None:
+    assert possible_plans("auto", "auto", CPU, 64, "train") == TRAIN
+    assert possible_plans("auto", "auto", CPU, 64, "predict") == PREDICT
+    assert possible_plans("fp32", "auto", CPU, 64, "train") == FP32
     assert possible_plans("bf16", "native", CPU, 64, "predict") == (Plan("bf16"),)
-    assert possible_plans("auto", "auto", CPU, 16, "train") == (NATIVE, LOWERED)
+    assert possible_plans("auto", "auto", CPU, 16, "train") == FP32
     assert possible_plans("fp32", "compiled", CPU, 64, "train") == (COMPILED,)
 
 
-# --- the choice -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("batches", "chosen"), [(1, NATIVE), (PROBE_PAYS - 1, NATIVE), (PROBE_PAYS, LOWERED)])
-def test_little_work_is_done_in_the_plainest_plan(cache: Path, measured: list[Any], batches: int, chosen: Plan) -> None:
-    assert choose_plan(member(), CPU, 32, "train", batches, 1) == chosen
-    assert len(measured) == (chosen == LOWERED) == cache.exists()
-
-
-@pytest.mark.parametrize("forced", [{"convolutions": "native"}, {"convolutions": "lowered"}])
-def test_where_there_is_no_choice_nothing_is_measured(cache: Path, measured: list[Any], forced: dict[str, str]) -> None:
-    assert choose_plan(member(**forced), CPU, 32, "train", 10**6, 1) == Plan("fp32", forced["convolutions"])
-    assert not measured
-
-
-def test_half_precision_needs_more_than_16_pixels(has_bf16: None, cache: Path, measured: list[Any]) -> None:
-    for size, expected in ((16, (NATIVE, LOWERED)), (24, EVERY)):
-        choose_plan(member(precision="auto", input_size=size), CPU, 32, "train", PROBE_PAYS, 1)
-        assert measured[-1][2] == expected
-
-
-# --- the probe --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("phase", "kinds"), [("train", EVERY), ("predict", OF_PREDICTION)])
-def test_a_probe_measures_what_agrees_and_leaves_no_trace(cache: Path, phase: Any, kinds: tuple[Plan, ...]) -> None:
-    """Neither in the random state nor in the number of threads."""
-    before, threads = torch.get_rng_state(), torch.get_num_threads()
-    found = probe(member(), 32, kinds, phase, threads)
-    assert set(found.images_per_second) <= {str(plan) for plan in kinds}
-    sound = {"bf16 native"} | {str(plan) for plan in kinds if plan.precision == "fp32"}
-    assert sound <= set(found.images_per_second)
-    assert all(speed > 0 for speed in found.images_per_second.values())
-    fastest = max(found.images_per_second, key=lambda plan: found.images_per_second[plan])
-    assert str(found.chosen) in (fastest, str(NATIVE))
-    assert torch.equal(torch.get_rng_state(), before) and torch.get_num_threads() == threads
-
-
-def test_a_frozen_network_is_measured_as_it_is_trained(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes, agrees = set(), probes._agrees
-
-    def noted(plan: Plan, results: dict[Plan, torch.Tensor], *limits: float) -> bool:
-        sizes.update(gradients.numel() for gradients in results.values())
-        return agrees(plan, results, *limits)
-
-    monkeypatch.setattr(probes, "_agrees", noted)
-    found = probe(member(freeze=True), 32, EVERY, "train", 1)
-    assert sizes == {512 + 1} and str(LOWERED) in found.images_per_second, "the last layer's gradient"
-
-
-def broken(network: Any) -> None:
-    """Lower a network, and compute something else."""
-    for module in network.modules():
-        if type(module) is torch.nn.Conv2d:
-            module.__class__ = Broken
-
-
-class Broken(LoweredConv2d):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return 1.01 * super().forward(x).roll(1, 0)
-
-
-@pytest.mark.parametrize("phase", ["train", "predict"])
-def test_a_lowered_plan_that_computes_something_else_is_not_chosen(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, phase: Any
-) -> None:
-    monkeypatch.setattr("ensemble.members.cpu.lower", broken)
-    monkeypatch.setattr(probes, "LEAST_SPEEDUP", 0.0)  # else it might only be too slow
-    found = probe(member(), 32, EVERY, phase, 1)
-    assert set(found.images_per_second) == {"fp32 native", "bf16 native"}
-    assert found.chosen.convolutions == "native"
-
-
-@pytest.mark.parametrize("phase", ["train", "predict"])
-@pytest.mark.parametrize(
-    ("arch", "layer"), [("resnet18", "layer4.1.conv2"), ("convnext_nano", "stages.2.blocks.7.conv_dw")]
-)
-def test_a_wrong_layer_behind_a_small_gain_is_seen(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, arch: str, layer: str, phase: Any
-) -> None:
-    """The gain of a branch begins as 0 or 1e-6; before it was drawn, both passed in prediction."""
-    monkeypatch.setattr("ensemble.members.cpu.lower", lambda network: broken(network.model.get_submodule(layer)))
-    found = probe(member(arch=arch), 64, (NATIVE, LOWERED), phase, 1)
-    assert list(found.images_per_second) == [str(NATIVE)]
-
-
-@pytest.mark.parametrize(
-    ("apart", "rounding", "precision", "agrees"),
-    [
-        (0.019, 0.0, "fp32", True),
-        (0.05, 0.0, "fp32", False),
-        (0.05, 0.03, "fp32", True),
-        (0.11, 10.0, "fp32", False),  # where gradients are all chance, nothing is known
-        (0.11, 0.0, "bf16", True),  # the library's own are as far
-    ],
-)
-def test_gradients_may_jump_where_rounding_makes_them(
-    apart: float, rounding: float, precision: str, agrees: bool
-) -> None:
-    reference = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
-    moved = reference + apart * torch.randn(10_000, generator=torch.Generator().manual_seed(1))
-    found = {NATIVE: reference, Plan("bf16"): moved, Plan(precision, "lowered"): moved}
-    assert probes.deviation(moved, reference) == pytest.approx(apart, rel=0.05)
-    assert probes._agrees(Plan(precision, "lowered"), found, probes.TOLERANCES["train"], rounding) == agrees
-
-
-def test_what_rounding_does_is_measured_in_training(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told, agrees = {}, probes._agrees
-
-    def noted(plan: Plan, results: dict[Plan, torch.Tensor], exact: float, rounding: float) -> bool:
-        told[exact] = rounding
-        return agrees(plan, results, exact, rounding)
-
-    monkeypatch.setattr(probes, "_agrees", noted)
-    for phase in ("train", "predict"):
-        probe(member(), 32, (NATIVE, LOWERED), phase, 1)
-    assert told[probes.TOLERANCES["predict"]] == 0 < told[probes.TOLERANCES["train"]]
-
-
-def test_a_folded_plan_that_computes_something_else_is_not_chosen(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def spoilt(network: Backbone, dtype: torch.dtype) -> Backbone:
-        folded = fuse(network, dtype)
-        assert isinstance(folded.model.fc, torch.nn.Linear)
-        folded.model.fc.weight.data[0, ::2] *= 1.2
-        return folded
-
-    monkeypatch.setattr("ensemble.members.cpu.fuse", spoilt)
-    monkeypatch.setattr(probes, "LEAST_SPEEDUP", 0.0)
-    found = probe(member(), 32, OF_PREDICTION[:3], "predict", 1)
-    assert set(found.images_per_second) == {"fp32 native", "fp32 lowered"}
-
-
-@pytest.mark.parametrize(("worth", "chosen"), [(1.05, NATIVE), (1.03, LOWERED)])
-def test_another_plan_must_be_worth_it(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, worth: float, chosen: Plan
-) -> None:
-    """104 images a second are 1.04 times 100: of the clock, which is told."""
-    monkeypatch.setattr(probes, "LEAST_SPEEDUP", worth)
-    ticks = iter([0.0, 0.16, 0.0, 0.16 / 1.04] * probes.PROBE_ROUNDS)
-    monkeypatch.setattr(probes.time, "perf_counter", lambda: next(ticks))
-    found = probe(member(), 32, (NATIVE, LOWERED), "predict", 1)
-    assert found == Probe(chosen, {"fp32 native": 100.0, "fp32 lowered": 104.0})
-
-
-@pytest.mark.parametrize(("first", "chosen"), [(0.79, LOWERED), (0.81, NATIVE)])
-def test_a_plan_that_takes_many_times_as_long_is_clocked_once(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, first: float, chosen: Plan
-) -> None:
-    """Five times 0.16 s are 0.8: above, one batch is all that is known of it; below, the later ones count."""
-    later = [0.16, 0.08] if first < 0.8 else [0.16]
-    spent = [0.16, first, *later * (probes.PROBE_ROUNDS - 1)]
-    ticks = iter([tick for seconds in spent for tick in (0.0, seconds)])
-    monkeypatch.setattr(probes.time, "perf_counter", lambda: next(ticks))
-    found = probe(member(), 32, (NATIVE, LOWERED), "predict", 1)
-    assert found == Probe(
-        chosen, {"fp32 native": 100.0, "fp32 lowered": 200.0 if first < 0.8 else round(16 / first, 1)}
-    )
-    assert next(ticks, None) is None
-
-
-# --- compiled networks ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("images", "speed", "chosen"),
-    [(1999, 200.0, NATIVE), (2001, 200.0, COMPILED), (10**9, 104.0, NATIVE), (10**9, 106.0, COMPILED)],
-)
-def test_compiling_must_pay_within_the_work(images: int, speed: float, chosen: Plan) -> None:
-    """10 seconds first: as long as 1,000 images at 100 a second, which half of 2,000 at 200 a second save."""
-    found = Probe(NATIVE, {str(NATIVE): 100.0, str(COMPILED): speed}, {str(COMPILED): 10.0})
-    assert found.for_work(images) == chosen
-    assert Probe(NATIVE, {str(NATIVE): 100.0}).for_work(images) == NATIVE == Probe(NATIVE, {}).for_work(images)
-
-
-@compiler
-def test_a_compiled_plan_is_measured_with_the_time_it_takes_first(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = member(arch="lenet", convolutions="compiled")
-    assert choose_plan(wanted, CPU, 32, "train", 1, 1) == COMPILED, "forced, however little work there is"
-    both = probe(wanted, 32, (NATIVE, COMPILED), "train", 1)
-    assert set(both.images_per_second) == {str(NATIVE), str(COMPILED)} and not both.failed
-    assert list(both.setup_seconds) == [str(COMPILED)] and both.chosen == NATIVE
-    monkeypatch.setattr(probes, "_measured", lambda *_: pytest.fail("measured again"))
-    assert probe(wanted, 32, (NATIVE, COMPILED), "train", 1) == both
-    assert choose_plan(wanted, CPU, 32, "train", 1, 1) == COMPILED
-
-
-def test_where_it_is_forced_the_precision_that_is_faster_is_taken(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever it takes first, and whatever the plainest plan would have taken."""
-    half = Plan("bf16", "compiled")
-    found = Probe(NATIVE, {str(COMPILED): 100.0, str(half): 200.0}, {str(COMPILED): 10.0, str(half): 10.0})
-    monkeypatch.setattr(probes, "_measured", lambda *_: found)
-    for batches in (1, PROBE_PAYS, 10**6):
-        wanted = member(precision="auto", convolutions="compiled")
-        assert choose_plan(wanted, CPU, 32, "train", batches, 1) == half
-
-
-def test_a_head_alone_is_not_compiled(cache: Path, measured: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    frozen = member(freeze=True, convolutions="compiled")
-    assert choose_plan(frozen, CPU, 32, "train", 10**6, 1) == NATIVE
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    assert choose_plan(member(freeze=True, precision="auto"), CUDA, 32, "train", 10**6, 1) == Plan("bf16")
-    assert not measured
-
-
-def no_compiler(model: Any, x: torch.Tensor) -> torch.Tensor:
-    raise RuntimeError("No working C++ compiler found\nat all")
-
-
-def scaled(model: Any, x: torch.Tensor) -> torch.Tensor:
-    return 1.1 * backbones._features(model, x).roll(1, 0)
-
-
-@pytest.mark.parametrize(
-    ("compiled", "reason"),
-    [(no_compiler, "No working C\\+\\+ compiler found"), (scaled, "it computes something else than the library")],
-)
-def test_what_cannot_be_compiled_is_not(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, compiled: Any, reason: str
-) -> None:
-    monkeypatch.setattr(backbones, "_compiled", lambda _: compiled)
-    with pytest.raises(
-        TheraError, match=f"member resnet10t: cannot be compiled here: {reason}; use --convolutions auto"
-    ):
-        choose_plan(member(convolutions="compiled"), CPU, 32, "train", PROBE_PAYS, 1)
-    found = probe(member(), 32, (NATIVE, COMPILED), "train", 1)
-    assert list(found.images_per_second) == [str(NATIVE)] and found.for_work(10**9) == NATIVE
-    assert list(found.failed) == [str(COMPILED)] * (compiled is no_compiler) and not found.setup_seconds
-    if found.failed:
-        assert not cache.exists(), "with a compiler, it is found out anew"
-
-
-# --- what is kept -----------------------------------------------------------------------------------------------------
-
-
-def test_what_was_found_is_kept(cache: Path, measured: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    first = probe(member(), 32, EVERY, "train", 1)
-    text = cache.read_bytes()
-    monkeypatch.setattr(probes, "_measured", lambda *_: pytest.fail("measured again"))
-    assert probe(member(), 32, EVERY, "train", 1) == first
-    assert cache.read_bytes() == text and [path.name for path in cache.parent.iterdir()] == ["probes.json"]
-
-
-def test_what_a_probe_depends_on_is_measured_anew(
-    cache: Path, measured: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    threads, plain = torch.get_num_threads(), (member(), 32, EVERY, "train", 1)
-    others: list[tuple[Any, ...]] = [
-        (member(arch="test_resnet"), *plain[1:]),
-        (member(stem="half-stride"), *plain[1:]),
-        (member(batch_size=8), *plain[1:]),
-        (member(input_size=24), *plain[1:]),
-        (*plain[:1], 48, *plain[2:]),
-        (*plain[:2], EVERY[:2], *plain[3:]),
-        (*plain[:3], "predict", plain[4]),
-        (*plain[:4], 2),
-        (member(freeze=True), *plain[1:]),
-    ]
-    for given in (plain, *others):
-        probe(*given)
-    assert len(measured) == 1 + len(others) and torch.get_num_threads() == threads
-    assert [call[-1] for call in measured] == [1] * (len(others) - 1) + [2, 1], "the threads that it is measured with"
-    monkeypatch.setattr(torch, "__version__", "9.9")
-    probe(*plain)
-    monkeypatch.setattr(probes.platform, "node", lambda: "elsewhere")
-    probe(*plain)
-    assert len(measured) == 3 + len(others) == len(json.loads(cache.read_text()))
-    for given in (plain, plain):
-        probe(*given)
-    assert len(measured) == 3 + len(others)
-
-
-ODD: list[Any] = [{}, None, 7, [], "x", {"chosen": {}}, {"chosen": {"precision": "fp32"}}]
-ODD += [{"chosen": {"precision": "int8"}, "images_per_second": {"int8 native": 1}}]
-ODD += [{"chosen": {"precision": "fp32"}, "images_per_second": {"fp32 native": "fast"}}]
-ODD += [{"chosen": {"precision": "fp32"}, "images_per_second": {}}]
-
-
-@pytest.mark.parametrize("text", [b"", b"{", b"[1]", b"null", b"\xff\xfe", b'"x"'])
-def test_a_damaged_file_is_only_measured_again(cache: Path, measured: list[Any], text: bytes) -> None:
-    first = probe(member(), 32, EVERY, "train", 1)
-    whole = cache.read_bytes()
-    cache.write_bytes(text)
-    assert probe(member(), 32, EVERY, "train", 1) == first
-    assert len(measured) == 2 and cache.read_bytes() == whole
-
-
-@pytest.mark.parametrize("odd", ODD, ids=repr)
-def test_a_damaged_entry_is_only_measured_again(cache: Path, measured: list[Any], odd: Any) -> None:
-    first = probe(member(), 32, EVERY, "train", 1)
-    whole = cache.read_bytes()
-    cache.write_text(json.dumps(dict.fromkeys(json.loads(whole), odd)))
-    assert probe(member(), 32, EVERY, "train", 1) == first
-    assert len(measured) == 2 and cache.read_bytes() == whole
-
-
-def test_a_place_that_cannot_be_written_is_no_fault(tmp_path: Path, cache: Path, measured: list[Any]) -> None:
-    (tmp_path / "cache").write_bytes(b"a file")
-    for _ in range(2):
-        assert probe(member(), 32, EVERY, "train", 1).chosen == EVERY[-1]
-    assert len(measured) == 2 and (tmp_path / "cache").read_bytes() == b"a file"
-
-
-def test_a_plan_is_told_by_its_parts() -> None:
-    assert [str(plan) for plan in EVERY] == ["fp32 native", "fp32 lowered", "bf16 native", "bf16 lowered"]
-    assert [plan.dtype for plan in EVERY] == [torch.float32] * 2 + [torch.bfloat16] * 2
-    assert replace(NATIVE, convolutions="lowered") == LOWERED
+def test_a_plan_prints_its_parts() -> None:
+    every = [Plan(precision, kind) for precision in ("fp32", "bf16") for kind in ("native", "lowered")]
+    assert [str(plan) for plan in every] == ["fp32 native", "fp32 lowered", "bf16 native", "bf16 lowered"]
+    assert [plan.dtype for plan in every] == [torch.float32] * 2 + [torch.bfloat16] * 2
+    assert replace(NATIVE, convolutions="lowered") == every[1]

@@ -17,10 +17,10 @@ import pytest
 import torch
 from tiny import write_tiny
 
-from ensemble import machine
 from ensemble.data.source import open_source
 from ensemble.data.store import load_dataset
 from ensemble.errors import DataError, ResourceError, Stopped
+from ensemble.machine import available_cores
 from ensemble.members import processes
 from ensemble.members.processes import PROCESS_PAYS, MappedPixels, Workers, at_once, shares
 from ensemble.progress import progress, stoppable
@@ -29,8 +29,8 @@ CPU = torch.device("cpu")
 HERE = sorted(os.sched_getaffinity(0))
 
 
-class Told:
-    """A bar that remembers what it was told."""
+class CountingBar:
+    """A bar that keeps its sums and notes."""
 
     def __init__(self) -> None:
         self.done, self.skipped, self.notes = 0, 0, set[str]()
@@ -69,8 +69,8 @@ def test_shares_cover_all_cores_and_depend_on_the_counts_alone(
 ) -> None:
     every = [3 * i + 1 for i in range(n)]
     monkeypatch.setattr(processes, "available_cores", lambda: every)
-    for wanted in range(1, 9):
-        side_by_side = at_once(jobs_, 10**6, CPU, wanted)
+    for requested in range(1, 9):
+        side_by_side = at_once(jobs_, 10**6, CPU, requested)
         found = shares(jobs_, side_by_side)
         assert found == shares(jobs_, side_by_side) and len(found) == jobs_
         for start in range(0, jobs_, side_by_side):
@@ -85,16 +85,16 @@ def test_as_many_at_once_as_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     assert at_once(3, PROCESS_PAYS, CPU, None) == 3
     assert at_once(5, PROCESS_PAYS - 1, CPU, None) == 1
     assert at_once(5, 10**6, torch.device("cuda"), None) == 1
-    assert [at_once(5, 1, CPU, wanted) for wanted in (1, 2, 4, 9)] == [1, 2, 4, 4]
+    assert [at_once(5, 1, CPU, requested) for requested in (1, 2, 4, 9)] == [1, 2, 4, 4]
 
 
 # --- what comes out ---------------------------------------------------------------------------------------------------
 
 
 def test_in_this_process_where_each_has_all_cores() -> None:
-    bar, threads = Told(), torch.get_num_threads()
+    bar, threads = CountingBar(), torch.get_num_threads()
     with Workers() as workers:
-        found = list(workers.run(jobs.place, [(4,), (5,), (6,)], [machine.available_cores()] * 3, bar))  # type: ignore[arg-type]
+        found = list(workers.run(jobs.describe, [(4,), (5,), (6,)], [available_cores()] * 3, bar))  # type: ignore[arg-type]
     assert found == [(i, (4 + i, os.getpid(), HERE, len(HERE))) for i in range(3)]
     assert (bar.done, bar.skipped, bar.notes) == (15, 30, {"number 4", "number 5", "number 6"})
     assert torch.get_num_threads() == threads
@@ -102,16 +102,16 @@ def test_in_this_process_where_each_has_all_cores() -> None:
 
 def test_in_processes_of_their_own(two: list[int], tmp_path: Path) -> None:
     """Two processes for five calls and another round; then a call that has all cores, in a process of its own, too."""
-    bar, of_call = Told(), [[two[0]], [two[1]], [two[0]], [two[1]], two]
+    bar, cores = CountingBar(), [[two[0]], [two[1]], [two[0]], [two[1]], two]
     np.save(tmp_path / "p.npy", np.full((4, 2, 2, 3), 7, np.uint8))
     mapped = MappedPixels(np.load(tmp_path / "p.npy", mmap_mode="r"))
     with Workers() as workers:
-        found = list(workers.run(jobs.place, [(number,) for number in range(5)], of_call, bar))  # type: ignore[arg-type]
-        again = list(workers.run(jobs.total, [(mapped,)] * 2, of_call[:2], bar))  # type: ignore[arg-type]
+        found = list(workers.run(jobs.describe, [(number,) for number in range(5)], cores, bar))  # type: ignore[arg-type]
+        again = list(workers.run(jobs.total, [(mapped,)] * 2, cores[:2], bar))  # type: ignore[arg-type]
     assert sorted(index for index, _ in found) == list(range(5))
     where = dict(found)
     assert all(where[index][0] == index for index in range(5))
-    assert [where[index][2:] for index in range(5)] == [(sorted(set(own)), len(own)) for own in of_call]
+    assert [where[index][2:] for index in range(5)] == [(sorted(set(own)), len(own)) for own in cores]
     pids = [where[index][1] for index in range(5)]
     assert os.getpid() not in pids and pids[4] not in pids[:4] and found[-1][0] == 4
     if two[0] != two[1]:
@@ -125,15 +125,19 @@ def test_what_goes_wrong_there_arrives_here(two: list[int]) -> None:
     with Workers() as workers:
 
         def run(kind: str) -> None:
-            list(workers.run(jobs.wrong, [(kind,)], [[two[0]]], Told()))  # type: ignore[arg-type]
+            list(workers.run(jobs.wrong, [(kind,)], [[two[0]]], CountingBar()))  # type: ignore[arg-type]
 
         def idle_again() -> None:  # a worker whose call failed is as good as before
             workers._idle[two[0],] = workers._running.pop(0)
 
-        with pytest.raises(DataError) as told:
-            run("told")
-        assert (told.value.where, told.value.found, told.value.remedy) == ("a\nb.jpg", "has zero bytes", "remove it")
-        assert told.value.status == 3
+        with pytest.raises(DataError) as refused:
+            run("refused")
+        assert (refused.value.where, refused.value.found, refused.value.remedy) == (
+            "a\nb.jpg",
+            "has zero bytes",
+            "remove it",
+        )
+        assert refused.value.status == 3
         idle_again()
         with pytest.raises(OSError, match="No space left on device") as full:
             run("disk")
@@ -156,7 +160,7 @@ def test_what_goes_wrong_there_arrives_here(two: list[int]) -> None:
 def test_a_signal_ends_the_processes(two: list[int]) -> None:
     started = time.monotonic()
     with stoppable(), pytest.raises(Stopped), progress(10, "test") as bar, Workers() as workers:
-        for index, _ in workers.run(jobs.place, [(0,), (1,)], [[two[0]], [two[1]]], bar):
+        for index, _ in workers.run(jobs.describe, [(0,), (1,)], [[two[0]], [two[1]]], bar):
             assert index in (0, 1)
         os.kill(os.getpid(), signal.SIGTERM)
         list(workers.run(jobs.slow, [(), ()], [[two[0]], [two[1]]], bar))

@@ -34,8 +34,8 @@ def test_plain_takes_each_training_row_once() -> None:
 
 
 def test_balanced_draws_training_rows_of_both_classes_equally_often() -> None:
-    wanted = job(sampler="balanced")
-    drawn = np.concatenate([order(wanted, epoch).ravel() for epoch in range(40)])
+    fold_job = job(sampler="balanced")
+    drawn = np.concatenate([order(fold_job, epoch).ravel() for epoch in range(40)])
     assert set(drawn.tolist()) == set(ROWS.tolist()), "every training row, and no other"
     share = np.mean(LABELS[drawn] == 0)
     assert abs(share - 0.5) < 4 * 0.5 / drawn.size**0.5
@@ -63,10 +63,10 @@ def test_balanced_draws_as_torchs_weighted_sampler_does() -> None:
 
 @pytest.mark.parametrize("sampler", ["plain", "balanced"])
 def test_an_epoch_depends_on_seed_member_fold_and_epoch(sampler: str) -> None:
-    wanted = job(sampler=sampler)
-    assert np.array_equal(order(wanted, 1), order(wanted, 1))
-    others = [order(wanted, 2), order(replace(wanted, fold=1), 1), order(replace(wanted, seed=4), 1)]
-    assert not any(np.array_equal(order(wanted, 1), other) for other in others)
+    fold_job = job(sampler=sampler)
+    assert np.array_equal(order(fold_job, 1), order(fold_job, 1))
+    others = [order(fold_job, 2), order(replace(fold_job, fold=1), 1), order(replace(fold_job, seed=4), 1)]
+    assert not any(np.array_equal(order(fold_job, 1), other) for other in others)
 
 
 def test_times_before_counts_in_order() -> None:
@@ -86,10 +86,10 @@ def test_a_row_that_is_drawn_again_is_augmented_anew() -> None:
 
 @pytest.mark.parametrize("sampler", ["plain", "balanced"])
 def test_batches_hold_the_rows_of_the_order_with_their_labels(sampler: str) -> None:
-    wanted = job(sampler=sampler, augment="none", epochs=2)
-    batches = list(batches_of(wanted, 1, 0, torch.device("cpu")))
-    assert len(batches) == wanted.updates_per_epoch
-    for (pixels, labels, rows), expected in zip(batches, order(wanted, 1), strict=True):
+    fold_job = job(sampler=sampler, augment="none", epochs=2)
+    batches = list(batches_of(fold_job, 1, 0, torch.device("cpu")))
+    assert len(batches) == fold_job.updates_per_epoch
+    for (pixels, labels, rows), expected in zip(batches, order(fold_job, 1), strict=True):
         assert np.array_equal(rows, expected)
         assert np.array_equal(labels.numpy(), LABELS[rows])
-        assert np.array_equal(pixels.numpy(), wanted.pixels[rows])
+        assert np.array_equal(pixels.numpy(), fold_job.pixels[rows])

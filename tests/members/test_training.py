@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ensemble.config import VIEWS, MemberConfig
 from ensemble.errors import TheraError
-from ensemble.members import training
+from ensemble.members import optimiser, training
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import choose_device, predict_logits
 from ensemble.members.plans import Plan
@@ -62,10 +62,10 @@ def job(images: tuple[np.ndarray, np.ndarray], **values: Any) -> FoldJob:
     return FoldJob(config, MappedPixels(images[0]), images[1], ids, rows, fold=0, seed=5)
 
 
-def train(wanted: FoldJob, checkpoint: Memory, workers: int = 0, plan: Plan = PLAIN) -> dict[str, torch.Tensor]:
+def train(fold_job: FoldJob, checkpoint: Memory, workers: int = 0, plan: Plan = PLAIN) -> dict[str, torch.Tensor]:
     with progress(1, "test") as bar:
-        network, history = train_fold(wanted, checkpoint, plan, CPU, workers, bar)
-    assert [epoch["epoch"] for epoch in history] == list(range(1, wanted.config.epochs + 1))
+        network, history = train_fold(fold_job, checkpoint, plan, CPU, workers, bar)
+    assert [epoch["epoch"] for epoch in history] == list(range(1, fold_job.config.epochs + 1))
     return network.state_dict()
 
 
@@ -102,10 +102,10 @@ def test_workers_open_a_memory_map_themselves(images: Any, undisturbed: Any, tmp
 
 def test_restored_state_has_the_strides_of_the_parameters(images: Any) -> None:
     """Fused AdamW on a GPU refuses moments that are laid out otherwise than their parameter."""
-    wanted, checkpoint = job(images, epochs=1), Memory()
-    train(wanted, checkpoint)
-    network = training.build(wanted.config, 16).to(memory_format=torch.channels_last)
-    learner = training.Learner(wanted, network, PLAIN, CPU)
+    fold_job, checkpoint = job(images, epochs=1), Memory()
+    train(fold_job, checkpoint)
+    network = training.build(fold_job.config, 16).to(memory_format=torch.channels_last)
+    learner = training.Learner(fold_job, network, PLAIN, CPU)
     learner.restore(checkpoint.saved[0])
     moments = learner.optimizer.state
     assert len(moments) == len(list(network.parameters()))
@@ -144,9 +144,9 @@ def test_held_out_rows_are_not_looked_at(images: Any, undisturbed: Any) -> None:
 
 
 def test_it_learns_and_scores_each_view(images: Any) -> None:
-    wanted = job(images, epochs=12, augment="light")
+    fold_job = job(images, epochs=12, augment="light")
     with progress(1, "test") as bar:
-        network, history = train_fold(wanted, Memory(), PLAIN, CPU, 0, bar)
+        network, history = train_fold(fold_job, Memory(), PLAIN, CPU, 0, bar)
         held_out = np.arange(0, 72, 3)
         logits = predict_logits(network, images[0], held_out, VIEWS, "fp32", CPU, bar)
     assert history[-1]["loss"] < history[0]["loss"] / 2
@@ -159,9 +159,9 @@ def test_it_learns_and_scores_each_view(images: Any) -> None:
 
 def test_bf16_learns_and_repeats(images: Any, undisturbed: Any) -> None:
     """At 32 pixels: see `possible_plans` for why not at 16."""
-    wanted = job(images, input_size=32, epochs=2)
-    half, again = (train(wanted, Memory(), plan=Plan("bf16")) for _ in range(2))
-    assert same(half, again) and not same(half, train(wanted, Memory()))
+    fold_job = job(images, input_size=32, epochs=2)
+    half, again = (train(fold_job, Memory(), plan=Plan("bf16")) for _ in range(2))
+    assert same(half, again) and not same(half, train(fold_job, Memory()))
     assert all(value.dtype == undisturbed[key].dtype and value.isfinite().all() for key, value in half.items())
 
 
@@ -182,10 +182,10 @@ def test_a_compiled_network_learns_the_same_and_is_compiled_once_for_all_folds(i
     """Dropout too: the same draws as the library's. Resumed, it goes on to the same bytes."""
     losses, compiled = {}, Plan("fp32", "compiled")
     for fold in range(2):
-        wanted = replace(job(images, arch="lenet", drop_rate=0.5), fold=fold)
+        fold_job = replace(job(images, arch="lenet", drop_rate=0.5), fold=fold)
         for plan in (PLAIN, compiled):
             checkpoint = Memory()
-            found = train(wanted, checkpoint, plan=plan)
+            found = train(fold_job, checkpoint, plan=plan)
             losses[plan, fold] = [epoch["loss"] for epoch in checkpoint.saved[1]]
         np.testing.assert_allclose(losses[compiled, fold], losses[PLAIN, fold], rtol=2e-3)
         if not fold:
@@ -194,18 +194,18 @@ def test_a_compiled_network_learns_the_same_and_is_compiled_once_for_all_folds(i
     assert losses[compiled, 0] != losses[compiled, 1]
     checkpoint = Memory(stop_after=2)
     with pytest.raises(InterruptedError):
-        train(wanted, checkpoint, plan=compiled)
+        train(fold_job, checkpoint, plan=compiled)
     checkpoint.stop_after = None
-    assert same(train(wanted, checkpoint, plan=compiled), found)
+    assert same(train(fold_job, checkpoint, plan=compiled), found)
 
 
-def test_a_watch_is_told_of_each_epoch_and_changes_nothing(images: Any) -> None:
+def test_a_watch_sees_each_epoch_and_changes_nothing(images: Any) -> None:
     """Neither random numbers nor statistics: with dropout, and gone on from an epoch."""
-    wanted, seen = job(images, drop_rate=0.5, augment="light"), []
+    fold_job, seen = job(images, drop_rate=0.5, augment="light"), []
     watch = training.Watch(np.arange(0, 72, 3)[:9], lambda logits, labels: seen.append((logits, labels)) or 0.5)
-    unwatched = train(wanted, Memory())
+    unwatched = train(fold_job, Memory())
     with progress(1, "test") as bar:
-        network, history = train_fold(wanted, Memory(), PLAIN, CPU, 0, bar, watch)
+        network, history = train_fold(fold_job, Memory(), PLAIN, CPU, 0, bar, watch)
         last = predict_logits(network, images[0], watch.rows, VIEWS[:1], "fp32", CPU, bar)
     assert same(unwatched, network.state_dict())
     assert [epoch["hter"] for epoch in history] == [0.5] * 3 and len(seen) == 3
@@ -215,7 +215,7 @@ def test_a_watch_is_told_of_each_epoch_and_changes_nothing(images: Any) -> None:
 def test_the_state_of_before_there_were_rate_factors_fits(images: Any) -> None:
     """Without a factor, the optimiser's parameters stand in timm's own order."""
     network = training.build(job(images).config, 16)
-    own = training.parameter_groups(network, job(images).config)
+    own = optimiser.parameter_groups(network, job(images).config)
     timms = create_optimizer_v2(network, "adamw", lr=1e-3, weight_decay=0.05).param_groups
     assert [[id(each) for each in group["params"]] for group in own] == [
         [id(each) for each in group["params"]] for group in timms
@@ -224,13 +224,13 @@ def test_the_state_of_before_there_were_rate_factors_fits(images: Any) -> None:
 
 def test_an_update_is_that_of_a_plain_loop(images: Any) -> None:
     """Without clipping and average, and with everything decayed: AdamW on the focal loss, written out."""
-    wanted = job(images, epochs=4, warmup_epochs=0, clip_norm=1e9, ema_decay=0.0)
-    network = training.build(wanted.config, 16).train()
+    fold_job = job(images, epochs=4, warmup_epochs=0, clip_norm=1e9, ema_decay=0.0)
+    network = training.build(fold_job.config, 16).train()
     model: Any = deepcopy(network.model)
-    learner = training.Learner(wanted, network, PLAIN, CPU)
+    learner = training.Learner(fold_job, network, PLAIN, CPU)
     for group in learner.optimizer.param_groups:
-        group["weight_decay"] = wanted.config.weight_decay
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=wanted.config.weight_decay)
+        group["weight_decay"] = fold_job.config.weight_decay
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=fold_job.config.weight_decay)
     mean, std = (torch.tensor(model.pretrained_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     for update in range(4):
         rows = slice(16 * update, 16 * update + 16)
@@ -249,40 +249,40 @@ def test_an_update_is_that_of_a_plain_loop(images: Any) -> None:
 
 
 def test_schedule_warms_up_and_falls_to_nothing(images: Any) -> None:
-    wanted = job(images, epochs=10, warmup_epochs=2)
-    network = training.build(wanted.config, 16)
-    learner = training.Learner(wanted, network, PLAIN, CPU)
+    fold_job = job(images, epochs=10, warmup_epochs=2)
+    network = training.build(fold_job.config, 16)
+    learner = training.Learner(fold_job, network, PLAIN, CPU)
     rates = []
-    for update in range(10 * wanted.updates_per_epoch):
+    for update in range(10 * fold_job.updates_per_epoch):
         learner.schedule.step_update(update)
         rates.append(learner.lr)
-    assert rates[0] == pytest.approx(wanted.config.lr / 100)
-    assert np.argmax(rates) == 2 * wanted.updates_per_epoch
-    assert max(rates) <= wanted.config.lr and max(rates) > 0.85 * wanted.config.lr
-    assert rates[-1] < 0.01 * wanted.config.lr
+    assert rates[0] == pytest.approx(fold_job.config.lr / 100)
+    assert np.argmax(rates) == 2 * fold_job.updates_per_epoch
+    assert max(rates) <= fold_job.config.lr and max(rates) > 0.85 * fold_job.config.lr
+    assert rates[-1] < 0.01 * fold_job.config.lr
 
 
 def test_the_step_schedule_multiplies_every_so_many_epochs(images: Any) -> None:
-    wanted = job(images, epochs=7, schedule="step", step_epochs=3, step_factor=0.7, warmup_epochs=0)
-    learner = training.Learner(wanted, training.build(wanted.config, 16), PLAIN, CPU)
+    fold_job = job(images, epochs=7, schedule="step", step_epochs=3, step_factor=0.7, warmup_epochs=0)
+    learner = training.Learner(fold_job, training.build(fold_job.config, 16), PLAIN, CPU)
     rates = []
-    for update in range(7 * wanted.updates_per_epoch):
+    for update in range(7 * fold_job.updates_per_epoch):
         learner.schedule.step_update(update)
         rates.append(learner.lr)
-    steps = np.arange(7 * wanted.updates_per_epoch) // (3 * wanted.updates_per_epoch)
-    np.testing.assert_allclose(rates, wanted.config.lr * 0.7**steps)
+    steps = np.arange(7 * fold_job.updates_per_epoch) // (3 * fold_job.updates_per_epoch)
+    np.testing.assert_allclose(rates, fold_job.config.lr * 0.7**steps)
 
 
 def test_the_rate_factor_reaches_all_but_the_last_layer(images: Any) -> None:
-    wanted = job(images, backbone_lr_factor=0.1, warmup_epochs=0, epochs=4)
-    network = training.build(wanted.config, 16)
-    learner = training.Learner(wanted, network, PLAIN, CPU)
+    fold_job = job(images, backbone_lr_factor=0.1, warmup_epochs=0, epochs=4)
+    network = training.build(fold_job.config, 16)
+    learner = training.Learner(fold_job, network, PLAIN, CPU)
     learner.schedule.step_update(0)
     rate = {id(each): group["lr"] for group in learner.optimizer.param_groups for each in group["params"]}
     assert len(rate) == len(list(network.parameters()))
     for name, parameter in network.named_parameters():
         factor = 1 if name.startswith("model.fc") else 0.1
-        assert rate[id(parameter)] == pytest.approx(wanted.config.lr * factor), name
+        assert rate[id(parameter)] == pytest.approx(fold_job.config.lr * factor), name
     decays = {id(each): group["weight_decay"] for group in learner.optimizer.param_groups for each in group["params"]}
     expected = {id(each): 0.05 if each.ndim > 1 else 0.0 for each in network.parameters()}
     assert decays == expected, "timm's split of what decays"
@@ -291,27 +291,27 @@ def test_the_rate_factor_reaches_all_but_the_last_layer(images: Any) -> None:
 @pytest.mark.parametrize("kind", ["native", "lowered"])
 def test_a_frozen_backbone_stays_as_it_was_and_the_head_learns(images: Any, kind: str) -> None:
     """Its batch-norm statistics too."""
-    wanted = job(images, freeze=True, epochs=3, input_size=32, ema_decay=0.0)
-    torch.manual_seed(wanted.random_seed("weights"))
-    before = training.build(wanted.config, 16).state_dict()
+    fold_job = job(images, freeze=True, epochs=3, input_size=32, ema_decay=0.0)
+    torch.manual_seed(fold_job.random_seed("weights"))
+    before = training.build(fold_job.config, 16).state_dict()
     checkpoint = Memory(stop_after=2)
     with pytest.raises(InterruptedError):
-        train(wanted, checkpoint, plan=Plan("fp32", kind))
+        train(fold_job, checkpoint, plan=Plan("fp32", kind))
     checkpoint.stop_after = None
-    found = train(wanted, checkpoint, plan=Plan("fp32", kind))
+    found = train(fold_job, checkpoint, plan=Plan("fp32", kind))
     changed = {key for key in before if not torch.equal(before[key], found[key])}
     assert changed == {"model.fc.weight", "model.fc.bias"}
-    assert same(found, train(wanted, Memory(), plan=Plan("fp32", kind)))
+    assert same(found, train(fold_job, Memory(), plan=Plan("fp32", kind)))
 
 
 def test_a_loss_that_is_not_finite_names_its_batch(images: Any) -> None:
-    wanted = job(images, epochs=1)
+    fold_job = job(images, epochs=1)
     poisoned = {
         key: torch.full_like(value, torch.nan) if value.is_floating_point() else value
-        for key, value in training.build(wanted.config, 16).state_dict().items()
+        for key, value in training.build(fold_job.config, 16).state_dict().items()
     }
     poisoned = {key: value.numpy() for key, value in poisoned.items()}
-    broken = replace(wanted, weights=poisoned)
+    broken = replace(fold_job, weights=poisoned)
     named = " ".join(str(101 + row) for row in order(broken, 0)[0])
     with pytest.raises(TheraError, match=f"not finite on the batch of images {named}; lower --lr"):
         train(broken, Memory())
@@ -326,7 +326,7 @@ def test_device_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         choose_device("mps")
 
 
-WAITED_FOR = ("_local_scalar_dense", "nonzero", "scalar_tensor", "lift_fresh", "where.Scalar")
+READS_BACK = ("_local_scalar_dense", "nonzero", "scalar_tensor", "lift_fresh", "where.Scalar")
 
 
 class _ReadBack(TorchDispatchMode):
@@ -337,7 +337,7 @@ class _ReadBack(TorchDispatchMode):
         self.seen: list[str] = []
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if any(name in str(operator) for name in WAITED_FOR):
+        if any(name in str(operator) for name in READS_BACK):
             self.seen.append(str(operator))
         return operator(*args, **(kwargs or {}))
 
@@ -352,9 +352,9 @@ def test_an_update_reads_nothing_back(
     """With the fused optimiser, as on a GPU: so that it has the next update while it computes this one."""
     fused = {"fused": True}
     monkeypatch.setattr(training, "create_optimizer_v2", lambda *given, **kw: create_optimizer_v2(*given, **kw | fused))
-    wanted = job(images, input_size=32, label_smoothing=0.1, drop_rate=0.5, **loss)
-    network = training.build(wanted.config, 16).train()
-    learner = training.Learner(wanted, network, Plan(precision), CPU)
+    fold_job = job(images, input_size=32, label_smoothing=0.1, drop_rate=0.5, **loss)
+    network = training.build(fold_job.config, 16).train()
+    learner = training.Learner(fold_job, network, Plan(precision), CPU)
     pixels, labels = torch.from_numpy(images[0][:16]), torch.from_numpy(images[1][:16].astype(np.float32))
     learner.update(0, pixels, labels)
     with _ReadBack() as counted:

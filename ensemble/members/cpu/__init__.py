@@ -1,4 +1,4 @@
-"""Optional speed on a CPU: without this folder everything runs, only slower. Its one door is `prepare`.
+"""Optional speed on a CPU: without this folder everything runs, only slower. Its only public function is `prepare`.
 
 convolutions.py  convolutions as matrix products, where oneDNN's own kernels are slow ("lowered")
 winograd.py      wide 3 × 3 convolutions in float32 by Winograd's transforms
@@ -15,17 +15,17 @@ from ensemble.members.cpu.fused import fuse
 
 
 def prepare(network: Backbone, kind: str, dtype: torch.dtype) -> Backbone:
-    """Return a network that computes the same faster on a CPU.
+    """Return a network that computes the same, up to rounding, by other layers.
 
     Parameters
     ----------
     network : Backbone
         On the CPU.
     kind : {"lowered", "fused"}
-        Lowered: in place, for training and prediction. Fused: a copy, for prediction alone; the network itself is
-        returned where it cannot be fused.
+        lowered: the network itself, changed in place, for training and prediction. fused: a copy, for prediction alone,
+        or the network itself if it cannot be fused.
     dtype : torch.dtype
-        The precision that a fused network will be called with.
+        The precision in which a fused network will be computed.
     """
     if kind == "fused":
         return fuse(network, dtype)

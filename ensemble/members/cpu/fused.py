@@ -1,9 +1,13 @@
-"""A network for prediction on a CPU: what it does to a map beside its convolutions is done with them.
+"""Fused networks for prediction on a CPU: norms, layer scales and activations become part of the layers before them.
 
-Batch norms and layer scales go into the weights, activations are computed where a convolution or a linear layer writes
-its result, weights are cast once, and those of linear layers laid out once. As in members/cpu/convolutions.py, 1 × 1
-convolutions in bfloat16 and those of few output positions are matrix products, and so are, in float32, 1 × 1 ones on
-small maps, and wide 3 × 3 ones by Winograd's transforms.
+Each of them would be a pass over a map in memory. In a fused network batch norms and layer scales are multiplied into
+the weights, and oneDNN computes an activation where a convolution or a linear layer writes its result. Weights are cast
+once, and those of linear layers are laid out for oneDNN once. As in members/cpu/convolutions.py, 1 × 1 convolutions in
+bfloat16 and convolutions with few output positions are matrix products; in float32 so are 1 × 1 convolutions on small
+maps, and wide 3 × 3 ones use Winograd's transforms.
+
+Order of the passes (`_traced`): layer scales first, as tracing would record them as multiplications; then dropout and
+identities are removed, so that a norm follows its convolution directly; then each layer is packed with what follows.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from ensemble.members.precision import onednn_computes
 from ensemble.members.safe_convolutions import SampledConv2d
 
 Activation: TypeAlias = tuple[str, list[float], str]
-"""As oneDNN knows it: name, parameters, algorithm."""
+"""An activation in oneDNN's terms: name, parameters, algorithm."""
 
 NONE: Activation = ("none", [], "")
 
@@ -45,10 +49,10 @@ FUNCTIONS = {
     "hardswish": nn.functional.hardswish,
     "gelu": nn.functional.gelu,
 }
-"""The same in torch, of a tensor that nobody else sees."""
+"""The same in torch, in place where there is such a function: the tensor is a layer's own result."""
 
 PRODUCT_MAP = 16
-"""Positions of a map up to which a 1 × 1 convolution in float32 is a plain matrix product."""
+"""The largest map, in positions, on which a 1 × 1 convolution in float32 is faster as a plain matrix product."""
 
 NORMS = (nn.BatchNorm2d, BatchNormAct2d)
 """Norms that can be fused into the convolution before them."""
@@ -58,15 +62,15 @@ IDLE = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
 
 def fuse(network: Backbone, dtype: torch.dtype) -> Backbone:
-    """Return a `FusedBackbone` that computes what this network does in evaluation mode, with weights of its own.
+    """Return a `FusedBackbone` that computes the same as this network in evaluation mode, from a copy of its weights.
 
     Parameters
     ----------
     network : Backbone
-        On the CPU. It is returned as it is where `torch.fx` cannot trace its code, which branches on what comes in,
-        and where this machine's oneDNN does not compute it in `dtype`.
+        On the CPU. The network itself is returned if `torch.fx` cannot trace it, because its code branches on its
+        input, or if this machine's oneDNN cannot compute it in `dtype`.
     dtype : torch.dtype
-        Of what convolutions and linear layers read and write: the precision that it will be called with.
+        The format of the inputs and outputs of convolutions and linear layers: the precision of prediction.
     """
     if not onednn_computes(dtype):
         return network
@@ -74,7 +78,7 @@ def fuse(network: Backbone, dtype: torch.dtype) -> Backbone:
         fused = _traced(copy.deepcopy(network).eval(), dtype)
         with torch.inference_mode():
             fused(torch.zeros((2, network.input_size, network.input_size, 3), dtype=torch.uint8), dtype)
-    except Exception:  # whatever a network's code raises when it is run on no tensor, or oneDNN where it lacks a kernel
+    except Exception:  # a network's code may raise anything on a traced value, and oneDNN may lack a kernel
         return network
     return fused
 
@@ -96,7 +100,7 @@ def _traced(copied: Backbone, dtype: torch.dtype) -> FusedBackbone:
 
 
 class FusedBackbone(Backbone):
-    """A backbone whose features are computed by a traced graph."""
+    """A backbone whose features are computed by a traced graph of fused layers."""
 
     def __init__(self, network: Backbone, graph: fx.GraphModule) -> None:
         super().__init__(network.model, network.input_size)
@@ -117,7 +121,7 @@ class _Features(nn.Module):
 
 
 class _Tracer(fx.Tracer):
-    """Looks into whatever is made of other modules, but for a norm with its activation."""
+    """A tracer that enters modules made of others, except a batch norm with its activation, which is fused whole."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, _BatchNorm) or not list(m.children())
@@ -127,7 +131,7 @@ class _Tracer(fx.Tracer):
 
 
 class PackedLinear(nn.Module):
-    """A linear layer with its activation, the weights laid out for oneDNN.
+    """A linear layer with its activation; the weights have oneDNN's own layout, made once instead of in each call.
 
     Parameters
     ----------
@@ -150,12 +154,12 @@ class PackedLinear(nn.Module):
 
 
 class PackedConv2d(nn.Module):
-    """A convolution with its activation.
+    """A convolution with its activation, by the kernel that suits its shape.
 
     Parameters
     ----------
     layer : torch.nn.Conv2d
-        Its stride, padding and so on.
+        Its stride, padding, dilation and groups are used.
     weight : tensor (out, in / groups, kh, kw)
     bias : float32 tensor (out,), optional
     activation : Activation
@@ -172,7 +176,7 @@ class PackedConv2d(nn.Module):
         dense = self._groups == 1 and self._dilation == (1, 1)
         pointwise = dense and layer.kernel_size == self._stride == (1, 1) and layer.padding == (0, 0)
         inside = all(border < side for border, side in zip(self._padding, self._kernel, strict=True))
-        self._few = FEW if dense and inside and not pointwise else 0  # every window then sees a part of the image
+        self._few = FEW if dense and inside and not pointwise else 0  # no window lies in the padding alone
         in_float = dense and weight.dtype == torch.float32
         self._as_product = PRODUCT_MAP if in_float and pointwise else 0
         self._in_tiles = in_float and suits_winograd(weight, self._stride, self._padding)
@@ -186,7 +190,7 @@ class PackedConv2d(nn.Module):
         """(b, in, H, W) -> (b, out, H', W'), channels last."""
         x = x.to(self._dtype)
         if self._mode != "zeros":
-            with torch.autocast("cpu", enabled=False):  # which would pad in float32
+            with torch.autocast("cpu", enabled=False):  # autocast would pad in float32
                 x = nn.functional.pad(x, self._borders, self._mode)
         x = x.contiguous(memory_format=torch.channels_last)
         result: torch.Tensor
@@ -196,7 +200,7 @@ class PackedConv2d(nn.Module):
         elif height * width <= self._few:
             result = self._in_windows(x, height, width)
         elif self._in_tiles:
-            if self._of_tiles is None:  # of four times the size, for those maps alone that are wide enough
+            if self._of_tiles is None:  # only when needed: the transformed kernel has four times the size
                 self._of_tiles = winograd.transformed_kernel(self._weight)
             sums = winograd.convolve(x, self._of_tiles, self._padding[0])
             result = self._activated(sums if self._bias is None else sums.add_(self._bias.view(1, -1, 1, 1)))
@@ -215,7 +219,10 @@ class PackedConv2d(nn.Module):
         return result
 
     def _in_windows(self, x: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Return the products of every output position's window, clipped to the image, and of the kernel there."""
+        """Return the convolution as one product for each output position: its window, clipped to the image.
+
+        The layers are cached by the size of the image, as clipping depends on it.
+        """
         if x.shape[2:] not in self._windows:
             kernels = self._weight.permute(0, 2, 3, 1)
             at_positions = windows(
@@ -236,7 +243,7 @@ class PackedConv2d(nn.Module):
 
 
 def _module_of(features: fx.GraphModule, node: fx.Node | None) -> nn.Module | None:
-    """Return the module that a node calls."""
+    """Return the module that a node runs, or None if it runs a function."""
     return features.get_submodule(str(node.target)) if node is not None and node.op == "call_module" else None
 
 
@@ -245,13 +252,13 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 
 def _skip(node: fx.Node) -> None:
-    """Give the users of a node its input instead."""
+    """Remove a node from the graph; its users get its input."""
     node.replace_all_uses_with(node.all_input_nodes[0])
     node.graph.erase_node(node)
 
 
 def _pack(features: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> None:
-    """Put a packed layer in the place of a convolution or linear layer and of what it can take in."""
+    """Replace a convolution or linear layer, and the norm and activation after it, by a packed layer."""
     layer = _module_of(features, node)
     if _is_shared(node) or not isinstance(layer, (nn.Conv2d, nn.Linear)) or not _is_plain(layer):
         return
@@ -274,7 +281,7 @@ def _pack(features: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> None:
 
 
 def _is_shared(node: fx.Node) -> bool:
-    """Return whether what a node calls is called elsewhere, too, or a parameter of it read."""
+    """Return whether other nodes run the same module or read a parameter of it; then it cannot be changed."""
     target = str(node.target)
     of_modules = [str(other.target) for other in node.graph.nodes if other.op in ("call_module", "get_attr")]
     return sum(each == target or each.startswith(f"{target}.") for each in of_modules) > 1
@@ -289,7 +296,7 @@ def _activation(module: nn.Module | None) -> Activation | None:
 
 
 def _is_plain(layer: nn.Conv2d | nn.Linear) -> bool:
-    """Return whether a layer computes what its class says; subclasses may do otherwise."""
+    """Return whether a layer computes what its class says; a subclass may compute anything."""
     plain = type(layer) in (nn.Conv2d, SampledConv2d, nn.Linear)
     return plain and not (isinstance(layer, nn.Conv2d) and isinstance(layer.padding, str))
 
@@ -297,7 +304,10 @@ def _is_plain(layer: nn.Conv2d | nn.Linear) -> bool:
 def _with_norm(
     weight: torch.Tensor, bias: torch.Tensor | None, norm: nn.BatchNorm2d
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the weights and bias of a convolution and the norm behind it in one."""
+    """Return the weights and bias of a convolution with the norm after it: w · γ / σ and (b - μ) · γ / σ + β.
+
+    Computed in float64: rounding the scale to float32 would add an error to every weight of a channel.
+    """
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None and variance is not None
     scale = torch.rsqrt(variance.double() + norm.eps)
@@ -308,7 +318,7 @@ def _with_norm(
 
 
 def _fuse_layer_scale(module: nn.Module) -> None:
-    """Let a ConvNeXt block scale the weights of its last layer instead of the result."""
+    """Multiply the layer scale of a ConvNeXt block into the weights and bias of its last layer."""
     if not isinstance(module, ConvNeXtBlock) or module.gamma is None:
         return
     last, scale = module.mlp.fc2, module.gamma.detach()

@@ -1,11 +1,15 @@
 """3 × 3 convolutions as matrix products with fewer multiplications: Winograd's F(4 × 4, 3 × 3).
 
-An image is cut into tiles of 6 × 6 that overlap by two; a tile and a kernel are transformed to 6 × 6 numbers each, and
-where these are multiplied one by one and summed over the channels, transforming back gives 4 × 4 outputs: 36
-multiplications instead of 144 (Lavin and Gray, 2016, arXiv 1509.09308; the points 0, ±1, ±2, ∞). In float32 the results
-lie within some 1e-6 of the direct sums. Where the output's sides are no multiples of 4, the last tiles reach beyond it.
+An image is cut into windows of 6 × 6 pixels that overlap by two. A window and a kernel are each transformed to 6 × 6
+numbers. These are multiplied element by element and summed over the channels, and the sums are transformed back to a
+tile of 4 × 4 outputs. This takes 36 multiplications for each pair of channels instead of 144 (Lavin and Gray, 2016,
+arXiv 1509.09308; the points are 0, ±1, ±2, ∞). In float32 the results are within some 1e-6 of the direct sums. If the
+output's sides are no multiples of 4, the last tiles reach beyond it and are cut.
 
-The stride is 1; the image has `padding` pixels of zeros about it.
+Memory layout: the 36 positions come first and the channels last, (36, tiles, channels). So each position is one matrix
+product over the channels, and all 36 are one batched product.
+
+The stride is 1, and the image is padded with `padding` pixels of zeros.
 """
 
 from __future__ import annotations
@@ -16,11 +20,13 @@ from functools import cache
 import torch
 
 TILE, WINDOW = 4, 6
-"""Side in pixels of what a tile gives, and of what it sees."""
+"""Sides in pixels of a tile of outputs and of the window of inputs that it depends on."""
 
 MOST_BYTES = 2**23
-"""Of the transformed tiles that are held at once: they stay near a core, and of larger blocks glibc keeps none."""
+"""The most bytes of transformed windows that are held at once. They then stay in a core's cache, and glibc keeps their
+memory for the next part (it returns blocks above its threshold to the system)."""
 
+# The matrices Bᵀ, G and Aᵀ of Lavin and Gray: a tile is Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A.
 _OF_IMAGE = (
     (4, 0, -5, 0, 1, 0),
     (0, -4, -4, 1, 1, 0),
@@ -46,7 +52,7 @@ _OF_OUTPUT = (
 
 
 def transformed_kernel(weight: torch.Tensor) -> torch.Tensor:
-    """weight (out, in, 3, 3) float32 -> (36, in, out)."""
+    """weight (out, in, 3, 3) float32 -> transformed (36, in, out)."""
     out, channels = weight.shape[:2]
     return _both(_matrix("kernel"), weight.permute(2, 3, 1, 0)).view(-1, channels, out)
 
@@ -67,65 +73,69 @@ def convolve(x: torch.Tensor, kernel: torch.Tensor, padding: int = 1) -> torch.T
     images, channels, height, width = x.shape
     height, width, out = height + 2 * padding - 2, width + 2 * padding - 2, kernel.shape[2]
     rows, columns = _tiles(height), _tiles(width)
-    whole = torch.empty(
-        (images, out, rows * TILE, columns * TILE), dtype=x.dtype, memory_format=torch.channels_last
-    )  # no view: what follows may change it in place
+    # Not a view: autograd forbids the next layer to change a custom function's view in place.
+    size = images, out, rows * TILE, columns * TILE
+    whole = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
     tiles = whole.permute(0, 2, 3, 1).view(images, rows, TILE, columns, TILE, out)
-    at_once = _at_once(len(x), rows * columns, max(channels, out))
-    for some, found in zip(torch.split(x, at_once), torch.split(tiles, at_once), strict=True):
-        products = torch.bmm(_transformed_image(some, padding, rows, columns), kernel)
+    at_once = _images_at_once(len(x), rows * columns, max(channels, out))
+    for part, of_part in zip(torch.split(x, at_once), torch.split(tiles, at_once), strict=True):
+        products = torch.bmm(_transformed_image(part, padding, rows, columns), kernel)
         outputs = _both(_matrix("output"), products.view(WINDOW, WINDOW, -1))
-        found.copy_(outputs.view(TILE, TILE, len(some), rows, columns, out).permute(2, 3, 0, 4, 1, 5))
+        of_part.copy_(outputs.view(TILE, TILE, len(part), rows, columns, out).permute(2, 3, 0, 4, 1, 5))
     if whole.shape[2:] == (height, width):
         return whole
     return whole[:, :, :height, :width].clone(memory_format=torch.channels_last)
 
 
-def weight_gradient(x: torch.Tensor, slope: torch.Tensor, padding: int = 1) -> torch.Tensor:
+def weight_gradient(x: torch.Tensor, grad_y: torch.Tensor, padding: int = 1) -> torch.Tensor:
     """Return the gradient of a convolution's weights.
+
+    The transforms are linear, so the gradient is taken by their transposes: Gᵀ [(A grad_y Aᵀ) ⊙ (Bᵀ d B)] G, with the
+    brackets summed over tiles and images.
 
     Parameters
     ----------
     x : float32 tensor (b, in, H, W), channels last
-    slope : float32 tensor (b, out, H + 2 padding - 2, W + 2 padding - 2), channels last
-        The gradient of what the convolution gave.
+    grad_y : float32 tensor (b, out, H + 2 padding - 2, W + 2 padding - 2), channels last
+        The gradient of the convolution's output.
     padding : int
 
     Returns
     -------
     float32 tensor (out, in, 3, 3)
     """
-    channels, out = x.shape[1], slope.shape[1]
-    rows, columns = _tiles(slope.shape[2]), _tiles(slope.shape[3])
-    at_once = _at_once(len(x), rows * columns, max(channels, out))
+    channels, out = x.shape[1], grad_y.shape[1]
+    rows, columns = _tiles(grad_y.shape[2]), _tiles(grad_y.shape[3])
+    at_once = _images_at_once(len(x), rows * columns, max(channels, out))
     products = x.new_zeros(WINDOW * WINDOW, channels, out)
-    for some, slopes in zip(torch.split(x, at_once), torch.split(slope, at_once), strict=True):
-        of_tiles = _framed(slopes, 0, rows * TILE, columns * TILE).view(len(some), rows, TILE, columns, TILE, out)
-        of_windows = _both(_matrix("output").t(), of_tiles.permute(2, 4, 0, 1, 3, 5)).view(WINDOW * WINDOW, -1, out)
-        products.baddbmm_(_transformed_image(some, padding, rows, columns).transpose(1, 2), of_windows)
-    of_kernel = _both(_matrix("kernel").t(), products.view(WINDOW, WINDOW, -1))
-    return of_kernel.view(3, 3, channels, out).permute(3, 2, 0, 1)
+    for part, grads in zip(torch.split(x, at_once), torch.split(grad_y, at_once), strict=True):
+        tiles = _framed(grads, 0, rows * TILE, columns * TILE).view(len(part), rows, TILE, columns, TILE, out)
+        grad_windows = _both(_matrix("output").t(), tiles.permute(2, 4, 0, 1, 3, 5)).view(WINDOW * WINDOW, -1, out)
+        products.baddbmm_(_transformed_image(part, padding, rows, columns).transpose(1, 2), grad_windows)
+    grad_weight = _both(_matrix("kernel").t(), products.view(WINDOW, WINDOW, -1))
+    return grad_weight.view(3, 3, channels, out).permute(3, 2, 0, 1)
 
 
 def _transformed_image(x: torch.Tensor, padding: int, rows: int, columns: int) -> torch.Tensor:
-    """x (b, c, H, W) -> (36, b · rows · columns, c), of so many tiles."""
+    """x (b, c, H, W) -> transformed windows (36, b · rows · columns, c)."""
     framed = _framed(x, padding, rows * TILE + 2, columns * TILE + 2)
     windows = framed.unfold(1, WINDOW, TILE).unfold(2, WINDOW, TILE)  # (b, rows, columns, c, 6, 6)
     return _both(_matrix("image"), windows.permute(4, 5, 0, 1, 2, 3)).view(WINDOW * WINDOW, -1, x.shape[1])
 
 
 def _tiles(side: int) -> int:
+    """Return how many tiles cover a side, rounded up."""
     return -(-side // TILE)
 
 
-def _at_once(images: int, tiles: int, channels: int) -> int:
-    """Return how many images of so many tiles are computed at once, in parts of much the same size."""
+def _images_at_once(images: int, tiles: int, channels: int) -> int:
+    """Return how many images to transform at once, so that parts stay below `MOST_BYTES` and are of similar size."""
     parts = math.ceil(images * 4 * WINDOW * WINDOW * tiles * channels / MOST_BYTES)
     return math.ceil(images / max(1, parts))
 
 
 def _framed(x: torch.Tensor, before: int, height: int, width: int) -> torch.Tensor:
-    """x (b, c, H, W) -> (b, height, width, c), contiguous: zeros `before` and behind the image."""
+    """x (b, c, H, W) -> (b, height, width, c), contiguous, with `before` zeros before the image and zeros after it."""
     pixels = x.permute(0, 2, 3, 1)
     if pixels.shape[1:3] == (height, width):
         return pixels.contiguous()
@@ -135,7 +145,7 @@ def _framed(x: torch.Tensor, before: int, height: int, width: int) -> torch.Tens
 
 
 def _both(matrix: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Apply a matrix (m, n) to the first two axes: values (n, n, ...) -> (m, m, the rest flattened)."""
+    """Return M values Mᵀ over the first two axes: matrix (m, n), values (n, n, ...) -> (m, m, rest flattened)."""
     m, n = matrix.shape
     first = matrix @ values.reshape(n, -1)
     return torch.matmul(matrix, first.view(m, n, -1))

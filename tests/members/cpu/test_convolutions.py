@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
 import pytest
 import timm
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from layers import SubclassedConv2d, assert_close, images, layer, run
 from torch import nn
 
 from ensemble.members.cpu import convolutions
 from ensemble.members.cpu.convolutions import LoweredConv2d, lower, output_size, pair
 from ensemble.members.probe import deviation
-from ensemble.members.safe_convolutions import SampledConv2d, sample_strided
-
-Found = dict[str, torch.Tensor]
-
-
-def run(layer: nn.Conv2d, x: torch.Tensor, dtype: torch.dtype | None = None) -> Found:
-    """Return output and gradients of a layer, for a loss whose slope differs from place to place."""
-    x = x.clone().requires_grad_()
-    layer.zero_grad()
-    with torch.autocast("cpu", dtype, enabled=dtype is not None):
-        y = layer(x)
-    slope = torch.linspace(-1, 1, y.numel(), dtype=x.dtype).sin().view(y.shape)
-    (y.to(x.dtype) * slope).sum().backward()
-    found = {"output": y.detach().to(x.dtype), "input": x.grad, "weight": layer.weight.grad}
-    return found | ({} if layer.bias is None else {"bias": layer.bias.grad})
 
 
 def lowered(layer: nn.Conv2d) -> nn.Conv2d:
@@ -49,32 +32,6 @@ def lowered(layer: nn.Conv2d) -> nn.Conv2d:
     lower(one)
     assert type(one) is LoweredConv2d
     return one
-
-
-def assert_close(layer: nn.Conv2d, found: Found, x: torch.Tensor, tolerance: float = 2e-5) -> None:
-    """By the library in float64, which oneDNN does not compute: its gradients in float32 cannot all be trusted."""
-    wanted = run(copy.deepcopy(layer).double(), x.double())
-    assert wanted.keys() == found.keys()
-    for name, value in wanted.items():
-        assert found[name].shape == value.shape and found[name].dtype == x.dtype, name
-        scale = max(1.0, float(value.abs().max()))
-        torch.testing.assert_close(
-            found[name].double(), value, rtol=0, atol=tolerance * scale, msg=lambda m, n=name: f"{n}: {m}"
-        )
-
-
-def images(size: tuple[int, int, int, int], dtype: torch.dtype = torch.float32, channels_last: bool = True) -> Any:
-    x = torch.randn(size, generator=torch.Generator().manual_seed(1), dtype=dtype)
-    return x.contiguous(memory_format=torch.channels_last) if channels_last else x
-
-
-def layer(*given: Any, **options: Any) -> nn.Conv2d:
-    torch.manual_seed(0)
-    return nn.Conv2d(*given, **options)
-
-
-class OwnConv2d(nn.Conv2d):
-    pass
 
 
 SHAPES = [
@@ -153,40 +110,16 @@ def test_what_follows_may_change_the_result_in_place(channels: int, side: int, g
 
 
 def test_wide_layers_and_windows_apart_are_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In float32: the library is not asked for the gradient of their weights."""
-    asked, library = [], convolutions._library_gradient
-    monkeypatch.setattr(convolutions, "_library_gradient", lambda *given: asked.append(given[4]) or library(*given))
+    """In float32: the library is not calls for the gradient of their weights."""
+    calls, library = [], convolutions._library_gradient
+    monkeypatch.setattr(convolutions, "_library_gradient", lambda *given: calls.append(given[4]) or library(*given))
     run(lowered(layer(64, 64, 3, 1, 1)), images((2, 64, 8, 8)))
-    assert not asked
+    assert not calls
     for own in (layer(8, 8, 1), layer(8, 8, 1, 2), layer(8, 8, 2, 2)):
         run(lowered(own), images((2, 8, 8, 8)))
-    assert asked == [0, 0, 0]
+    assert calls == [0, 0, 0]
     run(lowered(layer(63, 64, 3, 1, 1)), images((2, 63, 8, 8)))
-    assert asked == [0, 0, 0, 0, 1]
-
-
-@pytest.mark.parametrize("stride", [(2, 2), (3, 3), (2, 1), (1, 2)], ids=str)
-@pytest.mark.parametrize("channels", [2, 3, 7, 13])
-def test_strided_1_by_1_of_few_channels(channels: int, stride: tuple[int, int]) -> None:
-    """Of 2 to 7 channels oneDNN's own gradient is wrong here, or does not return; with AVX-512 up to 15."""
-    own = layer(channels, 48, 1, stride)
-    safe = copy.deepcopy(own)
-    sample_strided(safe)
-    assert type(safe) is SampledConv2d
-    for side in (48, 47):
-        x = images((8, channels, side, side))
-        for _ in range(3):
-            assert_close(own, run(safe, x), x)
-
-
-def test_only_strided_1_by_1_of_few_channels_are_sampled() -> None:
-    kept = [layer(16, 8, 1, 2), layer(3, 8, 1), layer(3, 8, 2, 2), layer(4, 8, 1, 2, groups=2), OwnConv2d(3, 8, 1, 2)]
-    unsafe = layer(15, 8, 1, 2), layer(3, 8, 1, 2, padding="valid")
-    network = nn.Sequential(*kept, layer(3, 8, 1, 2, padding=1), *unsafe)
-    state = {key: value.clone() for key, value in network.state_dict().items()}
-    sample_strided(network)
-    assert [type(each) is SampledConv2d for each in network] == [False] * 6 + [True] * 2
-    assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+    assert calls == [0, 0, 0, 0, 1]
 
 
 HALF = [
@@ -232,7 +165,7 @@ def test_only_plain_convolutions_are_lowered() -> None:
         "grouped": layer(8, 8, 3, groups=2),
         "widening depthwise": layer(4, 8, 3, groups=4),
         "dilated": layer(4, 4, 3, dilation=2),
-        "subclassed": OwnConv2d(4, 4, 3),
+        "subclassed": SubclassedConv2d(4, 4, 3),
         "padded by name": layer(4, 4, 3, padding="same"),
         "transposed": nn.ConvTranspose2d(4, 4, 3),
         "of a line": nn.Conv1d(4, 4, 3),
@@ -266,10 +199,10 @@ def test_a_whole_network_computes_the_same(arch: str) -> None:
         logits.square().mean().backward()
         return logits.detach(), torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
 
-    wanted = computed()
+    expected = computed()
     assert not any(isinstance(module, LoweredConv2d) for module in network.modules())
     lower(network)
     assert sum(isinstance(module, LoweredConv2d) for module in network.modules()) > 10
     found = computed()
-    for one, other in zip(wanted, found, strict=True):
+    for one, other in zip(expected, found, strict=True):
         assert deviation(other, one) < 1e-4

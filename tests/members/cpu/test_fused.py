@@ -1,4 +1,4 @@
-"""A folded network computes what it was folded from; and it is not the same network in disguise."""
+"""A fused network computes the same as the network that it was made from, by other layers."""
 
 from __future__ import annotations
 
@@ -72,18 +72,16 @@ def of(arch: str) -> Backbone:
 def test_it_computes_the_same(arch: str) -> None:
     network = of(arch)
     before = copy.deepcopy(network.state_dict())
-    folded, half = fuse(network, torch.float32), fuse(network, torch.bfloat16)
-    assert isinstance(folded, FusedBackbone)
+    fused, half = fuse(network, torch.float32), fuse(network, torch.bfloat16)
+    assert isinstance(fused, FusedBackbone)
     with torch.inference_mode():
         for images in (9, 1):
             batch = pixels(images, network.input_size)
             exact = network(batch)
-            torch.testing.assert_close(
-                folded(batch), exact, rtol=1e-3, atol=1e-3 * float(exact.std(unbiased=False) + 1)
-            )
+            torch.testing.assert_close(fused(batch), exact, rtol=1e-3, atol=1e-3 * float(exact.std(unbiased=False) + 1))
         batch = pixels(32, network.input_size)
         reference = network(batch)
-        assert deviation(folded(batch), reference) < 1e-3
+        assert deviation(fused(batch), reference) < 1e-3
         if onednn_computes(torch.bfloat16):
             assert isinstance(half, FusedBackbone)
             library = deviation(network(batch, torch.bfloat16), reference)
@@ -98,12 +96,12 @@ def test_it_computes_the_same(arch: str) -> None:
     ("arch", "norms", "activations"), [("resnet18", 0, 8), ("mobilenetv2", 0, 0), ("small_cnn", 0, 0)]
 )
 def test_norms_and_activations_are_gone(arch: str, norms: int, activations: int) -> None:
-    folded = fuse(of(arch), torch.float32)
-    assert isinstance(folded, FusedBackbone)
-    called = [folded.graph.get_submodule(str(n.target)) for n in folded.graph.graph.nodes if n.op == "call_module"]
-    assert sum(isinstance(each, _BatchNorm) for each in called) == norms
-    assert sum(type(each) in ACTIVATIONS for each in called) == activations, "after an addition they stay"
-    assert not any(type(each) in (nn.Conv2d, nn.Linear, nn.Dropout) for each in called)
+    fused = fuse(of(arch), torch.float32)
+    assert isinstance(fused, FusedBackbone)
+    layers_run = [fused.graph.get_submodule(str(n.target)) for n in fused.graph.graph.nodes if n.op == "call_module"]
+    assert sum(isinstance(each, _BatchNorm) for each in layers_run) == norms
+    assert sum(type(each) in ACTIVATIONS for each in layers_run) == activations, "after an addition they stay"
+    assert not any(type(each) in (nn.Conv2d, nn.Linear, nn.Dropout) for each in layers_run)
 
 
 class _Model(nn.Module):
@@ -115,8 +113,8 @@ class _Model(nn.Module):
         self.body, self.head = body, nn.Linear(channels, 1)
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self.body(x)
-        return found
+        y: torch.Tensor = self.body(x)
+        return y
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         assert pre_logits
@@ -128,12 +126,12 @@ class _Model(nn.Module):
 
 def assert_same(body: nn.Module, channels: int, size: int, kind: type[Backbone] = FusedBackbone) -> Any:
     network = lived_in(Backbone(_Model(body, channels), size))
-    folded = fuse(network, torch.float32)
-    assert type(folded) is kind
+    fused = fuse(network, torch.float32)
+    assert type(fused) is kind
     with torch.inference_mode():
         batch = pixels(5, size)
-        torch.testing.assert_close(folded(batch), network(batch), rtol=1e-4, atol=1e-4)
-    return folded
+        torch.testing.assert_close(fused(batch), network(batch), rtol=1e-4, atol=1e-4)
+    return fused
 
 
 @settings(max_examples=60, deadline=None)
@@ -171,9 +169,9 @@ def test_any_convolution_with_what_follows(
     layers += [activation()] if activation else []
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(convolutions, "WINOGRAD_CHANNELS", 1 if wide else 64)
-        folded = assert_same(nn.Sequential(*layers, nn.Dropout(0.5)), 6, size)
-    called = [node.target for node in folded.graph.graph.nodes if node.op == "call_module"]
-    assert len(called) == (2 if activation is nn.Tanh else 1), "oneDNN's are computed with it, any other after it"
+        fused = assert_same(nn.Sequential(*layers, nn.Dropout(0.5)), 6, size)
+    layers_run = [node.target for node in fused.graph.graph.nodes if node.op == "call_module"]
+    assert len(layers_run) == (2 if activation is nn.Tanh else 1), "oneDNN's are computed with it, any other after it"
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -182,14 +180,14 @@ def test_products_with_every_activation(
     activation: type[nn.Module], channels: int, kernel: int, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The two that oneDNN has no part in, and beyond `PRODUCT_MAP` the one that it has."""
-    library, asked = torch.ops.mkldnn._convolution_pointwise, []
+    library, calls = torch.ops.mkldnn._convolution_pointwise, []
     monkeypatch.setattr(
-        torch.ops.mkldnn, "_convolution_pointwise", lambda *given: asked.append(given) or library(*given)
+        torch.ops.mkldnn, "_convolution_pointwise", lambda *given: calls.append(given) or library(*given)
     )
     first = nn.Conv2d(3, channels, 1, bias=False)
     body = nn.Sequential(first, nn.Conv2d(channels, 64, kernel, padding=kernel // 2), nn.BatchNorm2d(64), activation())
     assert_same(body, 64, size)
-    assert {given[1].shape[2] for given in asked if given[1].shape[1] == channels} == ({1} if size == 5 else set())
+    assert {given[1].shape[2] for given in calls if given[1].shape[1] == channels} == ({1} if size == 5 else set())
 
 
 @pytest.mark.parametrize("conv_mlp", [False, True])
@@ -197,14 +195,14 @@ def test_layer_scales_of_convnexts(conv_mlp: bool) -> None:
     model = ConvNeXt(num_classes=1, depths=(1, 1, 1, 1), dims=(8, 12, 16, 20), conv_mlp=conv_mlp, ls_init_value=0.5)
     model.pretrained_cfg = COLOURS
     network = lived_in(Backbone(model, 64))
-    folded = fuse(network, torch.float32)
-    assert isinstance(folded, FusedBackbone)
-    assert not any("gamma" in str(node.target) for node in folded.graph.graph.nodes)
+    fused = fuse(network, torch.float32)
+    assert isinstance(fused, FusedBackbone)
+    assert not any("gamma" in str(node.target) for node in fused.graph.graph.nodes)
     with torch.inference_mode():
-        torch.testing.assert_close(folded(pixels(5)), network(pixels(5)), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(fused(pixels(5)), network(pixels(5)), rtol=1e-4, atol=1e-5)
 
 
-def test_a_result_that_two_want_is_not_changed_for_one() -> None:
+def test_a_result_with_two_users_stays() -> None:
     class Both(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -224,11 +222,11 @@ def test_a_layer_that_is_used_twice_stays() -> None:
             self.conv, self.first, self.second = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            found: torch.Tensor = self.second(self.conv(self.first(self.conv(x))))
-            return found
+            y: torch.Tensor = self.second(self.conv(self.first(self.conv(x))))
+            return y
 
-    folded = assert_same(Twice(), 3, 8)
-    assert not any(isinstance(each, PackedConv2d) for each in folded.modules())
+    fused = assert_same(Twice(), 3, 8)
+    assert not any(isinstance(each, PackedConv2d) for each in fused.modules())
 
 
 def test_a_norm_that_is_used_twice_stays() -> None:
@@ -238,8 +236,8 @@ def test_a_norm_that_is_used_twice_stays() -> None:
             self.first, self.second, self.norm = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            found: torch.Tensor = self.norm(self.second(self.norm(self.first(x))))
-            return found
+            y: torch.Tensor = self.norm(self.second(self.norm(self.first(x))))
+            return y
 
     assert_same(Twice(), 3, 8)
 
@@ -251,14 +249,14 @@ def test_a_layer_whose_parameters_are_read_stays() -> None:
             self.conv, self.other = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            found: torch.Tensor = self.other(self.conv(x)) + self.conv.weight.mean()
-            return found
+            y: torch.Tensor = self.other(self.conv(x)) + self.conv.weight.mean()
+            return y
 
-    folded = assert_same(Reading(), 4, 8)
-    assert sum(isinstance(each, PackedConv2d) for each in folded.modules()) == 1
+    fused = assert_same(Reading(), 4, 8)
+    assert sum(isinstance(each, PackedConv2d) for each in fused.modules()) == 1
 
 
-def test_a_network_that_fails_when_folded_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_fails_when_fused_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise RuntimeError("could not create a primitive descriptor")
 
@@ -272,17 +270,17 @@ def test_a_layer_of_another_kind_stays() -> None:
         def forward(self, input: torch.Tensor) -> torch.Tensor:
             return 2 * super().forward(input)
 
-    folded = assert_same(nn.Sequential(Doubled(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()), 4, 8)
-    assert not any(isinstance(each, (PackedConv2d, PackedLinear)) for each in folded.modules())
+    fused = assert_same(nn.Sequential(Doubled(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()), 4, 8)
+    assert not any(isinstance(each, (PackedConv2d, PackedLinear)) for each in fused.modules())
 
 
 def test_a_norm_without_statistics_stays() -> None:
     body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU())
-    folded = assert_same(body, 4, 8)
-    assert any(isinstance(each, nn.BatchNorm2d) for each in folded.graph.modules())
+    fused = assert_same(body, 4, 8)
+    assert any(isinstance(each, nn.BatchNorm2d) for each in fused.graph.modules())
 
 
-def test_a_network_that_looks_at_what_comes_in_is_left_as_it_is() -> None:
+def test_a_network_that_branches_on_its_input_is_left_as_it_is() -> None:
     class Looking(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -307,7 +305,7 @@ def test_gelu_is_timms_own() -> None:
     assert any(type(module) is GELU for module in model.modules())
 
 
-def test_a_plan_folds() -> None:
+def test_a_fused_plan_fuses() -> None:
     network = of("small_cnn")
     assert isinstance(prepare(network, Plan("fp32", "fused")), FusedBackbone)
     assert prepare(network, REFERENCE) is network

@@ -68,4 +68,4 @@ def test_parts_are_of_much_the_same_size(monkeypatch: pytest.MonkeyPatch) -> Non
     of_an_image = 4 * 36 * 4 * 64  # bytes
     for most, parts in ((of_an_image, [1] * 7), (3 * of_an_image, [3, 3, 1]), (4 * of_an_image, [4, 3]), (2**30, [7])):
         monkeypatch.setattr(winograd, "MOST_BYTES", most)
-        assert [len(part) for part in torch.zeros(7).split(winograd._at_once(7, 4, 64))] == parts
+        assert [len(part) for part in torch.zeros(7).split(winograd._images_at_once(7, 4, 64))] == parts
