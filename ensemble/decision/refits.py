@@ -33,8 +33,8 @@ Pair = tuple[float, float]
 _ROOM = 3.0
 """The margin within which cuts count as near the best one: divided by the square root of the number of rows of the
 rarer label, it is a difference in error rate. The standard deviation of a resampled rate is at most 0.5 in this unit
-for independent rows, so the margin is at least six of them. A smaller value would only cost time, since a replicate that needs more cuts
-searches all of them."""
+for independent rows, so the margin is at least six of them. A smaller value would only cost time, since a replicate
+that needs more cuts searches all of them."""
 
 
 class Cuts:
