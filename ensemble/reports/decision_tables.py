@@ -111,7 +111,7 @@ def curve_table(decision: Decision) -> Table:
 
 
 def floor_table(decision: Decision) -> Table:
-    """Return what label noise alone forces on any model, in two opinions, and what is left to learn."""
+    """Return how much HTER label noise alone causes, by two estimates, and how much is left to learn."""
     title, columns = "Floor: the HTER that label noise alone forces", ("opinion", "FPR", "FNR", "HTER", "95 %")
     description = describe_floor(decision.floor, decision.nested.hter)
     if decision.floor is None:

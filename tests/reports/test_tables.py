@@ -293,11 +293,11 @@ def test_the_floor_is_told_in_two_opinions(decision):
 def test_a_floor_that_is_not_known_is_said_to_be_so(decision):
     table = floor_table(replace(decision, floor=None))
     assert table.rows == ()
-    assert "cannot be told" in table.notes[0]
+    assert "cannot be estimated" in table.notes[0]
     out = io.StringIO()
     Console(file=out, width=300, color_system=None).print(table.rich())
     for shown in (table.text(), table.markdown(), out.getvalue()):
-        assert "cannot be told" in " ".join(shown.split())  # a narrow table wraps it
+        assert "cannot be estimated" in " ".join(shown.split())  # a narrow table wraps it
 
 
 def test_the_tables_of_a_decision_end_with_what_they_mean(decision):
