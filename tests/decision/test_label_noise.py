@@ -69,7 +69,7 @@ def test_known_noise_is_found(name: str, confident_low: float, confident_high: f
             assert 0 <= estimate.interval.low <= estimate.hter <= estimate.interval.high <= 0.5
 
 
-def test_the_two_rates_are_told_apart() -> None:
+def test_the_two_rates_are_reported_apart() -> None:
     world = BY_NAME["strong model, 2 % and 10 % flips"]
     _, labels, truth = draw(world, np.random.default_rng(0), 1_000_000)
     expected = error_rates(labels, truth)
