@@ -32,6 +32,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ensemble.commands.evaluate import compare, evaluate
+    from ensemble.commands.fit import fit
     from ensemble.commands.fit_stacker import fit_stacker
     from ensemble.commands.predict import predict
     from ensemble.commands.report import report
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         ComputeConfig,
         DataConfig,
         DecisionConfig,
+        FitConfig,
         MemberConfig,
         PredictConfig,
         RunConfig,
@@ -70,6 +72,7 @@ __all__ = [
     "DataConfig",
     "DataError",
     "DecisionConfig",
+    "FitConfig",
     "LockedError",
     "MemberConfig",
     "Objective",
@@ -84,6 +87,7 @@ __all__ = [
     "compare",
     "error_rates",
     "evaluate",
+    "fit",
     "fit_stacker",
     "fit_threshold",
     "load_config",
@@ -96,6 +100,7 @@ __all__ = [
 
 _MODULES = {
     "ensemble.commands.evaluate": ("compare", "evaluate"),
+    "ensemble.commands.fit": ("fit",),
     "ensemble.commands.fit_stacker": ("fit_stacker",),
     "ensemble.commands.predict": ("predict",),
     "ensemble.commands.report": ("report",),
@@ -105,6 +110,7 @@ _MODULES = {
         "ComputeConfig",
         "DataConfig",
         "DecisionConfig",
+        "FitConfig",
         "MemberConfig",
         "PredictConfig",
         "RunConfig",

@@ -22,7 +22,15 @@ from ensemble import __version__
 from ensemble.errors import ConfigError, ResourceError, Stopped, TheraError
 
 if TYPE_CHECKING:
-    from ensemble.config import BenchConfig, ComputeConfig, DataConfig, DecisionConfig, MemberConfig, PredictConfig
+    from ensemble.config import (
+        BenchConfig,
+        ComputeConfig,
+        DataConfig,
+        DecisionConfig,
+        FitConfig,
+        MemberConfig,
+        PredictConfig,
+    )
 
 # --- the commands -----------------------------------------------------------------------------------------------------
 
@@ -31,6 +39,10 @@ def _say(line: str) -> None:
     from ensemble.progress import say
 
     say(line)
+
+
+def _fit(file: Any, /, config: FitConfig, decision: DecisionConfig, compute: ComputeConfig) -> Any:
+    return file.fit(config, decision, compute, _say)
 
 
 def _train_member(
@@ -59,16 +71,22 @@ def _report(file: Any, /, run: Path) -> Any:
     return file.report(run, _say)
 
 
+def _path_of(config: Path) -> Path:
+    from ensemble.commands.run import config_file
+
+    return config_file(config)
+
+
 def _run(file: Any, /, config: Path, compute: ComputeConfig, **given: Any) -> Any:
     from ensemble.config_reading import load_config, overridden
 
-    return file.run(overridden(load_config(config), **given), compute, _say)
+    return file.run(overridden(load_config(_path_of(config)), **given), compute, _say)
 
 
 def _trial(file: Any, /, config: Path, fold: int, compute: ComputeConfig) -> Any:
     from ensemble.config_reading import load_config
 
-    return file.trial(load_config(config), fold, compute, _say)
+    return file.trial(load_config(_path_of(config)), fold, compute, _say)
 
 
 def _recipes(file: Any, /) -> Any:
@@ -106,6 +124,13 @@ class Command:
 
 
 COMMANDS = {
+    "fit": Command(
+        "fit",
+        "Do everything: choose members, train, decide, label.",
+        "The members suit the device and the number of images; --time limits how long everything takes. What is chosen "
+        "is written to config.yaml in the run's folder, and `thera run` goes on with that file after an interruption.",
+        _fit,
+    ),
     "train-member": Command(
         "train",
         "Train one member and print its out-of-fold HTER.",
@@ -155,7 +180,7 @@ COMMANDS = {
     "recipes": Command(
         "run",
         "List the recipes of the public solutions.",
-        "`thera run FILE` runs one, with --run, --images and --labels on any data.",
+        "`thera run NAME` runs it, with --run, --images and --labels on any data.",
         _recipes,
     ),
     "demo": Command(

@@ -43,6 +43,13 @@ def load_config(path: Path) -> RunConfig:
     return validated(RunConfig, values, path)
 
 
+def config_text(config: RunConfig, comment: str) -> str:
+    """Return a config as the YAML that `load_config` reads, without what has its default, below lines of comment."""
+    values = config.model_dump(mode="json", exclude_defaults=True)
+    head = "".join(f"# {line}\n" for line in comment.splitlines())
+    return head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
 def overridden(
     config: RunConfig,
     run: Path | None = None,

@@ -28,6 +28,7 @@ from ensemble.config import (
     ComputeConfig,
     DataConfig,
     DecisionConfig,
+    FitConfig,
     Frozen,
     MemberConfig,
     PredictConfig,
@@ -41,11 +42,11 @@ from ensemble.errors import ConfigError
 
 
 class _RunFile(Frozen):
-    config: Annotated[Path, option(RUN, "A YAML file, for example configs/therapanacea.yaml.")]
+    config: Annotated[Path, option(RUN, "A YAML file, or the name of a recipe, such as simple-cnn.")]
 
 
 class _Trial(Frozen):
-    config: Annotated[Path, option(RUN, "A YAML file with the members to compare.")]
+    config: Annotated[Path, option(RUN, "A YAML file with the members to compare, or the name of a recipe.")]
     fold: Annotated[int, option(RUN, "The fold to hold out.", ge=0)] = 0
 
 
@@ -93,6 +94,7 @@ def _part(model: type[BaseModel], *names: str, key: str = "", optional: bool = F
 _COMPUTE = _part(ComputeConfig, key="compute")
 
 PARTS: dict[str, tuple[Part, ...]] = {
+    "fit": (_part(FitConfig, key="config"), _part(DecisionConfig, key="decision"), _COMPUTE),
     "train-member": (
         _part(RunConfig, "run", "folds", "seed"),
         _part(DataConfig, key="data"),
@@ -125,6 +127,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
 # --- what differs on the command line ---------------------------------------------------------------------------------
 
 ARGUMENTS = {
+    "fit": ("images",),
     "evaluate": ("label_file",),
     "compare": ("a", "b"),
     "run": ("config",),

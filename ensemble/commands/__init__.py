@@ -1,5 +1,7 @@
 """One file a command: a run directory in, a typed result out, which `reports` renders.
 
+fit.py          fit: everything, from images and labels alone
+choice.py       which members fit trains, and for how many epochs
 run.py          run, demo and recipes: everything in order
 train.py        train-member and trial
 fold_jobs.py    the fold models of members: begun, trained, written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 from ensemble.commands.fit_stacker import fit_stacker
@@ -12,6 +13,7 @@ from ensemble.config import ComputeConfig, DataConfig, PredictConfig, RunConfig
 from ensemble.config_reading import load_config
 from ensemble.decision.objective import Objective
 from ensemble.decision.rates import Labels, error_rates
+from ensemble.errors import ConfigError, printable
 from ensemble.progress import Say, silent
 from ensemble.results import DemoResult, Recipe, RecipesResult, ReportResult
 
@@ -83,6 +85,24 @@ def recipes() -> RecipesResult:
     here, paths = Path.cwd(), sorted(_shipped("recipes").glob("*.yaml"))
     shown = [path.relative_to(here) if path.is_relative_to(here) else path for path in paths]
     return RecipesResult(tuple(Recipe(path.stem, path, load_config(path).about) for path in shown))
+
+
+def config_file(name: Path) -> Path:
+    """Return the path of a YAML file: `name` itself where it exists, or the recipe of that name.
+
+    Raises
+    ------
+    ConfigError
+        There is neither; the nearest names are suggested.
+    """
+    if name.exists() or name.parent != Path() or name.suffix:
+        return name
+    recipes = {path.stem: path for path in _shipped("recipes").glob("*.yaml")}
+    if name.name in recipes:
+        return recipes[name.name]
+    near = difflib.get_close_matches(name.name.lower().replace("_", "-"), recipes, n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(near)}?" if near else f"the recipes are {', '.join(sorted(recipes))}"
+    raise ConfigError(printable(name), "is neither a file nor the name of a recipe", hint)
 
 
 def demo_config() -> Path:

@@ -109,7 +109,7 @@ def _(result: DemoResult) -> list[Table]:
 
 @render.register
 def _(result: RecipesResult) -> list[Table]:
-    rows = tuple((str(recipe.path), recipe.about) for recipe in result.recipes)
+    rows = tuple((recipe.name, recipe.about) for recipe in result.recipes)
     return [Table("Recipes of public solutions", ("thera run", "what it is"), rows, numbers=False)]
 
 

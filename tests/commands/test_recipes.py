@@ -75,7 +75,7 @@ def test_recipes_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str])
     assert len(RECIPES) == 6
     for path in RECIPES:
         config = load_config(path)
-        (line,) = [line for line in out.splitlines() if path.name in line]
+        (line,) = [line for line in out.splitlines() if line.split()[:1] == [path.stem]]
         assert config.about and line.endswith(config.about)
         assert config.run == Path("checkpoints/recipes") / path.stem
 
