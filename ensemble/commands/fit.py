@@ -19,7 +19,7 @@ from ensemble.commands.train import train_members
 from ensemble.config import ComputeConfig, DataConfig, DecisionConfig, FitConfig, MemberConfig, PredictConfig, RunConfig
 from ensemble.config_reading import config_text, load_config
 from ensemble.decision.objective import Objective
-from ensemble.errors import ConfigError, Stopped, printable
+from ensemble.errors import ConfigError, DataError, Stopped, printable
 from ensemble.progress import Say, silent
 from ensemble.results import ReportResult
 from ensemble.runs import files
@@ -106,7 +106,8 @@ def _check(config: FitConfig, decision: DecisionConfig) -> None:
     from ensemble.data.source import open_source
 
     Objective.parse(decision.objective)
-    open_source(config.images, config.labels)
+    if open_source(config.images, config.labels).labels is None:
+        raise DataError(printable(config.images), "has no labels", "give --labels")
     if config.predict is not None:
         open_source(config.predict)
     run = config.run
@@ -192,7 +193,10 @@ def _planned(
     ------
     ConfigError
         The time does not suffice for an epoch.
+    DataError
+        The images cannot be used, or are too few for the folds.
     """
+    from ensemble.data.folds import assign_folds, together
     from ensemble.data.source import open_source
     from ensemble.data.store import load_dataset
     from ensemble.members.inference import choose_device
@@ -200,10 +204,13 @@ def _planned(
     kind = choose_device(compute.device).type
     dataset = load_dataset(open_source(config.images, config.labels), Run(folder).pixels, config.resize)
     n, folds = len(dataset), config.folds or folds_for(kind, len(dataset))
+    assert dataset.labels is not None
+    assign_folds(dataset.labels, together(dataset.digests, dataset.groups), folds, config.seed)  # or it is refused here
     full = members_for(kind, n, folds, dataset.size[1], config.epochs)
     work = Work(n, folds, len(open_source(config.predict)) if config.predict else 0)
     images = sum(member.epochs for member in full) * n * (folds - 1)
-    members, speeds, expected = full, {}, None
+    members, expected = full, None
+    speeds: dict[str, Speed] = {}
     if config.seconds is not None or images >= MEASURED_IMAGES:
         full, speeds = _measured(full, dataset, folds, compute)
         members = full
