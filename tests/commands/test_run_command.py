@@ -204,7 +204,7 @@ def test_report_is_the_same_on_screen_and_on_disk(done: Path, capsys: pytest.Cap
     assert f"nested HTER {nested:.4f}" in (done / "run/report.md").read_text()
     facts = written["predictions"]["img"]
     assert facts["images"] == 12 and facts["expectation"]["rates"]["hter"] == nested, "too few images to see averaging"
-    assert "Label files: the HTER to expect" in shown
+    assert "Label files: expected HTER" in shown
 
 
 def test_again_changes_nothing_and_trains_nothing(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
