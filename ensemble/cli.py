@@ -55,6 +55,10 @@ def _fit_stacker(file: Any, /, run: Path, config: DecisionConfig) -> Any:
     return file.fit_stacker(run, config, _say)
 
 
+def _remove_member(file: Any, /, run: Path, name: str, yes: bool) -> Any:
+    return file.remove_member(run, name, yes, _say)
+
+
 def _predict(file: Any, /, run: Path, config: PredictConfig, compute: ComputeConfig) -> Any:
     return file.predict(run, config, compute, _say)
 
@@ -143,6 +147,12 @@ COMMANDS = {
         "Without options, the threshold is the one that minimises the HTER. Plain prediction and --tta each get their "
         "own stacker and threshold.",
         _fit_stacker,
+    ),
+    "remove-member": Command(
+        "remove_member",
+        "Remove a member and all that it has trained.",
+        "Nothing is removed without --yes. A decision that uses the member must be fitted anew.",
+        _remove_member,
     ),
     "predict": Command("predict", "Label a set of images with a fitted run.", "", _predict),
     "evaluate": Command(

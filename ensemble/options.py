@@ -45,6 +45,11 @@ class _RunFile(Frozen):
     config: Annotated[Path, option(RUN, "A YAML file, or the name of a recipe, such as simple-cnn.")]
 
 
+class _RemoveMember(Frozen):
+    name: Annotated[str, option(RUN, "The member's name.")]
+    yes: Annotated[bool, option(RUN, "Remove it; without this, the command only says what would be removed.")] = False
+
+
 class _Trial(Frozen):
     config: Annotated[Path, option(RUN, "A YAML file with the members to compare, or the name of a recipe.")]
     fold: Annotated[int, option(RUN, "The fold to hold out.", ge=0)] = 0
@@ -94,7 +99,11 @@ def _part(model: type[BaseModel], *names: str, key: str = "", optional: bool = F
 _COMPUTE = _part(ComputeConfig, key="compute")
 
 PARTS: dict[str, tuple[Part, ...]] = {
-    "fit": (_part(FitConfig, key="config"), _part(DecisionConfig, key="decision"), _COMPUTE),
+    "fit": (
+        _part(FitConfig, key="config"),
+        _part(DecisionConfig, "objective", "stacker", "repeats", key="decision"),
+        _COMPUTE,
+    ),
     "train-member": (
         _part(RunConfig, "run", "folds", "seed"),
         _part(DataConfig, key="data"),
@@ -102,6 +111,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
         _COMPUTE,
     ),
     "fit-stacker": (_part(RunConfig, "run"), _part(DecisionConfig, key="config")),
+    "remove-member": (_part(RunConfig, "run"), _part(_RemoveMember)),
     "predict": (
         _part(RunConfig, "run"),
         _part(PredictConfig, key="config"),
@@ -128,6 +138,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
 
 ARGUMENTS = {
     "fit": ("images",),
+    "remove-member": ("name",),
     "evaluate": ("label_file",),
     "compare": ("a", "b"),
     "run": ("config",),

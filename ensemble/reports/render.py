@@ -21,6 +21,7 @@ from ensemble.results import (
     MemberReport,
     PredictResult,
     RecipesResult,
+    RemoveResult,
     ReportResult,
     TrainResult,
     TrialResult,
@@ -69,6 +70,12 @@ def _(result: TrainResult) -> list[Table]:
 @render.register
 def _(result: TrialResult) -> list[Table]:
     return [trial_table(result)]
+
+
+@render.register
+def _(result: RemoveResult) -> list[Table]:
+    rows = tuple((name, str(folds)) for name, folds in result.left.items())
+    return [Table(f"Members left in {printable(result.run)}", ("member", "finished folds"), rows)]
 
 
 @render.register
