@@ -10,6 +10,7 @@ Files in reading order:
 
 errors.py            everything that is raised on purpose, with exit statuses
 config.py            the config models: type, default, help text and panel of each option
+fit_config.py        the config model of `thera fit`
 config_reading.py    from YAML and options to config models
 machine.py           cores and memory that this process may use
 progress.py          progress and signals of long work
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
         ComputeConfig,
         DataConfig,
         DecisionConfig,
-        FitConfig,
         MemberConfig,
         PredictConfig,
         RunConfig,
@@ -63,6 +63,7 @@ if TYPE_CHECKING:
         TheraError,
     )
     from ensemble.estimator import TheraClassifier, ThresholdStacker
+    from ensemble.fit_config import FitConfig
 
 __all__ = [
     "ArtifactError",
@@ -110,7 +111,6 @@ _MODULES = {
         "ComputeConfig",
         "DataConfig",
         "DecisionConfig",
-        "FitConfig",
         "MemberConfig",
         "PredictConfig",
         "RunConfig",
@@ -131,6 +131,7 @@ _MODULES = {
         "TheraError",
     ),
     "ensemble.estimator": ("TheraClassifier", "ThresholdStacker"),
+    "ensemble.fit_config": ("FitConfig",),
 }
 """Where each public name is defined. Type checkers read the imports above; a test keeps the two equal."""
 

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
         ComputeConfig,
         DataConfig,
         DecisionConfig,
-        FitConfig,
         MemberConfig,
         PredictConfig,
     )
+    from ensemble.fit_config import FitConfig
 
 # --- the commands -----------------------------------------------------------------------------------------------------
 
@@ -75,22 +75,16 @@ def _report(file: Any, /, run: Path) -> Any:
     return file.report(run, _say)
 
 
-def _path_of(config: Path) -> Path:
-    from ensemble.commands.run import config_file
-
-    return config_file(config)
-
-
 def _run(file: Any, /, config: Path, compute: ComputeConfig, **given: Any) -> Any:
-    from ensemble.config_reading import load_config, overridden
+    from ensemble.config_reading import config_file, load_config, overridden
 
-    return file.run(overridden(load_config(_path_of(config)), **given), compute, _say)
+    return file.run(overridden(load_config(config_file(config)), **given), compute, _say)
 
 
 def _trial(file: Any, /, config: Path, fold: int, compute: ComputeConfig) -> Any:
-    from ensemble.config_reading import load_config
+    from ensemble.config_reading import config_file, load_config
 
-    return file.trial(load_config(_path_of(config)), fold, compute, _say)
+    return file.trial(load_config(config_file(config)), fold, compute, _say)
 
 
 def _recipes(file: Any, /) -> Any:

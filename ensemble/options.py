@@ -28,7 +28,6 @@ from ensemble.config import (
     ComputeConfig,
     DataConfig,
     DecisionConfig,
-    FitConfig,
     Frozen,
     MemberConfig,
     PredictConfig,
@@ -37,6 +36,7 @@ from ensemble.config import (
 )
 from ensemble.config_reading import Location, faults_of, part_of
 from ensemble.errors import ConfigError
+from ensemble.fit_config import FitConfig
 
 # --- options that exist on the command line alone ---------------------------------------------------------------------
 

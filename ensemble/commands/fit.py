@@ -16,10 +16,11 @@ from ensemble.commands.predict import predict
 from ensemble.commands.report import report
 from ensemble.commands.run import run
 from ensemble.commands.train import train_members
-from ensemble.config import ComputeConfig, DataConfig, DecisionConfig, FitConfig, MemberConfig, PredictConfig, RunConfig
+from ensemble.config import ComputeConfig, DataConfig, DecisionConfig, MemberConfig, PredictConfig, RunConfig
 from ensemble.config_reading import config_text, load_config
 from ensemble.decision.objective import Objective
 from ensemble.errors import ConfigError, DataError, Stopped, printable
+from ensemble.fit_config import FitConfig
 from ensemble.progress import Say, silent
 from ensemble.results import ReportResult
 from ensemble.runs import files

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 from ensemble.commands.fit_stacker import fit_stacker
@@ -10,12 +9,13 @@ from ensemble.commands.predict import predict
 from ensemble.commands.report import report
 from ensemble.commands.train import train_members
 from ensemble.config import ComputeConfig, DataConfig, PredictConfig, RunConfig
-from ensemble.config_reading import load_config
+from ensemble.config_reading import load_config, shipped
 from ensemble.decision.objective import Objective
 from ensemble.decision.rates import Labels, error_rates
 from ensemble.errors import ConfigError, printable
 from ensemble.progress import Say, silent
 from ensemble.results import DemoResult, Recipe, RecipesResult, ReportResult
+from ensemble.runs.run import Run
 
 DEMO_IMAGES = 4000
 """Training images of the demo; half as many are predicted. The whole demo takes a few minutes on two cores."""
@@ -36,12 +36,21 @@ def run(config: RunConfig, compute: ComputeConfig | None = None, say: Say = sile
     TheraError
         A command that it runs raises it; what was finished before stays.
     """
-    Objective.parse(config.decision.objective)  # a wrong objective is refused before anything is trained
+    _check_decision(config)
     train_members(config.run, config.members, config.data, config.folds, config.seed, compute, say)
     fit_stacker(config.run, config.decision, say)
     if config.predict is not None:
         predict(config.run, config.predict, compute, say)
     return report(config.run, say)
+
+
+def _check_decision(config: RunConfig) -> None:
+    """Refuse a wrong objective and unknown members before anything is trained."""
+    Objective.parse(config.decision.objective)
+    known = [member.name for member in config.members] + [member.name for member in Run(config.run).members()]
+    if unknown := [name for name in config.decision.members or () if name not in known]:
+        hint = f"they are {', '.join(dict.fromkeys(known))}"
+        raise ConfigError("decision.members", f"{', '.join(map(printable, unknown))} is no member of the run", hint)
 
 
 def demo(folder: Path | None = None, compute: ComputeConfig | None = None, say: Say = silent) -> DemoResult:
@@ -82,38 +91,14 @@ def demo(folder: Path | None = None, compute: ComputeConfig | None = None, say: 
 
 def recipes() -> RecipesResult:
     """Return the recipes of public solutions that come with thera."""
-    here, paths = Path.cwd(), sorted(_shipped("recipes").glob("*.yaml"))
+    here, paths = Path.cwd(), sorted(shipped("recipes").glob("*.yaml"))
     shown = [path.relative_to(here) if path.is_relative_to(here) else path for path in paths]
     return RecipesResult(tuple(Recipe(path.stem, path, load_config(path).about) for path in shown))
 
 
-def config_file(name: Path) -> Path:
-    """Return the path of a YAML file: `name` itself where it exists, or the recipe of that name.
-
-    Raises
-    ------
-    ConfigError
-        There is neither; the nearest names are suggested.
-    """
-    if name.exists() or name.parent != Path() or name.suffix:
-        return name
-    recipes = {path.stem: path for path in _shipped("recipes").glob("*.yaml")}
-    if name.name in recipes:
-        return recipes[name.name]
-    near = difflib.get_close_matches(name.name.lower().replace("_", "-"), recipes, n=3, cutoff=0.5)
-    hint = f"did you mean {', '.join(near)}?" if near else f"the recipes are {', '.join(sorted(recipes))}"
-    raise ConfigError(printable(name), "is neither a file nor the name of a recipe", hint)
-
-
 def demo_config() -> Path:
     """Return the YAML file of the demo."""
-    return _shipped("demo.yaml")
-
-
-def _shipped(name: str) -> Path:
-    """Return a config that came with the package: inside it where it is installed, in `configs/` in a checkout."""
-    package = Path(__file__).parents[1]
-    return package / name if (package / name).exists() else package.parent / "configs" / name
+    return shipped("demo.yaml")
 
 
 def _read_labels(path: Path) -> Labels:

@@ -13,9 +13,10 @@ from ensemble.cli import main
 from ensemble.commands import choice
 from ensemble.commands import fit as fit_command
 from ensemble.commands.choice import Speed, Work, fitting, folds_for, members_for, seconds_of
-from ensemble.config import ComputeConfig, FitConfig, MemberConfig
+from ensemble.config import ComputeConfig, MemberConfig
 from ensemble.config_reading import load_config
 from ensemble.errors import Stopped
+from ensemble.fit_config import FitConfig
 from ensemble.runs.run import Run
 
 TINY = {"arch": "test_resnet", "pretrained": False, "epochs": 2, "batch_size": 8, "ema_decay": 0.9, "augment": "light"}
