@@ -19,7 +19,7 @@ from ensemble.commands.train import train_members
 from ensemble.config import ComputeConfig, DataConfig, DecisionConfig, MemberConfig, PredictConfig, RunConfig
 from ensemble.config_reading import config_text, load_config
 from ensemble.decision.objective import Objective
-from ensemble.errors import ConfigError, DataError, Stopped, printable
+from ensemble.errors import ConfigError, DataError, ResourceError, Stopped, printable
 from ensemble.fit_config import FitConfig
 from ensemble.progress import Say, silent
 from ensemble.results import ReportResult
@@ -142,7 +142,8 @@ def _kept(config: FitConfig, decision: DecisionConfig, say: Say) -> RunConfig:
         changed["epochs"] = ({member.epochs for member in kept.members}, {config.epochs})
     for name, (before, now) in changed.items():
         if before != now:
-            raise ConfigError(f"--{name}", f"differs from {printable(path)}", "use another --run, or leave --run out")
+            option = "IMAGES" if name == "images" else f"--{name}"
+            raise ConfigError(option, f"differs from {printable(path)}", "use another --run, or leave --run out")
     say(f"goes on with the members of {printable(path)}")
     return kept.model_copy(update={"run": config.run, "decision": decision, "predict": prediction or kept.predict})
 
@@ -155,19 +156,23 @@ def _prediction(config: FitConfig, folder: Path) -> PredictConfig | None:
 
 @contextlib.contextmanager
 def _new_folder(config: FitConfig, say: Say) -> Iterator[Path]:
-    """Make the run's folder, and remove it where the block fails: nothing is trained in it."""
+    """Make the run's folder, and remove what was made where the block fails: nothing is trained yet."""
     folder = config.run or _free(config.images)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=config.run is not None)
+    except OSError as error:  # also where another process was faster
+        problem = f"cannot be made ({error.strerror})"
+        raise ResourceError(printable(folder), problem, "give another folder by --run") from None
     say(f"the run's folder is {printable(folder)}")
     try:
         yield folder
     except BaseException:
-        if made:
-            shutil.rmtree(folder, ignore_errors=True)
-        for parent in made[1:]:
+        for path in folder.iterdir():  # the folder was empty
+            shutil.rmtree(path, ignore_errors=True)
+        for path in made:
             with contextlib.suppress(OSError):
-                parent.rmdir()
+                path.rmdir()
         raise
 
 

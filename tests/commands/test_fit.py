@@ -137,6 +137,8 @@ def test_a_run_that_was_begun_goes_on_and_other_data_are_refused(
     assert (data / "mine/members/a/fold-0/weights.safetensors").stat().st_mtime_ns == weights
     assert len((data / "labels.txt").read_text().splitlines()) == 12
     before = listing(data / "mine")
+    line = fails(2, "fit", "new/img", *FIT[2:], "--run", "mine", "--labels", "new/labels.txt", capsys=capsys)
+    assert line.startswith("error: IMAGES: differs from mine/config.yaml; use another --run")
     for option, value in (("--seed", "4"), ("--resize", "32"), ("--epochs", "9"), ("--labels", "other.txt")):
         (data / "other.txt").write_bytes((data / "tiny/labels.txt").read_bytes())
         line = fails(2, *FIT, "--run", "mine", option, value, capsys=capsys)
@@ -166,6 +168,19 @@ def test_what_is_wrong_is_refused_and_leaves_nothing(
     before = listing(data)
     assert message in fails(status, *FIT, *arguments, capsys=capsys)
     assert listing(data) == before and not (data / "checkpoints").exists()
+
+
+def test_an_empty_folder_is_taken_and_is_empty_again_after_a_failure(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (data / "empty").mkdir()
+    fails(3, *FIT, "--folds", "40", "--run", "empty", capsys=capsys)
+    assert (data / "empty").is_dir() and not list((data / "empty").iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = fails(6, *FIT, "--run", "tiny/labels.txt/run", capsys=capsys)
+    assert line == "error: tiny/labels.txt/run: cannot be made (Not a directory); give another folder by --run"
 
 
 def test_images_without_labels_are_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
