@@ -49,6 +49,7 @@ def training_speed(
         Seconds before the first update.
     """
     device, mapped = resources.device, MappedPixels(pixels)
+    config = config.model_copy(update={"pretrained": False})  # pretrained weights train as fast, and may be far away
     batches = config.epochs * max(1, len(labels) * (folds - 1) // folds // config.batch_size)
     side_by_side = at_once(folds, max(batches, PROCESS_PAYS), device, resources.jobs)
     plan = choose_plan(config, device, pixels.shape[1], "train", batches, len(shares(folds, side_by_side)[0]))
