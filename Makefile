@@ -17,11 +17,11 @@ check: $(BIN)/.ready
 	$(BIN)/ruff format
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	$(BIN)/python -m pytest
 
 docs: $(BIN)/.ready
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 simulate: $(BIN)/.ready
 	$(BIN)/python tests/simulations/label_files.py

@@ -34,7 +34,9 @@ def draw(run: Path, out: Path) -> None:
     for label in (0, 1):
         names = np.array(sorted((run / "data" / "train_img").iterdir(), key=lambda path: int(path.stem)))
         heads = [cv2.imread(str(path))[..., ::-1] for path in names[labels == label][:6]]
-        rows.append(np.concatenate([cv2.copyMakeBorder(h, 4, 4, 4, 4, cv2.BORDER_CONSTANT, value=(255,) * 3) for h in heads], 1))
+        rows.append(
+            np.concatenate([cv2.copyMakeBorder(h, 4, 4, 4, 4, cv2.BORDER_CONSTANT, value=(255,) * 3) for h in heads], 1)
+        )
     left.imshow(np.concatenate(rows, 0))
     left.set_title("Images and labels", fontsize=10)
     left.set_yticks([36, 108], ["label 0", "label 1"])
