@@ -102,5 +102,5 @@ def test_a_path_without_suffix_must_name_one_file(tmp_path: Path) -> None:
     for name in ("a.jpg", "a.png"):
         (tmp_path / name).write_bytes(b"a")
     (tmp_path / "set.csv").write_text("path,label\na,1\n")
-    with pytest.raises(DataError, match="line 2: may be a.jpg, a.png; write the suffix"):
+    with pytest.raises(DataError, match=r"line 2: may be a\.jpg, a\.png; write the suffix"):
         open_source(tmp_path / "set.csv")
