@@ -9,12 +9,12 @@ The public names below are imported when they are first used, so that `import en
 Files in reading order:
 
 errors.py            everything that is raised on purpose, with exit statuses
-config.py            the config models: each option is declared once, there
+config.py            the config models: type, default, help text and panel of each option
 config_reading.py    from YAML and options to config models
 machine.py           cores and memory that this process may use
 progress.py          progress and signals of long work
 cli.py               the `thera` command
-options.py           the command line's options, made from the config models
+options.py           the command line's options and --help, made from the config models
 commands/            one file a command: a run directory in, a typed result out
 results.py           the types of these results
 estimator.py         TheraClassifier: images and labels, in scikit-learn's conventions

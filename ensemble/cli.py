@@ -94,7 +94,7 @@ class Command:
     summary : str
         Its line in `thera --help`, at most 60 characters.
     details : str
-        What the command's own help adds.
+        Further text of the command's own help.
     call : callable
         Called with the module of `file` and the checked options; returns the command's result.
     """
@@ -142,7 +142,7 @@ COMMANDS = {
     "run": Command(
         "run",
         "Train, fit, predict and report, as a YAML file says.",
-        "Interrupted, the same command goes on where it stopped.",
+        "Interrupted, the same command goes on from the last finished epoch.",
         _run,
     ),
     "trial": Command(
@@ -174,7 +174,7 @@ COMMANDS = {
 
 
 class _Commands(TyperGroup):
-    """Commands that are built when they are used: `thera --help` shows their summaries alone."""
+    """Builds a command when it is used; `thera --help` shows summaries and builds none."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -223,18 +223,18 @@ def _main(
         print(context.get_help())
 
 
-# --- what is printed --------------------------------------------------------------------------------------------------
+# --- output --------------------------------------------------------------------------------------------------
 
 
 def _print_result(work: Callable[[], Any]) -> None:
-    """Do the work of a command and print the tables of its result."""
+    """Run a command and print the tables of its result."""
     from ensemble.progress import stoppable
     from ensemble.reports.render import render
 
     try:
         with stoppable():
             tables = render(work())
-    except OSError as error:  # handled here: typer leaves without a word on a broken pipe, a data worker's too
+    except OSError as error:  # typer exits silently on a broken pipe, also on that of a data worker
         _fail(error)
     if not sys.stdout.isatty():
         _print("\n".join(table.text() for table in tables))
@@ -255,11 +255,11 @@ def _print(text: str) -> None:
         discard(sys.stdout)
 
 
-# --- what goes wrong --------------------------------------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------------------------
 
 
 def _fail(error: Exception) -> NoReturn:
-    """Print the line of an error, and leave with its exit status."""
+    """Print an error as one line, and exit with its status."""
     if os.environ.get("THERA_DEBUG"):
         traceback.print_exception(error)
     known = _known(error)
@@ -268,7 +268,7 @@ def _fail(error: Exception) -> NoReturn:
 
 
 def _known(error: Exception) -> TheraError:
-    """Return an error of any kind as a TheraError, which has the line and the exit status."""
+    """Return any error as a TheraError, which has the message and the exit status."""
     if isinstance(error, TheraError):
         return error
     if hasattr(error, "format_message"):  # what typer raises for a wrong command line
@@ -284,10 +284,10 @@ def _known(error: Exception) -> TheraError:
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """Run the command line; whatever goes wrong is one line on standard error and an exit status."""
+    """Run the command line; an error is printed as one line on standard error, and its exit status returned."""
     try:
         status = typer.main.get_command(_app()).main(arguments, prog_name="thera", standalone_mode=False)
-        if status == 130:  # what typer makes of a Ctrl-C that came before or after the work
+        if status == 130:  # typer's status for a Ctrl-C before or after the work
             raise Stopped(
                 "thera", "stopped by SIGINT, what is finished is saved", "run the same command again to go on"
             )

@@ -1,6 +1,6 @@
-"""How values become config models: from a YAML file, from options, and by overriding parts of a model.
+"""Reads config models from a YAML file or options, and overrides parts of a model.
 
-Every fault of the values is named at once, in one line.
+All faults of the values are reported together, in one line.
 """
 
 from __future__ import annotations
@@ -121,14 +121,14 @@ Location = tuple[int | str, ...]
 
 
 def _dotted(location: Location) -> str:
-    """Return where a value stands in a file, as in ``members[0].lr``."""
+    """Return the location of a value in a file, such as ``members[0].lr``."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
 
 
 def faults_of(error: ValidationError, model: type[BaseModel], name: Callable[[Location], str] = _dotted) -> list[str]:
-    """Return a phrase for each fault that pydantic has found: which value, what must hold, what was given.
+    """Return a phrase for each fault that pydantic reports: the value, the rule that it breaks, and what was given.
 
-    `name` turns the location of a value into what the user knows it by: a key of the file, or an option.
+    `name` turns the location of a value into the user's name for it: a key of the file, or an option.
     """
     return [_fault(model, fault, name) for fault in error.errors()]
 
@@ -156,11 +156,11 @@ SIGNS = {
     "less than": "<",
     "True, False": "yes, no",
 }
-"""Words of pydantic's messages, and the shorter ones that thera's messages have in their place."""
+"""Phrases of pydantic's messages, and the shorter ones that replace them."""
 
 
 def _nearest(model: type[BaseModel], location: Location) -> str:
-    """Return the known key that an unknown one resembles most, as a question; nothing where none does."""
+    """Return the known key that is most similar to an unknown one, as a question; an empty text if none is similar."""
     parts: dict[str | int, type[BaseModel]] = {
         "data": DataConfig,
         "members": MemberConfig,

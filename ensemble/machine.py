@@ -1,4 +1,4 @@
-"""What this process may use of the machine: cores by affinity and cgroup quota, memory by the cgroup limit."""
+"""The cores and the memory that this process may use, by affinity, cgroup quota and cgroup limit."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class _Compare(Frozen):
     tta: Annotated[bool, option(DECISION, "Of runs and members: compare at the logits that --tta averages.")] = True
 
 
-# --- which command takes which ----------------------------------------------------------------------------------------
+# --- the options of each command --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ DEFAULTS: dict[tuple[str, str], Any] = {("predict", "tta"): False}
 """Defaults of flags that differ from the model's: `predict` without `--tta` has always been plain prediction."""
 
 ALIASES = {("train-member", "no_pretrained"): ("pretrained", "no")}
-"""Hidden flags -> the option that they set, and its value."""
+"""Hidden flags, each mapped to the option that it sets and the value."""
 
 DESCRIPTIONS = {
     ("run", "images"): "Learn from other images: a folder, a zip, or a CSV or Parquet file.",
@@ -148,23 +148,23 @@ DESCRIPTIONS = {
 """Descriptions that differ from the model's."""
 
 UNSET = {"run": "as the file says", "demo": "checkpoints/demo"}
-"""What happens where an optional option of a command is left out."""
+"""What a command uses if an optional option is not given."""
 
 YAML_ONLY = {
     "RunConfig.about": "it describes the file that it stands in",
     **{f"AugmentConfig.{name}": "a mapping is written in YAML" for name in AugmentConfig.model_fields},
 }
-"""Fields that no command has an option for, and why."""
+"""Fields without an option in any command, with the reason."""
 
 _BOOLEANS = {"yes": True, "no": False}
-"""How a choice among a boolean and names is written on the command line, as in YAML."""
+"""The words for booleans in options that also take names, as in YAML."""
 
 
 # --- from models to parameters ----------------------------------------------------------------------------------------
 
 
 class PanelCommand(TyperCommand):
-    """A command whose help groups its options by panel off a terminal too."""
+    """A command whose plain-text help groups the options by panel, as the help on a terminal does."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         panels: dict[str, list[tuple[str, str]]] = {}
@@ -185,7 +185,7 @@ def build_command(name: str, description: str, work: Callable[..., None], rich: 
     name : str
         One of `PARTS`.
     description : str
-        What its help says of it.
+        The text of its help.
     work : callable
         Called with the checked values, by keyword.
     rich : bool
@@ -214,7 +214,7 @@ def _parameter(command: str, name: str, part: Part, rich: bool) -> inspect.Param
     panel = _panel(name, part)
     text = _help(command, name, field, part.optional)
     if rich:
-        text = text.replace("[", "\\[")  # else rich takes it for a style
+        text = text.replace("[", "\\[")  # rich would read [...] as a style
     kind = _bare(field.annotation)
     if kind is bool:
         default = DEFAULTS.get((command, name), field.default)

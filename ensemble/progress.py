@@ -1,7 +1,7 @@
 """Progress of long work on standard error, and how a signal stops the work.
 
-Progress is nested bars on a terminal and one plain line a minute elsewhere. A signal is acted on where a bar opens or
-advances, because everything that is finished is on disk then. Where no bar is open, it is acted on at once.
+Progress is nested bars on a terminal and one plain line a minute elsewhere. A signal is handled where a bar opens or
+advances, because all finished work is on disk then. Where no bar is open, it is handled at once.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ PLAIN_INTERVAL_S = 60.0
 """Seconds between two plain lines: often enough to see that work goes on, rarely enough for a log."""
 
 Say = Callable[[str], None]
-"""How a command reports notes and warnings while it works: it is called with one line of text at a time.
+"""The type of the callback that receives notes and warnings during a command, one line at a time.
 
 The command line passes `say`, which prints on standard error; in Python the default is `silent`.
 """
 
 
 def silent(line: str) -> None:
-    """Ignore the line: the `Say` of a caller that wants no messages."""
+    """Ignore the line: the callback for callers that need no messages."""
 
 
 _hidden = contextvars.ContextVar("hidden", default=False)
@@ -47,7 +47,7 @@ def hidden() -> Iterator[None]:
 
 
 class Bar:
-    """One line of progress. `advance(n)` moves it, `note(text)` adds what is being done.
+    """One line of progress. `advance(n)` moves it, `note(text)` adds a remark.
 
     On a terminal it is a bar of tqdm. Elsewhere it prints at most one plain line a minute while it moves, and a last
     line when it is closed.
@@ -161,7 +161,7 @@ def progress(total: int, what: str, unit: str = "images") -> Iterator[Bar]:
 
 
 _signals: list[str] = []
-"""Names of the signals that have arrived and are not acted on yet."""
+"""Names of the signals that have arrived and are not handled yet."""
 
 
 def _raise_if_stopped() -> None:

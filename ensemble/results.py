@@ -88,18 +88,18 @@ class FitResult:
 
 @dataclass(frozen=True)
 class PredictionRequest:
-    """What a prediction is made from. The same request is not computed twice.
+    """Everything that determines a prediction. The same request is not computed twice.
 
     Attributes
     ----------
     fingerprint : str
-        Of the images.
+        Hash of the images.
     decision_sha256 : str
-        Of `decision.json`.
+        Hash of `decision.json`.
     views : tuple of str
     correction, combine, precision, convolutions : str
     prior, cascade : float or None
-        As in `config.PredictConfig`.
+        The fields of `config.PredictConfig`.
     """
 
     fingerprint: str
@@ -115,12 +115,12 @@ class PredictionRequest:
 
 @dataclass(frozen=True)
 class CascadeFacts:
-    """How much a cascade has computed, and how many labels it may have changed.
+    """How much a cascade computed, and how many labels it may have changed.
 
     Attributes
     ----------
     probability : float
-        With which a label is that of the exact prediction, at one threshold.
+        The requested probability that a label equals that of the exact prediction, at one threshold.
     order : tuple of (member, view)
     oof_changed, oof_changed_upper : float
         Share of the OOF rows whose label changed, and its upper 95 % bound.
@@ -147,7 +147,7 @@ class CascadeFacts:
 
 @dataclass(frozen=True)
 class PredictionFacts:
-    """What is known of a label file: `predictions/<set>/predictions.json`.
+    """Facts about a label file: `predictions/<set>/predictions.json`.
 
     Attributes
     ----------
@@ -157,9 +157,9 @@ class PredictionFacts:
     threshold : float
         In logits, corrected for averaging where that was measured.
     share_of_label_0 : float
-        Of the images that the file labels 0.
+        Share of the images that the file labels 0.
     nested_hter : float
-        Of the stack of one fold model on the OOF rows.
+        Nested HTER of the stack of one fold model on the OOF rows.
     expectation : Expectation
     share_check : ShareCheck
     assumed_share_of_label_0 : float or None
@@ -188,14 +188,14 @@ class PredictResult:
     Attributes
     ----------
     name : str
-        Of the set: its folder below `predictions/`.
+        Name of the set, and of its folder below `predictions/`.
     folder : Path
         Holds `label_val.txt`, `predictions.csv` and `predictions.json`.
     facts : PredictionFacts
     ids : str array (n,)
     y_pred : int8 array (n,)
     stacked_logits, probabilities : float64 array (n,)
-        As stored, rounded to five decimals.
+        The stored values, rounded to five decimals.
     """
 
     name: str
@@ -230,9 +230,9 @@ class CompareResult:
     labels : str or None
         The file of the true labels, where label files are compared.
     description_a, description_b : str
-        What the nested predictions of a run or member come from; empty for label files.
+        What the nested predictions of a run or member were made by; empty for label files.
     views : tuple of str
-        Of runs and members.
+        The views of runs and members; empty for label files.
     """
 
     name_a: str
@@ -249,20 +249,20 @@ class CompareResult:
 
 @dataclass(frozen=True)
 class ReportResult:
-    """All that is known of a run.
+    """The results of a run.
 
     Attributes
     ----------
     run : Path
     images, folds : int
     members : tuple of MemberReport
-        Those whose folds are all finished.
+        The members whose folds are all finished.
     decisions : FitResult or None
         None before `thera fit-stacker`.
     predictions : mapping of str to PredictionFacts
-        Of the label files that the present decision has made, by the name of their set.
+        The label files that the present decision made, keyed by the name of their set.
     data_notes : tuple of str
-        What was noted of the images when they were read.
+        Notes on the images from the time when they were read.
     """
 
     run: Path
@@ -276,17 +276,17 @@ class ReportResult:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """The demo's report, and its label file against labels that are known because they were generated.
+    """The demo's report, and its label file measured against the generated labels.
 
     Attributes
     ----------
     report : ReportResult
     nested : ErrorRates
-        Of the stack on the training images.
+        Nested error rates of the stack on the training images.
     given, true : ErrorRates
-        Of the label file against the labels with 5 % flipped, and against the true classes.
+        Error rates of the label file against the labels with 5 % flipped, and against the true classes.
     bayes_hter : float
-        The least HTER that any rule has on the labels as given.
+        The least HTER of any rule on the labels as given.
     """
 
     report: ReportResult
@@ -333,17 +333,17 @@ class Spread:
 
 @dataclass(frozen=True)
 class MachineSpeed:
-    """What a device can do at most.
+    """The measured peak speed of a device.
 
     Attributes
     ----------
     name : str
-        Of a GPU; empty for a CPU.
+        The name of a GPU; empty for a CPU.
     threads : int
     gflops : mapping of str to float
-        By precision, 10^9 operations per second of matrix products and convolutions; a multiply-add counts as two.
+        10^9 operations per second of matrix products and convolutions, by precision; a multiply-add counts as two.
     copy_gb_per_s : float
-        10^9 bytes per second, those read and those written.
+        10^9 bytes per second, read and written.
     """
 
     name: str
@@ -361,7 +361,7 @@ class NetworkSpeed:
     arch, plan : str
     images_per_second : Spread
     roofline_share : float
-        Share of what the machine can do at most, by nominal operations.
+        Share of the machine's peak speed, counted in nominal operations.
     busy_share : float or None
         Share of the time that a GPU computes something; None on a CPU.
     advice : tuple of str

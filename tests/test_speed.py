@@ -182,8 +182,8 @@ def test_what_was_begun_in_bf16_goes_on_where_that_is_only_emulated(
     assert warning not in capsys.readouterr().err and results(tmp_path / "run") == before
     (tmp_path / "run/members/test_resnet/fold-1/weights.safetensors").unlink()
     main(given)
-    told = capsys.readouterr().err
-    assert "warning: member test_resnet goes on in bf16 as it was begun, which this CPU only emulates" in told
+    message = capsys.readouterr().err
+    assert "warning: member test_resnet goes on in bf16 as it was begun, which this CPU only emulates" in message
     assert results(tmp_path / "run") == before
     main(training(data, tmp_path / "new", "--jobs", 1, "--precision", "bf16", images="large"))
     assert member_json(tmp_path / "new")["precision"] == "fp32"

@@ -1,4 +1,4 @@
-"""What to change so that the machine is used better: one sentence for each further measurement."""
+"""Say what to change so that the machine is used better, in one sentence for each further measurement."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SLOWER = 0.8
 """Share of the chosen plan's speed below which another plan is advised against."""
 
 BATCHES = (32, 64, 128, 256)
-"""Batch sizes that are compared with the one of the config."""
+"""Batch sizes that are compared with that of the config: powers of two around the default of 128."""
 
 MAX_BATCH_PIXELS = 256 * 128**2
 """Largest batch that is tried, in pixels: a larger one may need gigabytes of memory."""

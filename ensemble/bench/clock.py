@@ -1,4 +1,4 @@
-"""How fast a piece of work is, over several rounds."""
+"""Measure how fast a piece of work is over several rounds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def images_per_second(work: Callable[[], int], rounds: int, now: Callable[[], float] = time.perf_counter) -> np.ndarray:
-    """Do the same work again and again, and return how fast each round was.
+    """Repeat the same work, and return the speed of each round.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The images that `thera bench` measures with: as files, and decoded in a store."""
+"""Open the images that `thera bench` measures with, as files and decoded in a store."""
 
 from __future__ import annotations
 

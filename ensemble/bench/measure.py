@@ -1,4 +1,4 @@
-"""What `thera bench` measures: the speed of training, of prediction and of loading, and the time of a decision."""
+"""Measure the speed of training, prediction and loading, and the time of a decision, for `thera bench`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the machine can do at most, measured, and how many operations one image takes."""
+"""Measure what the machine can do at most, and count the operations that an image takes."""
 
 from __future__ import annotations
 

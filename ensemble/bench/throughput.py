@@ -1,4 +1,4 @@
-"""Training, prediction and loading as pieces of work that are done again and again, by the code of the commands."""
+"""Run training, prediction and loading as repeatable pieces of work, by the code of the commands."""
 
 from __future__ import annotations
 

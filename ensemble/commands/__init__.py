@@ -5,7 +5,7 @@ train.py        train-member and trial
 fold_jobs.py    the fold models of members: begun, trained, written
 clean.py        training rows that are left out for doubtful labels
 fit_stacker.py  fit-stacker: the decision
-predict.py      predict: compute, decide, write
+predict.py      predict: compute, decide, write (the label file --out too)
 fold_logits.py  the logits of the fold models: kept, computed, or a cascade of them
 evaluate.py     evaluate and compare
 report.py       report

@@ -52,7 +52,7 @@ def compare(a: Path, b: Path, labels: Path | None = None, tta: bool = True, say:
     labels : Path, optional
         The true labels of label files. Runs and members have their own.
     tta : bool
-        Of runs and members: whether the logits are averaged over the views of TTA.
+        Whether the logits of runs and members are averaged over the views of TTA.
     say : callable
         Receives warnings, a line each.
 
@@ -91,13 +91,13 @@ class NestedPredictions:
     Attributes
     ----------
     folder : Path
-        As the user gave it.
+        The folder as the user wrote it.
     description : str
         What predicts, and at which threshold.
     table : FoldTable
     y_pred : int8 array (n,)
     seed : int
-        Of its run.
+        The seed of its run.
     """
 
     folder: Path

@@ -20,7 +20,7 @@ from ensemble.runs.run import Run
 
 @dataclass(frozen=True)
 class StoredDecisions:
-    """`decision.json`: the decisions, and the SHA-256 of the OOF logits that they rest on, by member and fold."""
+    """`decision.json`: the decisions, and the SHA-256 of the OOF logits they were fitted on, by member and fold."""
 
     parents: dict[str, dict[str, str]]
     plain: Decision
@@ -41,7 +41,7 @@ def fit_stacker(run: Path, config: DecisionConfig | None = None, say: Say = sile
     Raises
     ------
     ConfigError
-        The objective has none of the known forms.
+        The objective is not valid.
     ArtifactError
         A member lacks a fold, or its OOF logits are not those that training wrote.
     """
@@ -70,7 +70,7 @@ def averaged_oof(run: Run, members: Sequence[str], views: Sequence[str]) -> OofL
 
 
 def _parents(run: Run, members: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Return the hashes of the OOF logits that a decision rests on, by member and fold."""
+    """Return the hashes of the members' OOF logits, by member and fold."""
     folds = {name: run.member(name).read().folds for name in members}
     return {name: {fold: facts.oof_sha256 for fold, facts in stored.items()} for name, stored in folds.items()}
 
@@ -81,7 +81,7 @@ def read_decisions(run: Run, say: Say = silent) -> FitResult:
     Raises
     ------
     ArtifactError
-        There is none, or the members' OOF logits have changed since.
+        There is no decision, or the members' OOF logits have changed since.
     """
     remedy = f"run: thera fit-stacker --run {run.folder}"
     stored = files.read_json(run.decision, StoredDecisions, remedy)

@@ -1,6 +1,6 @@
-"""The fold models of members: what is begun, what is left to train, and how a trained fold is written.
+"""Training of fold models: begin members, train the folds that are left, write each trained fold.
 
-`train.py` trains the folds of a run with it, `clean.py` the networks that find doubtful labels.
+`train.py` uses it for the folds of a run, `clean.py` for the networks that find doubtful labels.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from ensemble.members.training import FoldResult, Watch
 
 WATCHED = 2000
-"""Held-out images of a fold whose HTER is shown after each epoch. Nothing is chosen by it; more would take longer."""
+"""The number of held-out images of a fold whose HTER is shown after each epoch. It never affects training; more images
+would take longer."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class BegunMember:
 
 @dataclass(frozen=True)
 class JobToTrain:
-    """A network to train and what to predict with it.
+    """A network to train, and the rows that it predicts afterwards.
 
     Attributes
     ----------
@@ -54,7 +55,7 @@ class JobToTrain:
     state : Path
         The folder of its training state.
     done : bool
-        Whether it is finished already; then only its share of the progress is counted.
+        Whether it is finished already; it then only counts in the progress bar.
     watch : Watch, optional
     """
 
@@ -110,7 +111,7 @@ def begin_members(
 def train_jobs(
     jobs: Sequence[JobToTrain], views: Sequence[str], title: str, resources: Resources, say: Say
 ) -> Iterator[tuple[int, FoldResult, int]]:
-    """Train what is not done, side by side; yield the place in `jobs`, the result, and the threads that it took."""
+    """Train the jobs that are not done, in parallel; yield each one's index in `jobs`, its result and its threads."""
     from ensemble.members.parallel import Task, cores_of_jobs, train_tasks
 
     cores = cores_of_jobs([each.job for each in jobs], resources)
@@ -178,7 +179,7 @@ def _draw_training(folder: MemberFolder, fold: int) -> None:
 def _plan(
     folder: MemberFolder, job: FoldJob, folds: Sequence[int], resources: Resources, cores: list[int], say: Say
 ) -> Plan:
-    """Return the plan of a member: as it was begun, where this device can compute it, else the fastest."""
+    """Return the plan with which a member was begun if this device can compute it, else the fastest plan."""
     from ensemble.members.plans import Plan, possible_plans
     from ensemble.members.probe import choose_plan
 
@@ -199,7 +200,7 @@ def _plan(
 
 
 def _with_origin(folder: MemberFolder, member: MemberConfig, size: int, say: Say) -> tuple[MemberConfig, str | None]:
-    """Return the config with `pretrained` settled, and where the config leaves it open, what the member starts from.
+    """Return the config with `pretrained` True or False, and for `if-possible`, what the member starts from.
 
     Raises
     ------
@@ -232,7 +233,7 @@ def _watched_rows(job: FoldJob, held_out: np.ndarray) -> np.ndarray:
 
 
 def least_hter(logits: np.ndarray, labels: np.ndarray) -> float | None:
-    """Return the HTER at the threshold that is best for these logits; None where there is one class only."""
+    """Return the HTER at the best threshold for these logits; None if there is one class only."""
     if labels.min() == labels.max() or not np.isfinite(logits).all():
         return None
     return error_rates(labels, apply_threshold(logits, fit_threshold(logits, labels))).hter

@@ -32,7 +32,7 @@ def run(config: RunConfig, compute: ComputeConfig | None = None, say: Say = sile
     Raises
     ------
     TheraError
-        As the commands that it runs.
+        A command that it runs raises it; what was finished before stays.
     """
     Objective.parse(config.decision.objective)  # a wrong objective is refused before anything is trained
     train_members(config.run, config.members, config.data, config.folds, config.seed, compute, say)
@@ -48,7 +48,7 @@ def demo(folder: Path | None = None, compute: ComputeConfig | None = None, say: 
     Parameters
     ----------
     folder : Path, optional
-        Of the run; by default `checkpoints/demo`.
+        The run's folder; by default `checkpoints/demo`.
     compute : ComputeConfig, optional
     say : callable
         Receives notes and warnings, a line each.

@@ -47,10 +47,10 @@ def train_members(
     Parameters
     ----------
     run : Path
-        The run's folder; made where missing.
+        The run's folder; it is created if missing.
     members : sequence of MemberConfig
     data : DataConfig or Dataset
-        The labelled images: where they are, or what was read of them already.
+        Where the labelled images are, or the images themselves.
     folds : int
         At least 2.
     seed : int
@@ -144,7 +144,7 @@ def _trained(
     say: Say,
     only: int | None = None,
 ) -> Iterator[tuple[list[MemberFolder], FoldTable]]:
-    """Train what is not finished, or `only` one fold of it; hold the locks of the members' folders meanwhile."""
+    """Train the folds that are not finished, or `only` one fold, while the members' folders are locked."""
     from ensemble.members.inference import choose_device
 
     folders = [run.member(member.name) for member in members]
@@ -169,8 +169,8 @@ def train_folds(
 ) -> None:
     """Train members on every fold that is not finished, and write weights, OOF logits, history and curves.
 
-    The folds of all members are computed side by side, as many at once as there are cores for; `only` one fold of each,
-    where it is given.
+    The folds of all members are trained in parallel, as many at once as the cores allow; `only` restricts them to one
+    fold of each member.
 
     Raises
     ------
@@ -203,7 +203,7 @@ def _labelled_dataset(data: DataConfig | Dataset, run: Run, say: Say) -> Dataset
 
 
 def _begin(run: Run, dataset: Dataset, data: DataConfig | Dataset, folds: int, seed: int) -> FoldTable:
-    """Start the run, or make sure that it is the same one; return its folds, which are assigned once.
+    """Start the run, or verify that it is the same; return its folds, which are assigned once.
 
     Raises
     ------
@@ -227,7 +227,7 @@ def _begin(run: Run, dataset: Dataset, data: DataConfig | Dataset, folds: int, s
     )
     if (run.folder / "folds.csv").exists():
         run.begin(facts)
-    else:  # the folds are assigned first: where they are impossible, no run is begun
+    else:  # the folds are assigned first, so that impossible folds begin no run
         units = together(dataset.digests, dataset.groups)
         fold_of = assign_folds(dataset.labels, units, folds, seed).fold_of
         run.begin(facts)
@@ -240,7 +240,7 @@ def _begin(run: Run, dataset: Dataset, data: DataConfig | Dataset, folds: int, s
 
 
 def _change_since(table: FoldTable, fingerprint: str, dataset: Dataset) -> str:
-    """Return how the data differs from that which the run was begun with; nothing where it does not differ."""
+    """Return how the data differs from the data of the run; an empty text if it does not."""
     if not np.array_equal(table.ids, dataset.ids):
         only = sorted(set(dataset.ids.tolist()) ^ set(table.ids.tolist()))
         return f"{len(only)} images are in one of the two only ({some(only)})" if only else "the images' order"

@@ -8,7 +8,7 @@ cross_fitting.py   rules from member logits to predictions, and their nested cro
 bootstrap.py       stratified resampling of rows or groups
 intervals.py       intervals of error rates: Jeffreys, percentile, and for a new set of images
 comparison.py      error rates of fixed predictions, and the comparison of two sets of predictions
-refits.py          the bootstrap that refits the threshold in every replicate
+refits.py          the bootstrap that refits the threshold in every replicate; the interval of the nested HTER
 assessment.py      apparent and nested error rates of a rule, with intervals
 mixture.py         maximum likelihood for two classes with random label noise
 label_issues.py    confident learning: labels that the model contradicts

@@ -1,9 +1,8 @@
-"""What averaging the fold models does to the error rates and to the best threshold, read off unlabelled images.
+"""How averaging the fold models changes the error rates and the best threshold, estimated on unlabelled images.
 
-Every OOF logit came from one fold model; a prediction is the mean of k. The stacker is linear, so the stacked logit of
-a prediction is the mean of k stacked logits, each of which is distributed like the stacked OOF logits. How often the
-label is 1 at each value of a single logit is known from the OOF rows. How often it is 1 at each value of the mean is
-what must follow from it.
+Every OOF logit came from one fold model; a prediction is the mean over k fold models. The stacker is linear, so the
+stacked logit of a prediction is the mean of k stacked logits, each of which is distributed like the stacked OOF logits.
+The OOF rows give P(y = 1 | single logit). `MeanModel` derives P(y = 1 | mean logit) from it.
 """
 
 from __future__ import annotations
@@ -23,36 +22,37 @@ from ensemble.decision.refits import Pair, Replicate, refit_interval
 from ensemble.errors import DataError
 
 LEAST_IMAGES = 1000
-"""Below this many unlabelled images nothing is read off them."""
+"""The smallest number of unlabelled images on which the effect of averaging is estimated."""
 
 LEAST_SPREAD, MOST_MISFIT = 0.1, 0.03
-"""Nor where the spread of their means is smaller, as a share of that of the OOF logits, or where the HTER of a single
-logit comes out so far, and three standard errors, from that of the OOF rows."""
+"""No effect is estimated if std(mean logits) < `LEAST_SPREAD` · std(OOF logits), or if the HTER that a `MeanFit` gives
+for a single fold model differs from the HTER on the OOF rows by more than `MOST_MISFIT` plus three standard errors."""
 
 BINS, PAIRS, CELLS = (50, 200), 100, 500
-"""Of a single logit so many bins, at least and at most, that the images' single logits fill each with so many pairs of
-it and the mean; cells of the mean. In simulation 50 to 200 bins gave the same gain within 0.0007; 62 pairs a bin, whose
-noise passes for sharpness, overstated it by 0.002, and 25 bins did so by being coarse. 200 to 1,000 cells gave the same
-within 0.0001."""
+"""The range of the number of bins of a single logit, the pairs (single logit, mean logit) per bin that set the number
+within this range, and the number of cells of the mean logit. In simulation 50 to 200 bins gave the same gain within
+0.0007. With 62 pairs a bin, noise was mistaken for information and overstated the gain by 0.002; so did 25 bins, which
+are too coarse. 200 to 1,000 cells gave the same gain within 0.0001."""
 
 COEFFICIENTS, SMOOTHING = 12, 0.03
-"""Of the spline, and the weight of its squared second differences. Fewer coefficients, or more smoothing, are biased in
-simulation; without smoothing a few thousand rows are followed into their noise."""
+"""The number of coefficients of the spline, and the weight of the penalty on their squared second differences. In
+simulation fewer coefficients or more smoothing gave a bias; without smoothing the spline follows the noise of a few
+thousand rows."""
 
 
 @dataclass(frozen=True)
 class CorrectedThreshold:
-    """A threshold for the mean of the fold models, and the rates to expect at it."""
+    """A threshold for the mean of the fold models, and the expected error rates at it."""
 
     correction: str
     threshold: float
     rates: ErrorRates
-    share_of_label_0: float  # of the images that it calls 0
+    share_of_label_0: float  # the share of the images that it predicts as 0
 
 
 @dataclass(frozen=True)
 class AveragingEffect:
-    """What averaging the fold models does to the error rates of new images, and at which threshold.
+    """The effect of averaging the fold models on the error rates of new images.
 
     Attributes
     ----------
@@ -60,9 +60,9 @@ class AveragingEffect:
     candidates : tuple of CorrectedThreshold
         Every correction, `chosen` among them.
     interval : Interval
-        95 % interval of the HTER that the rule has.
+        95 % interval of the rule's HTER.
     new_set_interval : Interval
-        Where the HTER measured on these very images falls 95 times in 100.
+        95 % interval of the HTER measured on these images: it also includes their sampling error.
     """
 
     chosen: CorrectedThreshold
@@ -72,23 +72,24 @@ class AveragingEffect:
 
 
 class MeanModel:
-    """How often the label is 1 at each value of the mean of k logits.
+    """The probability of label 1 at each value of the mean of k logits.
 
-    With y the label, s_j the logit of fold model j and m their mean, it is assumed that the single logits say nothing
-    of y that m does not say: P(y = 1 | s_1 … s_k) = g(m). Then E[g(m) | s_j] = P(y = 1 | s_j) at every value of a
-    single logit. The expectation on the left is over the unlabelled images, the share on the right is that of the OOF
-    rows. logit g is a cubic spline of m, fitted by penalised maximum likelihood (Fisher scoring).
+    Let y be the label, s_j the logit of fold model j, and m the mean of the s_j. The model assumes that m carries all
+    label information in the single logits: P(y = 1 | s_1 … s_k) = g(m). Then E[g(m) | s_j] = P(y = 1 | s_j) at every
+    value of a single logit. The expectation on the left is taken over the unlabelled images; the probability on the
+    right is estimated on the OOF rows. logit g is a cubic spline of m, fitted by penalised maximum likelihood (Fisher
+    scoring).
 
     Parameters
     ----------
     oof_logits : float64 array (n,)
-        Stacked logits of the OOF rows, one model each.
+        Stacked logits of the OOF rows, each from one fold model.
     labels : int8 array (n,)
         0 or 1, both present.
     fold_logits : float64 array (n_new, k)
-        Stacked logits of unlabelled images, a column a fold model.
+        Stacked logits of unlabelled images, one column per fold model.
     prior : float, optional
-        Share of label 0 among the images; that of the OOF rows if None.
+        Share of label 0 among the images; by default that of the OOF rows.
     """
 
     def __init__(self, oof_logits: Floats, labels: ArrayLike, fold_logits: Floats, prior: float | None = None) -> None:
@@ -106,7 +107,7 @@ class MeanModel:
         self._oof_bin = np.searchsorted(self.single_edges, oof_logits, "right") * 2 + y
         self._cell = np.searchsorted(self.edges, mean, "right")
         self._pair = np.searchsorted(self.single_edges, fold_logits, "right") * CELLS + self._cell[:, None]
-        # the spline bends where the rarer label is not yet rare
+        # The knots cover the values of the mean at which both labels occur; outside, g is close to 0 or 1.
         tails = 0.03 * min(1.0, share / (1 - share)), 1 - 0.03 * min(1.0, (1 - share) / share)
         first, last = np.quantile(mean, tails)
         step = max((last - first) / (COEFFICIENTS - 3), 1e-9)
@@ -118,7 +119,7 @@ class MeanModel:
         self._penalty = SMOOTHING * bends.T @ bends
 
     def fit(self, rows: Floats, images: Floats, start: Floats | None = None) -> MeanFit:
-        """Return g for weights of the OOF rows (n,) and of the images (n_new,), searched from `start`."""
+        """Return g for weights of the OOF rows (n,) and of the images (n_new,); the search begins at `start`."""
         from scipy.special import expit, logit
 
         counts = np.bincount(self._oof_bin, rows, 2 * self._bins).reshape(self._bins, 2)
@@ -126,57 +127,57 @@ class MeanModel:
         k = self._pair.shape[1]
         joint = np.bincount(self._pair.ravel(), np.repeat(images, k), self._bins * CELLS).reshape(self._bins, CELLS)
         singles = joint.sum(axis=1)
-        seen = (singles > 0) & (zeros + ones > 0)
-        given = joint[seen] / singles[seen][:, None]
-        among = np.clip(ones.sum() / (zeros.sum() + ones.sum()), 1e-9, 1 - 1e-9)
-        theta = np.full(COEFFICIENTS, logit(among)) if start is None else start
-        zeros, ones = zeros[seen], ones[seen]
+        filled = (singles > 0) & (zeros + ones > 0)
+        cell_given_bin = joint[filled] / singles[filled][:, None]  # P(cell of the mean | bin of a single logit)
+        base_rate = np.clip(ones.sum() / (zeros.sum() + ones.sum()), 1e-9, 1 - 1e-9)
+        theta = np.full(COEFFICIENTS, logit(base_rate)) if start is None else start
+        zeros, ones = zeros[filled], ones[filled]
 
         def loss(theta: Floats) -> float:
-            q = np.clip(given @ expit(self._basis @ theta), 1e-9, 1 - 1e-9)
+            q = np.clip(cell_given_bin @ expit(self._basis @ theta), 1e-9, 1 - 1e-9)
             return float(theta @ self._penalty @ theta - ones @ np.log(q) - zeros @ np.log1p(-q))
 
-        now = loss(theta)
+        current = loss(theta)
         for _ in range(100):
             g = expit(self._basis @ theta)
-            q = np.clip(given @ g, 1e-9, 1 - 1e-9)
-            slope = given @ ((g * (1 - g))[:, None] * self._basis)
-            gradient = slope.T @ (ones / q - zeros / (1 - q)) - 2 * self._penalty @ theta
-            fisher = (slope.T * ((zeros + ones) / (q * (1 - q)))) @ slope + 2 * self._penalty
+            q = np.clip(cell_given_bin @ g, 1e-9, 1 - 1e-9)
+            jacobian = cell_given_bin @ ((g * (1 - g))[:, None] * self._basis)  # dq / dtheta
+            gradient = jacobian.T @ (ones / q - zeros / (1 - q)) - 2 * self._penalty @ theta
+            fisher = (jacobian.T * ((zeros + ones) / (q * (1 - q)))) @ jacobian + 2 * self._penalty
             step = np.linalg.solve(fisher + 1e-9 * np.eye(COEFFICIENTS), gradient)
-            length = 1.0
-            while (moved := loss(theta + length * step)) > now and length > 1e-6:
+            length = 1.0  # halved until the loss does not rise
+            while (proposed := loss(theta + length * step)) > current and length > 1e-6:
                 length /= 2
-            if moved > now:
+            if proposed > current:
                 break
-            theta, gained, now = theta + length * step, now - moved, moved
-            if gained < 1e-6:
+            theta, gain, current = theta + length * step, current - proposed, proposed
+            if gain < 1e-6:
                 break
         share = np.asarray(expit(self._basis @ theta))
-        every = np.full(self._bins, 0.5)
-        every[seen] = given @ share
+        single_share = np.full(self._bins, 0.5)
+        single_share[filled] = cell_given_bin @ share
         return MeanFit(
             theta,
             self.edges,
             share,
             np.asarray(np.bincount(self._cell, images, CELLS), np.float64),
             self.single_edges,
-            every,
+            single_share,
             singles,
         )
 
 
 @dataclass(frozen=True, eq=False)
 class MeanFit:
-    """The share of label 1 in each cell of the mean (c,) and each bin of a single logit (b,), and their masses."""
+    """The probability of label 1 in each cell of the mean logit (c,) and in each bin of a single logit (b,)."""
 
-    coefficients: Floats
-    edges: Floats
-    share: Floats
-    mass: Floats
-    single_edges: Floats
-    single_share: Floats
-    single_mass: Floats
+    coefficients: Floats  # (COEFFICIENTS,), of the spline logit g
+    edges: Floats  # (c - 1,), of the cells, in logits
+    share: Floats  # (c,), probability of label 1
+    mass: Floats  # (c,), weight of the images in each cell
+    single_edges: Floats  # (b - 1,), of the bins, in logits
+    single_share: Floats  # (b,), probability of label 1
+    single_mass: Floats  # (b,), weight of the single logits in each bin
 
     @cached_property
     def _curve(self) -> tuple[Floats, Floats]:
@@ -195,7 +196,7 @@ class MeanFit:
         return _at(threshold, self.single_edges, self._single_curve)
 
     def best(self, objective: Objective) -> float:
-        """Return the threshold of the mean that is best by this fit; of equals, the lowest."""
+        """Return the best threshold of the mean under this fit; the lowest of equally good thresholds."""
         fpr, fnr = self._curve
         cost = np.array(objective.loss(fpr, fnr))
         cost[~objective.admits(fpr, fnr)] = np.inf
@@ -204,21 +205,24 @@ class MeanFit:
             return float(self.edges[objective.strictest_cut])
         if not 0 < at < cost.size - 1 or not np.isfinite(cost[at - 1 : at + 2]).all():
             return float(self.edges[at])
-        before, here, after = cost[at - 1 : at + 2]  # the parabola through three edges
-        bend = before - 2 * here + after
-        shift = 0.0 if bend <= 0 else 0.5 * (before - after) / bend
+        before, here, after = cost[at - 1 : at + 2]  # interpolate by the parabola through three edges
+        curvature = before - 2 * here + after
+        shift = 0.0 if curvature <= 0 else 0.5 * (before - after) / curvature
         return float(self.edges[at] + np.clip(shift, -1, 1) * (self.edges[1] - self.edges[0]))
 
 
 def _rates_at_edges(share: Floats, mass: Floats) -> tuple[Floats, Floats]:
+    """Return FPR and FNR at each edge, for a threshold there."""
     zeros, ones = np.cumsum((1 - share) * mass), np.cumsum(share * mass)
     return 1 - zeros[:-1] / max(zeros[-1], 1e-12), ones[:-1] / max(ones[-1], 1e-12)
 
 
 def _at(threshold: float, edges: Floats, curve: tuple[Floats, Floats]) -> Pair:
-    beyond = threshold < edges[0], threshold > edges[-1]
-    if any(beyond):  # what lies beyond the outermost edges is a thousandth
-        return (1.0, 0.0) if beyond[0] else (0.0, 1.0)
+    """Return FPR and FNR at a threshold, interpolated between edges; 0.1 % of the values lie beyond an end edge."""
+    if threshold < edges[0]:
+        return 1.0, 0.0
+    if threshold > edges[-1]:
+        return 0.0, 1.0
     return float(np.interp(threshold, edges, curve[0])), float(np.interp(threshold, edges, curve[1]))
 
 
@@ -228,13 +232,12 @@ def corrected_threshold(correction: str, threshold: float, fit: MeanFit, objecti
     Parameters
     ----------
     correction : {"posterior", "none"}
-        "posterior" is the best threshold by g, the share of label 1 at each value of the mean; it does not use
-        `threshold`. "none" keeps the threshold.
+        "posterior" returns the best threshold under `fit` and ignores `threshold`. "none" returns `threshold`.
     threshold : float
-        Of a single stacked logit.
+        The threshold of a single stacked logit.
     fit : MeanFit
     objective : Objective
-        What "posterior" is best for.
+        The objective that "posterior" minimises.
     """
     return fit.best(objective) if correction == "posterior" else threshold
 
@@ -251,44 +254,46 @@ def averaging_effect(
     prior: float | None = None,
     seed: int = 0,
 ) -> AveragingEffect | None:
-    """Return what to expect of the labels ``fold_logits.mean(axis=1) >= corrected threshold``.
+    """Estimate the error rates of the labels ``fold_logits.mean(axis=1) >= corrected threshold``.
 
-    The nested rates are those of single fold models; what the mean at the corrected threshold gains on a single logit
-    at its own is read off a `MeanModel`, the same for both, and added. Each bootstrap replicate draws OOF rows and
-    images anew, fits the threshold, g and the correction, and
-    is compared with what our g and our rows say of the thresholds that it found. What the gains of the replicates miss
-    by on average, ours is taken to miss by too (it is read off a fitted curve, at the best point of it); the interval
-    has their spread.
+    The nested rates belong to single fold models. The gain of averaging is the difference between the rates of the mean
+    at the corrected threshold and those of a single logit at its threshold, both under the same `MeanModel`. The
+    expected rates are the nested rates plus the gain, less the bias of the gain.
+
+    The gain is read from a fitted curve at its best point, hence it is optimistic. The bootstrap estimates this bias:
+    each replicate draws OOF rows and images, refits the threshold, g and the correction, and evaluates its thresholds
+    both under its own g and under the original one. The mean difference is the bias, and the spread of the replicates
+    gives the interval.
 
     Parameters
     ----------
     oof_logits : float64 array (n,)
-        Stacked logits of the OOF rows, one model each.
+        Stacked logits of the OOF rows, each from one fold model.
     labels : int8 array (n,)
         0 or 1, both present.
     fold_logits : float64 array (n_new, k)
-        Stacked logits of unlabelled images, a column a fold model.
+        Stacked logits of unlabelled images, one column per fold model.
     threshold : float
-        Of a single stacked logit.
+        The threshold of a single stacked logit.
     nested : ErrorRates
-        Of the rule on the OOF rows.
+        The nested error rates of the rule on the OOF rows.
     replicates : iterable of Replicate
-        Of the rule on the OOF rows (decision/refits.py).
+        Bootstrap replicates of the rule on the OOF rows, from decision/refits.py.
     correction : str
         See `corrected_threshold`.
     objective : Objective
-        What the threshold is best for.
+        The objective of the threshold.
     prior : float, optional
-        Share of label 0 among the images; that of the OOF rows if None.
+        Share of label 0 among the images; by default that of the OOF rows.
     seed : int
-        Of the draws of images.
+        Seed of the draws of images.
 
     Returns
     -------
-    Foreseen or None
-        None where nothing can be read off the images: fewer than `LEAST_IMAGES`; means that hardly differ; or a g that
-        does not give the error rates of a single logit, within `MOST_MISFIT`, as when fold models do not agree on what
-        the images show. The counts in the rates are those of `nested`.
+    AveragingEffect or None
+        None if the effect cannot be estimated: there are fewer than `LEAST_IMAGES` images, their mean logits hardly
+        differ (`LEAST_SPREAD`), or g does not reproduce the error rates of a single logit within `MOST_MISFIT`, which
+        happens if the fold models disagree about the images. The counts in the rates are those of `nested`.
 
     Raises
     ------
@@ -309,30 +314,31 @@ def averaging_effect(
     if abs(sum(fit.of_single(threshold)) / 2 - single.hter) > MOST_MISFIT + 3 * error:
         return None
 
-    def gain(of: MeanFit, single: float, averaged: float) -> Floats:
-        return np.subtract(of.of_mean(averaged), of.of_single(single))
+    def gain(under: MeanFit, single: float, averaged: float) -> Floats:
+        return np.subtract(under.of_mean(averaged), under.of_single(single))
 
     rng = np.random.default_rng(seed_sequence(seed, "averaging"))
     errors: list[Pair] = []
-    missed: dict[str, list[Floats]] = {name: [] for name in CORRECTIONS}
+    biases: dict[str, list[Floats]] = {name: [] for name in CORRECTIONS}
     for replicate in replicates:
         images = np.bincount(rng.integers(0, len(s), len(s)), minlength=len(s)).astype(np.float64)
-        anew = model.fit(replicate.weights, images, fit.coefficients)
+        refit = model.fit(replicate.weights, images, fit.coefficients)
         for name in CORRECTIONS:
-            moved = corrected_threshold(name, replicate.threshold, anew, objective)
-            missed[name].append(gain(anew, replicate.threshold, moved) - gain(fit, replicate.threshold, moved))
-        wrong = missed[correction][-1]
-        errors.append((replicate.errors[0] + wrong[0], replicate.errors[1] + wrong[1]))
+            corrected = corrected_threshold(name, replicate.threshold, refit, objective)
+            bias = gain(refit, replicate.threshold, corrected) - gain(fit, replicate.threshold, corrected)
+            biases[name].append(bias)
+        of_chosen = biases[correction][-1]
+        errors.append((replicate.errors[0] + of_chosen[0], replicate.errors[1] + of_chosen[1]))
 
-    def at(name: str) -> CorrectedThreshold:
-        moved = corrected_threshold(name, threshold, fit, objective)
-        expected = np.array([nested.fpr, nested.fnr]) + gain(fit, threshold, moved) - np.mean(missed[name], axis=0)
+    def candidate(name: str) -> CorrectedThreshold:
+        corrected = corrected_threshold(name, threshold, fit, objective)
+        expected = np.array([nested.fpr, nested.fnr]) + gain(fit, threshold, corrected) - np.mean(biases[name], axis=0)
         fpr, fnr = np.clip(expected, 0, 1).tolist()
         return CorrectedThreshold(
-            name, moved, ErrorRates(fpr, fnr, nested.n_neg, nested.n_pos), float(np.mean(mean < moved))
+            name, corrected, ErrorRates(fpr, fnr, nested.n_neg, nested.n_pos), float(np.mean(mean < corrected))
         )
 
-    candidates = tuple(map(at, CORRECTIONS))
+    candidates = tuple(map(candidate, CORRECTIONS))
     chosen = candidates[CORRECTIONS.index(correction)]
     rates = chosen.rates
     interval = refit_interval((rates.fpr, rates.fnr), errors)

@@ -1,8 +1,9 @@
-"""The same labels for less: which members and views an image needs until its label is as good as settled.
+"""The cascade: fewer members and views for images whose label is clear early.
 
-The stack is linear in the logits of the m members under the v views, its m · v cells. They are evaluated one at a time,
-cheap and telling ones first. After each, the missing cells are imputed from those at hand, and the stack of them all is
-the predicted stacked logit; an image on which it is far enough from the threshold is evaluated no further.
+The stack is linear in the logits of the m members under the v views, which are called its m · v cells. The cells are
+evaluated one after another, cheap and informative ones first. After each cell, the missing ones are imputed from those
+that are known, and the stack of all of them is the predicted stacked logit. If it is far enough from the threshold, the
+image is evaluated no further.
 """
 
 from __future__ import annotations
@@ -20,15 +21,17 @@ from ensemble.decision.stacker import Stacker
 from ensemble.errors import DataError
 
 SCALES = np.geomspace(100, 0.01, 400)
-"""Margins that are tried, in spreads of what the prediction misses by; the widest first."""
+"""The stopping margins that are tested, as multiples of the root mean square imputation error (full stacked logit minus
+imputed one); the widest comes first."""
 
 LEARNING = 1 / 3
-"""Share of the rows that all but the scale is learnt from. A half gave the same cost within 3 %."""
+"""The share of the rows on which everything but the scale is fitted. A half gave the same cost within 3 %."""
 
 MOST_ORDERS = 720
-"""That are searched; of more, one is built greedily."""
+"""The largest number of orders that are searched completely; with more, one order is built greedily."""
 
 CONFIDENCE = 0.95
+"""The one-sided confidence of the bound on changed labels."""
 
 Mask = NDArray[np.bool_]
 Cell = tuple[int, int]
@@ -38,42 +41,46 @@ Cell = tuple[int, int]
 class Cascade:
     """An order of the cells, and when to stop: stage j, of m · v, is the evaluation of cell `order[j]`.
 
-    The shares are those of the rows that the margins were tested on.
+    The shares refer to the rows on which the margins were tested.
     """
 
     members: tuple[str, ...]
-    order: tuple[Cell, ...]  # (member, view), places in `members` and in the views
-    margins: tuple[float, ...]  # a stage, in logits: distance from the threshold to stop at; inf: never, 0: always
-    imputation: tuple[Floats, ...]  # a stage (1 + j + 1, m · v - j - 1): constant and slopes, a column a missing cell
-    probability: float  # with which a label is to be the one that all cells give
-    changed: float  # share of the rows whose label is another
+    order: tuple[Cell, ...]  # (member, view), indices into `members` and the views
+    margins: tuple[
+        float, ...
+    ]  # per stage, in logits: the distance from the threshold at which an image stops; inf: never, 0: always
+    imputation: tuple[
+        Floats, ...
+    ]  # per stage (1 + j + 1, m · v - j - 1): constant and coefficients, one column per missing cell
+    probability: float  # the requested probability that a label equals the label from all cells
+    changed: float  # the share of the rows whose label changes
     changed_upper: float  # its upper bound, one-sided, 95 % (Clopper and Pearson 1934)
-    reached: tuple[float, ...]  # share of the rows on which a stage is evaluated
-    cost_share: float  # of the cost of all cells
-    tested: int  # rows
+    reached: tuple[float, ...]  # the share of the rows on which a stage is evaluated
+    cost_share: float  # as a share of the cost of all cells
+    tested: int  # the number of rows on which the margins were tested
 
     def stops(self, stage: int, predicted: ArrayLike, threshold: float) -> Mask:
         """Return whether an image needs no further stage (n,).
 
-        Its label is ``predicted >= threshold``, at a stop as at the end.
+        Its label is ``predicted >= threshold``, at an early stop and at the end.
 
         Parameters
         ----------
         stage : int
-            The last that was evaluated.
+            The last stage that was evaluated.
         predicted : float64 array (n,)
             The stack of the imputed logits, averaged over the views.
         threshold : float
-            Of the stacked logit; it may be another than the one that the cascade was fitted at.
+            The threshold of the stacked logit; it may differ from the one at which the cascade was fitted.
         """
         x = np.asarray(predicted, np.float64)
         return np.asarray((x >= threshold + self.margins[stage]) | (x < threshold - self.margins[stage]))
 
     def impute(self, stage: int, logits: ArrayLike) -> Floats:
-        """Return logits (n, m, v) with the cells that come after `stage` filled, the others untouched.
+        """Return logits (n, m, v) in which the cells after `stage` are imputed and the others unchanged.
 
-        What the former are given as does not matter. It is linear in the logits, so that the mean of imputed fold
-        models is the imputed mean; and a row's value does not depend on the batch that it came in.
+        The values of the later cells are ignored. The imputation is linear in the logits, so the mean of imputed fold
+        models equals the imputed mean, and the result of a row does not depend on the other rows of the batch.
 
         Raises
         ------
@@ -95,37 +102,37 @@ def fit_cascade(
     groups: ArrayLike | None = None,
     seed: int = 0,
 ) -> Cascade:
-    """Return the cheapest cascade found that keeps the label of an image with a probability.
+    """Return the cheapest cascade of those searched that keeps an image's label with a given probability.
 
-    The margin of a stage is a scale times the spread of what its prediction misses by: the scale, one for all stages,
-    is the number of standard errors at which a label is taken for settled. A third of the rows is learnt from: the
-    imputation (least squares), the spreads, and the order that costs least at a scale that changes no more than
-    ``1 - probability`` of their labels. A member's views keep their order; of at most `MOST_ORDERS` orders all are
-    tried, of more the one that is built from the least cost for an image stopped (Wang, Gupta and You 2018, Quit when
-    you can).
+    The margin of a stage is a scale times the root mean square error of the stage's prediction. All stages share the
+    scale, the number of standard errors at which a label counts as clear. A third of the rows fits the imputation
+    (least squares), the errors, and the order that costs least at a scale that changes at most ``1 - probability`` of
+    these rows' labels. The views of a member keep their order. If there are at most `MOST_ORDERS` orders, all are
+    searched; otherwise the order is built greedily from the cell with the least cost per stopped image (Wang, Gupta and
+    You 2018, Quit when you can).
 
-    The scale is set on the other rows. From the widest on, `SCALES` are tested until the first at which the upper bound
-    of the share of changed labels is above ``1 - probability``; the one before is taken. The tests come in an order
-    that was fixed beforehand, so that they need no correction, whatever was chosen on the other rows: of 100 cascades
-    at most 5 change more than ``1 - probability`` of the labels of new rows (Angelopoulos et al. 2021, Learn then
-    test). Too few rows pass no test, and nothing ever stops: for 0.999 at least 2,995 must be tested, of 4,493.
+    The other rows set the scale. `SCALES` are tested from the widest on, up to the first at which the upper bound of
+    the share of changed labels exceeds ``1 - probability``; the scale before it is used. The sequence of tests is fixed
+    in advance, so no correction for multiple tests is needed: at most 5 of 100 cascades change more than
+    ``1 - probability`` of the labels of new rows (Angelopoulos et al. 2021, Learn then test). With too few rows no test
+    passes and no image ever stops: 0.999 needs at least 2,995 rows in the tests, 4,493 in all.
 
     Parameters
     ----------
     views : float64 array (n, m, v)
         OOF logits of each member under each view, finite.
     stacker : Stacker
-        Of the m members; applied to the mean over the views.
+        The stacker of the m members; it is applied to the mean over the views.
     threshold : float
-        Of the stacked logit.
+        The threshold of the stacked logit.
     cost : array (m,)
-        What a member costs on one image under one view, in any unit, above 0.
+        The cost of a member on one image under one view, in any unit, above 0.
     probability : float
-        In (0.5, 1): the share of images that are to keep their label, at least.
+        In (0.5, 1): the least share of images that keep their label.
     groups : int64 array (n,), optional
-        Rows of one group are not split over the two parts; beyond that, rows are taken as independent.
+        Rows of one group stay in the same part; the tests treat rows as independent.
     seed : int
-        Of the parting of the rows.
+        Seed of the split of the rows.
 
     Raises
     ------
@@ -135,11 +142,11 @@ def fit_cascade(
 
     Notes
     -----
-    An OOF logit comes from one fold model. Their mean, which is what prediction sees, misses by less, so that fewer
-    labels change as a rule: at 0.999, of 20,000 images of the real set, 11 to 20 of a single fold model, 3 of the mean.
+    An OOF logit comes from one fold model. Prediction uses the mean of fold models, whose error is smaller, so fewer
+    labels change: at 0.999, among 20,000 images of the real set, 11 to 20 with a single fold model and 3 with the mean.
 
-    Neither margins of their own for the two sides, nor a budget of changes shared out over the stages, nor margins
-    optimised stage by stage cost less than one scale on the real rows and in simulation, beyond chance.
+    Three alternatives were not cheaper beyond chance, on the real rows and in simulation: separate margins for the two
+    sides, a budget of changes divided among the stages, and margins optimised stage by stage.
 
     Examples
     --------
@@ -174,16 +181,16 @@ def fit_cascade(
 
 
 class CascadeWalk:
-    """Takes images through a cascade: says which cell to evaluate next on which images, and settles their labels.
+    """State of the images in a cascade: which cell to evaluate next, and on which images.
 
     Parameters
     ----------
     cascade : Cascade
     stacker : Stacker
     n, folds : int
-        Images, and fold models of each member.
+        The number of images, and of fold models of each member.
     threshold : float, optional
-        Of the stacked logit; without one no image stops early.
+        The threshold of the stacked logit; without it no image stops early.
 
     Examples
     --------
@@ -199,17 +206,17 @@ class CascadeWalk:
         self._logits = np.zeros((n, members, len(cascade.order) // members, folds))
         self._stage = 0
         self.rows = np.arange(n)
-        """The images that are evaluated next, (r,); none at the end."""
+        """Indices (r,) of the images to evaluate next; empty at the end."""
         self.stopped = np.full(n, len(cascade.order) - 1)
         """The last stage of each image (n,)."""
 
     @property
     def cell(self) -> Cell:
-        """The member and the view to evaluate next, as places in `cascade.members` and in the views."""
+        """The member and the view to evaluate next, as indices into `cascade.members` and the views."""
         return self._cascade.order[self._stage]
 
     def add(self, logits: Floats) -> int:
-        """Take the logits (r, folds) of the present cell on `rows`; return how many images stop after it."""
+        """Store the logits (r, folds) of the current cell on `rows`; return how many images stop after it."""
         member, view = self.cell
         self._logits[self.rows, member, view] = logits
         stage, last = self._stage, len(self._cascade.order) - 1
@@ -230,7 +237,7 @@ class CascadeWalk:
 
 
 def impute_after(cascade: Cascade, logits: Floats, stopped: NDArray[np.int64]) -> Floats:
-    """Return logits (n, m, v) with the cells that come after each image's last stage (n,) imputed."""
+    """Return logits (n, m, v) in which the cells after each image's last stage (n,) are imputed."""
     filled = logits.copy()
     for stage in np.unique(stopped).tolist():
         filled[stopped == stage] = cascade.impute(stage, logits[stopped == stage])
@@ -238,7 +245,7 @@ def impute_after(cascade: Cascade, logits: Floats, stopped: NDArray[np.int64]) -
 
 
 def changed_labels(cascade: Cascade, stacker: Stacker, logits: Floats, threshold: float) -> int:
-    """Return how many labels a cascade would have changed on images whose logits (n, m, v) are all known."""
+    """Return how many labels a cascade changes on images whose logits (n, m, v) are all known."""
     stopped = np.full(len(logits), len(cascade.order) - 1)
     for stage in reversed(range(len(cascade.order) - 1)):
         predicted = stacker.apply(cascade.impute(stage, logits).mean(axis=2))
@@ -249,7 +256,7 @@ def changed_labels(cascade: Cascade, stacker: Stacker, logits: Floats, threshold
 
 
 def upper_bound(count: int, n: int) -> float:
-    """Return the upper bound of a share of which `count` of `n` were seen, one-sided, 95 % (Clopper and Pearson 1934).
+    """Return the one-sided 95 % upper bound of a share, given `count` of `n` (Clopper and Pearson 1934).
 
     >>> round(upper_bound(0, 2995), 6), upper_bound(3, 3)
     (0.001, 1.0)
@@ -261,17 +268,17 @@ def upper_bound(count: int, n: int) -> float:
 
 @dataclass(frozen=True, eq=False)
 class _Stage:
-    """What is learnt of the stack's prediction from some of the cells."""
+    """The prediction of the stacked logit from some of the cells."""
 
     seen: tuple[Cell, ...]
     missing: tuple[Cell, ...]
     imputation: Floats  # (1 + seen, missing)
-    spread: float = 0.0  # root mean square of what it misses by
+    spread: float = 0.0  # root mean square imputation error of the stacked logit
 
 
 @dataclass(frozen=True, eq=False)
 class _Outcome:
-    """Rows at a stage, each (n,): distance from the threshold in spreads, and whether a stop changes the label."""
+    """Rows at a stage, each (n,): distance from the threshold in units of `spread`; does a stop change the label?"""
 
     stage: _Stage
     certainty: Floats
@@ -280,7 +287,7 @@ class _Outcome:
 
 @dataclass(frozen=True, eq=False)
 class _Path:
-    """The beginning of an order, as rows walk it: who goes on (n,), what was paid, how many labels have changed."""
+    """The first cells of an order: which rows have not stopped (n,), the cost so far, and how many labels changed."""
 
     order: tuple[Cell, ...]
     alive: Mask
@@ -290,10 +297,10 @@ class _Path:
 
 def _impute(logits: Floats, seen: Sequence[Cell], missing: Sequence[Cell], imputation: Floats) -> Floats:
     filled = logits.copy()
-    for (member, view), (constant, *slopes) in zip(missing, imputation.T, strict=True):
+    for (member, view), (constant, *coefficients) in zip(missing, imputation.T, strict=True):
         values = np.full(len(logits), constant)
-        for slope, (i, j) in zip(slopes, seen, strict=True):
-            values += slope * logits[:, i, j]
+        for coefficient, (i, j) in zip(coefficients, seen, strict=True):
+            values += coefficient * logits[:, i, j]
         filled[:, member, view] = values
     return filled
 
@@ -310,7 +317,7 @@ def _outcome(stage: _Stage, logits: Floats, stacker: Stacker, threshold: float) 
 
 
 def _cheapest_scale(outcomes: Sequence[_Outcome], allowed: float) -> tuple[float, NDArray[np.intp]]:
-    """Return the last scale before the first that fails, inf if that is the widest, and where rows stop at it (n,)."""
+    """Return the last scale before the first failure (inf if the widest fails), and the stage (n,) where rows stop."""
     n = len(outcomes[0].changes)
     scale, stopped = math.inf, np.full(n, len(outcomes) - 1)
     for tried in SCALES.tolist():
@@ -328,7 +335,7 @@ def _changed(outcomes: Sequence[_Outcome], stopped: NDArray[np.intp]) -> int:
 
 
 class _Learner:
-    """What is learnt from rows: the stages, and the order."""
+    """Fits the stages and the order on the rows that are not used for the tests."""
 
     def __init__(self, logits: Floats, stacker: Stacker, threshold: float, costs: Floats) -> None:
         self._logits, self._stacker, self._threshold, self._costs = logits, stacker, threshold, costs
@@ -343,16 +350,16 @@ class _Learner:
         self._greedy = orders > MOST_ORDERS
 
     def stages(self, allowed: float) -> list[_Stage]:
-        """Return the stages of the order that costs least with no more than a share of the labels changed."""
+        """Return the stages of the cheapest order that changes at most the share `allowed` of the labels."""
         n = len(self._logits)
         best = _Path(tuple(self._cells), np.zeros(n, np.bool_), math.inf, 0)
-        for scale in SCALES[::-4].tolist():  # the cheapest first: what costs more need not be followed to its end
+        for scale in SCALES[::-4].tolist():  # the cheapest first, so that dearer orders are abandoned early
             best = self._search(_Path((), np.ones(n, np.bool_), 0.0, 0), scale, allowed * n, best)
         order = best.order
         return [self._stage(order[: j + 1], order[j + 1 :]) for j in range(len(order))]
 
     def _search(self, path: _Path, scale: float, most: float, best: _Path) -> _Path:
-        """Return the cheapest of `best` and of all orders that begin with `path`, or of the greedy one."""
+        """Return the cheapest of `best` and the orders that begin with `path`, or with too many, the greedy one."""
         if path.changed > most or path.paid >= best.paid:
             return best
         views = [sum(member == i for member, _ in path.order) for i in range(len(self._costs))]
@@ -374,13 +381,13 @@ class _Learner:
         return _Path(order, path.alive & ~stops, path.paid + paid, path.changed + changed)
 
     def _price(self, path: _Path, longer: _Path) -> tuple[float, float]:
-        """Return what an image that the added cell stops costs; of cells that stop none, the most telling is best."""
+        """Return the cost per image that the added cell stops, then the error, which ranks cells that stop none."""
         stopped = int(np.count_nonzero(path.alive)) - int(np.count_nonzero(longer.alive))
         price = (longer.paid - path.paid) / stopped if stopped else math.inf
         return price, self._after(longer.order).stage.spread
 
     def _after(self, seen: tuple[Cell, ...]) -> _Outcome:
-        """Return the rows after some cells, in whatever order."""
+        """Return the outcome after these cells; their order does not matter."""
         key = frozenset(seen)
         if key not in self._by_cells:
             stage = self._stage(seen, tuple(cell for cell in self._cells if cell not in key))
@@ -390,20 +397,21 @@ class _Learner:
     def _stage(self, seen: tuple[Cell, ...], missing: tuple[Cell, ...]) -> _Stage:
         at, to = ([self._cells.index(cell) for cell in cells] for cells in (seen, missing))
         inverse = np.linalg.pinv(self._covariance[np.ix_(at, at)], rcond=1e-12, hermitian=True)
-        slopes = inverse @ self._covariance[np.ix_(at, to)]
-        stage = _Stage(seen, missing, np.vstack([self._mean[to] - self._mean[at] @ slopes, slopes]))
-        missed = self._exact - _predict(stage, self._logits, self._stacker)
-        return replace(stage, spread=float(np.sqrt(np.mean(missed**2))))
+        coefficients = inverse @ self._covariance[np.ix_(at, to)]
+        constants = self._mean[to] - self._mean[at] @ coefficients
+        stage = _Stage(seen, missing, np.vstack([constants, coefficients]))
+        errors = self._exact - _predict(stage, self._logits, self._stacker)
+        return replace(stage, spread=float(np.sqrt(np.mean(errors**2))))
 
 
 def _part(n: int, groups: ArrayLike | None, seed: int) -> Mask:
-    """Return whether a row is learnt from (n,)."""
+    """Return which rows (n,) fit the stages and the order; the others are for the tests."""
     groups = np.arange(n) if groups is None else np.asarray(groups)
     if groups.shape != (n,):
         raise DataError("cannot fit the cascade", f"groups must have shape ({n},); got {groups.shape}")
     names, group_of = np.unique(groups, return_inverse=True)
     if names.size < 2:
-        raise DataError("cannot fit the cascade", f"needs two rows that may be parted; got {names.size}")
+        raise DataError("cannot fit the cascade", f"needs at least two rows or groups to split; got {names.size}")
     rank = np.random.default_rng(seed_sequence(seed, "cascade")).permutation(names.size)
     return np.asarray(rank[group_of] < LEARNING * names.size)
 

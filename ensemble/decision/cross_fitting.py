@@ -180,9 +180,9 @@ class FittedRule:
 
 @dataclass(frozen=True)
 class Rule:
-    """A procedure that fits a score, and then its threshold, unless `threshold` fixes that.
+    """Fits a score and then, unless `threshold` is given, its threshold.
 
-    Called on rows and an objective, it returns the fitted rule, which is cached with the rows.
+    `rule(rows, objective)` returns the fitted rule and caches it in `rows.fitted`.
     """
 
     fit: Callable[[Rows, Objective], Score]

@@ -1,20 +1,20 @@
-"""The floor: how much HTER wrong labels alone force on any model, estimated twice, and a ceiling on it.
+"""The floor: how much HTER wrong labels alone cause, by two estimates and an upper bound.
 
-An oracle that knows the true classes is still wrong against the labels as given, at these rates:
+An oracle that knows the true classes still disagrees with the given labels, at these rates:
 
     FPR = P(true = 1 | given = 0),   FNR = P(true = 0 | given = 1),   floor = their mean.
 
-Logits alone cannot tell a wrong label from an image that looks like the other class, so every estimate leans on a view
-of what wrong labels look like:
+Logits alone cannot distinguish a wrong label from an image that looks like the other class, so every estimate rests on
+an assumption about wrong labels:
 
-- the *mixture* takes them for strewn at random, whatever the image shows: then, among the rows given as 0, some have
-  logits distributed as those of true 1 are;
-- *confident learning* takes for a wrong label whatever the model contradicts with confidence, the model's own confident
-  errors with it: it errs high, and the more so the weaker the model;
-- the *ceiling* bounds the mixture's kind of noise from above, whatever the distributions are.
+- the *mixture* assumes that labels are wrong at random, independently of the image. Then the logits of the rows with
+  given label 0 are a mixture of those of true 0 and of true 1;
+- *confident learning* counts every label that the model contradicts with confidence as wrong. It counts the model's
+  confident errors too, so it is biased upward, more so for a weaker model;
+- the *ceiling* is an upper bound under the mixture's assumption, for any distributions.
 
-Wrong labels on images that are hard anyway pass for difficulty: all three then lie below the rate of wrong labels. Nor
-are they a floor: a model that learns to follow them can reach a lower HTER than the oracle.
+Wrong labels on difficult images look like difficulty to all three, which are then below the rate of wrong labels. And
+the floor is no strict lower bound: a model that learns such noise can reach a lower HTER than the oracle.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ from ensemble.decision.mixture import (
 from ensemble.decision.rates import ErrorRates, Floats, Labels, check_logits
 
 LEAST_ROWS = 100
-"""Of each class; with fewer, nothing is estimated."""
+"""The smallest number of rows of each class for which the floor is estimated."""
 
 TAILS = (0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.005)
-"""Shares of a class beyond the cuts at which the ceiling looks."""
+"""The shares of a class above the cuts that the ceiling evaluates."""
 
 APART = 0.02
-"""Two estimates that differ by more, with intervals that do not meet, are said to disagree."""
+"""Two estimates disagree if they differ by more than this HTER and their intervals do not overlap."""
 
 
 @dataclass(frozen=True)
 class FloorEstimate:
-    """One opinion: the rates of the oracle against the labels as given, and the 95 % interval of their mean."""
+    """One estimate: the oracle's error rates against the given labels, and the 95 % interval of their mean."""
 
     rates: ErrorRates
     interval: Interval
@@ -63,16 +63,18 @@ class FloorEstimate:
 
 @dataclass(frozen=True)
 class Floor:
-    """What label noise alone forces on any model, in two opinions."""
+    """How much HTER label noise alone causes, by two estimates."""
 
     confident: FloorEstimate
     mixture: FloorEstimate
-    ceiling: ErrorRates  # the most that labels wrong at random can force, at 95 %
-    misfit: float  # of the mixture: deviance a degree of freedom; 1 where it fits, and its interval widens with it
+    ceiling: ErrorRates  # 95 % upper bound on the floor if labels are wrong at random
+    misfit: (
+        float  # deviance of the mixture per degree of freedom; about 1 for a good fit, larger values widen its interval
+    )
 
     @property
     def disagree(self) -> bool:
-        """Whether the opinions differ by more than chance, and by more than `APART`."""
+        """Whether the estimates differ by more than `APART` and their intervals do not overlap."""
         low, high = sorted((self.confident, self.mixture), key=lambda estimate: estimate.hter)
         return high.hter - low.hter > APART and high.interval.low > low.interval.high
 
@@ -89,12 +91,12 @@ def estimate_floor(logits: ArrayLike, labels: ArrayLike, seed: int = 0, replicat
     seed : int
         The same seed gives the same floor.
     replicates : int
-        Bootstrap draws of the mixture.
+        Bootstrap replicates of the mixture.
 
     Returns
     -------
     Floor or None
-        None for fewer than `LEAST_ROWS` rows of a class, or logits of too few distinct values.
+        None if a class has fewer than `LEAST_ROWS` rows, or the logits have too few distinct values.
 
     Raises
     ------
@@ -103,8 +105,8 @@ def estimate_floor(logits: ArrayLike, labels: ArrayLike, seed: int = 0, replicat
 
     Notes
     -----
-    Means over 100 simulated data sets of 20,000 rows, 12 % of class 0 (`tests/simulations/floor.py`), bias against the
-    oracle's HTER and how often the 95 % interval holds it:
+    Means over 100 simulated data sets of 20,000 rows with 12 % of class 0 (`tests/simulations/floor.py`): the bias
+    against the oracle's HTER, and the coverage of the 95 % interval:
 
     ===============================  ======  ==================  ===================
     model, noise                      floor  confident learning  mixture
@@ -122,10 +124,10 @@ def estimate_floor(logits: ArrayLike, labels: ArrayLike, seed: int = 0, replicat
     moderate, hard images flipped    0.0463   -0.0163      1 %    -0.0462       0 %
     ===============================  ======  ==================  ===================
 
-    Read confident learning as an upper figure, and believe it by itself only of a strong model: its interval is of the
-    counting alone, not of that bias. The mixture is the better one wherever noise is strewn at random; a model's own
-    outliers, which look like wrong labels, move it up by 0.005, and logits that have learned the noise, in shapes that
-    the family lacks, by up to 0.013. The ceiling held in all worlds but that of the hard images, 99 times in 100.
+    Confident learning gives an upper figure and is reliable alone only for a strong model, because its interval covers
+    the sampling error but not the bias. The mixture is better wherever labels are wrong at random. Outliers of a model
+    look like wrong labels and raise it by 0.005; logits of a model that has learned the noise do not fit the family of
+    distributions and raise it by up to 0.013. The ceiling held 99 times in 100 in all cases but that of hard images.
     """
     x, y = check_logits("cannot estimate the floor", logits, labels)
     n_pos = int(np.count_nonzero(y))
@@ -152,9 +154,9 @@ def _by_confidence(logits: Floats, labels: Labels, seed: int) -> FloorEstimate:
 
 
 def _counted(rates: ErrorRates, n_neg: int, n_pos: int) -> Interval:
-    """Return the interval of two rates' mean that were counted on `n_neg` and `n_pos` rows, by the Jeffreys Beta.
+    """Return the Jeffreys interval of the mean of two rates that were counted on `n_neg` and `n_pos` rows.
 
-    A rate of which not one case was seen may be 0 itself.
+    The lower bound is 0 if no error was counted.
     """
     first, second = ((rate * n + 0.5, (1 - rate) * n + 0.5) for rate, n in ((rates.fpr, n_neg), (rates.fnr, n_pos)))
     interval = beta_mean_interval(first, second)
@@ -165,17 +167,17 @@ def _counted(rates: ErrorRates, n_neg: int, n_pos: int) -> Interval:
 
 
 def ceiling(logits: ArrayLike, labels: ArrayLike) -> ErrorRates:
-    """Return the largest rates of an oracle that labels wrong at random allow, at 95 % confidence.
+    """Return a 95 % upper bound on the oracle's error rates if labels are wrong at random.
 
-    Let the label depend on the true class alone. Of the rows given as 0, the share fpr is of true 1, and of these a
-    share P(A | true 1) has its logit in a set A. Hence P(A | given 0) >= fpr P(A | true 1), and as well
-    P(A | given 1) <= (1 - fnr) P(A | true 1) + fnr P(A | true 0); together
+    Let the given label depend on the true class alone. A share fpr of the rows with given label 0 has true class 1, and
+    a share P(A | true 1) of those has a logit in a set A. Hence P(A | given 0) >= fpr P(A | true 1). Likewise
+    P(A | given 1) = (1 - fnr) P(A | true 1) + fnr P(A | true 0). If fpr + fnr <= 1, together
 
         fpr / (1 - fnr) <= P(A | given 0) / P(A | given 1)   for every A,
 
-    and the mirror image. A runs over the tails `TAILS`, where true 0 are rarest; each share is taken at its exact
-    (Clopper-Pearson) bound, at a level that leaves 5 % for all of them together. The two bounds are then solved for fpr
-    and fnr. Nothing is assumed of the distributions or the model, but the noise must not depend on the image.
+    and the same with the classes exchanged. A runs over the upper tails `TAILS`. Each share is replaced by its exact
+    (Clopper-Pearson) bound, at a level that gives 5 % for all of them together. The two bounds are solved for fpr and
+    fnr. The bound holds for any model and any distributions, but only if the noise does not depend on the image.
 
     Parameters
     ----------
@@ -205,11 +207,11 @@ def ceiling(logits: ArrayLike, labels: ArrayLike) -> ErrorRates:
     level = 0.05 / (4 * len(TAILS))  # two sides, two shares each
     bounds = []
     for given, sign in ((0, 1), (1, -1)):
-        own, other = np.sort(sign * x[y == given]), np.sort(sign * x[y != given])
+        same, other = np.sort(sign * x[y == given]), np.sort(sign * x[y != given])
         cuts = np.quantile(other, 1 - np.asarray(TAILS))
-        in_own, in_other = own.size - np.searchsorted(own, cuts), other.size - np.searchsorted(other, cuts)
-        most = np.where(in_own < own.size, betaincinv(in_own + 1, np.maximum(own.size - in_own, 1), 1 - level), 1.0)
-        least = betaincinv(np.maximum(in_other, 1), other.size - in_other + 1, level)
+        above, other_above = same.size - np.searchsorted(same, cuts), other.size - np.searchsorted(other, cuts)
+        most = np.where(above < same.size, betaincinv(above + 1, np.maximum(same.size - above, 1), 1 - level), 1.0)
+        least = betaincinv(np.maximum(other_above, 1), other.size - other_above + 1, level)
         bounds.append(min(float((most / least).min()), 1.0))
     n_pos = int(np.count_nonzero(y))
     a, b = bounds
@@ -226,9 +228,9 @@ def _by_mixture(
 ) -> tuple[FloorEstimate, float]:
     """Fit the mixture to binned logits by maximum likelihood; return the estimate and its misfit.
 
-    The interval is a bootstrap of the counts, as of `misfit` times fewer rows where the fit is worse than chance, and
-    never narrower than counting the wrong labels themselves would give. A fit above the ceiling is refuted by it: the
-    rates are then the ceiling's and the interval runs from 0 to it.
+    The interval is a bootstrap of the counts. If the fit is worse than chance explains, the bootstrap draws `misfit`
+    times fewer rows. It is never narrower than the Jeffreys interval of a direct count of wrong labels. If the fit is
+    above the ceiling, the ceiling's rates are returned with the interval from 0 to the ceiling.
     """
     first = np.stack([first_guess(edges, counts, rates) for rates in STARTS])
     fitted, likelihood = fit_mixture(first, np.repeat(counts[None].astype(np.float64), len(first), axis=0), edges)
@@ -246,10 +248,10 @@ def _by_mixture(
     shares = counts / counts.sum(axis=1, keepdims=True)
     drawn = np.stack([rng.multinomial(size, row, replicates) for size, row in zip(sizes, shares, strict=True)], axis=1)
     begin = np.repeat(best[None], replicates, axis=0)
-    begin[:, :2] = np.resize(first[:, :2], (replicates, 2))  # of all starts, so that a flat likelihood shows
-    moved = central(rates_of(fit_mixture(begin, drawn, edges)[0]).sum(axis=1) / 2)
+    begin[:, :2] = np.resize(first[:, :2], (replicates, 2))  # rates from all starts, so a flat likelihood widens it
+    bootstrap = central(rates_of(fit_mixture(begin, drawn, edges)[0]).sum(axis=1) / 2)
     counted = _counted(rates, n_neg, n_pos)
-    low, high = min(moved.low, counted.low), min(max(moved.high, counted.high), most.hter)
+    low, high = min(bootstrap.low, counted.low), min(max(bootstrap.high, counted.high), most.hter)
     return FloorEstimate(rates, Interval(min(low, rates.hter), max(high, rates.hter))), misfit
 
 
@@ -257,27 +259,27 @@ def _by_mixture(
 
 
 def describe_floor(floor: Floor | None, nested_hter: float) -> str:
-    """Return one sentence: how much of the nested HTER label noise alone forces, and what is left to learn.
+    """Return one sentence: how much of the nested HTER label noise alone causes, and how much is left to learn.
 
     Parameters
     ----------
     floor : Floor or None
-        Of the logits that the HTER is of.
+        The floor, estimated from the logits to which the HTER belongs.
     nested_hter : float
-        What the model has reached.
+        The model's nested HTER.
 
     Examples
     --------
     >>> rates, interval = ErrorRates(0.05, 0.01, 2400, 17600), Interval(0.02, 0.04)
     >>> estimate = FloorEstimate(rates, interval)
     >>> describe_floor(Floor(estimate, estimate, rates, 1.0), 0.1123)
-    'Of the nested HTER 0.1123, label noise alone forces about 0.030 (two estimates); 0.082 is left to learn.'
+    'Of the nested HTER 0.1123, label noise alone causes about 0.030 (two estimates); 0.082 is left to learn.'
     """
     task = f"Of the nested HTER {nested_hter:.4f}"
     if floor is None:
         return (
-            f"{task}, the share that label noise alone forces cannot be told: that takes at least {LEAST_ROWS} images "
-            "of each label and logits of many values."
+            f"{task}, the share that label noise alone causes cannot be estimated: this needs at least {LEAST_ROWS} "
+            "images of each label and logits of many values."
         )
     named = (("confident learning", floor.confident), ("the mixture", floor.mixture))
     low, high = sorted((estimate.hter for _, estimate in named))
@@ -285,28 +287,28 @@ def describe_floor(floor: Floor | None, nested_hter: float) -> str:
     beaten = [name for name, estimate in named if estimate.interval.low > nested_hter]
     if beaten:
         return (
-            f"{task}, label noise alone cannot force more, yet {' and '.join(beaten)} "
-            f"put{'s' * (len(beaten) == 1)} it higher ({_span(low, high)} are the two estimates): "
-            "the model is too weak, or its logits too odd, for this estimate."
+            f"{task}, label noise alone cannot cause more, but {' and '.join(beaten)} "
+            f"estimate{'s' * (len(beaten) == 1)} more (the two estimates are {_span(low, high)}): the model is too "
+            "weak, or the distribution of its logits too unusual, for this estimate."
         )
     if floor.disagree and floor.mixture.hter < floor.confident.hter:
         most = f"at most {floor.ceiling.hter:.3f}"
         at_random = most if floor.mixture.rates == floor.ceiling else f"{low:.3f} ({most})"
         return (
-            f"{task}, label noise alone forces {at_random} if labels are wrong at random, whatever the image shows, "
-            f"but {high:.3f} if every label is wrong that the model confidently contradicts: the two estimates "
+            f"{task}, label noise alone causes {at_random} if labels are wrong at random, independently of the image, "
+            f"but {high:.3f} if every label that the model confidently contradicts is wrong: the two estimates "
             f"disagree, and {left} is left to learn."
         )
     if floor.disagree:
         return (
-            f"{task}, label noise alone forces {_span(low, high)}: the two estimates disagree, and {left} is left to "
+            f"{task}, label noise alone causes {_span(low, high)}: the two estimates disagree, and {left} is left to "
             "learn."
         )
-    said = f"{task}, label noise alone forces about {_span(low, high)} (two estimates); {left} is left to learn"
+    sentence = f"{task}, label noise alone causes about {_span(low, high)} (two estimates); {left} is left to learn"
     ends = [end for _, estimate in named for end in (estimate.interval.low, estimate.interval.high)]
     if max(ends) - min(ends) > max(nested_hter / 2, APART):
-        return f"{said}, but that is known loosely: the two 95 % intervals reach from {_span(min(ends), max(ends))}."
-    return f"{said}."
+        return f"{sentence}, but this is uncertain: the two 95 % intervals span {_span(min(ends), max(ends))}."
+    return f"{sentence}."
 
 
 def _span(low: float, high: float) -> str:

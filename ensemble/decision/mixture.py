@@ -1,8 +1,8 @@
-"""Two classes whose labels are mixed up at random: fitting the rates of that to binned logits.
+"""Maximum likelihood for two classes with random label noise, on binned logits.
 
-The logits of the rows given as 0 are distributed as (1 - fpr) f0 + fpr f1, of those given as 1 as (1 - fnr) f1 +
-fnr f0, with f0 and f1, the logits of the true classes, sinh-arcsinh normal: location, scale, skew and tail weight
-(Jones and Pewsey 2009, Biometrika 96, 761-780). A set of parameters is a float64 array (10,).
+The logits of the rows with given label 0 have the density (1 - fpr) f0 + fpr f1, and those with given label 1 have
+(1 - fnr) f1 + fnr f0. f0 and f1 are the densities of the true classes: sinh-arcsinh normal, with location, scale, skew
+and tail weight (Jones and Pewsey 2009, Biometrika 96, 761-780). One set of parameters is a float64 array (10,).
 """
 
 from __future__ import annotations
@@ -15,23 +15,27 @@ from numpy.typing import NDArray
 from ensemble.decision.rates import Floats, Labels
 
 BINS_A_CLASS = 50
+"""The bins are bounded by this many quantiles of each class."""
+
 LEAST_BINS = 20
-"""Logits of fewer distinct values than these bins need are too coarse to fit densities to."""
+"""The fewest distinct bins for which densities are fitted; logits with many ties give fewer, and nothing is fitted."""
 
 LEAST_RATE = 1e-4
-"""A fitted rate below this is predicted as 0: it has run to its limit."""
+"""A fitted rate below this is returned as 0: its log-odds has run towards minus infinity."""
 
 PARAMETERS = 10
-"""Log-odds of the two rates; then location, log scale, skew and log tail of true 0, and of true 1."""
+"""The log-odds of fpr and fnr; then location, log scale, skew and log tail weight of true 0; then those of true 1."""
 
 _SPREAD = np.array([np.inf, np.inf, np.inf, np.inf, 0.5, 0.35, np.inf, np.inf, 0.5, 0.35])
-"""Standard deviations of the normal penalty on skew and log tail; they keep few rows from bending the shape at will."""
+"""Standard deviations of the normal penalty on skew and log tail weight, which keeps small samples from giving extreme
+shapes; the other parameters have no penalty."""
 
 STARTS = ((0.01, 0.001), (0.1, 0.01), (0.3, 0.03), (0.01, 0.05), (0.2, 0.1))
+"""The pairs (fpr, fnr) from which the search starts; the likelihood has several maxima."""
 
 
 def in_bins(logits: Floats, labels: Labels) -> tuple[Floats, NDArray[np.int64]]:
-    """Return the edges (b - 1,) of bins at both classes' quantiles, in standardised logits, and counts (2, b)."""
+    """Return the edges (b - 1,) at the quantiles of both classes, in standardised logits, and the counts (2, b)."""
     x = (logits - np.median(logits)) / max(float(logits.std()), 1e-300)
     levels = np.linspace(0, 1, BINS_A_CLASS + 1)[1:-1]
     edges = np.unique(np.concatenate([np.quantile(x[labels == label], levels) for label in (0, 1)]))
@@ -40,7 +44,7 @@ def in_bins(logits: Floats, labels: Labels) -> tuple[Floats, NDArray[np.int64]]:
 
 
 def first_guess(edges: Floats, counts: NDArray[np.int64], rates: tuple[float, float]) -> Floats:
-    """Return parameters (10,): these rates, and the median and quartiles of the two classes as given."""
+    """Return start parameters (10,) from `rates` (fpr, fnr) and the quartiles of each given label's logits."""
     theta = [float(np.log(rate / (1 - rate))) for rate in rates]
     for row in counts:
         below = np.cumsum(row)[:-1] / row.sum()
@@ -52,7 +56,8 @@ def first_guess(edges: Floats, counts: NDArray[np.int64], rates: tuple[float, fl
 def rates_of(theta: Floats) -> Floats:
     """Return fpr and fnr (..., 2) of parameters (..., 10).
 
-    Naming the true classes the other way round gives the same distributions; of the two, the smaller rates are meant.
+    Exchanging the true classes gives the same distributions with rates 1 - fpr and 1 - fnr; the smaller rates are
+    returned.
     """
     from scipy.special import expit
 
@@ -62,12 +67,12 @@ def rates_of(theta: Floats) -> Floats:
 
 
 def bin_shares(theta: Floats, edges: Floats) -> Floats:
-    """Return the share of each class as given in each bin, (..., 2, b), of parameters (..., 10)."""
+    """Return the share of each given label's rows in each bin (..., 2, b), for parameters (..., 10)."""
     return _mixed(theta[..., :2], _true_shares(theta[..., 2:].reshape(*theta.shape[:-1], 2, 4), edges))
 
 
 def _true_shares(true: Floats, edges: Floats) -> Floats:
-    """Return the share of a true class in each bin, (..., b), of its parameters (..., 4)."""
+    """Return the share of a true class in each bin (..., b), for its parameters (..., 4)."""
     from scipy.special import ndtr
 
     location, log_scale, skew, log_tail = (true[..., [j]] for j in range(4))
@@ -78,7 +83,7 @@ def _true_shares(true: Floats, edges: Floats) -> Floats:
 
 
 def _mixed(log_odds: Floats, of_true: Floats) -> Floats:
-    """Return the share of each class as given in each bin, (..., 2, b), of those of the true classes (..., 2, b)."""
+    """Return the share of each given label's rows in each bin (..., 2, b) from those of the true classes."""
     from scipy.special import expit
 
     mixed = expit(log_odds)[..., None]
@@ -86,9 +91,10 @@ def _mixed(log_odds: Floats, of_true: Floats) -> Floats:
 
 
 def nudged_shares(theta: Floats, edges: Floats, step: float) -> Floats:
-    """Return `bin_shares` of parameters (r, 10), and of each nudged by a step: (r, 11, 2, b).
+    """Return `bin_shares` (r, 11, 2, b) of parameters (r, 10), and with each parameter increased by `step`.
 
-    A rate moves no true class, and a parameter of one true class not the other: few distributions are worked out.
+    The rates do not change the true classes, and the parameters of one true class do not change the other, so only five
+    densities per class are computed.
     """
     rates, true = theta[:, None, :2], theta[:, 2:].reshape(-1, 1, 2, 4)
     nudges = np.concatenate([np.zeros((1, 4)), step * np.eye(4)])[:, None]
@@ -99,23 +105,23 @@ def nudged_shares(theta: Floats, edges: Floats, step: float) -> Floats:
 
 
 def fit_mixture(theta: Floats, counts: NDArray[Any], edges: Floats, steps: int = 100) -> tuple[Floats, Floats]:
-    """Maximise the penalised multinomial likelihood from r starts at once, by Fisher scoring damped as Levenberg does.
+    """Maximise the penalised multinomial likelihood from r starts at once, by Fisher scoring with Levenberg damping.
 
     Parameters
     ----------
     theta : float64 array (r, 10)
-        Where to start.
+        The start parameters.
     counts : array (r, 2, b)
-        Rows of each class as given in each bin.
+        The number of rows of each given label in each bin.
     edges : float64 array (b - 1,)
-        Of the bins.
+        Edges of the bins.
     steps : int
-        At most.
+        The largest number of iterations.
 
     Returns
     -------
     float64 arrays (r, 10) and (r,)
-        The parameters and their log likelihood.
+        The parameters and their penalised log likelihood.
     """
     n, precision, h = counts.sum(axis=-1, keepdims=True), _SPREAD**-2, 1e-5
 
@@ -125,18 +131,18 @@ def fit_mixture(theta: Floats, counts: NDArray[Any], edges: Floats, steps: int =
 
     current, damping = likelihood(theta), np.full(len(theta), 1e-2)
     for step in range(steps):
-        shares = np.maximum(nudged_shares(theta, edges, h), 1e-12)  # (r, 11, 2, b)
-        slopes, shares = (shares[:, 1:] - shares[:, :1]) / h, shares[:, 0]
-        uphill = np.einsum("rpcb,rcb->rp", slopes, counts / shares) - theta * precision
-        scaled = (slopes * np.sqrt(n / shares)[:, None]).reshape(len(theta), PARAMETERS, -1)
+        shares = np.maximum(nudged_shares(theta, edges, h), 1e-12)  # (r, 11, 2, b), for forward differences
+        jacobian, shares = (shares[:, 1:] - shares[:, :1]) / h, shares[:, 0]
+        gradient = np.einsum("rpcb,rcb->rp", jacobian, counts / shares) - theta * precision
+        scaled = (jacobian * np.sqrt(n / shares)[:, None]).reshape(len(theta), PARAMETERS, -1)
         information = scaled @ scaled.transpose(0, 2, 1) + np.diag(precision)
         ridge = damping[:, None] * (np.diagonal(information, axis1=1, axis2=2) + 1e-3)
-        move = np.linalg.solve(information + ridge[..., None] * np.eye(PARAMETERS), uphill[..., None])[..., 0]
-        moved = theta + np.clip(move, -1, 1)
-        moved[:, :2] = np.clip(moved[:, :2], -12, 12)
-        found = likelihood(moved)
-        better, gain = found > current, found - current
-        theta, current = np.where(better[:, None], moved, theta), np.maximum(found, current)
+        change = np.linalg.solve(information + ridge[..., None] * np.eye(PARAMETERS), gradient[..., None])[..., 0]
+        proposed = theta + np.clip(change, -1, 1)
+        proposed[:, :2] = np.clip(proposed[:, :2], -12, 12)
+        reached = likelihood(proposed)
+        better, gain = reached > current, reached - current
+        theta, current = np.where(better[:, None], proposed, theta), np.maximum(reached, current)
         damping = np.clip(np.where(better, damping / 5, damping * 8), 1e-7, 1e9)
         if step > 5 and ((np.abs(gain) < 1e-3) | (damping > 1e6)).all():
             break

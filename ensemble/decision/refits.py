@@ -81,7 +81,7 @@ class Cuts:
     def counts(self, weights: Floats) -> tuple[Floats, Floats]:
         """Return two tables of weighted counts, (2, c + 1) each: of the fitted rows, and of the evaluated rows.
 
-        Entry (y, i) is the weight of the rows of label y that exactly the first i thresholds predict as 1.
+        Entry (y, i) is the total weight of the rows of label y whose score is at or above exactly i thresholds.
         """
         tables = np.bincount(self.code, weights, self.size).reshape(self._tables, 2, -1)
         return tables[0], tables[-1]

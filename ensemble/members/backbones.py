@@ -99,10 +99,10 @@ def build(config: MemberConfig, image_size: int, weights: Mapping[str, torch.Ten
     config : MemberConfig
         Its architecture, stem, input size, drop rates and `pretrained` are used.
     image_size : int
-        Side of the images in pixels; the input size where the config sets none.
+        Side of the images in pixels; also the network's input size if `config.input_size` is None.
     weights : mapping, optional
-        A state dict to start from instead of timm's, of this class or of the timm model. A last layer of another size
-        than one logit is left out.
+        A state dict to start from instead of timm's, of this class or of the timm model. A classifier head
+        whose shape does not match one logit is not loaded.
 
     Raises
     ------

@@ -38,7 +38,7 @@ OF_IMAGES, OF_NETWORKS = 0.4, 0.3
 left for activations."""
 
 GROWS = 2.5
-"""Memory of a network after its first update, as a multiple of before. At first there are the weights and their
+"""Memory of a network after its first update, as a multiple of its memory before. It first holds the weights and their
 average; the update adds the gradients and the two moments of the optimiser: 5 copies instead of 2."""
 
 

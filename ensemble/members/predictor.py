@@ -147,7 +147,7 @@ class Predictor:
 def predict_part(
     model: FoldModel, pixels: MappedPixels, rows: np.ndarray, views: Sequence[str], bar: Progress
 ) -> tuple[np.ndarray, Plan]:
-    """Return the logits (r, views) of a fold model on some images, and the plan that computed them; in any process."""
+    """Return a fold model's logits (r, views) on some images, and the plan used; a worker process can run it."""
     return FoldModels(model.spec).predict(model.read_weights(), pixels.array, rows, views, bar)
 
 

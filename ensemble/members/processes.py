@@ -33,8 +33,8 @@ PROCESS_PAYS = 100
 """Batches of a job from which a separate process pays. Starting it takes some seconds."""
 
 MEMORY_OF_A_JOB = 3 * 2**30
-"""Bytes of memory that are counted for each network unless --jobs says how many run. Two networks that were measured,
-on 80,000 images of 64 pixels, held 2.5 GB, mapped pixels included."""
+"""The memory budget of each network in bytes, used where --jobs is not given. A network on 80,000 images of 64 pixels
+was measured at up to 2.5 GB, including the memory-mapped images."""
 
 
 class Progress(Protocol):
@@ -275,7 +275,7 @@ class _RemoteBar:
 
 
 def _work(connection: Any, cores: list[int]) -> None:
-    """Run the calls that arrive by the pipe until it is closed, which the end of the parent does, too."""
+    """Run the calls received on the pipe until it closes; it also closes when the parent process ends."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
     torch.set_num_threads(len(cores))

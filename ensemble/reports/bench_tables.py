@@ -45,7 +45,7 @@ def _network_table(title: str, result: BenchResult, speeds: tuple[NetworkSpeed, 
         (
             f"{where}, images of {result.size} pixels, {result.images} images a turn, {result.rounds} rounds. {SPREAD}",
             f"Roofline: matrix products and convolutions reach {reached}, copies {machine.copy_gb_per_s:.0f} GB/s. The "
-            "share is that of the nominal operations, multiplications with padding counted.",
+            "share counts the nominal operations, including multiplications with padding.",
             *(sentence for speed in speeds for sentence in speed.advice),
         ),
     )

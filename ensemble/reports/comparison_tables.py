@@ -8,11 +8,10 @@ from ensemble.results import CompareResult, EvaluateResult
 
 RATES = "FPR: share of label 0 predicted as 1. FNR: share of label 1 predicted as 0. HTER: their mean."
 INTERVALS = "[]: 95 % interval over the draw of the images (bootstrap by class, predictions fixed)."
-PAIRED = "B minus A: below 0, B errs less. Its interval draws both predictions of an image together (paired bootstrap)."
+PAIRED = "B minus A: below 0, B has fewer errors. The interval is a paired bootstrap over images."
 MCNEMAR = (
-    "McNemar p: how often chance alone splits the images that only one of the two predicts rightly at least as "
-    "unevenly, if both are equally good (exact, two-sided). For label 0 it tests the FPR, for label 1 the FNR, for all "
-    "the accuracy, not the HTER. Every image counts by itself, grouped or not."
+    "McNemar p: exact two-sided test on the images that only one of the two predicts correctly. Label 0 tests the FPR, "
+    "label 1 the FNR, all images the accuracy, not the HTER. Images count as independent, also within groups."
 )
 NESTED = (
     "Nested: each fold is predicted by weights and threshold that were fitted without it; views {views}. The report's "
@@ -39,7 +38,7 @@ def evaluation_tables(result: EvaluateResult) -> list[Table]:
         Table(
             "Confusion matrix",
             ("images", "predicted 0", "predicted 1", "all"),
-            tuple((label, str(zero), str(one), str(zero + one)) for label, zero, one in counts),
+            tuple((label, str(as_0), str(as_1), str(as_0 + as_1)) for label, as_0, as_1 in counts),
         ),
         Table(
             "Classification report",
@@ -57,9 +56,9 @@ def comparison_tables(result: CompareResult) -> list[Table]:
     """Return the rates of A and B with their difference and the verdict, and where the two disagree."""
     comparison, name_a, name_b = result.comparison, result.name_a, result.name_b
     differences = (comparison.fpr, comparison.fnr, comparison.hter)
-    zero, one = comparison.agreement
+    of_0, of_1 = comparison.agreement
     every = Agreement(
-        zero.only_a + one.only_a, zero.only_b + one.only_b, zero.both + one.both, zero.neither + one.neither
+        of_0.only_a + of_1.only_a, of_0.only_b + of_1.only_b, of_0.both + of_1.both, of_0.neither + of_1.neither
     )
     return [
         Table(
@@ -77,7 +76,7 @@ def comparison_tables(result: CompareResult) -> list[Table]:
             ("label", "only A", "only B", "both", "neither", "McNemar p"),
             tuple(
                 (label, str(row.only_a), str(row.only_b), str(row.both), str(row.neither), _p_value(row.p_value))
-                for label, row in (("0", zero), ("1", one), ("all", every))
+                for label, row in (("0", of_0), ("1", of_1), ("all", every))
             ),
             (MCNEMAR,),
         ),

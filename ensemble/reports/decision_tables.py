@@ -9,7 +9,7 @@ from ensemble.reports.table import Table, interval_cell, rate_cells
 
 
 def decision_table(decision: Decision) -> Table:
-    """Return the stack's table: the stack first, then each member, then the baselines, all on the same rows."""
+    """Return the table of the stack, each member and the baselines, all on the same rows."""
     labelled = [("stack", decision.stacked), *((f"member {m.name}", m) for m in decision.members)]
     labelled += [(f"baseline: {b.name}", b) for b in decision.baselines]
     rows = tuple(
@@ -56,8 +56,8 @@ def _stacker_sentence(decision: Decision) -> str:
     if decision.chosen != "auto":
         return f"The stacker is {STACKER_NAMES[decision.kind]}, as requested."
     return (
-        f"The stacker is {STACKER_NAMES[decision.kind]}: the simplest within one standard error of the best; the "
-        "nested figures make this choice anew without each fold."
+        f"The stacker is {STACKER_NAMES[decision.kind]}: the simplest within one standard error of the best. The "
+        "nested figures repeat this choice without each fold."
     )
 
 
@@ -78,7 +78,7 @@ def _repeated_note(decision: Decision) -> tuple[str, ...]:
 
 
 def stackers_table(decision: Decision) -> Table:
-    """Return the kinds of stacker, the simplest first, all under the same nested estimate."""
+    """Return the kinds of stacker, the simplest first, with their nested error rates."""
     rows = tuple(
         (
             STACKER_NAMES[row.name] + (" (deployed)" if row.name == decision.kind else ""),
@@ -106,33 +106,28 @@ def curve_table(decision: Decision) -> Table:
         "Expected performance at other costs",
         ("least", "threshold", "FPR", "FNR", "HTER", "weighted error"),
         rows,
-        ("Nested: each fold at the threshold fitted without it; `thera fit-stacker --objective` deploys another.",),
+        ("Nested: each fold at the threshold fitted without it. `thera fit-stacker --objective` sets another.",),
     )
 
 
 def floor_table(decision: Decision) -> Table:
-    """Return what label noise alone forces on any model, in two opinions, and what is left to learn."""
-    title, columns = "Floor: the HTER that label noise alone forces", ("opinion", "FPR", "FNR", "HTER", "95 %")
+    """Return how much HTER label noise alone causes, by two estimates, and how much is left to learn."""
+    title, columns = "Floor: the HTER that label noise alone causes", ("estimate", "FPR", "FNR", "HTER", "95 %")
     description = describe_floor(decision.floor, decision.nested.hter)
     if decision.floor is None:
-        return Table(
-            "Floor: the HTER that label noise alone forces",
-            ("opinion", "FPR", "FNR", "HTER", "95 %"),
-            (),
-            (description,),
-        )
-    opinions = {
-        "confident learning (interval: counting alone)": decision.floor.confident,
+        return Table(title, columns, (), (description,))
+    estimates = {
+        "confident learning (interval without its bias)": decision.floor.confident,
         "mixture fit": decision.floor.mixture,
     }
     rows = tuple(
-        (name, *rate_cells(estimate.rates), interval_cell(estimate.interval)) for name, estimate in opinions.items()
+        (name, *rate_cells(estimate.rates), interval_cell(estimate.interval)) for name, estimate in estimates.items()
     )
-    most = ("at most (labels wrong at random)", *rate_cells(decision.floor.ceiling), "")
+    most = ("upper bound (labels wrong at random)", *rate_cells(decision.floor.ceiling), "")
     return Table(title, columns, (*rows, most), (description,))
 
 
 def decision_tables(plain: Decision, tta: Decision) -> tuple[Table, ...]:
-    """Return the stack's table for plain prediction and for TTA; of the latter, also what else is known of it."""
+    """Return the stack's tables for plain prediction and TTA, then stackers, other costs and floor for TTA."""
     stackers = (stackers_table(tta),) if tta.stackers else ()
     return (decision_table(plain), decision_table(tta), *stackers, curve_table(tta), floor_table(tta))

@@ -34,7 +34,7 @@ def member_table(report: MemberReport) -> Table:
 
 
 def _origin_notes(report: MemberReport) -> tuple[str, ...]:
-    """Return what a reader of a member's figures must know of its training."""
+    """Return notes on the training that matter for a member's figures."""
     notes = []
     if report.from_scratch:
         notes.append("Trained from scratch: the config requests pretrained weights, and none were available.")
@@ -45,15 +45,15 @@ def _origin_notes(report: MemberReport) -> tuple[str, ...]:
 
 
 def trial_table(result: TrialResult) -> Table:
-    """Return a row for each member of a trial: its rates at the threshold that is best for these rows."""
+    """Return a row for each member of a trial: its rates at the best threshold for these rows."""
     first = result.rows[0].name
     return Table(
         f"Trial: {result.rows[0].rates.n} rows of fold {result.fold}, views {' + '.join(result.views)}",
         ("member", "epochs", "core minutes", "FPR", "FNR", "HTER", "AUC", f"HTER less {first}'s"),
         tuple(_trial_cells(row) for row in result.rows),
         (
-            "The threshold of each member is the best one for these rows, so the figures serve a choice and promise "
-            "nothing. Confirm the choice on the other folds.",
+            "The threshold of each member is the best one for these rows, so the figures are optimistic. Use them to "
+            "choose members, and confirm the choice on the other folds.",
         ),
     )
 

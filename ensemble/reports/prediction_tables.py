@@ -1,4 +1,4 @@
-"""The tables of label files: what HTER to expect of them, and by which correction."""
+"""The tables of label files: their expected HTER, and the correction of the threshold."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNMEASURED = (
 
 
 def prediction_table(predictions: Mapping[str, PredictionFacts]) -> Table:
-    """Return what to expect of label files, by the name of their set."""
+    """Return the expected error rates of label files, keyed by the name of their set."""
     rows = tuple(
         (
             printable(name) + ("" if facts.expectation.averaging_measured else " *"),
@@ -32,12 +32,12 @@ def prediction_table(predictions: Mapping[str, PredictionFacts]) -> Table:
     )
     unmeasured = any(not facts.expectation.averaging_measured for facts in predictions.values())
     return Table(
-        "Label files: the HTER to expect",
+        "Label files: expected HTER",
         ("set", "images", "views", "share of 0", "FPR", "FNR", "HTER", "95 %", "if measured here"),
         rows,
         (
-            "95 %: of the rule's HTER. If measured here: where the HTER measured on these images falls 95 times in "
-            "100; it also holds the luck of these images.",
+            "95 %: interval of the rule's HTER. If measured here: interval of the HTER measured on these images, which "
+            "also includes their sampling error.",
             *((UNMEASURED,) if unmeasured else ()),
             *(f"{printable(name)}: {note}" for name, facts in predictions.items() for note in _notes(facts)),
         ),

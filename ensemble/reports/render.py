@@ -1,4 +1,4 @@
-"""From what a command returns to the tables that a person reads: `render(result)`, one case a type."""
+"""`render(result)` turns the result of a command into tables: which, in what order, with which notes."""
 
 from __future__ import annotations
 
@@ -40,8 +40,7 @@ LEGEND = (
 )
 AVERAGING = (
     "Prediction averages k fold models, while each logit measured here came from one. The effect of averaging is "
-    "measured on the images to predict; the threshold is corrected for it, and the HTER to expect stands with their "
-    "label file."
+    "measured on the images to predict: it corrects the threshold and gives the expected HTER of their label file."
 )
 
 
@@ -143,14 +142,14 @@ def summary_table(result: ReportResult) -> Table:
 
 
 def demo_table(result: DemoResult) -> Table:
-    """Return the demo's HTER on labels as given and true, beside the least that any rule has."""
+    """Return the demo's HTER on given and true labels, and the least HTER of any rule."""
 
     def row(name: str, rates: ErrorRates) -> tuple[str, ...]:
         return name, str(rates.n), f"{rates.fpr:.4f}", f"{rates.fnr:.4f}", f"{rates.hter:.4f}"
 
     excess = result.nested.hter - result.bayes_hter
     return Table(
-        "Demo: what was reached, and what can be reached",
+        "Demo: the HTER reached, and the least possible",
         ("labels", "n", "FPR", "FNR", "HTER"),
         (
             row("training images, nested, as given (5 % flipped)", result.nested),

@@ -1,7 +1,7 @@
-"""Files that are there whole or not at all, their hashes, and the forms in which they are read and written.
+"""Atomic writes, hashes, locks, and the formats of files.
 
 JSON is checked against a type when it is read, tables are CSV keyed by id, tensors are safetensors; nothing is pickled.
-This file knows of no run, so every other wing may use it.
+This file does not depend on the layout of a run, so every other wing may use it.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ Migrate: TypeAlias = Callable[[dict[str, Any]], dict[str, Any]]
 """Brings the content of an older JSON file up to date."""
 
 
-# --- whole or not at all ----------------------------------------------------------------------------------------------
+# --- atomic writes ----------------------------------------------------------------------------------------------
 
 
 def write_whole(path: Path, data: bytes) -> str:
-    """Write a file so that it is there whole or not at all, and return its SHA-256."""
+    """Write a file atomically, and return its SHA-256."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
@@ -56,7 +56,7 @@ def write_whole(path: Path, data: bytes) -> str:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary file to fill; move it to `path` once it is filled and on disk, remove it on any error.
+    """Yield the path of a temporary file; move the file to `path` once it is on disk, or remove it on any error.
 
     The temporary name carries host, process and a random part: several machines may write to one shared folder.
 
@@ -88,7 +88,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def remove_temporary_files(folder: Path) -> None:
-    """Remove what killed processes have left below a folder that this process has locked."""
+    """Remove the temporary files of killed processes below a folder that this process has locked."""
     for path in folder.rglob(".*.tmp"):
         path.unlink(missing_ok=True)
 
@@ -120,9 +120,9 @@ def read_json(path: Path, type_: type[T], remedy: str, migrate: Migrate | None =
     ----------
     path : Path
     type_ : type
-        What the file holds. Fields are checked strictly; keys that it does not know are ignored.
+        The type of the content. Fields are checked strictly; unknown keys are ignored.
     remedy : str
-        What to do where the file is missing or damaged.
+        What the user can do if the file is missing or damaged.
     migrate : callable, optional
         Brings the content of an older file up to date.
 
@@ -222,9 +222,9 @@ def read_table(path: Path, columns: Mapping[str, type] | None, remedy: str, sha2
         The names in their order, and the types: `str`, a numpy integer type or `np.float64`. None reads any columns as
         text.
     remedy : str
-        What to do where the file is missing or damaged.
+        What the user can do if the file is missing or damaged.
     sha256 : str, optional
-        Of the file as it was written.
+        The hash of the file as it was written.
 
     Returns
     -------
@@ -347,7 +347,7 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     folder : Path
         Made where missing. The lock is `.lock` in it; pid and host of the holder are in `.lock.holder`.
     wait : bool
-        Wait for another holder instead of giving up; for work that takes no time.
+        Wait for another holder instead of raising; for short work.
 
     Raises
     ------

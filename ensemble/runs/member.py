@@ -38,7 +38,7 @@ FROM_TIMM, FROM_FILE, FROM_SCRATCH = "timm's pretrained weights", "a file", "scr
 """Values of `MemberFacts.started_from`: what a member started from whose config says `pretrained: if-possible`."""
 
 REMOVED_OPTIONS = {"early_size": None}
-"""Options that configs of older members hold, with the value at which the option did nothing."""
+"""Options that configs of older members hold, with the value at which the option had no effect."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class FoldFacts:
     Attributes
     ----------
     weights_sha256, oof_sha256 : str
-        Of `weights.safetensors` and `oof.csv`.
+        Hashes of `weights.safetensors` and `oof.csv`.
     epochs : int
     training_seconds : float
-        Of all epochs together.
+        Seconds of all epochs together.
     seconds : float
-        Of the process that finished the fold, prediction included.
+        Seconds of the process that finished the fold, including prediction.
     device : str
     threads : int
         CPU threads; 1 for runs that were made before it was recorded.
@@ -96,19 +96,19 @@ class MemberFacts:
     begun : str
         ISO 8601, UTC.
     config : dict
-        Of `config.MemberConfig`, as JSON.
+        The member's `config.MemberConfig` as JSON.
     fingerprint, seed, precision, convolutions, started_from
-        As in `MemberIdentity`.
+        The fields of `MemberIdentity`.
     folds : dict of str to FoldFacts
         The finished folds.
     parts : dict of str to str
         Hashes of the logits of networks that find doubtful labels, by "fold/part".
     left_out : dict of str to LeftOut
-        By fold.
+        The rows that each fold leaves out, keyed by fold.
     oof : dict or None
         The member's assessment, for readers of the file.
     parameters : int or None
-        Of the network.
+        The number of the network's parameters.
     """
 
     begun: str
@@ -130,9 +130,14 @@ class MemberFacts:
 
     @property
     def current_config(self) -> dict[str, Any]:
-        """The config without options that were removed since, where they did nothing."""
-        removed = {key for key, neutral in REMOVED_OPTIONS.items() if self.config.get(key) == neutral}
-        return {key: value for key, value in self.config.items() if key not in removed}
+        """The config without the options that were removed since, none of which prediction ever used."""
+        return {key: value for key, value in self.config.items() if key not in REMOVED_OPTIONS}
+
+    @property
+    def removed_options(self) -> dict[str, Any]:
+        """The removed options that had an effect on this member's training; it cannot be continued."""
+        neutral = REMOVED_OPTIONS
+        return {key: self.config[key] for key in neutral if self.config.get(key, neutral[key]) != neutral[key]}
 
 
 class MemberFolder:
@@ -145,10 +150,10 @@ class MemberFolder:
     def begin(
         self, config: Mapping[str, Any], identity: MemberIdentity, defaults: Mapping[str, Any] | None = None
     ) -> None:
-        """Start a member, or make sure that it goes on with the same config, data and folds.
+        """Start a member, or verify that it continues with the same config, data and folds.
 
-        A member that has nothing yet, no finished fold and no epoch of one, may still be begun with another config.
-        Options that an older config does not hold are taken from `defaults`.
+        A member without a finished fold or epoch may be begun again with another config. Options that an older config
+        does not hold are taken from `defaults`.
 
         Raises
         ------
@@ -160,12 +165,13 @@ class MemberFolder:
             now = datetime.datetime.now(datetime.UTC).isoformat()
             write_json(self._json, MemberFacts(now, dict(config), **asdict(identity)))
         stored, remedy = self.read(), "give it another --name, or use another --run"
-        refuse_differences(self._json, {**(defaults or {}), **stored.current_config}, config, remedy)
+        known = {**(defaults or {}), **stored.current_config, **stored.removed_options}
+        refuse_differences(self._json, known, config, remedy)
         refuse_differences(self._json, asdict(stored.identity), asdict(identity), remedy)
 
     @property
     def has_begun(self) -> bool:
-        """Whether there is a finished fold, an epoch of one, or something of the search for doubtful labels."""
+        """Whether there is a finished fold or epoch, or a result of the search for doubtful labels."""
         if not self._json.exists():
             return False
         facts = self.read()
@@ -184,7 +190,7 @@ class MemberFolder:
         return str(fold) in self.read().folds
 
     def has_fold(self, fold: int) -> bool:
-        """Return whether nothing of a fold is left to do: OOF logits and weights are there, as they were written."""
+        """Return whether a fold is finished: its OOF logits and weights exist and have the recorded hashes."""
         facts = self.read().folds.get(str(fold))
         if facts is None:
             return False
@@ -193,7 +199,7 @@ class MemberFolder:
         return all((folder / name).exists() and file_sha256(folder / name) == sha for name, sha in hashes.items())
 
     def history(self, fold: int) -> list[dict[str, Any]]:
-        """Return what is kept of a fold's epochs, one mapping each; nothing where nothing is kept."""
+        """Return the history of a fold, one mapping per epoch; an empty list if there is none."""
         with contextlib.suppress(OSError, ValueError):
             return [json.loads(line) for line in (self.fold(fold) / "history.jsonl").read_text().splitlines()]
         return []
@@ -240,7 +246,7 @@ class MemberFolder:
         return logits
 
     def weights_sha256(self, fold: int) -> str:
-        """Return the hash that training recorded of a fold's weights. The weights themselves may be missing."""
+        """Return the hash of a fold's weights that training recorded; the weights themselves may be missing."""
         return self._finished(fold, "the weights of").weights_sha256
 
     def weights(self, fold: int) -> Path:
@@ -270,13 +276,13 @@ class MemberFolder:
         return self.fold(fold) / f"cleaning-{part}"
 
     def finish_part(self, fold: int, part: int, ids: np.ndarray, logits: np.ndarray, views: Sequence[str]) -> None:
-        """Write the logits (n, views) of such a part, record the hash, then remove its training state."""
+        """Write the logits (n, views) of such a network, record their hash, then remove its training state."""
         sha256 = write_logits(self.part(fold, part) / "oof.csv", ids, logits, views)
         self.update(parts=self.read().parts | {f"{fold}/{part}": sha256})
         shutil.rmtree(self.part(fold, part) / "state", ignore_errors=True)
 
     def read_part(self, fold: int, part: int, views: Sequence[str]) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return the ids (n,) and logits (n, views) of such a part, or None where it is not finished."""
+        """Return the ids (n,) and logits (n, views) of such a network, or None if it is not finished."""
         sha256 = self.read().parts.get(f"{fold}/{part}")
         path = self.part(fold, part) / "oof.csv"
         return None if sha256 is None or not path.exists() else read_logits(path, views, sha256, TRAIN_AGAIN)
@@ -330,7 +336,7 @@ class StateFolder:
         self.warnings: list[str] = []
 
     def save(self, tensors: Tensors, history: Sequence[Mapping[str, Any]]) -> None:
-        """Keep the state after `len(history)` epochs, and the history of them."""
+        """Save the state after `len(history)` epochs, and their history."""
         stem = f"epoch-{len(history):04d}"
         sha256 = write_tensors(self._state / f"{stem}.safetensors", tensors)
         write_json(self._state / f"{stem}.json", StateNote(sha256, [dict(epoch) for epoch in history]))
@@ -340,12 +346,12 @@ class StateFolder:
             old.with_suffix(".safetensors").unlink(missing_ok=True)
 
     def load(self) -> tuple[Tensors, list[dict[str, Any]]] | None:
-        """Return the newest state that is whole, or None where there is none yet.
+        """Return the newest undamaged state, or None if there is no state yet.
 
         Raises
         ------
         ArtifactError
-            There are states, and none of them is whole.
+            There are states, and all of them are damaged.
         """
         notes = sorted(self._state.glob("epoch-*.json"), reverse=True)
         for path in notes:
@@ -358,6 +364,6 @@ class StateFolder:
                 pass
             self.warnings.append(f"{weights} is damaged; going on from an older state")
         if notes:
-            problem = "holds no state that is whole"
+            problem = "holds only damaged states"
             raise ArtifactError(self._state, problem, "remove this folder to start the fold anew")
         return None

@@ -4,11 +4,11 @@
     thera train-member --arch resnet18 --no-pretrained --epochs 3 --warmup-epochs 0.3 --augment light \\
         --precision bf16 --folds 3 --images .data/therapanacea/learn.csv --run checkpoints/held
     thera fit-stacker --run checkpoints/held
-    thera predict --tta --run checkpoints/held --images .data/therapanacea/rest.csv --out rest_called.txt
+    thera predict --tta --run checkpoints/held --images .data/therapanacea/rest.csv --out rest_predicted.txt
     python tests/benchmarks/corrections.py count checkpoints/held rest .data/therapanacea/rest.txt
 
 The set has labels that the run has never seen, so rates, best thresholds and regrets (HTER at the chosen threshold,
-less the least one to be had) are counted, not estimated.
+less the least of any threshold) are counted, not estimated.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LEARN = 60_000
 def stacked_logits(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """Return the run's OOF labels (n,) and stacked logits (n,), those of the set (n_new, k), and the threshold."""
     run = Run(folder)
-    decision, table = fit_stacker_command.read_decisions(run, print)["tta"], run.read_folds()
+    decision, table = fit_stacker_command.read_decisions(run).tta, run.read_folds()
     members, apply = decision.stacker.members, decision.stacker.apply
     oof = fit_stacker_command.all_oof_logits(run, table, members).mean(axis=2)
 
@@ -61,20 +61,22 @@ def count(folder: str, name: str, truth: str) -> None:
     best = fit_threshold(mean, hidden)
     least = error_rates(hidden, apply_threshold(mean, best)).hter
 
-    def row(told: str, at: float, rates: ErrorRates) -> None:
+    def row(rule: str, at: float, rates: ErrorRates) -> None:
         print(
-            f"| {told} | {at:+.4f} | {rates.fpr:.4f} | {rates.fnr:.4f} | {rates.hter:.4f} | {rates.hter - least:.5f} |"
+            f"| {rule} | {at:+.4f} | {rates.fpr:.4f} | {rates.fnr:.4f} | {rates.hter:.4f} | {rates.hter - least:.5f} |"
         )
 
     print(f"{labels.size} OOF rows, {hidden.size} labelled images that no model saw, {singles.shape[1]} fold models.\n")
     print("| | threshold | FPR | FNR | HTER | regret |\n| --- | ---: | ---: | ---: | ---: | ---: |")
-    own = [error_rates(hidden, apply_threshold(column, threshold)) for column in singles.T]
-    single = ErrorRates(*np.mean([(each.fpr, each.fnr) for each in own], axis=0), own[0].n_neg, own[0].n_pos)
+    single_rates = [error_rates(hidden, apply_threshold(column, threshold)) for column in singles.T]
+    single = ErrorRates(
+        *np.mean([(each.fpr, each.fnr) for each in single_rates], axis=0), single_rates[0].n_neg, single_rates[0].n_pos
+    )
     row("one fold model (their mean rates)", threshold, single)
     row("mean, best threshold on these very labels", best, error_rates(hidden, apply_threshold(mean, best)))
     fit = MeanModel(oof, labels, singles).fit(np.ones(labels.size), np.ones(len(singles)))
     for correction in CORRECTIONS:
-        moved = corrected_threshold(correction, threshold, singles, fit)
+        moved = corrected_threshold(correction, threshold, fit)
         row(f"mean, {correction}", moved, error_rates(hidden, apply_threshold(mean, moved)))
     probability = (1 / (1 + np.exp(-singles))).mean(axis=1)
     kept = 1 / (1 + np.exp(-threshold))
@@ -83,14 +85,14 @@ def count(folder: str, name: str, truth: str) -> None:
     for _ in range(50):
         chosen = np.zeros(hidden.size, bool)
         chosen[rng.choice(hidden.size, part, replace=False)] = True
-        found = fit_threshold(mean[chosen], hidden[chosen])
-        rest = [error_rates(hidden[~chosen], apply_threshold(mean[~chosen], at)).hter for at in (found, best)]
+        refitted = fit_threshold(mean[chosen], hidden[chosen])
+        rest = [error_rates(hidden[~chosen], apply_threshold(mean[~chosen], at)).hter for at in (refitted, best)]
         lost.append(rest[0] - rest[1])
-        called, fold_of = np.empty(hidden.size, np.int8), rng.permutation(hidden.size) % 10
+        y_pred, fold_of = np.empty(hidden.size, np.int8), rng.permutation(hidden.size) % 10
         for fold in range(10):
             inside = fold_of == fold
-            called[inside] = apply_threshold(mean[inside], fit_threshold(mean[~inside], hidden[~inside]))
-        crossed.append(error_rates(hidden, called).hter)
+            y_pred[inside] = apply_threshold(mean[inside], fit_threshold(mean[~inside], hidden[~inside]))
+        crossed.append(error_rates(hidden, y_pred).hter)
     print(f"\nThreshold fitted on {part} of these labels: mean regret {np.mean(lost):.5f} over 50 draws.")
     print(
         f"The least HTER is fitted on the labels that it is scored on; cross-fitted over ten parts of them it is "

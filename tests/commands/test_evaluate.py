@@ -146,8 +146,8 @@ def test_what_cannot_be_evaluated_is_a_data_error(
             path.write_text(text)
     assert fails(capsys, 3, "evaluate", paths["called"], "--labels", paths["truth"]).startswith(said.format(**paths))
     if called is not None and truth is not None:
-        told = fails(capsys, 3, "compare", paths["called"], paths["called"], "--labels", paths["truth"])
-        assert told.startswith(said.format(**paths))
+        message = fails(capsys, 3, "compare", paths["called"], paths["called"], "--labels", paths["truth"])
+        assert message.startswith(said.format(**paths))
 
 
 def test_evaluate_needs_labels(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,7 +172,7 @@ def test_label_files_are_compared(made: Path, capsys: pytest.CaptureFixture[str]
     assert said.startswith("b.txt's HTER is 0.1667 lower than a.txt's (95 %: ") and said.endswith("beyond chance.")
 
 
-def test_files_of_one_name_are_told_apart_by_their_path(
+def test_files_of_one_name_are_reported_apart_by_their_path(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_labels(tmp_path / "a.txt", flipped(0))
@@ -188,13 +188,15 @@ def test_identical_predictions_are_reported_as_such(made: Path, capsys: pytest.C
 
 
 def test_a_command_line_that_cannot_be_meant(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = fails(capsys, 2, "compare", made / "a.txt", made / "b.txt")
-    assert told == "compare: two label files need the true labels; give --labels"
+    message = fails(capsys, 2, "compare", made / "a.txt", made / "b.txt")
+    assert message == "compare: two label files need the true labels; give --labels"
     for pair in ((made / "good", made / "a.txt"), (made / "a.txt", made / "good")):
-        told = fails(capsys, 2, "compare", *pair, "--labels", made / "truth.txt")
-        assert told.startswith(f"compare: {made}/good is a folder and {made}/a.txt a label file; give two label files")
-    told = fails(capsys, 3, "compare", made / "good", made / "god")
-    assert told.startswith(f"{made}/god: does not exist; name a run's folder")
+        message = fails(capsys, 2, "compare", *pair, "--labels", made / "truth.txt")
+        assert message.startswith(
+            f"compare: {made}/good is a folder and {made}/a.txt a label file; give two label files"
+        )
+    message = fails(capsys, 3, "compare", made / "good", made / "god")
+    assert message.startswith(f"{made}/god: does not exist; name a run's folder")
     assert fails(capsys, 2, "compare", made / "good").startswith("thera compare: Missing argument 'B'; ")
 
 
@@ -264,8 +266,8 @@ def test_a_member_needs_no_stacker_and_a_run_does(
     unfitted = write_run(tmp_path / "unfitted", {"strong": 2.0}, fit=False)
     lines = shown(capsys, "compare", unfitted / "members/strong", made / "good/members/weak")
     assert "A is the member strong alone at the least HTER, B is the member weak alone at the least HTER." in lines
-    told = fails(capsys, 4, "compare", unfitted, made / "good")
-    assert told.endswith(f"decision.json: is not there; run: thera fit-stacker --run {unfitted}")
+    message = fails(capsys, 4, "compare", unfitted, made / "good")
+    assert message.endswith(f"decision.json: is not there; run: thera fit-stacker --run {unfitted}")
 
 
 def test_a_folder_may_be_named_from_inside(
@@ -308,41 +310,41 @@ def test_runs_on_other_images_or_labels_are_refused(
     ids = IDS.copy()
     ids[:3] = ["x1", "x2", "x3"]
     other = write_run(tmp_path / "other", {"weak": 0.6}, ids=ids)
-    told = fails(capsys, 4, "compare", made / "good", other)
-    assert told == (
+    message = fails(capsys, 4, "compare", made / "good", other)
+    assert message == (
         f"{made}/good and {other}: 6 images are in one of the two only (001, 002, 003, x1, x2 …); "
         "compare what was trained on the same images"
     )
     labels = LABELS.copy()
     labels[[10, 20]] = 1 - labels[[10, 20]]
     relabelled = write_run(tmp_path / "relabelled", {"weak": 0.6}, labels=labels, order=np.arange(N)[::-1])
-    told = fails(capsys, 4, "compare", made / "good/members/weak", relabelled / "members/weak")
-    assert "2 images have another label in one than in the other (011, 021); " in told
+    message = fails(capsys, 4, "compare", made / "good/members/weak", relabelled / "members/weak")
+    assert "2 images have another label in one than in the other (011, 021); " in message
 
 
 def test_labels_given_with_runs_must_be_theirs(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pair = made / "good", made / "poor"
     assert shown(capsys, "compare", *pair, "--labels", made / "truth.txt") == shown(capsys, "compare", *pair)
     path = write_labels(tmp_path / "l.txt", flipped(7))
-    told = fails(capsys, 3, "compare", *pair, "--labels", path)
+    message = fails(capsys, 3, "compare", *pair, "--labels", path)
     expected = f"{path}: 7 labels are not those of {made}/good (001, 002, 003, 004, 005 …); leave --labels out"
-    assert told.startswith(expected)
+    assert message.startswith(expected)
     write_labels(path, LABELS[:-1])
-    told = fails(capsys, 3, "compare", *pair, "--labels", path)
-    assert told.startswith(f"{path}: 239 lines for the 240 images of {made}/good; ")
+    message = fails(capsys, 3, "compare", *pair, "--labels", path)
+    assert message.startswith(f"{path}: 239 lines for the 240 images of {made}/good; ")
 
 
 def test_what_a_run_lacks_is_named(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = fails(capsys, 4, "compare", made / "good/members", made / "poor")
-    assert told.startswith(f"{made}/good/members: is neither a run nor a member: no run.json, no member.json; name ")
+    message = fails(capsys, 4, "compare", made / "good/members", made / "poor")
+    assert message.startswith(f"{made}/good/members: is neither a run nor a member: no run.json, no member.json; name ")
     run = write_run(tmp_path / "run", {"strong": 2.0, "weak": 0.6})
     (run / "members/weak/fold-1/oof.csv").write_text("id,logit_identity,logit_hflip\n")
     assert "fold-1/oof.csv: is not the file that " in fails(capsys, 4, "compare", run, made / "good")
     stored = json.loads((run / "members/weak/member.json").read_text())
     del stored["folds"]["1"]
     (run / "members/weak/member.json").write_text(json.dumps(stored))
-    told = fails(capsys, 4, "compare", run / "members/weak", made / "good")
-    assert told.startswith("member weak: lacks OOF logits for fold 1; ")
+    message = fails(capsys, 4, "compare", run / "members/weak", made / "good")
+    assert message.startswith("member weak: lacks OOF logits for fold 1; ")
     shown(capsys, "compare", run / "members/strong", made / "good")
 
 

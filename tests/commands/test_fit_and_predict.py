@@ -227,7 +227,7 @@ WRONG += ["fpr:nan", "fnr:1/0", "eer", "fpr=0.1", "f\npr:1"]
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=repr)
-def test_a_wrong_objective_is_told_before_anything_is_fitted(
+def test_a_wrong_objective_is_reported_before_anything_is_fitted(
     run: Path, wrong: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -242,7 +242,7 @@ def test_a_wrong_objective_is_told_before_anything_is_fitted(
     assert not (run / "none").exists()
 
 
-def test_a_wrong_objective_in_yaml_is_told_before_anything_is_trained(
+def test_a_wrong_objective_in_yaml_is_reported_before_anything_is_trained(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("ensemble.commands.run.train_members", lambda *_: pytest.fail("trained"))
@@ -292,7 +292,7 @@ def test_without_options_the_simplest_good_stacker_is_deployed(fitted: Path) -> 
         (["--repeats", "1001"], "--repeats must be <= 1000; got 1001"),
     ],
 )
-def test_other_wrong_options_are_told(
+def test_other_wrong_options_are_reported(
     run: Path, options: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (run / "decision/decision.json").read_bytes()
@@ -375,7 +375,7 @@ def test_the_default_correction_is_the_first(world: Path, run: Path) -> None:
     assert corrected <= kept + 0.01
 
 
-def test_a_wrong_correction_is_told(world: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_correction_is_reported(world: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = fails(capsys, 2, *predict(world, run, "--correction", "mean", "--prior", "2"))
     assert told == (
         "thera predict: --correction must be 'posterior' or 'none'; got mean; "
@@ -392,7 +392,7 @@ def test_another_objective_is_predicted_anew_without_weights(
     before = facts(run)
     main(["fit-stacker", "--run", str(run), "--objective", objective])
     out, _ = shown(capsys, "report", "--run", run)
-    assert "Label files: the HTER to expect" not in out, "that label file was of another decision"
+    assert "Label files: expected HTER" not in out, "that label file was of another decision"
     out, _ = shown(capsys, *predict(world, run))
     after = facts(run)
     assert (before["objective"], after["objective"]) == ("hter", objective)
@@ -639,7 +639,7 @@ def test_the_report_shows_all_and_its_json_has_the_same_figures(
     for row in tta["curve"]:
         least = f"| {row['cost_fpr']:.1f} FPR + {1 - row['cost_fpr']:.1f} FNR | {row['threshold']:+.4f} |"
         assert f"{least} {row['fpr']:.4f} | {row['fnr']:.4f} | {row['hter']:.4f} | {row['loss']:.4f} |" in written
-    opinions = {"confident learning (interval: counting alone)": "confident", "mixture fit": "mixture"}
+    opinions = {"confident learning (interval without its bias)": "confident", "mixture fit": "mixture"}
     for opinion, name in opinions.items():
         rates = tta["floor"][name]["rates"]
         assert f"| {opinion} | {rates['fpr']:.4f} | {rates['fnr']:.4f} |" in written

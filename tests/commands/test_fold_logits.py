@@ -337,7 +337,7 @@ def test_damaged_logits_without_weights_are_refused(
     main(command(again, trained))
 
 
-def test_missing_weights_are_told_before_anything_is_computed(
+def test_missing_weights_are_reported_before_anything_is_computed(
     trained: Path, tmp_path: Path, computed: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(trained / "run", tmp_path / "run")

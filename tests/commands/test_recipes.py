@@ -1,4 +1,4 @@
-"""The recipes of the public solutions run from their files, and what they are made of does what it says."""
+"""The recipes of the public solutions run from their files, and their ingredients work."""
 
 from __future__ import annotations
 
@@ -173,18 +173,18 @@ def test_a_trial_trains_one_fold_of_each_and_the_run_goes_on_from_it(
     config["members"] = [config["members"][0] | {"name": name, "lr": lr} for name, lr in (("a", 2e-3), ("b", 1e-5))]
     path.write_text(yaml.safe_dump(config))
     out, _ = run(capsys, "trial", path, "--fold", 1, "--jobs", 1)
-    own, table = Run(tmp_path / "run"), Run(tmp_path / "run").read_folds()
+    trained, table = Run(tmp_path / "run"), Run(tmp_path / "run").read_folds()
     labels = table.labels[table.fold_of == 1]
     for name in ("a", "b"):
-        assert own.member(name).has_fold(1) and not own.member(name).has_oof(0)
-        logits = own.member(name).read_oof(1, VIEWS)[1].mean(axis=1)
+        assert trained.member(name).has_fold(1) and not trained.member(name).has_oof(0)
+        logits = trained.member(name).read_oof(1, VIEWS)[1].mean(axis=1)
         (row,) = [line.split() for line in out.splitlines() if line.startswith(f"{name} ")]
         assert row[1] == "4" and float(row[5]) == pytest.approx(least_hter(logits, labels), abs=5e-5)
     assert "HTER less a's" in out and "Trial: 36 rows of fold 1" in out
     assert "Trial: 36 rows of fold 1" in (tmp_path / "run/trial-1.md").read_text()
-    before = {name: own.member(name).fold(1).joinpath("oof.csv").read_bytes() for name in ("a", "b")}
+    before = {name: trained.member(name).fold(1).joinpath("oof.csv").read_bytes() for name in ("a", "b")}
     run(capsys, "run", path, "--jobs", 1)
-    assert before == {name: own.member(name).fold(1).joinpath("oof.csv").read_bytes() for name in ("a", "b")}
+    assert before == {name: trained.member(name).fold(1).joinpath("oof.csv").read_bytes() for name in ("a", "b")}
     run(capsys, "run", path, "--run", tmp_path / "whole", "--jobs", 1)
     assert before["a"] == (tmp_path / "whole/members/a/fold-1/oof.csv").read_bytes(), "as in a run without a trial"
     with pytest.raises(SystemExit) as stopped:
@@ -202,24 +202,24 @@ def member(folder: Path, **values: Any) -> Path:
     base = {"arch": "test_resnet", "pretrained": False, "epochs": 4, "batch_size": 8, "ema_decay": 0.9}
     data = {"images": str(folder / "data/img"), "labels": str(folder / "data/labels.txt")}
     config = {"run": str(folder / "run"), "folds": 2, "data": data, "members": [base | values]}
-    (folder / "one.yaml").write_text(yaml.safe_dump(config))
-    return folder / "one.yaml"
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder / "config.yaml"
 
 
-def test_weights_that_can_be_had_are_taken_and_remembered(
+def test_available_weights_are_used_and_recorded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    really, asked = timm.create_model, []
+    really, requests = timm.create_model, []
 
     def create(name: str, pretrained: bool = False, **values: Any) -> Any:
-        asked.append(pretrained)
+        requests.append(pretrained)
         return really(name, **values)
 
     monkeypatch.setattr(timm, "create_model", create)
     path = member(tmp_path, pretrained="if-possible")
     run(capsys, "run", path, "--jobs", 1)
     facts = Run(tmp_path / "run").member("test_resnet").read()
-    assert facts.started_from == "timm's pretrained weights" and asked.count(True) == 3, "one try, two folds"
+    assert facts.started_from == "timm's pretrained weights" and requests.count(True) == 3, "one try, two folds"
     assert facts.config["pretrained"] == "if-possible"
 
     def offline(name: str, pretrained: bool = False, **values: Any) -> Any:
@@ -235,7 +235,7 @@ def test_weights_that_can_be_had_are_taken_and_remembered(
     assert "cannot be downloaded" in capsys.readouterr().err
 
 
-def test_a_file_of_weights_is_no_hub_and_a_changed_wish_is_refused(
+def test_a_file_of_weights_needs_no_hub_and_a_changed_request_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_file(timm.create_model("test_resnet", num_classes=1).state_dict(), tmp_path / "w.safetensors")
@@ -251,7 +251,7 @@ def test_a_file_of_weights_is_no_hub_and_a_changed_wish_is_refused(
 
 
 @pytest.mark.usefixtures("no_weights")
-def test_weights_that_are_demanded_and_missing_are_told_before_anything_is_trained(
+def test_required_weights_that_are_missing_are_refused_before_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = member(tmp_path)
@@ -325,19 +325,19 @@ def test_doubtful_training_rows_are_left_out_and_all_rows_scored(
 ) -> None:
     folder, wrong = flipped
     out, _ = run(capsys, "report", "--run", folder / "run")
-    own, table = Run(folder / "run").member("clean"), Run(folder / "run").read_folds()
+    cleaned, table = Run(folder / "run").member("clean"), Run(folder / "run").read_folds()
     for fold in range(2):
         rows = left_out(folder, "clean", fold)
         trained = set(np.flatnonzero(table.fold_of != fold).tolist())
         assert rows <= trained, "held-out rows are never left out"
         flipped_ones = set(wrong.tolist()) & trained
-        found, false = len(rows & flipped_ones) / len(flipped_ones), len(rows - flipped_ones) / len(trained)
-        assert found >= 0.4 and false <= 0.08, "more often than chance by far"
-        assert not list(own.fold(fold).glob("cleaning-*"))
-    assert np.isfinite(own.oof_logits(table, VIEWS)).all(), "every row has its OOF logit"
+        true_share, false_share = len(rows & flipped_ones) / len(flipped_ones), len(rows - flipped_ones) / len(trained)
+        assert true_share >= 0.4 and false_share <= 0.08, "more often than chance by far"
+        assert not list(cleaned.fold(fold).glob("cleaning-*"))
+    assert np.isfinite(cleaned.oof_logits(table, VIEWS)).all(), "every row has its OOF logit"
     counts = ", ".join(str(len(left_out(folder, "clean", fold))) for fold in range(2))
     assert f"Training rows of each fold that were left out for doubtful labels: {counts}." in out
-    assert own.read().oof["nested"]["n_neg"] == np.count_nonzero(table.labels == 0), "labels as given"
+    assert cleaned.read().oof["nested"]["n_neg"] == np.count_nonzero(table.labels == 0), "labels as given"
 
 
 def test_held_out_labels_have_no_say_in_what_is_left_out(
@@ -357,10 +357,12 @@ def test_held_out_labels_have_no_say_in_what_is_left_out(
     (tmp_path / "labels.txt").write_text("".join(f"{label}\n" for label in other))
     really = train._begin
 
-    def begin(own: Run, dataset: Any, *given: Any) -> Any:
-        found = really(own, dataset, *given)
-        own.write_folds(type(found)(found.ids, found.labels, table.fold_of, found.groups))  # the folds of before
-        return own.read_folds()
+    def begin(run: Run, dataset: Any, *given: Any) -> Any:
+        assigned = really(run, dataset, *given)
+        run.write_folds(
+            type(assigned)(assigned.ids, assigned.labels, table.fold_of, assigned.groups)
+        )  # the folds of before
+        return run.read_folds()
 
     monkeypatch.setattr("ensemble.commands.train._begin", begin)
     run(
@@ -437,7 +439,9 @@ def test_stopped_after_the_doubtful_labels_it_does_not_look_again(
         assert (again / "members/clean" / name).read_bytes() == (folder / "run/members/clean" / name).read_bytes()
 
 
-def test_too_few_rows_to_look_for_doubtful_labels_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_few_rows_to_look_for_doubtful_labels_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_tiny(tmp_path / "data", 12)  # three of label 0
     path = member(tmp_path, clean=True)
     config = yaml.safe_load(path.read_text())
@@ -466,10 +470,10 @@ def test_several_members_side_by_side_are_those_one_after_the_other(
         run(capsys, "run", path, "--run", tmp_path / "two", "--jobs", 2)
     finally:
         os.sched_setaffinity(0, before)
-    one, two = Run(tmp_path / "one"), Run(tmp_path / "two")
-    assert one.read_folds().ids.tolist() == two.read_folds().ids.tolist()
+    on_one_core, on_two_cores = Run(tmp_path / "one"), Run(tmp_path / "two")
+    assert on_one_core.read_folds().ids.tolist() == on_two_cores.read_folds().ids.tolist()
     for name in ("clean", "plain"):
         for fold in range(2):
-            assert two.member(name).read().folds[str(fold)].threads == 1
-            files = [own.member(name).fold(fold) / "oof.csv" for own in (one, two)]
+            assert on_two_cores.member(name).read().folds[str(fold)].threads == 1
+            files = [each.member(name).fold(fold) / "oof.csv" for each in (on_one_core, on_two_cores)]
             assert files[0].read_bytes() == files[1].read_bytes()

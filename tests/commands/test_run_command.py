@@ -48,9 +48,9 @@ def fails(status: int, *arguments: object, capsys: pytest.CaptureFixture[str]) -
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
         main([str(argument) for argument in arguments])
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert stopped.value.code == status and len(told) == 1, (stopped.value.code, told)
-    return told[0]
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert stopped.value.code == status and len(lines) == 1, (stopped.value.code, lines)
+    return lines[0]
 
 
 def results(run: Path) -> dict[str, str]:
@@ -75,7 +75,7 @@ def test_labels_are_those_of_the_images(done: Path) -> None:
     assert (done / "label_val.txt").read_bytes() == (done / "run/predictions/img/label_val.txt").read_bytes()
 
 
-def test_run_folder_holds_what_it_promises(done: Path) -> None:
+def test_the_run_folder_holds_every_artifact(done: Path) -> None:
     run = done / "run"
     with open(run / "folds.csv") as file:
         folds = list(csv.DictReader(file))
@@ -113,8 +113,8 @@ def begun(folder: Path, images: Path, labels: Path | None = None) -> list[dict[s
     dataset = load_dataset(open_source(images, labels), run.pixels)
     table = train._begin(run, dataset, data, 3, 0)
     again = train._begin(run, dataset, data, 3, 0)  # read, not assigned anew
-    for one, other in ((table.fold_of, again.fold_of), (table.groups, again.groups)):
-        assert np.array_equal(one, other) if one is not None else other is None
+    for first, second in ((table.fold_of, again.fold_of), (table.groups, again.groups)):
+        assert np.array_equal(first, second) if first is not None else second is None
     with open(folder / "folds.csv") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["group"]) for row in rows if "group" in row] == ([] if table.groups is None else list(table.groups))
@@ -165,9 +165,9 @@ def test_predictions_follow_from_the_decision(done: Path) -> None:
     assert (facts["averaging_measured"], facts["correction"], facts["corrections"]) == (False, "none", {})
     assert labels == [int(x >= decision["stacked"]["threshold"]) for x in stacked]
     assert labels == np.loadtxt(done / "label_val.txt", dtype=int).tolist()
-    own = {member["name"]: member["threshold"] for member in decision["members"]}
+    thresholds = {member["name"]: member["threshold"] for member in decision["members"]}
     for row, (a, b) in zip(rows, logits, strict=True):
-        assert (int(row["vote_a"]), int(row["vote_b"])) == (int(a >= own["a"]), int(b >= own["b"]))
+        assert (int(row["vote_a"]), int(row["vote_b"])) == (int(a >= thresholds["a"]), int(b >= thresholds["b"]))
         assert int(row["majority"]) == int(int(row["vote_a"]) + int(row["vote_b"]) >= 1)
     np.testing.assert_allclose([float(row["probability"]) for row in rows], 1 / (1 + np.exp(-stacked)), atol=1e-5)
 
@@ -202,11 +202,9 @@ def test_report_is_the_same_on_screen_and_on_disk(done: Path, capsys: pytest.Cap
     nested = written["decisions"]["tta"]["stack"]["nested"]["hter"]
     assert f"nested HTER {nested:.4f}" in shown
     assert f"nested HTER {nested:.4f}" in (done / "run/report.md").read_text()
-    promised = written["predictions"]["img"]
-    assert promised["images"] == 12 and promised["expectation"]["rates"]["hter"] == nested, (
-        "too few images to see averaging"
-    )
-    assert "Label files: the HTER to expect" in shown
+    facts = written["predictions"]["img"]
+    assert facts["images"] == 12 and facts["expectation"]["rates"]["hter"] == nested, "too few images to see averaging"
+    assert "Label files: expected HTER" in shown
 
 
 def test_again_changes_nothing_and_trains_nothing(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +244,7 @@ def test_another_decision_in_yaml_is_made_without_training(
         assert any(line.split()[:1] == [part] for line in shown.splitlines()), part
 
 
-def test_a_wrong_objective_binds_to_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_objective_begins_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_config(tmp_path)
     config.write_text(config.read_text() + "decision: {objective: 'cost:0,1'}\n")
     assert "objective: must be one of hter, cost:A,B" in fails(2, "run", config, "--device", "cpu", capsys=capsys)
@@ -292,13 +290,15 @@ def test_killed_and_started_again_gives_the_same(done: Path, tmp_path: Path, kin
     assert results(tmp_path / "run") == results(done / "run")
 
 
-def test_second_start_of_a_member_is_told_who_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_second_start_of_a_member_names_the_process_that_works(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from ensemble.runs.files import locked
 
     config = write_config(tmp_path)
     with locked(tmp_path / "run/members/a"):
-        told = fails(5, "run", config, capsys=capsys)
-    assert f"pid {os.getpid()} on " in told
+        message = fails(5, "run", config, capsys=capsys)
+    assert f"pid {os.getpid()} on " in message
 
 
 @pytest.mark.parametrize(
@@ -359,10 +359,10 @@ def test_faults_of_artifacts_are_named(done: Path, tmp_path: Path, capsys: pytes
 
 def test_images_of_another_size_are_refused(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tiny(tmp_path / "large", 4, size=24)
-    told = fails(
+    message = fails(
         3, "predict", "--run", done / "run", "--images", tmp_path / "large/img", "--out", tmp_path / "o", capsys=capsys
     )
-    assert "24 × 24" in told
+    assert "24 × 24" in message
 
 
 def test_expected_hter_is_read_off_enough_images(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,10 +381,10 @@ def test_expected_hter_is_read_off_enough_images(done: Path, tmp_path: Path, mon
     few.unlink()
     monkeypatch.setattr(averaging, "MOST_MISFIT", 1.0)
     main([*command, "--out", str(tmp_path / "enough")])
-    promised = prediction_facts(few)
-    assert promised["averaging_measured"]
-    assert 0 <= promised["expected_interval"][0] <= promised["expected_interval"][1] <= 1
-    assert promised["expected"]["hter"] == pytest.approx(sum(promised["expected"][k] for k in ("fpr", "fnr")) / 2)
+    facts = prediction_facts(few)
+    assert facts["averaging_measured"]
+    assert 0 <= facts["expected_interval"][0] <= facts["expected_interval"][1] <= 1
+    assert facts["expected"]["hter"] == pytest.approx(sum(facts["expected"][k] for k in ("fpr", "fnr")) / 2)
     assert (tmp_path / "few").read_bytes() == (tmp_path / "enough").read_bytes()
 
 
@@ -392,7 +392,7 @@ def _images(path: Path) -> int:
     return int(json.loads(path.read_text())["images"])
 
 
-def test_impossible_folds_bind_to_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_impossible_folds_begin_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_config(tmp_path)
     text = config.read_text()
     config.write_text(text.replace("folds: 3", "folds: 50"))
@@ -424,7 +424,7 @@ def test_sets_of_one_name_do_not_overwrite_each_other(
     assert "warning" not in capsys.readouterr().err
 
 
-def test_first_start_that_fails_binds_to_nothing(
+def test_a_first_start_that_fails_does_not_fix_the_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "no-cache"))
@@ -447,7 +447,7 @@ def test_lost_weights_are_trained_anew_to_the_same(done: Path, tmp_path: Path) -
     assert results(tmp_path / "run") == results(done / "run")
 
 
-def test_member_outside_the_decision_is_told(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_member_outside_the_decision_is_named(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(done / "run", tmp_path / "run")
     shutil.copytree(tmp_path / "run/members/a", tmp_path / "run/members/late")
     capsys.readouterr()
@@ -512,9 +512,9 @@ def test_demo_holds_its_result_against_the_best_possible(
     main(["demo", "--run", str(tmp_path / "demo"), "--device", "cpu"])
     shown = capsys.readouterr().out
     truth, given = (np.loadtxt(tmp_path / "demo/data" / name, dtype=int) for name in ("truth_val.txt", "given_val.txt"))
-    called = np.loadtxt(tmp_path / "demo/label_val.txt", dtype=int)
+    y_pred = np.loadtxt(tmp_path / "demo/label_val.txt", dtype=int)
     for labels, what in ((given, "as given"), (truth, "true classes")):
-        hter = (np.mean(called[labels == 0] == 1) + np.mean(called[labels == 1] == 0)) / 2
+        hter = (np.mean(y_pred[labels == 0] == 1) + np.mean(y_pred[labels == 1] == 0)) / 2
         line = next(
             line for line in shown.splitlines() if line.startswith("label_val.txt against the") and what in line
         )

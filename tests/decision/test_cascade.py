@@ -264,9 +264,9 @@ def test_two_rows_are_enough_to_run(logits):
         ({"views": np.zeros((10, 3))}, "needs logits of shape"),
         ({"views": np.zeros((10, 3, 0))}, "needs logits of shape"),
         ({"views": np.full((10, 3, 2), np.nan)}, "must be finite; got 60"),
-        ({"views": np.zeros((1, 3, 2))}, "two rows"),
+        ({"views": np.zeros((1, 3, 2))}, "two rows or groups"),
         ({"groups": [1, 2]}, "groups must have shape"),
-        ({"groups": np.zeros(10)}, "two rows"),
+        ({"groups": np.zeros(10)}, "two rows or groups"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(change, message):

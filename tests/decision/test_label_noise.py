@@ -69,7 +69,7 @@ def test_known_noise_is_found(name: str, confident_low: float, confident_high: f
             assert 0 <= estimate.interval.low <= estimate.hter <= estimate.interval.high <= 0.5
 
 
-def test_the_two_rates_are_told_apart() -> None:
+def test_the_two_rates_are_reported_apart() -> None:
     world = BY_NAME["strong model, 2 % and 10 % flips"]
     _, labels, truth = draw(world, np.random.default_rng(0), 1_000_000)
     expected = error_rates(labels, truth)
@@ -171,7 +171,7 @@ def test_too_little_to_go_by() -> None:
     labels = np.arange(5000) % 5 > 0
     assert estimate_floor(np.full(5000, 0.3), labels) is None
     assert estimate_floor(np.round(rng.normal(size=5000)), labels) is None
-    assert "cannot be told" in describe_floor(None, 0.2)
+    assert "cannot be estimated" in describe_floor(None, 0.2)
     with pytest.raises(DataError, match="cannot estimate the floor: HTER needs both classes"):
         estimate_floor(np.zeros(500), np.ones(500))
     with pytest.raises(DataError, match="logits must be finite"):
@@ -197,7 +197,7 @@ def test_a_model_that_knows_nothing_says_nothing(apart: float) -> None:
     floor = estimate_floor(logits, labels, replicates=60)
     assert floor is not None and floor.ceiling.hter > 0.25
     said = describe_floor(floor, error_rates(labels, apply_threshold(logits, fit_threshold(logits, labels))).hter)
-    assert "disagree" in said or "loosely" in said or "too weak" in said
+    assert "disagree" in said or "uncertain" in said or "too weak" in said
 
 
 def test_few_rows_of_a_class_and_outliers_pass() -> None:
@@ -258,15 +258,15 @@ def estimate(hter: float, half: float = 0.005) -> FloorEstimate:
 @pytest.mark.parametrize(
     ("confident", "mixture", "nested", "says"),
     [
-        (estimate(0.05), estimate(0.03, 0.02), 0.1123, "forces about 0.030 to 0.050 (two estimates); 0.062 to 0.082"),
-        (estimate(0.14), estimate(0.14), 0.1439, "forces about 0.140 (two estimates); 0.004 is left to learn."),
+        (estimate(0.05), estimate(0.03, 0.02), 0.1123, "causes about 0.030 to 0.050 (two estimates); 0.062 to 0.082"),
+        (estimate(0.14), estimate(0.14), 0.1439, "causes about 0.140 (two estimates); 0.004 is left to learn."),
         (estimate(0.142), estimate(0.146), 0.1439, "about 0.142 to 0.146 (two estimates); 0.000 to 0.002 is left"),
-        (estimate(0.06), estimate(0.002, 0.002), 0.1123, "forces 0.002 (at most 0.100) if labels are wrong at random"),
+        (estimate(0.06), estimate(0.002, 0.002), 0.1123, "causes 0.002 (at most 0.100) if labels are wrong at random"),
         (estimate(0.06), estimate(0.002, 0.002), 0.1123, "and 0.052 to 0.110 is left to learn."),
         (estimate(0.02), estimate(0.06), 0.1123, "0.020 to 0.060: the two estimates disagree, and 0.052 to 0.092 is"),
-        (estimate(0.06), estimate(0.05, 0.05), 0.1123, "loosely: the two 95 % intervals reach from 0.000 to 0.100"),
-        (estimate(0.3), estimate(0.1), 0.2, "cannot force more, yet confident learning puts it higher (0.100 to 0.300"),
-        (estimate(0.3), estimate(0.25), 0.2, "yet confident learning and the mixture put it higher"),
+        (estimate(0.06), estimate(0.05, 0.05), 0.1123, "uncertain: the two 95 % intervals span 0.000 to 0.100"),
+        (estimate(0.3), estimate(0.1), 0.2, "confident learning estimates more (the two estimates are 0.100 to 0.300"),
+        (estimate(0.3), estimate(0.25), 0.2, "but confident learning and the mixture estimate more"),
     ],
 )  # fmt: skip
 def test_the_account_is_honest(confident: FloorEstimate, mixture: FloorEstimate, nested: float, says: str) -> None:
@@ -278,7 +278,7 @@ def test_the_account_is_honest(confident: FloorEstimate, mixture: FloorEstimate,
 def test_a_capped_mixture_is_said_to_be_at_most() -> None:
     most = ErrorRates(0.03, 0.01, 1000, 9000)
     floor = Floor(estimate(0.1), FloorEstimate(most, Interval(0.0, 0.02)), most, 9.0)
-    assert "forces at most 0.020 if labels are wrong at random" in describe_floor(floor, 0.2)
+    assert "causes at most 0.020 if labels are wrong at random" in describe_floor(floor, 0.2)
     assert replace(floor, ceiling=ErrorRates(0.05, 0.01, 1000, 9000)) != floor
 
 

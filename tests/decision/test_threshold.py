@@ -150,7 +150,7 @@ def test_no_information_calls_everything_one():
     assert fit_threshold([2.0, 2.0, 2.0], [0, 1, 1]) == 1.0
 
 
-def test_adjacent_floats_are_told_apart():
+def test_adjacent_floats_are_reported_apart():
     below, above = 1.0, np.nextafter(1.0, 2.0)
     assert fit_threshold([below, above], [0, 1]) == above
 

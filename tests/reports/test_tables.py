@@ -94,9 +94,11 @@ def test_a_label_file_is_promised_an_hter():
     assert table.columns[-2:] == ("95 %", "if measured here")
 
 
-def test_what_the_correction_changed_is_told_beside_the_others():
+def test_what_the_correction_changed_is_reported_beside_the_others():
     notes = prediction_table({"val": PREDICTED}).notes
-    assert "95 %: of the rule's HTER. If measured here: where the HTER measured on these images falls" in notes[0]
+    assert (
+        "95 %: interval of the rule's HTER. If measured here: interval of the HTER measured on these images" in notes[0]
+    )
     assert (
         "val: averaging the fold models moves the threshold from -0.5000 to +0.2500 (correction: posterior), which is "
         "expected to change the HTER by -0.0050; nested it was 0.1625. Other corrections: none -0.5000: FPR 0.1300, "
@@ -205,14 +207,14 @@ def test_beside_the_stack_each_row_says_how_far_it_is_from_it(decision):
 
 
 @pytest.mark.parametrize(
-    ("form", "told"),
+    ("form", "line"),
     [
         ("hter", "the least HTER"),
         ("cost:5,1", "the least weighted error (5 FPR + 1 FNR) / 6"),
         ("fpr:0.01", "the least FNR with FPR <= 0.01"),
     ],
 )
-def test_it_says_what_the_threshold_is_for(decision, form, told):
+def test_it_says_what_the_threshold_is_for(decision, form, line):
     notes = decision_table(replace(decision, objective=Objective.parse(form))).notes
     assert notes[0].startswith(f"The threshold is that of {told}. ")
 
@@ -223,28 +225,28 @@ def test_it_says_which_stacker_it_is_and_why(decision):
 
     auto = said(kind="calibrated", chosen="auto")
     assert "The stacker is the mean of calibrated logits: the simplest within one standard error of the best" in auto
-    assert "anew without each fold" in auto
-    asked = said(kind="nonnegative", chosen="nonnegative")
-    assert asked.endswith("The stacker is the logistic one without negative weights, as requested.")
+    assert "repeat this choice without each fold" in auto
+    requested = said(kind="nonnegative", chosen="nonnegative")
+    assert requested.endswith("The stacker is the logistic one without negative weights, as requested.")
     assert said(stackers=()).endswith("One member needs no stacker.")
 
 
-def test_the_deployed_figures_are_told(decision):
+def test_the_deployed_figures_are_reported(decision):
     (note,) = [note for note in decision_table(decision).notes if note.startswith("Fitted on all 400 rows")]
     for name, weight in zip(decision.stacker.members, decision.stacker.weights, strict=True):
         assert f"{name} {weight:+.4f}" in note
     assert note.endswith(f"bias {decision.stacker.bias:+.4f}; threshold {decision.threshold:+.4f} (logits).")
 
 
-def test_other_partitions_are_told_if_there_are_any(decision):
-    told = replace(decision, repeated=(0.1, 0.2, 0.15))
+def test_other_partitions_are_reported_if_there_are_any(decision):
+    line = replace(decision, repeated=(0.1, 0.2, 0.15))
     says = "Nested HTER over 3 other partitions of the rows: mean 0.1500, from 0.1000 to 0.2000."
-    assert says in decision_table(told).notes
+    assert says in decision_table(line).notes
     assert len(decision.repeated) == 3
     assert not any("partitions" in note for note in decision_table(replace(decision, repeated=())).notes)
 
 
-def test_its_warnings_are_told(decision):
+def test_its_warnings_are_reported(decision):
     assert decision_table(replace(decision, notes=("member a is dead",))).notes[-1] == "member a is dead"
 
 
@@ -274,7 +276,7 @@ def test_the_curve_has_a_row_for_each_cost(decision):
     assert "thera fit-stacker --objective" in table.notes[0]
 
 
-def test_the_floor_is_told_in_two_opinions(decision):
+def test_the_floor_is_reported_in_two_opinions(decision):
     confident, mixture = (
         FloorEstimate(ErrorRates(fpr, fnr, 100, 300), Interval(low, high))
         for fpr, fnr, low, high in ((0.05, 0.03, 0.02, 0.06), (0.02, 0.01, 0.0, 0.03))
@@ -282,9 +284,9 @@ def test_the_floor_is_told_in_two_opinions(decision):
     floor = Floor(confident, mixture, ErrorRates(0.1, 0.06, 100, 300), 1.0)
     table = floor_table(replace(decision, floor=floor))
     assert table.rows == (
-        ("confident learning (interval: counting alone)", "0.0500", "0.0300", "0.0400", "[0.0200, 0.0600]"),
+        ("confident learning (interval without its bias)", "0.0500", "0.0300", "0.0400", "[0.0200, 0.0600]"),
         ("mixture fit", "0.0200", "0.0100", "0.0150", "[0.0000, 0.0300]"),
-        ("at most (labels wrong at random)", "0.1000", "0.0600", "0.0800", ""),
+        ("upper bound (labels wrong at random)", "0.1000", "0.0600", "0.0800", ""),
     )
     assert table.notes == (describe_floor(floor, decision.nested.hter),)
     assert decision.floor is not None and len(floor_table(decision).rows) == 3
@@ -293,11 +295,11 @@ def test_the_floor_is_told_in_two_opinions(decision):
 def test_a_floor_that_is_not_known_is_said_to_be_so(decision):
     table = floor_table(replace(decision, floor=None))
     assert table.rows == ()
-    assert "cannot be told" in table.notes[0]
+    assert "cannot be estimated" in table.notes[0]
     out = io.StringIO()
     Console(file=out, width=300, color_system=None).print(table.rich())
     for shown in (table.text(), table.markdown(), out.getvalue()):
-        assert "cannot be told" in " ".join(shown.split())  # a narrow table wraps it
+        assert "cannot be estimated" in " ".join(shown.split())  # a narrow table wraps it
 
 
 def test_the_tables_of_a_decision_end_with_what_they_mean(decision):

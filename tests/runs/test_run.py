@@ -317,8 +317,6 @@ def test_a_state_without_its_note_is_not_yet_one(tmp_path: Path, state: StateFol
 def test_no_whole_state_is_an_error(tmp_path: Path, state: StateFolder) -> None:
     for path in (tmp_path / "fold-0" / "state").glob("*.safetensors"):
         flip(path)
-    with pytest.raises(
-        ArtifactError, match="state: holds no state that is whole; remove this folder to start the fold"
-    ):
+    with pytest.raises(ArtifactError, match="state: holds only damaged states; remove this folder to start the fold"):
         state.load()
     assert len(state.warnings) == 2

@@ -192,7 +192,7 @@ def tables(found: dict[str, Floats], rows: int, images: int) -> str:
         "probabilities": "mean of the fold models' probabilities, threshold kept",
         "part": f"threshold fitted on {rows // 10} more labelled rows that no fold trains on",
     }
-    for name, told in names.items():
+    for name, message in names.items():
         regret = found[f"regret {name}"]
         lines.append(f"| {told} | {regret.mean():.5f} | {np.quantile(regret, 0.95):.4f} |")
     return "\n".join(lines)
@@ -206,10 +206,10 @@ def main() -> None:
     parser.add_argument("--worlds", choices=WORLDS, nargs="+", default=["even"], help="of the noise")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=2)
-    wanted = parser.parse_args()
-    for kind in wanted.worlds:
-        for rows in wanted.rows:
-            found = run(wanted.sets, rows, wanted.images, wanted.jobs, kind, wanted.folds)
+    expected = parser.parse_args()
+    for kind in expected.worlds:
+        for rows in expected.rows:
+            found = run(expected.sets, rows, expected.images, expected.jobs, kind, expected.folds)
             print(f"\nNoise {kind}, {wanted.folds} folds. {tables(found, rows, wanted.images)}\n", flush=True)
 
 
