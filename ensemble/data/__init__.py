@@ -2,6 +2,7 @@
 
 source.py      recognises a folder, a zip or a manifest, and joins each image to its label
 files.py       lists and reads files in folders and zips, and refuses unsafe or damaged ones
+labels.py      reads labels: 0 and 1, and other spellings that can only mean these
 manifest.py    reads CSV and Parquet tables of images
 pixels.py      decodes a file to RGB pixels under one image policy
 store.py       decodes every image once, into a memory map on disk

@@ -9,15 +9,17 @@ import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from ensemble.data.files import as_text, is_inside, listed
+from ensemble.data.files import IMAGE_SUFFIXES, as_text, is_image, is_inside, listed
 from ensemble.errors import DataError, ResourceError, printable
 
 MANIFEST_COLUMNS = ("path", "label", "group")
 """The columns that a manifest may have."""
 
 
-def read_manifest(path: Path) -> tuple[list[int], dict[str, tuple[str, ...]]]:
-    """Return the line number of each row, and the columns by name. Paths are checked, other values are not.
+def read_manifest(path: Path) -> tuple[list[int], dict[str, tuple[str, ...]], tuple[str, ...]]:
+    """Return the line number of each row, the columns by name, and notes. Paths are checked, other values are not.
+
+    Columns may be separated by commas or semicolons. A path may lack the suffix of its image.
 
     Raises
     ------
@@ -40,8 +42,26 @@ def read_manifest(path: Path) -> tuple[list[int], dict[str, tuple[str, ...]]]:
             )
     columns = dict(zip(header, zip(*(row for _, row in rows), strict=True), strict=True))
     numbers = [line for line, _ in rows]
-    _check_paths(where, os.path.realpath(path.parent), numbers, columns["path"])
-    return numbers, columns
+    root, paths = os.path.realpath(path.parent), columns["path"]
+    columns["path"] = _with_suffixes(where, root, numbers, paths)
+    _check_paths(where, root, numbers, columns["path"])
+    completed = sum(given != name for given, name in zip(paths, columns["path"], strict=True))
+    notes = (f"{completed} paths have no suffix; the image files of these names are used",) if completed else ()
+    return numbers, columns, notes
+
+
+def _with_suffixes(where: str, root: str, lines: list[int], paths: Sequence[str]) -> tuple[str, ...]:
+    """Return the paths with the suffix of the image file where a path lacks one."""
+    suffixes = sorted(IMAGE_SUFFIXES | {suffix.upper() for suffix in IMAGE_SUFFIXES})
+    completed = []
+    for line, path in zip(lines, paths, strict=True):
+        names = [path]
+        if path and not is_image(path) and not os.path.lexists(os.path.join(root, path)):
+            names = [path + suffix for suffix in suffixes if os.path.isfile(os.path.join(root, path + suffix))] or names
+        if len(names) > 1:
+            raise DataError(f"{where}: line {line}", f"may be {listed(names)}", "write the suffix")
+        completed.append(names[0])
+    return tuple(completed)
 
 
 def _check_paths(where: str, root: str, lines: list[int], paths: Sequence[str]) -> None:
@@ -65,7 +85,12 @@ def _check_paths(where: str, root: str, lines: list[int], paths: Sequence[str]) 
 
 
 def _csv_rows(path: Path) -> list[tuple[int, list[str]]]:
-    reader = csv.reader(io.StringIO(as_text(path.read_bytes(), printable(path)), newline=""), strict=True)
+    text = as_text(path.read_bytes(), printable(path))
+    header = text.partition("\n")[0]
+    delimiter = ";" if ";" in header and "," not in header else ","
+    # Blanks after a delimiter are skipped where the header has them too; elsewhere they may begin a file name.
+    skips = delimiter + " " in header
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=skips, strict=True)
     try:
         rows = [(reader.line_num, row) for row in reader]
     except csv.Error as error:

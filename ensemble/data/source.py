@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.data.files import (
-    as_text,
     image_files,
     is_hidden,
     is_image,
@@ -27,6 +26,7 @@ from ensemble.data.files import (
     split_zip,
     unzip,
 )
+from ensemble.data.labels import read_labels, read_values
 from ensemble.data.manifest import read_manifest
 from ensemble.errors import ConfigError, DataError, printable
 
@@ -48,6 +48,8 @@ class Source:
         The file of each row, as `fetch` takes it.
     fetch : callable
         Returns the bytes of a name; raises `DataError`.
+    notes : tuple of str
+        Remarks on how the labels were read, a line each.
     """
 
     where: str
@@ -56,6 +58,7 @@ class Source:
     groups: NDArray[np.int64] | None
     names: tuple[str, ...]
     fetch: Callable[[str], bytes]
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -142,9 +145,7 @@ def open_source(images: Path, labels: Path | None = None) -> Source:
 
 
 def parse_labels(data: bytes, where: str) -> NDArray[np.int8]:
-    """Return the labels of a text file with a 0 or 1 in each line.
-
-    A byte-order mark, CRLF, a missing final newline and one extra one are accepted.
+    """Return the labels of a text file with a label in each line; `data/labels.py` says which forms are accepted.
 
     Returns
     -------
@@ -160,26 +161,7 @@ def parse_labels(data: bytes, where: str) -> NDArray[np.int8]:
     >>> parse_labels(b"1\\r\\n0\\r\\n", "labels.txt")
     array([1, 0], dtype=int8)
     """
-    lines = as_text(data, where).replace("\r\n", "\n").split("\n")
-    for _ in range(2):
-        if lines and not lines[-1]:
-            lines.pop()
-    if not lines:
-        raise DataError(where, "holds no labels", "write a 0 or 1 in each line")
-    for number, line in enumerate(lines, 1):
-        if line not in ("0", "1"):
-            _refuse_label(where, number, line)
-    return np.array(lines, dtype="U1").astype(np.int8)
-
-
-def _refuse_label(where: str, line: int, value: str) -> None:
-    if not value.strip():
-        problem = "is blank"
-    elif len(value.replace(",", " ").replace(";", " ").split()) > 1:
-        problem = f"holds more than one column: '{printable(value[:40])}'"
-    else:
-        problem = f"must be 0 or 1; got '{printable(value[:40])}'"
-    raise DataError(f"{where}: line {line}", problem, "write a 0 or 1 in each line")
+    return read_labels(data, where)[0]
 
 
 def _refuse_labels(where: str, labels: Path | None) -> None:
@@ -220,15 +202,15 @@ def _numbered(
             where, f"numbering has gaps: image {gap} is missing, before {by_number[numbers[gap - 1]]}", remedy
         )
     ordered = [by_number[number] for number in numbers]
-    parsed = None
+    parsed, notes = None, tuple[str, ...]()
     if labels is not None:
-        parsed = parse_labels(labels[1], labels[0])
+        parsed, notes = read_labels(labels[1], labels[0])
         n, lines = len(ordered), len(parsed)
         if lines != n:
             rest = f"line {n + 1} has no image" if lines > n else f"{ordered[lines]} has no label"
             raise DataError(labels[0], f"{lines} lines for {n} images; {rest}", "give one line for each image")
     ids = np.array([PurePosixPath(name).stem for name in ordered])
-    return Source(where, ids, parsed, None, tuple(files[name] for name in ordered), fetch)
+    return Source(where, ids, parsed, None, tuple(files[name] for name in ordered), fetch, notes)
 
 
 def _classes(where: str, files: dict[str, str], fetch: Callable[[str], bytes]) -> Source:
@@ -319,17 +301,15 @@ def _labels_beside(path: Path, archive: zipfile.ZipFile, names: list[str]) -> tu
 
 def _open_manifest(path: Path) -> Source:
     where = printable(path)
-    numbers, columns = read_manifest(path)
+    numbers, columns, notes = read_manifest(path)
     labels = groups = None
     if "label" in columns:
-        for line, value in zip(numbers, columns["label"], strict=True):
-            if value not in ("0", "1"):
-                _refuse_label(where, line, value)
-        labels = np.array(columns["label"], dtype="U1").astype(np.int8)
+        labels, label_notes = read_values(columns["label"], numbers, where)
+        notes += label_notes
     if "group" in columns:
         if "" in columns["group"]:
             line = numbers[columns["group"].index("")]
             raise DataError(f"{where}: line {line}", "has a blank group", "write a group that no other image has")
         groups = np.unique(np.array(columns["group"]), return_inverse=True)[1].astype(np.int64)
     paths, fetch = columns["path"], functools.partial(read_file, os.path.realpath(path.parent))
-    return Source(where, np.array(paths), labels, groups, paths, fetch)
+    return Source(where, np.array(paths), labels, groups, paths, fetch, notes)

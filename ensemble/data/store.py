@@ -95,7 +95,7 @@ def load_dataset(
     except OSError as error:
         raise ResourceError(printable(store), f"cannot be written: {error.strerror or error}") from error
     pixels, traits = stored
-    notes = (*_trait_notes(source, traits), *_conflict_notes(source, digests))
+    notes = (*source.notes, *_trait_notes(source, traits), *_conflict_notes(source, digests))
     fingerprint = _fingerprint(source, digests, pixels)
     for note in notes:
         say(f"note: {source.where}: {note}")

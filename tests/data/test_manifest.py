@@ -74,3 +74,33 @@ def test_manifest_with_a_name_that_is_no_utf8_and_without_labels(tmp_path: Path)
     source = open_source(text(tmp_path / "m.csv", b"path\n\xff.jpg\n\n"))
     assert source.labels is None and source.groups is None
     assert source.read(0) == b"\xff.jpg"
+
+
+@pytest.mark.parametrize(
+    ("content", "notes"),
+    [
+        ("path;label\na.jpg;1\nb.jpg;0\n", 0),
+        ('"path","label"\n"a.jpg","1"\n"b.jpg","0"\n', 0),
+        ("path, label\na.jpg, 1\nb.jpg, 0\n", 0),
+        ("path,label\na.jpg,1.0\nb.jpg,0.0\n", 1),
+        ("path,label\na.jpg,1\nb.jpg,-1\n", 1),
+        ("path,label\na,1\nb,0\n", 1),
+    ],
+)
+def test_forms_of_manifests(tmp_path: Path, content: str, notes: int) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"a")
+    (tmp_path / "b.jpg").write_bytes(b"b")
+    (tmp_path / "set.csv").write_text(content)
+    source = open_source(tmp_path / "set.csv")
+    assert source.ids.tolist() == ["a.jpg", "b.jpg"]
+    assert source.labels is not None and source.labels.tolist() == [1, 0]
+    assert len(source.notes) == notes
+    assert source.read(1) == b"b"
+
+
+def test_a_path_without_suffix_must_name_one_file(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png"):
+        (tmp_path / name).write_bytes(b"a")
+    (tmp_path / "set.csv").write_text("path,label\na,1\n")
+    with pytest.raises(DataError, match=r"line 2: may be a\.jpg, a\.png; write the suffix"):
+        open_source(tmp_path / "set.csv")

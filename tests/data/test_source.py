@@ -32,8 +32,10 @@ def test_label_files_that_differ_in_form_only(data: bytes) -> None:
         (b"1\n0\n\n\n", "line 3: is blank"),
         (b"1\n0 1\n", "line 2: holds more than one column: '0 1'"),
         (b"1\n0,a\n", "line 2: holds more than one column"),
-        (b"1\n-1\n", "line 2: must be 0 or 1; got '-1'"),
-        (b"1.0\n", "line 1: must be 0 or 1; got '1.0'"),
+        (b"1\n0\n-1\n", "line 3: is -1, and other lines are 0; write each label as 0 or 1"),
+        (b"1.5\n", "line 1: must be 0 or 1; got '1.5'"),
+        (b"label\n", "no labels"),
+        (b"label\n1\nx\n", "line 3: must be 0 or 1; got 'x'"),
         (b"0\nnan\n", "line 2: must be 0 or 1; got 'nan'"),
         (b"0\n\x1b[2J\xff\n", r"line 2: must be 0 or 1; got '\x1b[2J\udcff'"),
     ],
@@ -134,3 +136,25 @@ def test_class_folders(tmp_path: Path, zipped: bool) -> None:
     assert source.ids.tolist() == ["0/b.jpg", "1/a.png", "1/b.jpg"]
     assert source.labels is not None and source.labels.tolist() == [0, 1, 1]
     assert source.read(0).endswith(b"0/b.jpg")
+
+
+@pytest.mark.parametrize(
+    ("data", "note"),
+    [
+        ("1.0\n0.0\n1.0\n", "0.0 as 0, 1.0 as 1"),
+        ("1.000000000000000000e+00\n0.000000000000000000e+00\n1.0\n", "as 1"),
+        ("1\n-1\n1\n", "-1 as 0, 1 as 1"),
+        ('"1"\n"0"\n"1"\n', "are read as 0 and 1"),
+        ("1 \n 0\n1\n", "are read as 0 and 1"),
+        ("label\n1\n0\n1\n", "line 1 of"),
+    ],
+)
+def test_label_files_that_are_read_with_a_note(tmp_path: Path, data: str, note: str) -> None:
+    images = fill(tmp_path / "x", "1.jpg", "2.jpg", "3.jpg")
+    source = open_source(images, text(tmp_path / "l.txt", data))
+    assert source.labels is not None and source.labels.tolist() == [1, 0, 1]
+    assert len(source.notes) == 1 and note in source.notes[0]
+
+
+def test_plain_labels_need_no_note(tmp_path: Path) -> None:
+    assert open_source(fill(tmp_path / "x", "1.jpg"), text(tmp_path / "l.txt", "1\n")).notes == ()
