@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from ensemble.commands.fit_stacker import averaged_oof, read_decisions
-from ensemble.commands.predict import migrated_facts
 from ensemble.config import VIEW_SETS
 from ensemble.decision.decision import fit_decision
 from ensemble.decision.rates import error_rates
 from ensemble.results import PredictionFacts
 from ensemble.runs.files import file_sha256, read_json
+from ensemble.runs.migration import migrate_facts
 from ensemble.runs.run import Run
 
 RUN = Run(Path(__file__).parents[1] / "checkpoints" / "therapanacea")
@@ -100,7 +100,7 @@ def test_folder_and_zip_are_one_data_set(data: Path, tmp_path: Path) -> None:
 
 
 def _facts() -> PredictionFacts:
-    return read_json(PREDICTED / "predictions.json", PredictionFacts, "", migrated_facts)
+    return read_json(PREDICTED / "predictions.json", PredictionFacts, "", migrate_facts)
 
 
 @needs_data

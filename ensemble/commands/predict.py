@@ -17,6 +17,7 @@ from ensemble.errors import DataError
 from ensemble.progress import Say, silent
 from ensemble.results import PredictionFacts, PredictionRequest, PredictResult
 from ensemble.runs import files
+from ensemble.runs.migration import migrate_facts
 from ensemble.runs.predictions import (
     is_predicted,
     read_prediction,
@@ -198,7 +199,7 @@ def _table(ids: np.ndarray, deployment: Deployment, logits: FoldLogits) -> pd.Da
 
 
 def _read(folder: Path) -> PredictResult:
-    facts, table = read_prediction(folder, PredictionFacts, migrated_facts)
+    facts, table = read_prediction(folder, PredictionFacts, migrate_facts)
     return PredictResult(
         name=folder.name,
         folder=folder,
@@ -208,43 +209,3 @@ def _read(folder: Path) -> PredictResult:
         stacked_logits=table["stacked_logit"].to_numpy(np.float64),
         probabilities=table["probability"].to_numpy(np.float64),
     )
-
-
-def migrated_facts(content: dict[str, Any]) -> dict[str, Any]:
-    """Convert the facts of a prediction of an older version.
-
-    Older versions did not record the counts of rows, so the rates have counts of 0.
-    """
-    if "request" in content:
-        return content
-
-    def rates(old: dict[str, Any]) -> dict[str, Any]:
-        return {"fpr": old["fpr"], "fnr": old["fnr"], "n_neg": 0, "n_pos": 0}
-
-    def interval(ends: list[float] | None) -> dict[str, float] | None:
-        return None if ends is None else {"low": ends[0], "high": ends[1]}
-
-    requested = {key: content[f"{key}_asked"] for key in ("correction", "cascade", "precision", "convolutions")}
-    kept = {key: content[key] for key in ("fingerprint", "decision_sha256", "views", "prior")}
-    return {
-        **content,
-        "request": {**requested, **kept, "combine": content.get("combine", "mean")},
-        "expectation": {
-            "correction": content["correction"],
-            "averaging_measured": content["averaging_measured"],
-            "corrections": [
-                {
-                    "correction": name,
-                    "threshold": old["threshold"],
-                    "rates": rates(old),
-                    "share_of_label_0": old["share_of_label_0"],
-                }
-                for name, old in content["corrections"].items()
-            ],
-            "rates": rates(content["expected"]),
-            "interval": interval(content["hter_interval"]),
-            "new_set_interval": interval(content["expected_interval"]),
-            "at_prior": content["at_prior"],
-        },
-        "assumed_share_of_label_0": content["taken_share_of_label_0"],
-    }

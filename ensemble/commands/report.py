@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 from ensemble.commands.fit_stacker import read_decisions
-from ensemble.commands.predict import migrated_facts
 from ensemble.config import VIEWS
 from ensemble.data.folds import FoldTable
 from ensemble.decision.assessment import member_report
@@ -16,6 +15,7 @@ from ensemble.reports.documents import report_json, report_markdown
 from ensemble.results import MemberReport, PredictionFacts, ReportResult
 from ensemble.runs import files
 from ensemble.runs.member import FROM_SCRATCH, MemberFolder
+from ensemble.runs.migration import migrate_facts
 from ensemble.runs.run import Run
 
 
@@ -73,7 +73,7 @@ def _current_predictions(run: Run, say: Say) -> dict[str, PredictionFacts]:
     current, facts = files.file_sha256(run.decision), {}
     for path in sorted(run.folder.glob("predictions/*/predictions.json")):
         name = path.parent.name
-        stored = files.read_json(path, PredictionFacts, "run: thera predict", migrated_facts)
+        stored = files.read_json(path, PredictionFacts, "run: thera predict", migrate_facts)
         if stored.request.decision_sha256 == current:
             facts[name] = stored
         else:

@@ -12,15 +12,13 @@ import numpy as np
 from ensemble.errors import ArtifactError
 from ensemble.runs import files
 from ensemble.runs.member import MemberFolder
+from ensemble.runs.migration import migrate_note
 
 if TYPE_CHECKING:
     import pandas as pd
 
 PREDICT_AGAIN = "run: thera predict"
 """The remedy where a file of a prediction is missing or damaged."""
-
-FORMER_KINDS = {"folded": "fused"}
-"""Former names of kinds of convolutions, which older files have, and their names today."""
 
 T = TypeVar("T")
 
@@ -61,16 +59,6 @@ class KeptNote:
     files: dict[str, KeptFacts] = field(default_factory=dict)
 
 
-def _migrated_note(content: dict[str, Any]) -> dict[str, Any]:
-    kept = content["files"]
-    renamed = {
-        name: {**facts, "convolutions": FORMER_KINDS.get(kind, kind)}
-        for name, facts in kept.items()
-        for kind in [facts.get("convolutions", "native")]
-    }
-    return {**content, "files": renamed}
-
-
 class KeptLogits:
     """The logits of fold models in `<member>/fold-<k>.csv`, and how they were computed in `made_from.json`.
 
@@ -94,7 +82,7 @@ class KeptLogits:
         self._note = KeptNote(fingerprint)
         if self._path.exists():
             remedy = f"remove {folder}; its logits are then computed again"
-            stored = files.read_json(self._path, KeptNote, remedy, _migrated_note)
+            stored = files.read_json(self._path, KeptNote, remedy, migrate_note)
             if stored.fingerprint == fingerprint:
                 self._note = stored
 
