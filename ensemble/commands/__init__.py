@@ -1,6 +1,7 @@
 """One file a command: a run directory in, a typed result out, which `reports` renders.
 
 run.py          run, demo and recipes: everything in order
+checks.py       options of a training command, checked before anything slow is imported
 train.py        train-member and trial
 fold_jobs.py    the fold models of members: begun, trained, written
 clean.py        training rows that are left out for doubtful labels
