@@ -1,10 +1,11 @@
 # make demo   environment, demo data, three members, stacker, prediction, report
-# make test   the tests          make check   format, lint, types, tests
+# make test   the tests          make check   format, lint, types, documentation, tests
+# make docs   the documentation as a site in site/
 # make simulate   400 data sets with known truth: does the printed number hold?
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check simulate clean
+.PHONY: demo test check docs simulate clean
 
 demo: $(BIN)/.ready
 	$(BIN)/thera demo
@@ -16,7 +17,11 @@ check: $(BIN)/.ready
 	$(BIN)/ruff format
 	$(BIN)/ruff check
 	$(BIN)/mypy
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	$(BIN)/python -m pytest
+
+docs: $(BIN)/.ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 simulate: $(BIN)/.ready
 	$(BIN)/python tests/simulations/label_files.py
@@ -28,4 +33,4 @@ $(BIN)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv checkpoints/demo
+	rm -rf .venv checkpoints/demo site

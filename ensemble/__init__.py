@@ -10,6 +10,7 @@ Files in reading order:
 
 errors.py            everything that is raised on purpose, with exit statuses
 config.py            the config models: type, default, help text and panel of each option
+fit_config.py        the config model of `thera fit`
 config_reading.py    from YAML and options to config models
 machine.py           cores and memory that this process may use
 progress.py          progress and signals of long work
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ensemble.commands.evaluate import compare, evaluate
+    from ensemble.commands.fit import fit
     from ensemble.commands.fit_stacker import fit_stacker
     from ensemble.commands.predict import predict
     from ensemble.commands.report import report
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
         TheraError,
     )
     from ensemble.estimator import TheraClassifier, ThresholdStacker
+    from ensemble.fit_config import FitConfig
 
 __all__ = [
     "ArtifactError",
@@ -70,6 +73,7 @@ __all__ = [
     "DataConfig",
     "DataError",
     "DecisionConfig",
+    "FitConfig",
     "LockedError",
     "MemberConfig",
     "Objective",
@@ -84,6 +88,7 @@ __all__ = [
     "compare",
     "error_rates",
     "evaluate",
+    "fit",
     "fit_stacker",
     "fit_threshold",
     "load_config",
@@ -96,6 +101,7 @@ __all__ = [
 
 _MODULES = {
     "ensemble.commands.evaluate": ("compare", "evaluate"),
+    "ensemble.commands.fit": ("fit",),
     "ensemble.commands.fit_stacker": ("fit_stacker",),
     "ensemble.commands.predict": ("predict",),
     "ensemble.commands.report": ("report",),
@@ -125,6 +131,7 @@ _MODULES = {
         "TheraError",
     ),
     "ensemble.estimator": ("TheraClassifier", "ThresholdStacker"),
+    "ensemble.fit_config": ("FitConfig",),
 }
 """Where each public name is defined. Type checkers read the imports above; a test keeps the two equal."""
 

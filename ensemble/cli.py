@@ -22,7 +22,15 @@ from ensemble import __version__
 from ensemble.errors import ConfigError, ResourceError, Stopped, TheraError
 
 if TYPE_CHECKING:
-    from ensemble.config import BenchConfig, ComputeConfig, DataConfig, DecisionConfig, MemberConfig, PredictConfig
+    from ensemble.config import (
+        BenchConfig,
+        ComputeConfig,
+        DataConfig,
+        DecisionConfig,
+        MemberConfig,
+        PredictConfig,
+    )
+    from ensemble.fit_config import FitConfig
 
 # --- the commands -----------------------------------------------------------------------------------------------------
 
@@ -33,6 +41,10 @@ def _say(line: str) -> None:
     say(line)
 
 
+def _fit(file: Any, /, config: FitConfig, decision: DecisionConfig, compute: ComputeConfig) -> Any:
+    return file.fit(config, decision, compute, _say)
+
+
 def _train_member(
     file: Any, /, run: Path, member: MemberConfig, data: DataConfig, folds: int, seed: int, compute: ComputeConfig
 ) -> Any:
@@ -41,6 +53,10 @@ def _train_member(
 
 def _fit_stacker(file: Any, /, run: Path, config: DecisionConfig) -> Any:
     return file.fit_stacker(run, config, _say)
+
+
+def _remove_member(file: Any, /, run: Path, name: str, yes: bool) -> Any:
+    return file.remove_member(run, name, yes, _say)
 
 
 def _predict(file: Any, /, run: Path, config: PredictConfig, compute: ComputeConfig) -> Any:
@@ -60,15 +76,15 @@ def _report(file: Any, /, run: Path) -> Any:
 
 
 def _run(file: Any, /, config: Path, compute: ComputeConfig, **given: Any) -> Any:
-    from ensemble.config_reading import load_config, overridden
+    from ensemble.config_reading import config_file, load_config, overridden
 
-    return file.run(overridden(load_config(config), **given), compute, _say)
+    return file.run(overridden(load_config(config_file(config)), **given), compute, _say)
 
 
 def _trial(file: Any, /, config: Path, fold: int, compute: ComputeConfig) -> Any:
-    from ensemble.config_reading import load_config
+    from ensemble.config_reading import config_file, load_config
 
-    return file.trial(load_config(config), fold, compute, _say)
+    return file.trial(load_config(config_file(config)), fold, compute, _say)
 
 
 def _recipes(file: Any, /) -> Any:
@@ -106,6 +122,13 @@ class Command:
 
 
 COMMANDS = {
+    "fit": Command(
+        "fit",
+        "Do everything: choose members, train, decide, label.",
+        "The members suit the device and the number of images; --time limits how long everything takes. What is chosen "
+        "is written to config.yaml in the run's folder, and `thera run` goes on with that file after an interruption.",
+        _fit,
+    ),
     "train-member": Command(
         "train",
         "Train one member and print its out-of-fold HTER.",
@@ -118,6 +141,12 @@ COMMANDS = {
         "Without options, the threshold is the one that minimises the HTER. Plain prediction and --tta each get their "
         "own stacker and threshold.",
         _fit_stacker,
+    ),
+    "remove-member": Command(
+        "remove_member",
+        "Remove a member and all that it has trained.",
+        "Nothing is removed without --yes. A decision that uses the member must be fitted anew.",
+        _remove_member,
     ),
     "predict": Command("predict", "Label a set of images with a fitted run.", "", _predict),
     "evaluate": Command(
@@ -155,7 +184,7 @@ COMMANDS = {
     "recipes": Command(
         "run",
         "List the recipes of the public solutions.",
-        "`thera run FILE` runs one, with --run, --images and --labels on any data.",
+        "`thera run NAME` runs it, with --run, --images and --labels on any data.",
         _recipes,
     ),
     "demo": Command(

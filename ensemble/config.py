@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 SHORT_NAMES = {"resnet18": "resnet18", "mobilenetv2": "mobilenetv2_100", "convnext_nano": "convnext_nano"}
 """Names of the three default members, and the timm architectures that they stand for."""
 
+WITHOUT_WEIGHTS = ("small_cnn", "simple_cnn", "lenet")
+"""Architectures of thera itself, which have no pretrained weights: unless requested, they start from scratch."""
+
 VIEWS = ("identity", "hflip")
 """The views that every logit is computed for: the image as it is, and mirrored left to right."""
 
@@ -213,6 +216,12 @@ class MemberConfig(Frozen):
             raise ValueError(f"alpha belongs to the focal loss, not to {self.loss}: leave it out, or set loss to focal")
         return self
 
+    @model_validator(mode="after")
+    def _scratch_without_weights(self) -> Self:
+        if self.arch in WITHOUT_WEIGHTS and "pretrained" not in self.model_fields_set:
+            self.__dict__["pretrained"] = False  # not set as given, so that training can say it
+        return self
+
     @property
     def augmentation(self) -> AugmentConfig:
         """The single changes, also where `augment` is a name."""
@@ -244,9 +253,25 @@ class DecisionConfig(Frozen):
         Literal["auto", "mean", "calibrated", "nonnegative", "logistic"],
         option(DECISION, "auto: the simplest that is as good as the best."),
     ] = "auto"
+    members: Annotated[
+        tuple[str, ...] | None,
+        option(DECISION, "Members to stack, separated by commas.", unset="all that are finished"),
+    ] = None
     repeats: Annotated[
         int, option(DECISION, "Other partitions of the rows that the nested estimate is repeated on.", ge=0, le=1000)
     ] = 0
+
+    @field_validator("members", mode="before")
+    @classmethod
+    def _separated_by_commas(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = [value]
+        if not isinstance(value, (list, tuple)) or not all(isinstance(each, str) for each in value):
+            return value
+        names = [name.strip() for each in value for name in each.split(",")]
+        if not all(names):
+            raise ValueError("must be names separated by commas, such as a,b")
+        return tuple(dict.fromkeys(names))
 
 
 class PredictOptions(Frozen):

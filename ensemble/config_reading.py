@@ -43,6 +43,37 @@ def load_config(path: Path) -> RunConfig:
     return validated(RunConfig, values, path)
 
 
+def config_file(name: Path) -> Path:
+    """Return the path of a YAML file: `name` itself where it exists, or the recipe of that name.
+
+    Raises
+    ------
+    ConfigError
+        There is neither; the nearest names are suggested.
+    """
+    if name.exists() or name.parent != Path() or name.suffix:
+        return name
+    recipes = {path.stem: path for path in shipped("recipes").glob("*.yaml")}
+    if name.name in recipes:
+        return recipes[name.name]
+    near = difflib.get_close_matches(name.name.lower().replace("_", "-"), recipes, n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(near)}?" if near else f"the recipes are {', '.join(sorted(recipes))}"
+    raise ConfigError(printable(name), "is neither a file nor the name of a recipe", hint)
+
+
+def shipped(name: str) -> Path:
+    """Return a config that came with the package: inside it where it is installed, in `configs/` in a checkout."""
+    package = Path(__file__).parent
+    return package / name if (package / name).exists() else package.parent / "configs" / name
+
+
+def config_text(config: RunConfig, comment: str) -> str:
+    """Return a config as the YAML that `load_config` reads, without what has its default, below lines of comment."""
+    values = config.model_dump(mode="json", exclude_defaults=True)
+    head = "".join(f"# {line}\n" for line in comment.splitlines())
+    return head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
 def overridden(
     config: RunConfig,
     run: Path | None = None,

@@ -36,16 +36,22 @@ from ensemble.config import (
 )
 from ensemble.config_reading import Location, faults_of, part_of
 from ensemble.errors import ConfigError
+from ensemble.fit_config import FitConfig
 
 # --- options that exist on the command line alone ---------------------------------------------------------------------
 
 
 class _RunFile(Frozen):
-    config: Annotated[Path, option(RUN, "A YAML file, for example configs/therapanacea.yaml.")]
+    config: Annotated[Path, option(RUN, "A YAML file, or the name of a recipe, such as simple-cnn.")]
+
+
+class _RemoveMember(Frozen):
+    name: Annotated[str, option(RUN, "The member's name.")]
+    yes: Annotated[bool, option(RUN, "Remove it; without this, the command only says what would be removed.")] = False
 
 
 class _Trial(Frozen):
-    config: Annotated[Path, option(RUN, "A YAML file with the members to compare.")]
+    config: Annotated[Path, option(RUN, "A YAML file with the members to compare, or the name of a recipe.")]
     fold: Annotated[int, option(RUN, "The fold to hold out.", ge=0)] = 0
 
 
@@ -93,6 +99,11 @@ def _part(model: type[BaseModel], *names: str, key: str = "", optional: bool = F
 _COMPUTE = _part(ComputeConfig, key="compute")
 
 PARTS: dict[str, tuple[Part, ...]] = {
+    "fit": (
+        _part(FitConfig, key="config"),
+        _part(DecisionConfig, "objective", "stacker", "repeats", key="decision"),
+        _COMPUTE,
+    ),
     "train-member": (
         _part(RunConfig, "run", "folds", "seed"),
         _part(DataConfig, key="data"),
@@ -100,6 +111,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
         _COMPUTE,
     ),
     "fit-stacker": (_part(RunConfig, "run"), _part(DecisionConfig, key="config")),
+    "remove-member": (_part(RunConfig, "run"), _part(_RemoveMember)),
     "predict": (
         _part(RunConfig, "run"),
         _part(PredictConfig, key="config"),
@@ -125,6 +137,8 @@ PARTS: dict[str, tuple[Part, ...]] = {
 # --- what differs on the command line ---------------------------------------------------------------------------------
 
 ARGUMENTS = {
+    "fit": ("images",),
+    "remove-member": ("name",),
     "evaluate": ("label_file",),
     "compare": ("a", "b"),
     "run": ("config",),

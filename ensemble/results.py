@@ -75,6 +75,26 @@ class TrialResult:
     rows: tuple[TrialRow, ...]
 
 
+@dataclass(frozen=True)
+class RemoveResult:
+    """The members that are left in a run after the removal of another.
+
+    Attributes
+    ----------
+    run : Path
+    removed : str
+    left : mapping of str to int
+        The finished folds of each member that is left.
+    stale : bool
+        Whether the decision uses the removed member, so that it must be fitted anew.
+    """
+
+    run: Path
+    removed: str
+    left: Mapping[str, int]
+    stale: bool
+
+
 # --- deciding ---------------------------------------------------------------------------------------------------------
 
 

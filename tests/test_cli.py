@@ -25,6 +25,8 @@ from ensemble.config import BenchConfig, ComputeConfig, DecisionConfig, MemberCo
 from ensemble.errors import ArtifactError, ConfigError, DataError, LockedError, ResourceError, Stopped, TheraError
 
 COMMANDS = {
+    "fit": "fit",
+    "remove-member": "remove_member",
     "train-member": "train",
     "fit-stacker": "fit_stacker",
     "predict": "predict",

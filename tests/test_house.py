@@ -16,7 +16,7 @@ FILES = sorted(HOUSE.rglob("*.py"))
 LAYERS = (
     {"errors"},
     {"config", "progress", "machine", "runs/files"},
-    {"config_reading"},
+    {"config_reading", "fit_config"},
     {"data"},
     {"runs"},
     {"members", "decision"},
@@ -44,7 +44,7 @@ OWNERS = {
     "safetensors": ("runs/files.py",),
     "filelock": ("runs/files.py",),
     "yaml": ("config_reading.py",),
-    "pydantic": ("config.py", "config_reading.py", "options.py", "runs/files.py"),
+    "pydantic": ("config.py", "fit_config.py", "config_reading.py", "options.py", "runs/files.py"),
     "pydantic_core": ("decision/objective.py",),
     "typer": ("cli.py", "options.py"),
     "tqdm": ("progress.py",),

@@ -20,8 +20,9 @@ from ensemble.config import (
     RunConfig,
 )
 from ensemble.errors import ConfigError
+from ensemble.fit_config import FitConfig
 
-MODELS = (AugmentConfig, ComputeConfig, DataConfig, DecisionConfig, MemberConfig, PredictConfig, RunConfig)
+MODELS = (AugmentConfig, ComputeConfig, DataConfig, DecisionConfig, FitConfig, MemberConfig, PredictConfig, RunConfig)
 PARTS_OF_A_RUN = {"RunConfig.data", "RunConfig.members", "RunConfig.decision", "RunConfig.predict"}
 """Fields that are models themselves."""
 

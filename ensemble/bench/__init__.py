@@ -5,5 +5,6 @@ images.py      the images that it measures with
 throughput.py  training, prediction and loading as repeatable pieces of work
 clock.py       the speed of a piece of work
 roofline.py    the limits of the machine
+rates.py       the speed of training folds, to plan a budget by
 advice.py      a sentence of advice for each further measurement
 """

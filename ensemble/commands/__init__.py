@@ -1,11 +1,14 @@
 """One file a command: a run directory in, a typed result out, which `reports` renders.
 
+fit.py          fit: everything, from images and labels alone
+choice.py       which members fit trains, and for how many epochs
 run.py          run, demo and recipes: everything in order
 checks.py       options of a training command, checked before anything slow is imported
 train.py        train-member and trial
 fold_jobs.py    the fold models of members: begun, trained, written
 clean.py        training rows that are left out for doubtful labels
 fit_stacker.py  fit-stacker: the decision
+remove_member.py  remove-member: a member and all that it has trained
 predict.py      predict: compute, decide, write (the label file --out too)
 fold_logits.py  the logits of the fold models: kept, computed, or a cascade of them
 evaluate.py     evaluate and compare

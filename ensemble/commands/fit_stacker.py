@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ensemble.config import VIEW_SETS, DecisionConfig
+from ensemble.data.folds import FoldTable
 from ensemble.decision.cross_fitting import OofLogits
 from ensemble.decision.decision import Decision, fit_decision
 from ensemble.decision.objective import Objective
-from ensemble.errors import ArtifactError
+from ensemble.errors import ArtifactError, ConfigError, printable
 from ensemble.progress import Say, silent
 from ensemble.results import FitResult
 from ensemble.runs import files
+from ensemble.runs.member import TRAIN_AGAIN
 from ensemble.runs.run import Run
 
 
@@ -27,13 +29,20 @@ class StoredDecisions:
     tta: Decision
 
 
+@dataclass(frozen=True)
+class DecisionsOfChosen(StoredDecisions):
+    """`decision.json` where `--members` has left out finished members; their names are kept."""
+
+    left_out: tuple[str, ...] = ()
+
+
 def fit_stacker(run: Path, config: DecisionConfig | None = None, say: Say = silent) -> FitResult:
     """Fit stacker and threshold for plain prediction and for TTA, and write `decision/decision.json`.
 
     Parameters
     ----------
     run : Path
-        The run's folder; its members are trained.
+        The run's folder. Its finished members are used, or those of them that the config names.
     config : DecisionConfig, optional
     say : callable
         Receives warnings, a line each.
@@ -41,16 +50,14 @@ def fit_stacker(run: Path, config: DecisionConfig | None = None, say: Say = sile
     Raises
     ------
     ConfigError
-        The objective is not valid.
+        The objective is not valid, or the run has no member of a chosen name.
     ArtifactError
-        A member lacks a fold, or its OOF logits are not those that training wrote.
+        No member is finished, a chosen one is not, or OOF logits are not those that training wrote.
     """
     config = config or DecisionConfig()
     started, folder, objective = time.time(), Run(run), Objective.parse(config.objective)
     table, seed = folder.read_folds(), folder.read().seed
-    names = tuple(member.name for member in folder.members() if member.has_begun)
-    if not names:
-        raise ArtifactError(run, "has no members", "train one: thera train-member --help")
+    names, left_out = _chosen_members(folder, table, config.members, say)
     logits = folder.oof_logits(names)  # (n, m, views)
     decisions = {}
     for key, views in VIEW_SETS.items():
@@ -59,9 +66,40 @@ def fit_stacker(run: Path, config: DecisionConfig | None = None, say: Say = sile
     for note in sorted({note for decision in decisions.values() for note in decision.notes}):
         say(f"warning: {note}")
     with files.locked(folder.decision.parent):
-        files.write_json(folder.decision, StoredDecisions(_parents(folder, names), **decisions))
+        parents = _parents(folder, names)
+        stored = DecisionsOfChosen(parents, **decisions, left_out=left_out) if left_out else None
+        files.write_json(folder.decision, stored or StoredDecisions(parents, **decisions))
     folder.record("fit-stacker", started)
     return FitResult(**decisions)
+
+
+def _chosen_members(
+    run: Run, table: FoldTable, requested: Sequence[str] | None, say: Say
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the members that a decision is fitted on, and the finished ones that the request leaves out."""
+    begun = [member for member in run.members() if member.has_begun]
+    missing = {member.name: [fold for fold in range(table.k) if not member.has_oof(fold)] for member in begun}
+    if not begun:
+        raise ArtifactError(run.folder, "has no members", "train one: thera train-member --help")
+    if unknown := [name for name in requested or () if name not in missing]:
+        problem = f"the run has no member {', '.join(map(printable, unknown))}"
+        raise ConfigError("--members", problem, f"it has {', '.join(missing)}")
+    chosen = [name for name in missing if requested is None or name in requested]
+    unfinished = {name: f"lacks {_folds(missing[name], table.k)}" for name in chosen if missing[name]}
+    for name, problem in unfinished.items():
+        if requested is not None:
+            raise ArtifactError(f"member {name}", problem, f"{TRAIN_AGAIN}, or leave it out of --members")
+        say(f"warning: member {name} {problem} and is left out; to finish it, {TRAIN_AGAIN}")
+    finished = tuple(name for name in missing if not missing[name])
+    if not finished:
+        name, problem = next(iter(unfinished.items()))
+        raise ArtifactError(run.folder, f"has no finished member: {name} {problem}", TRAIN_AGAIN)
+    used = tuple(name for name in finished if name in chosen)
+    return used, tuple(name for name in finished if name not in used)
+
+
+def _folds(missing: Sequence[int], k: int) -> str:
+    return f"fold{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))} of 0 to {k - 1}"
 
 
 def averaged_oof(run: Run, members: Sequence[str], views: Sequence[str]) -> OofLogits:
@@ -84,11 +122,13 @@ def read_decisions(run: Run, say: Say = silent) -> FitResult:
         There is no decision, or the members' OOF logits have changed since.
     """
     remedy = f"run: thera fit-stacker --run {run.folder}"
-    stored = files.read_json(run.decision, StoredDecisions, remedy)
+    stored = files.read_json(run.decision, DecisionsOfChosen, remedy)
     members = [member.name for member in run.members()]
-    if not set(stored.parents) <= set(members) or stored.parents != _parents(run, tuple(stored.parents)):
+    if removed := [name for name in stored.parents if name not in members]:
+        raise ArtifactError(run.decision, f"uses {', '.join(removed)}, which the run no longer has", remedy)
+    if stored.parents != _parents(run, tuple(stored.parents)):
         raise ArtifactError(run.decision, "was fitted on other OOF logits than the members have now", remedy)
     for name in members:
-        if name not in stored.parents:
+        if name not in (*stored.parents, *stored.left_out):
             say(f"warning: member {name} is not in the decision; {remedy}")
     return FitResult(stored.plain, stored.tta)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ensemble.config import VIEWS, MemberConfig, seed_sequence
+from ensemble.config import VIEWS, WITHOUT_WEIGHTS, MemberConfig, seed_sequence
 from ensemble.data.folds import FoldTable
 from ensemble.decision.rates import apply_threshold, error_rates
 from ensemble.decision.threshold import fit_threshold
@@ -210,6 +210,8 @@ def _with_origin(folder: MemberFolder, member: MemberConfig, size: int, say: Say
     from ensemble.members.backbones import build
 
     requested = member.pretrained
+    if member.arch in WITHOUT_WEIGHTS and "pretrained" not in member.model_fields_set and not folder.has_begun:
+        say(f"note: {member.arch} has no pretrained weights; member {member.name} starts from scratch")
     settled = member.model_copy(update={"pretrained": bool(requested)})
     if not requested or folder.has_begun or member.weights is not None:
         if requested != "if-possible":

@@ -1,6 +1,6 @@
-"""The logits of the fold models on a set of images: kept ones are read, missing ones computed, or a cascade of them.
+"""Returns the logits of the fold models on a set of images: reads kept ones, computes missing ones, or runs a cascade.
 
-What is kept is read without the weights and without torch.
+Reading kept logits needs neither the weights nor torch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ensemble.members.predictor import FoldModel, Predictor
 
 PILOT = 2000
-"""Images that a cascade evaluates in full. The threshold is corrected on them, and the cascade is checked on them."""
+"""Images that a cascade evaluates with all members and views, to correct the threshold and to check the cascade."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class FoldLogits:
     members : tuple of m str
     by_fold : float64 array (n, m, k)
     known : bool array (n, m)
-        Where a member was evaluated, and not imputed by a cascade.
+        Whether a member was evaluated on an image; where not, a cascade imputed its logits.
     cascade : CascadeFacts or None
     """
 
@@ -60,8 +60,8 @@ class FoldLogits:
 
 
 @dataclass(frozen=True)
-class _Set:
-    """A set of images to compute for a decision of a run."""
+class _Prediction:
+    """The images and options of a prediction by a decision of a run."""
 
     run: Run
     decision: Decision
@@ -95,21 +95,21 @@ def fold_logits(
 ) -> FoldLogits:
     """Return the logits of each member and fold model of a decision on a set of images.
 
-    Each fold model is kept as soon as it is computed. The logits are those of the files, rounded, so that it makes no
-    difference which were computed when. With `options.cascade`, and nothing kept, those that settle no label are
-    imputed.
+    The logits of each fold model are written as soon as they are computed. All are returned rounded, as in the files,
+    so that kept and new logits are the same. With `options.cascade`, and no kept logits, those that cannot change a
+    label are imputed.
 
     Parameters
     ----------
     run : Run
     decision : Decision
     oof : OofLogits
-        Of the members of the stack, averaged over the decision's views.
+        OOF logits of the stacked members, averaged over the views of the decision.
     by_view : float64 array (n_oof, m, v)
-        The same, by view.
+        OOF logits of the stacked members, by view.
     dataset : Dataset
     folders : sequence of Path
-        `predictions/<set>`: the first is written into, the others may hold logits of the same images.
+        `predictions/<set>`. The first is written; the others may hold logits of the same images.
     options : PredictOptions
     compute : ComputeConfig
     say : callable
@@ -117,9 +117,9 @@ def fold_logits(
     Raises
     ------
     ArtifactError
-        Logits are missing or damaged, and so are the weights to compute them.
+        Logits and the weights to compute them are missing or damaged.
     """
-    images = _Set(run, decision, dataset, options, compute)
+    images = _Prediction(run, decision, dataset, options, compute)
     remove_temporary_files(folders[0])
     kept = [KeptLogits(folder / "logits", dataset.ids, dataset.fingerprint) for folder in dict.fromkeys(folders)]
     shape = (len(dataset), len(images.members), images.folds)
@@ -143,7 +143,7 @@ def fold_logits(
 def unkept_fold_logits(
     run: Run, decision: Decision, dataset: Dataset, options: PredictOptions, compute: ComputeConfig
 ) -> FoldLogits:
-    """Return what `fold_logits` returns without a cascade, all computed anew; nothing is written.
+    """Compute the logits of each member and fold model, as `fold_logits` does without a cascade; write nothing.
 
     Parameters
     ----------
@@ -158,7 +158,7 @@ def unkept_fold_logits(
     ArtifactError
         Weights are missing or damaged.
     """
-    images = _Set(run, decision, dataset, options, compute)
+    images = _Prediction(run, decision, dataset, options, compute)
     shape = (len(dataset), len(images.members), images.folds)
     logits, every = np.empty(shape), list(product(range(shape[1]), range(shape[2])))
     with progress(len(every) * len(dataset) * len(images.views), "predict", "views") as bar:
@@ -167,11 +167,11 @@ def unkept_fold_logits(
 
 
 def _compute(
-    images: _Set, missing: Sequence[tuple[int, int]], kept: KeptLogits | None, logits: np.ndarray, bar: Bar
+    images: _Prediction, missing: Sequence[tuple[int, int]], kept: KeptLogits | None, logits: np.ndarray, bar: Bar
 ) -> None:
-    """Compute the fold models (member, fold) that are missing, put their means into `logits`, and keep them in `kept`.
+    """Compute the missing fold models (member, fold), store the means over the views in `logits`, and write to `kept`.
 
-    Kept or not, the logits are rounded alike.
+    The logits are rounded in the same way whether they are written or not.
     """
     with _predictor(images, len(missing) * len(images.views)) as predictor:
         models = _fold_models(images, predictor, missing)
@@ -180,12 +180,12 @@ def _compute(
             if kept is None:
                 logits[:, column, fold] = by_view.round(LOGIT_DECIMALS).mean(axis=1)
                 continue
-            how = {**asdict(plan), "device": str(models[index].spec.device), "forced": predictor.requested}
-            stored = kept.save(images.members[column], fold, images.views, by_view, **how)
+            facts = {**asdict(plan), "device": str(models[index].spec.device), "forced": predictor.requested}
+            stored = kept.save(images.members[column], fold, images.views, by_view, **facts)
             logits[:, column, fold] = stored.mean(axis=1)
 
 
-def _predictor(images: _Set, passes: int) -> Predictor:
+def _predictor(images: _Prediction, passes: int) -> Predictor:
     from ensemble.members.parallel import Resources
     from ensemble.members.predictor import Predictor
 
@@ -194,13 +194,13 @@ def _predictor(images: _Set, passes: int) -> Predictor:
     return Predictor(images.dataset.pixels, passes, resources, options.precision, options.convolutions)
 
 
-def _fold_models(images: _Set, predictor: Predictor, places: Sequence[tuple[int, int]]) -> list[FoldModel]:
-    """Return the fold models (member, fold) as the predictor takes them; a member's plan is chosen once."""
+def _fold_models(images: _Prediction, predictor: Predictor, models: Sequence[tuple[int, int]]) -> list[FoldModel]:
+    """Return the fold models (member, fold) for the predictor; the plan of a member is chosen once."""
     from ensemble.members.plans import Plan
     from ensemble.members.predictor import FoldModel
 
     specs = {}
-    for column in dict.fromkeys(column for column, _ in places):
+    for column in dict.fromkeys(column for column, _ in models):
         facts = images.members[column].read()
         as_trained = Plan(facts.precision, facts.convolutions)
         specs[column] = predictor.spec(facts.current_config, as_trained, len(facts.folds))
@@ -211,12 +211,14 @@ def _fold_models(images: _Set, predictor: Predictor, places: Sequence[tuple[int,
             specs[column],
             functools.partial(images.members[column].read_weights, fold),
         )
-        for column, fold in places
+        for column, fold in models
     ]
 
 
-def _load(kept: Sequence[KeptLogits], images: _Set, member: MemberFolder, fold: int, say: Say) -> np.ndarray | None:
-    """Return a fold model's logits (n, views) from the first folder that has them; None where they can be computed."""
+def _load(
+    kept: Sequence[KeptLogits], images: _Prediction, member: MemberFolder, fold: int, say: Say
+) -> np.ndarray | None:
+    """Return the kept logits (n, views) of a fold model; None where there are none and they can be computed."""
     damage = None
     for folder in kept:
         try:
@@ -231,8 +233,8 @@ def _load(kept: Sequence[KeptLogits], images: _Set, member: MemberFolder, fold: 
     except ArtifactError:
         if damage is None:
             raise
-        problem = f"{damage.found}, and the weights that made it are gone"
-        raise ArtifactError(damage.where, problem, "restore one of the two") from None
+        problem = f"{damage.found}, and its weights are missing"
+        raise ArtifactError(damage.where, problem, "restore one of them") from None
     if damage is not None:
         say(f"warning: {damage.where}: {damage.found}; it is computed again")
     return None
@@ -241,11 +243,11 @@ def _load(kept: Sequence[KeptLogits], images: _Set, member: MemberFolder, fold: 
 # --- the cascade ------------------------------------------------------------------------------------------------------
 
 
-def _cascade(images: _Set, oof: OofLogits, by_view: np.ndarray, probability: float, say: Say) -> FoldLogits:
-    """Return logits of which those that settle no label are imputed.
+def _cascade(images: _Prediction, oof: OofLogits, by_view: np.ndarray, probability: float, say: Say) -> FoldLogits:
+    """Return logits; those that cannot change a label are imputed.
 
-    `PILOT` images, drawn from the run's seed, are evaluated in full: the threshold that the cascade is fitted at comes
-    from them, and its effect on the labels is measured on them. Nothing is kept of a cascade that is stopped.
+    `PILOT` images, drawn with the seed of the run, are evaluated by all members and views. They give the threshold that
+    the cascade is fitted at, and show its effect on the labels. An interrupted cascade leaves no files.
     """
     from ensemble.members.inference import cost_per_image
 
@@ -269,10 +271,12 @@ def _cascade(images: _Set, oof: OofLogits, by_view: np.ndarray, probability: flo
                 member, view = steps.cell
                 of_member = models[member * images.folds : (member + 1) * images.folds]
                 of_cell = np.empty((steps.rows.size, images.folds))
-                for fold, found, _ in predictor.predict(of_member, [images.views[view]], bar, rows[steps.rows]):
-                    of_cell[:, fold] = found[:, 0].round(LOGIT_DECIMALS)
-                left = len(cascade.order) - 1 - cascade.order.index((member, view))
-                bar.skip(steps.add(of_cell) * left * images.folds)
+                for fold, by_view_of_fold, _ in predictor.predict(
+                    of_member, [images.views[view]], bar, rows[steps.rows]
+                ):
+                    of_cell[:, fold] = by_view_of_fold[:, 0].round(LOGIT_DECIMALS)
+                skipped = len(cascade.order) - 1 - cascade.order.index((member, view))
+                bar.skip(steps.add(of_cell) * skipped * images.folds)
             logits[rows], stopped[rows] = steps.logits(), steps.stopped
 
         with progress(n * len(cascade.order) * images.folds, "predict", "views") as bar:

@@ -1,4 +1,4 @@
-"""`thera predict`: compute the logits of the fold models, decide, write the label file."""
+"""`thera predict`: computes the logits of the fold models, decides on the labels, and writes the label file."""
 
 from __future__ import annotations
 
@@ -36,13 +36,12 @@ def predict(run: Path, config: PredictConfig, compute: ComputeConfig | None = No
     """Label a set of images and write its label file.
 
     The logits of each member are averaged over its fold models and the views, stacked, and compared with the threshold.
-    A set that was predicted already by the same decision is not computed again. Logits that are kept of it serve other
-    decisions, too.
+    A set that the same decision has labelled already is not computed again. Its kept logits serve other decisions too.
 
     Parameters
     ----------
     run : Path
-        The run's folder; its stacker is fitted.
+        The run's folder, with a fitted stacker.
     config : PredictConfig
     compute : ComputeConfig, optional
     say : callable
@@ -51,9 +50,9 @@ def predict(run: Path, config: PredictConfig, compute: ComputeConfig | None = No
     Raises
     ------
     DataError
-        The images cannot be used, or have another size than those that the members were trained on.
+        The images cannot be used, or do not have the size of the training images.
     ArtifactError
-        The run lacks something, or something in it is damaged.
+        A file of the run is missing or damaged.
     """
     from ensemble.data.source import open_source
     from ensemble.data.store import load_dataset
@@ -78,14 +77,14 @@ def predict_dataset(
     compute: ComputeConfig | None = None,
     say: Say = silent,
 ) -> PredictResult:
-    """Label images that are decoded already; everything is written below the run's `predictions/`.
+    """Label decoded images; all files are written below `predictions/` in the run.
 
     Parameters
     ----------
     run : Path
     dataset : Dataset
     images : Path
-        Its last part names the set's folder.
+        Its last part is the name of the folder of the set.
     options : PredictOptions
     compute : ComputeConfig, optional
     say : callable
@@ -100,10 +99,12 @@ def predict_dataset(
     facts, decisions = folder.read(), read_decisions(folder)
     decision = decisions.tta if options.tta else decisions.plain
     if tuple(dataset.size) != tuple(facts.size):
-        problem = f"images are {dataset.size[0]} × {dataset.size[1]} pixels; the members know {list(facts.size)}"
-        raise DataError(images, problem, "bring them to that size, or train with --resize")
+        problem = (
+            f"images are {dataset.size[0]} × {dataset.size[1]} pixels; the members were trained on {list(facts.size)}"
+        )
+        raise DataError(images, problem, "resize them, or train with --resize")
     target = folder.predictions(images, dataset.fingerprint, options.tta)
-    with_tta = folder.predictions(images, dataset.fingerprint, tta=True)  # its logits hold the plain view, too
+    with_tta = folder.predictions(images, dataset.fingerprint, tta=True)  # its logits include the plain view
     request = _request(options, dataset.fingerprint, files.file_sha256(folder.decision), decision.views)
     with files.locked(target):
         if not is_predicted(target, request):
@@ -155,7 +156,7 @@ def _write(
     objective: str,
     nested_hter: float,
 ) -> None:
-    """Write label file, table and facts of a set of images."""
+    """Write the label file, the table and the facts of a prediction."""
     hashes = write_labels(folder, deployment.y_pred, _table(ids, deployment, logits))
     facts = PredictionFacts(
         request=request,
@@ -174,9 +175,9 @@ def _write(
 
 
 def _table(ids: np.ndarray, deployment: Deployment, logits: FoldLogits) -> pd.DataFrame:
-    """Return `predictions.csv`: ids, logits, the stacked logit, probability, label and votes.
+    """Return the table `predictions.csv`: ids, logits, stacked logits, probabilities, labels and votes.
 
-    A cell is empty where a cascade did not evaluate a member on an image, and so is the majority there.
+    Where a cascade did not evaluate a member on an image, its cells and the majority are empty.
     """
     import pandas as pd
 
@@ -210,9 +211,9 @@ def _read(folder: Path) -> PredictResult:
 
 
 def migrated_facts(content: dict[str, Any]) -> dict[str, Any]:
-    """Bring the facts of a prediction that was made before they had a type up to date.
+    """Convert the facts of a prediction of an older version.
 
-    Counts of rows were not recorded then; the rates have none.
+    Older versions did not record the counts of rows, so the rates have counts of 0.
     """
     if "request" in content:
         return content

@@ -9,11 +9,13 @@ from ensemble.commands.predict import predict
 from ensemble.commands.report import report
 from ensemble.commands.train import train_members
 from ensemble.config import ComputeConfig, DataConfig, PredictConfig, RunConfig
-from ensemble.config_reading import load_config
+from ensemble.config_reading import load_config, shipped
 from ensemble.decision.objective import Objective
 from ensemble.decision.rates import Labels, error_rates
+from ensemble.errors import ConfigError, printable
 from ensemble.progress import Say, silent
 from ensemble.results import DemoResult, Recipe, RecipesResult, ReportResult
+from ensemble.runs.run import Run
 
 DEMO_IMAGES = 4000
 """Training images of the demo; half as many are predicted. The whole demo takes a few minutes on two cores."""
@@ -34,12 +36,21 @@ def run(config: RunConfig, compute: ComputeConfig | None = None, say: Say = sile
     TheraError
         A command that it runs raises it; what was finished before stays.
     """
-    Objective.parse(config.decision.objective)  # a wrong objective is refused before anything is trained
+    _check_decision(config)
     train_members(config.run, config.members, config.data, config.folds, config.seed, compute, say)
     fit_stacker(config.run, config.decision, say)
     if config.predict is not None:
         predict(config.run, config.predict, compute, say)
     return report(config.run, say)
+
+
+def _check_decision(config: RunConfig) -> None:
+    """Refuse a wrong objective and unknown members before anything is trained."""
+    Objective.parse(config.decision.objective)
+    known = [member.name for member in config.members] + [member.name for member in Run(config.run).members()]
+    if unknown := [name for name in config.decision.members or () if name not in known]:
+        hint = f"they are {', '.join(dict.fromkeys(known))}"
+        raise ConfigError("decision.members", f"{', '.join(map(printable, unknown))} is no member of the run", hint)
 
 
 def demo(folder: Path | None = None, compute: ComputeConfig | None = None, say: Say = silent) -> DemoResult:
@@ -80,20 +91,14 @@ def demo(folder: Path | None = None, compute: ComputeConfig | None = None, say: 
 
 def recipes() -> RecipesResult:
     """Return the recipes of public solutions that come with thera."""
-    here, paths = Path.cwd(), sorted(_shipped("recipes").glob("*.yaml"))
+    here, paths = Path.cwd(), sorted(shipped("recipes").glob("*.yaml"))
     shown = [path.relative_to(here) if path.is_relative_to(here) else path for path in paths]
     return RecipesResult(tuple(Recipe(path.stem, path, load_config(path).about) for path in shown))
 
 
 def demo_config() -> Path:
     """Return the YAML file of the demo."""
-    return _shipped("demo.yaml")
-
-
-def _shipped(name: str) -> Path:
-    """Return a config that came with the package: inside it where it is installed, in `configs/` in a checkout."""
-    package = Path(__file__).parents[1]
-    return package / name if (package / name).exists() else package.parent / "configs" / name
+    return shipped("demo.yaml")
 
 
 def _read_labels(path: Path) -> Labels:

@@ -1,4 +1,4 @@
-"""Images that a program holds itself: a list of paths, or an array of pixels."""
+"""Images that Python code passes: a list of paths, or an array of pixels."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ensemble.errors import DataError, printable
 def source_from_paths(
     paths: Sequence[str | os.PathLike[str]], labels: ArrayLike | None = None, groups: ArrayLike | None = None
 ) -> Source:
-    """Return the images behind some paths, in their order.
+    """Return a source of the images at `paths`, in their order.
 
     Parameters
     ----------
     paths : sequence of n paths
-        Distinct; a path is the id of its image.
+        Distinct. The path of an image is its id.
     labels : array (n,), optional
         0 or 1.
     groups : array (n,), optional
@@ -33,18 +33,18 @@ def source_from_paths(
     Raises
     ------
     DataError
-        There is no path, a path comes twice or names no file, or shapes differ.
+        The list is empty, a path is repeated or names no file, or shapes differ.
     """
     names = tuple(os.fspath(path) for path in paths)
     if not names:
-        raise DataError("paths", "lists no images")
+        raise DataError("paths", "lists no images", "give at least one path")
     seen: set[str] = set()
     for name in names:
         if os.path.realpath(name) in seen:
-            raise DataError(printable(name), "comes twice", "list every image once")
+            raise DataError(printable(name), "is listed twice", "list every image once")
         seen.add(os.path.realpath(name))
         if not os.path.isfile(name):
-            raise DataError(printable(name), "is missing or no file")
+            raise DataError(printable(name), "is missing or not a file")
     n = len(names)
     return Source(
         "paths", np.array(names), _labels(labels, n), _groups(groups, n), names, functools.partial(read_file, "")
@@ -57,12 +57,12 @@ def dataset_from_arrays(
     groups: ArrayLike | None = None,
     ids: Sequence[str] | None = None,
 ) -> Dataset:
-    """Return decoded images as a data set, without a store on disk.
+    """Return decoded images as a `Dataset`, without a store on disk.
 
     Parameters
     ----------
     images : uint8 array (n, H, H, 3)
-        RGB; equal images are kept in one fold.
+        RGB. Identical images are kept in one fold.
     labels : array (n,), optional
         0 or 1.
     groups : array (n,), optional
@@ -73,7 +73,7 @@ def dataset_from_arrays(
     Raises
     ------
     DataError
-        A shape or type is not as above.
+        An argument does not have the shape or type above.
     """
     pixels = np.asarray(images)
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
@@ -83,18 +83,18 @@ def dataset_from_arrays(
         raise DataError("images", f"must be square; got {pixels.shape[1]} × {pixels.shape[2]} pixels", "resize first")
     n = len(pixels)
     if not n:
-        raise DataError("images", "holds no images")
+        raise DataError("images", "holds no images", "give at least one image")
     names = np.array([f"{row:06d}" for row in range(n)] if ids is None else list(ids), np.str_)
     if names.shape != (n,) or len(set(names.tolist())) < n:
-        raise DataError("ids", f"must be {n} distinct texts")
+        raise DataError("ids", f"must be {n} distinct strings")
     pixels = np.ascontiguousarray(pixels).view()
     digests = np.array([hashlib.sha256(image.tobytes()).hexdigest() for image in pixels], "S64")
-    y, units = _labels(labels, n), _groups(groups, n)
-    whole = hashlib.sha256(f"arrays, size {pixels.shape[1:3]}\n".encode())
-    whole.update("\0".join(names.tolist()).encode("utf-8", "surrogateescape"))
-    for array in (y, units, digests):
-        whole.update(b"\0\0none" if array is None else b"\0\0" + array.tobytes())
-    return Dataset(names, y, units, pixels, digests, whole.hexdigest())
+    y, group_of = _labels(labels, n), _groups(groups, n)
+    fingerprint = hashlib.sha256(f"arrays, size {pixels.shape[1:3]}\n".encode())
+    fingerprint.update("\0".join(names.tolist()).encode("utf-8", "surrogateescape"))
+    for array in (y, group_of, digests):
+        fingerprint.update(b"\0\0none" if array is None else b"\0\0" + array.tobytes())
+    return Dataset(names, y, group_of, pixels, digests, fingerprint.hexdigest())
 
 
 def _labels(labels: ArrayLike | None, n: int) -> NDArray[np.int8] | None:

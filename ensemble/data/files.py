@@ -1,4 +1,4 @@
-"""Files in folders and in zips: found, named in messages, and read as bytes, with what is unsafe or damaged refused."""
+"""Lists and reads files in folders and in zips; refuses files that are unsafe or damaged."""
 
 from __future__ import annotations
 
@@ -15,14 +15,21 @@ from ensemble.data import MAX_PIXELS
 from ensemble.errors import DataError, printable
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+"""Suffixes of the files that are images, in lower case. The format itself is recognised by the content."""
+
 MAX_FILE_BYTES = 4 * MAX_PIXELS
+"""The largest file that is read: the largest image, uncompressed, with four bytes a pixel."""
+
 MAX_INFLATION = 100
+"""The largest ratio of unpacked to packed size in a zip. Images are compressed already, so that theirs is about 1."""
+
 SHOWN = 10
+"""Names that a message lists before it counts the others."""
 
 
 @contextlib.contextmanager
 def reading(where: str) -> Iterator[None]:
-    """Turn what the file system and the zip format raise into `DataError`."""
+    """Raise `DataError` where reading a file or a zip raises an error."""
     try:
         yield
     except OSError as error:
@@ -38,17 +45,19 @@ def listed(names: Sequence[object]) -> str:
 
 
 def as_text(data: bytes, where: str) -> str:
-    """Decode UTF-8, with or without a byte-order mark; bytes that are none survive as surrogates."""
+    """Decode UTF-8, with or without a byte-order mark; invalid bytes become surrogates."""
     if b"\0" in data:
-        raise DataError(where, "holds zero bytes: UTF-16 or no text at all", "save it as UTF-8 text")
+        raise DataError(where, "contains zero bytes: it is UTF-16 or not text", "save it as UTF-8 text")
     return data.decode("utf-8-sig", "surrogateescape")
 
 
 def is_image(name: str) -> bool:
+    """Return whether a file name has the suffix of an image."""
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def is_hidden(name: str) -> bool:
+    """Return whether a part of the path starts with a dot, or is the folder that macOS adds to zips."""
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 
@@ -57,39 +66,41 @@ def is_inside(path: str, root: str) -> bool:
     return os.path.commonpath((path, root)) == root
 
 
-# Folders
+# --- folders ----------------------------------------------------------------------------------------------------------
 
 
 def image_files(folder: Path) -> list[str]:
-    """Return the names of the images in a folder, in no order, after refusing links that lead out of it."""
+    """Return the names of the images in a folder, in any order; raise `DataError` where a link leads out of it."""
     root = os.path.realpath(folder)
     names: list[str] = []
-    odd: list[str] = []
+    not_files: list[str] = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if is_hidden(entry.name) or not is_image(entry.name):
                 continue
             if entry.is_symlink() and not is_inside(os.path.realpath(entry.path), root):
-                raise DataError(printable(entry.path), "is a link out of its folder", "put the file itself there")
-            (names if entry.is_file() else odd).append(entry.name)
-    if odd:
-        raise DataError(printable(folder), f"{len(odd)} of the images are no files: {listed(sorted(odd))}")
+                raise DataError(printable(entry.path), "is a link out of its folder", "replace the link by the file")
+            (names if entry.is_file() else not_files).append(entry.name)
+    if not_files:
+        raise DataError(
+            printable(folder), f"{len(not_files)} images are not files: {listed(sorted(not_files))}", "remove them"
+        )
     return names
 
 
 def read_file(root: str, name: str) -> bytes:
     """Return the bytes of a file below `root`; raise `DataError` where it is unreadable or too large."""
     with reading(printable(name)), open(os.path.join(root, name), "rb", buffering=0) as file:
-        _bound(name, os.fstat(file.fileno()).st_size)
+        _refuse_large(name, os.fstat(file.fileno()).st_size)
         return file.read()
 
 
-def _bound(name: str, size: int) -> None:
+def _refuse_large(name: str, size: int) -> None:
     if size > MAX_FILE_BYTES:
-        raise DataError(printable(name), f"has {size} bytes; at most {MAX_FILE_BYTES} are read")
+        raise DataError(printable(name), f"has {size} bytes; at most {MAX_FILE_BYTES} are read", "remove or shrink it")
 
 
-# Zips
+# --- zips -------------------------------------------------------------------------------------------------------------
 
 
 def split_zip(path: Path) -> tuple[Path, str] | None:
@@ -101,24 +112,26 @@ def split_zip(path: Path) -> tuple[Path, str] | None:
 
 
 def list_zip(path: Path) -> tuple[zipfile.ZipFile, list[str]]:
-    """Open a zip and return the names of its files, after refusing one that is not safe to read."""
+    """Open a zip and return the names of its files; raise `DataError` where the zip is not safe to read."""
     archive, where = zipfile.ZipFile(path), printable(path)
     entries = [entry for entry in archive.infolist() if not entry.is_dir()]
     names = Counter(entry.filename for entry in entries)
-    if twice := [name for name, count in names.items() if count > 1]:
-        raise DataError(where, f"holds entries of the same name: {listed(twice)}")
+    if repeated := [name for name, count in names.items() if count > 1]:
+        raise DataError(where, f"has several files of the same name: {listed(repeated)}", "pack it again")
     if sum(entry.compress_size for entry in entries) > path.stat().st_size:
-        raise DataError(where, "claims more than the file holds: a zip bomb")
+        raise DataError(where, "declares more bytes than the file has: a zip bomb", "pack the images again")
     for entry in entries:
         name = f"{where}: {printable(entry.filename)}"
         if ".." in (parts := PurePosixPath(entry.filename.replace("\\", "/"))).parts or parts.is_absolute():
-            raise DataError(name, "points out of the zip")
+            raise DataError(name, "leads out of the zip", "pack it again")
         if stat.S_ISLNK(entry.external_attr >> 16):
-            raise DataError(name, "is a symbolic link")
+            raise DataError(name, "is a symbolic link", "pack the file itself")
         if entry.flag_bits & 1:
             raise DataError(name, "is encrypted", "unpack it first")
         if entry.file_size > max(MAX_INFLATION * entry.compress_size, 2**20) or entry.file_size > MAX_FILE_BYTES:
-            raise DataError(name, f"would grow from {entry.compress_size} to {entry.file_size} bytes: a zip bomb")
+            raise DataError(
+                name, f"would grow from {entry.compress_size} to {entry.file_size} bytes: a zip bomb", "remove it"
+            )
     return archive, list(names)
 
 

@@ -1,4 +1,4 @@
-"""Folds that are stratified by class and never split rows that belong together."""
+"""Assigns rows to folds, stratified by class; rows that belong together stay in one fold."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MAX_FOLDS = 127
+"""The largest number of folds: a fold number is stored as int8."""
 
 
 @dataclass(frozen=True)
 class Folds:
-    """Which fold holds out which row: `fold_of` int8 array (n,) of 0 to `k` - 1, read-only."""
+    """The fold that holds out each row: `fold_of` int8 array (n,) of 0 to `k` - 1, read-only."""
 
     fold_of: NDArray[np.int8]
     k: int
@@ -30,7 +31,7 @@ class Folds:
 
 
 def together(digests: NDArray[np.bytes_], groups: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
-    """Return the unit of every row: rows of one digest or one group, or linked through others, are one unit.
+    """Return the unit of each row. Rows with an equal digest or group share a unit, and so do rows that others link.
 
     Parameters
     ----------
@@ -40,7 +41,7 @@ def together(digests: NDArray[np.bytes_], groups: NDArray[np.int64] | None = Non
     Returns
     -------
     int64 array (n,)
-        The first row of the unit.
+        The number of the first row of the unit.
 
     Examples
     --------
@@ -61,7 +62,7 @@ def together(digests: NDArray[np.bytes_], groups: NDArray[np.int64] | None = Non
 
 
 def assign_folds(labels: NDArray[np.int8], units: NDArray[np.int64], k: int, seed: int) -> Folds:
-    """Deal units out to `k` folds, the heaviest first, each to the fold that holds least of its classes.
+    """Assign units to `k` folds: the largest first, each to the fold with the fewest rows of the unit's classes.
 
     Where every row is a unit, the folds differ by at most one row in each class.
 
@@ -78,47 +79,52 @@ def assign_folds(labels: NDArray[np.int8], units: NDArray[np.int64], k: int, see
     Raises
     ------
     DataError
-        One class only, or fewer units of a class than folds.
+        A class is absent, or has fewer units than there are folds.
     ConfigError
         `k` is out of range.
     """
     if not 2 <= k <= MAX_FOLDS:
         raise ConfigError("--folds", f"must be 2 to {MAX_FOLDS}; got {k}")
-    unit, held = _composition(labels, units)
-    for label, (rows, holders) in enumerate(zip(held.sum(0), (held > 0).sum(0), strict=True)):
+    unit, counts = _composition(labels, units)
+    for label, (rows, units_of_label) in enumerate(zip(counts.sum(0), (counts > 0).sum(0), strict=True)):
         if rows == 0:
-            raise DataError("labels", f"both classes must be present; none of {len(labels)} labels is {label}")
-        if holders < k:
-            same = "" if holders == rows else f" in {holders} groups that stay together"
-            remedy = f"use --folds {holders} at most" if holders > 1 else "more images of it are needed"
+            raise DataError(
+                "labels",
+                f"both classes must be present; none of {len(labels)} labels is {label}",
+                "add images of this class",
+            )
+        if units_of_label < k:
+            same = "" if units_of_label == rows else f" in {units_of_label} groups that stay together"
+            remedy = f"use --folds {units_of_label} at most" if units_of_label > 1 else "add images of this class"
             raise DataError("labels", f"{rows} images of class {label}{same} cannot fill {k} folds", remedy)
     rng = np.random.default_rng(seed_sequence(seed, "folds"))
-    order = np.lexsort((rng.random(len(held)), -held.sum(1)))
-    weight_zero, weight_one = (held.sum(0)[::-1] ** 2).tolist()
-    zeros, ones = [0] * k, [0] * k
+    order = np.lexsort((rng.random(len(counts)), -counts.sum(1)))
+    weight_0, weight_1 = (counts.sum(0)[::-1] ** 2).tolist()
+    rows_of_0, rows_of_1 = [0] * k, [0] * k
 
+    # The rows of each class count in inverse proportion to its frequency, so that both classes are balanced alike.
     def cost(fold: int) -> tuple[int, int]:
-        load = zero * zeros[fold] * weight_zero + one * ones[fold] * weight_one
-        return load, zeros[fold] + ones[fold]
+        load = n_0 * rows_of_0[fold] * weight_0 + n_1 * rows_of_1[fold] * weight_1
+        return load, rows_of_0[fold] + rows_of_1[fold]
 
-    fold_of_unit = np.empty(len(held), np.int8)
-    for u, (zero, one) in zip(order, held[order].tolist(), strict=True):
+    fold_of_unit = np.empty(len(counts), np.int8)
+    for u, (n_0, n_1) in zip(order, counts[order].tolist(), strict=True):
         fold_of_unit[u] = fold = min(range(k), key=cost)
-        zeros[fold] += zero
-        ones[fold] += one
+        rows_of_0[fold] += n_0
+        rows_of_1[fold] += n_1
     return Folds(fold_of_unit[unit], k, seed)
 
 
 def _composition(labels: NDArray[np.int8], units: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the unit of each row (n,), numbered from 0, and the rows of each class that a unit holds (u, 2)."""
+    """Return the unit of each row (n,), numbered from 0, and the number of rows of each class in each unit (u, 2)."""
     _, unit = np.unique(units, return_inverse=True)
-    held = np.bincount(2 * unit + labels, minlength=2 * (unit.max(initial=-1) + 1)).reshape(-1, 2)
-    return unit, held
+    counts = np.bincount(2 * unit + labels, minlength=2 * (unit.max(initial=-1) + 1)).reshape(-1, 2)
+    return unit, counts
 
 
 @dataclass(frozen=True, eq=False)
 class FoldTable:
-    """The table that travels with the logits: an image a row, its label, fold and group.
+    """The ids, labels, folds and groups of the rows of a run; logits are joined to it by row.
 
     Parameters
     ----------
@@ -134,7 +140,7 @@ class FoldTable:
     Raises
     ------
     DataError
-        Any of the above does not hold.
+        An array does not have the shape or values above.
 
     Notes
     -----
@@ -173,7 +179,7 @@ class FoldTable:
         return int(self.fold_of.max()) + 1
 
     def reordered(self, rows: NDArray[np.int64]) -> FoldTable:
-        """Return the table of some rows in a given order."""
+        """Return the table of `rows`, in their order."""
         groups = None if self.groups is None else self.groups[rows]
         return FoldTable(self.ids[rows], self.labels[rows], self.fold_of[rows], groups)
 

@@ -1,8 +1,8 @@
-"""From bytes to uint8 RGB under one image policy, the same in training and in prediction.
+"""Decodes the bytes of a file to uint8 RGB pixels. Training and prediction use the same image policy:
 
-- JPEG, PNG, BMP and WebP, told by their content; a file must be whole to its last byte and hold one still image of
+- JPEG, PNG, BMP and WebP are recognised by their content. A file must be complete, and contain one still image with
   8 bits a channel and at most `MAX_PIXELS` pixels. CMYK, 16-bit and animated files are refused.
-- Grey becomes RGB by using its channel three times. Alpha is dropped; the colour below it is used as it is stored.
+- The channel of a grey image is used three times. Alpha is dropped; the colour channels are used as they are stored.
 - An EXIF orientation is ignored: the pixels are used as they are stored.
 """
 
@@ -22,15 +22,18 @@ from ensemble.data import MAX_PIXELS
 from ensemble.errors import DataError
 
 POLICY_VERSION = 1
+"""The version of this policy. It is part of the key of a pixel store, so that another policy decodes anew."""
 
+# A JPEG marker that is not part of a scan: neither a stuffed byte (FF 00) nor a restart marker.
 _NEXT_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
+# The markers of frame headers: C0 to CF, but not Huffman tables (C4), a reserved marker (C8) or arithmetic coding (CC).
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _OTHER_FORMATS = {b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"%PDF": "PDF", b"PK\3\4": "zip"}
 
 
 @dataclass(frozen=True)
 class Header:
-    """What the structure of a file says about its image: size in pixels, and what the policy must know."""
+    """Size of an image in pixels, and whether it is grey, has alpha, or has an EXIF orientation."""
 
     width: int
     height: int
@@ -53,19 +56,19 @@ def decode(data: bytes, name: str) -> Image:
     Raises
     ------
     DataError
-        The file is refused, or is not whole; nothing is ever decoded in part.
+        The policy refuses the file, or the file is incomplete. No image is decoded in part.
     """
     header = inspect(data, name)
     pixels = None
     with contextlib.suppress(cv2.error):
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None or pixels.shape != (header.height, header.width, 3) or pixels.dtype != np.uint8:
-        raise DataError(name, "is damaged: its header can be read, but not its pixels")
+        raise DataError(name, "is damaged: its header can be read, but not its pixels", "replace it")
     return Image(np.asarray(pixels, np.uint8), header)
 
 
 def inspect(data: bytes, name: str) -> Header:
-    """Read the structure of a file to its end, without decoding it; raise `DataError` where the policy refuses it."""
+    """Read the structure of a whole file without decoding it; raise `DataError` where the policy refuses it."""
     try:
         if data.startswith(b"\xff\xd8"):
             return _inspect_jpeg(data, name)
@@ -84,12 +87,14 @@ def inspect(data: bytes, name: str) -> Header:
     if data.lstrip()[:1] == b"<":
         raise DataError(name, "is HTML or XML, not an image")
     kind = _OTHER_FORMATS.get(data[:4])
-    raise DataError(name, f"is {kind}; must be JPEG, PNG, BMP or WebP" if kind else "is no JPEG, PNG, BMP or WebP")
+    raise DataError(
+        name, f"is {kind}; must be JPEG, PNG, BMP or WebP" if kind else "is not a JPEG, PNG, BMP or WebP file"
+    )
 
 
-def _bounded(name: str, width: int, height: int) -> tuple[int, int]:
+def _checked_size(name: str, width: int, height: int) -> tuple[int, int]:
     if not 0 < width * height <= MAX_PIXELS or width < 0:
-        raise DataError(name, f"claims {width} × {height} pixels; at most {MAX_PIXELS} are decoded")
+        raise DataError(name, f"declares {width} × {height} pixels; at most {MAX_PIXELS} are decoded")
     return width, height
 
 
@@ -112,7 +117,7 @@ def _inspect_jpeg(data: bytes, name: str) -> Header:
             oriented = _is_oriented(segment[6:])
         if marker in _FRAMES:
             precision, height, width, channels = struct.unpack_from(">BHHB", segment)
-            _bounded(name, width, height)
+            _checked_size(name, width, height)
             if precision != 8 or channels not in (1, 3):
                 kind = f"{precision}-bit" if precision != 8 else "CMYK"
                 raise DataError(name, f"is a {kind} JPEG", "convert it to 8-bit RGB")
@@ -129,7 +134,7 @@ def _inspect_png(data: bytes, name: str) -> Header:
         body = data[at + 8 : at + 8 + length]
         if kind == b"IHDR":
             width, height, depth, colour = struct.unpack_from(">IIBB", body)
-            _bounded(name, width, height)
+            _checked_size(name, width, height)
             if depth == 16:
                 raise DataError(name, "is a 16-bit PNG", "convert it to 8-bit RGB")
             header, alpha = Header(width, height, grey=colour in (0, 4)), colour in (4, 6)
@@ -149,11 +154,11 @@ def _inspect_png(data: bytes, name: str) -> Header:
 def _inspect_bmp(data: bytes, name: str) -> Header:
     declared, _, offset, info, width, height, _, depth, coding = struct.unpack_from("<IIIIiiHHI", data, 2)
     height = abs(height)
-    _bounded(name, width, height)
+    _checked_size(name, width, height)
     if info < 40 or depth not in (1, 4, 8, 24, 32) or coding not in (0, 3):
-        raise DataError(name, "is a BMP of an old or packed kind", "convert it to PNG")
+        raise DataError(name, "is a BMP of an old or compressed kind", "convert it to PNG")
     if max(declared, offset + (width * depth + 31) // 32 * 4 * height) > len(data):
-        raise DataError(name, "is cut short: this BMP is longer")
+        raise DataError(name, "is cut short: the header of this BMP declares more bytes")
     palette = data[14 + info : offset] if depth <= 8 else b"\0\1\2\3"
     return Header(width, height, palette[0::4] == palette[1::4] == palette[2::4], alpha=depth == 32)
 
@@ -168,12 +173,12 @@ def _inspect_webp(data: bytes, name: str) -> Header:
         if kind in (b"ANIM", b"ANMF") or (kind == b"VP8X" and body[0] & 2):
             raise DataError(name, "is an animated WebP", "save one frame of it")
         if kind == b"VP8X":
-            size = _bounded(name, *(1 + int.from_bytes(body[i : i + 3], "little") for i in (4, 7)))
+            size = _checked_size(name, *(1 + int.from_bytes(body[i : i + 3], "little") for i in (4, 7)))
             alpha = bool(body[0] & 16)
         elif kind in (b"VP8 ", b"VP8L"):
             framed = True
             width, height, opaque = _webp_frame(kind, body)
-            frame = _bounded(name, width, height)
+            frame = _checked_size(name, width, height)
             size, alpha = size or frame, alpha or not opaque
         oriented |= kind == b"EXIF" and _is_oriented(body.removeprefix(b"Exif\0\0"))
     if size and framed and end <= len(data) and at in (end, end + 1):
@@ -191,7 +196,7 @@ def _webp_frame(kind: bytes, body: bytes) -> tuple[int, int, bool]:
 
 
 def _is_oriented(tiff: bytes) -> bool:
-    """Return whether an EXIF block asks for another orientation than the stored one."""
+    """Return whether an EXIF block sets an orientation other than the stored one."""
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None:
         return False

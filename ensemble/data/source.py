@@ -1,4 +1,4 @@
-"""Where images and labels come from: a numbered folder, a zip, a manifest, class folders. One `Source` each."""
+"""Recognises where images and labels come from: a numbered folder, class folders, a zip, or a manifest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.data.files import (
-    as_text,
     image_files,
     is_hidden,
     is_image,
@@ -27,27 +26,30 @@ from ensemble.data.files import (
     split_zip,
     unzip,
 )
+from ensemble.data.labels import read_labels, read_values
 from ensemble.data.manifest import read_manifest
 from ensemble.errors import ConfigError, DataError, printable
 
 
 @dataclass(frozen=True)
 class Source:
-    """Images that can be read by row, with what is known about them. Reading is thread-safe.
+    """Images that can be read by row, with their ids, labels and groups. Reading is thread-safe.
 
     Attributes
     ----------
     where : str
-        What the user called it, for messages.
+        Where the images are, for messages.
     ids : str array (n,)
-        ``"000001"`` for a numbered image, the path of a manifest row, ``"0/name.jpg"`` in class folders.
+        The number of a numbered image, ``"000001"``; the path in a manifest; ``"0/name.jpg"`` in class folders.
     labels : int8 array (n,) or None
     groups : int64 array (n,) or None
         Rows of one group stay in one fold.
     names : tuple of str
-        The file behind each row, for messages.
+        The file of each row, as `fetch` takes it.
     fetch : callable
-        Name to bytes; raises `DataError`.
+        Returns the bytes of a name; raises `DataError`.
+    notes : tuple of str
+        Remarks on how the labels were read, a line each.
     """
 
     where: str
@@ -56,18 +58,19 @@ class Source:
     groups: NDArray[np.int64] | None
     names: tuple[str, ...]
     fetch: Callable[[str], bytes]
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def read(self, row: int) -> bytes:
-        """Return the bytes of the file behind `row`, or raise `DataError`."""
+        """Return the bytes of the file of a row; raise `DataError` where it cannot be read."""
         return self.fetch(self.names[row])
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Decoded images and what is known about them; every array is read-only.
+    """Decoded images with their ids, labels and groups; every array is read-only.
 
     Attributes
     ----------
@@ -80,9 +83,10 @@ class Dataset:
     digests : bytes array (n,), dtype S64
         SHA-256 of every file, in hexadecimal.
     fingerprint : str
-        SHA-256 over all of the above but the pixels, which follow from the digests, the size and the image policy.
+        SHA-256 of the ids, labels, groups and digests, the size and the version of the image policy; these determine
+        the pixels.
     notes : tuple of str
-        What the user should know about the data, a line each.
+        Remarks on the data, a line each.
     """
 
     ids: NDArray[np.str_]
@@ -108,7 +112,7 @@ class Dataset:
 
 
 def open_source(images: Path, labels: Path | None = None) -> Source:
-    """Recognise what `images` is and read its labels, but no image yet.
+    """Recognise what `images` is and read its labels; no image is read yet.
 
     Parameters
     ----------
@@ -116,15 +120,15 @@ def open_source(images: Path, labels: Path | None = None) -> Source:
         A folder of numbered images, a folder with the class folders ``0`` and ``1``, a zip of either (or a folder in
         it: ``set.zip/val_img``), or a CSV or Parquet manifest with the columns path[,label][,group].
     labels : Path, optional
-        A text file whose line i labels image i, possibly in a zip. Without it a zip with one image folder is labelled
-        by the text file in it, and a numbered folder is unlabelled.
+        A text file; line i is the label of image i. It may be in a zip. Without it, a zip with one image folder takes
+        the labels of its text file, and a numbered folder has none.
 
     Raises
     ------
     DataError
-        Anything that leaves open which image has which label.
+        The images cannot be listed, or it is not clear which label an image has.
     ConfigError
-        `labels` given for images that bring their own.
+        `labels` is given for images that have labels already.
     """
     where = printable(images)
     with reading(where):
@@ -137,13 +141,11 @@ def open_source(images: Path, labels: Path | None = None) -> Source:
         if images.suffix.lower() in (".csv", ".parquet"):
             _refuse_labels(where, labels)
             return _open_manifest(images)
-    raise DataError(where, "is no folder of images, zip, CSV or Parquet manifest")
+    raise DataError(where, "is not a folder of images, a zip or a manifest", "name one of these")
 
 
 def parse_labels(data: bytes, where: str) -> NDArray[np.int8]:
-    """Return the labels of a text file with one 0 or 1 a line.
-
-    A byte-order mark, CRLF, a missing final newline and one extra one are accepted.
+    """Return the labels of a text file with a label in each line; `data/labels.py` says which forms are accepted.
 
     Returns
     -------
@@ -152,41 +154,22 @@ def parse_labels(data: bytes, where: str) -> NDArray[np.int8]:
     Raises
     ------
     DataError
-        With the line at fault: blank, an extra column, or another value.
+        A line is blank, has another column or another value; the message names it.
 
     Examples
     --------
     >>> parse_labels(b"1\\r\\n0\\r\\n", "labels.txt")
     array([1, 0], dtype=int8)
     """
-    lines = as_text(data, where).replace("\r\n", "\n").split("\n")
-    for _ in range(2):
-        if lines and not lines[-1]:
-            lines.pop()
-    if not lines:
-        raise DataError(where, "holds no labels", "write one 0 or 1 a line")
-    for number, line in enumerate(lines, 1):
-        if line not in ("0", "1"):
-            _refuse_label(where, number, line)
-    return np.array(lines, dtype="U1").astype(np.int8)
-
-
-def _refuse_label(where: str, line: int, value: str) -> None:
-    if not value.strip():
-        found = "is blank"
-    elif len(value.replace(",", " ").replace(";", " ").split()) > 1:
-        found = f"holds more than one column: '{printable(value[:40])}'"
-    else:
-        found = f"must be 0 or 1; got '{printable(value[:40])}'"
-    raise DataError(f"{where}: line {line}", found)
+    return read_labels(data, where)[0]
 
 
 def _refuse_labels(where: str, labels: Path | None) -> None:
     if labels is not None:
-        raise ConfigError("--labels", f"{where} brings its own labels", "leave it out")
+        raise ConfigError("--labels", f"{where} has labels already", "leave it out")
 
 
-# Numbered images and class folders, on disk or in a zip
+# --- numbered images and class folders, on disk or in a zip -----------------------------------------------------------
 
 
 def _numbered(
@@ -197,14 +180,14 @@ def _numbered(
     Parameters
     ----------
     files : dict
-        File name in its folder -> what `fetch` takes.
+        From the name in the folder to the name that `fetch` takes.
     labels : tuple of str and bytes, optional
         Name and content of the label file.
     """
     remedy = "number the images 1 to n without gaps, or give a manifest (path,label)"
-    named = [name for name in files if not re.fullmatch("[0-9]{1,18}", PurePosixPath(name).stem)]
-    if named:
-        raise DataError(where, f"{len(named)} image names are no number: {listed(sorted(named))}", remedy)
+    not_numbers = [name for name in files if not re.fullmatch("[0-9]{1,18}", PurePosixPath(name).stem)]
+    if not_numbers:
+        raise DataError(where, f"{len(not_numbers)} image names are not numbers: {listed(sorted(not_numbers))}", remedy)
     by_number: dict[int, str] = {}
     for name in sorted(files):
         number = int(PurePosixPath(name).stem)
@@ -216,18 +199,18 @@ def _numbered(
     if numbers[-1] != len(numbers):
         gap = next(i for i, number in enumerate(numbers, 1) if i != number)
         raise DataError(
-            where, f"numbering has gaps: there is no image {gap} before {by_number[numbers[gap - 1]]}", remedy
+            where, f"numbering has gaps: image {gap} is missing, before {by_number[numbers[gap - 1]]}", remedy
         )
     ordered = [by_number[number] for number in numbers]
-    parsed = None
+    parsed, notes = None, tuple[str, ...]()
     if labels is not None:
-        parsed = parse_labels(labels[1], labels[0])
+        parsed, notes = read_labels(labels[1], labels[0])
         n, lines = len(ordered), len(parsed)
         if lines != n:
-            left = f"line {n + 1} has no image" if lines > n else f"{ordered[lines]} has no label"
-            raise DataError(labels[0], f"{lines} lines for {n} images; {left}", "give one line for each image")
+            rest = f"line {n + 1} has no image" if lines > n else f"{ordered[lines]} has no label"
+            raise DataError(labels[0], f"{lines} lines for {n} images; {rest}", "give one line for each image")
     ids = np.array([PurePosixPath(name).stem for name in ordered])
-    return Source(where, ids, parsed, None, tuple(files[name] for name in ordered), fetch)
+    return Source(where, ids, parsed, None, tuple(files[name] for name in ordered), fetch, notes)
 
 
 def _classes(where: str, files: dict[str, str], fetch: Callable[[str], bytes]) -> Source:
@@ -245,18 +228,18 @@ def _open_folder(folder: Path, labels: Path | None) -> Source:
         return _numbered(where, {name: name for name in names}, fetch, _read_labels(labels) if labels else None)
     folders = sorted(entry.name for entry in entries if entry.is_dir())
     if not folders:
-        raise DataError(where, "holds no images")
+        raise DataError(where, "holds no images", "name the folder that does")
     if not set(folders) <= {"0", "1"}:
         raise DataError(
-            where, f"holds no images, but the folders {listed(folders)}", "name one of them, or call them 0 and 1"
+            where, f"holds no images, but the folders {listed(folders)}", "name one of them, or rename them to 0 and 1"
         )
     _refuse_labels(where, labels)
     for name in folders:
         if not is_inside(os.path.realpath(folder / name), os.path.realpath(folder)):
-            raise DataError(printable(folder / name), "is a link out of its folder", "put the folder itself there")
+            raise DataError(printable(folder / name), "is a link out of its folder", "replace the link by the folder")
     files = [f"{name}/{image}" for name in folders for image in image_files(folder / name)]
     if not files:
-        raise DataError(where, "holds no images")
+        raise DataError(where, "holds no images", "name the folder that does")
     return _classes(where, {file: file for file in files}, fetch)
 
 
@@ -268,7 +251,7 @@ def _read_labels(path: Path) -> tuple[str, bytes]:
         return where, path.read_bytes()
 
 
-# Zip
+# --- zips -------------------------------------------------------------------------------------------------------------
 
 
 def _open_zip(path: Path, inner: str, labels: Path | None) -> Source:
@@ -290,13 +273,13 @@ def _open_zip(path: Path, inner: str, labels: Path | None) -> Source:
     if len(chosen) > 1:
         first = path / min(chosen)
         raise DataError(
-            where, f"holds several image folders: {listed(sorted(chosen))}", f"name one: {printable(first)}"
+            where, f"holds several image folders: {listed(sorted(chosen))}", f"name one of them: {printable(first)}"
         )
     if not chosen:
-        raise DataError(where, "holds no images")
+        raise DataError(where, "holds no images", "name the folder that does")
     (files,) = chosen.values()
-    found = _read_labels(labels) if labels else _labels_beside(path, archive, names) if len(folders) == 1 else None
-    return _numbered(where, files, fetch, found)
+    label_text = _read_labels(labels) if labels else _labels_beside(path, archive, names) if len(folders) == 1 else None
+    return _numbered(where, files, fetch, label_text)
 
 
 def _within(folder: str, inner: str) -> bool:
@@ -304,7 +287,7 @@ def _within(folder: str, inner: str) -> bool:
 
 
 def _labels_beside(path: Path, archive: zipfile.ZipFile, names: list[str]) -> tuple[str, bytes] | None:
-    """Return the label file of a zip: its only text file, or the only one called label…"""
+    """Return the label file of a zip: its only text file, or the only one whose name starts with "label"."""
     texts = [name for name in names if name.lower().endswith(".txt") and not is_hidden(name)]
     if len(texts) > 1:
         texts = [name for name in texts if PurePosixPath(name).name.startswith("label")] or texts
@@ -313,22 +296,20 @@ def _labels_beside(path: Path, archive: zipfile.ZipFile, names: list[str]) -> tu
     return (printable(path / texts[0]), unzip(archive, texts[0])) if texts else None
 
 
-# Manifest
+# --- manifests --------------------------------------------------------------------------------------------------------
 
 
 def _open_manifest(path: Path) -> Source:
     where = printable(path)
-    numbers, columns = read_manifest(path)
+    numbers, columns, notes = read_manifest(path)
     labels = groups = None
     if "label" in columns:
-        for line, value in zip(numbers, columns["label"], strict=True):
-            if value not in ("0", "1"):
-                _refuse_label(where, line, value)
-        labels = np.array(columns["label"], dtype="U1").astype(np.int8)
+        labels, label_notes = read_values(columns["label"], numbers, where)
+        notes += label_notes
     if "group" in columns:
         if "" in columns["group"]:
             line = numbers[columns["group"].index("")]
-            raise DataError(f"{where}: line {line}", "has a blank group", "give it a group of its own")
+            raise DataError(f"{where}: line {line}", "has a blank group", "write a group that no other image has")
         groups = np.unique(np.array(columns["group"]), return_inverse=True)[1].astype(np.int64)
     paths, fetch = columns["path"], functools.partial(read_file, os.path.realpath(path.parent))
-    return Source(where, np.array(paths), labels, groups, paths, fetch)
+    return Source(where, np.array(paths), labels, groups, paths, fetch, notes)

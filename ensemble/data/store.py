@@ -1,4 +1,4 @@
-"""The memory-mapped store: every image is decoded once, and opened again for as long as its file stays the same."""
+"""Decodes every image once into a memory map on disk, which is used again as long as the files stay the same."""
 
 from __future__ import annotations
 
@@ -26,9 +26,16 @@ from ensemble.progress import Say, progress, silent
 from ensemble.runs.files import locked
 
 SCHEMA_VERSION = 1
+"""The version of the store's files."""
+
 CHUNK = 64
+"""Images that a thread reads or decodes before it reports its progress and errors."""
+
 SAMPLED = 101
+"""Images whose headers are read to find the common size, evenly spaced over the set."""
+
 SPARE_BYTES = 2**26
+"""Bytes that must stay free on the disk after the pixels are written."""
 
 TRAITS = {
     "grey": "grey images: their channel is used three times",
@@ -37,16 +44,17 @@ TRAITS = {
     "constant": "constant images",
     "squashed": "images that are not square: resized to a square",
 }
+"""What is recorded of each image beside its pixels, and the note that counts it."""
 
 
 def load_dataset(
     source: Source, store: Path, resize: int | None = None, threads: int | None = None, say: Say = silent
 ) -> Dataset:
-    """Return the data set behind `source`, decoding it unless `store` holds just these files already.
+    """Return the images of `source` as a `Dataset`; decode them unless `store` holds the pixels of these files.
 
-    Every file is read and hashed at every start; pixels are kept in ``store/<key>/pixels.npy``, where the key is a
-    hash of the files' content, `resize` and the image policy. The folder appears whole or not at all. Memory is
-    bounded for any number of images.
+    Every file is read and hashed at every start. Pixels are kept in ``store/<key>/pixels.npy``; the key is a hash of
+    the content of the files, `resize` and the image policy. The folder is written beside and renamed, so that it is
+    never incomplete. Memory is bounded for any number of images.
 
     Parameters
     ----------
@@ -54,40 +62,40 @@ def load_dataset(
     store : Path
         A folder; made where missing.
     resize : int, optional
-        Height and width that every image is brought to, in pixels; an image that is not square is squashed. Without it
-        all images must have one size.
+        Height and width of every image after resizing, in pixels; an image that is not square becomes one. Without it,
+        all images must have the same size.
     threads : int, optional
-        Readers and decoders; as many as there are cores by default.
+        Threads that read and decode; by default, the number of cores.
     say : callable
         Receives the notes, a line each.
 
     Raises
     ------
     DataError
-        Images that cannot be used: their count and the first of them.
+        Some images cannot be used; the message counts them and lists the first.
     ResourceError
-        No room in `store`, or no permission to write there.
+        `store` has too little space, or cannot be written.
     """
     threads = threads or len(available_cores())
     digests: NDArray[np.bytes_] = np.zeros(len(source), "S64")
 
-    def hash_one(row: int) -> None:
+    def hash_row(row: int) -> None:
         digests[row] = hashlib.sha256(source.read(row)).hexdigest()
 
-    _each(source, hash_one, threads, "read")
+    _each(source, hash_row, threads, "read")
     key = hashlib.sha256(digests.tobytes() + f"{resize} {POLICY_VERSION} {SCHEMA_VERSION}".encode()).hexdigest()
     folder = store / key[:16]
     try:
         stored = _open_store(folder, digests)
         if stored is None:
             with locked(store, wait=True):
-                for left_by_a_kill in store.glob("decoding-*"):
-                    shutil.rmtree(left_by_a_kill)
+                for unfinished in store.glob("decoding-*"):  # a killed process leaves its folder
+                    shutil.rmtree(unfinished)
                 stored = _open_store(folder, digests) or _write_store(folder, source, digests, resize, threads)
     except OSError as error:
         raise ResourceError(printable(store), f"cannot be written: {error.strerror or error}") from error
     pixels, traits = stored
-    notes = (*_trait_notes(source, traits), *_conflict_notes(source, digests))
+    notes = (*source.notes, *_trait_notes(source, traits), *_conflict_notes(source, digests))
     fingerprint = _fingerprint(source, digests, pixels)
     for note in notes:
         say(f"note: {source.where}: {note}")
@@ -95,7 +103,7 @@ def load_dataset(
 
 
 def _each(source: Source, work: Callable[[int], None], threads: int, what: str) -> None:
-    """Call `work` with every row, in threads, and raise one `DataError` for all rows for which it raised one."""
+    """Call `work` with every row, in threads; raise one `DataError` for all rows where it raised one."""
 
     def chunk(rows: range) -> tuple[int, list[str]]:
         errors = []
@@ -133,12 +141,12 @@ def _open_store(folder: Path, digests: NDArray[np.bytes_]) -> Stored | None:
         about = json.loads((folder / "store.json").read_text())
         pixels = np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False)
         traits = np.load(folder / "traits.npy", allow_pickle=False)
-        listed = (folder / "digests.txt").read_bytes()
+        stored_digests = (folder / "digests.txt").read_bytes()
     except (OSError, ValueError, EOFError):
         return None
     shape = (len(digests), *about.get("size", ()), 3)
-    whole = pixels.shape == shape and pixels.dtype == np.uint8 and traits.shape == (len(digests), len(TRAITS))
-    return (pixels, traits) if whole and listed == _lines(digests) else None
+    is_complete = pixels.shape == shape and pixels.dtype == np.uint8 and traits.shape == (len(digests), len(TRAITS))
+    return (pixels, traits) if is_complete and stored_digests == _lines(digests) else None
 
 
 def _lines(digests: NDArray[np.bytes_]) -> bytes:
@@ -150,27 +158,27 @@ def _write_store(folder: Path, source: Source, digests: NDArray[np.bytes_], resi
     height, width = (resize, resize) if resize else _common_size(source)
     traits = np.zeros((n, len(TRAITS)), bool)
 
-    def decode_one(row: int) -> None:
+    def decode_row(row: int) -> None:
         name, data = printable(source.names[row]), source.read(row)
         if hashlib.sha256(data).hexdigest().encode() != digests[row]:
             raise DataError(name, "changed while it was read")
         image = decode(data, name)
-        header, fitted = image.header, image.pixels
+        header, resized = image.header, image.pixels
         if resize:
-            fitted = _resized(fitted, resize)
-        elif fitted.shape != (height, width, 3):
+            resized = _resized(resized, resize)
+        elif resized.shape != (height, width, 3):
             raise DataError(
-                name, f"has {header.width} × {header.height} pixels, the set {width} × {height}", "or give --resize"
+                name, f"has {header.width} × {header.height} pixels, the others {width} × {height}", "or give --resize"
             )
-        pixels[row] = fitted
-        constant = bool((fitted == fitted[0, 0]).all())
+        pixels[row] = resized
+        constant = bool((resized == resized[0, 0]).all())
         squashed = bool(resize) and header.width != header.height
         traits[row] = header.grey, header.alpha, header.oriented, constant, squashed
 
     partial = Path(tempfile.mkdtemp(prefix="decoding-", dir=folder.parent))
     try:
         pixels = _allocate(partial / "pixels.npy", (n, height, width, 3))
-        _each(source, decode_one, threads, "decode")
+        _each(source, decode_row, threads, "decode")
         pixels.flush()
         np.save(partial / "traits.npy", traits)
         (partial / "digests.txt").write_bytes(_lines(digests))
@@ -198,7 +206,7 @@ def _write_store(folder: Path, source: Source, digests: NDArray[np.bytes_], resi
 
 
 def _allocate(path: Path, shape: tuple[int, ...]) -> np.memmap[tuple[int, ...], np.dtype[np.uint8]]:
-    """Make a memory map whose room on disk is reserved, so that a full disk is an error here and not a crash later."""
+    """Create a memory map and reserve its space on disk, so that a full disk is an error here and not a crash later."""
     need, free = int(np.prod(shape)) + SPARE_BYTES, shutil.disk_usage(path.parent).free
     if need > free:
         raise ResourceError(
@@ -213,7 +221,7 @@ def _allocate(path: Path, shape: tuple[int, ...]) -> np.memmap[tuple[int, ...], 
 
 
 def _common_size(source: Source) -> tuple[int, int]:
-    """Return the height and width that most of a sample of the images have."""
+    """Return the most frequent height and width in a sample of the images."""
     sizes: Counter[tuple[int, int]] = Counter()
     for row in np.unique(np.linspace(0, len(source) - 1, SAMPLED).astype(int)):
         with contextlib.suppress(DataError):
@@ -251,9 +259,9 @@ def _conflict_notes(source: Source, digests: NDArray[np.bytes_]) -> Iterator[str
     differs = source.labels != source.labels[first[same]]
     conflicting = np.unique(same[differs])
     if conflicting.size:
-        twins = {int(same[row]): row for row in np.flatnonzero(differs)[::-1]}
-        pairs = (f"{source.ids[first[file]]} = {source.ids[twins[file]]}" for file in conflicting.tolist())
-        yield f"{conflicting.size} images come byte-identical with both labels ({_some(pairs)})"
+        duplicates = {int(same[row]): row for row in np.flatnonzero(differs)[::-1]}
+        pairs = (f"{source.ids[first[file]]} = {source.ids[duplicates[file]]}" for file in conflicting.tolist())
+        yield f"{conflicting.size} images occur twice, byte for byte, with both labels ({_some(pairs)})"
 
 
 def _some(names: Iterator[str]) -> str:
@@ -262,8 +270,8 @@ def _some(names: Iterator[str]) -> str:
 
 
 def _fingerprint(source: Source, digests: NDArray[np.bytes_], pixels: NDArray[np.uint8]) -> str:
-    whole = hashlib.sha256(f"policy {POLICY_VERSION}, size {pixels.shape[1:3]}\n".encode())
-    whole.update("\0".join(source.ids.tolist()).encode("utf-8", "surrogateescape"))
+    fingerprint = hashlib.sha256(f"policy {POLICY_VERSION}, size {pixels.shape[1:3]}\n".encode())
+    fingerprint.update("\0".join(source.ids.tolist()).encode("utf-8", "surrogateescape"))
     for array in (source.labels, source.groups, digests):
-        whole.update(b"\0\0none" if array is None else b"\0\0" + array.tobytes())
-    return whole.hexdigest()
+        fingerprint.update(b"\0\0none" if array is None else b"\0\0" + array.tobytes())
+    return fingerprint.hexdigest()

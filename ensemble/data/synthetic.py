@@ -1,4 +1,4 @@
-"""The built-in demo data: drawn heads, some with a hat or glasses, with known label noise and known Bayes HTER."""
+"""Generates the demo images: heads, some with a hat or glasses. Their label noise and their Bayes HTER are known."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from ensemble.config import seed_sequence
 from ensemble.errors import ConfigError, ResourceError, printable
 
 SCHEMA_VERSION = 1
+"""The version of `demo.json`."""
+
 CANVAS = 256
+"""Height and width of a drawing in pixels, before it is scaled down."""
 
 SKINS = ((255, 224, 196), (241, 194, 157), (224, 172, 125), (198, 134, 88), (141, 85, 50), (90, 56, 36))
 HAIRS = ((24, 20, 18), (60, 40, 26), (104, 70, 40), (178, 134, 70), (224, 196, 128), (150, 60, 30), (170, 170, 172))
@@ -24,22 +27,23 @@ Canvas = NDArray[np.uint8]
 
 
 def bayes_hter(minority: float = 0.12, flip: float = 0.05) -> float:
-    """Return the least HTER against the given labels that any rule can reach on the demo.
+    """Return the Bayes HTER of the demo: the lowest that any rule can have against the noisy labels.
 
-    The image shows the true class t, so a rule is a choice for each of the two; HTER is linear in it, so one of the
-    four deterministic rules is best. With q = P(t = 0), e the flip rate and g the given label, calling t has
+    An image shows its true class t, so a rule predicts a label for each of the two classes. HTER is linear in the rule,
+    so the best rule is one of four deterministic ones. With q = P(t = 0), flip rate e and noisy label g, the rule that
+    predicts t has
 
         FPR = P(t = 1 | g = 0) = (1 - q) e / (q (1 - e) + (1 - q) e)
         FNR = P(t = 0 | g = 1) = q e / ((1 - q) (1 - e) + q e),
 
-    calling 1 - t has one minus their mean, and the two constant rules have 1/2, which lies between.
+    The rule that predicts 1 - t has 1 - HTER of it, and the two constant rules have 1/2, which lies between.
 
     Parameters
     ----------
     minority : float
         Share of true class 0, in (0, 1).
     flip : float
-        Probability that a given label is not the true class, in [0, 1].
+        Probability that a noisy label is not the true class, in [0, 1].
 
     Examples
     --------
@@ -54,39 +58,41 @@ def bayes_hter(minority: float = 0.12, flip: float = 0.05) -> float:
 def write_demo(
     folder: Path, n_train: int, n_val: int, seed: int, size: int = 64, flip: float = 0.05, minority: float = 0.12
 ) -> None:
-    """Write the demo in the layout of the exercise; do nothing where `folder` holds just this demo already.
+    """Write the demo in the layout of the exercise; do nothing where `folder` holds this demo already.
 
-    Beside ``train_img/``, ``label_train.txt`` and ``val_img/`` lie ``truth_train.txt`` and ``truth_val.txt``, the true
-    classes, ``given_val.txt``, the flipped labels of the images to predict, and ``demo.json``, the parameters.
+    The files are ``train_img/``, ``label_train.txt`` and ``val_img/``; the true classes ``truth_train.txt`` and
+    ``truth_val.txt``; the noisy labels ``given_val.txt`` of ``val_img/``; and the parameters, ``demo.json``.
 
     Parameters
     ----------
     folder : Path
-        Appears whole or not at all.
+        It is written beside and renamed, so that it is never incomplete.
     n_train, n_val : int
         Number of images.
     seed : int
     size : int
         Height and width in pixels.
     flip : float
-        Probability that a given label is not the true class.
+        Probability that a noisy label is not the true class.
     minority : float
-        Share of true class 0 (hat or glasses), exact to rounding in each of the two sets.
+        Share of true class 0 (hat or glasses) in each of the two sets, exact but for rounding.
 
     Raises
     ------
     ConfigError
-        A parameter out of range, or `folder` holds something else.
+        A parameter is out of range, or `folder` holds other files.
     ResourceError
         `folder` cannot be written.
     """
     if not (n_train > 0 and n_val > 0 and size >= 8 and 0 <= flip < 0.5 and 0 < minority < 1):
-        raise ConfigError("demo", "needs images, a size of 8 or more, a flip rate below 0.5 and a minority in (0, 1)")
+        raise ConfigError("demo", "needs n >= 1, size >= 8, 0 <= flip < 0.5 and 0 < minority < 1")
     names = ("schema", "n_train", "n_val", "seed", "size", "flip", "minority")
-    about = dict(zip(names, (SCHEMA_VERSION, n_train, n_val, seed, size, flip, minority), strict=True))
+    parameters = dict(zip(names, (SCHEMA_VERSION, n_train, n_val, seed, size, flip, minority), strict=True))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if _read_about(folder) != about:
-            raise ConfigError(printable(folder), "exists and is not this demo", "remove it or name another folder")
+        if _read_parameters(folder) != parameters:
+            raise ConfigError(
+                printable(folder), "exists and does not hold this demo", "remove it, or name another folder"
+            )
         return
     partial = folder.with_name(folder.name + ".partial")
     try:
@@ -99,13 +105,13 @@ def write_demo(
                 (partial / f"{part}_img" / f"{row:06d}.jpg").write_bytes(_jpeg(draw_head(rng, label == 0, size), rng))
             np.savetxt(partial / f"truth_{part}.txt", truth, "%d")
             np.savetxt(partial / ("label_train.txt" if part == "train" else "given_val.txt"), given, "%d")
-        (partial / "demo.json").write_text(json.dumps(about, indent=2) + "\n")
+        (partial / "demo.json").write_text(json.dumps(parameters, indent=2) + "\n")
         partial.replace(folder)
     except OSError as error:
         raise ResourceError(printable(folder), f"cannot be written: {error.strerror or error}") from error
 
 
-def _read_about(folder: Path) -> object:
+def _read_parameters(folder: Path) -> object:
     try:
         return json.loads((folder / "demo.json").read_text())
     except (OSError, ValueError):
@@ -115,7 +121,7 @@ def _read_about(folder: Path) -> object:
 def _labels(
     n: int, rng: np.random.Generator, flip: float, minority: float
 ) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
-    """Return the true and the given labels, int8 arrays (n,)."""
+    """Return the true and the noisy labels, int8 arrays (n,)."""
     truth = rng.permutation(np.arange(n) >= round(minority * n)).astype(np.int8)
     return truth, truth ^ (rng.random(n) < flip).astype(np.int8)
 
@@ -148,7 +154,7 @@ def draw_head(rng: np.random.Generator, accessory: bool, size: int = 64) -> Canv
 
 
 def _background(rng: np.random.Generator) -> Canvas:
-    """Return a wall: any grey, a little tinted, darker towards one end."""
+    """Return a grey wall, slightly tinted, with a brightness gradient."""
     wall = rng.integers(100, 226) + rng.normal(0, 10, 3)
     ramp = np.linspace(-1, 1, CANVAS).reshape(-1, 1, 1) * rng.normal(0, 15)
     return np.asarray(np.clip(np.tile(wall + ramp, (1, CANVAS, 1)), 0, 255), np.uint8)
@@ -233,7 +239,7 @@ def _hat(canvas: Canvas, rng: np.random.Generator) -> None:
 
 
 def _photographed(canvas: Canvas, rng: np.random.Generator, size: int) -> Canvas:
-    """Move, turn, light and scale the drawing, and add sensor noise."""
+    """Shift, rotate, scale and light the drawing, and add sensor noise."""
     turn = np.array(cv2.getRotationMatrix2D((128, 128), rng.normal(0, 4), rng.uniform(0.92, 1.1)), np.float64)
     turn[:, 2] += rng.normal(0, 5, 2)
     moved = cv2.warpAffine(canvas, turn, (CANVAS, CANVAS), borderMode=cv2.BORDER_REFLECT)
@@ -254,7 +260,7 @@ def _oval(
 
 
 def _bright_colour(rng: np.random.Generator) -> Colour:
-    """Return a colour that is neither hair nor skin: cloth, from green by blue to purple."""
+    """Return a colour of cloth, from green over blue to purple, that no hair or skin has."""
     colour = np.array([[rng.integers((40, 140, 120), (165, 256, 256))]], np.uint8)  # hue, saturation, value
     return tuple(cv2.cvtColor(colour, cv2.COLOR_HSV2RGB)[0, 0].tolist())
 

@@ -21,6 +21,7 @@ from ensemble.results import (
     MemberReport,
     PredictResult,
     RecipesResult,
+    RemoveResult,
     ReportResult,
     TrainResult,
     TrialResult,
@@ -72,6 +73,12 @@ def _(result: TrialResult) -> list[Table]:
 
 
 @render.register
+def _(result: RemoveResult) -> list[Table]:
+    rows = tuple((name, str(folds)) for name, folds in result.left.items())
+    return [Table(f"Members left in {printable(result.run)}", ("member", "finished folds"), rows)]
+
+
+@render.register
 def _(result: FitResult) -> list[Table]:
     *first, last = decision_tables(result.plain, result.tta)
     return [*first, last.with_notes(*LEGEND, AVERAGING)]
@@ -108,7 +115,7 @@ def _(result: DemoResult) -> list[Table]:
 
 @render.register
 def _(result: RecipesResult) -> list[Table]:
-    rows = tuple((str(recipe.path), recipe.about) for recipe in result.recipes)
+    rows = tuple((recipe.name, recipe.about) for recipe in result.recipes)
     return [Table("Recipes of public solutions", ("thera run", "what it is"), rows, numbers=False)]
 
 

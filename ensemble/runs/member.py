@@ -165,6 +165,9 @@ class MemberFolder:
             now = datetime.datetime.now(datetime.UTC).isoformat()
             write_json(self._json, MemberFacts(now, dict(config), **asdict(identity)))
         stored, remedy = self.read(), "give it another --name, or use another --run"
+        if config.get("epochs") != stored.config.get("epochs"):
+            example = f"--name {self.name}-{config.get('epochs')}"
+            remedy = f"other epochs make a new member: give it another name, such as {example}"
         known = {**(defaults or {}), **stored.current_config, **stored.removed_options}
         refuse_differences(self._json, known, config, remedy)
         refuse_differences(self._json, asdict(stored.identity), asdict(identity), remedy)

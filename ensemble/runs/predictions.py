@@ -1,4 +1,4 @@
-"""`predictions/<set>/` in a run: the kept logits of the fold models, the label file, the table and the facts."""
+"""Reads and writes `predictions/<set>/` of a run: the logits of the fold models, labels, a table and the facts."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PREDICT_AGAIN = "run: thera predict"
+"""The remedy where a file of a prediction is missing or damaged."""
 
 FORMER_KINDS = {"folded": "fused"}
-"""Kinds of convolutions that were renamed, as older notes have them."""
+"""Former names of kinds of convolutions, which older files have, and their names today."""
 
 T = TypeVar("T")
 
@@ -29,16 +30,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class KeptFacts:
-    """What made a file of kept logits.
+    """How a file of kept logits was computed.
 
     Attributes
     ----------
     sha256, weights_sha256 : str
-        Of the file, and of the weights that it was computed with.
+        Hashes of the file, and of the weights that it was computed with.
     views : tuple of str
-        Its columns.
+        The columns of the file.
     precision, convolutions, device : str
-        How it was computed.
+        The number format, the kind of convolutions and the device.
     forced : dict or None
         The precision and convolutions that were requested; None in older files.
     """
@@ -54,7 +55,7 @@ class KeptFacts:
 
 @dataclass(frozen=True)
 class KeptNote:
-    """`made_from.json`: the fingerprint of the images, and what made each file, by `<member>/fold-<k>.csv`."""
+    """`made_from.json`: the fingerprint of the images, and the facts of each file, by `<member>/fold-<k>.csv`."""
 
     fingerprint: str
     files: dict[str, KeptFacts] = field(default_factory=dict)
@@ -71,16 +72,16 @@ def _migrated_note(content: dict[str, Any]) -> dict[str, Any]:
 
 
 class KeptLogits:
-    """A folder of fold models' logits, `<member>/fold-<k>.csv`, and `made_from.json`, which says what made them.
+    """The logits of fold models in `<member>/fold-<k>.csv`, and how they were computed in `made_from.json`.
 
     Parameters
     ----------
     folder : Path
         `predictions/<set>/logits`.
     ids : str array (n,)
-        Of the images.
+        The ids of the images.
     fingerprint : str
-        Of the images; the logits of other images are not used.
+        The fingerprint of the images; logits of other images are not used.
 
     Raises
     ------
@@ -100,7 +101,7 @@ class KeptLogits:
     def load(
         self, member: MemberFolder, fold: int, views: Sequence[str], precision: str = "auto", convolutions: str = "auto"
     ) -> np.ndarray | None:
-        """Return the logits (n, views) of a fold model, or None where none are kept of these weights, views and plan.
+        """Return the kept logits (n, views) of a fold model; None where there are none of these weights and views.
 
         Parameters
         ----------
@@ -108,12 +109,12 @@ class KeptLogits:
         fold : int
         views : sequence of str
         precision, convolutions : str
-            Logits that were computed otherwise than these force are not used; "auto" forces nothing.
+            Logits with another precision or other convolutions are not used; "auto" accepts any.
 
         Raises
         ------
         ArtifactError
-            The file is not as it was written.
+            The file was changed after it was written.
         """
         path, facts = self._folder / _name(member, fold), self._note.files.get(_name(member, fold))
         if facts is None or not set(views) <= set(facts.views) or not path.exists():
@@ -121,18 +122,18 @@ class KeptLogits:
         if facts.weights_sha256 != member.weights_sha256(fold):
             return None
         forced = {"precision": precision, "convolutions": convolutions}
-        fits = precision in ("auto", facts.precision) and convolutions in ("auto", facts.convolutions)
-        if not fits and facts.forced != forced:
+        is_accepted = precision in ("auto", facts.precision) and convolutions in ("auto", facts.convolutions)
+        if not is_accepted and facts.forced != forced:
             return None
         ids, logits = files.read_logits(path, facts.views, facts.sha256, "restore it")
         if not np.array_equal(ids, self._ids):
-            raise ArtifactError(path, "has other ids than the images", "restore it")
+            raise ArtifactError(path, "does not have the ids of the images", "restore it")
         return logits[:, [facts.views.index(view) for view in views]]
 
     def save(
         self, member: MemberFolder, fold: int, views: Sequence[str], logits: np.ndarray, **facts: Any
     ) -> np.ndarray:
-        """Write the logits (n, views) of a fold model and what made them; return them as written, rounded."""
+        """Write the logits (n, views) of a fold model and their facts; return the logits as written, rounded."""
         path = self._folder / _name(member, fold)
         sha256 = files.write_logits(path, self._ids, logits, views)
         self._note.files[_name(member, fold)] = KeptFacts(sha256, member.weights_sha256(fold), tuple(views), **facts)
@@ -148,13 +149,13 @@ def _name(member: MemberFolder, fold: int) -> str:
 
 
 def is_predicted(folder: Path, request: object) -> bool:
-    """Return whether the files of a prediction are there as they were written, and were made from this request.
+    """Return whether the files of a prediction exist, are unchanged, and were made for this request.
 
     Parameters
     ----------
     folder : Path
     request : dataclass
-        The `request` of the facts that `write_facts` was given.
+        The `request` of the facts that `write_facts` wrote.
     """
     path = folder / "predictions.json"
     try:
@@ -172,7 +173,7 @@ class _StoredRequest:
 
 
 def _with_request(content: dict[str, Any]) -> dict[str, Any]:
-    return {"request": {}, **content}  # files of older versions are made anew
+    return {"request": {}, **content}  # predictions of older versions are made again
 
 
 def _plain(request: object) -> dict[str, Any]:
@@ -190,7 +191,7 @@ def write_labels(folder: Path, y_pred: np.ndarray, table: pd.DataFrame) -> dict[
         `predictions/<set>`.
     y_pred : int8 array (n,)
     table : DataFrame
-        The first column holds the ids.
+        The first column has the ids.
     """
     text = "".join(f"{label}\n" for label in y_pred.tolist()).encode()
     verify_label_file(text, len(y_pred), folder / "label_val.txt")
@@ -201,18 +202,18 @@ def write_labels(folder: Path, y_pred: np.ndarray, table: pd.DataFrame) -> dict[
 
 
 def write_facts(folder: Path, facts: object) -> None:
-    """Write `predictions.json`, which makes the prediction complete."""
+    """Write `predictions.json`. It is written last: a prediction without it is incomplete."""
     files.write_json(folder / "predictions.json", facts)
 
 
 def read_prediction(folder: Path, type_: type[T], migrate: files.Migrate | None = None) -> tuple[T, pd.DataFrame]:
-    """Return the facts of a prediction, and its table as text."""
+    """Return the facts of a prediction, and its table with all cells as text."""
     facts = files.read_json(folder / "predictions.json", type_, PREDICT_AGAIN, migrate)
     return facts, files.read_table(folder / "predictions.csv", None, PREDICT_AGAIN)
 
 
 def verify_label_file(text: bytes, n: int, path: Path) -> None:
-    """Raise an ArtifactError unless a label file is n lines of 0 or 1."""
+    """Raise an ArtifactError unless a label file has n lines, each 0 or 1."""
     lines = text.split(b"\n")
     if lines[-1] != b"" or len(lines) != n + 1 or not set(lines[:-1]) <= {b"0", b"1"}:
         raise ArtifactError(path, f"must hold {n} lines of 0 or 1", PREDICT_AGAIN)
@@ -224,8 +225,11 @@ class _Fingerprint:
 
 
 def fingerprint_of(folder: Path) -> str | None:
-    """Return the fingerprint of the images that a predictions folder is of, or None where there is nothing in it."""
-    for path in (folder / "predictions.json", folder / "logits" / "made_from.json"):  # the second after a kill
+    """Return the fingerprint of the images of a predictions folder; None where the folder is empty."""
+    for path in (
+        folder / "predictions.json",
+        folder / "logits" / "made_from.json",
+    ):  # a killed process leaves the second alone
         if path.exists():
             return files.read_json(path, _Fingerprint, f"remove {folder}", _with_fingerprint).fingerprint
     return None

@@ -21,7 +21,7 @@ from ensemble.cli import main
 from ensemble.commands import train
 from ensemble.commands.fold_jobs import least_hter
 from ensemble.config import VIEWS, RunConfig
-from ensemble.config_reading import load_config, overridden
+from ensemble.config_reading import config_file, load_config, overridden
 from ensemble.data.synthetic import write_demo
 from ensemble.decision import assessment
 from ensemble.decision import decision as decision_room
@@ -75,9 +75,45 @@ def test_recipes_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str])
     assert len(RECIPES) == 6
     for path in RECIPES:
         config = load_config(path)
-        (line,) = [line for line in out.splitlines() if path.name in line]
+        (line,) = [line for line in out.splitlines() if line.split()[:1] == [path.stem]]
         assert config.about and line.endswith(config.about)
         assert config.run == Path("checkpoints/recipes") / path.stem
+
+
+def test_a_recipe_runs_by_its_name_from_anywhere(
+    faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ["--images", faces / "train_img", "--labels", faces / "label_train.txt", "--folds", 2, "--epochs", 1]
+    run(capsys, "run", "lenet-cleaned", "--run", "mine", *given, "--device", "cpu", "--jobs", 1)
+    assert [member.name for member in Run(tmp_path / "mine").members()] == ["lenet", "lenet-cleaned"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("simple-cn", "did you mean simple-cnn"),
+        ("Simple_CNN", "did you mean simple-cnn"),
+        ("qqq", "the recipes are focal-oversampling, lenet-cleaned, "),
+        ("missing.yaml", "missing.yaml: cannot be read"),
+    ],
+)
+def test_a_name_that_is_no_recipe_is_refused(
+    name: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in ("run", "trial"):
+        with pytest.raises(SystemExit) as stopped:
+            main([command, name])
+        assert stopped.value.code == 2 and message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_comes_before_a_recipe_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert config_file(Path("simple-cnn")).name == "simple-cnn.yaml"
+    (tmp_path / "simple-cnn").touch()
+    assert config_file(Path("simple-cnn")) == Path("simple-cnn")
 
 
 @pytest.mark.usefixtures("no_weights")

@@ -251,6 +251,14 @@ def test_a_wrong_objective_begins_no_run(tmp_path: Path, capsys: pytest.CaptureF
     assert not (tmp_path / "run").exists()
 
 
+def test_unknown_members_of_the_decision_begin_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_config(tmp_path)
+    config.write_text(config.read_text() + "decision: {members: [a, z]}\n")
+    line = fails(2, "run", config, "--device", "cpu", capsys=capsys)
+    assert line == "error: decision.members: z is no member of the run; they are a, b"
+    assert not (tmp_path / "run").exists()
+
+
 def test_plain_prediction_has_its_own_decision(done: Path) -> None:
     main(["predict", "--run", str(done / "run"), "--images", str(done / "tiny/img"), "--out", str(done / "p.txt")])
     made = prediction_facts(done / "run/predictions/img-plain/predictions.json")

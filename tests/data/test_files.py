@@ -55,12 +55,12 @@ def _folder_as_image(at: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (_folder_as_image, "1 of the images are no files: 2.jpg"),
+        (_folder_as_image, "1 images are not files: 2.jpg"),
         (_linked("gone/3.jpg"), "is a link out of its folder"),
-        (_linked("x/3.jpg"), "1 of the images are no files: 2.jpg"),
+        (_linked("x/3.jpg"), "1 images are not files: 2.jpg"),
         (_linked("out.jpg"), "is a link out of its folder"),
-        (_zip("1.jpg", "../2.jpg"), "../2.jpg: points out of the zip"),
-        (_zip("1.jpg", "1.jpg"), "entries of the same name: 1.jpg"),
+        (_zip("1.jpg", "../2.jpg"), "../2.jpg: leads out of the zip"),
+        (_zip("1.jpg", "1.jpg"), "files of the same name: 1.jpg"),
         (_zip("1.jpg", **{"2__jpg": bytes(2 * 2**20)}), "a zip bomb"),
         (_encrypted, "is encrypted"),
         (_lying, "a zip bomb"),

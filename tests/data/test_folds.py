@@ -64,7 +64,7 @@ def test_units_stay_whole_and_spread(rows: list[tuple[int, int]], k: int, seed: 
             3,
             "in 2 groups that stay together cannot fill 3 folds; use --folds 2",
         ),
-        ([0, 1, 1], range(3), 2, "more images of it are needed"),
+        ([0, 1, 1], range(3), 2, "add images of this class"),
     ],
 )
 def test_too_few_of_a_class(labels: list[int], units: list[int], k: int, message: str) -> None:

@@ -26,14 +26,16 @@ def test_label_files_that_differ_in_form_only(data: bytes) -> None:
     ("data", "message"),
     [
         ("1\n0\n".encode("utf-16"), "UTF-16"),
-        (b"\x7fELF\0\0", "no text"),
+        (b"\x7fELF\0\0", "not text"),
         (b"", "no labels"),
         (b"1\n\n0\n", "line 2: is blank"),
         (b"1\n0\n\n\n", "line 3: is blank"),
         (b"1\n0 1\n", "line 2: holds more than one column: '0 1'"),
         (b"1\n0,a\n", "line 2: holds more than one column"),
-        (b"1\n-1\n", "line 2: must be 0 or 1; got '-1'"),
-        (b"1.0\n", "line 1: must be 0 or 1; got '1.0'"),
+        (b"1\n0\n-1\n", "line 3: is -1, and other lines are 0; write each label as 0 or 1"),
+        (b"1.5\n", "line 1: must be 0 or 1; got '1.5'"),
+        (b"label\n", "no labels"),
+        (b"label\n1\nx\n", "line 3: must be 0 or 1; got 'x'"),
         (b"0\nnan\n", "line 2: must be 0 or 1; got 'nan'"),
         (b"0\n\x1b[2J\xff\n", r"line 2: must be 0 or 1; got '\x1b[2J\udcff'"),
     ],
@@ -76,19 +78,19 @@ def _linked_class(at: Path) -> tuple[Path, Path | None]:
         (_folder("1.jpg", "2.jpg", labels="1\n0\n1\n"), "3 lines for 2 images; line 3 has no image"),
         (_folder("1.jpg", "2.jpg", labels="1\n"), "1 lines for 2 images; 2.jpg has no label"),
         (_folder("0.jpg", "1.jpg"), "numbering starts at 0 (0.jpg)"),
-        (_folder("1.jpg", "2.jpg", "4.jpg"), "there is no image 3 before 4.jpg"),
+        (_folder("1.jpg", "2.jpg", "4.jpg"), "image 3 is missing, before 4.jpg"),
         (_folder("1.jpg", "001.jpg"), "001.jpg and 1.jpg have the same number"),
         (_folder("1.jpg", "1.png"), "1.jpg and 1.png have the same number"),
-        (_folder("1.jpg", "cat.JPG"), "1 image names are no number: cat.JPG"),
-        (_folder("1.jpg", "=cmd()\n.jpg", "\udcff.jpg"), r"2 image names are no number: =cmd()\n.jpg, \udcff.jpg"),
+        (_folder("1.jpg", "cat.JPG"), "1 image names are not numbers: cat.JPG"),
+        (_folder("1.jpg", "=cmd()\n.jpg", "\udcff.jpg"), r"2 image names are not numbers: =cmd()\n.jpg, \udcff.jpg"),
         (_folder("notes.txt"), "holds no images"),
         (_folder("0/1.jpg", "1/1.jpg", "2/1.jpg"), "but the folders 0, 1, 2"),
-        (_folder("0/1.jpg", "1/1.jpg", labels="1\n"), "brings its own labels"),
+        (_folder("0/1.jpg", "1/1.jpg", labels="1\n"), "has labels already"),
         (lambda at: (at / "none", None), "does not exist"),
-        (lambda at: (fill(at, "x.tar") / "x.tar", None), "is no folder of images, zip"),
+        (lambda at: (fill(at, "x.tar") / "x.tar", None), "is not a folder of images, a zip"),
         (lambda at: (fill(at / "x", "1.jpg"), at / "none.txt"), "none.txt: cannot be read: No such file"),
         (_linked_class, "x/1: is a link out of its folder"),
-        (_zip("a/1.jpg", "b/1.jpg"), "holds several image folders: a, b; name one:"),
+        (_zip("a/1.jpg", "b/1.jpg"), "holds several image folders: a, b; name one of them:"),
         (_zip("1.jpg", "a.txt", "b.txt"), "several text files: a.txt, b.txt"),
         (_zip("readme.txt"), "holds no images"),
     ],
@@ -134,3 +136,25 @@ def test_class_folders(tmp_path: Path, zipped: bool) -> None:
     assert source.ids.tolist() == ["0/b.jpg", "1/a.png", "1/b.jpg"]
     assert source.labels is not None and source.labels.tolist() == [0, 1, 1]
     assert source.read(0).endswith(b"0/b.jpg")
+
+
+@pytest.mark.parametrize(
+    ("data", "note"),
+    [
+        ("1.0\n0.0\n1.0\n", "0.0 as 0, 1.0 as 1"),
+        ("1.000000000000000000e+00\n0.000000000000000000e+00\n1.0\n", "as 1"),
+        ("1\n-1\n1\n", "-1 as 0, 1 as 1"),
+        ('"1"\n"0"\n"1"\n', "are read as 0 and 1"),
+        ("1 \n 0\n1\n", "are read as 0 and 1"),
+        ("label\n1\n0\n1\n", "line 1 of"),
+    ],
+)
+def test_label_files_that_are_read_with_a_note(tmp_path: Path, data: str, note: str) -> None:
+    images = fill(tmp_path / "x", "1.jpg", "2.jpg", "3.jpg")
+    source = open_source(images, text(tmp_path / "l.txt", data))
+    assert source.labels is not None and source.labels.tolist() == [1, 0, 1]
+    assert len(source.notes) == 1 and note in source.notes[0]
+
+
+def test_plain_labels_need_no_note(tmp_path: Path) -> None:
+    assert open_source(fill(tmp_path / "x", "1.jpg"), text(tmp_path / "l.txt", "1\n")).notes == ()

@@ -91,7 +91,12 @@ def test_bad_images_are_listed_in_one_error_and_leave_nothing(tmp_path: Path) ->
     write(folder, {"1.png": encode(".png", picture(1, 12, 14))})
     with pytest.raises(DataError) as error:
         load(folder, tmp_path / "store")
-    for part in ("3 of 10 images", "1.png has 14 × 12 pixels, the set 12 × 12", "2.png is empty", "5.png is cut short"):
+    for part in (
+        "3 of 10 images",
+        "1.png has 14 × 12 pixels, the others 12 × 12",
+        "2.png is empty",
+        "5.png is cut short",
+    ):
         assert part in str(error.value)
     assert [path.name for path in (tmp_path / "store").iterdir()] == [".lock"]
 

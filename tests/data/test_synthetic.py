@@ -34,14 +34,14 @@ def test_write_demo(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in demo.rglob("*")} == before
     write_demo(tmp_path / "again", 40, 25, seed=3, size=32)
     assert digest(demo) == digest(tmp_path / "again")
-    with pytest.raises(ConfigError, match="exists and is not this demo"):
+    with pytest.raises(ConfigError, match="exists and does not hold this demo"):
         write_demo(demo, 40, 25, seed=4, size=32)
     assert digest(demo) == digest(tmp_path / "again")
 
 
 def test_a_folder_of_the_user_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="remove it or name another folder"):
+    with pytest.raises(ConfigError, match="remove it, or name another folder"):
         write_demo(tmp_path, 4, 4, seed=0)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 

@@ -216,7 +216,7 @@ def test_beside_the_stack_each_row_says_how_far_it_is_from_it(decision):
 )
 def test_it_says_what_the_threshold_is_for(decision, form, line):
     notes = decision_table(replace(decision, objective=Objective.parse(form))).notes
-    assert notes[0].startswith(f"The threshold is that of {told}. ")
+    assert notes[0].startswith(f"The threshold is that of {line}. ")
 
 
 def test_it_says_which_stacker_it_is_and_why(decision):

@@ -247,6 +247,7 @@ def test_a_removed_option_that_did_nothing_stops_no_member(member: MemberFolder)
     member.update(config={"lr": 0.1, "early_size": 32})
     with pytest.raises(ArtifactError, match="early_size was 32 and is None"):
         member.begin({"lr": 0.1}, IDENTITY)
+    assert member.read().current_config == {"lr": 0.1}, "prediction does not need the option"
 
 
 # --- training state ---------------------------------------------------------------------------------------------------

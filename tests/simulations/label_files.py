@@ -194,7 +194,7 @@ def tables(found: dict[str, Floats], rows: int, images: int) -> str:
     }
     for name, message in names.items():
         regret = found[f"regret {name}"]
-        lines.append(f"| {told} | {regret.mean():.5f} | {np.quantile(regret, 0.95):.4f} |")
+        lines.append(f"| {message} | {regret.mean():.5f} | {np.quantile(regret, 0.95):.4f} |")
     return "\n".join(lines)
 
 
@@ -206,11 +206,11 @@ def main() -> None:
     parser.add_argument("--worlds", choices=WORLDS, nargs="+", default=["even"], help="of the noise")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=2)
-    expected = parser.parse_args()
-    for kind in expected.worlds:
-        for rows in expected.rows:
-            found = run(expected.sets, rows, expected.images, expected.jobs, kind, expected.folds)
-            print(f"\nNoise {kind}, {wanted.folds} folds. {tables(found, rows, wanted.images)}\n", flush=True)
+    arguments = parser.parse_args()
+    for kind in arguments.worlds:
+        for rows in arguments.rows:
+            found = run(arguments.sets, rows, arguments.images, arguments.jobs, kind, arguments.folds)
+            print(f"\nNoise {kind}, {arguments.folds} folds. {tables(found, rows, arguments.images)}\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,67 @@
+"""The config model of `thera fit`: what is given of a run whose members are chosen."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import field_validator, model_validator
+
+from ensemble.config import DATA, RUN, TRAINING, DataConfig, option
+
+
+class FitConfig(DataConfig):
+    """What `thera fit` makes a whole run of."""
+
+    predict: Annotated[
+        Path | None, option(DATA, "Images to label: a folder, a zip, or a CSV or Parquet file.", unset="none")
+    ] = None
+    out: Annotated[Path | None, option(DATA, "The label file to write.", unset="label_val.txt in the run's folder")] = (
+        None
+    )
+    run: Annotated[
+        Path | None, option(RUN, "The run's folder.", unset="a new folder in checkpoints/, named after the images")
+    ] = None
+    seed: Annotated[int, option(RUN, "Seed of every random stream.", ge=0)] = 0
+    folds: Annotated[
+        int | None, option(RUN, "Folds of the cross-validation.", unset="5; 3 for many images on a CPU", ge=2, le=100)
+    ] = None
+    time: Annotated[
+        str | None,
+        option(RUN, "Time for everything, such as 30m, 2h or 1h30m; it chooses members and epochs.", unset="no limit"),
+    ] = None
+    epochs: Annotated[
+        int | None, option(TRAINING, "Epochs of every member.", unset="chosen by the number of images", ge=1)
+    ] = None
+
+    @field_validator("time")
+    @classmethod
+    def _is_a_duration(cls, value: str | None) -> str | None:
+        if value is not None and not _seconds(value):
+            raise ValueError(f"must be a duration such as 30m, 2h or 1h30m; got {value[:80]}")
+        return value
+
+    @model_validator(mode="after")
+    def _one_choice_of_epochs(self) -> Self:
+        if self.time is not None and self.epochs is not None:
+            raise ValueError("time chooses the epochs: leave out time or epochs")
+        if self.out is not None and self.predict is None:
+            raise ValueError("out needs images to label: give predict, too")
+        return self
+
+    @property
+    def seconds(self) -> int | None:
+        """The time in seconds."""
+        return None if self.time is None else _seconds(self.time)
+
+
+def _seconds(duration: str) -> int:
+    """Return the seconds of a duration such as 1h30m; 0 where the text is none.
+
+    >>> _seconds("1h30m"), _seconds("90s"), _seconds("2")
+    (5400, 90, 0)
+    """
+    parts = re.fullmatch(r"(?:(\d{1,4})h)?(?:(\d{1,5})m)?(?:(\d{1,6})s)?", duration.strip())
+    hours, minutes, seconds = (int(part or 0) for part in parts.groups()) if parts else (0, 0, 0)
+    return 3600 * hours + 60 * minutes + seconds
