@@ -3,6 +3,7 @@
 fit.py          fit: everything, from images and labels alone
 choice.py       which members fit trains, and for how many epochs
 run.py          run, demo and recipes: everything in order
+checks.py       options of a training command, checked before anything slow is imported
 train.py        train-member and trial
 fold_jobs.py    the fold models of members: begun, trained, written
 clean.py        training rows that are left out for doubtful labels

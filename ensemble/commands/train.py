@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ensemble.commands.checks import announce, check_compute, check_labels, check_members
 from ensemble.commands.clean import without_issues
 from ensemble.commands.fold_jobs import begin_members, finish_folds
 from ensemble.commands.report import report_member
@@ -28,7 +29,7 @@ from ensemble.runs.member import MemberFolder
 from ensemble.runs.run import Run, RunFacts
 
 if TYPE_CHECKING:
-    from ensemble.data.source import Dataset
+    from ensemble.data.source import Dataset, Source
 
 
 def train_members(
@@ -145,14 +146,17 @@ def _trained(
     only: int | None = None,
 ) -> Iterator[tuple[list[MemberFolder], FoldTable]]:
     """Train the folds that are not finished, or `only` one fold, while the members' folders are locked."""
-    from ensemble.members.inference import choose_device
+    check_compute(compute.device)
+    check_members(members)
+    source = _checked_source(data, folds, say)
+    from ensemble.members.inference import choose_device  # from here on, imports take seconds
 
     folders = [run.member(member.name) for member in members]
     choose_device(compute.device)  # a wrong device is refused before the images are read
-    with contextlib.ExitStack() as locks:
+    with run.removed_unless_begun(folders), contextlib.ExitStack() as locks:
         for folder in folders:
             locks.enter_context(files.locked(folder.folder))
-        dataset = _labelled_dataset(data, run, say)
+        dataset = _labelled_dataset(data, source, run, say)
         table = _begin(run, dataset, data, folds, seed)
         train_folds(list(zip(folders, members, strict=True)), dataset, table, seed, compute, say, only)
         yield folders, table
@@ -189,12 +193,24 @@ def train_folds(
     finish_folds(begun, table, resources, say)
 
 
-def _labelled_dataset(data: DataConfig | Dataset, run: Run, say: Say) -> Dataset:
+def _checked_source(data: DataConfig | Dataset, folds: int, say: Say) -> Source | None:
+    """Open the images and check their labels; None where they are decoded already."""
+    if not isinstance(data, DataConfig):
+        return None
+    from ensemble.data.source import open_source
+
+    source = open_source(data.images, data.labels)
+    check_labels(source, folds)
+    announce(source, say)
+    return source
+
+
+def _labelled_dataset(data: DataConfig | Dataset, source: Source | None, run: Run, say: Say) -> Dataset:
     if isinstance(data, DataConfig):
-        from ensemble.data.source import open_source
         from ensemble.data.store import load_dataset
 
-        dataset = load_dataset(open_source(data.images, data.labels), run.pixels, data.resize, say=say)
+        assert source is not None
+        dataset = load_dataset(source, run.pixels, data.resize, say=say)
     else:
         dataset = data
     if dataset.labels is None:

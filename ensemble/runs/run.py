@@ -8,8 +8,9 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 
 from ensemble.config import VIEWS
 from ensemble.data.folds import FoldTable
+from ensemble.errors import ArtifactError, ConfigError, DataError, ResourceError
 from ensemble.runs.files import (
     locked,
     read_json,
@@ -117,6 +119,27 @@ class Run:
             if not self._json.exists():
                 write_json(self._json, replace(facts, versions=versions()))
         refuse_differences(self._json, self.read().identity, facts.identity, "use another --run")
+
+    @contextlib.contextmanager
+    def removed_unless_begun(self, members: Sequence[MemberFolder]) -> Iterator[None]:
+        """Remove the folders that the block makes if it refuses its input before an epoch is finished.
+
+        A signal, a lock and an internal fault remove nothing: decoded images serve the same command again, a locked
+        folder belongs to another process, and the files of a fault help to explain it.
+        """
+        existed = self.folder.exists()
+        new = [member for member in members if not member.folder.exists()]
+        try:
+            yield
+        except (ConfigError, DataError, ArtifactError, ResourceError):
+            for member in new:
+                if not member.has_begun:
+                    shutil.rmtree(member.folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another command's member is in it
+                (self.folder / "members").rmdir()
+            if not existed and not (self.folder / "members").exists():
+                shutil.rmtree(self.folder, ignore_errors=True)
+            raise
 
     def record(self, command: str, started: float) -> None:
         """Add a command to the history. `started` is in seconds of `time.time()`."""

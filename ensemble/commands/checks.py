@@ -1,0 +1,102 @@
+"""Checks of a command's options that need no heavy library, so that a mistake is refused within a second."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from ensemble.config import MemberConfig
+from ensemble.data.source import Source
+from ensemble.errors import ArtifactError, ConfigError, DataError, printable
+from ensemble.progress import Say
+
+SMALL_CNNS = ("lenet", "simple_cnn", "small_cnn")
+"""Names that `ensemble/members/small_cnns.py` adds to timm's."""
+
+REGISTERED = re.compile(r"^@register_model\b.*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
+"""Finds the architectures that a source file of timm registers."""
+
+DEPRECATED = re.compile(r"^register_model_deprecations\((.*?)^}", re.MULTILINE | re.DOTALL)
+"""Finds the table of former names in a source file of timm: `'former': 'present'` a line."""
+
+
+def check_compute(device: str) -> None:
+    """Refuse a device that does not exist, as far as that is known without torch.
+
+    Raises
+    ------
+    ConfigError
+        It is none of auto, cpu, cuda, cuda:N, or CUDA is requested on Linux without an NVIDIA driver.
+    """
+    if not re.fullmatch("auto|cpu|cuda(:[0-9]+)?", device):
+        raise ConfigError("--device", f"must be auto, cpu, cuda or cuda:N; got {device}")
+    # Under WSL the driver has no /dev/nvidiactl but /dev/dxg; an AMD card of a ROCm build of torch has /dev/kfd.
+    drivers = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+    installed = any(map(os.path.exists, drivers)) or shutil.which("nvidia-smi") is not None
+    if device.startswith("cuda") and sys.platform == "linux" and not installed:
+        raise ConfigError("--device", f"{device} is not there: this machine has no CUDA driver", "use --device cpu")
+
+
+def check_members(members: Sequence[MemberConfig]) -> None:
+    """Refuse an unknown architecture and a weights file that cannot be read.
+
+    Raises
+    ------
+    ConfigError
+        timm does not know the architecture; similar names are suggested.
+    ArtifactError
+        The weights file is missing or cannot be read.
+    """
+    for member in members:
+        name = member.timm_name.partition(".")[0]
+        if "timm" not in sys.modules and name not in timm_names():  # timm itself knows what Python code registered
+            near = difflib.get_close_matches(name, sorted(timm_names()), n=3)
+            hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
+            raise ConfigError(f"architecture {printable(member.timm_name)}", "is not known to timm", hint)
+        if member.weights is not None and not (member.weights.is_file() and os.access(member.weights, os.R_OK)):
+            raise ArtifactError(printable(member.weights), "is no file that can be read", "give a safetensors file")
+
+
+@cache
+def timm_names() -> frozenset[str]:
+    """Return the architectures of the installed timm, read off its source: to import it takes seconds."""
+    spec = find_spec("timm")
+    assert spec is not None and spec.origin is not None
+    names = set(SMALL_CNNS)
+    for path in (Path(spec.origin).parent / "models").glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        names.update(REGISTERED.findall(text))
+        for table in DEPRECATED.findall(text):
+            names.update(re.findall(r"['\"](\w+)['\"]\s*:", table))
+    return frozenset(names)
+
+
+def check_labels(source: Source, folds: int) -> None:
+    """Refuse labels that cannot be split into folds.
+
+    Raises
+    ------
+    DataError
+        There are no labels, one class only, or fewer images of a class than folds.
+    """
+    if source.labels is None:
+        raise DataError(source.where, "has no labels", "give --labels")
+    for label in (0, 1):
+        n = int((source.labels == label).sum())
+        if n == 0:
+            raise DataError("labels", f"both classes must be present; none of {len(source)} labels is {label}")
+        if n < folds:
+            remedy = f"use --folds {n} at most" if n > 1 else "more images of it are needed"
+            raise DataError("labels", f"{n} images of class {label} cannot fill {folds} folds", remedy)
+
+
+def announce(source: Source, say: Say) -> None:
+    """Say what is read first: the command prints nothing else for some seconds."""
+    say(f"reading {len(source)} images from {source.where}")
