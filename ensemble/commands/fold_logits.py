@@ -233,8 +233,8 @@ def _load(
     except ArtifactError:
         if damage is None:
             raise
-        problem = f"{damage.found}, and its weights are missing"
-        raise ArtifactError(damage.where, problem, "restore one of them") from None
+        problem = f"{damage.found}, and the weights that computed it are missing"
+        raise ArtifactError(damage.where, problem, "restore one of the two") from None
     if damage is not None:
         say(f"warning: {damage.where}: {damage.found}; it is computed again")
     return None

@@ -328,7 +328,10 @@ def test_damaged_logits_without_weights_are_refused(
     whole = path.read_bytes()
     flip(path)
     told = fails(4, command(again, trained), capsys)
-    assert f"{path}: is not the file that thera wrote (its hash differs), and the weights that made it are gone" in told
+    assert (
+        f"{path}: is not the file that thera wrote (its hash differs), and the weights that computed it are missing"
+        in told
+    )
     assert told.endswith("; restore one of the two")
     path.unlink()
     assert "member b: lacks the weights of fold 1; give its `thera" in fails(4, command(again, trained), capsys)
@@ -371,7 +374,7 @@ def test_logits_under_ids_of_other_images_are_not_used(
     (place / "made_from.json").write_text(json.dumps(stored))
     capsys.readouterr()
     main(command(again, trained))
-    assert "has other ids than the images" in "".join(warnings(capsys))
+    assert "does not have the ids of the images" in "".join(warnings(capsys))
     assert len(computed) == 1 and made(again) == made(predicted)
 
 
