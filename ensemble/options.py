@@ -210,7 +210,8 @@ def build_command(name: str, description: str, work: Callable[..., None], rich: 
         work(**checked(name, given))
 
     offered = [(option_name, part) for part in PARTS[name] for option_name in part.fields]
-    offered.sort(key=lambda each: PANELS.index(_panel(*each)))
+    arguments = ARGUMENTS.get(name, ())
+    offered.sort(key=lambda each: (each[0] not in arguments, PANELS.index(_panel(*each))))
     parameters = [_parameter(name, option_name, part, rich) for option_name, part in offered]
     for (command, alias), (target, value) in ALIASES.items():
         if command == name:
