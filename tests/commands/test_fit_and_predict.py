@@ -639,10 +639,10 @@ def test_the_report_shows_all_and_its_json_has_the_same_figures(
     for row in tta["curve"]:
         least = f"| {row['cost_fpr']:.1f} FPR + {1 - row['cost_fpr']:.1f} FNR | {row['threshold']:+.4f} |"
         assert f"{least} {row['fpr']:.4f} | {row['fnr']:.4f} | {row['hter']:.4f} | {row['loss']:.4f} |" in written
-    opinions = {"confident learning (interval without its bias)": "confident", "mixture fit": "mixture"}
-    for opinion, name in opinions.items():
+    estimates = {"confident learning (interval without its bias)": "confident", "mixture fit": "mixture"}
+    for estimate, name in estimates.items():
         rates = tta["floor"][name]["rates"]
-        assert f"| {opinion} | {rates['fpr']:.4f} | {rates['fnr']:.4f} |" in written
+        assert f"| {estimate} | {rates['fpr']:.4f} | {rates['fnr']:.4f} |" in written
     assert sorted(figures["predictions"]) == ["same", "same-plain"]
     assert "| 95 % | if measured here |" in written
     for name in figures["predictions"]:

@@ -276,7 +276,7 @@ def test_the_curve_has_a_row_for_each_cost(decision):
     assert "thera fit-stacker --objective" in table.notes[0]
 
 
-def test_the_floor_is_reported_in_two_opinions(decision):
+def test_the_floor_is_reported_in_two_estimates(decision):
     confident, mixture = (
         FloorEstimate(ErrorRates(fpr, fnr, 100, 300), Interval(low, high))
         for fpr, fnr, low, high in ((0.05, 0.03, 0.02, 0.06), (0.02, 0.01, 0.0, 0.03))
