@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -35,7 +35,8 @@ VIEWS = ("identity", "hflip")
 VIEW_SETS = {"plain": VIEWS[:1], "tta": VIEWS}
 """The views that plain prediction and `--tta` average; each set has its own stacker and threshold."""
 
-CORRECTIONS = ("posterior", "none")
+Correction = Literal["posterior", "none"]
+CORRECTIONS: tuple[Correction, ...] = get_args(Correction)
 """How the threshold of one fold model becomes that of their mean (decision/averaging.py); the default first."""
 
 RUN, DATA, MODEL, TRAINING, OPTIMISATION = "Run", "Data", "Model", "Training", "Optimisation"
@@ -61,6 +62,13 @@ def option(panel: str, description: str, *, unset: str = "", **bounds: Any) -> A
     return Field(description=description, json_schema_extra={"panel": panel, "unset": unset}, **bounds)
 
 
+Images = Annotated[Path, option(DATA, "A folder of numbered images or of 0/ and 1/, a zip, or a CSV or Parquet file.")]
+LabelFile = Annotated[Path | None, option(DATA, "A text file; line i is the label of image i, 0 or 1.")]
+Seed = Annotated[int, option(RUN, "Seed of every random stream.", ge=0)]
+Device = Annotated[str, option(SPEED, "auto, cpu, cuda or cuda:N.")]
+"""Options that several models have."""
+
+
 class Frozen(BaseModel):
     """A model that refuses unknown keys, changes and numbers that are not finite."""
 
@@ -70,10 +78,8 @@ class Frozen(BaseModel):
 class DataConfig(Frozen):
     """Where the labelled images are."""
 
-    images: Annotated[
-        Path, option(DATA, "A folder of numbered images or of 0/ and 1/, a zip, or a CSV or Parquet file.")
-    ]
-    labels: Annotated[Path | None, option(DATA, "A text file; line i is the label of image i, 0 or 1.")] = None
+    images: Images
+    labels: LabelFile = None
     resize: Annotated[
         int | None,
         option(DATA, "Resize every image to this size in pixels.", unset="as they are", ge=16, le=4096),
@@ -283,7 +289,7 @@ class PredictOptions(Frozen):
         option(DECISION, "Combine the fold models by the mean of their logits, or by the majority of their labels."),
     ] = "mean"
     correction: Annotated[
-        Literal["posterior", "none"],
+        Correction,
         option(DECISION, "How the threshold is corrected for averaging the fold models."),
     ] = "posterior"
     prior: Annotated[
@@ -318,16 +324,14 @@ class PredictOptions(Frozen):
 class PredictConfig(PredictOptions):
     """A set of images to label, and the label file to write."""
 
-    images: Annotated[
-        Path, option(DATA, "A folder of numbered images or of 0/ and 1/, a zip, or a CSV or Parquet file.")
-    ]
+    images: Images
     out: Annotated[Path, option(DATA, "The label file to write: a 0 or 1 a line, in the images' order.")]
 
 
 class ComputeConfig(Frozen):
     """Where to compute. It changes how long a run takes; of the results, only the order of floating-point sums."""
 
-    device: Annotated[str, option(SPEED, "auto, cpu, cuda or cuda:N.")] = "auto"
+    device: Device = "auto"
     workers: Annotated[
         int | None,
         option(SPEED, "Data worker processes; they change no result.", unset="chosen by the cores", ge=0),
@@ -348,7 +352,7 @@ class RunConfig(Frozen):
 
     about: Annotated[str, option(RUN, "One line about the file, for people.")] = ""
     run: Annotated[Path, option(RUN, "The run's folder, for example checkpoints/faces.")]
-    seed: Annotated[int, option(RUN, "Seed of every random stream.", ge=0)] = 0
+    seed: Seed = 0
     folds: Annotated[int, option(RUN, "Folds of the cross-validation.", ge=2, le=100)] = 5
     data: DataConfig
     members: tuple[MemberConfig, ...]
@@ -379,10 +383,10 @@ class BenchConfig(Frozen):
         SHORT_NAMES
     )
     images: Annotated[Path | None, option(DATA, "A folder of image files.", unset="generated images")] = None
-    labels: Annotated[Path | None, option(DATA, "A text file; line i is the label of image i, 0 or 1.")] = None
+    labels: LabelFile = None
     limit: Annotated[int, option(DATA, "Images that are used.", ge=256)] = 2048
     rounds: Annotated[int, option(RUN, "Repetitions of each measurement.", ge=1)] = 5
-    device: Annotated[str, option(SPEED, "auto, cpu, cuda or cuda:N.")] = "auto"
+    device: Device = "auto"
 
 
 def seed_sequence(seed: int, *names: str | int) -> np.random.SeedSequence:

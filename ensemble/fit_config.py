@@ -1,4 +1,4 @@
-"""The config model of `thera fit`: what is given of a run whose members are chosen."""
+"""The config model of `thera fit`: a run whose members and epochs thera chooses."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Annotated, Self
 
 from pydantic import field_validator, model_validator
 
-from ensemble.config import DATA, RUN, TRAINING, DataConfig, option
+from ensemble.config import DATA, RUN, TRAINING, DataConfig, Seed, option
 
 
 class FitConfig(DataConfig):
-    """What `thera fit` makes a whole run of."""
+    """The images, the time and the options from which `thera fit` makes a whole run."""
 
     predict: Annotated[
         Path | None, option(DATA, "Images to label: a folder, a zip, or a CSV or Parquet file.", unset="none")
@@ -23,7 +23,7 @@ class FitConfig(DataConfig):
     run: Annotated[
         Path | None, option(RUN, "The run's folder.", unset="a new folder in checkpoints/, named after the images")
     ] = None
-    seed: Annotated[int, option(RUN, "Seed of every random stream.", ge=0)] = 0
+    seed: Seed = 0
     folds: Annotated[
         int | None, option(RUN, "Folds of the cross-validation.", unset="5; 3 for many images on a CPU", ge=2, le=100)
     ] = None

@@ -16,6 +16,7 @@ from ensemble.decision.shift import ShareCheck
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
@@ -212,6 +213,8 @@ class PredictResult:
     folder : Path
         Holds `label_val.txt`, `predictions.csv` and `predictions.json`.
     facts : PredictionFacts
+    table : DataFrame
+        `predictions.csv`: a row per image, with ids, labels, logits of the members and votes of the fold models.
     ids : str array (n,)
     y_pred : int8 array (n,)
     stacked_logits, probabilities : float64 array (n,)
@@ -221,6 +224,7 @@ class PredictResult:
     name: str
     folder: Path
     facts: PredictionFacts
+    table: pd.DataFrame
     ids: np.ndarray
     y_pred: np.ndarray
     stacked_logits: np.ndarray

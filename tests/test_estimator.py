@@ -255,6 +255,7 @@ def test_files_and_commands_give_the_same_as_arrays(fitted: TheraClassifier, tmp
     decision = of_folder.decision_function(tmp_path / "new" / "img")
     assert np.array_equal(of_folder.predict(tmp_path / "new" / "img"), result.y_pred)
     assert np.abs(decision + of_folder.threshold_ - result.stacked_logits).max() < 1e-5  # the table has five decimals
+    assert result.table["id"].tolist() == result.ids.tolist() and (result.table["label"] == result.y_pred).all()
     for other in (of_labels, of_paths):
         assert np.array_equal(other.decision_function(sorted((tmp_path / "new" / "img").iterdir())), decision)
     assert weights_and_logits(run) == before

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name.startswith("__") and name not in ("__all__", "__version__"):  # what the import system asks of a module
+    if name.startswith("__") and name not in ("__all__", "__version__"):  # attributes that the import system looks up
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     package = _package()
     if name not in ("__all__", *package.__all__):

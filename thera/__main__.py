@@ -22,7 +22,7 @@ def prefer_home() -> None:
     if HOME not in map(_folder, sys.path):
         sys.path.append(str(HOME))
     sys.path += hiding
-    # A worker that is started anew first looks into the working directory, and preloads modules before it is told the
+    # A worker that is started anew first looks into the working directory, and preloads modules before it receives the
     # path of this process (multiprocessing's fork server ignores `sys_path` in Python 3.11).
     os.environ["PYTHONSAFEPATH"] = "1"
     if "PYTHONPATH" in os.environ:

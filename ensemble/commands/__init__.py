@@ -1,4 +1,4 @@
-"""One file a command: a run directory in, a typed result out, which `reports` renders.
+"""The commands, a file each, and the parts that they share. A run directory goes in, a typed result comes out.
 
 fit.py          fit: everything, from images and labels alone
 choice.py       which members fit trains, and for how many epochs

@@ -199,11 +199,14 @@ def _table(ids: np.ndarray, deployment: Deployment, logits: FoldLogits) -> pd.Da
 
 
 def _read(folder: Path) -> PredictResult:
-    facts, table = read_prediction(folder, PredictionFacts, migrate_facts)
+    facts, texts = read_prediction(folder, PredictionFacts, migrate_facts)
+    numbers = texts.columns[1:]  # a cell is empty where a cascade skipped the logit
+    table = texts.assign(**{name: texts[name].replace("", "nan").astype(np.float64) for name in numbers})
     return PredictResult(
         name=folder.name,
         folder=folder,
         facts=facts,
+        table=table,
         ids=table["id"].to_numpy(),
         y_pred=table["label"].to_numpy(np.int8),
         stacked_logits=table["stacked_logit"].to_numpy(np.float64),

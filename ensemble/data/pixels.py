@@ -100,8 +100,8 @@ def _checked_size(name: str, width: int, height: int) -> tuple[int, int]:
 
 def _inspect_jpeg(data: bytes, name: str) -> Header:
     at, header, oriented, in_scan, scans = 2, None, False, False, 0
-    while found := (_NEXT_MARKER.search if in_scan else _NEXT_MARKER.match)(data, at):
-        marker, at = found[1][0], found.end()
+    while match := (_NEXT_MARKER.search if in_scan else _NEXT_MARKER.match)(data, at):
+        marker, at = match[1][0], match.end()
         if marker == 0xD9 and header and scans:
             return Header(header.width, header.height, header.grey, oriented=oriented)
         if marker in (0x01, 0xD8, 0xD9):

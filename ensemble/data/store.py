@@ -142,9 +142,9 @@ def _open_store(folder: Path, digests: NDArray[np.bytes_]) -> Stored | None:
         pixels = np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False)
         traits = np.load(folder / "traits.npy", allow_pickle=False)
         stored_digests = (folder / "digests.txt").read_bytes()
-    except (OSError, ValueError, EOFError):
+        shape = (len(digests), *about["size"], 3)
+    except (OSError, ValueError, EOFError, TypeError, KeyError):
         return None
-    shape = (len(digests), *about.get("size", ()), 3)
     is_complete = pixels.shape == shape and pixels.dtype == np.uint8 and traits.shape == (len(digests), len(TRAITS))
     return (pixels, traits) if is_complete and stored_digests == _lines(digests) else None
 
@@ -190,7 +190,7 @@ def _write_store(folder: Path, source: Source, digests: NDArray[np.bytes_], resi
             "resize": resize,
             "traits": dict(zip(TRAITS, traits.sum(0).tolist(), strict=True)),
         }
-        (partial / "store.json").write_text(json.dumps(about, indent=2) + "\n")
+        (partial / "store.json").write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
         for path in (*partial.iterdir(), partial):
             _sync(path)
         shutil.rmtree(folder, ignore_errors=True)

@@ -105,7 +105,7 @@ def write_demo(
                 (partial / f"{part}_img" / f"{row:06d}.jpg").write_bytes(_jpeg(draw_head(rng, label == 0, size), rng))
             np.savetxt(partial / f"truth_{part}.txt", truth, "%d")
             np.savetxt(partial / ("label_train.txt" if part == "train" else "given_val.txt"), given, "%d")
-        (partial / "demo.json").write_text(json.dumps(parameters, indent=2) + "\n")
+        (partial / "demo.json").write_text(json.dumps(parameters, indent=2, sort_keys=True) + "\n")
         partial.replace(folder)
     except OSError as error:
         raise ResourceError(printable(folder), f"cannot be written: {error.strerror or error}") from error

@@ -1,4 +1,4 @@
-"""The resampler of every bootstrap: it draws rows, or whole groups, with replacement within strata of labels.
+"""The bootstrap resampler: it draws labelled rows, or whole groups, with replacement within strata of labels.
 
 The strata are the groups with only label 0, with only label 1, and with both. Each stratum keeps its number of groups,
 so the class counts hardly change and no replicate lacks a class (Efron and Tibshirani 1993, An Introduction to the

@@ -1,6 +1,6 @@
 """The cascade: fewer members and views for images whose label is clear early.
 
-The stack is linear in the logits of the m members under the v views, which are called its m · v cells. The cells are
+The stack is linear in the logits of the m members under the v views, its m · v cells. The cells are
 evaluated one after another, cheap and informative ones first. After each cell, the missing ones are imputed from those
 that are known, and the stack of all of them is the predicted stacked logit. If it is far enough from the threshold, the
 image is evaluated no further.

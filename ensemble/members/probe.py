@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ import timm
 import torch
 
 from ensemble.config import MemberConfig
-from ensemble.errors import ConfigError, printable
+from ensemble.errors import ConfigError, ResourceError, printable
 from ensemble.members.backbones import Backbone, build
 from ensemble.members.losses import focal_loss
 from ensemble.members.plans import REFERENCE, Phase, Plan, is_followed, possible_plans, prepare
 from ensemble.progress import Bar, progress
+from ensemble.runs import files
 
 PROBE_VERSION = 6
 """The version of the plans and their kernels. It is raised when results of earlier probes may no longer hold."""
@@ -383,10 +384,5 @@ def _cached(key: str, plans: tuple[Plan, ...]) -> Probe | None:
 
 def _write(results: dict[str, Any]) -> None:
     """Write the cache. If that is not possible, nothing is lost: the next command measures again."""
-    try:
-        _file().parent.mkdir(parents=True, exist_ok=True)
-        temporary = _file().with_name(f".probes-{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(results, indent=2))
-        temporary.replace(_file())
-    except OSError:
-        pass
+    with suppress(OSError, ResourceError):
+        files.write_whole(_file(), json.dumps(results, indent=2, sort_keys=True).encode())

@@ -11,7 +11,7 @@ PANELS = (
     ("hter", "least HTER on held-out images"),
     ("lr", "learning rate"),
 )
-"""What a fold's history holds, and what it is called; the HTER is shown, and nothing is chosen by it."""
+"""Keys of a fold's history, with the titles of their plots. The HTER is for information; it never affects training."""
 
 
 def training_figure(title: str, history: Sequence[Mapping[str, Any]]) -> bytes:
@@ -21,7 +21,7 @@ def training_figure(title: str, history: Sequence[Mapping[str, Any]]) -> bytes:
     ----------
     title : str
     history : sequence of mappings
-        One an epoch: `epoch`, and of `PANELS` what there is.
+        One mapping per epoch: `epoch`, and those keys of `PANELS` that were recorded.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -29,8 +29,8 @@ def training_figure(title: str, history: Sequence[Mapping[str, Any]]) -> bytes:
     shown = [(key, name) for key, name in PANELS if any(entry.get(key) is not None for entry in history)]
     figure = Figure(figsize=(4 * max(1, len(shown)), 3), dpi=100, layout="constrained")
     figure.suptitle(title, parse_math=False)
-    for place, (key, name) in enumerate(shown, 1):
-        axes = figure.add_subplot(1, len(shown), place)
+    for index, (key, name) in enumerate(shown, 1):
+        axes = figure.add_subplot(1, len(shown), index)
         points = [(entry["epoch"], entry[key]) for entry in history if entry.get(key) is not None]
         axes.plot(*zip(*points, strict=True), marker="o" if len(points) < 30 else None, markersize=3)
         axes.set(xlabel="epoch", title=name)

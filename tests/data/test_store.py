@@ -67,6 +67,16 @@ def test_a_changed_image_or_label_is_noticed(tmp_path: Path) -> None:
     assert np.array_equal(changed.pixels[3], picture(99)[:, :, ::-1])
 
 
+@pytest.mark.parametrize("content", ["[]", "{}", '{"size": 3}', '{"size": null}', "null"])
+def test_a_store_whose_json_has_another_form_is_made_again(tmp_path: Path, content: str) -> None:
+    folder = ten(tmp_path / "img")
+    first = np.array(load(folder, tmp_path / "store").pixels)
+    (file,) = (tmp_path / "store").glob("*/store.json")
+    file.write_text(content)
+    assert np.array_equal(load(folder, tmp_path / "store").pixels, first)
+    assert json.loads(file.read_text())["size"] == [12, 12]
+
+
 @pytest.mark.parametrize("name", ["pixels.npy", "traits.npy", "store.json", "digests.txt"])
 @pytest.mark.parametrize("damage", ["gone", "short"])
 def test_a_damaged_store_is_written_anew(tmp_path: Path, name: str, damage: str) -> None:
