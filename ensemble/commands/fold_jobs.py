@@ -14,8 +14,7 @@ import numpy as np
 
 from ensemble.config import VIEWS, WITHOUT_WEIGHTS, MemberConfig, seed_sequence
 from ensemble.data.folds import FoldTable
-from ensemble.decision.rates import apply_threshold, error_rates
-from ensemble.decision.threshold import fit_threshold
+from ensemble.decision.threshold import least_hter
 from ensemble.errors import ConfigError, ResourceError
 from ensemble.progress import Say, progress
 from ensemble.runs import files
@@ -232,10 +231,3 @@ def _watched_rows(job: FoldJob, held_out: np.ndarray) -> np.ndarray:
     """Return up to `WATCHED` of the held-out rows, drawn at random."""
     rng = np.random.default_rng(seed_sequence(job.seed, "watched", job.fold))
     return np.sort(rng.permutation(held_out)[:WATCHED])
-
-
-def least_hter(logits: np.ndarray, labels: np.ndarray) -> float | None:
-    """Return the HTER at the best threshold for these logits; None if there is one class only."""
-    if labels.min() == labels.max() or not np.isfinite(logits).all():
-        return None
-    return error_rates(labels, apply_threshold(logits, fit_threshold(logits, labels))).hter

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ensemble.decision.objective import HTER, Objective
-from ensemble.decision.rates import Floats, Labels, check_logits
+from ensemble.decision.rates import Floats, Labels, apply_threshold, check_logits, error_rates
 
 
 def fit_threshold(logits: ArrayLike, labels: ArrayLike, objective: Objective = HTER) -> float:
@@ -57,6 +57,13 @@ def fit_threshold(logits: ArrayLike, labels: ArrayLike, objective: Objective = H
     2.0
     """
     return fit_thresholds(logits, labels, (objective,))[0]
+
+
+def least_hter(logits: Floats, labels: Labels) -> float | None:
+    """Return the HTER at the best threshold for logits (n,); None if a class is absent or a logit is not finite."""
+    if labels.min() == labels.max() or not np.isfinite(logits).all():
+        return None
+    return error_rates(labels, apply_threshold(logits, fit_threshold(logits, labels))).hter
 
 
 def fit_thresholds(logits: ArrayLike, labels: ArrayLike, objectives: Sequence[Objective]) -> list[float]:

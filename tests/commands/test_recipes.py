@@ -19,12 +19,12 @@ from tiny import write_tiny
 
 from ensemble.cli import main
 from ensemble.commands import train
-from ensemble.commands.fold_jobs import least_hter
 from ensemble.config import VIEWS, RunConfig
 from ensemble.config_reading import config_file, load_config, overridden
 from ensemble.data.synthetic import write_demo
 from ensemble.decision import assessment
 from ensemble.decision import decision as decision_room
+from ensemble.decision.threshold import least_hter
 from ensemble.errors import ConfigError
 from ensemble.runs.run import Run
 
@@ -301,16 +301,6 @@ def test_required_weights_that_are_missing_are_refused_before_training(
 
 
 # --- what is watched --------------------------------------------------------------------------------------------------
-
-
-def test_least_hter_is_that_of_brute_force() -> None:
-    rng = np.random.default_rng(0)
-    labels = (rng.random(60) > 0.3).astype(np.int8)
-    logits = np.round(labels + rng.normal(size=60), 1)
-    cuts = [*np.unique(logits), np.inf]
-    rates = [((logits[labels == 0] >= cut).mean() + (logits[labels == 1] < cut).mean()) / 2 for cut in cuts]
-    assert least_hter(logits, labels) == pytest.approx(min(rates))
-    assert least_hter(logits, np.ones(60, np.int8)) is None
 
 
 def test_watching_changes_no_result(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ensemble.decision.objective import HTER, BoundedFnr, BoundedFpr, Objective, WeightedError
 from ensemble.decision.rates import apply_threshold, error_rates
-from ensemble.decision.threshold import above_all, below_all, fit_threshold, midpoint
+from ensemble.decision.threshold import above_all, below_all, fit_threshold, least_hter, midpoint
 from ensemble.errors import ConfigError, DataError
 
 few = st.integers(-5, 5).map(float)
@@ -311,3 +311,13 @@ def test_a_dearer_error_becomes_no_more_frequent(drawn):
         for cost in range(1, 10)
     ]
     assert fprs == sorted(fprs, reverse=True)
+
+
+def test_least_hter_is_that_of_brute_force() -> None:
+    rng = np.random.default_rng(0)
+    labels = (rng.random(60) > 0.3).astype(np.int8)
+    logits = np.round(labels + rng.normal(size=60), 1)
+    cuts = [*np.unique(logits), np.inf]
+    rates = [((logits[labels == 0] >= cut).mean() + (logits[labels == 1] < cut).mean()) / 2 for cut in cuts]
+    assert least_hter(logits, labels) == pytest.approx(min(rates))
+    assert least_hter(logits, np.ones(60, np.int8)) is None
