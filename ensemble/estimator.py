@@ -35,7 +35,7 @@ from ensemble.threshold_stacker import ThresholdClassifier, ThresholdStacker, en
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ensemble.data.source import Dataset, Source
+    from ensemble.data.dataset import Dataset, Source
     from ensemble.decision.decision import Decision
     from ensemble.decision.rates import Floats
 

@@ -78,7 +78,7 @@ def test_label_file_is_that_of_the_decision() -> None:
 
 @needs_data
 def test_committed_folds_are_of_these_labels(data: Path) -> None:
-    from ensemble.data.source import parse_labels
+    from ensemble.data.labels import parse_labels
 
     labels = parse_labels((data / "label_train.txt").read_bytes(), "label_train.txt")
     assert np.array_equal(RUN.read_folds().labels, labels)

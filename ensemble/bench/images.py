@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from ensemble.config import MemberConfig
-from ensemble.data.source import Source, open_source
+from ensemble.data.dataset import Source
+from ensemble.data.source import open_source
 from ensemble.data.store import load_dataset
 from ensemble.data.synthetic import write_demo
 from ensemble.errors import ConfigError

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ensemble.config import MemberConfig
-from ensemble.data.source import Source
+from ensemble.data.dataset import Source
 from ensemble.errors import ArtifactError, ConfigError, DataError, printable
 from ensemble.progress import Say
 

@@ -13,7 +13,7 @@ from ensemble.commands.fit_stacker import averaged_oof, read_decisions
 from ensemble.config import VIEW_SETS
 from ensemble.data.files import reading
 from ensemble.data.folds import FoldTable, together
-from ensemble.data.source import parse_labels
+from ensemble.data.labels import parse_labels
 from ensemble.decision.comparison import compare_predictions, evaluate_predictions
 from ensemble.decision.cross_fitting import cross_fit, member_logit, of_score, stack
 from ensemble.decision.objective import HTER

@@ -27,7 +27,7 @@ from ensemble.runs import files
 from ensemble.runs.run import Run
 
 if TYPE_CHECKING:
-    from ensemble.data.source import Dataset
+    from ensemble.data.dataset import Dataset
 
 RUNS = Path("checkpoints")
 """The folder of the runs whose folder is not given."""

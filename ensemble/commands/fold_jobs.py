@@ -21,7 +21,7 @@ from ensemble.runs import files
 from ensemble.runs.member import FROM_FILE, FROM_SCRATCH, FROM_TIMM, MemberFolder, MemberIdentity, StateFolder
 
 if TYPE_CHECKING:
-    from ensemble.data.source import Dataset
+    from ensemble.data.dataset import Dataset
     from ensemble.members.fold_job import FoldJob
     from ensemble.members.parallel import Resources
     from ensemble.members.plans import Plan

@@ -28,7 +28,7 @@ from ensemble.runs.predictions import KeptLogits
 from ensemble.runs.run import Run
 
 if TYPE_CHECKING:
-    from ensemble.data.source import Dataset
+    from ensemble.data.dataset import Dataset
     from ensemble.members.predictor import FoldModel, Predictor
 
 PILOT = 2000

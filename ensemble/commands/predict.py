@@ -30,7 +30,7 @@ from ensemble.runs.run import Run
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ensemble.data.source import Dataset
+    from ensemble.data.dataset import Dataset
 
 
 def predict(run: Path, config: PredictConfig, compute: ComputeConfig | None = None, say: Say = silent) -> PredictResult:

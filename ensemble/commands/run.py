@@ -102,6 +102,6 @@ def demo_config() -> Path:
 
 
 def _read_labels(path: Path) -> Labels:
-    from ensemble.data.source import parse_labels
+    from ensemble.data.labels import parse_labels
 
     return parse_labels(path.read_bytes(), str(path))

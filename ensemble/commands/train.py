@@ -29,7 +29,7 @@ from ensemble.runs.member import MemberFolder
 from ensemble.runs.run import Run, RunFacts
 
 if TYPE_CHECKING:
-    from ensemble.data.source import Dataset, Source
+    from ensemble.data.dataset import Dataset, Source
 
 
 def train_members(

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ensemble.data.files import read_file
-from ensemble.data.source import Dataset, Source
-from ensemble.errors import DataError, printable
+from ensemble.data.dataset import Dataset, Source
+from ensemble.data.listing import source_of_files
+from ensemble.errors import DataError
 
 
 def source_from_paths(
@@ -35,20 +35,9 @@ def source_from_paths(
     DataError
         The list is empty, a path is repeated or names no file, or shapes differ.
     """
-    names = tuple(os.fspath(path) for path in paths)
-    if not names:
-        raise DataError("paths", "lists no images", "give at least one path")
-    seen: set[str] = set()
-    for name in names:
-        if os.path.realpath(name) in seen:
-            raise DataError(printable(name), "is listed twice", "list every image once")
-        seen.add(os.path.realpath(name))
-        if not os.path.isfile(name):
-            raise DataError(printable(name), "is missing or not a file")
-    n = len(names)
-    return Source(
-        "paths", np.array(names), _labels(labels, n), _groups(groups, n), names, functools.partial(read_file, "")
-    )
+    source = source_of_files([os.fspath(path) for path in paths], "paths")
+    n = len(source)
+    return replace(source, labels=_labels(labels, n), groups=_groups(groups, n))
 
 
 def dataset_from_arrays(

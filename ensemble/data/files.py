@@ -56,6 +56,11 @@ def is_image(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
+def without_image_suffix(name: str) -> str:
+    """Return a file name without the suffix of an image, if it has one."""
+    return name[: -len(PurePosixPath(name).suffix)] if is_image(name) else name
+
+
 def is_hidden(name: str) -> bool:
     """Return whether a part of the path starts with a dot, or is the folder that macOS adds to zips."""
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)

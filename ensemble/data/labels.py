@@ -1,39 +1,101 @@
-"""Reads labels: 0 and 1, and other spellings of two classes that can only mean these."""
+"""Reads labels: 0 and 1, other spellings of these, or the names of two classes."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.data.files import as_text, listed
-from ensemble.errors import DataError, printable
+from ensemble.data.files import as_text, list_zip, listed, reading, split_zip, unzip
+from ensemble.data.tables import LABEL, PATH, csv_rows, read_columns
+from ensemble.errors import ConfigError, DataError, printable
 
 HEADER = "label"
-"""The first line of a label file that has a header."""
+"""The first line of a label file that has a header and no other column."""
+
+NO_NAMES = frozenset({"", "nan", "none", "null", "na", "n/a", "?"})
+"""Texts that stand for a missing value, so that no class may have them as its name."""
 
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?")
 
 
-def read_labels(data: bytes, where: str) -> tuple[NDArray[np.int8], tuple[str, ...]]:
-    """Return the labels of a text file with a label in each line, and notes.
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """The labels of a file.
 
-    A byte-order mark, CRLF, a missing final newline, an extra one, and the header `label` are accepted.
+    Attributes
+    ----------
+    y : int8 array (n,)
+        0 or 1.
+    classes : tuple of two str, or None
+        The names of label 0 and of label 1, where the labels are names.
+    names : tuple of n str, or None
+        The image of each label, where the file is a table.
+    notes : tuple of str
+        How the labels were read, where they are not 0 and 1 in a line each.
+    """
+
+    y: NDArray[np.int8]
+    classes: tuple[str, str] | None = None
+    names: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def read_label_file(path: Path, positive: str | None = None) -> Labels:
+    """Read a label file, also one in a zip; raise `DataError` where it cannot be read."""
+    where = printable(path)
+    with reading(where):
+        archive = split_zip(path)
+        data = unzip(list_zip(archive[0])[0], archive[1]) if archive else path.read_bytes()
+    return read_labels(data, where, positive)
+
+
+def parse_labels(data: bytes, where: str) -> NDArray[np.int8]:
+    """Return the labels of a file; see `read_labels`.
 
     Returns
     -------
-    labels : int8 array (n,)
-    notes : tuple of str
-        What was read as 0 and 1, where the file has other spellings, and whether it has a header.
+    int8 array (n,)
+
+    Examples
+    --------
+    >>> parse_labels(b"1\\r\\n0\\r\\n", "labels.txt")
+    array([1, 0], dtype=int8)
+    """
+    return read_labels(data, where).y
+
+
+def read_labels(data: bytes, where: str, positive: str | None = None) -> Labels:
+    """Return the labels of a text file with a label in each line, or of a CSV file with the columns name,label.
+
+    A byte-order mark, CRLF, a missing final newline, an extra one, and the header `label` are accepted.
+
+    Parameters
+    ----------
+    data : bytes
+    where : str
+        The file, for messages.
+    positive : str, optional
+        Where the labels are names, the one that is label 1.
 
     Raises
     ------
     DataError
         A line is blank, has another column or another value; the message names it.
+    ConfigError
+        No label has the name `positive`.
     """
-    lines = as_text(data, where).replace("\r\n", "\n").split("\n")
+    text = as_text(data, where)
+    if re.search("[,;\t]", text.partition("\n")[0]):
+        return _read_table(text, where, positive)
+    lines = text.replace("\r\n", "\n").split("\n")
     for _ in range(2):
         if lines and not lines[-1]:
             lines.pop()
@@ -42,15 +104,27 @@ def read_labels(data: bytes, where: str) -> tuple[NDArray[np.int8], tuple[str, .
     if not values:
         raise DataError(where, "holds no labels", "write a 0 or 1 in each line")
     first = 2 if has_header else 1
-    labels, notes = read_values(values, range(first, first + len(values)), where)
+    read = read_values(values, range(first, first + len(values)), where, positive)
     header_note = (f"line 1 of {where} is a header; the labels begin in line 2",) if has_header else ()
-    return labels, (*header_note, *notes)
+    return Labels(read.y, read.classes, None, (*header_note, *read.notes))
 
 
-def read_values(values: Sequence[str], lines: Sequence[int], where: str) -> tuple[NDArray[np.int8], tuple[str, ...]]:
-    """Return the labels of n texts, and a note where they are not written as 0 and 1.
+def _read_table(text: str, where: str, positive: str | None) -> Labels:
+    lines, columns, notes = read_columns(csv_rows(text, where), where)
+    if LABEL not in columns:
+        raise DataError(where, "has no column of labels", "call it label")
+    read = read_values(columns[LABEL], lines, where, positive)
+    return Labels(read.y, read.classes, columns[PATH], (*notes, *read.notes))
 
-    Accepted are decimals (`1.0`), the pair -1 and 1, quoted values, and blanks at the ends.
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+def read_values(values: Sequence[str], lines: Sequence[int], where: str, positive: str | None = None) -> Labels:
+    """Return the labels of n texts, with a note where they are not written as 0 and 1.
+
+    Accepted are decimals (`1.0`), the pair -1 and 1, quoted values, blanks at the ends, and two names of any kind, of
+    which the second in the order of the alphabet is label 1.
 
     Parameters
     ----------
@@ -59,25 +133,80 @@ def read_values(values: Sequence[str], lines: Sequence[int], where: str) -> tupl
         The line of each value, for messages.
     where : str
         The file, for messages.
+    positive : str, optional
+        The name that is label 1 instead.
 
     Raises
     ------
     DataError
         A value is none of these, or both 0 and -1 occur; the message names the line.
+    ConfigError
+        No label has the name `positive`.
     """
     numbers = {value: _number(value) for value in dict.fromkeys(values)}
+    if all(number is None and _bare(value).lower() not in NO_NAMES for value, number in numbers.items()):
+        return _read_names([_bare(value) for value in values], lines, where, positive)
     for line, value in zip(lines, values, strict=True):
         if numbers[value] not in (-1, 0, 1):
             _refuse(where, line, value)
     if {-1, 0} <= set(numbers.values()):
         line = next(line for line, value in zip(lines, values, strict=True) if numbers[value] == -1)
         raise DataError(f"{where}: line {line}", "is -1, and other lines are 0", "write each label as 0 or 1")
+    _refuse_positive(positive)
     labels = np.array([numbers[value] == 1 for value in values], np.int8)
     if set(numbers) <= {"0", "1"}:
-        return labels, ()
+        return Labels(labels)
     spellings = ([value for value in numbers if (numbers[value] == 1) == label] for label in (False, True))
     meaning = (f"{listed(texts)} as {label}" for label, texts in enumerate(spellings) if texts)
-    return labels, (f"labels in {where} are read as 0 and 1: {', '.join(meaning)}",)
+    return Labels(labels, notes=(f"labels in {where} are read as 0 and 1: {', '.join(meaning)}",))
+
+
+def _read_names(values: Sequence[str], lines: Sequence[int], where: str, positive: str | None) -> Labels:
+    names = sorted(set(values))
+    if len(names) > 2:
+        third = next(i for i, value in enumerate(values) if len(set(values[: i + 1])) == 3)
+        if len(names) > 10 or len(values[third].split()) > 1:
+            _refuse(where, lines[third], values[third])
+        problem = f"is {printable(values[third])[:40]}, a third label beside {listed(sorted(set(values[:third])))}"
+        raise DataError(f"{where}: line {lines[third]}", problem, "two labels are possible")
+    order = order_classes(names, positive, where)
+    return Labels(np.array([value == order.positive for value in values], np.int8), order.classes, None, order.notes)
+
+
+@dataclass(frozen=True)
+class ClassOrder:
+    """Which of two names is label 1: `positive`; the names of both labels, None for 0 and 1; and a note."""
+
+    positive: str
+    classes: tuple[str, str] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def order_classes(names: Sequence[str], positive: str | None, where: str) -> ClassOrder:
+    """Return which name is label 1: `positive` if given, else the second in the order of the alphabet.
+
+    Raises
+    ------
+    DataError
+        There is one name only, which may stand for either label.
+    ConfigError
+        `positive` is none of the names.
+    """
+    if set(names) <= {"0", "1"}:
+        _refuse_positive(positive)
+        return ClassOrder("1")
+    if len(names) != 2:
+        raise DataError(where, f"has one label only, {listed(names)}", "both classes must be present")
+    if positive is not None and positive not in names:
+        raise ConfigError("--positive", f"no class has the name {printable(positive)}", f"they are {listed(names)}")
+    one = names[1] if positive is None else positive
+    zero = names[0] if one == names[1] else names[1]
+    return ClassOrder(one, (zero, one), (f"{printable(zero)} is label 0, {printable(one)} is label 1",))
+
+
+def _refuse_positive(positive: str | None) -> None:
+    if positive not in (None, "1"):
+        raise ConfigError("--positive", "the labels are 0 and 1 already", "leave it out")
 
 
 def _bare(value: str) -> str:
@@ -92,10 +221,11 @@ def _number(value: str) -> float | None:
 
 
 def _refuse(where: str, line: int, value: str) -> None:
+    remedy = "write a 0 or 1 in each line"
     if not value.strip():
         problem = "is blank"
     elif len(value.replace(",", " ").replace(";", " ").split()) > 1:
-        problem = f"holds more than one column: '{printable(value[:40])}'"
+        problem, remedy = f"holds more than one column: '{printable(value[:40])}'", "give a CSV file with name,label"
     else:
         problem = f"must be 0 or 1; got '{printable(value[:40])}'"
-    raise DataError(f"{where}: line {line}", problem, "write a 0 or 1 in each line")
+    raise DataError(f"{where}: line {line}", problem, remedy)

@@ -17,9 +17,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble.data.dataset import Dataset, Source
 from ensemble.data.files import SHOWN
 from ensemble.data.pixels import POLICY_VERSION, decode, inspect
-from ensemble.data.source import Dataset, Source
 from ensemble.errors import DataError, ResourceError, printable
 from ensemble.machine import available_cores
 from ensemble.progress import Say, progress, silent
@@ -99,7 +99,7 @@ def load_dataset(
     fingerprint = _fingerprint(source, digests, pixels)
     for note in notes:
         say(f"note: {source.where}: {note}")
-    return Dataset(source.ids, source.labels, source.groups, pixels, digests, fingerprint, notes)
+    return Dataset(source.ids, source.labels, source.groups, pixels, digests, fingerprint, notes, source.classes)
 
 
 def _each(source: Source, work: Callable[[int], None], threads: int, what: str) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from ensemble.commands import fit_stacker as fit_stacker_command
 from ensemble.config import CORRECTIONS, VIEWS
-from ensemble.data.source import parse_labels
+from ensemble.data.labels import parse_labels
 from ensemble.decision.averaging import MeanModel, corrected_threshold
 from ensemble.decision.rates import ErrorRates, apply_threshold, error_rates
 from ensemble.decision.threshold import fit_threshold

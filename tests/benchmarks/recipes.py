@@ -23,7 +23,7 @@ from ensemble.commands.predict import predict
 from ensemble.commands.run import run as run_config
 from ensemble.config import VIEW_SETS, ComputeConfig, PredictConfig, seed_sequence
 from ensemble.config_reading import load_config, overridden
-from ensemble.data.source import parse_labels
+from ensemble.data.labels import parse_labels
 from ensemble.decision.comparison import compare_predictions, measure_predictions
 from ensemble.decision.rates import auc, error_rates
 from ensemble.progress import say

@@ -19,7 +19,9 @@ from ensemble.errors import ConfigError, DataError
     ("content", "message"),
     [
         ("path,label\na.jpg,1\n../out.jpg,0\n", "line 3: '../out.jpg' must be a path inside"),
-        ("path,label\n/etc/passwd,1\n", "line 2: '/etc/passwd' must be a path inside"),
+        ("path,label\n/nowhere/a.jpg,1\n", "1 of 1 images are missing or not files: /nowhere/a.jpg (line 2)"),
+        ("path,label,label\na.jpg,1,1\n", "two columns of one name"),
+        ("path,label\na.jpg,cat\nb.jpg,1\n", "line 2: must be 0 or 1; got 'cat'"),
         ("path,label\na.jpg,1\naway.jpg,0\n", "line 3: away.jpg is a link out"),
         ("path,label\ndoor/out.jpg,0\n", "line 2: door/out.jpg is a link out"),
         ("path,label\na.jpg,1\nc.jpg,0\n", "1 of 2 images are missing or not files: c.jpg (line 3)"),
@@ -66,7 +68,7 @@ def test_manifest(tmp_path: Path, kind: str) -> None:
     assert source.groups is not None and source.groups.tolist() == [0, 1, 0]
     assert source.read(0) == "d/é,\n.jpg".encode()
     with pytest.raises(ConfigError, match="has labels already"):
-        open_source(tmp_path / f"m.{kind}", tmp_path / "l.txt")
+        open_source(tmp_path / f"m.{kind}", text(tmp_path / "l.txt", "1\n0\n1\n"))
 
 
 def test_manifest_with_a_name_that_is_no_utf8_and_without_labels(tmp_path: Path) -> None:
@@ -85,6 +87,10 @@ def test_manifest_with_a_name_that_is_no_utf8_and_without_labels(tmp_path: Path)
         ("path,label\na.jpg,1.0\nb.jpg,0.0\n", 1),
         ("path,label\na.jpg,1\nb.jpg,-1\n", 1),
         ("path,label\na,1\nb,0\n", 1),
+        ("image_id,target\na,1\nb,0\n", 1),
+        ("path,label,patient_id,age\na.jpg,1,7,40\nb.jpg,0,8,50\n", 1),
+        ("age\tlabel\tFileName\n40\t1\ta.jpg\n50\t0\tb.jpg\n", 1),
+        ("path,label\na.jpg,on\nb.jpg,off\n", 1),
     ],
 )
 def test_forms_of_manifests(tmp_path: Path, content: str, notes: int) -> None:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from samples import encode, with_exif
 
 from ensemble.data import store as module
-from ensemble.data.source import Dataset, open_source
+from ensemble.data.dataset import Dataset
+from ensemble.data.source import open_source
 from ensemble.data.store import load_dataset
 from ensemble.errors import DataError, ResourceError
 
