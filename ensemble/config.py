@@ -62,11 +62,36 @@ def option(panel: str, description: str, *, unset: str = "", **bounds: Any) -> A
     return Field(description=description, json_schema_extra={"panel": panel, "unset": unset}, **bounds)
 
 
-Images = Annotated[Path, option(DATA, "A folder of numbered images or of 0/ and 1/, a zip, or a CSV or Parquet file.")]
-LabelFile = Annotated[Path | None, option(DATA, "A text file; line i is the label of image i, 0 or 1.")]
+Images = Annotated[
+    Path, option(DATA, "A folder of images or of one folder for each class, a zip, or a CSV or Parquet file.")
+]
+ToLabel = Annotated[
+    tuple[Path, ...], option(DATA, "A folder, a zip, image files, a glob, a list of paths, or a CSV or Parquet file.")
+]
+LabelFile = Annotated[
+    Path | None, option(DATA, "A text file with the label of image i in line i, or a CSV file with name,label.")
+]
+Positive = Annotated[
+    str | None,
+    option(DATA, "The class that is label 1, where classes have names.", unset="the second by the alphabet"),
+]
+OutFile = Annotated[
+    Path | None,
+    option(
+        DATA,
+        "The label file to write; with the suffix .csv, a table with name,label.",
+        unset="label_val.txt in the run's folder, or labels.csv where the names are no numbers",
+    ),
+]
+Force = Annotated[bool, option(DATA, "Replace the label file although this run did not write it.")]
 Seed = Annotated[int, option(RUN, "Seed of every random stream.", ge=0)]
 Device = Annotated[str, option(SPEED, "auto, cpu, cuda or cuda:N.")]
 """Options that several models have."""
+
+
+def one_or_several(value: Any) -> Any:
+    """Return a path as a tuple of one, so that YAML and Python may give one path or several."""
+    return (value,) if isinstance(value, str | Path) else value
 
 
 class Frozen(BaseModel):
@@ -80,6 +105,7 @@ class DataConfig(Frozen):
 
     images: Images
     labels: LabelFile = None
+    positive: Positive = None
     resize: Annotated[
         int | None,
         option(DATA, "Resize every image to this size in pixels.", unset="as they are", ge=16, le=4096),
@@ -324,8 +350,11 @@ class PredictOptions(Frozen):
 class PredictConfig(PredictOptions):
     """A set of images to label, and the label file to write."""
 
-    images: Images
-    out: Annotated[Path, option(DATA, "The label file to write: a 0 or 1 a line, in the images' order.")]
+    images: ToLabel
+    out: OutFile = None
+    force: Force = False
+
+    _paths = field_validator("images", mode="before")(one_or_several)
 
 
 class ComputeConfig(Frozen):

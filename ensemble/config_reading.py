@@ -81,14 +81,16 @@ def overridden(
     labels: Path | None = None,
     folds: int | None = None,
     epochs: int | None = None,
-    predict: Path | None = None,
+    positive: str | None = None,
+    predict: tuple[Path, ...] | None = None,
     out: Path | None = None,
+    force: bool = False,
 ) -> RunConfig:
     """Return the config with the given values in place of its own; None keeps what the config says.
 
     Where `images` are given, neither the config's labels nor its images to predict are kept: they belong to other data.
     A label file inside the run's folder moves with the folder. Where `predict` is given without `out`, its label file
-    is `label_val.txt` in the run's folder.
+    is in the run's folder.
 
     Raises
     ------
@@ -96,12 +98,12 @@ def overridden(
         `out` is given, and there are no images to predict.
     """
     folder, prediction = run or config.run, config.predict
-    if prediction is not None and prediction.out.is_relative_to(config.run):
+    if prediction is not None and prediction.out is not None and prediction.out.is_relative_to(config.run):
         prediction = prediction.model_copy(update={"out": folder / prediction.out.relative_to(config.run)})
     if images is not None and predict is None:
         prediction = None
     if predict is not None:
-        target = {"images": predict, "out": folder / "label_val.txt"}
+        target: dict[str, Any] = {"images": predict, "out": None}
         prediction = (
             PredictConfig.model_validate(target) if prediction is None else prediction.model_copy(update=target)
         )
@@ -109,11 +111,14 @@ def overridden(
         if prediction is None:
             raise ConfigError("--out", "there is no set to predict", "give --predict")
         prediction = prediction.model_copy(update={"out": out})
+    if prediction is not None and force:
+        prediction = prediction.model_copy(update={"force": True})
     changed: dict[str, Any] = {"run": folder, "folds": folds or config.folds, "predict": prediction}
     if images is not None:
-        changed["data"] = config.data.model_copy(update={"images": images, "labels": labels})
-    elif labels is not None:
-        changed["data"] = config.data.model_copy(update={"labels": labels})
+        changed["data"] = config.data.model_copy(update={"images": images, "labels": labels, "positive": positive})
+    else:
+        given = {"labels": labels, "positive": positive}
+        changed["data"] = config.data.model_copy(update={key: each for key, each in given.items() if each is not None})
     if epochs is not None:
         changed["members"] = tuple(member.model_copy(update={"epochs": epochs}) for member in config.members)
     return config.model_copy(update=changed)

@@ -305,11 +305,10 @@ class TheraClassifier(ThresholdClassifier):
         """Return the images with labels 0 and 1, and the two labels that these stand for."""
         label_file = Path(y) if isinstance(y, str | os.PathLike) else None
         images = _opened(X, label_file)
-        of_images = None if isinstance(images, np.ndarray) else images.labels
-        if of_images is not None:
+        if not isinstance(images, np.ndarray) and images.labels is not None:
             if y is not None and label_file is None:
                 raise DataError("y", "is given, and the images bring their own labels", "leave it out")
-            y = of_images
+            y = images.labels if images.classes is None else np.array(images.classes)[images.labels]
         if y is None:
             raise DataError("y", "fit requires y to be passed, but the target y is None", "the images bring no labels")
         classes, labels = encode_labels(y)
@@ -361,8 +360,10 @@ class TheraClassifier(ThresholdClassifier):
         self._decision: Decision = decisions.tta if self.tta else decisions.plain
         self.threshold_, self.expected_hter_ = self._decision.threshold, self._decision.nested.hter
         self.expected_hter_interval_ = self._decision.interval.low, self._decision.interval.high
-        stored = files.read_json(path, StoredClasses, "fit again") if path.exists() else StoredClasses((0, 1))
-        self.classes_ = np.array(stored.classes)
+        of_commands = folder.read().classes or (0, 1)
+        self.classes_ = np.array(
+            files.read_json(path, StoredClasses, "fit again").classes if path.exists() else of_commands
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for a pickle or a copy, with the files of a temporary run, which is gone by then."""

@@ -8,18 +8,18 @@ from typing import Annotated, Self
 
 from pydantic import field_validator, model_validator
 
-from ensemble.config import DATA, RUN, TRAINING, DataConfig, Seed, option
+from ensemble.config import DATA, RUN, TRAINING, DataConfig, Force, OutFile, Seed, one_or_several, option
 
 
 class FitConfig(DataConfig):
     """The images, the time and the options from which `thera fit` makes a whole run."""
 
     predict: Annotated[
-        Path | None, option(DATA, "Images to label: a folder, a zip, or a CSV or Parquet file.", unset="none")
+        tuple[Path, ...] | None,
+        option(DATA, "Images to label, as `thera predict` takes them.", unset="none"),
     ] = None
-    out: Annotated[Path | None, option(DATA, "The label file to write.", unset="label_val.txt in the run's folder")] = (
-        None
-    )
+    out: OutFile = None
+    force: Force = False
     run: Annotated[
         Path | None, option(RUN, "The run's folder.", unset="a new folder in checkpoints/, named after the images")
     ] = None
@@ -34,6 +34,8 @@ class FitConfig(DataConfig):
     epochs: Annotated[
         int | None, option(TRAINING, "Epochs of every member.", unset="chosen by the number of images", ge=1)
     ] = None
+
+    _paths = field_validator("predict", mode="before")(one_or_several)
 
     @field_validator("time")
     @classmethod

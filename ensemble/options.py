@@ -30,6 +30,7 @@ from ensemble.config import (
     DecisionConfig,
     Frozen,
     MemberConfig,
+    Positive,
     PredictConfig,
     RunConfig,
     option,
@@ -56,14 +57,16 @@ class _Trial(Frozen):
 
 
 class _Evaluate(Frozen):
-    label_file: Annotated[Path, option(DATA, "A file with a 0 or 1 a line, such as predict writes.")]
-    labels: Annotated[Path, option(DATA, "The true labels of the same images, in the same order.")]
+    label_file: Annotated[Path, option(DATA, "A label file, such as predict writes.")]
+    labels: Annotated[Path, option(DATA, "The true labels: a label file, or a folder with a folder for each class.")]
+    positive: Positive = None
 
 
 class _Compare(Frozen):
     a: Annotated[Path, option(DATA, "A run's folder, a member's (RUN/members/NAME), or a label file.")]
     b: Annotated[Path, option(DATA, "Another of the same kind, on the same images.")]
     labels: Annotated[Path | None, option(DATA, "The true labels.", unset="those of the runs or members")] = None
+    positive: Positive = None
     tta: Annotated[bool, option(DECISION, "Of runs and members: compare at the logits that --tta averages.")] = True
 
 
@@ -123,9 +126,9 @@ PARTS: dict[str, tuple[Part, ...]] = {
     "run": (
         _part(_RunFile),
         _part(RunConfig, "run", "folds", optional=True),
-        _part(DataConfig, "images", "labels", optional=True),
+        _part(DataConfig, "images", "labels", "positive", optional=True),
         _part(MemberConfig, "epochs", optional=True),
-        _part(PredictConfig, optional=True, predict="images", out="out"),
+        _part(PredictConfig, optional=True, predict="images", out="out", force="force"),
         _COMPUTE,
     ),
     "trial": (_part(_Trial), _COMPUTE),
@@ -139,6 +142,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
 ARGUMENTS = {
     "fit": ("images",),
     "remove-member": ("name",),
+    "predict": ("images",),
     "evaluate": ("label_file",),
     "compare": ("a", "b"),
     "run": ("config",),
@@ -146,6 +150,9 @@ ARGUMENTS = {
     "bench": ("subjects",),
 }
 """Options that are given by position, without a name."""
+
+BY_NAME_TOO = {"predict": "images"}
+"""The argument of a command that may also be given as an option of its name: `--images`, as in other commands."""
 
 DEFAULTS: dict[tuple[str, str], Any] = {("predict", "tta"): False}
 """Defaults of flags that differ from the model's: `predict` without `--tta` has always been plain prediction."""
@@ -155,7 +162,7 @@ ALIASES = {("train-member", "no_pretrained"): ("pretrained", "no")}
 
 DESCRIPTIONS = {
     ("run", "images"): "Learn from other images: a folder, a zip, or a CSV or Parquet file.",
-    ("run", "predict"): "Label other images: a folder, a zip, or a CSV or Parquet file.",
+    ("run", "predict"): "Label other images, as `thera predict` takes them.",
     ("run", "epochs"): "Epochs of every member.",
     ("bench", "labels"): "Line i is the label of image i, 0 or 1.",
 }
@@ -213,6 +220,10 @@ def build_command(name: str, description: str, work: Callable[..., None], rich: 
     arguments = ARGUMENTS.get(name, ())
     offered.sort(key=lambda each: (each[0] not in arguments, PANELS.index(_panel(*each))))
     parameters = [_parameter(name, option_name, part, rich) for option_name, part in offered]
+    if name in BY_NAME_TOO:
+        same = BY_NAME_TOO[name]
+        typed = typer.Option(f"--{_dashed(same)}", help=f"The same as {same.upper()}.", rich_help_panel=DATA)
+        parameters.append(_keyword(f"{same}_by_name", Annotated[Optional[list[str]], typed], None))
     for (command, alias), (target, value) in ALIASES.items():
         if command == name:
             flag = typer.Option(f"--{_dashed(alias)}", help=f"--{_dashed(target)} {value}.", hidden=True)
@@ -242,7 +253,7 @@ def _parameter(command: str, name: str, part: Part, rich: bool) -> inspect.Param
         typed = typer.Option(f"--{_dashed(name)}", help=text, rich_help_panel=panel, metavar=_metavar(kind))
         return _keyword(name, Annotated[value, typed], None)
     argument = typer.Argument(help=text, rich_help_panel="Arguments", metavar=name.upper())
-    if field.is_required():
+    if field.is_required() and value is Optional[str]:
         return _keyword(name, Annotated[str, argument], inspect.Parameter.empty)
     return _keyword(name, Annotated[value, argument], None)
 
@@ -332,6 +343,9 @@ def checked(command: str, given: Mapping[str, Any]) -> dict[str, Any]:
         Some values are missing or wrong; all of them are named.
     """
     given, faults = dict(given), []
+    if same := BY_NAME_TOO.get(command):
+        # in this order, `--images *.jpg` keeps the order of the files: the first is the option's, the others follow
+        given[same] = [*(given.pop(f"{same}_by_name") or ()), *(given[same] or ())] or None
     for (owner, alias), (target, value) in ALIASES.items():
         if owner == command and given.pop(alias):
             if given[target] is not None:

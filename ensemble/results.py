@@ -186,7 +186,7 @@ class PredictionFacts:
     assumed_share_of_label_0 : float or None
     cascade : CascadeFacts or None
     files : mapping of str to str
-        SHA-256 of `label_val.txt` and `predictions.csv`.
+        SHA-256 of the label file and of `predictions.csv`.
     """
 
     request: PredictionRequest
@@ -211,7 +211,9 @@ class PredictResult:
     name : str
         Name of the set, and of its folder below `predictions/`.
     folder : Path
-        Holds `label_val.txt`, `predictions.csv` and `predictions.json`.
+        Holds the label file, `predictions.csv` and `predictions.json`.
+    out : Path or None
+        The label file that the command wrote; None where only `folder` was written.
     facts : PredictionFacts
     table : DataFrame
         `predictions.csv`: a row per image, with ids, labels, logits of the members and votes of the fold models.
@@ -229,6 +231,7 @@ class PredictResult:
     y_pred: np.ndarray
     stacked_logits: np.ndarray
     probabilities: np.ndarray
+    out: Path | None = None
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------

@@ -362,14 +362,26 @@ def test_train_member_passes_on_what_was_given(
     stand_in(monkeypatch, "train", train_members=train)
     options = ["--labels", "l", "--name", "n", "--folds", "3", "--seed", "7", "--epochs", "2", "--batch-size", "4"]
     options += ["--lr", "1e-3", "--gamma", "1", "--alpha", "0.25", "--augment", "none", "--stem", "half-stride"]
-    options += ["--input-size", "32", "--precision", "fp32", "--no-pretrained", "--weights", "w", "--resize", "48"]
+    options += [
+        "--input-size",
+        "32",
+        "--precision",
+        "fp32",
+        "--no-pretrained",
+        "--weights",
+        "w",
+        "--resize",
+        "48",
+        "--positive",
+        "p",
+    ]
     options += ["--convolutions", "lowered", "--loss", "focal", "--label-smoothing", "0.1", "--clean"]
     options += ["--sampler", "balanced", "--schedule", "step", "--step-epochs", "3", "--step-factor", "0.5", "--freeze"]
     options += ["--backbone-lr-factor", "0.2", "--drop-rate", "0.3", "--drop-path-rate", "0.4"]
     assert thera(*TRAIN, *options, "--device", "cpu", "--workers", "1", "--jobs", "3") == 0
     run, (member,), data, folds, seed, compute = seen
     assert (run, folds, seed, compute) == (Path("r"), 3, 7, ComputeConfig(device="cpu", workers=1, jobs=3))
-    assert data.model_dump() == {"images": Path("img"), "labels": Path("l"), "resize": 48}
+    assert data.model_dump() == {"images": Path("img"), "labels": Path("l"), "positive": "p", "resize": 48}
     expected = {"arch": "resnet18", "name": "n", "epochs": 2, "batch_size": 4, "lr": 1e-3, "gamma": 1, "alpha": 0.25}
     expected |= {"augment": "none", "stem": "half-stride", "input_size": 32, "precision": "fp32", "pretrained": False}
     expected |= {"weights": Path("w"), "convolutions": "lowered", "clean": True}
@@ -445,7 +457,8 @@ def test_predict_passes_on_what_was_given(
     stand_in(monkeypatch, "predict", predict=lambda *given: seen.extend(given[:3]) or [TABLE])
     assert thera(*PREDICT, "--device", "cpu", *options) == 0
     run, config, compute = seen
-    default = {"images": Path("i"), "out": Path("o.txt"), "tta": False, "correction": "posterior", "prior": None}
+    default = {"images": (Path("i"),), "out": Path("o.txt"), "tta": False, "correction": "posterior", "prior": None}
+    default["force"] = False
     default |= {"combine": "mean", "cascade": None, "precision": "auto", "convolutions": "auto"}
     assert (run, config.model_dump()) == (Path("r"), default | expected)
     assert compute == ComputeConfig(device="cpu", jobs=2 if "--jobs" in options else None)
@@ -456,7 +469,7 @@ def test_evaluate_passes_on_what_was_given(monkeypatch: pytest.MonkeyPatch, caps
     seen: list[Any] = []
     stand_in(monkeypatch, "evaluate", evaluate=lambda *given: seen.append(given) or [TABLE])
     assert thera("evaluate", "p.txt", "--labels", "l.txt") == 0
-    assert seen == [(Path("p.txt"), Path("l.txt"))]
+    assert [given[:3] for given in seen] == [(Path("p.txt"), Path("l.txt"), None)]
     assert capsys.readouterr().out == TABLE.text()
 
 
@@ -516,13 +529,17 @@ def test_run_overrides_what_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "c.yaml").write_text("run: r\ndata: {images: a, labels: b}\nmembers: [{arch: lenet, epochs: 9}]\n")
     assert thera("run", str(tmp_path / "c.yaml")) == 0
     given = ["--run", "x", "--images", "i", "--labels", "l", "--folds", "3", "--epochs", "2", "--jobs", "2"]
-    given += ["--predict", "p", "--out", "o"]
+    given += ["--predict", "p", "--predict", "q", "--out", "o", "--positive", "yes", "--force"]
     assert thera("run", str(tmp_path / "c.yaml"), *given, "--device", "cpu", "--workers", "1") == 0
     plain, default, config, compute = seen
     assert (plain.run, plain.data.images, plain.folds, plain.members[0].epochs) == (Path("r"), Path("a"), 5, 9)
     assert (config.run, config.folds, config.members[0].epochs) == (Path("x"), 3, 2)
-    assert (config.data.images, config.data.labels) == (Path("i"), Path("l"))
-    assert (config.predict.images, config.predict.out) == (Path("p"), Path("o"))
+    assert (config.data.images, config.data.labels, config.data.positive) == (Path("i"), Path("l"), "yes")
+    assert (config.predict.images, config.predict.out, config.predict.force) == (
+        (Path("p"), Path("q")),
+        Path("o"),
+        True,
+    )
     assert (default, compute) == (ComputeConfig(), ComputeConfig(device="cpu", workers=1, jobs=2))
 
 

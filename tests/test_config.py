@@ -151,7 +151,6 @@ predict: {images: a, tta: 1, prior: 1, correction: mean}
         "got best",
         "decision.repeats must be >= 0",
         "decision.seed is no known key",
-        "predict.out is missing",
         "predict.prior must be < 1",
         "got 1",
         "predict.correction must be 'posterior' or 'none'",

@@ -113,8 +113,8 @@ def layer_of(name: str) -> int:
 
 def test_the_reading_of_imports_sees_what_there_is() -> None:
     assert {"errors.py", "config.py", "members/sampling.py"} <= imported_files(HOUSE / "members" / "training.py")
-    assert "data/source.py" in imported_files(HOUSE / "commands" / "predict.py")
-    assert "data/source.py" not in imported_files(HOUSE / "commands" / "predict.py", lazy=False)
+    assert "data/store.py" in imported_files(HOUSE / "commands" / "predict.py")
+    assert "data/store.py" not in imported_files(HOUSE / "commands" / "predict.py", lazy=False)
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path != HOUSE / "__init__.py"], ids=name_of)

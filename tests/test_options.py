@@ -113,14 +113,23 @@ def test_a_new_field_is_an_option_without_another_edit(monkeypatch: pytest.Monke
 
 
 def test_values_are_those_of_the_models() -> None:
-    values = options.checked("compare", {"a": "x", "b": "y", "labels": None, "tta": True})
-    assert values == {"a": Path("x"), "b": Path("y"), "labels": None, "tta": True}
+    values = options.checked("compare", {"a": "x", "b": "y", "labels": None, "positive": None, "tta": True})
+    assert values == {"a": Path("x"), "b": Path("y"), "labels": None, "positive": None, "tta": True}
+
+
+def test_images_to_predict_are_given_by_position_or_by_name() -> None:
+    given = dict.fromkeys(parameters("predict")) | {"run": "r", "tta": True, "force": False}
+    for by_position, by_name in ((["a", "b"], None), (["b"], ["a"]), (None, ["a", "b"])):
+        values = options.checked("predict", given | {"images": by_position, "images_by_name": by_name})
+        assert values["config"].images == (Path("a"), Path("b"))
+    with pytest.raises(ConfigError, match="IMAGES is missing"):
+        options.checked("predict", given)
 
 
 def test_a_flag_that_is_on_by_default_can_be_turned_off() -> None:
     flags = {name: each for name, each in parameters("predict").items() if each.secondary_opts}
     assert {name: (each.opts, each.secondary_opts, each.default) for name, each in flags.items()} == {
-        "tta": (["--tta"], ["--no-tta"], False)
+        "tta": (["--tta"], ["--no-tta"], False),
     }
     assert parameters("compare")["tta"].default is True
     assert parameters("train-member")["freeze"].secondary_opts == []

@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 
 from ensemble.commands.fit_stacker import averaged_oof, read_decisions
 from ensemble.config import VIEW_SETS
-from ensemble.data.files import reading
+from ensemble.data.dataset import is_numbered
 from ensemble.data.folds import FoldTable, together
-from ensemble.data.labels import parse_labels
+from ensemble.data.joining import rows_by_name
+from ensemble.data.labels import Labels as LabelsOfImages
+from ensemble.data.labels import read_label_file
+from ensemble.data.source import open_source
 from ensemble.decision.comparison import compare_predictions, evaluate_predictions
 from ensemble.decision.cross_fitting import cross_fit, member_logit, of_score, stack
 from ensemble.decision.objective import HTER
@@ -24,25 +27,40 @@ from ensemble.results import CompareResult, EvaluateResult
 from ensemble.runs.run import Run
 
 
-def evaluate(label_file: Path, labels: Path) -> EvaluateResult:
+def evaluate(label_file: Path, labels: Path, positive: str | None = None, say: Say = silent) -> EvaluateResult:
     """Measure a label file against the true labels.
 
     Parameters
     ----------
-    label_file, labels : Path
-        One 0 or 1 a line, for the same images in the same order.
+    label_file : Path
+        A 0 or 1 in each line, or a table with name,label.
+    labels : Path
+        The true labels, in either form, or a folder with a subfolder for each class. Tables are joined by name.
+    positive : str, optional
+        Where the labels are names, the one that is label 1; by default the second in the order of the alphabet.
+    say : callable
+        Receives notes on how the labels are read, a line each.
 
     Raises
     ------
     DataError
-        A file cannot be read, the counts differ, or the true labels are of one class.
+        A file cannot be read, the images differ, or the true labels are of one class.
+    ConfigError
+        No label has the name `positive`.
     """
-    y_true = _read_true_labels(labels)
-    y_pred = _read_predictions(label_file, y_true, labels)
-    return EvaluateResult(*_names(label_file, labels), evaluate_predictions(y_true, y_pred))
+    true = _read_true_labels(labels, positive, say)
+    y_pred = _read_predictions(label_file, true, labels, say)
+    return EvaluateResult(*_names(label_file, labels), evaluate_predictions(true.y, y_pred))
 
 
-def compare(a: Path, b: Path, labels: Path | None = None, tta: bool = True, say: Say = silent) -> CompareResult:
+def compare(
+    a: Path,
+    b: Path,
+    labels: Path | None = None,
+    tta: bool = True,
+    positive: str | None = None,
+    say: Say = silent,
+) -> CompareResult:
     """Compare two label files, or two of runs and members by their nested predictions.
 
     Parameters
@@ -50,9 +68,11 @@ def compare(a: Path, b: Path, labels: Path | None = None, tta: bool = True, say:
     a, b : Path
         Two label files, or two folders, each of a run or of a member.
     labels : Path, optional
-        The true labels of label files. Runs and members have their own.
+        The true labels of label files, as in `evaluate`. Runs and members have their own.
     tta : bool
         Whether the logits of runs and members are averaged over the views of TTA.
+    positive : str, optional
+        As in `evaluate`.
     say : callable
         Receives warnings, a line each.
 
@@ -73,12 +93,12 @@ def compare(a: Path, b: Path, labels: Path | None = None, tta: bool = True, say:
         problem = f"{printable(folder)} is a folder and {printable(file)} a label file"
         raise ConfigError("compare", problem, "give two label files with --labels, or two runs or members")
     if a.is_dir():
-        return _compare_nested(a, b, labels, tta, say)
+        return _compare_nested(a, b, labels, tta, positive, say)
     if labels is None:
         raise ConfigError("compare", "two label files need the true labels", "give --labels")
-    y_true = _read_true_labels(labels)
-    y_pred_a, y_pred_b = (_read_predictions(path, y_true, labels) for path in (a, b))
-    return CompareResult(*_names(a, b), compare_predictions(y_true, y_pred_a, y_pred_b), labels=printable(labels))
+    true = _read_true_labels(labels, positive, say)
+    y_pred_a, y_pred_b = (_read_predictions(path, true, labels, say) for path in (a, b))
+    return CompareResult(*_names(a, b), compare_predictions(true.y, y_pred_a, y_pred_b), labels=printable(labels))
 
 
 # --- runs and members -------------------------------------------------------------------------------------------------
@@ -133,11 +153,11 @@ def nested_predictions(folder: Path, tta: bool = True, say: Say = silent) -> Nes
     return NestedPredictions(folder, description, oof.table, y_pred, run.read().seed)
 
 
-def _compare_nested(a: Path, b: Path, labels: Path | None, tta: bool, say: Say) -> CompareResult:
+def _compare_nested(a: Path, b: Path, labels: Path | None, tta: bool, positive: str | None, say: Say) -> CompareResult:
     of_a = nested_predictions(a, tta, say)
     of_b = _aligned(nested_predictions(b, tta, say), of_a)
     if labels is not None:
-        _refuse_other_labels(labels, of_a)
+        _refuse_other_labels(labels, of_a, positive, say)
     groups = _joint_groups(of_a.table.groups, of_b.table.groups)
     return CompareResult(
         *_names(a, b),
@@ -177,12 +197,16 @@ def _joint_groups(a: NDArray[np.int64] | None, b: NDArray[np.int64] | None) -> N
     return together(a.astype(np.bytes_), b)
 
 
-def _refuse_other_labels(labels: Path, of: NestedPredictions) -> None:
-    given, remedy = _read_labels(labels), "leave --labels out: the run has its own"
-    if len(given) != len(of.table.ids):
-        problem = f"{len(given)} lines for the {len(of.table.ids)} images of {printable(of.folder)}"
-        raise DataError(labels, problem, remedy)
-    if changed := of.table.ids[given != of.table.labels].tolist():
+def _refuse_other_labels(labels: Path, of: NestedPredictions, positive: str | None, say: Say) -> None:
+    given, remedy = _read_labels(labels, say, positive), "leave --labels out: the run has its own"
+    images = f"images of {printable(of.folder)}"
+    if given.names is not None:
+        y = given.y[rows_by_name(given.names, printable(labels), of.table.ids.tolist(), images)]
+    else:
+        y = given.y
+    if len(y) != len(of.table.ids):
+        raise DataError(labels, f"{len(y)} lines for the {len(of.table.ids)} {images}", remedy)
+    if changed := of.table.ids[y != of.table.labels].tolist():
         problem = f"{len(changed)} labels are not those of {printable(of.folder)} ({some(changed)})"
         raise DataError(labels, problem, remedy)
 
@@ -190,25 +214,50 @@ def _refuse_other_labels(labels: Path, of: NestedPredictions) -> None:
 # --- label files ------------------------------------------------------------------------------------------------------
 
 
-def _read_labels(path: Path) -> Labels:
-    where = printable(path)
-    with reading(where):
-        return parse_labels(path.read_bytes(), where)
+def _read_labels(
+    path: Path, say: Say, positive: str | None = None, classes: tuple[str, str] | None = None
+) -> LabelsOfImages:
+    """Read a label file, or a folder with a subfolder for each class; say how the labels are read."""
+    if path.is_dir():
+        source = open_source(path, positive=positive)
+        if source.labels is None:
+            raise DataError(printable(path), "has no labels", "give a label file, or a folder for each class")
+        read = LabelsOfImages(source.labels, source.classes, tuple(source.ids.tolist()), source.notes)
+    else:
+        read = read_label_file(path, positive, classes)
+    for note in read.notes:
+        say(f"note: {note}")
+    return read
 
 
-def _read_true_labels(path: Path) -> Labels:
-    y_true = _read_labels(path)
-    if y_true.min() == y_true.max():
-        raise DataError(path, f"HTER needs both classes; all {len(y_true)} labels are {y_true[0]}")
-    return y_true
+def _read_true_labels(path: Path, positive: str | None, say: Say) -> LabelsOfImages:
+    true = _read_labels(path, say, positive)
+    if true.y.min() == true.y.max():
+        raise DataError(path, f"HTER needs both classes; all {len(true.y)} labels are {true.y[0]}")
+    return true
 
 
-def _read_predictions(path: Path, y_true: Labels, labels: Path) -> Labels:
-    y_pred = _read_labels(path)
-    if len(y_pred) != len(y_true):
-        problem = f"{len(y_pred)} lines for the {len(y_true)} labels of {printable(labels)}"
+def _read_predictions(path: Path, true: LabelsOfImages, labels: Path, say: Say) -> Labels:
+    """Return the predicted labels in the order of the true ones."""
+    predicted = _read_labels(path, say, classes=true.classes)
+    if (predicted.classes is None) != (true.classes is None):
+        named, other = (labels, path) if predicted.classes is None else (path, labels)
+        raise DataError(path, f"{printable(named)} names the classes, and {printable(other)} has 0 and 1")
+    tables = [each for each in (predicted, true) if each.names is not None]
+    if len(tables) == 2:
+        assert predicted.names is not None and true.names is not None
+        where, images = printable(path), f"images of {printable(labels)}"
+        return predicted.y[rows_by_name(predicted.names, where, true.names, images)]
+    if tables and not is_numbered(np.array(tables[0].names)):
+        table, lines = (path, labels) if predicted.names is not None else (labels, path)
+        problem = (
+            f"has names that are not the numbers 1 to n, so the lines of {printable(lines)} cannot be joined to it"
+        )
+        raise DataError(table, problem, "give two tables with name,label")
+    if len(predicted.y) != len(true.y):
+        problem = f"{len(predicted.y)} lines for the {len(true.y)} labels of {printable(labels)}"
         raise DataError(path, problem, "give one line for each image, in the same order")
-    return y_pred
+    return predicted.y
 
 
 def _names(a: Path, b: Path) -> tuple[str, str]:

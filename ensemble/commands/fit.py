@@ -107,7 +107,7 @@ def _check(config: FitConfig, decision: DecisionConfig) -> None:
     from ensemble.data.source import open_source
 
     Objective.parse(decision.objective)
-    if open_source(config.images, config.labels).labels is None:
+    if open_source(config.images, config.labels, config.positive).labels is None:
         raise DataError(printable(config.images), "has no labels", "give --labels")
     if config.predict is not None:
         open_source(config.predict)
@@ -130,10 +130,11 @@ def _kept(config: FitConfig, decision: DecisionConfig, say: Say) -> RunConfig:
     assert config.run is not None
     path = config.run / CONFIG
     kept = load_config(path)
-    prediction = _prediction(config, config.run)
+    prediction = _prediction(config)
     changed: dict[str, tuple[object, object]] = {
         "images": (kept.data.images, config.images),
         "labels": (kept.data.labels, config.labels),
+        "positive": (kept.data.positive, config.positive),
         "resize": (kept.data.resize, config.resize),
         "seed": (kept.seed, config.seed),
         "folds": (kept.folds, config.folds or kept.folds),
@@ -148,10 +149,10 @@ def _kept(config: FitConfig, decision: DecisionConfig, say: Say) -> RunConfig:
     return kept.model_copy(update={"run": config.run, "decision": decision, "predict": prediction or kept.predict})
 
 
-def _prediction(config: FitConfig, folder: Path) -> PredictConfig | None:
+def _prediction(config: FitConfig) -> PredictConfig | None:
     if config.predict is None:
         return None
-    return PredictConfig(images=config.predict, out=config.out or folder / "label_val.txt")
+    return PredictConfig(images=config.predict, out=config.out, force=config.force)
 
 
 @contextlib.contextmanager
@@ -208,7 +209,9 @@ def _planned(
     from ensemble.members.inference import choose_device
 
     kind = choose_device(compute.device).type
-    dataset = load_dataset(open_source(config.images, config.labels), Run(folder).pixels, config.resize)
+    dataset = load_dataset(
+        open_source(config.images, config.labels, config.positive), Run(folder).pixels, config.resize
+    )
     n, folds = len(dataset), config.folds or folds_for(kind, len(dataset))
     assert dataset.labels is not None
     assign_folds(dataset.labels, together(dataset.digests, dataset.groups), folds, config.seed)  # or it is refused here
@@ -228,7 +231,7 @@ def _planned(
                 raise ConfigError("--time", f"{config.time} is too short", f"an epoch needs {_words(least)}")
         expected = time.monotonic() - started + seconds_of(members, speeds, work) + work.decision_seconds
     say(_chosen(members, folds, kind, expected, config))
-    data = DataConfig(images=config.images, labels=config.labels, resize=config.resize)
+    data = DataConfig(**{name: getattr(config, name) for name in DataConfig.model_fields})
     run_config = RunConfig(
         run=folder,
         seed=config.seed,
@@ -236,7 +239,7 @@ def _planned(
         data=data,
         members=tuple(members),
         decision=decision,
-        predict=_prediction(config, folder),
+        predict=_prediction(config),
     )
     return _Planned(run_config, full, work, speeds)
 

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ensemble.commands.checks import announce, check_compute
 from ensemble.commands.fit_stacker import read_decisions
 from ensemble.commands.fold_logits import FoldLogits, fold_logits
 from ensemble.config import ComputeConfig, PredictConfig, PredictOptions
+from ensemble.data.source import open_source, set_name
 from ensemble.decision.cross_fitting import OofLogits
+from ensemble.decision.decision import Decision
 from ensemble.decision.deploy import Deployment, deploy
-from ensemble.errors import DataError
+from ensemble.errors import DataError, printable
 from ensemble.progress import Say, silent
 from ensemble.results import PredictionFacts, PredictionRequest, PredictResult
 from ensemble.runs import files
+from ensemble.runs.label_files import checked_target, label_file, label_file_name, write_label_file
 from ensemble.runs.migration import migrate_facts
 from ensemble.runs.predictions import (
     is_predicted,
     read_prediction,
-    verify_label_file,
     write_facts,
     write_labels,
 )
-from ensemble.runs.run import Run
+from ensemble.runs.run import Run, RunFacts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +38,7 @@ if TYPE_CHECKING:
 
 
 def predict(run: Path, config: PredictConfig, compute: ComputeConfig | None = None, say: Say = silent) -> PredictResult:
-    """Label a set of images and write its label file.
+    """Label a set of images and write its label file: a 0 or 1 in each line, or a table with name,label.
 
     The logits of each member are averaged over its fold models and the views, stacked, and compared with the threshold.
     A set that the same decision has labelled already is not computed again. Its kept logits serve other decisions too.
@@ -55,25 +59,27 @@ def predict(run: Path, config: PredictConfig, compute: ComputeConfig | None = No
     ArtifactError
         A file of the run is missing or damaged.
     """
-    from ensemble.data.source import open_source
+    folder, compute = Run(run), compute or ComputeConfig()
+    facts = folder.read()
+    read_decisions(folder, say)  # a run without a decision is refused before the images are read
+    source = open_source(config.images)
+    out = checked_target(folder, config.out, source.ids, config.force)
+    check_compute(compute.device)
+    announce(source, say)
     from ensemble.data.store import load_dataset
 
-    folder = Run(run)
-    read_decisions(folder, say)  # a run without a decision is refused before the images are read
-    dataset = load_dataset(open_source(config.images), folder.pixels, folder.read().resize, say=say)
-    result = predict_dataset(run, dataset, config.images, config, compute, say)
-    text = (result.folder / "label_val.txt").read_bytes()
-    verify_label_file(text, len(dataset), result.folder / "label_val.txt")
-    files.write_whole(config.out, text)
+    dataset = load_dataset(source, folder.pixels, facts.resize, say=say)
+    result = predict_dataset(run, dataset, set_name(config.images), config, compute, say)
+    write_label_file(folder, out, label_file(out.name, result.ids, result.y_pred, facts.classes))
     table = result.folder / "predictions.csv"
-    say(f"{len(dataset)} labels written to {config.out}; logits and votes are in {table}")
-    return result
+    say(f"{len(dataset)} labels written to {printable(out)}; logits and votes are in {printable(table)}")
+    return replace(result, out=out)
 
 
 def predict_dataset(
     run: Path,
     dataset: Dataset,
-    images: Path,
+    name: str,
     options: PredictOptions,
     compute: ComputeConfig | None = None,
     say: Say = silent,
@@ -84,8 +90,8 @@ def predict_dataset(
     ----------
     run : Path
     dataset : Dataset
-    images : Path
-        Its last part is the name of the folder of the set.
+    name : str
+        The name of the set, and of its folder below `predictions/`.
     options : PredictOptions
     compute : ComputeConfig, optional
     say : callable
@@ -103,9 +109,9 @@ def predict_dataset(
         problem = (
             f"images are {dataset.size[0]} × {dataset.size[1]} pixels; the members were trained on {list(facts.size)}"
         )
-        raise DataError(images, problem, "resize them, or train with --resize")
-    target = folder.predictions(images, dataset.fingerprint, options.tta)
-    with_tta = folder.predictions(images, dataset.fingerprint, tta=True)  # its logits include the plain view
+        raise DataError(name, problem, "resize them, or train with --resize")
+    target = folder.predictions(name, dataset.fingerprint, options.tta)
+    with_tta = folder.predictions(name, dataset.fingerprint, tta=True)  # its logits include the plain view
     request = _request(options, dataset.fingerprint, files.file_sha256(folder.decision), decision.views)
     with files.locked(target):
         if not is_predicted(target, request):
@@ -124,7 +130,7 @@ def predict_dataset(
                 options.prior,
                 facts.seed,
             )
-            _write(target, dataset.ids, deployment, logits, request, decision.objective.text, decision.nested.hter)
+            _write(target, dataset.ids, facts, deployment, logits, request, decision)
     folder.record(f"predict {target.name}", started)
     result = _read(target)
     if result.facts.share_check.shifted:
@@ -151,21 +157,23 @@ def _request(
 def _write(
     folder: Path,
     ids: np.ndarray,
+    run: RunFacts,
     deployment: Deployment,
     logits: FoldLogits,
     request: PredictionRequest,
-    objective: str,
-    nested_hter: float,
+    decision: Decision,
 ) -> None:
     """Write the label file, the table and the facts of a prediction."""
-    hashes = write_labels(folder, deployment.y_pred, _table(ids, deployment, logits))
+    name = label_file_name(ids)
+    content = label_file(name, ids, deployment.y_pred, run.classes)
+    hashes = write_labels(folder, name, content, _table(ids, deployment, logits))
     facts = PredictionFacts(
         request=request,
         images=len(ids),
-        objective=objective,
+        objective=decision.objective.text,
         threshold=deployment.threshold,
         share_of_label_0=float(np.mean(deployment.y_pred == 0)),
-        nested_hter=nested_hter,
+        nested_hter=decision.nested.hter,
         expectation=deployment.expectation,
         share_check=deployment.share_check,
         assumed_share_of_label_0=deployment.assumed_share_of_label_0,

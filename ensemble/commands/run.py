@@ -73,7 +73,7 @@ def demo(folder: Path | None = None, compute: ComputeConfig | None = None, say: 
         update={
             "run": target,
             "data": DataConfig(images=data / "train_img", labels=data / "label_train.txt", resize=None),
-            "predict": PredictConfig(images=data / "val_img", out=out),
+            "predict": PredictConfig(images=(data / "val_img",), out=out),
         }
     )
     write_demo(data, n_train=DEMO_IMAGES, n_val=DEMO_IMAGES // 2, seed=config.seed)

@@ -199,7 +199,7 @@ def _checked_source(data: DataConfig | Dataset, folds: int, say: Say) -> Source 
         return None
     from ensemble.data.source import open_source
 
-    source = open_source(data.images, data.labels)
+    source = open_source(data.images, data.labels, data.positive)
     check_labels(source, folds)
     announce(source, say)
     return source
@@ -240,6 +240,7 @@ def _begin(run: Run, dataset: Dataset, data: DataConfig | Dataset, folds: int, s
         images=images,
         labels=labels,
         notes=dataset.notes,
+        classes=dataset.classes,
     )
     if (run.folder / "folds.csv").exists():
         run.begin(facts)

@@ -1,9 +1,14 @@
 """From files to arrays: images and labels become one `Dataset`, whose rows are assigned to folds. No torch here.
 
-source.py      recognises a folder, a zip or a manifest, and joins each image to its label
+dataset.py     images that can be read (`Source`), and decoded ones (`Dataset`)
+source.py      recognises a folder, a zip, a manifest or a list, and joins each image to its label
+folders.py     images in a folder or a zip: numbered, of any names, or in a folder for each class
+listing.py     images that are named one by one: files, globs, lists of paths
+manifest.py    tables of images, with labels and groups
+tables.py      reads CSV and Parquet tables and finds their columns
+labels.py      reads labels: 0 and 1, other spellings of these, or the names of two classes
+joining.py     joins images to the labels of a file
 files.py       lists and reads files in folders and zips, and refuses unsafe or damaged ones
-labels.py      reads labels: 0 and 1, and other spellings that can only mean these
-manifest.py    reads CSV and Parquet tables of images
 pixels.py      decodes a file to RGB pixels under one image policy
 store.py       decodes every image once, into a memory map on disk
 arrays.py      images that Python code passes: paths or pixels

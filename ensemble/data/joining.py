@@ -17,7 +17,10 @@ from ensemble.errors import DataError, printable
 
 def with_labels(source: Source, labels: Labels, where: str) -> Source:
     """Return a source with the labels of a file; raise `DataError` where an image has none, or a label no image."""
-    rows = _rows_by_line(source, labels, where) if labels.names is None else _rows_by_name(source, labels, where)
+    if labels.names is None:
+        rows = _rows_by_line(source, labels, where)
+    else:
+        rows = rows_by_name(labels.names, where, source.ids.tolist(), f"images of {source.where}")
     notes = (*source.notes, *labels.notes)
     return replace(source, labels=labels.y[rows], classes=labels.classes, notes=notes)
 
@@ -35,29 +38,44 @@ def _rows_by_line(source: Source, labels: Labels, where: str) -> NDArray[np.intp
     return np.arange(n)
 
 
-def _rows_by_name(source: Source, labels: Labels, where: str) -> NDArray[np.intp]:
-    assert labels.names is not None
-    rows = rows_by_name(labels.names, where)
-    keys = [_key(name, rows) for name in source.ids.tolist()]
-    if not any(keys):  # the table may have paths from another folder
-        rows = rows_by_name([PurePosixPath(name.replace("\\", "/")).name for name in labels.names], where)
-        keys = [_key(name, rows) for name in source.ids.tolist()]
-    without = [name for name, key in zip(source.ids.tolist(), keys, strict=True) if key is None]
-    if without:
-        problem = f"{len(without)} of {len(source)} images have no label: {listed(without)}"
-        raise DataError(where, problem, "write a line for each image")
-    images: dict[str, str] = {}
-    for name, key in zip(source.ids.tolist(), keys, strict=True):
-        assert key is not None
-        if (twin := images.setdefault(key, name)) != name:
+def rows_by_name(names: Sequence[str], where: str, ids: Sequence[str], images: str) -> NDArray[np.intp]:
+    """Return the row of a table for each image.
+
+    Parameters
+    ----------
+    names : sequence of n str
+        The images as the table names them: by path, by name, either without suffix, or by number.
+    where : str
+        The table, for messages.
+    ids : sequence of n str
+    images : str
+        The images in words, for messages.
+
+    Raises
+    ------
+    DataError
+        An image is not in the table, is listed twice, or may be another; or the table lists other images.
+    """
+    bare = [PurePosixPath(name.replace("\\", "/")).name for name in names]
+    for spelling in (names, bare, [without_image_suffix(name) for name in bare]):  # paths may be of another folder
+        rows = _distinct(spelling, where)
+        keys = [_key(name, rows) for name in ids]
+        if any(keys):
+            break
+    matched: dict[str, str] = {}
+    for name, key in zip(ids, keys, strict=True):
+        if key is not None and (twin := matched.setdefault(key, name)) != name:
             raise DataError(where, f"{key} may be {twin} or {name}", "write the name with its suffix")
-    if others := [name for name in rows if name not in images]:
-        problem = f"{len(others)} of {len(rows)} names are no image of {source.where}: {listed(others)}"
+    if without := [name for name, key in zip(ids, keys, strict=True) if key is None]:
+        problem = f"has no label for {len(without)} of {len(ids)} {images}: {listed(without)}"
+        raise DataError(where, problem, "write a line for each image")
+    if others := [name for name in rows if name not in matched]:
+        problem = f"lists {len(others)} names that are no {images}: {listed(others)}"
         raise DataError(where, problem, "remove their lines, or add the images")
     return np.array([rows[key] for key in keys if key is not None], np.intp)
 
 
-def rows_by_name(names: Sequence[str], where: str) -> dict[str, int]:
+def _distinct(names: Sequence[str], where: str) -> dict[str, int]:
     """Return the row of each name; raise `DataError` where a name is listed twice."""
     rows: dict[str, int] = {}
     for row, name in enumerate(names):

@@ -48,13 +48,13 @@ class Labels:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def read_label_file(path: Path, positive: str | None = None) -> Labels:
-    """Read a label file, also one in a zip; raise `DataError` where it cannot be read."""
+def read_label_file(path: Path, positive: str | None = None, classes: tuple[str, str] | None = None) -> Labels:
+    """Read a label file, also one in a zip; see `read_labels`. Raise `DataError` where it cannot be read."""
     where = printable(path)
     with reading(where):
         archive = split_zip(path)
         data = unzip(list_zip(archive[0])[0], archive[1]) if archive else path.read_bytes()
-    return read_labels(data, where, positive)
+    return read_labels(data, where, positive, classes)
 
 
 def parse_labels(data: bytes, where: str) -> NDArray[np.int8]:
@@ -72,7 +72,7 @@ def parse_labels(data: bytes, where: str) -> NDArray[np.int8]:
     return read_labels(data, where).y
 
 
-def read_labels(data: bytes, where: str, positive: str | None = None) -> Labels:
+def read_labels(data: bytes, where: str, positive: str | None = None, classes: tuple[str, str] | None = None) -> Labels:
     """Return the labels of a text file with a label in each line, or of a CSV file with the columns name,label.
 
     A byte-order mark, CRLF, a missing final newline, an extra one, and the header `label` are accepted.
@@ -84,6 +84,8 @@ def read_labels(data: bytes, where: str, positive: str | None = None) -> Labels:
         The file, for messages.
     positive : str, optional
         Where the labels are names, the one that is label 1.
+    classes : tuple of two str, optional
+        The names of label 0 and label 1, if they are known; only these are accepted, and one of them may be absent.
 
     Raises
     ------
@@ -94,7 +96,7 @@ def read_labels(data: bytes, where: str, positive: str | None = None) -> Labels:
     """
     text = as_text(data, where)
     if re.search("[,;\t]", text.partition("\n")[0]):
-        return _read_table(text, where, positive)
+        return _read_table(text, where, positive, classes)
     lines = text.replace("\r\n", "\n").split("\n")
     for _ in range(2):
         if lines and not lines[-1]:
@@ -104,23 +106,29 @@ def read_labels(data: bytes, where: str, positive: str | None = None) -> Labels:
     if not values:
         raise DataError(where, "holds no labels", "write a 0 or 1 in each line")
     first = 2 if has_header else 1
-    read = read_values(values, range(first, first + len(values)), where, positive)
+    read = read_values(values, range(first, first + len(values)), where, positive, classes)
     header_note = (f"line 1 of {where} is a header; the labels begin in line 2",) if has_header else ()
     return Labels(read.y, read.classes, None, (*header_note, *read.notes))
 
 
-def _read_table(text: str, where: str, positive: str | None) -> Labels:
+def _read_table(text: str, where: str, positive: str | None, classes: tuple[str, str] | None) -> Labels:
     lines, columns, notes = read_columns(csv_rows(text, where), where)
     if LABEL not in columns:
         raise DataError(where, "has no column of labels", "call it label")
-    read = read_values(columns[LABEL], lines, where, positive)
+    read = read_values(columns[LABEL], lines, where, positive, classes)
     return Labels(read.y, read.classes, columns[PATH], (*notes, *read.notes))
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
 
 
-def read_values(values: Sequence[str], lines: Sequence[int], where: str, positive: str | None = None) -> Labels:
+def read_values(
+    values: Sequence[str],
+    lines: Sequence[int],
+    where: str,
+    positive: str | None = None,
+    classes: tuple[str, str] | None = None,
+) -> Labels:
     """Return the labels of n texts, with a note where they are not written as 0 and 1.
 
     Accepted are decimals (`1.0`), the pair -1 and 1, quoted values, blanks at the ends, and two names of any kind, of
@@ -135,6 +143,8 @@ def read_values(values: Sequence[str], lines: Sequence[int], where: str, positiv
         The file, for messages.
     positive : str, optional
         The name that is label 1 instead.
+    classes : tuple of two str, optional
+        As in `read_labels`.
 
     Raises
     ------
@@ -145,7 +155,8 @@ def read_values(values: Sequence[str], lines: Sequence[int], where: str, positiv
     """
     numbers = {value: _number(value) for value in dict.fromkeys(values)}
     if all(number is None and _bare(value).lower() not in NO_NAMES for value, number in numbers.items()):
-        return _read_names([_bare(value) for value in values], lines, where, positive)
+        names = [_bare(value) for value in values]
+        return _read_names(names, lines, where, positive) if classes is None else _known(names, lines, where, classes)
     for line, value in zip(lines, values, strict=True):
         if numbers[value] not in (-1, 0, 1):
             _refuse(where, line, value)
@@ -171,6 +182,14 @@ def _read_names(values: Sequence[str], lines: Sequence[int], where: str, positiv
         raise DataError(f"{where}: line {lines[third]}", problem, "two labels are possible")
     order = order_classes(names, positive, where)
     return Labels(np.array([value == order.positive for value in values], np.int8), order.classes, None, order.notes)
+
+
+def _known(values: Sequence[str], lines: Sequence[int], where: str, classes: tuple[str, str]) -> Labels:
+    for line, value in zip(lines, values, strict=True):
+        if value not in classes:
+            problem = f"must be {' or '.join(map(printable, classes))}; got '{printable(value)[:40]}'"
+            raise DataError(f"{where}: line {line}", problem)
+    return Labels(np.array([value == classes[1] for value in values], np.int8), classes)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,7 +51,8 @@ def open_source(images: Path | Sequence[Path], labels: Path | None = None, posit
 def set_name(images: Path | Sequence[Path]) -> str:
     """Return a name for a set of images: that of its folder or file, or of the folder that all files are in."""
     paths = [images] if isinstance(images, Path) else list(images)
-    path = paths[0].absolute() if len(paths) == 1 else paths[0].absolute().parent
+    path = Path(os.path.abspath(paths[0]))  # without `..`, and a link keeps its name
+    path = path if len(paths) == 1 else path.parent
     name = path.stem if path.is_file() else path.name
     return "images" if not name or set(name) & set("*?[]") else name
 

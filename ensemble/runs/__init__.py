@@ -3,6 +3,7 @@
 files.py        whole or not at all: bytes, JSON, tables, tensors, locks
 run.py          a run's folder: run.json, the fold table, where members and predictions lie
 member.py       a member's folder: weights, OOF logits, training state (StateFolder)
-predictions.py  one set of images: kept logits, the run's label_val.txt and predictions.csv, facts
+predictions.py  one set of images: kept logits, label file, predictions.csv, facts
+label_files.py  the two forms of a label file, and where it may be written
 migration.py    files of older versions -> the current form
 """

@@ -148,10 +148,10 @@ def is_predicted(folder: Path, request: object) -> bool:
     path = folder / "predictions.json"
     try:
         stored = files.read_json(path, _StoredRequest, "", _with_request)
-        hashes = {name: files.file_sha256(folder / name) for name in ("label_val.txt", "predictions.csv")}
+        hashes = {name: files.file_sha256(folder / name) for name in stored.files}
     except ArtifactError:
         return False
-    return stored.files == hashes and stored.request == _plain(request)
+    return bool(hashes) and stored.files == hashes and stored.request == _plain(request)
 
 
 @dataclass(frozen=True)
@@ -170,21 +170,21 @@ def _plain(request: object) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
-def write_labels(folder: Path, y_pred: np.ndarray, table: pd.DataFrame) -> dict[str, str]:
-    """Write `label_val.txt` and `predictions.csv`, and return their hashes by name.
+def write_labels(folder: Path, name: str, content: bytes, table: pd.DataFrame) -> dict[str, str]:
+    """Write the label file and `predictions.csv`, and return their hashes by name.
 
     Parameters
     ----------
     folder : Path
         `predictions/<set>`.
-    y_pred : int8 array (n,)
+    name : str
+        The name of the label file.
+    content : bytes
     table : DataFrame
         The first column has the ids.
     """
-    text = "".join(f"{label}\n" for label in y_pred.tolist()).encode()
-    verify_label_file(text, len(y_pred), folder / "label_val.txt")
     return {
-        "label_val.txt": files.write_whole(folder / "label_val.txt", text),
+        name: files.write_whole(folder / name, content),
         "predictions.csv": files.write_table(folder / "predictions.csv", table),
     }
 
@@ -198,13 +198,6 @@ def read_prediction(folder: Path, type_: type[T], migrate: files.Migrate | None 
     """Return the facts of a prediction, and its table with all cells as text."""
     facts = files.read_json(folder / "predictions.json", type_, PREDICT_AGAIN, migrate)
     return facts, files.read_table(folder / "predictions.csv", None, PREDICT_AGAIN)
-
-
-def verify_label_file(text: bytes, n: int, path: Path) -> None:
-    """Raise an ArtifactError unless a label file has n lines, each 0 or 1."""
-    lines = text.split(b"\n")
-    if lines[-1] != b"" or len(lines) != n + 1 or not set(lines[:-1]) <= {b"0", b"1"}:
-        raise ArtifactError(path, f"must hold {n} lines of 0 or 1", PREDICT_AGAIN)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import contextlib
 import datetime
 import hashlib
 import importlib.metadata
-import os
 import platform
 import shutil
 import time
@@ -21,6 +20,7 @@ from ensemble.config import VIEWS
 from ensemble.data.folds import FoldTable
 from ensemble.errors import ArtifactError, ConfigError, DataError, ResourceError
 from ensemble.runs.files import (
+    file_sha256,
     locked,
     read_json,
     read_table,
@@ -31,6 +31,9 @@ from ensemble.runs.files import (
 )
 from ensemble.runs.member import MemberFolder
 from ensemble.runs.predictions import fingerprint_of
+
+LABEL_FILES = ("label_val.txt", "labels.csv")
+"""Names of label files: a 0 or 1 in each line for images numbered 1 to n, and a table with name,label for others."""
 
 TRAIN_FIRST = "train a member first: thera train-member --help"
 
@@ -67,6 +70,10 @@ class RunFacts:
     history : tuple of HistoryEntry
     folds_sha256 : str or None
         Of `folds.csv`.
+    classes : tuple of two str, or None
+        The names of label 0 and label 1, where the labels were names.
+    label_files : dict of str to str
+        SHA-256 of each label file as it was written last, by its path as it was given.
     """
 
     seed: int
@@ -81,6 +88,8 @@ class RunFacts:
     versions: dict[str, str] = field(default_factory=dict)
     history: tuple[HistoryEntry, ...] = ()
     folds_sha256: str | None = None
+    classes: tuple[str, str] | None = None
+    label_files: dict[str, str] = field(default_factory=dict)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -149,6 +158,17 @@ class Run:
             facts = self.read()
             write_json(self._json, replace(facts, history=(*facts.history, entry)))
 
+    def record_label_file(self, path: Path, sha256: str) -> None:
+        """Record that a label file is written, so that this run may replace it."""
+        with locked(self.folder, wait=True):
+            facts = self.read()
+            write_json(self._json, replace(facts, label_files={**facts.label_files, str(path): sha256}))
+
+    def label_file_hashes(self) -> set[str]:
+        """Return the SHA-256 of the label files that this run has written."""
+        kept = (path for name in LABEL_FILES for path in self.folder.glob(f"predictions/*/{name}"))
+        return {*self.read().label_files.values(), *map(file_sha256, kept)}
+
     # --- the fold table -----------------------------------------------------------------------------------------------
 
     def write_folds(self, table: FoldTable) -> None:
@@ -189,13 +209,12 @@ class Run:
         table = self.read_folds()
         return np.stack([self.member(name).oof_logits(table, VIEWS) for name in members], axis=1)
 
-    def predictions(self, images: Path, fingerprint: str, tta: bool) -> Path:
+    def predictions(self, set_name: str, fingerprint: str, tta: bool) -> Path:
         """Return the folder for the predictions on a set of images, named after the set.
 
         Plain predictions lie apart from those with TTA, and sets of one name and other content apart from each other.
         """
-        path = Path(os.path.abspath(images))
-        name = ((path.stem if path.is_file() else path.name) or "images") + ("" if tta else "-plain")
+        name = set_name + ("" if tta else "-plain")
         folder = self.folder / "predictions" / name
         present = fingerprint_of(folder)
         return folder if present in (None, fingerprint) else folder.with_name(f"{name}-{fingerprint[:8]}")

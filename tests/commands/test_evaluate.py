@@ -152,7 +152,7 @@ def test_what_cannot_be_evaluated_is_a_data_error(
 
 def test_evaluate_needs_labels(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--labels is missing" in fails(capsys, 2, "evaluate", made / "a.txt")
-    assert "cannot be read: Is a directory" in fails(capsys, 3, "evaluate", made, "--labels", made / "truth.txt")
+    assert "holds no images" in fails(capsys, 3, "evaluate", made, "--labels", made / "truth.txt")
 
 
 # --- compare: label files ---------------------------------------------------------------------------------------------

@@ -85,9 +85,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for row, image in enumerate(rng.integers(0, 256, (LEAST_IMAGES, 8, 8, 3), dtype=np.uint8), 1):
             cv2.imwrite(str(folder / name / f"{row:04d}.png"), image)
         dataset = load_dataset(open_source(folder / name), run.pixels)
-        kept = KeptLogits(
-            run.predictions(folder / name, dataset.fingerprint, True) / "logits", dataset.ids, dataset.fingerprint
-        )
+        kept = KeptLogits(run.predictions(name, dataset.fingerprint, True) / "logits", dataset.ids, dataset.fingerprint)
         logits = made_up(hidden(name), K, rng)
         for column, member in enumerate(MEMBERS):
             for fold in range(K):
@@ -561,7 +559,9 @@ def test_a_few_images_are_no_shift(world: Path, run: Path, images: int, capsys: 
     for row in range(1, images + 1):
         shutil.copy(world / "same" / f"{row:04d}.png", few)
     dataset = load_dataset(open_source(few), run / "pixels")
-    kept = KeptLogits(Run(run).predictions(few, dataset.fingerprint, True) / "logits", dataset.ids, dataset.fingerprint)
+    kept = KeptLogits(
+        Run(run).predictions(few.name, dataset.fingerprint, True) / "logits", dataset.ids, dataset.fingerprint
+    )
     for member in MEMBERS:
         for fold in range(K):
             kept.save(Run(run).member(member), fold, VIEWS, np.full((images, 2), 5.0))

@@ -184,16 +184,12 @@ def test_what_is_overridden_and_what_stays() -> None:
 def test_the_label_file_of_a_run_moves_with_it() -> None:
     config = config_of(predict={"images": "c", "out": "r/sub/d", "tta": False, "combine": "vote"})
     moved = overridden(config, Path("x")).predict
-    assert moved is not None and (moved.images, moved.out) == (Path("c"), Path("x/sub/d"))
-    other = overridden(config, Path("x"), Path("y"), predict=Path("z")).predict
-    assert other is not None and (other.images, other.out, other.combine) == (
-        Path("z"),
-        Path("x/label_val.txt"),
-        "vote",
-    )
+    assert moved is not None and (moved.images, moved.out) == ((Path("c"),), Path("x/sub/d"))
+    other = overridden(config, Path("x"), Path("y"), predict=(Path("z"),)).predict
+    assert other is not None and (other.images, other.out, other.combine) == ((Path("z"),), None, "vote")
     assert overridden(config, out=Path("o")).predict.out == Path("o")  # type: ignore[union-attr]
-    bare = overridden(config_of(predict=None), predict=Path("z")).predict
-    assert bare is not None and (bare.images, bare.out) == (Path("z"), Path("r/label_val.txt"))
+    bare = overridden(config_of(predict=None), predict=(Path("z"),)).predict
+    assert bare is not None and (bare.images, bare.out) == ((Path("z"),), None)
     with pytest.raises(ConfigError, match=r"--out: there is no set to predict; give --predict"):
         overridden(config_of(predict=None), out=Path("o"))
 

@@ -15,6 +15,7 @@ from tiny import ODD_IDS, listing
 
 from ensemble.config import MemberConfig
 from ensemble.data.folds import FoldTable
+from ensemble.data.source import set_name
 from ensemble.errors import ArtifactError
 from ensemble.runs import files
 from ensemble.runs.files import refuse_differences
@@ -136,7 +137,7 @@ def test_predictions_are_named_after_their_set(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "val.v2" / "deep").mkdir(parents=True)
     run = Run(Path("r"))
     sets = ("set.zip", "val.v2", "val.v2/deep/..", ".", "/")
-    names = {given: run.predictions(Path(given), "f00", tta=True).name for given in sets}
+    names = {given: run.predictions(set_name(Path(given)), "f00", tta=True).name for given in sets}
     assert names == {
         "set.zip": "set",
         "val.v2": "val.v2",
@@ -144,12 +145,13 @@ def test_predictions_are_named_after_their_set(tmp_path: Path, monkeypatch: pyte
         ".": tmp_path.name,
         "/": "images",
     }
-    place = run.predictions(Path("val.v2"), "f00", tta=True)
+    assert set_name([Path("a/1.png"), Path("a/2.png")]) == "a" and set_name(Path("b/*.png")) == "images"
+    place = run.predictions("val.v2", "f00", tta=True)
     assert place.parent == Path("r/predictions")
-    assert run.predictions(Path("val.v2"), "f00", tta=False).name == "val.v2-plain"
+    assert run.predictions("val.v2", "f00", tta=False).name == "val.v2-plain"
     files.write_json(place / "predictions.json", {"request": {"fingerprint": "f00"}})
-    assert run.predictions(Path("val.v2"), "f00", tta=True) == place
-    assert run.predictions(Path("val.v2"), "0123456789", tta=True).name == "val.v2-01234567"
+    assert run.predictions("val.v2", "f00", tta=True) == place
+    assert run.predictions("val.v2", "0123456789", tta=True).name == "val.v2-01234567"
 
 
 # --- a member ---------------------------------------------------------------------------------------------------------
