@@ -4,6 +4,7 @@ To read one training from end to end: backbones, sampling, training; to read a p
 
 backbones.py          the name of an architecture -> a timm network with one logit; loads pretrained weights
 small_cnns.py         small CNNs of public solutions, registered with timm
+lean_torchvision.py   imports torchvision, which timm needs, without torch's compiler
 safe_convolutions.py  convolutions whose gradients oneDNN computes wrong, computed right
 losses.py             focal loss and cross-entropy on logits, class weights, label smoothing
 augment.py            training augmentation and the views of test-time augmentation
@@ -21,3 +22,5 @@ plans.py              the plans (precision and kind of convolutions) that a devi
 probe.py              measures and checks the plans, and chooses the fastest; keeps the choice
 cpu/                  optional kernels that are faster on a CPU; without this folder everything still runs
 """
+
+from ensemble.members import lean_torchvision as lean_torchvision  # before any file of this folder imports timm

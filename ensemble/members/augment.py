@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import random
+from typing import TYPE_CHECKING
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import looks for a newer release online
-
-import albumentations
 import cv2
 import numpy as np
 import torch
 
 from ensemble.config import AugmentConfig
+
+if TYPE_CHECKING:
+    import albumentations
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import looks for a newer release online
 
 
 class Augmentation:
@@ -62,6 +65,8 @@ class Augmentation:
 
 
 def _pipeline(config: AugmentConfig) -> albumentations.Compose:
+    import albumentations  # it takes a second, and prediction needs none
+
     steps: list[albumentations.BasicTransform] = []
     if config.flip:
         steps.append(albumentations.HorizontalFlip(p=0.5))
