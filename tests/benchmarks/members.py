@@ -3,8 +3,8 @@
     python tests/benchmarks/members.py --run checkpoints/therapanacea
 
 The script fits stacks of the deployed kind without each member in turn, and of the best one, two, … members, with the
-views identity + hflip. It prints the nested HTER of each stack with its interval, and the paired difference to the stack
-of all members. The best members are chosen on the same rows; the intervals do not include this choice.
+views identity + hflip. It prints the nested HTER of each stack with its interval, and the paired difference to the
+stack of all members. The best members are chosen on the same rows; the intervals do not include this choice.
 """
 
 from __future__ import annotations
