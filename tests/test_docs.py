@@ -106,6 +106,18 @@ def test_own_data_of_the_readme_runs(tmp_path: Path) -> None:
     assert len((tmp_path / "label_new.txt").read_text().split()) == 12
 
 
+READMES = [*PAGES, *sorted((ROOT / "tests").rglob("README.md")), *sorted((ROOT / "checkpoints").glob("*/README.md"))]
+
+
+@pytest.mark.parametrize("page", READMES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_scripts_of_a_page_exist(page: Path) -> None:
+    text = text_of(page)
+    scripts = set(re.findall(r"python\s+((?:tests|docs)/[\w/]+\.py)", text))
+    if page.parent.name == "benchmarks":  # the table of this page names the scripts by their paths in its folder
+        scripts |= {f"tests/benchmarks/{name}" for name in re.findall(r"`([\w/]+\.py)`", text.split("\n## ")[0])}
+    assert [script for script in sorted(scripts) if not (ROOT / script).is_file()] == []
+
+
 # --- Python -----------------------------------------------------------------------------------------------------------
 
 
