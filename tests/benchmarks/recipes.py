@@ -36,16 +36,16 @@ from ensemble.runs.run import Run
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 EPOCHS = {"small-cnn-vote": 20, "simple-cnn": 20}
-"""Epochs of the small networks: as many as two cores allow. The others train for `FEWER`."""
+"""The epochs of the small networks, as many as two cores allow. The other networks train for `FEWER` epochs."""
 
 FEWER = 6
 
 FLIPPED = {"ensemble", "focal-oversampling"}
-"""Recipes that average an image and its mirror; the others were published without it."""
+"""The recipes that average the logits of an image and its mirror image; the others were published without this."""
 
 
 def manifests(images: Path, labels: Path, n: int) -> tuple[Path, Path]:
-    """Write two manifests of `n` rows each beside the images, both classes in their shares, drawn from seed 0."""
+    """Write two stratified manifests of `n` rows each, drawn with seed 0, into the folder of the images."""
     given = parse_labels(labels.read_bytes(), str(labels))
     files = sorted(images.iterdir(), key=lambda path: int(path.stem))
     if len(files) != len(given):
