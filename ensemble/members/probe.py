@@ -251,7 +251,7 @@ def _first_steps(
 
 
 def _timed(subjects: dict[Plan, _Subject], bar: Bar) -> dict[Plan, list[float]]:
-    """Return the seconds of each plan's steps, taken in turns, so that a busy moment slows all plans alike."""
+    """Return the seconds of each plan's steps, taken in turn, so that other work slows all plans equally."""
     seconds: dict[Plan, list[float]] = {plan: [] for plan in subjects}
     too_slow: set[Plan] = set()
     for _ in range(PROBE_ROUNDS):

@@ -30,7 +30,7 @@ POLL_S = 0.5
 """Seconds between two checks for a signal while no process sends a message."""
 
 PROCESS_PAYS = 100
-"""Batches of a job from which a separate process pays. Starting it takes some seconds."""
+"""The number of batches in a job from which a separate process saves time. Starting a process takes some seconds."""
 
 MEMORY_OF_A_JOB = 3 * 2**30
 """The memory budget of each network in bytes, used if --jobs is not given. A network on 80,000 images of 64 pixels
@@ -84,7 +84,7 @@ def shares(jobs: int, at_once: int) -> list[list[int]]:
 
 
 def at_once(jobs: int, batches: int, device: torch.device, requested: int | None) -> int:
-    """Return how many jobs to compute side by side: as requested, or on a CPU one for each core where jobs are long.
+    """Return how many jobs to compute in parallel: as requested, or on a CPU one for each core if the jobs are long.
 
     Parameters
     ----------
