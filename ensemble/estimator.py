@@ -1,7 +1,7 @@
 """scikit-learn estimators: `TheraClassifier` on images; `ThresholdStacker`, its second stage, on member logits.
 
-A `TheraClassifier` is a run directory with scikit-learn's face: `fit` does what `thera train-member` and
-`thera fit-stacker` do, and what is fitted lies in the run.
+A `TheraClassifier` wraps a run directory in scikit-learn's interface: `fit` does the work of `thera train-member` and
+`thera fit-stacker`, and the fitted state is stored in the run.
 """
 
 from __future__ import annotations
@@ -42,15 +42,16 @@ if TYPE_CHECKING:
 __all__ = ["TheraClassifier", "ThresholdStacker"]
 
 Images: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | NDArray[np.uint8]"
-"""A folder, zip or manifest; paths of n images; or pixels (n, H, H, 3)."""
+"""The path of a folder, zip file or manifest; the paths of n images; or pixels (n, H, H, 3)."""
 
 NOT_EMBEDDED = {"pixels", "predictions"}
-"""What a pickle leaves out of a temporary run: decoded images and labelled sets, which `predict` does not need."""
+"""The folders of a temporary run that a pickle does not contain: decoded images and predictions. `predict` does not
+need them."""
 
 
 @dataclass(frozen=True)
 class StoredClasses:
-    """`classes.json` of a run that an estimator has fitted: the user's labels that 0 and 1 stand for."""
+    """The content of `classes.json` in a run that an estimator has fitted: the user's labels for 0 and 1."""
 
     classes: tuple[str | bool | int | float, str | bool | int | float]
 
@@ -61,15 +62,15 @@ class TheraClassifier(ThresholdClassifier):
     Parameters
     ----------
     members : sequence of str or MemberConfig
-        Architectures, or whole configs where more than the parameters below is to be set.
+        Names of architectures, or configs, which have more settings than the parameters below.
     folds : int
         Folds of the cross-validation.
     epochs : int, optional
-        Of every member; by default what its config says.
+        Epochs of every member; by default as in its config.
     pretrained : bool or "if-possible", optional
-        Whether every member starts from timm's pretrained weights; by default what its config says.
+        Whether every member starts from timm's pretrained weights; by default as in its config.
     objective : str
-        What the threshold minimises: `hter`, `cost:A,B`, `fpr:R` or `fnr:R`, see `ThresholdStacker`.
+        The objective of the threshold: `hter`, `cost:A,B`, `fpr:R` or `fnr:R`, see `ThresholdStacker`.
     stacker : {"auto", "mean", "calibrated", "nonnegative", "logistic"}
         auto: the simplest that is as good as the best.
     tta : bool
@@ -79,37 +80,37 @@ class TheraClassifier(ThresholdClassifier):
     device : str
         auto, cpu, cuda or cuda:N.
     jobs, workers : int, optional
-        Networks computed at once, and data worker processes; by default chosen by the cores.
+        The number of networks in parallel, and of data worker processes; by default chosen by the number of cores.
     random_state : int, RandomState instance or None
         Seed of every random stream. With the same int, data and machine, the results are the same to the byte.
     run : path, optional
-        The run directory; `fit` goes on with what is finished there. One run is of one data set: leave it out in a
-        search over parameters. By default a temporary directory that is removed with the estimator.
+        The run directory; `fit` continues from the work that is finished there. A run belongs to one data set, so do
+        not give it in a search over parameters. By default a temporary directory that is removed with the estimator.
     verbose : bool
-        Show progress and notes on standard error. Warnings are Python warnings where it is False.
+        Whether to print progress, notes and warnings on standard error. If False, warnings are Python warnings.
 
     Attributes
     ----------
     classes_ : array (2,)
         The labels, sorted; the second is the positive one.
     threshold_ : float
-        Of the stacked logit; fitted on all out-of-fold (OOF) rows.
+        The threshold of the stacked logit, fitted on all out-of-fold (OOF) rows.
     expected_hter_ : float
-        The nested estimate: every fold is scored by stacker and threshold that were fitted without it. It is that of
-        one fold model; the mean of all fold models, which predicts, is usually better.
+        The nested estimate: every fold is scored by a stacker and a threshold that were fitted without it. It describes
+        one fold model; `predict` uses the mean of all fold models, which is usually better.
     expected_hter_interval_ : tuple of float
-        95 % interval of the HTER, with the choice of the threshold.
+        The 95 % interval of the HTER, which includes the choice of the threshold.
     run_ : Path
         The run directory.
 
     Notes
     -----
-    The label of an image does not depend on the other images of a call. `ensemble.predict`, the command `thera
-    predict`, can do better on large sets: it corrects the threshold for averaging the fold models, whose effect is
-    measured on the set.
+    The label of an image does not depend on the other images of a call. `ensemble.predict` (the command `thera
+    predict`) can have a lower HTER on large sets: it estimates the effect of averaging the fold models on the set, and
+    corrects the threshold for it.
 
-    A pickle or copy of an estimator with a temporary run holds the files of the run, weights included; with `run`, it
-    holds the path.
+    A pickle or copy of an estimator with a temporary run contains the files of the run, including the weights; with
+    `run`, it contains only the path.
 
     Examples
     --------
@@ -170,31 +171,32 @@ class TheraClassifier(ThresholdClassifier):
     ) -> Self:
         """Train the members on every fold, then fit stacker and threshold on their OOF logits.
 
-        Interrupted, the same call with the same `run` goes on from the last finished epoch.
+        After an interruption, the same call with the same `run` continues from the last finished epoch.
 
         Parameters
         ----------
         X : path, sequence of n paths, or uint8 array (n, H, H, 3)
-            A folder, zip or manifest of images; image files; or RGB pixels.
+            The path of a folder, zip file or manifest; paths of image files; or RGB pixels.
         y : array (n,) or path, optional
-            Any two labels, in the images' order, or a label file. Left out where the images bring their labels.
+            Any two labels, in the order of the images, or a label file. Not given if the images have labels (class
+            folders or a manifest).
         groups : array (n,), optional
-            Images of one group stay in one fold; so do equal images.
+            Images of one group, and identical images, stay in one fold.
 
         Raises
         ------
         DataError
             Images or labels cannot be used.
         ConfigError
-            A parameter has a value that it cannot have.
+            The value of a parameter is not valid.
         ArtifactError
-            The run was begun with other data, folds, seed or members.
+            The run was started with other data, folds, seed or members.
         """
         from ensemble.commands.fit_stacker import fit_stacker
         from ensemble.commands.train import train_members
 
         members, compute, seed = self._member_configs(), self._compute(), seed_of(self.random_state)
-        Objective.parse(self.objective)  # a wrong one is refused before hours of training
+        Objective.parse(self.objective)  # an invalid objective is refused before hours of training
         decision = validated(DecisionConfig, {"objective": self.objective, "stacker": self.stacker}, "parameters")
         temporary = None if self.run is not None else _TemporaryFolder()
         run = temporary.path if temporary is not None else Path(self.run or "")
@@ -215,14 +217,14 @@ class TheraClassifier(ThresholdClassifier):
         Parameters
         ----------
         run : path
-            Its stacker is fitted.
+            A run whose stacker is fitted.
         **parameters
-            Of the constructor, in place of those that the run was made with.
+            Parameters of the constructor that replace those of the run.
 
         Raises
         ------
         ArtifactError
-            The run lacks something, or something in it is damaged.
+            A file of the run is missing or damaged.
         """
         from ensemble.commands.fit_stacker import read_decisions
 
@@ -247,7 +249,7 @@ class TheraClassifier(ThresholdClassifier):
     def oof_(self) -> pd.DataFrame:
         """The OOF rows: id, label, fold, group, the logit of each member, the stacked logit and the prediction.
 
-        `stacked_logit` and `y_pred` are nested: stacker and threshold were fitted without the row's fold.
+        `stacked_logit` and `y_pred` are nested: the stacker and the threshold were fitted without the row's fold.
         """
         from ensemble.commands.fit_stacker import averaged_oof
         from ensemble.decision.cross_fitting import cross_fit, stack
@@ -264,7 +266,7 @@ class TheraClassifier(ThresholdClassifier):
 
     @property
     def report_(self) -> str:
-        """The run's report as Markdown, which is written to its `report.md`, too."""
+        """The run's report as Markdown; it is also written to `report.md` of the run."""
         from ensemble.commands.report import report
         from ensemble.reports.documents import report_markdown
 
@@ -292,7 +294,7 @@ class TheraClassifier(ThresholdClassifier):
 
     @contextlib.contextmanager
     def _messages(self) -> Iterator[Say]:
-        """Provide the commands' `say`: lines on standard error where `verbose`, else Python's warnings."""
+        """Provide the commands' `say`: lines on standard error if `verbose`, else Python warnings."""
         if self.verbose:
             yield say_on_stderr
         else:
@@ -302,7 +304,7 @@ class TheraClassifier(ThresholdClassifier):
     # --- images -------------------------------------------------------------------------------------------------------
 
     def _labelled(self, X: Images, y: Any, groups: Any, run: Path, say: Say) -> tuple[Dataset, NDArray[Any]]:  # noqa: N803
-        """Return the images with labels 0 and 1, and the two labels that these stand for."""
+        """Return the images with labels 0 and 1, and the two labels of the user that they stand for."""
         label_file = Path(y) if isinstance(y, str | os.PathLike) else None
         images = _opened(X, label_file)
         if not isinstance(images, np.ndarray) and images.labels is not None:
@@ -317,7 +319,7 @@ class TheraClassifier(ThresholdClassifier):
     def _dataset(
         self, images: Source | NDArray[np.uint8], run: Path, say: Say, labels: Any = None, groups: Any = None
     ) -> Dataset:
-        """Return decoded images; those of files are kept in the run's `pixels/`."""
+        """Return decoded images; images from files are stored in the run's `pixels/`."""
         from ensemble.data.store import load_dataset
 
         if isinstance(images, np.ndarray):
@@ -351,7 +353,7 @@ class TheraClassifier(ThresholdClassifier):
     # --- the fitted state ---------------------------------------------------------------------------------------------
 
     def _load(self, run: Path) -> None:
-        """Set what is fitted from a run directory."""
+        """Set the fitted attributes from a run directory."""
         from ensemble.commands.fit_stacker import read_decisions
 
         folder, path = Run(run), run / "classes.json"
@@ -366,7 +368,7 @@ class TheraClassifier(ThresholdClassifier):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state for a pickle or a copy, with the files of a temporary run, which is gone by then."""
+        """Return the state for a pickle or a copy, with the files of a temporary run, which may be removed later."""
         state = dict(super().__getstate__())
         if state.pop("_temporary", None) is not None:
             run = state.pop("run_")
@@ -394,7 +396,7 @@ class _TemporaryFolder:
 
 
 def _opened(X: Images, label_file: Path | None = None) -> Source | NDArray[np.uint8]:  # noqa: N803
-    """Return the images behind `X`: a source where it names files, else an array."""
+    """Return the images of `X`: a source if `X` names files, else an array."""
     from ensemble.data.source import open_source
 
     if isinstance(X, str | os.PathLike):
@@ -409,6 +411,6 @@ def _opened(X: Images, label_file: Path | None = None) -> Source | NDArray[np.ui
 
 
 def _warn(line: str) -> None:
-    """Pass on a command's warning as a Python warning; its notes are for the terminal."""
+    """Raise a command's warning as a Python warning; notes are dropped, since they are for the terminal."""
     if line.startswith("warning: "):
         warnings.warn(line.removeprefix("warning: "), UserWarning, stacklevel=2)

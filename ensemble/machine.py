@@ -1,4 +1,4 @@
-"""The cores and the memory that this process may use, by affinity, cgroup quota and cgroup limit."""
+"""Find the cores and the memory that this process may use, from its affinity, cgroup quota and cgroup limit."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
-"""Where Linux mounts the control groups, of version 1 and 2 alike."""
+"""The folder in which Linux mounts the control groups, of version 1 and of version 2."""
 
 MEMBERSHIP = Path("/proc/self/cgroup")
-"""Lists the control group of this process in each hierarchy, a line each: `number:controllers:path`."""
+"""The file that lists the control group of this process in each hierarchy, one in a line: `number:controllers:path`."""
 
 
 def available_cores() -> list[int]:
     """Return the cores that this process may compute on.
 
-    These are the cores of its affinity mask, or the first of them where a cgroup quota allows less processor time than
-    they have. A quota of 1.5 cores counts as 2: two threads are slowed down a little, one would leave a third unused.
+    These are the cores of its affinity mask, or the first of them if a cgroup quota allows less processor time than
+    they have. A quota of 1.5 cores counts as 2: two threads are slowed down a little, but one would leave a third
+    unused.
     """
     cores = _affinity()
     quotas = [quota for folder in _folders("cpu") if (quota := _quota(folder)) is not None]
@@ -42,7 +43,7 @@ def available_memory() -> int:
 
 
 def _quota(folder: Path) -> float | None:
-    """Return the cores' worth of processor time that a cgroup allows, or None where it sets no limit."""
+    """Return the processor time that a cgroup allows, in cores, or None if it sets no limit."""
     if text := _read(folder / "cpu.max"):  # version 2: "quota period", in microseconds
         quota, period = text.split()
     else:
@@ -53,7 +54,7 @@ def _quota(folder: Path) -> float | None:
 
 
 def _folders(controller: str) -> Iterator[Path]:
-    """Yield the cgroup folders whose limits hold for this process: its own and all above it."""
+    """Yield the cgroup folders whose limits apply to this process: its own and all of its parents."""
     for line in _read(MEMBERSHIP).splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):

@@ -1,4 +1,4 @@
-"""The second stage alone as a scikit-learn estimator: member logits in, labels at the best threshold out."""
+"""The second stage as a scikit-learn estimator: it turns member logits into labels at the best threshold."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ensemble.decision.threshold import fit_threshold
 from ensemble.errors import ConfigError, DataError
 
 LARGEST_SEED = 2**31 - 1
-"""Exclusive bound of the seeds that are drawn where `random_state` is None or a generator: any 31 bits do."""
+"""The exclusive upper bound of a seed that is drawn because `random_state` is None or a generator."""
 
 
 class ThresholdClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    """What a classifier of two labels at a fitted threshold has in scikit-learn's conventions.
+    """Base class of classifiers of two labels at a fitted threshold, in scikit-learn's conventions.
 
     A subclass defines `_stacked_logits`, and sets `classes_` and `threshold_` when it is fitted.
     """
@@ -41,7 +41,7 @@ class ThresholdClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         raise NotImplementedError
 
     def decision_function(self, X: Any) -> Floats:  # noqa: N803  scikit-learn's name
-        """Return the stacked logit less the threshold (n,): the label is `classes_[1]` iff it is >= 0."""
+        """Return the stacked logit minus the threshold (n,): the label is `classes_[1]` iff it is >= 0."""
         check_is_fitted(self)
         return np.asarray(self._stacked_logits(X) - self.threshold_)
 
@@ -51,9 +51,9 @@ class ThresholdClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return np.asarray(self.classes_[y_pred])
 
     def predict_proba(self, X: Any) -> Floats:  # noqa: N803
-        """Return the probabilities of `classes_` (n, 2), at the class share of the rows that were fitted.
+        """Return the probabilities of `classes_` (n, 2), at the class shares of the rows of `fit`.
 
-        The label is not the more probable class: the threshold minimises the objective, which is not the accuracy.
+        The label may be the less probable class, because the threshold minimises the objective, not the error rate.
         """
         from scipy.special import expit
 
@@ -62,15 +62,15 @@ class ThresholdClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return np.column_stack((expit(-logits), expit(logits)))
 
     def score(self, X: Any, y: Any) -> float:  # noqa: N803
-        """Return 1 - HTER, the balanced accuracy, and not the accuracy that scikit-learn's classifiers return.
+        """Return 1 - HTER, the balanced accuracy. Other classifiers of scikit-learn return the accuracy here.
 
-        A threshold that minimises HTER lowers the accuracy where the classes are not of equal size, so a search over
-        parameters by the accuracy would choose against the objective.
+        If the classes differ in size, a threshold that minimises HTER lowers the accuracy. A search over parameters
+        that maximises the accuracy would then contradict the objective.
 
         Raises
         ------
         DataError
-            `y` holds another label than `classes_`, or lacks one of them.
+            `y` contains a label that is not in `classes_`, or lacks one of them.
         """
         y_pred, y_true = self.predict(X), column_or_1d(y)
         if other := sorted(set(y_true.tolist()) - set(self.classes_.tolist()), key=str):
@@ -79,17 +79,18 @@ class ThresholdClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 
 class ThresholdStacker(ThresholdClassifier):
-    """Stacker and threshold on the out-of-fold logits of several members, as `thera fit-stacker` fits them.
+    """Fits a stacker and a threshold on the out-of-fold logits of several members, as `thera fit-stacker` does.
 
     Parameters
     ----------
     objective : str
-        What the threshold minimises: `hter`; `cost:A,B`, the costs of a false positive and of a false negative; `fpr:R`
-        or `fnr:R`, at most R on the rows that are fitted.
+        The objective of the threshold: `hter`; `cost:A,B`, the costs of the FPR and of the FNR; `fpr:R` or `fnr:R`,
+        where this rate is at most R on the rows of `fit`.
     stacker : {"auto", "mean", "calibrated", "nonnegative", "logistic"}
         auto: the simplest that is as good as the best.
     cv : int
-        Folds of the nested estimate and of the choice that `auto` makes, where `fold_of` is not given to `fit`.
+        The number of folds of the nested estimate and of the choice that `auto` makes, if `fold_of` is not given to
+        `fit`.
     random_state : int, RandomState instance or None
         Seed of the folds. Nothing else is random.
 
@@ -98,14 +99,14 @@ class ThresholdStacker(ThresholdClassifier):
     classes_ : array (2,)
         The labels, sorted; the second is the positive one.
     threshold_ : float
-        Of the stacked logit.
+        The threshold of the stacked logit.
     weights_ : float64 array (m,)
-        Of the members in the stacked logit; 0 where a member is constant in every fold.
+        The weights of the members in the stacked logit; 0 for a member that is constant in every fold.
     bias_ : float
     stacker_ : str
-        The kind that was fitted.
+        The kind of stacker that was fitted.
     nested_hter_ : float
-        Every fold is scored by stacker and threshold that were fitted without it.
+        The nested HTER: every fold is scored by a stacker and a threshold that were fitted without it.
     n_features_in_ : int
         The number of members, m.
 
@@ -135,27 +136,27 @@ class ThresholdStacker(ThresholdClassifier):
         groups: ArrayLike | None = None,
         fold_of: ArrayLike | None = None,
     ) -> Self:
-        """Fit stacker and threshold on all rows, and measure them with every fold left out in turn.
+        """Fit the stacker and the threshold on all rows, and score them with every fold left out in turn.
 
         Parameters
         ----------
         X : float array (n, m)
-            Logits of the members; out of fold, or the estimate flatters.
+            Logits of the members. They must be out-of-fold; otherwise `nested_hter_` is too low.
         y : array (n,)
             Any two labels.
         groups : array (n,), optional
             Rows of one group stay in one fold.
         fold_of : int array (n,), optional
-            The fold that each row's logits were left out in; by default `cv` stratified folds are drawn.
+            The fold of each row, without which its logits were trained; by default `cv` stratified folds are drawn.
 
         Raises
         ------
         ValueError
-            X or y is nothing that scikit-learn's classifiers accept.
+            scikit-learn's classifiers do not accept X or y.
         DataError
             There are not two labels, a class is absent from a fold, or all members are constant.
         ConfigError
-            A parameter has a value that it cannot have.
+            The value of a parameter is not valid.
         """
         kind, objective = self.stacker, Objective.parse(self.objective)
         if kind not in ("auto", *STACKERS):
@@ -189,7 +190,8 @@ class ThresholdStacker(ThresholdClassifier):
     def _stacked_logits(self, X: ArrayLike) -> Floats:  # noqa: N803
         x = validate_data(self, X, dtype=np.float64, reset=False)
         stacked = np.full(len(x), self.bias_)
-        for weight, column in zip(self.weights_, x.T, strict=True):  # as `Stacker.apply`: the batch changes no sum
+        # The sum runs column by column, as in `Stacker.apply`, so that a row does not depend on its batch.
+        for weight, column in zip(self.weights_, x.T, strict=True):
             stacked += weight * column
         return stacked
 
@@ -216,7 +218,7 @@ def encode_labels(y: Any) -> tuple[NDArray[Any], Labels]:
     Raises
     ------
     DataError
-        `y` is no column of exactly two different labels.
+        `y` is not a column of exactly two different labels.
     """
     try:
         column = column_or_1d(y, warn=True)
@@ -235,7 +237,7 @@ def encode_labels(y: Any) -> tuple[NDArray[Any], Labels]:
 
 
 def seed_of(random_state: Any) -> int:
-    """Return the seed that a `random_state` means: an int is itself, None or a generator draws one."""
+    """Return the seed for a `random_state`: an int is the seed; for None or a generator, a seed is drawn."""
     if isinstance(random_state, int | np.integer):
         return int(random_state)
     return int(check_random_state(random_state).randint(LARGEST_SEED))

@@ -97,13 +97,25 @@ def test_own_data_of_the_readme_runs(tmp_path: Path) -> None:
     (tmp_path / "truth.txt").write_text("".join(f"{label}\n" for label in truth))
     section = text_of(ROOT / "README.md").split("## Your own data")[1].split("\n## ")[0]
     lines = [line.strip() for line in section.splitlines() if line.startswith("    thera ")]
-    assert len(lines) == 5
+    assert len(lines) == 3
     for line in lines:
         _, *arguments = shlex.split(line)
         small = ["--epochs", "1", "--folds", "2", "--device", "cpu", "--jobs", "1"]
-        done = run_thera(*arguments, *(small if arguments[0] == "train-member" else []), cwd=tmp_path)
+        done = run_thera(*arguments, *(small if arguments[0] == "fit" else []), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     assert len((tmp_path / "label_new.txt").read_text().split()) == 12
+
+
+READMES = [*PAGES, *sorted((ROOT / "tests").rglob("README.md")), *sorted((ROOT / "checkpoints").glob("*/README.md"))]
+
+
+@pytest.mark.parametrize("page", READMES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_scripts_of_a_page_exist(page: Path) -> None:
+    text = text_of(page)
+    scripts = set(re.findall(r"python\s+((?:tests|docs)/[\w/]+\.py)", text))
+    if page.parent.name == "benchmarks":  # the table of this page names the scripts by their paths in its folder
+        scripts |= {f"tests/benchmarks/{name}" for name in re.findall(r"`([\w/]+\.py)`", text.split("\n## ")[0])}
+    assert [script for script in sorted(scripts) if not (ROOT / script).is_file()] == []
 
 
 # --- Python -----------------------------------------------------------------------------------------------------------

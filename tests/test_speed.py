@@ -258,7 +258,7 @@ def test_every_plan_gives_nearly_the_same_logits(
 def test_logits_of_a_plan_that_was_replaced_are_kept(
     data: Path, fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """bf16 is asked for and float32 computed: given again, nothing is computed anew."""
+    """bf16 is requested and float32 computes the logits; the same command then computes nothing again."""
     monkeypatch.setattr(plans, "onednn_computes", lambda dtype: dtype == torch.float32)
     _, how = predicted(data, fitted, tmp_path, "--precision", "bf16")
     assert {precision for precision, _ in how} == {"fp32"}

@@ -1,4 +1,4 @@
-"""Say what to change so that the machine is used better, in one sentence for each further measurement."""
+"""Advise what to change so that the machine is used better, with one sentence for each further measurement."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ensemble.members.probe import Probe, probe, speed
 CPU = torch.device("cpu")
 
 SLOWER = 0.8
-"""Share of the chosen plan's speed below which another plan is advised against."""
+"""A plan is called slower if its speed is below this share of the chosen plan's speed."""
 
 BATCHES = (32, 64, 128, 256)
 """Batch sizes that are compared with that of the config: powers of two around the default of 128."""
@@ -25,14 +25,14 @@ MAX_BATCH_PIXELS = 256 * 128**2
 """Largest batch that is tried, in pixels: a larger one may need gigabytes of memory."""
 
 FASTER = 1.1
-"""Ratio of speeds from which another batch size is advised: less is within the noise of the measurement."""
+"""The ratio of speeds from which another batch size is advised. A smaller ratio is within the measurement's noise."""
 
 AUGMENTED_IMAGES = 256
-"""Images that are augmented to measure augmentation: about 40 ms on a core."""
+"""The number of images that are augmented to measure augmentation; they take about 40 ms on a core."""
 
 
 def on_plans(arch: str, plan: Plan, probed: Probe, where: str = "one core") -> str:
-    """Return how fast each plan is, which one is chosen, and which ones are not to be forced."""
+    """Return a sentence that says how fast each plan is, which one is chosen, and which ones are slower."""
     speeds = probed.images_per_second
     if not speeds:
         return f"{arch}: only {plan} passes the parity check here."
@@ -46,7 +46,7 @@ def on_plans(arch: str, plan: Plan, probed: Probe, where: str = "one core") -> s
 
 
 def on_batches(config: MemberConfig, size: int, plan: Plan, device: torch.device = CPU, where: str = "one core") -> str:
-    """Measure training in batches of several sizes, on one core or a GPU, and return whether another size is faster.
+    """Measure training with several batch sizes, on one core or a GPU, and return whether another size is faster.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def on_augmentation(config: MemberConfig, pixels: np.ndarray, images_per_second:
     config : MemberConfig
     pixels : uint8 array (n, H, W, 3)
     images_per_second : float
-        Speed of training on one core, augmentation included.
+        Speed of training on one core, including augmentation.
     """
     rate = _augmented_per_second(config, pixels)
     return (
@@ -98,7 +98,7 @@ def on_feeding(config: MemberConfig, pixels: np.ndarray, images_per_second: floa
     workers : int
         Processes that augment.
     folds : int
-        Folds that share the augmented images: all but one train on each image.
+        Folds that share the augmented images; all of them but one train on each image.
     """
     rate = _augmented_per_second(config, pixels)
     shared = max(1, folds - 1)

@@ -22,7 +22,7 @@ from ensemble.progress import Say, silent
 
 @dataclass(frozen=True)
 class BenchImages:
-    """Images as files, and decoded in a store.
+    """Images for a measurement, both as files and decoded in a store.
 
     Attributes
     ----------
@@ -31,9 +31,9 @@ class BenchImages:
     mapped : MappedPixels
         uint8 array (n, H, W, 3).
     source : Source
-        The source that the files come from; it may hold more than n.
+        The source of the files; it may contain more than n.
     folder : Path
-        A temporary folder, for what a measurement writes.
+        A temporary folder for files that a measurement writes.
     """
 
     paths: list[str]
@@ -50,7 +50,7 @@ class BenchImages:
 
 @contextmanager
 def open_images(images: Path | None, labels: Path | None, limit: int, say: Say = silent) -> Iterator[BenchImages]:
-    """Open up to `limit` images of a folder, or generated images where no folder is given.
+    """Open up to `limit` images of a folder, or generated images if no folder is given.
 
     The store is a temporary folder that is removed when the block ends.
 
@@ -76,12 +76,13 @@ def open_images(images: Path | None, labels: Path | None, limit: int, say: Say =
         dataset = load_dataset(source, folder / "store", say=say)
         n = min(limit, len(dataset))
         np.save(folder / "pixels.npy", dataset.pixels[:n])
-        y_true = dataset.labels if dataset.labels is not None else np.arange(n) % 8 > 0  # the speed is the same
+        # Without labels any will do: the speed does not depend on them.
+        y_true = dataset.labels if dataset.labels is not None else np.arange(n) % 8 > 0
         paths = [str(images / image) for image in source.names[:n]]
         pixels = np.load(folder / "pixels.npy", mmap_mode="r")
         yield BenchImages(paths, np.asarray(y_true[:n], np.int8), MappedPixels(pixels), source, folder)
 
 
 def member_config(arch: str) -> MemberConfig:
-    """Return the config of the member that is measured: from scratch, augmented by flips and shifts."""
+    """Return the config of the measured member: trained from scratch, with flips and shifts as augmentation."""
     return MemberConfig.model_validate({"arch": arch, "pretrained": False, "augment": "light"})

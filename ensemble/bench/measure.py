@@ -42,10 +42,11 @@ from ensemble.progress import progress
 from ensemble.results import DecisionTime, LoadingSpeed, MachineSpeed, NetworkSpeed, Spread
 
 LONG_WORK = 10**6
-"""Images for which a plan is chosen: so many that a plan that takes long to set up, but is faster then, is chosen."""
+"""The number of images for which a plan is chosen. It is so large that the fastest plan is chosen, even if it takes
+long to compile."""
 
 DECISION_ROWS = 100_000
-"""Rows of the decision that is timed: about as many as the exercise has."""
+"""The number of rows of the decision that is timed; the exercise has about as many."""
 
 
 # --- the machine and the plan -----------------------------------------------------------------------------------------
@@ -53,7 +54,7 @@ DECISION_ROWS = 100_000
 
 @functools.cache
 def _ceilings(device: torch.device) -> Ceilings:
-    """Measure what all cores together, or a GPU, can do at most; once a process."""
+    """Measure the limits of all cores together, or of a GPU; the result is cached."""
     return measure_ceilings(len(available_cores()), tuple(dict.fromkeys(("fp32", *precisions(device)))), device)
 
 
@@ -63,14 +64,14 @@ def precisions(device: torch.device, size: int = 64) -> tuple[str, ...]:
 
 
 def machine_speed(device: torch.device) -> MachineSpeed:
-    """Return what the device can do at most."""
+    """Return the limits of the device."""
     ceilings = _ceilings(device)
     name = "" if device.type == "cpu" else torch.cuda.get_device_name(device)
     return MachineSpeed(name, ceilings.threads, ceilings.gflops, ceilings.copy_gb_per_s)
 
 
 def choose_plan(config: MemberConfig, size: int, phase: Phase, device: torch.device) -> tuple[Plan, Probe]:
-    """Return the plan that `thera` chooses for long work, and the probe that it is chosen by.
+    """Return the plan that `thera` chooses for long work, and the probe behind the choice.
 
     Parameters
     ----------
@@ -88,7 +89,7 @@ def choose_plan(config: MemberConfig, size: int, phase: Phase, device: torch.dev
 
 
 def training_speed(arch: str, images: BenchImages, rounds: int, device: torch.device) -> NetworkSpeed:
-    """Measure the training of one architecture: several folds side by side, as on this machine."""
+    """Measure the training of one architecture, with as many folds in parallel as `thera` trains on this machine."""
     config = member_config(arch)
     plan, probed = choose_plan(config, images.size, "train", device)
     work = training_on(device, config, plan, images.mapped, images.labels)
@@ -100,7 +101,7 @@ def training_speed(arch: str, images: BenchImages, rounds: int, device: torch.de
 
 
 def prediction_speed(arch: str, images: BenchImages, rounds: int, device: torch.device) -> NetworkSpeed:
-    """Measure the prediction of one architecture by `FOLD_MODELS` fold models under all views."""
+    """Measure the prediction of one architecture: `FOLD_MODELS` fold models, with all views."""
     config = member_config(arch)
     plan, probed = choose_plan(config, images.size, "predict", device)
     weights = [write_random_weights(arch, images)] * FOLD_MODELS
@@ -113,7 +114,7 @@ def prediction_speed(arch: str, images: BenchImages, rounds: int, device: torch.
 
 
 def write_random_weights(arch: str, images: BenchImages) -> Path:
-    """Write weights drawn at random, as every measurement of prediction uses, and return the .npz file."""
+    """Write random weights, which every measurement of prediction uses, and return the .npz file."""
     path = images.folder / f"{arch}.npz"
     state = build(member_config(arch), images.size).state_dict()
     np.savez(path, **{name: value.numpy() for name, value in state.items()})
@@ -144,7 +145,7 @@ def _measured(
 
 
 def _peak(plan: Plan, device: torch.device) -> float:
-    """Return the operations per second that the device reaches at most in the plan's precision."""
+    """Return the largest number of operations per second that the device reaches in the plan's precision."""
     return 1e9 * _ceilings(device).gflops[plan.precision]
 
 
@@ -155,7 +156,7 @@ def _where(device: torch.device) -> str:
 def _training_advice(
     config: MemberConfig, plan: Plan, probed: Probe, images: BenchImages, device: torch.device, speed: float
 ) -> Iterator[str]:
-    """Yield what to change, by further measurements; `speed` is in images per second, all folds together."""
+    """Make further measurements, and yield advice; `speed` is in images per second, of all folds together."""
     size, pixels = images.size, images.mapped.array
     yield advice.on_plans(config.name, plan, probed, _where(device))
     yield advice.on_batches(config, size, plan, device, _where(device))
@@ -182,7 +183,7 @@ def loading_speed(images: BenchImages, rounds: int) -> LoadingSpeed:
 
 
 def decision_time(rounds: int) -> DecisionTime:
-    """Time the exact threshold of one member, and a whole decision of three members in five folds."""
+    """Time the exact threshold of one member, and a complete decision of three members in five folds."""
     n, rng = DECISION_ROWS, np.random.default_rng(0)
     labels = (rng.random(n) < 0.88).astype(np.int8)
     signal = 2.0 * labels[:, None] - 1 + rng.normal(size=(n, 1))
@@ -200,4 +201,4 @@ def decision_time(rounds: int) -> DecisionTime:
         fit_decision(OofLogits(table, ("a", "b", "c"), logits), VIEWS, seed=0)
         whole = time.perf_counter() - started
         bar.advance()
-    return DecisionTime(n, Spread.of(np.array(seconds[1:])), whole)  # the first round is not counted
+    return DecisionTime(n, Spread.of(np.array(seconds[1:])), whole)  # the first round is a warm-up

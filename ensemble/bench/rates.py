@@ -1,4 +1,4 @@
-"""Measure how fast the folds of a member are trained on this machine, by a few updates, to plan a budget by."""
+"""Measure with a few updates how fast the folds of a member train on this machine, to plan a time budget."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ensemble.members.processes import PROCESS_PAYS, MappedPixels, at_once, shar
 from ensemble.progress import progress
 
 UPDATES = 4
-"""Updates of each fold in a round: about a second on a CPU core."""
+"""The number of updates of each fold in a round; they take about a second on a CPU core."""
 
 ROUNDS = 3
-"""Rounds that are timed; the median counts. A round before them starts the processes and builds the networks."""
+"""The number of timed rounds; the median is used. An earlier round starts the processes and builds the networks."""
 
 ROWS_ON_GPU = 4096
-"""Images that the folds on a GPU share in a round, which is an epoch there."""
+"""The number of images that the folds on a GPU share in a round; there a round is an epoch."""
 
 
 def training_speed(
     config: MemberConfig, pixels: np.ndarray, labels: np.ndarray, folds: int, resources: Resources
 ) -> tuple[Plan, float, float]:
-    """Measure the training of a member's folds, side by side as `thera train-member` trains them.
+    """Measure the training of a member's folds, in parallel as `thera train-member` trains them.
 
     Parameters
     ----------
@@ -49,7 +49,8 @@ def training_speed(
         Seconds before the first update.
     """
     device, mapped = resources.device, MappedPixels(pixels)
-    config = config.model_copy(update={"pretrained": False})  # pretrained weights train as fast, and may be far away
+    # Pretrained weights do not change the speed, and loading them may need a download.
+    config = config.model_copy(update={"pretrained": False})
     batches = config.epochs * max(1, len(labels) * (folds - 1) // folds // config.batch_size)
     side_by_side = at_once(folds, max(batches, PROCESS_PAYS), device, resources.jobs)
     plan = choose_plan(config, device, pixels.shape[1], "train", batches, len(shares(folds, side_by_side)[0]))

@@ -1,4 +1,4 @@
-"""Measure what the machine can do at most, and count the operations that an image takes."""
+"""Measure the limits of the machine, and count the operations that a network needs for an image."""
 
 from __future__ import annotations
 
@@ -17,21 +17,23 @@ from ensemble.members.precision import PRECISIONS
 CPU = torch.device("cpu")
 
 SIDE, SIDE_ON_GPU = 1024, 8192
-"""Side of the square matrices that are multiplied: large enough that every core or multiprocessor is busy."""
+"""The sides of the square matrices that are multiplied on a CPU and on a GPU. They are so large that every core or
+multiprocessor is busy."""
 
 CHANNELS = 64
-"""Channels of the convolution, in and out: as in the first stage of a resnet18."""
+"""The numbers of input and output channels of the convolution, as in the first stage of a resnet18."""
 
 COPIED_BYTES = 2**27
-"""Bytes of a copy: many times the last-level cache, so that the memory is measured."""
+"""The number of bytes of a copy. It is many times the last-level cache, so that the memory is measured."""
 
 REPEATS = 50
-"""Repetitions, of which the fastest counts: they are short, so that one falls between the time slices of other work."""
+"""The number of repetitions; the fastest one is used. Each is short, so that at least one is not interrupted by other
+work."""
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What a GPU, or a CPU with some threads of torch, can do at most.
+    """The largest rates that a GPU, or a CPU with a given number of torch threads, reaches.
 
     Attributes
     ----------
@@ -40,7 +42,7 @@ class Ceilings:
         and a 3 × 3 convolution, channels last, because on some CPUs MKL, which multiplies fp32 matrices, is slower
         than oneDNN, which convolves.
     copy_gb_per_s : float
-        10^9 bytes per second, those read plus those written.
+        10^9 bytes per second; bytes that are read and bytes that are written both count.
     threads : int
     """
 
@@ -51,7 +53,7 @@ class Ceilings:
 
 @torch.inference_mode()
 def measure_ceilings(threads: int, precisions: Sequence[str] = ("fp32",), device: torch.device = CPU) -> Ceilings:
-    """Measure a device with this many threads of torch; it takes some seconds."""
+    """Measure the limits of a device with this many torch threads; this takes some seconds."""
     torch.set_num_threads(threads)
     dtypes = {name: PRECISIONS[name] for name in precisions}
     gflops = {name: max(_matmul(each, device), _convolution(each, device)) / 1e9 for name, each in dtypes.items()}
@@ -92,7 +94,7 @@ def _matmul(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def _convolution(dtype: torch.dtype, device: torch.device) -> float:
-    """Return the operations per second of a convolution; unpadded, because kernels skip a border of zeros."""
+    """Return the operations per second of a convolution without padding, because kernels skip a border of zeros."""
     x = torch.rand(32, CHANNELS, 18, 18, device=device).to(dtype=dtype, memory_format=torch.channels_last)
     kernel = torch.rand(CHANNELS, CHANNELS, 3, 3, device=device).to(dtype=dtype, memory_format=torch.channels_last)
     outputs = nn.functional.conv2d(x, kernel).numel()
@@ -102,7 +104,7 @@ def _convolution(dtype: torch.dtype, device: torch.device) -> float:
 def _least_seconds(work: Callable[[], object], device: torch.device) -> float:
     """Return the shortest time of the work."""
     seconds = []
-    for _ in range(1 + REPEATS):  # the first warms up
+    for _ in range(1 + REPEATS):  # the first one is a warm-up
         started = time.perf_counter()
         work()
         if device.type == "cuda":
@@ -112,7 +114,7 @@ def _least_seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def busy_share(work: Callable[[], object], device: torch.device) -> float:
-    """Return the share of the time in which a GPU computes something while the work is done."""
+    """Return the share of the time in which a GPU computes something while the work runs."""
     from torch.profiler import ProfilerActivity, profile
 
     torch.cuda.synchronize(device)

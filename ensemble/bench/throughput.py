@@ -1,4 +1,4 @@
-"""Run training, prediction and loading as repeatable pieces of work, by the code of the commands."""
+"""Run training, prediction and loading as repeatable work, with the code of the commands."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from ensemble.progress import Bar
 CPU = torch.device("cpu")
 
 FOLDS = 5
-"""Folds that are trained side by side, thera's default, as far as there are cores."""
+"""The number of folds, which is thera's default; as many are trained in parallel as there are cores."""
 
 FOLD_MODELS = 3
-"""Fold models that predict each image: as many as the record in checkpoints/therapanacea has."""
+"""The number of fold models that predict each image, as in the record in checkpoints/therapanacea."""
 
 EPOCHS = 1000
-"""Epochs of the schedule: more than are ever run, so that no round is the end of a training."""
+"""The number of epochs in the schedule. It is larger than the number of rounds, so that no training ends."""
 
 _networks: dict[Any, Any] = {}
 """Networks that this process keeps from round to round, so that only the first round builds them."""
 
 
 class TrainingOnCpu:
-    """The training of `thera train-member` on a CPU: folds side by side, each in a process pinned to its cores.
+    """The training of `thera train-member` on a CPU: folds in parallel, each in a process pinned to its cores.
 
     Parameters
     ----------
@@ -47,9 +47,9 @@ class TrainingOnCpu:
         uint8 array (n, H, W, 3).
     labels : int8 array (n,)
     images : int
-        Images of a round, all folds together.
+        The number of images in a round, of all folds together.
     at_once : int
-        Folds side by side.
+        The number of folds in parallel.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class TrainingOnGpu:
         uint8 array (n, H, W, 3).
     labels : int8 array (n,)
     folds : int
-        Folds that share the augmented images. Each trains on all images but those that it holds out.
+        Folds that share the augmented images. Each trains on all images except those of its own fold.
     workers : int
         Processes that augment.
     device : torch.device
@@ -109,7 +109,7 @@ class TrainingOnGpu:
             self._learners.append(Learner(job, prepare(network, plan), plan, device))
 
     def run(self, bar: Any) -> int:
-        """Train each fold for one more epoch; return how many images that were."""
+        """Train each fold for one more epoch, and return the number of images."""
         self._epoch += 1
         self._images.start(self._epoch, bar)
         for job, learner in zip(self._jobs, self._learners, strict=True):
@@ -139,7 +139,7 @@ def train_epoch(job: FoldJob, plan: Plan, bar: Any) -> int:
 
 
 class Prediction:
-    """The prediction of `thera predict`: the images in several parts side by side, each part in a process.
+    """The prediction of `thera predict`: several parts of the images in parallel, each part in a process.
 
     Parameters
     ----------
@@ -150,7 +150,7 @@ class Prediction:
     mapped : MappedPixels
         uint8 array (n, H, W, 3).
     at_once : int
-        Parts side by side.
+        The number of parts in parallel.
     device : torch.device
     """
 
@@ -215,7 +215,7 @@ def training_on(
 def prediction_on(
     device: torch.device, config: MemberConfig, weights: Sequence[Path], plan: Plan, mapped: MappedPixels
 ) -> Prediction:
-    """Return the prediction as `thera predict` does it on a device: on a CPU one part a core, on a GPU one part."""
+    """Return the prediction as `thera predict` does it: on a CPU one part for each core, on a GPU one part."""
     return Prediction(config, weights, plan, mapped, len(available_cores()) if device.type == "cpu" else 1, device)
 
 
@@ -228,7 +228,7 @@ def gather_epoch(pixels: np.ndarray, batch: int, seed: int) -> int:
 
 
 class QuietBar:
-    """A bar inside the work of a round: it counts nothing, but lets the outer bar act on signals."""
+    """A progress bar inside the work of a round. It counts nothing, but lets the outer bar handle signals."""
 
     def __init__(self, bar: Bar) -> None:
         self._bar = bar

@@ -20,7 +20,10 @@ CANVAS = 256
 """Height and width of a drawing in pixels, before it is scaled down."""
 
 SKINS = ((255, 224, 196), (241, 194, 157), (224, 172, 125), (198, 134, 88), (141, 85, 50), (90, 56, 36))
+"""The colours (R, G, B) from which the skin of each head is drawn; `_vary` then changes the colour a little."""
+
 HAIRS = ((24, 20, 18), (60, 40, 26), (104, 70, 40), (178, 134, 70), (224, 196, 128), (150, 60, 30), (170, 170, 172))
+"""The colours (R, G, B) from which the hair of each head is drawn. Neither colour depends on the class."""
 
 Colour = tuple[int, ...]
 Canvas = NDArray[np.uint8]

@@ -64,7 +64,7 @@ def counting_intervals(rates: ErrorRates) -> tuple[Interval, Interval, Interval]
 
 def _jeffreys(rate: float, n: int) -> tuple[float, float]:
     """Return the two shape parameters of the Beta posterior of a rate under the Jeffreys prior."""
-    errors = round(rate * n)
+    errors = round(rate * n)  # a measured rate gives its count of errors; an expected rate is rounded to one
     return errors + 0.5, n - errors + 0.5
 
 
@@ -82,12 +82,14 @@ def beta_mean_interval(first: tuple[float, float], second: tuple[float, float]) 
     """
     from scipy.special import betainc, betaincinv
 
+    # The nodes are levels of the first variable: its density, which may be infinite at 0 or 1, is never evaluated.
     nodes, weights = _nodes()
     values = betaincinv(*first, (nodes + 1) / 2)
 
     def at_most(total: float) -> float:
         return float(weights / 2 @ betainc(*second, np.clip(total - values, 0, 1)))
 
+    # The sum lies in [0, 2]; HTER is half of it.
     low, high = (_quantile(at_most, level, 0.0, 2.0) / 2 for level in LEVELS)
     return Interval(low, high)
 
@@ -153,10 +155,13 @@ def _error_counts(shape: tuple[float, float], n: int) -> tuple[NDArray[np.int64]
     """
     from scipy.special import betaincinv, betaln, gammaln
 
+    # Rates outside [low, high] are negligible. Around n times such a rate, counts vary by less than 10 standard
+    # deviations, sqrt(n rate) each; the 10 more counts cover rates near 0, where this is too narrow.
     low, high = betaincinv(*shape, TAIL), betaincinv(*shape, 1 - TAIL)
     first = max(0, int(n * low - 10 * np.sqrt(n * low)) - 10)
     last = min(n, int(n * high + 10 * np.sqrt(n * high)) + 10)
     counts = np.arange(first, last + 1)
+    # The logarithm of the binomial coefficient; the coefficient itself would overflow.
     choose = gammaln(n + 1) - gammaln(counts + 1) - gammaln(n - counts + 1)
     probabilities = np.exp(choose + betaln(counts + shape[0], n - counts + shape[1]) - betaln(*shape))
     return counts, probabilities / probabilities.sum()

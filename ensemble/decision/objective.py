@@ -1,4 +1,4 @@
-"""What a threshold is chosen for: the least weighted error, or the least of one error rate with the other bounded."""
+"""Objectives of a threshold: the lowest weighted error, or the lowest of one error rate with a bound on the other."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ Counts = NDArray[np.int64]
 Rate = TypeVar("Rate", float, Floats)
 
 FORMS = "hter, cost:A,B (what an FPR and an FNR cost), fpr:R or fnr:R (at most that rate), e.g. cost:5,1 or fpr:0.01"
+"""The forms that `Objective.parse` reads, for the message of an error."""
 
 LARGEST_COST = 10**6
 """Costs are whole numbers up to this one, so that the integers of the exact sweep cannot overflow."""
 
 TOLERANCE = 1e-12
-"""Rates are shares of counts; two that differ by less are equal."""
+"""Two rates that differ by less are equal. Rates are counts divided by a number of rows, so different rates of a class
+differ by much more."""
 
 
 class Objective(ABC):
-    """What a threshold is chosen for.
+    """The objective that a threshold minimises.
 
-    Subclasses say what a pair of error rates costs, which of equal cuts is preferred, and which cuts are admissible.
+    Subclasses define the cost of a pair of error rates, the preference among equal cuts, and the admissible cuts.
 
     >>> Objective.parse("cost:5,1").loss(0.1, 0.4), Objective.parse("fpr:0.01")
     (0.15, BoundedFpr(max_fpr=0.01))
@@ -75,44 +77,45 @@ class Objective(ABC):
     @property
     @abstractmethod
     def description(self) -> str:
-        """What the threshold does, in words."""
+        """The objective in words."""
 
     @abstractmethod
     def loss(self, fpr: Rate, fnr: Rate) -> Rate:
-        """Return what is minimised: the weighted mean of the two rates, or the rate that is not bounded."""
+        """Return the loss that is minimised: the weighted mean of the two rates, or the rate without a bound."""
 
     def loss_of(self, rates: ErrorRates) -> float:
         return self.loss(rates.fpr, rates.fnr)
 
     @property
     def comparable(self) -> Objective:
-        """The objective to compare two rules by: HTER where a rate is bounded, since a rule may miss the bound."""
+        """The objective for comparing two rules: HTER if a rate is bounded, because a rule may exceed the bound."""
         return HTER
 
     @abstractmethod
     def costs(self, false_pos: Counts, false_neg: Counts, n_neg: int, n_pos: int) -> tuple[Counts, Counts]:
-        """Return the cost of each cut, and what decides between equal costs (less is better), in whole numbers.
+        """Return the cost of each cut, and the tie-breaker between equal costs (lower is better), as whole numbers.
 
-        The error counts are compared over the common denominator n_neg * n_pos, so that a tie is a tie.
+        The rates are compared over the common denominator n_neg * n_pos. Integers are exact, so rounding neither makes
+        nor breaks a tie.
 
         Parameters
         ----------
         false_pos, false_neg : int64 array (c,)
-            Errors at each cut.
+            The numbers of errors at each cut.
         n_neg, n_pos : int
-            Rows of each label.
+            The numbers of rows of each label.
         """
 
     @abstractmethod
     def tie(self, fpr: Floats, fnr: Floats) -> Floats:
-        """Return what decides between cuts of equal loss, (c,); less is better."""
+        """Return the tie-breaker between cuts of equal loss, (c,); lower is better."""
 
     @abstractmethod
     def one_sided_losses(self, fpr: Floats, fnr: Floats) -> tuple[Floats, Floats]:
-        """Return the least loss at a cut or any below it, and at it or any above, up to a common factor.
+        """Return the lowest loss at a cut or any below it, and at it or any above, up to a common factor.
 
-        Below a cut FPR can only be larger, above it FNR. The sum of the two is the loss at the cut itself. Where a rate
-        is bounded, a cut over the bound has an infinite loss.
+        Below a cut, FPR is at least as large and FNR is at least 0; above it, the reverse holds. The sum of the two is
+        the loss at the cut itself. If a rate is bounded, a cut that exceeds the bound has an infinite loss.
 
         Parameters
         ----------
@@ -122,14 +125,14 @@ class Objective(ABC):
 
     @abstractmethod
     def admits(self, fpr: Floats, fnr: Floats) -> NDArray[np.bool_]:
-        """Return which cuts keep the bound, (c,)."""
+        """Return which cuts satisfy the bound, (c,)."""
 
     strictest_cut: int = 0
-    """The index of the cut to use where none keeps the bound: the last for FPR, the first for FNR."""
+    """The index of the cut that is used if none satisfies the bound: the last for FPR, the first for FNR."""
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
-        """Let JSON hold the text of an objective."""
+        """Store an objective in JSON as its text."""
         from pydantic_core import core_schema
 
         return core_schema.no_info_plain_validator_function(
@@ -147,7 +150,7 @@ class Objective(ABC):
 
 @dataclass(frozen=True)
 class WeightedError(Objective):
-    """The least weighted error. The costs are whole numbers, so that a tie is a tie; equal costs mean HTER."""
+    """The lowest weighted error. The costs are whole numbers, so that ties are exact; equal costs mean HTER."""
 
     cost_fpr: int = 1
     cost_fnr: int = 1
@@ -186,7 +189,7 @@ class WeightedError(Objective):
 
 @dataclass(frozen=True)
 class BoundedFpr(Objective):
-    """The least FNR with FPR at or below a bound."""
+    """The lowest FNR among the cuts whose FPR is at or below a bound."""
 
     max_fpr: float
 
@@ -218,7 +221,7 @@ class BoundedFpr(Objective):
 
 @dataclass(frozen=True)
 class BoundedFnr(Objective):
-    """The least FPR with FNR at or below a bound."""
+    """The lowest FPR among the cuts whose FNR is at or below a bound."""
 
     max_fnr: float
 
@@ -251,13 +254,17 @@ HTER = WeightedError()
 
 
 def _bounded(errors: Counts, bound: float, n: int, cost: Counts) -> Counts:
-    """Return the cost of each cut, out of reach where the bounded error is over its bound."""
-    most = math.floor(Fraction(bound).limit_denominator(10**9) * n)  # 0.3 is 3/10, not the float just below
+    """Return the cost of each cut; the largest integer if the bounded error exceeds its bound."""
+    most = math.floor(Fraction(bound).limit_denominator(10**9) * n)  # so that 0.3 is 3/10, not the float just below it
     return np.where(errors <= most, cost, np.iinfo(np.int64).max)
 
 
 def _number(text: str) -> Fraction:
-    """Read a decimal or a fraction exactly as it is written. 1e9999999 is refused."""
+    """Read a decimal or a fraction exactly as it is written.
+
+    A decimal is first read as a float, so that 1e9999999 becomes infinite and is refused. `Fraction` would compute its
+    ten million digits.
+    """
     return Fraction(text) if "/" in text else Fraction(repr(float(text)))
 
 

@@ -108,6 +108,7 @@ def nonnegative_logistic(logits: ArrayLike, labels: ArrayLike, members: tuple[st
     z, centre, scale, varies = _standardised(x)
     sign, weight = 2.0 * y - 1, _class_weights(y)
 
+    # The same penalised likelihood as in `logistic`: C = 1 is a penalty of |weights|² / 2, without the bias.
     def loss(theta: Floats) -> tuple[float, Floats]:
         margin = sign * (z @ theta[:-1] + theta[-1])
         grad_margin = -weight * sign * expit(-margin)
@@ -116,6 +117,7 @@ def nonnegative_logistic(logits: ArrayLike, labels: ArrayLike, members: tuple[st
 
     bounds = [*[(0.0, None)] * x.shape[1], (None, None)]
     options = {"maxiter": 500, "ftol": 1e-14, "gtol": 1e-8 * y.size}
+    # gtol grows with n, because the gradient is a sum over the rows.
     theta = minimize(loss, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
     return _unscaled(theta[:-1], float(theta[-1]), centre, scale, varies, y, members)
 
@@ -177,6 +179,7 @@ STACKERS: dict[str, FitStacker] = {
 
 def _standardised(x: Floats) -> tuple[Floats, Floats, Floats, Labels]:
     """Return standardised columns (n, m), their means and scales (m,), and which columns are not constant (m,)."""
+    # Not std > 0: rounding of the mean gives a constant column a standard deviation slightly above 0.
     varies = np.ptp(x, axis=0) > 0
     centre, scale = x.mean(axis=0), np.where(varies, x.std(axis=0), 1.0)
     return (x - centre) / scale * varies, centre, scale, varies
@@ -194,6 +197,7 @@ def _unscaled(
     """Return the stacker on the scale of the logits, with log(n_pos / n_neg) added to the bias."""
     weights: Floats = np.where(varies, coefficients / scale, 0.0)
     n_pos = int(np.count_nonzero(y))
+    # w · (x - centre) / scale = (w / scale) · x - (w / scale) · centre; the logarithm undoes the class weights.
     bias = intercept - float(weights @ centre) + float(np.log(n_pos / (y.size - n_pos)))
     return Stacker(tuple(members), tuple(weights.tolist()), bias)
 

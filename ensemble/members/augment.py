@@ -1,4 +1,4 @@
-"""Training augmentation, seeded for each image of each epoch, and the views of test-time augmentation."""
+"""Augment training images, with a seed for each image and epoch, and compute the views of test-time augmentation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import looks 
 
 
 class Augmentation:
-    """An albumentations pipeline whose outcome depends on (seed, epoch, image, time) alone.
+    """An albumentations pipeline whose result depends only on (seed, epoch, image, time).
 
     Parameters
     ----------
@@ -55,7 +55,8 @@ class Augmentation:
         names = (self.seed, epoch, row, time) if time else (self.seed, epoch, row)
         sequence = np.random.SeedSequence(names)
         seed = int(sequence.generate_state(1)[0])
-        # Not set_random_seed: it seeds all transforms alike, so that a flipped image would always shift to one side.
+        # set_random_seed would give all transforms the same seed, so that a flipped image would always shift to one
+        # side.
         self._pipeline.set_random_state(np.random.default_rng(sequence), random.Random(seed))  # noqa: S311
         augmented: np.ndarray = self._pipeline(image=image)["image"]
         return augmented
@@ -73,7 +74,8 @@ def _pipeline(config: AugmentConfig) -> albumentations.Compose:
     if config.shift or config.scale or config.rotate:
         zoom = (1 - config.scale, 1 + config.scale)
         move = {"translate_percent": (-config.shift, config.shift), "rotate": (-config.rotate, config.rotate)}
-        # Scaling and turning blur an image; a tenth of the images keeps its sharpness.
+        # Scaling and rotation blur an image. A tenth of the images is left out, so that the network also sees sharp
+        # ones.
         probability = 0.9 if config.scale or config.rotate else 1.0
         steps.append(albumentations.Affine(**move, scale=zoom, border_mode=cv2.BORDER_REPLICATE, p=probability))
     if config.colour:

@@ -1,4 +1,4 @@
-"""The name of an architecture -> a timm network with one logit."""
+"""Build the timm network with one logit for the name of an architecture, and load its weights."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Backbone(nn.Module):
         return compute(self.model, x)
 
     def freeze(self) -> None:
-        """Train the last layer alone: all other parameters, batch-norm statistics and dropout stay as in evaluation."""
+        """Train only the last layer: all other parameters, batch-norm statistics and dropout stay as in evaluation."""
         head = {id(parameter) for parameter in self.model.get_classifier().parameters()}
         for parameter in self.parameters():
             parameter.requires_grad_(id(parameter) in head)
@@ -92,7 +92,7 @@ def _compiled(device_type: str) -> Callable[[Any, torch.Tensor], torch.Tensor]:
 
 
 def build(config: MemberConfig, image_size: int, weights: Mapping[str, torch.Tensor] | None = None) -> Backbone:
-    """Build a member's network; parameters that are not loaded are drawn from torch's global generator.
+    """Build a member's network; torch's global generator draws the parameters that are not loaded.
 
     Parameters
     ----------
@@ -163,11 +163,11 @@ def _has_weights(name: str) -> bool:
 
 @functools.cache
 def _hub_answers() -> bool:
-    """Try to reach the model hub twice. If it does not answer, use its cache alone from now on.
+    """Try to reach the model hub twice. If it does not answer, use only its cache from now on.
 
     Without this, the hub's client retries for each file of each member.
     """
-    if hub.HF_HUB_OFFLINE:  # the user has chosen the cache alone
+    if hub.HF_HUB_OFFLINE:  # the user has chosen to use only the cache
         return True
     for timeout in (5, 15):  # seconds
         try:

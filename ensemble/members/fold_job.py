@@ -1,4 +1,4 @@
-"""The data and config of one fold's training."""
+"""Describe one fold's training: its config, images and training rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ensemble.members.processes import MappedPixels
 
 @dataclass(frozen=True)
 class FoldJob:
-    """A member's config, the images, and the rows to train on.
+    """One fold's training: the member's config, the images, and the rows to train on.
 
     Attributes
     ----------
@@ -26,11 +26,11 @@ class FoldJob:
     rows : int array (r,)
         The training rows. The other rows are not read.
     fold, seed : int
-        Every random stream is a child of the seed, named after the member and the fold.
+        Every random stream is derived from the seed and the names of the member and the fold.
     weights : mapping, optional
         A state dict of arrays to start from.
     part : int, optional
-        The part of the fold's training rows that is held out to find doubtful labels in it.
+        The part of the fold's training rows that is held out, when doubtful labels in this part are searched.
     """
 
     config: MemberConfig
@@ -63,5 +63,5 @@ class FoldJob:
 
     @property
     def images(self) -> int:
-        """The number of images that are trained on in all epochs together."""
+        """The number of images that all epochs together train on."""
         return self.config.epochs * self.updates_per_epoch * self.batch_size

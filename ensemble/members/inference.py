@@ -1,4 +1,4 @@
-"""Pixels -> logits, one column a view."""
+"""Compute the logits of networks on images: pixels in, an array of logits with one column for each view out."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from ensemble.members.probe import deviation, probe
 from ensemble.members.processes import Progress
 
 BATCH = 256
-"""Images that are predicted at once."""
+"""Images in a batch of prediction."""
 
 COMPARED = 64
-"""Images on which a fold model's plan is compared with float32 before it is used."""
+"""The number of images on which the plan of a fold model is compared with float32 before it is used."""
 
 TOLERANCE = 0.1
 """The largest difference of a plan's logits from float32: root mean square, relative to the standard deviation of the
@@ -34,7 +34,7 @@ logits. A correct bfloat16 stays well below it (at most 0.0113 on the record).""
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """How the fold models of a member are computed.
+    """The architecture, plan and device by which the fold models of a member are computed.
 
     Attributes
     ----------
@@ -52,12 +52,12 @@ class NetworkSpec:
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Return the device of that name; ``auto`` is the first CUDA device where there is one, else the CPU.
+    """Return the device of that name; ``auto`` is the first CUDA device if there is one, else the CPU.
 
     Raises
     ------
     ConfigError
-        It is none of auto, cpu, cuda, cuda:N, or there is no such CUDA device.
+        The name is none of auto, cpu, cuda and cuda:N, or there is no such CUDA device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -71,12 +71,12 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def default_workers(device: torch.device) -> int:
-    """Return how many data workers pay: none where a CPU trains, else one fewer than the cores, 1 to 8."""
+    """Return the default number of data workers: 0 on a CPU, else the number of cores minus 1, from 1 to 8."""
     return 0 if device.type == "cpu" else min(8, max(1, len(available_cores()) - 1))
 
 
 class FoldModels:
-    """The fold models of one member: one network on the device, which takes the weights of each in turn."""
+    """The fold models of one member: one network on the device, which loads the weights of each fold model in turn."""
 
     def __init__(self, spec: NetworkSpec) -> None:
         self._plan, self._device = spec.plan, spec.device
@@ -92,8 +92,8 @@ class FoldModels:
     ) -> tuple[np.ndarray, Plan]:
         """Return the logits (r, views) of the fold model with these weights, and the plan that computed them.
 
-        The plan is the requested one, unless its logits of `COMPARED` images of the set are further than `TOLERANCE`
-        from those of the reference, float32 with the library's convolutions: then it is the reference.
+        The requested plan is first compared with the reference plan (float32, the library's convolutions) on `COMPARED`
+        images of the set. If their logits differ by more than `TOLERANCE`, the reference plan computes all images.
 
         Parameters
         ----------
@@ -104,16 +104,17 @@ class FoldModels:
         views : sequence of str
             Names from `config.VIEWS`.
         bar : Progress
-            Advanced by one an image and view.
+            Advanced by one for each image and view.
         """
         self._network.load_state_dict(weights)
-        self._network.eval()  # again: some networks cache what they derive from their weights, and drop it here
+        self._network.eval()  # some networks cache values derived from their weights, and clear them here
         network, plan = self._network, self._plan
         if plan != REFERENCE:
             exact = self._network
             network = prepare(copy.deepcopy(exact) if plan.convolutions == "lowered" else exact, plan)
             plan = plan if is_followed(network, plan) else Plan(plan.precision)
-            some = np.unique(np.linspace(0, len(pixels) - 1, COMPARED).astype(int))  # the same, whatever the rows
+            # The images do not depend on `rows`, so that all parts of a set choose the same plan.
+            some = np.unique(np.linspace(0, len(pixels) - 1, COMPARED).astype(int))
             batch = torch.from_numpy(pixels[some]).to(self._device)
             with torch.inference_mode():
                 if not deviation(network(batch, plan.dtype), exact(batch)) <= TOLERANCE:  # also true for NaN
@@ -122,7 +123,7 @@ class FoldModels:
 
 
 def cost_per_image(spec: NetworkSpec, threads: int) -> float:
-    """Return the cost of an image under one view, to compare members by: probed seconds on a CPU, FLOP on a GPU."""
+    """Return the cost of an image under one view, for comparing members: probed seconds on a CPU, FLOP on a GPU."""
     if spec.device.type == "cpu":
         plans = possible_plans("auto", "auto", spec.device, spec.config.input_size or spec.image_size, "predict")
         speeds = probe(spec.config, spec.image_size, plans, "predict", threads)
@@ -160,7 +161,7 @@ def predict_logits(
         Names from `config.VIEWS`.
     precision : {"fp32", "bf16", "fp16"}
     bar : Progress
-        Advanced by one an image and view.
+        Advanced by one for each image and view.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Losses on logits."""
+"""Compute the losses that training minimises, from logits and labels: focal loss, cross-entropy, class weights."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ensemble.config import MemberConfig
 
 
 def focal_loss(logits: torch.Tensor, labels: torch.Tensor, gamma: float, alpha: float | None) -> torch.Tensor:
-    """Return the focal loss of each image, ``-a (1 - p)^gamma log p``, p being the probability of the given label.
+    """Return the focal loss of each image, ``-a (1 - p)^gamma log p``, where p is the probability of the given label.
 
-    It is computed in log-space and float32: finite, with finite gradients, at any logit.
+    It is computed in log-space and float32, so that the loss and its gradients are finite for every finite logit.
 
     Parameters
     ----------
@@ -23,7 +23,7 @@ def focal_loss(logits: torch.Tensor, labels: torch.Tensor, gamma: float, alpha: 
     gamma : float
         At least 0; 0 is cross-entropy.
     alpha : float, optional
-        Weight a of label 1; label 0 weighs 1 - alpha. Without it both weigh 1.
+        Weight a of label 1; label 0 has the weight 1 - alpha. If it is None, both have the weight 1.
 
     Returns
     -------
@@ -78,8 +78,8 @@ def classification_loss(
 ) -> torch.Tensor:
     """Return the loss of each image, as a member's config defines it.
 
-    Label smoothing by s takes the loss of the image's label with weight 1 - s / 2 and that of the other label with
-    weight s / 2. Class weights are those of the image's label, smoothed or not.
+    Label smoothing by s is the sum of the loss of the image's label, with weight 1 - s / 2, and the loss of the other
+    label, with weight s / 2. The class weight is always that of the image's own label.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The parameter groups of the optimiser and the schedule of its learning rate."""
+"""Build the parameter groups of the optimiser and the schedule of its learning rate."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def parameter_groups(network: Backbone, config: MemberConfig) -> list[dict[str, 
 
 
 def learning_rates(optimizer: torch.optim.Optimizer, job: FoldJob) -> Scheduler:
-    """Return the schedule of the learning rate, by update: a linear warm-up, then cosine decay or steps."""
+    """Return the schedule of the learning rate over the updates: a linear warm-up, then cosine decay or steps."""
     config, updates = job.config, job.updates_per_epoch
     warmup: dict[str, Any] = {
         "warmup_t": round(config.warmup * updates),

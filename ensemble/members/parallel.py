@@ -1,8 +1,8 @@
-"""Folds side by side: on the cores of a CPU, on one GPU, or in several processes on a GPU.
+"""Train and predict folds in parallel: on the cores of a CPU, on one GPU, or in several processes on a GPU.
 
-On a CPU each fold is trained in a process of its own, pinned to its share of the cores (`train_tasks`). On a GPU one
-process trains all folds, an epoch of each in turn, so that they share the images that are augmented (`train_together`);
-with `--jobs` several processes each train a part of the folds.
+On a CPU each fold is trained in its own process, which is pinned to its share of the cores (`train_tasks`). On a GPU
+one process trains all folds, an epoch of each in turn, so that they share the augmented images (`train_together`). With
+`--jobs` several processes each train a part of the folds.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ average; the update adds the gradients and the two moments of the optimiser: 5 c
 
 @dataclass(frozen=True)
 class Resources:
-    """What to compute on.
+    """The device, and the numbers of processes, that a computation may use.
 
     Attributes
     ----------
     device : torch.device
     workers : int
-        Processes that augment images ahead.
+        Processes that augment images in advance; 0 to augment in the training process.
     jobs : int or None
-        Networks that are computed side by side; None for as many as pay.
+        Networks that are computed in parallel; None for the default, which depends on the device and the work.
     """
 
     device: torch.device
@@ -74,7 +74,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class Task:
-    """One fold to train and predict: the arguments of `train_and_predict`, without the device."""
+    """One fold to train and predict: the arguments of `train_and_predict` except the device."""
 
     job: FoldJob
     checkpoint: Checkpoint
@@ -87,22 +87,22 @@ class Task:
 def train_together(
     tasks: Sequence[Task], device: torch.device, workers: int, share: float, bar: Progress
 ) -> list[FoldResult | TheraError]:
-    """Train and predict each task as `train_and_predict` does, on a CPU to the same bytes.
+    """Train and predict each task as `train_and_predict` does; on a CPU the results have the same bytes.
 
     If the images of an epoch do not fit into the device's memory, the folds are trained one after the other, each with
-    its own augmented images. If not all networks fit, as many are trained together as do, then the next ones.
+    its own augmented images. If not all networks fit, as many as fit are trained together, then the next ones.
 
     Parameters
     ----------
     tasks : sequence of Task
-        With the same seed and the same images.
+        They have the same seed and the same images.
     device : torch.device
     workers : int
         Processes that augment. They are divided among the different augmentations; each has at least one.
     share : float
         The share of the device's free memory that these tasks may use.
     bar : Progress
-        Advanced by one an image trained on, and by one an image and view predicted.
+        Advanced by one for each image that is trained on, and for each predicted image and view.
 
     Returns
     -------
@@ -146,7 +146,7 @@ def _noted(error: TheraError, bar: Progress) -> TheraError:
 def _group(
     tasks: Sequence[Task], room: float, device: torch.device, workers: int, bar: Progress
 ) -> list[FoldResult | TheraError]:
-    """Train the first tasks until their networks exceed `room` bytes, the one that does included; return results."""
+    """Train the first tasks, up to and including the one whose network exceeds `room` bytes; return their results."""
     before, trainings = _allocated(device), []
     for task in tasks:
         trainings.append(FoldTraining(task.job, task.checkpoint, task.plan, device, task.watch))
@@ -199,7 +199,7 @@ def _train(
 
 
 def _free(device: torch.device) -> float:
-    """Return the free bytes of a device, those that torch has cached included; unlimited for a CPU."""
+    """Return the free bytes of a device, including those that torch has cached; infinity for a CPU."""
     if device.type != "cuda":
         return math.inf
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -214,7 +214,7 @@ def _allocated(device: torch.device) -> int:
 def train_tasks(
     tasks: Sequence[Task], cores: Sequence[list[int]], resources: Resources, bar: Bar
 ) -> Iterator[tuple[int, FoldResult]]:
-    """Train tasks side by side on a CPU's cores or together on a GPU; yield (index, result) as each finishes.
+    """Train tasks in parallel on a CPU's cores or together on a GPU; yield (index, result) as each finishes.
 
     Parameters
     ----------
@@ -256,6 +256,6 @@ def _groups(cores: Sequence[list[int]], resources: Resources) -> list[tuple[list
 
 
 def cores_of_jobs(jobs: Sequence[FoldJob], resources: Resources) -> list[list[int]]:
-    """Return the cores of each job; jobs that are on average too short for a process of their own have all cores."""
+    """Return the cores of each job: all cores if the jobs are on average too short for separate processes."""
     batches = sum(job.images // job.batch_size for job in jobs) // len(jobs)
     return shares(len(jobs), at_once(len(jobs), batches, resources.device, resources.jobs))

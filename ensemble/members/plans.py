@@ -1,4 +1,4 @@
-"""Plans of computing a network, by precision and kind of convolutions, and those that a device can compute.
+"""Plans: the precision and the kind of convolutions by which a network is computed, and which a device supports.
 
 This is the only file that imports from `members/cpu`. Without that folder, networks are computed by the library's
 convolutions or compiled.
@@ -29,14 +29,15 @@ Phase: TypeAlias = Literal["train", "predict"]
 
 @dataclass(frozen=True)
 class Plan:
-    """How a network is computed.
+    """The precision and the kind of convolutions by which a network is computed.
 
     Attributes
     ----------
     precision : {"fp32", "bf16", "fp16"}
     convolutions : {"native", "lowered", "fused", "compiled"}
-        native: the library's. lowered: as matrix products. fused: with norms and activations, for prediction alone.
-        compiled: the whole network by torch.compile, for training alone.
+        native: the library's convolutions. lowered: convolutions as matrix products. fused: convolutions with norms and
+        activations fused into them, for prediction only. compiled: the whole network by torch.compile, for training
+        only.
     """
 
     precision: str
@@ -51,26 +52,26 @@ class Plan:
 
 
 REFERENCE = Plan("fp32")
-"""The plan that all others are compared with: float32 by the library's convolutions."""
+"""The plan that all others are compared with: float32 with the library's convolutions."""
 
 KINDS: dict[Phase, tuple[str, ...]] = {
     "train": ("native", *(kind for kind in CPU_KINDS if kind != "fused")),
     "predict": ("native", *CPU_KINDS),
 }
-"""Kinds of convolutions that a probe compares on a CPU. Compiling is not among them, as it takes some 30 s at first."""
+"""The kinds of convolutions that a probe compares on a CPU. It does not compare compiling, which takes some 30 s."""
 
 KINDS_ON_GPU: dict[Phase, tuple[str, ...]] = {"train": ("native", "compiled"), "predict": ("native",)}
-"""Kinds of convolutions on a GPU."""
+"""The kinds of convolutions that a probe compares on a GPU."""
 
 
 def possible_plans(
     precision: str, convolutions: str, device: torch.device, input_size: int, phase: Phase, emulated: bool = False
 ) -> tuple[Plan, ...]:
-    """Return the plans that a device can compute and that the request allows, the plainest first.
+    """Return the plans that a device can compute and that the request allows, the simplest one first.
 
     On a GPU, ``auto`` is bf16 from compute capability 8.0 and fp16 below it, compiled or not; on a CPU it is fp32 and
     bf16 with all kinds of convolutions. A probe chooses among several plans. Formats that a device only emulates are
-    replaced: on a CPU fp16 by fp32, and bf16 by fp32 where oneDNN has no layers for it (without AVX-512 resnet18 took
+    replaced: on a CPU fp16 by fp32, and bf16 by fp32 if oneDNN has no layers for it (without AVX-512 resnet18 took
     13 times as long); on a GPU below compute capability 8.0 bf16 by fp16.
 
     On a CPU, bf16 needs an input of more than 16 pixels. With less, the last stages have maps of one pixel, and there
@@ -85,7 +86,7 @@ def possible_plans(
         Side of the network's input in pixels.
     phase : {"train", "predict"}
     emulated : bool
-        Whether to allow bf16 on a CPU that emulates it, to go on with a training that was begun elsewhere.
+        Whether to allow bf16 on a CPU that emulates it, to continue a training that was started on another machine.
     """
     if device.type != "cpu":
         if precision != "fp32":
@@ -104,7 +105,7 @@ def possible_plans(
 
 
 def prepare(network: Backbone, plan: Plan) -> Backbone:
-    """Return the network as the plan computes it: the same network, changed in place, or a fused copy."""
+    """Return a network that follows the plan: the given network, changed in place, or a fused copy of it."""
     if plan.convolutions in CPU_KINDS:
         return prepare_on_cpu(network, plan.convolutions, plan.dtype)
     network.compiled = plan.convolutions == "compiled"

@@ -1,4 +1,4 @@
-"""The logits of fold models on one set of images, several models or parts of the images at a time."""
+"""Compute the logits of fold models on one set of images, several models or parts of the images in parallel."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class FoldModel:
     spec : NetworkSpec
         From `Predictor.spec`.
     read_weights : callable
-        Returns the state dict. It is run in the process that computes the model, so it must be picklable.
+        Returns the state dict. It is called in the process that computes the model, so it must be picklable.
     """
 
     name: str
@@ -42,13 +42,14 @@ class FoldModel:
 
 
 class Predictor:
-    """Computes fold models on the images of one set; its processes live as long as the `with` block.
+    """Computes fold models on the images of one set; its processes end with the `with` block.
 
     Parameters
     ----------
     pixels : uint8 array (n, H, W, 3)
     passes : int
-        How often each image will be computed, over all models and views. Little work is done in this process.
+        How often each image will be computed, over all models and views. If the work is small, it is done in the
+        calling process.
     resources : Resources
     precision, convolutions : str
         As in `config.PredictOptions`; they limit the plans.
@@ -83,24 +84,25 @@ class Predictor:
 
     @property
     def threads(self) -> int:
-        """Threads that compute one model."""
+        """The number of threads that compute one model."""
         return len(self._cores[0])
 
     def spec(self, config: Mapping[str, Any], as_trained: Plan, folds: int) -> NetworkSpec:
-        """Return how the fold models of a member are computed; the plan is chosen by a probe where the work is long.
+        """Return the spec of a member's fold models; if there is enough work, a probe chooses the plan.
 
         Parameters
         ----------
         config : mapping
             The fields of the member's `MemberConfig`, as it was trained.
         as_trained : Plan
-            The plan of its training, used where the work is too short for a probe.
+            The plan of its training, which is used if there is too little work for a probe.
         folds : int
             How many fold models the member has.
         """
         device, size, n = self._resources.device, self._pixels.array.shape[1], len(self._pixels.array)
         member = MemberConfig.model_validate({**config, "pretrained": False, "weights": None})
-        # not validated again: "fused" is a kind of prediction alone, which a training's config may not name
+        # The config is not validated again: "fused" exists only for prediction, and the config of a training rejects
+        # it.
         member = member.model_copy(update=self.requested)
         possible = possible_plans(member.precision, member.convolutions, device, member.input_size or size, "predict")
         batches = n * folds // BATCH
@@ -120,7 +122,7 @@ class Predictor:
         views : sequence of str
             Names from `config.VIEWS`.
         bar : Bar
-            Advanced by one an image and view.
+            Advanced by one for each image and view.
         rows : int array (r,), optional
             The images to compute; all by default.
 
@@ -133,7 +135,7 @@ class Predictor:
         parts = [part for part in np.array_split(rows, self._side_by_side) if part.size]
         calls = [(model, self._pixels, part, views) for model in models for part in parts]
         cores = [cores for _ in models for cores in self._cores[: len(parts)]]
-        pending: dict[int, dict[int, np.ndarray]] = {}  # parts of a model come back in any order
+        pending: dict[int, dict[int, np.ndarray]] = {}  # the parts of a model finish in any order
         for call, (logits, plan) in self._workers.run(predict_part, calls, cores, bar):
             index, part = divmod(call, len(parts))
             pending.setdefault(index, {})[part] = logits
@@ -147,7 +149,7 @@ class Predictor:
 def predict_part(
     model: FoldModel, pixels: MappedPixels, rows: np.ndarray, views: Sequence[str], bar: Progress
 ) -> tuple[np.ndarray, Plan]:
-    """Return a fold model's logits (r, views) on some images, and the plan used; a worker process can run it."""
+    """Return a fold model's logits (r, views) on some images, and the plan used; it can run in a worker process."""
     return FoldModels(model.spec).predict(model.read_weights(), pixels.array, rows, views, bar)
 
 

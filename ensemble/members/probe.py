@@ -1,7 +1,7 @@
-"""Which plan is fastest on this machine: a short probe, its parity check, and the cache of its results.
+"""Find the fastest plan on this machine by a short probe with a parity check, and cache the result.
 
 A result is cached by machine, torch version and network in the user's cache folder, so that the same command computes
-in the same way again. `--precision` and `--convolutions` force a plan.
+in the same way again. `--precision` and `--convolutions` choose a plan without a probe.
 """
 
 from __future__ import annotations
@@ -36,28 +36,29 @@ PROBED_IMAGES = 128
 """The largest batch that is timed, in images."""
 
 PROBE_ROUNDS = 3
-"""Batches of each plan that are timed. Their median counts."""
+"""The number of timed batches of each plan; the median time is used."""
 
 FIRST_STEPS = 3
 """Steps of a compiled network that are not timed: the first compiles it, the next ones record a GPU's graphs."""
 
 LEAST_SPEEDUP = 1.05
-"""Images per second that another plan must reach to be chosen, as a multiple of those of the plainest plan. Below it
-the difference is within the noise of a probe."""
+"""Images per second that another plan must reach to be chosen, as a multiple of those of the simplest plan. A smaller
+difference is within the noise of a probe."""
 
 TOO_SLOW = 5.0
 """A plan whose first timed batch takes this many times as long as the fastest plan's is not timed further."""
 
 PROBE_PAYS = 150
-"""Batches of work from which a probe is made. It takes up to 24 batches itself; less work has the plainest plan."""
+"""Batches of work from which a probe is made. A probe itself takes up to 24 batches; less work uses the simplest
+plan."""
 
 HALF_TOLERANCE = 3.0
-"""The largest deviation of bfloat16 by the library's convolutions from float32. It only excludes garbage: with random
-parameters the gradients of a deep network in bfloat16 keep their size but little of their direction."""
+"""The largest deviation of bfloat16 with the library's convolutions from float32. It excludes only useless results:
+with random parameters the gradients of a deep network in bfloat16 keep their size but little of their direction."""
 
 TOLERANCES: dict[Phase, float] = {"train": 2e-2, "predict": 1e-3}
-"""The parity check: the largest deviation of gradients (train) or logits (predict) of a lowered, fused or compiled
-network from the library's layers in float32, beyond what rounding explains."""
+"""The tolerance of the parity check: the largest deviation of gradients (train) or logits (predict) of a lowered, fused
+or compiled network from the library's layers in float32, in addition to the effect of rounding."""
 
 ROUNDING_FACTOR = 1.5
 """Multiple of the effect of rounding that is allowed in addition to `TOLERANCES`. In half precision the effect is the
@@ -95,7 +96,7 @@ class Probe:
     failed: dict[str, str] = field(default_factory=dict)
 
     def for_work(self, images: int) -> Plan:
-        """Return the plan by which this many images take the least time, compiling included."""
+        """Return the plan that takes the least time for this many images, including compiling."""
         seconds, ready = {}, self.images_per_second.get(str(self.chosen), 0.0)
         if ready or not self.setup_seconds:
             seconds[self.chosen] = images / ready if ready else 0.0
@@ -108,7 +109,7 @@ class Probe:
 def choose_plan(
     config: MemberConfig, device: torch.device, image_size: int, phase: Phase, batches: int, threads: int
 ) -> Plan:
-    """Return the plan to compute a network by: the fastest by a probe where there is a choice and enough work.
+    """Return the plan for a network: if there is a choice and enough work, the fastest one in a probe.
 
     Parameters
     ----------
@@ -119,7 +120,7 @@ def choose_plan(
         Side of the images in pixels.
     phase : {"train", "predict"}
     batches : int
-        The amount of work. Below `PROBE_PAYS` the plainest possible plan is used.
+        The amount of work. Below `PROBE_PAYS` the simplest possible plan is used.
     threads : int
         The threads that will compute the network.
 
@@ -129,7 +130,7 @@ def choose_plan(
         A compiled network is requested, and it cannot be compiled or fails the parity check.
     """
     plans = possible_plans(config.precision, config.convolutions, device, config.input_size or image_size, phase)
-    if config.freeze:  # the head alone is trained, and that is one layer
+    if config.freeze:  # only the head is trained, which is one layer
         plans = tuple(
             dict.fromkeys(Plan(plan.precision) if plan.convolutions == "compiled" else plan for plan in plans)
         )
@@ -154,7 +155,7 @@ def probe(
 ) -> Probe:
     """Measure each plan in turn on random images, or return the cached result of the same probe.
 
-    A plan other than the plainest is only chosen if it passes the parity check and is at least `LEAST_SPEEDUP` times
+    A plan other than the simplest is only chosen if it passes the parity check and is at least `LEAST_SPEEDUP` times
     as fast. The network's parameters are drawn at random; torch's global generator is left as it is.
     """
     batch = min(config.batch_size, PROBED_IMAGES)
@@ -186,7 +187,7 @@ def speed(
     threads: int,
     device: torch.device = CPU,
 ) -> float:
-    """Return the images per second of a network in batches of one size: the median of `PROBE_ROUNDS`, warmed up."""
+    """Return the images per second of a network with one batch size: the median of `PROBE_ROUNDS`, after a warm-up."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -250,7 +251,7 @@ def _first_steps(
 
 
 def _timed(subjects: dict[Plan, _Subject], bar: Bar) -> dict[Plan, list[float]]:
-    """Return the seconds of each plan's steps, taken in turns, so that a busy moment slows all plans alike."""
+    """Return the seconds of each plan's steps, taken in turn, so that other work slows all plans equally."""
     seconds: dict[Plan, list[float]] = {plan: [] for plan in subjects}
     too_slow: set[Plan] = set()
     for _ in range(PROBE_ROUNDS):
@@ -264,7 +265,7 @@ def _timed(subjects: dict[Plan, _Subject], bar: Bar) -> dict[Plan, list[float]]:
 
 @dataclass(frozen=True)
 class _Subject:
-    """A network and a batch; every step computes the same."""
+    """A network and a batch; every step does the same computation."""
 
     network: Backbone
     dtype: torch.dtype
@@ -298,8 +299,8 @@ def _subject(
 ) -> _Subject:
     """Return a network with random parameters, and a batch of random images for it.
 
-    Gains that are initialised with a constant are drawn, too. With a gain of 0 (the last norm of a ResNet's block) or
-    1e-6 (ConvNeXt's layer scale) a wrong layer would show neither in the logits nor in the gradients.
+    Gains that are initialised with a constant are drawn at random too. With a gain of 0 (the last norm of a ResNet's
+    block) or 1e-6 (ConvNeXt's layer scale) a wrong layer would show neither in the logits nor in the gradients.
     """
     shape = (batch, image_size, image_size, 3)
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
@@ -358,7 +359,7 @@ def _file() -> Path:
 
 
 def _read() -> dict[str, Any]:
-    """Return the cache; an empty one if it cannot be read, as everything can be measured again."""
+    """Return the cache, or an empty one if it cannot be read, because everything can be measured again."""
     try:
         stored = json.loads(_file().read_text())
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
 """A pool of processes that work on all cores, each process pinned to its share of them.
 
-A network on small images leaves most of a second core idle; two networks, one on each core, do not. So the folds of a
-member, or the fold models of an ensemble, are computed side by side.
+One network on small images leaves most of a second core unused; two networks, one on each core, use both. Therefore the
+folds of a member, or the fold models of an ensemble, are computed in parallel.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from ensemble.machine import available_cores, available_memory
 from ensemble.progress import Bar
 
 POLL_S = 0.5
-"""Seconds between two looks for a signal while no process sends a message."""
+"""Seconds between two checks for a signal while no process sends a message."""
 
 PROCESS_PAYS = 100
-"""Batches of a job from which a separate process pays. Starting it takes some seconds."""
+"""The number of batches in a job from which a separate process saves time. Starting a process takes some seconds."""
 
 MEMORY_OF_A_JOB = 3 * 2**30
-"""The memory budget of each network in bytes, used where --jobs is not given. A network on 80,000 images of 64 pixels
+"""The memory budget of each network in bytes, used if --jobs is not given. A network on 80,000 images of 64 pixels
 was measured at up to 2.5 GB, including the memory-mapped images."""
 
 
@@ -49,15 +49,16 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class MappedPixels:
-    """An array that is cheap to send to another process where it is a memory map.
+    """An array that is cheap to send to another process if it is a memory map.
 
-    A whole memory map is sent as its path, and the other process opens it; any other array is sent by its content.
+    A whole memory map is sent as its path, and the other process opens it. Any other array is sent with its content.
     """
 
     array: np.ndarray
 
     def __reduce__(self) -> Any:
-        if isinstance(self.array, np.memmap) and isinstance(self.array.base, mmap.mmap):  # no slice of it
+        # Only a whole memory map has an `mmap` as its base; the base of a slice is the whole memory map.
+        if isinstance(self.array, np.memmap) and isinstance(self.array.base, mmap.mmap):
             return _open, (str(self.array.filename),)
         return MappedPixels, (np.asarray(self.array),)
 
@@ -69,8 +70,8 @@ def _open(path: str) -> MappedPixels:
 def shares(jobs: int, at_once: int) -> list[list[int]]:
     """Return the cores of each job: equal shares for `at_once` jobs; the last jobs, if fewer, have larger shares.
 
-    The shares depend on the number of jobs alone, not on which are finished already, so that a resumed run computes
-    each job with the same number of threads, and so to the same bytes.
+    The shares depend only on the number of jobs, not on which of them are finished. A resumed run therefore computes
+    each job with the same number of threads, and gets the same bytes.
     """
     every = available_cores()
 
@@ -83,7 +84,7 @@ def shares(jobs: int, at_once: int) -> list[list[int]]:
 
 
 def at_once(jobs: int, batches: int, device: torch.device, requested: int | None) -> int:
-    """Return how many jobs to compute side by side: as requested, or on a CPU one for each core where jobs are long.
+    """Return how many jobs to compute in parallel: as requested, or on a CPU one for each core if the jobs are long.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The images of an epoch on a device, augmented once for all folds that are trained on it side by side."""
+"""Keep the images of an epoch on a device, augmented once for all folds that are trained there together."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ def is_idle(job: FoldJob) -> bool:
 
 
 def code(job: FoldJob, rows: np.ndarray) -> np.ndarray:
-    """Return a number for each (row, times it was drawn before) of an epoch; without augmentation, the row.
+    """Return a number for each draw of an epoch, from its row and how often the row was drawn before.
 
-    Two draws with the same number are augmented alike, so they share an image.
+    Two draws with the same number are augmented in the same way, so they share an image. Without augmentation, the
+    number is the row.
     """
     return rows if is_idle(job) else times_before(rows) * len(job.labels) + rows
 
@@ -44,14 +45,15 @@ def entries(jobs: Sequence[FoldJob], epoch: int) -> np.ndarray:
 def resident_bytes(jobs: Sequence[FoldJob]) -> int:
     """Return the bytes of device memory for the images of some jobs: those of an epoch and of the next one.
 
-    The jobs have the same augmentation. Epochs of a balanced sampler differ little in size, so the first one counts.
+    The jobs have the same augmentation. Epochs of a balanced sampler differ little in size, so the first one is
+    used as an estimate.
     """
     return len(entries(jobs, 0)) * int(jobs[0].pixels[0].nbytes) * (1 if is_idle(jobs[0]) else 2)
 
 
 @dataclass
 class _Epoch:
-    """The images of an epoch on the device: (H, W, 3) uint8 for each code (e,); the first `loaded` are there."""
+    """The images of an epoch on the device: (H, W, 3) uint8 for each code (e,); the first `loaded` are loaded."""
 
     codes: np.ndarray
     pixels: torch.Tensor
@@ -61,19 +63,19 @@ class _Epoch:
 class ResidentEpochs:
     """Batches of several folds, gathered on the device from one augmented copy of their images.
 
-    Augmentation depends on (seed, epoch, row, time) alone, so folds with the same seed and augmentation can share an
-    image, and each has the batches that it would have alone: with k folds, an image is augmented once an epoch instead
-    of k - 1 times. While one epoch is trained on, the next one is loaded, a little with every batch. Without
-    augmentation the images are loaded once.
+    Augmentation depends only on (seed, epoch, row, time). Folds with the same seed and augmentation can therefore share
+    an image, and each fold has the batches that it would have alone. With k folds, an image is augmented once in an
+    epoch instead of k - 1 times. During an epoch, every batch also loads a part of the next epoch. Without augmentation
+    the images are loaded once.
 
     Parameters
     ----------
     jobs : sequence of FoldJob
-        With the same images, seed and augmentation.
+        They have the same images, seed and augmentation.
     first_epochs : sequence of int
-        The epoch from which each job is trained.
+        The first epoch that each job trains.
     workers : int
-        Processes that augment ahead.
+        Processes that augment in advance.
     device : torch.device
     """
 
@@ -117,11 +119,11 @@ class ResidentEpochs:
             yield held.pixels[of_pixel], self._labels[of_label], batch
 
     def _number(self, epoch: int) -> int:
-        """Return the epoch whose images an epoch is trained on: the first one where nothing is augmented."""
+        """Return the epoch whose images an epoch uses; without augmentation, all epochs use those of the first."""
         return self._epochs.start if self._once else epoch
 
     def _load(self, epoch: int, share: float, bar: Progress | None = None) -> None:
-        """Load images until this share of an epoch is on the device; past the last epoch nothing is done."""
+        """Load images until this share of an epoch is on the device; after the last epoch, do nothing."""
         if epoch not in self._epochs:
             return
         if epoch not in self._held:
@@ -145,7 +147,7 @@ class ResidentEpochs:
                 yield [(epoch, row, time) for row, time in zip(rows[part].tolist(), times[part].tolist(), strict=True)]
 
     def _of_epoch(self, epoch: int) -> np.ndarray:
-        """Return the codes of an epoch. They are cached: `_draws` needs them ahead, `_load` once more."""
+        """Return the codes of an epoch. They are cached, because `_draws` and `_load` both need them."""
         if epoch not in self._codes:
             self._codes = {each: codes for each, codes in self._codes.items() if each >= epoch - 1}
             self._codes[epoch] = entries(self._jobs if self._once else self._due(epoch), epoch)

@@ -1,4 +1,4 @@
-"""Convolutions whose gradients oneDNN computes wrong on a CPU, computed right."""
+"""Compute convolutions correctly whose gradients oneDNN computes wrongly on a CPU."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 UNSAFE_CHANNELS = 16
-"""Input channels from which the weight gradients of strided 1 × 1 convolutions are right. With fewer, oneDNN 3.13 reads
-beyond its workspace: below 16 with AVX-512, below 8 without (github.com/uxlfoundation/oneDNN/issues/6035)."""
+"""The number of input channels from which the weight gradients of strided 1 × 1 convolutions are correct. With fewer,
+oneDNN 3.13 accesses memory beyond its workspace: below 16 with AVX-512, below 8 without
+(github.com/uxlfoundation/oneDNN/issues/6035)."""
 
 
 class SampledConv2d(nn.Conv2d):
@@ -25,7 +26,7 @@ class SampledConv2d(nn.Conv2d):
 
 
 def sample_strided(network: nn.Module) -> None:
-    """Turn the convolutions whose gradients oneDNN computes wrong into `SampledConv2d`, in place."""
+    """Change the convolutions whose gradients oneDNN computes wrongly into `SampledConv2d`, in place."""
     for module in network.modules():
         if type(module) is nn.Conv2d and module.kernel_size == (1, 1) and module.padding in ((0, 0), "valid"):
             strided = module.stride != (1, 1) and module.groups == 1

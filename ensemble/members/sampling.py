@@ -1,4 +1,4 @@
-"""The rows of each batch, and the batches of augmented images."""
+"""Choose the rows of each batch, and make the batches of augmented images."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def augmented(job: FoldJob, draws: Iterable[list[Draw]], workers: int, device: t
     draws : iterable of lists of (int, int, int)
         The draws of each batch.
     workers : int
-        Processes that augment ahead. With 0, a batch is augmented when it is taken.
+        Processes that augment in advance. With 0, a batch is augmented when it is requested.
     device : torch.device
         For a GPU the batches are in pinned memory.
     """
@@ -68,7 +68,7 @@ def augmented(job: FoldJob, draws: Iterable[list[Draw]], workers: int, device: t
         batch_sampler=draws,
         collate_fn=_to_tensors,
         num_workers=workers,
-        multiprocessing_context="forkserver" if workers else None,  # CUDA does not survive a fork
+        multiprocessing_context="forkserver" if workers else None,  # CUDA cannot be used after a fork
         pin_memory=device.type == "cuda",
         worker_init_fn=_quiet_worker,
     )
@@ -76,7 +76,7 @@ def augmented(job: FoldJob, draws: Iterable[list[Draw]], workers: int, device: t
 
 
 class _AugmentedRows(torch.utils.data.Dataset):  # type: ignore[type-arg]
-    """Batches of augmented images by their draws: a batch depends on nothing else, whichever worker makes it."""
+    """Batches of augmented images. A batch depends only on its draws, not on the worker that makes it."""
 
     def __init__(self, job: FoldJob) -> None:
         self.mapped, self.labels = job.mapped, job.labels

@@ -1,7 +1,7 @@
-"""Small CNNs of public solutions of the TheraPanacea exercise, registered with timm under their names.
+"""Define small CNNs of public solutions of the TheraPanacea exercise, and register them with timm by their names.
 
-All are a stack of convolutions, hidden layers on the flattened map, and one linear layer. Before it is flattened, the
-map is pooled to the side that it has for images of 64 pixels, so that any image size needs the same parameters.
+Each network has convolutions, hidden layers on the flattened map, and one linear layer. Before the map is flattened, it
+is pooled to the side that it has for images of 64 pixels, so that the parameters do not depend on the image size.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch import nn
 
 
 class _PoolTo(nn.AdaptiveAvgPool2d):
-    """Average pooling to a given side; a map of that side is passed on unchanged."""
+    """Average pooling to a given side; a map of that side is returned unchanged."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x if x.shape[-2:] == (self.output_size,) * 2 else super().forward(x)
 
 
 class PlainCnn(nn.Module):
-    """Convolutions, hidden layers on the flattened map, and one linear layer, with the interface of a timm model.
+    """A network of convolutions, hidden layers and one linear layer, with the interface of a timm model.
 
     Parameters
     ----------
@@ -60,7 +60,12 @@ class PlainCnn(nn.Module):
 
 
 class _SmallCnn(PlainCnn):
-    """Blocks of 3 × 3 convolutions with max pooling between them: 16 | 32, 32 | 64, 64 | 128, 128, then 64, 128."""
+    """The network of `small_cnn`.
+
+    Four blocks of 3 × 3 convolutions have 16; 32, 32; 64, 64; and 128, 128 filters, with max pooling between the
+    blocks. Two hidden layers of 64 and 128 units follow. Every convolution replicates the border pixels, and has batch
+    norm, ReLU and dropout.
+    """
 
     def __init__(self, num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.25) -> None:
         blocks = ((16,), (32, 32), (64, 64), (128, 128))
@@ -77,7 +82,11 @@ class _SmallCnn(PlainCnn):
 
 
 class _SimpleCnn(PlainCnn):
-    """32, 64, 128 filters of 3 × 3, each with 2 × 2 pooling, then 128 with dropout."""
+    """The network of `simple_cnn`.
+
+    Three 3 × 3 convolutions of 32, 64 and 128 filters each have batch norm, ReLU and 2 × 2 max pooling. A hidden layer
+    of 128 units with dropout follows.
+    """
 
     def __init__(self, num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.5) -> None:
         layers: list[nn.Module] = []
@@ -91,7 +100,11 @@ class _SimpleCnn(PlainCnn):
 
 
 class _LeNet(PlainCnn):
-    """6 and 16 filters of 5 × 5, each with 2 × 2 pooling, then 256, 32."""
+    """The network of `lenet`.
+
+    Two 5 × 5 convolutions of 6 and 16 filters each have ReLU and 2 × 2 max pooling. Two hidden layers of 256 and 32
+    units follow.
+    """
 
     def __init__(self, num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.0) -> None:
         features = nn.Sequential(
@@ -122,17 +135,17 @@ default_cfgs = generate_default_cfgs(
 
 @register_model  # type: ignore[untyped-decorator]
 def small_cnn(pretrained: bool = False, **values: Any) -> Any:
-    """Each convolution with batch norm, ReLU and dropout 0.25, edges replicated; 824,929 parameters with one logit."""
+    """Return the seven-convolution network with dropout 0.25; with one logit it has 824,929 parameters."""
     return build_model_with_cfg(_SmallCnn, "small_cnn", pretrained, **values)
 
 
 @register_model  # type: ignore[untyped-decorator]
 def simple_cnn(pretrained: bool = False, **values: Any) -> Any:
-    """Each convolution with batch norm and ReLU; dropout 0.5 before the last layer."""
+    """Return the three-convolution network with dropout 0.5 before its last layer."""
     return build_model_with_cfg(_SimpleCnn, "simple_cnn", pretrained, **values)
 
 
 @register_model  # type: ignore[untyped-decorator]
 def lenet(pretrained: bool = False, **values: Any) -> Any:
-    """After LeNet-5, with ReLU and max pooling."""
+    """Return a variant of LeNet-5 (LeCun et al. 1998) with ReLU and max pooling."""
     return build_model_with_cfg(_LeNet, "lenet", pretrained, **values)

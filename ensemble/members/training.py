@@ -1,6 +1,6 @@
 """Train one member on the training rows of one fold.
 
-`Learner.update` is the training step, `FoldTraining` the epochs with resuming, `train_and_predict` the whole.
+`Learner.update` is the training step, `FoldTraining` runs the epochs and resumes, `train_and_predict` does everything.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class FoldResult:
     logits : float64 array (h, views)
         Of the held-out rows.
     history : list of dict
-        One an epoch, as from `train_fold`.
+        One dictionary for each epoch, as from `train_fold`.
     parameters : int
     seconds : float
         Of training and prediction together.
@@ -70,7 +70,7 @@ class FoldResult:
 
 @dataclass(frozen=True)
 class Watch:
-    """A measurement on held-out rows after each epoch, for display alone.
+    """A measurement on held-out rows after each epoch, for information only; it never affects training.
 
     Attributes
     ----------
@@ -126,9 +126,9 @@ def train_and_predict(
     views : sequence of str
         Names from `config.VIEWS`.
     watch : Watch, optional
-        Its value is recorded after each epoch and changes nothing else.
+        Its value is recorded after each epoch; it never affects training.
     bar : Progress
-        Advanced by one an image trained on, and by one an image and view predicted.
+        Advanced by one for each image that is trained on, and for each predicted image and view.
 
     Raises
     ------
@@ -191,14 +191,15 @@ def train_fold(
     workers : int
         Processes that augment. Their number does not change the batches.
     bar : Progress
-        Advanced by one an image.
+        Advanced by one for each image.
 
     Returns
     -------
     Backbone
         The EMA of the weights, in evaluation mode, on `device`.
     list of dict
-        One an epoch: epoch, loss (mean), lr (at its last update), seconds; with a watch also hter, of the EMA.
+        One dictionary for each epoch: epoch, loss (mean), lr (at its last update), seconds; with a watch also hter,
+        that of the EMA.
 
     Raises
     ------
@@ -217,8 +218,8 @@ class FoldTraining:
     """One fold's training, an epoch at a time.
 
     The number of epochs is fixed, and the exponential moving average (EMA) of the weights after the last epoch is the
-    result: choosing an epoch would need rows of its own. Training resumes after the last epoch that `checkpoint` holds;
-    on a CPU a resumed training gives the same bytes.
+    result: choosing an epoch would need additional labelled rows. Training resumes after the last epoch that
+    `checkpoint` holds; on a CPU a resumed training gives the same bytes.
 
     Parameters
     ----------
@@ -281,7 +282,7 @@ class FoldTraining:
 
 
 class Learner:
-    """The network, its average, its optimiser and its schedule."""
+    """A network in training, with the average of its weights, its optimiser and its learning-rate schedule."""
 
     def __init__(self, job: FoldJob, network: Backbone, plan: Plan, device: torch.device) -> None:
         config, self.job, self.network, self.device = job.config, job, network, device
@@ -327,7 +328,7 @@ class Learner:
         labels = labels.to(self.device, non_blocking=True)
         loss = classification_loss(logits, labels, self.job.config, self.class_weights).mean()
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        self.scaler.unscale_(self.optimizer)  # before clipping, which is by the true norm
+        self.scaler.unscale_(self.optimizer)  # before clipping, which needs the true norm
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.job.config.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -335,7 +336,7 @@ class Learner:
         return loss.detach()
 
     def _finite_losses(self, unchecked: list[tuple[torch.Tensor, np.ndarray]]) -> list[float]:
-        """Return the finite losses; raise an error where fp16's scaler does not explain the others.
+        """Return the finite losses; raise an error if the gradient scaler of fp16 does not explain the others.
 
         The gradient scaler skips an update that overflows and lowers its scale, so some losses in fp16 may be
         infinite, but not all of an interval.
@@ -352,7 +353,7 @@ class Learner:
         return losses[finite].tolist()
 
     def state(self) -> Tensors:
-        """Return every tensor that the next epoch depends on, by name; random streams depend on the epoch alone."""
+        """Return every tensor that the next epoch depends on, by name; random streams depend only on the epoch."""
         tensors = {f"network.{key}": value for key, value in self.network.state_dict().items()}
         tensors |= {f"ema.{key}": value for key, value in self.ema.module.state_dict().items()}
         for index, slots in self.optimizer.state_dict()["state"].items():

@@ -1,10 +1,10 @@
-"""What does `thera predict --cascade` save, and what does it change?
+"""Measure the time that `thera predict --cascade` saves, and the labels that it changes.
 
     python tests/benchmarks/cascaded.py RUN IMAGES
 
-Labels the images with and without a cascade, in turn, by a run that has its weights. Each time the whole command runs
-in a new process, in a copy of the run that holds no earlier logits. Prints how long each took, how many labels differ
-from those of exact mode, and how many differ at one threshold, that of exact mode.
+The run must have its weights. The script labels the images with and without a cascade, in turn. Each time the whole
+command runs in a new process, in a copy of the run without earlier logits. The script prints how long each took, how
+many labels differ from those of exact mode, and how many differ if both use the threshold of exact mode.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What averaging the fold models does on real images whose labels are known, and what each correction is worth there.
+"""Measure the effect of averaging the fold models, and of each correction, on real images with known labels.
 
     python tests/benchmarks/corrections.py split .data/therapanacea    # writes learn.csv, rest.csv, rest.txt there
     thera train-member --arch resnet18 --no-pretrained --epochs 3 --warmup-epochs 0.3 --augment light \\
@@ -7,8 +7,8 @@
     thera predict --tta --run checkpoints/held --images .data/therapanacea/rest.csv --out rest_predicted.txt
     python tests/benchmarks/corrections.py count checkpoints/held rest .data/therapanacea/rest.txt
 
-The set has labels that the run has never seen, so rates, best thresholds and regrets (HTER at the chosen threshold,
-less the least of any threshold) are counted, not estimated.
+The run has never seen the labels of the set, so rates, best thresholds and regrets (the HTER at the chosen threshold
+minus the lowest HTER of any threshold) are measured, not estimated.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""How long does `thera fit-stacker` take, and where does the time go?
+"""Measure how long `thera fit-stacker` and its parts take.
 
     OMP_NUM_THREADS=1 taskset -c 1 python tests/benchmarks/fit_stacker.py
 
-Makes a run of 100,000 rows, 3 members, 5 folds and 2 views in a temporary folder, and runs the whole command several
-times, each time in a new process (start and imports included). The parts of the command are then timed in this process,
-equally often. Both wall time and processor time are printed: other work on the machine lengthens the second less.
+The script makes a run of 100,000 rows, 3 members, 5 folds and 2 views in a temporary folder. It runs the whole command
+several times, each time in a new process (including start and imports). It then times the parts of the command in this
+process, equally often. It prints wall time and processor time; other work on the machine lengthens the second one less.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FOLDS, MEMBERS = 5, {"a": 1.0, "b": 0.9, "c": 0.6}
 
 
 def write_run(folder: Path, n: int) -> Run:
-    """Write what training leaves of a run, without weights.
+    """Write the files that training leaves in a run, without weights.
 
     5 % of the labels are flipped; every hundredth image forms a group with another one.
     """

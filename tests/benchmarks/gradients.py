@@ -1,10 +1,11 @@
-"""Which convolutions does this CPU's library compute wrong?
+"""Find convolutions that the library computes wrongly on this CPU.
 
     python tests/benchmarks/gradients.py --minutes 10 --seed 0
 
-Draws convolutions of the shapes that networks have (float32, channels last), computes output and gradients by torch in
-float32, and holds them against float64, which oneDNN does not compute. Each runs in a process of its own: the library
-may write past its memory. Prints what is wrong, dies or does not return within 40 seconds, and how many were drawn.
+The script draws convolutions of the shapes that networks have (float32, channels last). It computes output and
+gradients with torch in float32, and compares them with float64, which oneDNN does not compute. Each convolution runs in
+its own process, because the library may write outside its memory. The script prints the convolutions that are wrong,
+end the process, or do not return within 40 seconds, and the number of convolutions drawn.
 """
 
 from __future__ import annotations

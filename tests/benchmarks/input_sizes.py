@@ -1,10 +1,11 @@
-"""What input size and stem suit each backbone, from scratch, at equal training time.
+"""Compare input sizes and stems of each backbone, from scratch, at equal training time.
 
     python tests/benchmarks/input_sizes.py DATA [--seconds 40] [arch:size:stem:precision ...]
 
-DATA is the exercise's folder. Each variant's speed is measured first; it then makes one epoch (one warm-up and cosine
-cycle) over as many of 70,000 rows as fit into the seconds. The other 10,000 rows, both views, give the HTER at the best
-cut on them: a figure to compare variants by, not one to promise. One line of JSON a variant.
+DATA is the exercise's folder. The script first measures the speed of each variant. The variant is then trained for one
+epoch (one warm-up and cosine cycle) over as many of 70,000 rows as fit into the seconds. The HTER is that of the best
+threshold on the other 10,000 rows, with both views: use it to choose variants, not to estimate their error. The script
+prints one line of JSON for each variant.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ VARIANTS = [
 
 
 class Nowhere:
-    """A checkpoint that keeps nothing."""
+    """A checkpoint that stores nothing."""
 
     def load(self) -> None:
         return None
@@ -78,7 +79,7 @@ def main() -> None:
                 augment="light",
             )
             with progress(1, variant) as bar:
-                for n in (3 * 128, 12 * 128):  # the first warms up
+                for n in (3 * 128, 12 * 128):  # the first one is a warm-up
                     started = time.monotonic()
                     train_fold(job(config, rest[:n]), Nowhere(), Plan(precision), device, 0, bar)
                 speed = n / (time.monotonic() - started)

@@ -1,10 +1,10 @@
-"""What is each member worth to the stack?
+"""Measure how much each member contributes to the stack.
 
     python tests/benchmarks/members.py --run checkpoints/therapanacea
 
-Fits a stack of the deployed kind again without each member, and of the best one, two, …, and prints a table: the nested
-HTER with its interval, and how far it lies from that of all members, paired. Views identity + hflip. Which members are
-the best is read off the same rows, which the intervals do not know.
+The script fits stacks of the deployed kind without each member in turn, and of the best one, two, … members, with the
+views identity + hflip. It prints the nested HTER of each stack with its interval, and the paired difference to the
+stack of all members. The best members are chosen on the same rows; the intervals do not include this choice.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def main(folder: Path) -> None:
             )
         )
     shown = Table(
-        f"Stacks of fewer members, {kind}", ("stack", "HTER, nested", "95 %", "less all's", "95 %, paired"), tuple(rows)
+        f"Stacks of fewer members, {kind}",
+        ("stack", "HTER, nested", "95 % interval", "minus all members'", "95 % interval, paired"),
+        tuple(rows),
     )
     print(shown.markdown(), end="")
 

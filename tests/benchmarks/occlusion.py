@@ -1,11 +1,11 @@
-"""Where in the image is what speaks for a label?
+"""Measure which parts of an image determine its label.
 
     python tests/benchmarks/occlusion.py RUN MEMBER
 
-Takes a run whose weights are there. Of each label's images, those that the fold model that has not seen them calls so
-most confidently are covered, one square of 8 × 8 pixels after the other, with what the mean of many images has there.
-Prints by how much the logit moves on average, a number a square: a label is told by what lies where covering it moves
-the logit towards the other one.
+The run must have its weights. For each label, the script takes the images that their fold model (the one that was not
+trained on them) predicts most confidently as this label. It covers one square of 8 × 8 pixels after the other with the
+same square of the mean image, and prints the mean change of the logit for each square. If covering a square moves the
+logit towards the other label, this square shows what determines the label.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ensemble.progress import progress, say
 from ensemble.runs.run import Run
 
 SQUARE = 8
+"""Side of the squares that are covered, in pixels: a 64 × 64 image has 8 × 8 of them."""
 
 
 def main(folder: Path, name: str, images: int) -> None:

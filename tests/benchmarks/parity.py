@@ -1,11 +1,11 @@
-"""Do the fast ways of computing change the labels?
+"""Measure how many labels the fast plans change.
 
     python tests/benchmarks/parity.py RUN
 
-Takes a run whose weights are there, predicts its own labelled images again, each by the fold model that has not seen
-it, in float32 with the library's convolutions and in the plan that `thera predict` takes here, and prints for each
-member and for the stack how far the logits lie apart, the share of equal labels, and both HTERs (nested). With
---every N of every Nth image alone.
+The run must have its weights. The script predicts the run's own labelled images again, each with the fold model that
+was not trained on it: in float32 with the library's convolutions, and with the plan that `thera predict` chooses here.
+For each member and for the stack it prints the difference of the logits, the share of equal labels, and both nested
+HTERs. With --every N it uses only every Nth image.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""What does each recipe of the public solutions give on the same rows?
+"""Measure each recipe of the public solutions on the same rows.
 
     python tests/benchmarks/recipes.py --images train_img --labels label_train.txt
 
-Takes a fixed part of the rows, runs configs/ensemble.yaml and every file of configs/recipes on it with the same folds,
-and prints a table: nested HTER with its interval, and how far it lies from the ensemble's, paired. Then the vote of the
-small CNN's fold models, on as many rows that none of them knows. What is done already is not done again. The runs lie
-in checkpoints/recipes/, the tables in its README.md; two manifests are written beside the images.
+The script takes a fixed part of the rows, runs configs/ensemble.yaml and every file of configs/recipes on it with the
+same folds, and prints a table: the nested HTER with its interval, and its paired difference to the ensemble's. Then it
+measures the vote of the small CNN's fold models on as many other rows, which no fold model was trained on. Finished
+runs are not repeated. The runs are in checkpoints/recipes/, and the tables in its README.md; the script writes two
+manifests into the folder of the images.
 """
 
 from __future__ import annotations
@@ -35,16 +36,16 @@ from ensemble.runs.run import Run
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 EPOCHS = {"small-cnn-vote": 20, "simple-cnn": 20}
-"""Epochs of the small networks: as many as two cores allow. The others train for `FEWER`."""
+"""The epochs of the small networks, as many as two cores allow. The other networks train for `FEWER` epochs."""
 
 FEWER = 6
 
 FLIPPED = {"ensemble", "focal-oversampling"}
-"""Recipes that average an image and its mirror; the others were published without it."""
+"""The recipes that average the logits of an image and its mirror image; the others were published without this."""
 
 
 def manifests(images: Path, labels: Path, n: int) -> tuple[Path, Path]:
-    """Write two manifests of `n` rows each beside the images, both classes in their shares, drawn from seed 0."""
+    """Write two stratified manifests of `n` rows each, drawn with seed 0, into the folder of the images."""
     given = parse_labels(labels.read_bytes(), str(labels))
     files = sorted(images.iterdir(), key=lambda path: int(path.stem))
     if len(files) != len(given):
@@ -91,13 +92,25 @@ def main(images: Path, labels: Path, n: int, jobs: int | None, out: Path) -> Non
     tables = [
         Table(
             f"Recipes on the same {n} rows, 3 folds",
-            ("recipe", "epochs", "views", "HTER here", "95 %", "at 0.5", "AUC", "less the ensemble's", "95 %, paired"),
+            (
+                "recipe",
+                "epochs",
+                "views",
+                "HTER here",
+                "95 % interval",
+                "at 0.5",
+                "AUC",
+                "minus the ensemble's",
+                "95 % interval, paired",
+            ),
             tuple(rows),
             (
-                "HTER is nested, on labels as given, all rows, each at the threshold fitted on the other folds. At 0.5 "
-                "and AUC: of the pooled OOF logits. Views: the image, or the image and its mirror.",
-                "Where fold models differ in scale, as without a weight average, the threshold of others costs more.",
-                f"From scratch: {', '.join(dict.fromkeys(scratch)) or 'none'}.",
+                "HTER is nested: every row is scored with its label as given, at the threshold fitted on the other "
+                "folds. The columns at 0.5 and AUC are measured on the pooled OOF logits. One view is the image; two "
+                "views are the image and its mirror image.",
+                "If the logits of the fold models differ in scale, as they do without a weight average, a threshold "
+                "fitted on other folds costs more.",
+                f"Trained from scratch: {', '.join(dict.fromkeys(scratch)) or 'none'}.",
             ),
         ),
         _voting(out / "small-cnn-vote", others, ComputeConfig(jobs=jobs)),
@@ -126,7 +139,7 @@ def _row(recipe: str, run: Run, name: str, tta: bool, to: NestedPredictions, epo
 
 
 def _voting(folder: Path, others: Path, compute: ComputeConfig) -> Table:
-    """Measure the vote of a run's fold models, each of them, and their mean, on rows that none of them knows."""
+    """Measure the vote of a run's fold models, each of them, and their mean, on rows that none was trained on."""
     labels = np.array([int(row["label"]) for row in _read(others)])
     predictions: dict[str, Sequence[int]] = {}
     for combine in ("vote", "mean"):
@@ -146,7 +159,7 @@ def _voting(folder: Path, others: Path, compute: ComputeConfig) -> Table:
         rates = measured.rates
         rows.append((name, f"{rates.fpr:.4f}", f"{rates.fnr:.4f}", f"{rates.hter:.4f}", f"{low:.4f} to {high:.4f}"))
     title = f"{folder.name}: {len(labels)} other rows, labelled by the vote, the mean of logits, and single fold models"
-    return Table(title, ("labels of", "FPR", "FNR", "HTER", "95 %"), tuple(rows))
+    return Table(title, ("labels of", "FPR", "FNR", "HTER", "95 % interval"), tuple(rows))
 
 
 def _read(path: Path) -> list[dict[str, str]]:

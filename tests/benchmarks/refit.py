@@ -1,8 +1,8 @@
-"""The bootstrap with the threshold fitted anew, against `fit_threshold` on the rows drawn.
+"""Time the bootstrap that refits the threshold, against calls of `fit_threshold` on the drawn rows.
 
     python tests/benchmarks/refit.py
 
-100,000 rows, 3 members, 5 folds; process time, in turn A B A B.
+The data have 100,000 rows, 3 members and 5 folds. The two take turns (A B A B), and the process time is measured.
 """
 
 from __future__ import annotations

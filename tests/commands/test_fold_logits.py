@@ -60,15 +60,15 @@ def again(predicted: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
-    """Return a list of what is computed from now on: the views of each fold model."""
+    """Return a list to which every later prediction adds the views of its fold model."""
     seen: list[tuple[str, ...]] = []
     really = inference.predict_logits
 
-    def told(*given: Any) -> np.ndarray:
+    def recording(*given: Any) -> np.ndarray:
         seen.append(tuple(given[3]))
         return really(*given)
 
-    monkeypatch.setattr(inference, "predict_logits", told)
+    monkeypatch.setattr(inference, "predict_logits", recording)
     return seen
 
 
@@ -102,9 +102,9 @@ def fails(status: int, arguments: list[str], capsys: pytest.CaptureFixture[str])
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert stopped.value.code == status and len(told) == 1, (stopped.value.code, told)
-    return told[0]
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert stopped.value.code == status and len(errors) == 1, (stopped.value.code, errors)
+    return errors[0]
 
 
 def warnings(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -146,8 +146,8 @@ def test_the_prediction_is_computed_from_the_logits_as_written(predicted: Path) 
     for member in "ab":
         files = [place / f"logits/{member}/fold-{fold}.csv" for fold in range(2)]
         kept = [np.loadtxt(file, delimiter=",", skiprows=1)[:, 1:].mean(axis=1) for file in files]
-        wanted = np.stack(kept, axis=1).mean(axis=1).round(5)
-        assert [row[f"logit_{member}"] for row in rows] == [f"{x:.5f}" for x in wanted]
+        expected = np.stack(kept, axis=1).mean(axis=1).round(5)
+        assert [row[f"logit_{member}"] for row in rows] == [f"{x:.5f}" for x in expected]
 
 
 # --- decided anew -----------------------------------------------------------------------------------------------------
@@ -207,8 +207,8 @@ def test_what_is_kept_is_skipped_on_the_bar(
     (again / "run/predictions/img/logits/b/fold-0.csv").unlink()
     capsys.readouterr()
     main(command(again, trained))
-    (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("predict: ")]
-    assert told.startswith("predict: 96 of 96 views") and len(computed) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("predict: ")]
+    assert line.startswith("predict: 96 of 96 views") and len(computed) == 1
 
 
 # --- interrupted ------------------------------------------------------------------------------------------------------
@@ -314,8 +314,8 @@ def test_damaged_logits_are_computed_again_with_one_warning(
     damage(path)
     capsys.readouterr()
     main(command(again, trained))
-    (told,) = warnings(capsys)
-    assert told.startswith(f"warning: {path}: is ") and told.endswith("; it is computed again")
+    (warning,) = warnings(capsys)
+    assert warning.startswith(f"warning: {path}: is ") and warning.endswith("; it is computed again")
     assert made(again) == made(predicted) and len(computed) == 1
 
 
@@ -327,12 +327,12 @@ def test_damaged_logits_without_weights_are_refused(
     path = again / "run/predictions/img/logits/b/fold-1.csv"
     whole = path.read_bytes()
     flip(path)
-    told = fails(4, command(again, trained), capsys)
+    message = fails(4, command(again, trained), capsys)
     assert (
         f"{path}: is not the file that thera wrote (its hash differs), and the weights that computed it are missing"
-        in told
+        in message
     )
-    assert told.endswith("; restore one of the two")
+    assert message.endswith("; restore one of the two")
     path.unlink()
     assert "member b: lacks the weights of fold 1; give its `thera" in fails(4, command(again, trained), capsys)
     assert not (again / "run/predictions/img/label_val.txt").exists() and not (again / "out.txt").exists()
@@ -379,7 +379,7 @@ def test_logits_under_ids_of_other_images_are_not_used(
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (None, "is damaged"),
         ({"files": []}, "is damaged ("),
@@ -388,14 +388,14 @@ def test_logits_under_ids_of_other_images_are_not_used(
     ],
 )
 def test_a_damaged_or_newer_note_is_refused(
-    again: Path, trained: Path, change: dict[str, Any] | None, told: str, capsys: pytest.CaptureFixture[str]
+    again: Path, trained: Path, change: dict[str, Any] | None, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     forget(again)
     path = again / "run/predictions/img/logits/made_from.json"
     stored = json.loads(path.read_text())
     path.write_text("{" if change is None else json.dumps(stored | change))
     before = path.read_bytes()
-    assert f"{path}: {told}" in fails(4, command(again, trained), capsys)
+    assert f"{path}: {message}" in fails(4, command(again, trained), capsys)
     assert path.read_bytes() == before
 
 
@@ -429,6 +429,6 @@ def test_logits_that_are_not_finite_are_not_kept(
 ) -> None:
     shutil.copytree(trained / "run", tmp_path / "run")
     monkeypatch.setattr(inference, "predict_logits", lambda *given: np.full((12, 2), np.nan))
-    told = fails(1, command(tmp_path, trained), capsys)
-    assert "member a: 24 logits of fold 0 are not finite in fp32 native; use --precision fp32" in told
+    message = fails(1, command(tmp_path, trained), capsys)
+    assert "member a: 24 logits of fold 0 are not finite in fp32 native; use --precision fp32" in message
     assert not list(tmp_path.rglob("logits/*"))

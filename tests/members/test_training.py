@@ -330,7 +330,8 @@ READS_BACK = ("_local_scalar_dense", "nonzero", "scalar_tensor", "lift_fresh", "
 
 
 class _ReadBack(TorchDispatchMode):
-    """Counts what makes the host wait for a device: a tensor that is asked for its value, a number that becomes one."""
+    """Records operators that make the host wait for a device: reading a tensor's value, and copying a number to a
+    tensor."""
 
     def __init__(self) -> None:
         super().__init__()

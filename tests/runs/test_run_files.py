@@ -45,16 +45,16 @@ def test_it_is_on_disk_before_it_has_its_name_and_the_folder_after(
     calls: list[str] = []
     fsync, replace = os.fsync, os.replace
 
-    def told_fsync(fd: int) -> None:
+    def recording_fsync(fd: int) -> None:
         calls.append("fsync " + ("folder" if os.path.isdir(f"/proc/self/fd/{fd}") else "file"))
         fsync(fd)
 
-    def told_replace(source: Path, target: Path) -> None:
+    def recording_replace(source: Path, target: Path) -> None:
         calls.append("rename")
         replace(source, target)
 
-    monkeypatch.setattr(os, "fsync", told_fsync)
-    monkeypatch.setattr(os, "replace", told_replace)
+    monkeypatch.setattr(os, "fsync", recording_fsync)
+    monkeypatch.setattr(os, "replace", recording_replace)
     files.write_whole(tmp_path / "a", b"x")
     assert calls == ["fsync file", "rename", "fsync folder"]
 

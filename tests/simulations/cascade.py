@@ -1,7 +1,8 @@
-"""Does a cascade keep the labels that it says it keeps? Data sets in which each image's logits can be drawn anew.
+"""Check on simulated data sets that a cascade changes no more labels than it guarantees.
 
-Each draws OOF rows, fits stacker, threshold and cascade on them, and counts the labels that change on new rows: of
-single fold models, for which the bound is, and of the mean of the fold models, which is what prediction sees.
+For each data set the script draws OOF rows, fits the stacker, the threshold and the cascade on them, and counts the
+labels that change on new rows: those of single fold models, for which the bound holds, and those of the mean of the
+fold models, which prediction uses.
 
     python tests/simulations/cascade.py 60        6 minutes on one core
 """

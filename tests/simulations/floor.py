@@ -1,11 +1,11 @@
-"""How near the two estimates of the floor come, on simulated logits whose true classes are known.
+"""Measure the bias of the two estimates of the floor, on simulated logits whose true classes are known.
 
     python tests/simulations/floor.py [data sets a world, 100]
 
-prints a Markdown table; 100 data sets take about ten minutes on one core. A world says how the logits of the true
-classes are distributed and how the labels go wrong; the share of true class 0 is 12 %. `floor` is the HTER of an oracle
-that knows the true class, `reached` that of the best threshold; `covers` counts intervals that hold the floor, `holds`
-ceilings that lie above it.
+The script prints a Markdown table; 100 data sets take about ten minutes on one core. A world defines the distribution
+of the logits of the true classes and the label noise; the share of true class 0 is 12 %. `floor` is the HTER of an
+oracle that knows the true class, and `reached` that of the best threshold. `covers` is the share of intervals that
+contain the floor, and `holds` the share of ceilings above it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MINORITY = 0.12
 
 @dataclass(frozen=True)
 class World:
-    """Logits and labels to draw."""
+    """The distributions from which logits and labels are drawn."""
 
     name: str
     kind: str  # normal: of unit spread; learned: of the noisy labels; skewed; tailed: Student t, 5 degrees; hard

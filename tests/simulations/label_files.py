@@ -1,9 +1,9 @@
-"""Is the printed number the number that the user gets? A few hundred data sets with known truth.
+"""Compare the printed estimates of the HTER with the truth, on a few hundred simulated data sets.
 
-Each draws a world (tests/simulations/worlds.py), labelled rows with OOF logits from it, and unlabelled images with the
-logits of all fold models; runs the decision wing on them as the commands do; and holds what it says against the truth
-on a large sample of the same world, labels as given. `make simulate` runs it and prints the tables of the README
-beside it.
+For each data set the script draws a world (tests/simulations/worlds.py), labelled rows with OOF logits from it, and
+unlabelled images with the logits of all fold models. It runs the functions of `ensemble.decision` on them as the
+commands do, and compares the estimates with the truth: the error rates on a large sample of the same world, labels as
+given. `make simulate` runs the script and prints the tables of the README in this folder.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def _simulate(task: Task) -> dict[str, float]:
 
 
 def tables(found: dict[str, Floats], rows: int, images: int) -> str:
-    """Return the tables of the README beside this file."""
+    """Return the tables of the README in this folder, as Markdown."""
     n = len(found["true"])
 
     def line(name: str, said: str, true: str, half: str, held: str) -> str:
@@ -168,22 +168,24 @@ def tables(found: dict[str, Floats], rows: int, images: int) -> str:
 
     apparent = found["apparent"] - found["single"]
     lines = [
-        f"{n} data sets, {rows} labelled rows and {images} images each; ±: 95 % of the simulation's own error.",
+        f"{n} data sets, {rows} labelled rows and {images} images each; ±: half-width of a 95 % interval "
+        "for the simulation's own error.",
         "",
-        "| said | mean | truth | said less truth | half-width | bias in half-widths | interval held |",
+        "| estimate | mean | truth | estimate minus truth | half-width | bias in half-widths "
+        "| interval contains the truth |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         f"| apparent, of one fold model | {found['apparent'].mean():.4f} | {found['single'].mean():.4f} | "
         f"{apparent.mean():+.4f} ± {1.96 * apparent.std() / np.sqrt(n):.4f} | | "
         f"{abs(apparent.mean()) / found['half'].mean():.2f} | |",
         line("nested, of one fold model", "nested", "single", "half", "held"),
         line("expected, of the label file's rule", "expected", "true", "expected half", "expected held"),
-        line("expected, as measured on the images", "expected", "here", "here half", "here held"),
+        line("expected, if measured on the images", "expected", "here", "here half", "here held"),
         "",
-        f"One fold model to the mean, at the same threshold: FPR {found['fpr moved'].mean():+.4f}, FNR "
+        f"From one fold model to the mean, at the same threshold: FPR {found['fpr moved'].mean():+.4f}, FNR "
         f"{found['fnr moved'].mean():+.4f}; the best threshold moves by {found['best moved'].mean():+.3f} on average "
         f"(from {np.quantile(found['best moved'], 0.05):+.3f} to {np.quantile(found['best moved'], 0.95):+.3f}).",
         "",
-        "| correction of the threshold | mean regret | 95 % of sets below |",
+        "| correction of the threshold | mean regret | 95 % of data sets have less than |",
         "| --- | ---: | ---: |",
     ]
     names = {

@@ -1,10 +1,10 @@
-"""Worlds with known truth: members of unequal strength, alike in what misleads them, k fold models each, noisy labels.
+"""Simulated worlds with known truth: members of unequal strength with shared errors, k fold models each, noisy labels.
 
 A world is a distribution of images and the fold models that were trained on it. An image has a true class (0 with
-probability 0.12), an evidence that all members share, and an evidence of its own for each member; a fold model sees the
-member's evidence through a noise of its own (what averaging removes) and an offset of its own. The noise may differ by
-image and by class, which is what the account of averaging assumes it does not. Labels as given are true
-classes, flipped more often for one class than for the other.
+probability 0.12), an evidence that all members share, and a separate evidence for each member. Each fold model adds its
+own noise to the member's evidence, which averaging reduces, and its own offset. The noise may differ by image and by
+class, although the model of averaging assumes that it does not. The given labels are the true classes, flipped more
+often for one class than for the other.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Optional speed on a CPU: without this folder everything runs, only slower. Its only public function is `prepare`.
+"""Faster layers for a CPU. They are optional: without this folder everything runs, but slower. Use them by `prepare`.
 
-convolutions.py  convolutions as matrix products, where oneDNN's own kernels are slow ("lowered")
+convolutions.py  convolutions as matrix products, for shapes on which oneDNN's own kernels are slow ("lowered")
 winograd.py      wide 3 × 3 convolutions in float32 by Winograd's transforms
 fused.py         batch norms, layer scales and activations fused into the layers, for prediction ("fused")
 """
@@ -15,14 +15,14 @@ from ensemble.members.cpu.fused import fuse
 
 
 def prepare(network: Backbone, kind: str, dtype: torch.dtype) -> Backbone:
-    """Return a network that computes the same, up to rounding, by other layers.
+    """Return a network with other layers that computes the same result, up to rounding.
 
     Parameters
     ----------
     network : Backbone
         On the CPU.
     kind : {"lowered", "fused"}
-        lowered: the network itself, changed in place, for training and prediction. fused: a copy, for prediction alone,
+        lowered: the network itself, changed in place, for training and prediction. fused: a copy, only for prediction,
         or the network itself if it cannot be fused.
     dtype : torch.dtype
         The precision in which a fused network will be computed.

@@ -1,12 +1,12 @@
-"""Convolutions as matrix products, which a CPU computes fast, where the library's own kernels are slow.
+"""Compute convolutions as matrix products, which are fast on a CPU, if the library's own kernels are slow.
 
 With small images the last maps of a network are a few pixels wide, and on these oneDNN's convolutions leave most of a
-CPU unused. Without AVX-512 its weight gradients do so on maps of any size. The following cases are computed here; all
-others stay with the library:
+CPU unused. Without AVX-512, its weight gradients leave most of it unused on maps of any size. The following cases are
+computed here; the library computes all others:
 
 - 1 × 1 in bfloat16: a linear layer on the channels-last view.
-- An output of at most `FEW` positions: one product for each position, of the window clipped to the image. So nothing is
-  multiplied by padding, which at 2 × 2 pixels is 5/9 of the work of a 3 × 3 convolution.
+- An output of at most `FEW` positions: one product for each position, of the window clipped to the image. No padding is
+  multiplied, which at 2 × 2 pixels is 5/9 of the work of a 3 × 3 convolution.
 - 3 × 3 in float32 on at least `WINOGRAD_CHANNELS` channels: Winograd's transforms (members/cpu/winograd.py).
 - Windows that do not overlap, 1 × 1 included, in float32: the weight gradient is one product.
 - Depthwise: the weight gradient comes from the products of all pairs of positions, one batched product over the images.
@@ -37,7 +37,8 @@ SMALL_MAP = 64
 """The largest map, in positions, whose depthwise weight gradient comes from all pairs of positions, 64 × 64 of them."""
 
 WINOGRAD_CHANNELS = 64
-"""Input and output channels from which Winograd's transforms pay. With fewer, they take longer than they save."""
+"""The numbers of input and output channels from which Winograd's transforms are faster. With fewer, the transforms take
+longer than the products save."""
 
 Pair: TypeAlias = tuple[int, int]
 
@@ -48,7 +49,7 @@ class LoweredConv2d(nn.Conv2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(b, in, H, W) -> (b, out, H', W')."""
         padding = pair(self.padding)
-        if self.padding_mode != "zeros":  # the borders are written out, and no zeros are left to add
+        if self.padding_mode != "zeros":  # the borders are added here, so the convolution needs no padding
             x, padding = nn.functional.pad(x, self._reversed_padding_repeated_twice, self.padding_mode), (0, 0)
         x, weight, bias = _as_autocast(x, self.weight, self.bias)
         stride = pair(self.stride)
@@ -61,7 +62,7 @@ class LoweredConv2d(nn.Conv2d):
             y = _Windows.apply(x, weight, stride, padding)
         elif x.dtype == torch.float32:
             y = _Dense.apply(x, weight, bias, stride, padding)
-            return y  # with its bias
+            return y  # the library has added the bias
         else:
             return nn.functional.conv2d(x, weight, bias, stride, padding)
         return y if bias is None else y + bias.view(1, -1, 1, 1)
@@ -70,7 +71,8 @@ class LoweredConv2d(nn.Conv2d):
 def lower(network: nn.Module) -> None:
     """Turn the plain convolutions of a network into `LoweredConv2d`, in place.
 
-    Subclasses stay, as they may compute anything, and so do dilated, grouped (but not depthwise) and named paddings.
+    Subclasses are not changed, because they may compute anything. Dilated convolutions, grouped ones that are not
+    depthwise, and those with a padding given by name are not changed either.
     """
     for module in network.modules():
         if type(module) is nn.Conv2d and module.dilation == (1, 1):
@@ -152,7 +154,7 @@ class _Dense(torch.autograd.Function):
 def _gradient_of_disjoint_windows(
     grad_y: torch.Tensor, x: torch.Tensor, kernel: torch.Size, stride: Pair
 ) -> torch.Tensor:
-    """Return the weight gradient (out, in, kh, kw) of windows that share no pixel: grad_yᵀ · windows.
+    """Return the weight gradient (out, in, kh, kw) for windows that share no pixel: grad_yᵀ · windows.
 
     The windows together are no larger than the image, so that they can be copied side by side.
     """
@@ -197,7 +199,7 @@ class _Windows(torch.autograd.Function):
         out = output_size(x.shape[2:], weight.shape[2:], stride, padding)
         ctx.windows = windows(pair(x.shape[2:]), pair(weight.shape[2:]), stride, padding, out)
         ctx.save_for_backward(x, weight)
-        # Not a view: autograd forbids the next layer to change a custom function's view in place.
+        # The result must not be a view: autograd forbids the next layer to change a view of a custom function in place.
         y = torch.empty((len(x), len(weight), *out), dtype=x.dtype, memory_format=torch.channels_last)
         outputs = y.permute(0, 2, 3, 1)
         for at, of_image, of_kernel in ctx.windows:
@@ -208,7 +210,8 @@ class _Windows(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         images, kernels, grad_outputs = (t.permute(0, 2, 3, 1) for t in (x, weight, grads[0]))
-        # Windows overlap, so their gradients are summed; in float32, as bfloat16 would lose small terms.
+        # Windows overlap, so their gradients are summed. The sum is in float32, because bfloat16 would lose small
+        # terms.
         grad_images = torch.zeros(images.shape, dtype=torch.float32) if ctx.needs_input_grad[0] else None
         grad_kernels = torch.zeros(kernels.shape, dtype=torch.float32)
         for at, of_image, of_kernel in ctx.windows:
@@ -225,7 +228,7 @@ class _Windows(torch.autograd.Function):
 
 
 class _Depthwise(torch.autograd.Function):
-    """A depthwise convolution (c, 1, kh, kw): the library's forward pass, other gradients."""
+    """A depthwise convolution (c, 1, kh, kw) with the library's forward pass and gradients of its own."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair) -> torch.Tensor:
@@ -247,7 +250,7 @@ class _Depthwise(torch.autograd.Function):
             if positions <= SMALL_MAP and (kernel >= 5 or positions <= FEW):
                 grad_weight = _gradient_from_pairs(grad_y, x, weight.shape[2:], ctx.stride, ctx.padding)
                 grad_weight = grad_weight.to(weight.dtype)
-            else:  # nor for the weight gradient of kernels from 5 × 5
+            else:  # it has none for the weight gradient of kernels from 5 × 5 either
                 grad_weight = _library_gradient(ctx, grad_y, x, weight, 1, len(weight), half and kernel >= 5)
         return grad_x, grad_weight, None, None
 
@@ -276,8 +279,8 @@ def _gradient_from_pairs(
     """Return the weight gradient (c, 1, kh, kw), float32, of a depthwise convolution.
 
     Σ_b grad_y[b, c, o] x[b, c, i], for every output position o and input position i, is one matrix product for each
-    channel. The gradient of a weight is the sum over the pairs (o, i) that it connects. This multiplies pairs that no
-    weight connects, too, but as products; the library's direct sums are slower on small maps.
+    channel. The gradient of a weight is the sum over the pairs (o, i) that it connects. This also multiplies pairs that
+    no weight connects, but on small maps one matrix product is still faster than the library's direct sums.
     """
     channels, out = x.shape[1], grad_y.shape[2] * grad_y.shape[3]
     grads = grad_y.permute(1, 2, 3, 0).reshape(channels, out, -1)  # (c, o, b)
@@ -291,7 +294,7 @@ def _connections(size: Pair, out: Pair, kernel: Pair, stride: Pair, padding: Pai
     """Return 1 where a weight connects a pair of positions and 0 elsewhere, float32 (out · in, kh · kw)."""
 
     def offset(axis: int) -> torch.Tensor:
-        """(out, in, k) of one axis: one-hot of the index in the kernel; all 0 where it is out of range."""
+        """Return (out, in, k) for one axis: the one-hot index in the kernel; all 0 if it is out of range."""
         at = torch.arange(size[axis])[None] - torch.arange(out[axis])[:, None] * stride[axis] + padding[axis]
         return torch.nn.functional.one_hot(at.clamp(-1, kernel[axis]) + 1, kernel[axis] + 2)[..., 1:-1].float()
 

@@ -1,10 +1,10 @@
-"""Fused networks for prediction on a CPU: norms, layer scales and activations become part of the layers before them.
+"""Fuse networks for prediction on a CPU: norms, layer scales and activations become part of the layers before them.
 
-Each of them would be a pass over a map in memory. In a fused network batch norms and layer scales are multiplied into
-the weights, and oneDNN computes an activation where a convolution or a linear layer writes its result. Weights are cast
-once, and those of linear layers are laid out for oneDNN once. As in members/cpu/convolutions.py, 1 × 1 convolutions in
-bfloat16 and convolutions with few output positions are matrix products; in float32 so are 1 × 1 convolutions on small
-maps, and wide 3 × 3 ones use Winograd's transforms.
+Without fusion, each of them reads and writes a whole map in memory. In a fused network, batch norms and layer scales
+are multiplied into the weights, and oneDNN computes an activation while a convolution or a linear layer writes its
+result. Weights are cast once, and those of linear layers are laid out for oneDNN once. As in
+members/cpu/convolutions.py, 1 × 1 convolutions in bfloat16 and convolutions with few output positions are matrix
+products; in float32 so are 1 × 1 convolutions on small maps, and wide 3 × 3 ones use Winograd's transforms.
 
 Order of the passes (`_traced`): layer scales first, as tracing would record them as multiplications; then dropout and
 identities are removed, so that a norm follows its convolution directly; then each layer is packed with what follows.
@@ -31,6 +31,7 @@ Activation: TypeAlias = tuple[str, list[float], str]
 """An activation in oneDNN's terms: name, parameters, algorithm."""
 
 NONE: Activation = ("none", [], "")
+"""No activation, in oneDNN's terms."""
 
 ACTIVATIONS: dict[type[nn.Module], Activation] = {
     nn.ReLU: ("relu", [], ""),
@@ -49,7 +50,8 @@ FUNCTIONS = {
     "hardswish": nn.functional.hardswish,
     "gelu": nn.functional.gelu,
 }
-"""The same in torch, in place where there is such a function: the tensor is a layer's own result."""
+"""The same activations as functions of torch, by oneDNN's names, for layers that are computed without oneDNN. They may
+change their argument in place, because it is the result of the layer and nothing else uses it."""
 
 PRODUCT_MAP = 16
 """The largest map, in positions, on which a 1 × 1 convolution in float32 is faster as a plain matrix product."""
@@ -62,7 +64,7 @@ IDLE = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
 
 def fuse(network: Backbone, dtype: torch.dtype) -> Backbone:
-    """Return a `FusedBackbone` that computes the same as this network in evaluation mode, from a copy of its weights.
+    """Return a `FusedBackbone` with a copy of this network's weights that computes the same in evaluation mode.
 
     Parameters
     ----------
@@ -84,6 +86,7 @@ def fuse(network: Backbone, dtype: torch.dtype) -> Backbone:
 
 
 def _traced(copied: Backbone, dtype: torch.dtype) -> FusedBackbone:
+    """Trace a network and fuse its layers; the docstring of this file explains the order of the passes."""
     for module in copied.modules():
         _fuse_layer_scale(module)
     tracer = _Tracer()
@@ -121,7 +124,7 @@ class _Features(nn.Module):
 
 
 class _Tracer(fx.Tracer):
-    """A tracer that enters modules made of others, except a batch norm with its activation, which is fused whole."""
+    """A tracer that records modules without children, and batch norms with their activation, as single nodes."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, _BatchNorm) or not list(m.children())
@@ -131,7 +134,7 @@ class _Tracer(fx.Tracer):
 
 
 class PackedLinear(nn.Module):
-    """A linear layer with its activation; the weights have oneDNN's own layout, made once instead of in each call.
+    """A linear layer with its activation. Its weights are brought into oneDNN's layout once, not in each call.
 
     Parameters
     ----------
@@ -154,7 +157,7 @@ class PackedLinear(nn.Module):
 
 
 class PackedConv2d(nn.Module):
-    """A convolution with its activation, by the kernel that suits its shape.
+    """A convolution with its activation, which uses the fastest kernel for its shape.
 
     Parameters
     ----------
@@ -176,7 +179,8 @@ class PackedConv2d(nn.Module):
         dense = self._groups == 1 and self._dilation == (1, 1)
         pointwise = dense and layer.kernel_size == self._stride == (1, 1) and layer.padding == (0, 0)
         inside = all(border < side for border, side in zip(self._padding, self._kernel, strict=True))
-        self._few = FEW if dense and inside and not pointwise else 0  # no window lies in the padding alone
+        # `inside`: no window lies completely in the padding, so every output position has a product.
+        self._few = FEW if dense and inside and not pointwise else 0
         in_float = dense and weight.dtype == torch.float32
         self._as_product = PRODUCT_MAP if in_float and pointwise else 0
         self._in_tiles = in_float and suits_winograd(weight, self._stride, self._padding)
@@ -184,7 +188,7 @@ class PackedConv2d(nn.Module):
         self._windows: dict[torch.Size, list[tuple[Any, Any, PackedLinear]]] = {}
         as_linear = pointwise and weight.dtype == torch.bfloat16
         self._layer = PackedLinear(weight[:, :, 0, 0], bias, activation) if as_linear else None
-        self._weight = weight[:0] if as_linear else weight
+        self._weight = weight[:0] if as_linear else weight  # `PackedLinear` holds its own copy of the weights
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(b, in, H, W) -> (b, out, H', W'), channels last."""
@@ -196,6 +200,7 @@ class PackedConv2d(nn.Module):
         result: torch.Tensor
         height, width = output_size(x.shape[2:], self._kernel, self._stride, self._padding)
         if self._layer is not None:
+            # x is channels last, so the permuted view (b, H, W, in) is contiguous: no copy is made.
             result = self._layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         elif height * width <= self._few:
             result = self._in_windows(x, height, width)
@@ -221,7 +226,7 @@ class PackedConv2d(nn.Module):
     def _in_windows(self, x: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Return the convolution as one product for each output position: its window, clipped to the image.
 
-        The layers are cached by the size of the image, as clipping depends on it.
+        The layers are cached by the size of the image, because the clipped windows depend on it.
         """
         if x.shape[2:] not in self._windows:
             kernels = self._weight.permute(0, 2, 3, 1)
@@ -258,7 +263,11 @@ def _skip(node: fx.Node) -> None:
 
 
 def _pack(features: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> None:
-    """Replace a convolution or linear layer, and the norm and activation after it, by a packed layer."""
+    """Replace a convolution or linear layer, and the norm and activation after it, by a packed layer.
+
+    A norm or an activation is fused only if it is the only user of the layer's result; otherwise another node still
+    needs the result without it.
+    """
     layer = _module_of(features, node)
     if _is_shared(node) or not isinstance(layer, (nn.Conv2d, nn.Linear)) or not _is_plain(layer):
         return
@@ -270,7 +279,7 @@ def _pack(features: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> None:
         activation = getattr(norm, "act", nn.Identity())
         features.set_submodule(str(after.target), activation)
         if isinstance(activation, IDLE):
-            _skip(after)
+            _skip(after)  # the node after it is then the only user of this layer, and may be its activation
     after = _only_user(node)
     activation_after = _activation(_module_of(features, after))
     if after and activation_after:
@@ -281,7 +290,7 @@ def _pack(features: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> None:
 
 
 def _is_shared(node: fx.Node) -> bool:
-    """Return whether other nodes run the same module or read a parameter of it; then it cannot be changed."""
+    """Return whether other nodes run the same module or read one of its parameters; then it must not be changed."""
     target = str(node.target)
     of_modules = [str(other.target) for other in node.graph.nodes if other.op in ("call_module", "get_attr")]
     return sum(each == target or each.startswith(f"{target}.") for each in of_modules) > 1
@@ -306,7 +315,8 @@ def _with_norm(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the weights and bias of a convolution with the norm after it: w · γ / σ and (b - μ) · γ / σ + β.
 
-    Computed in float64: rounding the scale to float32 would add an error to every weight of a channel.
+    They are computed in float64, because rounding the scale to float32 would add the same error to every weight of a
+    channel.
     """
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None and variance is not None

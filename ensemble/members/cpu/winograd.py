@@ -1,15 +1,15 @@
-"""3 × 3 convolutions as matrix products with fewer multiplications: Winograd's F(4 × 4, 3 × 3).
+"""Compute 3 × 3 convolutions as matrix products with fewer multiplications: Winograd's F(4 × 4, 3 × 3).
 
 An image is cut into windows of 6 × 6 pixels that overlap by two. A window and a kernel are each transformed to 6 × 6
-numbers. These are multiplied element by element and summed over the channels, and the sums are transformed back to a
-tile of 4 × 4 outputs. This takes 36 multiplications for each pair of channels instead of 144 (Lavin and Gray, 2016,
-arXiv 1509.09308; the points are 0, ±1, ±2, ∞). In float32 the results are within some 1e-6 of the direct sums. If the
-output's sides are no multiples of 4, the last tiles reach beyond it and are cut.
+numbers. The numbers of both are multiplied element by element and summed over the channels. The sums are transformed
+back to a tile of 4 × 4 outputs. This takes 36 multiplications for each pair of channels instead of 144 (Lavin and Gray,
+2016, arXiv 1509.09308; the points are 0, ±1, ±2, ∞). In float32 the results differ from the direct sums by some 1e-6.
+If the sides of the output are not multiples of 4, the last tiles reach beyond the output and are cut.
 
-Memory layout: the 36 positions come first and the channels last, (36, tiles, channels). So each position is one matrix
-product over the channels, and all 36 are one batched product.
+Memory layout: the 36 positions come first and the channels last, (36, tiles, channels). The sum over the channels is
+then one matrix product for each position, and one batched product for all 36.
 
-The stride is 1, and the image is padded with `padding` pixels of zeros.
+The stride is always 1, and the image is padded with `padding` pixels of zeros on each side.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ TILE, WINDOW = 4, 6
 """Sides in pixels of a tile of outputs and of the window of inputs that it depends on."""
 
 MOST_BYTES = 2**23
-"""The most bytes of transformed windows that are held at once. They then stay in a core's cache, and glibc keeps their
-memory for the next part (it returns blocks above its threshold to the system)."""
+"""The largest number of bytes of transformed windows at a time. So many fit into a core's cache, and glibc keeps memory
+blocks of this size for the next part, while it would return larger blocks to the system."""
 
-# The matrices Bᵀ, G and Aᵀ of Lavin and Gray: a tile is Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A.
+# The matrices Bᵀ, G and Aᵀ of Lavin and Gray. For a kernel g and a window d, the tile is Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A.
 _OF_IMAGE = (
     (4, 0, -5, 0, 1, 0),
     (0, -4, -4, 1, 1, 0),
@@ -73,9 +73,10 @@ def convolve(x: torch.Tensor, kernel: torch.Tensor, padding: int = 1) -> torch.T
     images, channels, height, width = x.shape
     height, width, out = height + 2 * padding - 2, width + 2 * padding - 2, kernel.shape[2]
     rows, columns = _tiles(height), _tiles(width)
-    # Not a view: autograd forbids the next layer to change a custom function's view in place.
+    # The result must not be a view: autograd forbids the next layer to change a view of a custom function in place.
     size = images, out, rows * TILE, columns * TILE
     whole = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
+    # A view of the result by tiles: writing a part of it writes the pixels of `whole`, without another copy.
     tiles = whole.permute(0, 2, 3, 1).view(images, rows, TILE, columns, TILE, out)
     at_once = _images_at_once(len(x), rows * columns, max(channels, out))
     for part, of_part in zip(torch.split(x, at_once), torch.split(tiles, at_once), strict=True):
@@ -90,8 +91,8 @@ def convolve(x: torch.Tensor, kernel: torch.Tensor, padding: int = 1) -> torch.T
 def weight_gradient(x: torch.Tensor, grad_y: torch.Tensor, padding: int = 1) -> torch.Tensor:
     """Return the gradient of a convolution's weights.
 
-    The transforms are linear, so the gradient is taken by their transposes: Gᵀ [(A grad_y Aᵀ) ⊙ (Bᵀ d B)] G, with the
-    brackets summed over tiles and images.
+    The transforms are linear, so the gradient uses their transposes: Gᵀ [Σ (A grad_y Aᵀ) ⊙ (Bᵀ d B)] G, where the sum
+    is over tiles and images. The sum is taken before the last transform, which is then needed only once.
 
     Parameters
     ----------
@@ -129,7 +130,7 @@ def _tiles(side: int) -> int:
 
 
 def _images_at_once(images: int, tiles: int, channels: int) -> int:
-    """Return how many images to transform at once, so that parts stay below `MOST_BYTES` and are of similar size."""
+    """Return how many images to transform at a time, so that parts stay below `MOST_BYTES` and have similar sizes."""
     parts = math.ceil(images * 4 * WINDOW * WINDOW * tiles * channels / MOST_BYTES)
     return math.ceil(images / max(1, parts))
 

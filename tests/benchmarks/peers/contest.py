@@ -1,11 +1,11 @@
-"""thera against other tools that do the same work: in turn (A B A B), on the same machine, images and batches.
+"""Compare the speed of thera with other tools for the same work, in turn (A B A B), on the same machine and images.
 
     python tests/benchmarks/peers/contest.py [train] [predict] [load] [decide] [--arch NAME ...]
         [--images FOLDER --labels FILE] [--limit 2048] [--rounds 5] [--device auto]
 
-The first contestant is thera; a ratio is its speed over the peer's, median [least, greatest] of the rounds. Without
-images, generated ones are used. Training and prediction of one architecture take some minutes. Peers that are not
-installed (`pip install 'thera[peers]'`) are left out and named.
+The first contestant is thera. A ratio is its speed divided by the peer's: the median [minimum, maximum] of the rounds.
+Without `--images`, generated images are used. Training and prediction of one architecture take some minutes. Peers that
+are not installed (`pip install 'thera[peers]'`) are left out and named.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from ensemble.reports.table import Table
 
 SUBJECTS = ("train", "predict", "load", "decide")
 DECISION_ROWS = 100_000
-"""Logits that thresholds are fitted on: about as many as the exercise has."""
+"""The number of logits on which thresholds are fitted; the exercise has about as many."""
 
 
 def main() -> None:
@@ -118,7 +118,8 @@ def _in_turn(contestants: Mapping[str, Callable[[], int]], rounds: int, bar: Bar
 
 
 def train(arch: str, images: BenchImages, rounds: int, device: torch.device) -> Match:
-    """thera's training loop against a plain torch loop and timm's train.py, its defaults and its best flags."""
+    """Compare thera's training loop with a plain torch loop, and with timm's train.py with its defaults and its best
+    flags."""
     config, threads = member_config(arch), len(available_cores())
     plan, _ = choose_plan(config, images.size, "train", device)
     files, timm_name = peers.Files(images.paths, images.labels, images.size), config.timm_name
@@ -143,7 +144,7 @@ def train(arch: str, images: BenchImages, rounds: int, device: torch.device) -> 
 
 
 def _best_workers(make: Callable[..., Any], threads: int, images: int) -> int:
-    """Return the number of data workers that a peer's loop is fastest with."""
+    """Return the number of data workers with which a peer's loop is fastest."""
     candidates = sorted({0, 1, min(2, threads), threads})
     speeds = peers.best_workers(lambda n: make(workers=n), lambda peer: peer.run(images // 4), candidates, rounds=1)
     return next(iter(speeds))
@@ -172,7 +173,7 @@ def _dtype(precision: str) -> torch.dtype | None:
 
 
 def predict(arch: str, images: BenchImages, rounds: int, device: torch.device) -> Match:
-    """thera's prediction with three fold models under two views against timm, ONNX Runtime and OpenVINO."""
+    """Compare thera's prediction with timm, ONNX Runtime and OpenVINO: three fold models, two views."""
     config, threads, on_cpu = member_config(arch), len(available_cores()), device.type == "cpu"
     plan, _ = choose_plan(config, images.size, "predict", device)
     weights = write_random_weights(arch, images)
@@ -206,7 +207,7 @@ def predict(arch: str, images: BenchImages, rounds: int, device: torch.device) -
 
 
 def load(images: BenchImages, rounds: int) -> Match:
-    """Batches out of the decode-once store against a DataLoader that decodes every file in every epoch."""
+    """Compare batches from the decoded store with a DataLoader that decodes every file in every epoch."""
     threads, batch, seeds = len(available_cores()), member_config("resnet18").batch_size, iter(range(10**6))
     readers = {"DataLoader, PIL": peers.read_pil, "DataLoader, OpenCV": peers.read_cv2}
     with tempfile.TemporaryDirectory(dir=images.folder) as fresh:
@@ -227,7 +228,7 @@ def load(images: BenchImages, rounds: int) -> Match:
 
 
 def decide(rounds: int, n: int = DECISION_ROWS) -> Match:
-    """The exact threshold against scikit-learn's grid of 100 thresholds."""
+    """Compare the exact threshold with scikit-learn's grid of 100 thresholds."""
     rng = np.random.default_rng(0)
     labels = (rng.random(n) < 0.88).astype(np.int8)
     logits = 2.0 * labels - 1 + rng.normal(size=n)

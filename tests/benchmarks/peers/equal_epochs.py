@@ -1,20 +1,20 @@
-"""Is the HTER after equal epochs as low in thera's training loop as in the peers'?
+"""Compare the HTER after equal epochs in thera's training loop and in the peers' loops.
 
     data="--images train_img --labels label_train.txt"
     taskset -c 0 python tests/benchmarks/peers/equal_epochs.py OUT $data --seeds 0 2
     taskset -c 1 python tests/benchmarks/peers/equal_epochs.py OUT $data --seeds 1 3
     python tests/benchmarks/peers/equal_epochs.py OUT
 
-Trains each architecture for three epochs on each half of the first 20,000 rows, on one core, in four ways: in the plain
-loop; in thera's loop by the same recipe (focal loss, flips and shifts); in the loop of timm's train.py at its best
-flags; and in thera's loop by timm's recipe (cross-entropy, labels smoothed by 0.1, flips, zooms and shifts about as
-far as timm's crops). thera uses the plan that `--precision auto` chooses. All have batches of 128 and the same learning
-rates (`RATE`, a short warm-up, a cosine to 0). Each loop averages its weights and clips its gradients as it always
-does, but timm's weight average is not used, because it stays close to its start in so few updates.
+The script trains each architecture for three epochs on each half of the first 20,000 rows, on one core, in four ways:
+in the plain loop; in thera's loop by the same recipe (focal loss, flips and shifts); in the loop of timm's train.py at
+its best flags; and in thera's loop by timm's recipe (cross-entropy, labels smoothed by 0.1, flips, zooms and shifts
+about as far as timm's crops). thera uses the plan that `--precision auto` chooses. All have batches of 128 and the same
+learning rates (`RATE`, a short warm-up, a cosine to 0). Each loop averages its weights and clips its gradients as it
+always does, but timm's weight average is not used, because it stays close to its start in so few updates.
 
 A training's HTER is measured on the rows of the other half, with the views identity and hflip, and with the threshold
 fitted on every second row for the others and vice versa. OUT keeps the logits of every training, so that the command
-goes on where it was stopped. `--ways "thera, unclipped"` and the like train variants of thera's loop that leave out
+continues where it was stopped. `--ways "thera, unclipped"` and the like train variants of thera's loop that leave out
 what the plain loop does not do. Without --seeds the tables are printed: mean HTERs, the differences paired by half and
 seed, and Student's 95 % interval over the trainings.
 """

@@ -8,7 +8,7 @@ from sklearn.model_selection import TunedThresholdClassifierCV
 
 
 class PassThrough(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """A binary classifier that has been fitted: the score is its one column."""
+    """A fitted binary classifier whose score is its only column."""
 
     classes_ = np.array([0, 1])
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import asks the network for a newer release otherwise
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import looks for a newer release online
 
 import albumentations
 import cv2
@@ -46,7 +46,7 @@ NEEDS = {
     "openvino_predict": ("openvino",),
     "dataloader_epoch": ("torch", "pillow", "opencv-python-headless"),
 }
-"""What to install for each peer."""
+"""The packages that each peer needs."""
 
 
 LIGHT = {"scale": (0.88, 1.0), "ratio": (1.0, 1.0), "color_jitter": None}
@@ -58,7 +58,7 @@ Read = Callable[[str], np.ndarray]
 
 
 def installed() -> dict[str, str]:
-    """Return the peers that can be had here, each with the versions of what it is made of."""
+    """Return the installed peers, each with the versions of its packages."""
     versions = {}
     for peer, needs in NEEDS.items():
         try:
@@ -69,12 +69,12 @@ def installed() -> dict[str, str]:
 
 
 def require(peer: str) -> None:
-    """Make sure that what a peer needs is installed.
+    """Check that the packages of a peer are installed.
 
     Raises
     ------
     ResourceError
-        Something is not.
+        A package is missing.
     """
     missing = [name for name in NEEDS[peer] if importlib.util.find_spec(name) is None]
     if missing:
@@ -111,7 +111,7 @@ def read_cv2(path: str) -> np.ndarray:
 
 
 class Peer:
-    """Something with a loader, to be closed when it is done with."""
+    """A peer with a data loader, which must be closed after use."""
 
     def __init__(self, loader: Any, threads: int) -> None:
         self._loader, self._threads = loader, threads
@@ -153,7 +153,7 @@ def best_workers(
 
 
 class Loop(Peer):
-    """A training loop that goes on from run to run.
+    """A training loop that continues from run to run.
 
     Parameters
     ----------
@@ -164,9 +164,9 @@ class Loop(Peer):
     step : callable
         Trains on one batch and returns its loss.
     model, optimizer
-        What it trains, and what with.
+        The model that is trained, and its optimiser.
     threads : int
-        Of torch.
+        The number of torch threads.
     """
 
     def __init__(
@@ -183,7 +183,7 @@ class Loop(Peer):
         self._walk, self._batch, self._step = walk, batch, step
         self.model, self.optimizer = model, optimizer
         self.loss = float("nan")
-        """Of the last batch."""
+        """The loss of the last batch."""
 
     def run(self, images: int) -> int:
         """Train on as many whole batches as come nearest to `images`, at least one; return their images."""

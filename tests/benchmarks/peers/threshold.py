@@ -1,7 +1,8 @@
-"""How fast is the exact threshold, and what does a grid of thresholds miss?
+"""Measure the time of the exact threshold, and the HTER that a grid of thresholds loses.
 
-Compares `fit_threshold` with scikit-learn's `TunedThresholdClassifierCV` (balanced accuracy, its default grid of 100
-thresholds, over a fitted classifier that passes a score through) on the same 100,000 logits, in turn, A B A B.
+The script compares `fit_threshold` with scikit-learn's `TunedThresholdClassifierCV` (balanced accuracy, its default
+grid of 100 thresholds, over a fitted classifier that passes a score through) on the same 100,000 logits, in turn, A B A
+B.
 
     python tests/benchmarks/peers/threshold.py
 """

@@ -1,4 +1,4 @@
-"""The clock of a contest. Contestants take turns, A B A B, so that other work on the machine slows all alike."""
+"""Time a contest. The contestants take turns (A B A B), so that other work on the machine slows all of them equally."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 Contestant = Callable[[], int]
-"""Does a fixed piece of work and returns how many images it has done."""
+"""A function that does a fixed amount of work and returns the number of images."""
 
 
 class Ratio(NamedTuple):
