@@ -143,6 +143,7 @@ ARGUMENTS = {
     "fit": ("images",),
     "remove-member": ("name",),
     "predict": ("images",),
+    "report": ("run",),
     "evaluate": ("label_file",),
     "compare": ("a", "b"),
     "run": ("config",),
@@ -151,8 +152,8 @@ ARGUMENTS = {
 }
 """Options that are given by position, without a name."""
 
-BY_NAME_TOO = {"predict": "images"}
-"""The argument of a command that may also be given as an option of its name: `--images`, as in other commands."""
+BY_NAME_TOO = {"predict": "images", "report": "run"}
+"""The argument of a command that may also be given as an option of its name, as in other commands."""
 
 DEFAULTS: dict[tuple[str, str], Any] = {("predict", "tta"): False}
 """Defaults of flags that differ from the model's: `predict` without `--tta` has always been plain prediction."""
@@ -222,7 +223,9 @@ def build_command(name: str, description: str, work: Callable[..., None], rich: 
     parameters = [_parameter(name, option_name, part, rich) for option_name, part in offered]
     if name in BY_NAME_TOO:
         same = BY_NAME_TOO[name]
-        typed = typer.Option(f"--{_dashed(same)}", help=f"The same as {same.upper()}.", rich_help_panel=DATA)
+        typed = typer.Option(
+            f"--{_dashed(same)}", help=f"The same as {same.upper()}.", rich_help_panel=RUN, metavar="PATH"
+        )
         parameters.append(_keyword(f"{same}_by_name", Annotated[Optional[list[str]], typed], None))
     for (command, alias), (target, value) in ALIASES.items():
         if command == name:
@@ -253,7 +256,7 @@ def _parameter(command: str, name: str, part: Part, rich: bool) -> inspect.Param
         typed = typer.Option(f"--{_dashed(name)}", help=text, rich_help_panel=panel, metavar=_metavar(kind))
         return _keyword(name, Annotated[value, typed], None)
     argument = typer.Argument(help=text, rich_help_panel="Arguments", metavar=name.upper())
-    if field.is_required() and value is Optional[str]:
+    if field.is_required() and value is Optional[str] and BY_NAME_TOO.get(command) != name:
         return _keyword(name, Annotated[str, argument], inspect.Parameter.empty)
     return _keyword(name, Annotated[value, argument], None)
 
@@ -345,7 +348,11 @@ def checked(command: str, given: Mapping[str, Any]) -> dict[str, Any]:
     given, faults = dict(given), []
     if same := BY_NAME_TOO.get(command):
         # in this order, `--images *.jpg` keeps the order of the files: the first is the option's, the others follow
-        given[same] = [*(given.pop(f"{same}_by_name") or ()), *(given[same] or ())] or None
+        by_name, by_position = given.pop(f"{same}_by_name") or [], given[same] or []
+        values = by_name + (by_position if isinstance(by_position, list) else [by_position])
+        if not _is_list(command, same) and len(values) > 1:
+            faults.append(f"{same.upper()} is given {len(values)} times")
+        given[same] = (values or None) if _is_list(command, same) else values[-1] if values else None
     for (owner, alias), (target, value) in ALIASES.items():
         if owner == command and given.pop(alias):
             if given[target] is not None:
@@ -364,6 +371,11 @@ def checked(command: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if faults:
         raise ConfigError(f"thera {command}", "; ".join(faults), f"see thera {command} --help")
     return arguments
+
+
+def _is_list(command: str, name: str) -> bool:
+    part = next(part for part in PARTS[command] if name in part.fields)
+    return get_origin(_bare(part.model.model_fields[part.fields[name]].annotation)) is tuple
 
 
 def _value(part: Part, name: str, given: Mapping[str, Any]) -> Any:

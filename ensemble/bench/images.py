@@ -15,7 +15,6 @@ from ensemble.data.dataset import Source
 from ensemble.data.source import open_source
 from ensemble.data.store import load_dataset
 from ensemble.data.synthetic import write_demo
-from ensemble.errors import ConfigError
 from ensemble.members.processes import MappedPixels
 from ensemble.progress import Say, silent
 
@@ -66,12 +65,8 @@ def open_images(images: Path | None, labels: Path | None, limit: int, say: Say =
     with tempfile.TemporaryDirectory(prefix="thera-bench-") as name:
         folder = Path(name)
         if images is None:
-            if labels is not None:
-                raise ConfigError("--labels", "needs --images")
             write_demo(folder / "demo", limit, 2, seed=0)
             images, labels = folder / "demo" / "train_img", folder / "demo" / "label_train.txt"
-        elif not images.is_dir():
-            raise ConfigError("--images", f"must be a folder of image files, which are read again; got {images}")
         source = open_source(images, labels)
         dataset = load_dataset(source, folder / "store", say=say)
         n = min(limit, len(dataset))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ensemble.config import BenchConfig
+from ensemble.commands.checks import check_architecture, check_compute
+from ensemble.config import SHORT_NAMES, BenchConfig
+from ensemble.errors import ConfigError
 from ensemble.progress import Say, silent
 from ensemble.results import BenchResult
 
@@ -24,11 +26,18 @@ def bench(config: BenchConfig | None = None, say: Say = silent) -> BenchResult:
     DataError
         The images or labels cannot be used.
     """
+    config = config or BenchConfig()
+    check_compute(config.device)
+    for name in config.arch:
+        check_architecture(SHORT_NAMES.get(name, name))
+    if config.images is not None and not config.images.is_dir():
+        raise ConfigError("--images", f"must be a folder of image files, which are read again; got {config.images}")
+    if config.images is None and config.labels is not None:
+        raise ConfigError("--labels", "needs --images")
     from ensemble.bench import measure
     from ensemble.bench.images import open_images
     from ensemble.members.inference import choose_device
 
-    config = config or BenchConfig()
     subjects, rounds = set(config.subjects), config.rounds
     decision = measure.decision_time(rounds) if "decide" in subjects else None
     if subjects <= {"decide"}:

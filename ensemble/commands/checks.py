@@ -12,10 +12,13 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from ensemble.config import MemberConfig
+from ensemble.config import MemberConfig, PredictConfig
 from ensemble.data.dataset import Source
+from ensemble.data.source import open_source
 from ensemble.errors import ArtifactError, ConfigError, DataError, printable
 from ensemble.progress import Say
+from ensemble.runs.label_files import checked_target
+from ensemble.runs.run import Run
 
 SMALL_CNNS = ("lenet", "simple_cnn", "small_cnn")
 """Names that `ensemble/members/small_cnns.py` adds to timm's."""
@@ -44,6 +47,32 @@ def check_compute(device: str) -> None:
         raise ConfigError("--device", f"{device} is not there: this machine has no CUDA driver", "use --device cpu")
 
 
+def check_architecture(name: str) -> None:
+    """Refuse an architecture that timm does not know.
+
+    Raises
+    ------
+    ConfigError
+        Similar names are suggested.
+    """
+    bare = name.partition(".")[0]
+    if "timm" not in sys.modules and bare not in timm_names():  # timm itself knows what Python code registered
+        near = difflib.get_close_matches(bare, sorted(timm_names()), n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
+        raise ConfigError(f"architecture {printable(name)}", "is not known to timm", hint)
+
+
+def check_prediction(run: Run, config: PredictConfig) -> None:
+    """Refuse images to label that cannot be listed, and a label file that may not be written.
+
+    Raises
+    ------
+    DataError, ConfigError, ResourceError
+        As `data.source.open_source` and `runs.label_files.checked_target`.
+    """
+    checked_target(run, config.out, open_source(config.images).ids, config.force)
+
+
 def check_members(members: Sequence[MemberConfig]) -> None:
     """Refuse an unknown architecture and a weights file that cannot be read.
 
@@ -55,11 +84,7 @@ def check_members(members: Sequence[MemberConfig]) -> None:
         The weights file is missing or cannot be read.
     """
     for member in members:
-        name = member.timm_name.partition(".")[0]
-        if "timm" not in sys.modules and name not in timm_names():  # timm itself knows what Python code registered
-            near = difflib.get_close_matches(name, sorted(timm_names()), n=3)
-            hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
-            raise ConfigError(f"architecture {printable(member.timm_name)}", "is not known to timm", hint)
+        check_architecture(member.timm_name)
         if member.weights is not None and not (member.weights.is_file() and os.access(member.weights, os.R_OK)):
             raise ArtifactError(printable(member.weights), "is no file that can be read", "give a safetensors file")
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ensemble.commands.checks import check_compute, check_labels, check_prediction
 from ensemble.commands.choice import LEAST_OF_FULL, Speed, Work, fitting, folds_for, members_for, seconds_of
 from ensemble.commands.fit_stacker import fit_stacker
 from ensemble.commands.predict import predict
@@ -19,7 +20,7 @@ from ensemble.commands.train import train_members
 from ensemble.config import ComputeConfig, DataConfig, DecisionConfig, MemberConfig, PredictConfig, RunConfig
 from ensemble.config_reading import config_text, load_config
 from ensemble.decision.objective import Objective
-from ensemble.errors import ConfigError, DataError, ResourceError, Stopped, printable
+from ensemble.errors import ConfigError, ResourceError, Stopped, printable
 from ensemble.fit_config import FitConfig
 from ensemble.progress import Say, silent
 from ensemble.results import ReportResult
@@ -34,6 +35,9 @@ RUNS = Path("checkpoints")
 
 CONFIG = "config.yaml"
 """The file in the run's folder that says what was chosen. `thera run` goes on with it."""
+
+LEAST_FOLDS = 3
+"""The least number of folds that is chosen."""
 
 MEASURED_IMAGES = 200_000
 """Images to train on, all epochs together, from which the speed is measured without a budget, to say how long the run
@@ -65,7 +69,7 @@ def fit(
         As the commands that it runs.
     """
     started, decision, compute = time.monotonic(), decision or DecisionConfig(), compute or ComputeConfig()
-    _check(config, decision)
+    _check(config, decision, compute)
     if config.run is not None and (config.run / CONFIG).exists():
         return run(_kept(config, decision, say), compute, say)
     with _new_folder(config, say) as folder:
@@ -102,16 +106,16 @@ class _Planned:
 # --- before anything is trained ---------------------------------------------------------------------------------------
 
 
-def _check(config: FitConfig, decision: DecisionConfig) -> None:
+def _check(config: FitConfig, decision: DecisionConfig, compute: ComputeConfig) -> None:
     """Refuse what can be refused before libraries are loaded and images are read."""
     from ensemble.data.source import open_source
 
     Objective.parse(decision.objective)
-    if open_source(config.images, config.labels, config.positive).labels is None:
-        raise DataError(printable(config.images), "has no labels", "give --labels")
-    if config.predict is not None:
-        open_source(config.predict)
-    run = config.run
+    check_compute(compute.device)
+    check_labels(open_source(config.images, config.labels, config.positive), config.folds or LEAST_FOLDS)
+    run, prediction = config.run, _prediction(config)
+    if prediction is not None:
+        check_prediction(Run(run or RUNS / "new"), prediction)
     if run is None or not run.exists() or (run / CONFIG).exists():
         return
     if not run.is_dir() or any(run.iterdir()):

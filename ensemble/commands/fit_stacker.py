@@ -56,7 +56,7 @@ def fit_stacker(run: Path, config: DecisionConfig | None = None, say: Say = sile
     """
     config = config or DecisionConfig()
     started, folder, objective = time.time(), Run(run), Objective.parse(config.objective)
-    table, seed = folder.read_folds(), folder.read().seed
+    seed, table = folder.read().seed, folder.read_folds()
     names, left_out = _chosen_members(folder, table, config.members, say)
     logits = folder.oof_logits(names)  # (n, m, views)
     decisions = {}

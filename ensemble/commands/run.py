@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ensemble.commands.checks import check_prediction
 from ensemble.commands.fit_stacker import fit_stacker
 from ensemble.commands.predict import predict
 from ensemble.commands.report import report
@@ -37,6 +38,8 @@ def run(config: RunConfig, compute: ComputeConfig | None = None, say: Say = sile
         A command that it runs raises it; what was finished before stays.
     """
     _check_decision(config)
+    if config.predict is not None:
+        check_prediction(Run(config.run), config.predict)
     train_members(config.run, config.members, config.data, config.folds, config.seed, compute, say)
     fit_stacker(config.run, config.decision, say)
     if config.predict is not None:

@@ -20,7 +20,7 @@ from ensemble.data.folds import FoldTable, assign_folds, together
 from ensemble.decision.comparison import compare_predictions
 from ensemble.decision.rates import apply_threshold, auc
 from ensemble.decision.threshold import fit_threshold
-from ensemble.errors import ArtifactError, ConfigError, DataError, some
+from ensemble.errors import ArtifactError, ConfigError, DataError, printable, some
 from ensemble.progress import Say, silent
 from ensemble.reports.documents import member_markdown, trial_markdown
 from ensemble.results import TrainResult, TrialResult, TrialRow
@@ -157,7 +157,7 @@ def _trained(
         for folder in folders:
             locks.enter_context(files.locked(folder.folder))
         dataset = _labelled_dataset(data, source, run, say)
-        table = _begin(run, dataset, data, folds, seed)
+        table = _begin(run, folders, dataset, data, folds, seed, say)
         train_folds(list(zip(folders, members, strict=True)), dataset, table, seed, compute, say, only)
         yield folders, table
 
@@ -218,8 +218,18 @@ def _labelled_dataset(data: DataConfig | Dataset, source: Source | None, run: Ru
     return dataset
 
 
-def _begin(run: Run, dataset: Dataset, data: DataConfig | Dataset, folds: int, seed: int) -> FoldTable:
+def _begin(
+    run: Run,
+    members: Sequence[MemberFolder],
+    dataset: Dataset,
+    data: DataConfig | Dataset,
+    folds: int,
+    seed: int,
+    say: Say,
+) -> FoldTable:
     """Start the run, or verify that it is the same; return its folds, which are assigned once.
+
+    A run in which no epoch is finished may begin anew with other folds, another seed or other data.
 
     Raises
     ------
@@ -242,6 +252,8 @@ def _begin(run: Run, dataset: Dataset, data: DataConfig | Dataset, folds: int, s
         notes=dataset.notes,
         classes=dataset.classes,
     )
+    if change := run.forget_untrained(facts, members):
+        say(f"note: nothing was trained in {printable(run.folder)} yet; it begins anew: {change}")
     if (run.folder / "folds.csv").exists():
         run.begin(facts)
     else:  # the folds are assigned first, so that impossible folds begin no run

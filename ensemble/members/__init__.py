@@ -3,6 +3,7 @@
 To follow a training, read backbones, sampling, training. To follow a prediction, read inference, predictor.
 
 backbones.py          the name of an architecture -> a timm network with one logit; loads pretrained weights
+lean_timm.py          imports timm without torch's compiler
 small_cnns.py         small CNNs of public solutions, registered with timm
 safe_convolutions.py  correct gradients for convolutions that oneDNN computes wrongly
 losses.py             focal loss and cross-entropy on logits, class weights, label smoothing
@@ -21,3 +22,5 @@ plans.py              the plans (precision and kind of convolutions) that a devi
 probe.py              measures and checks the plans, and chooses and caches the fastest
 cpu/                  optional kernels that are faster on a CPU; without this folder everything still runs
 """
+
+from ensemble.members import lean_timm as lean_timm  # before any file of this folder imports timm

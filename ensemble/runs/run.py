@@ -18,7 +18,7 @@ import numpy as np
 
 from ensemble.config import VIEWS
 from ensemble.data.folds import FoldTable
-from ensemble.errors import ArtifactError, ConfigError, DataError, ResourceError
+from ensemble.errors import ArtifactError, ConfigError, DataError, LockedError, ResourceError
 from ensemble.runs.files import (
     file_sha256,
     locked,
@@ -129,6 +129,42 @@ class Run:
                 write_json(self._json, replace(facts, versions=versions()))
         refuse_differences(self._json, self.read().identity, facts.identity, "use another --run")
 
+    def forget_untrained(self, facts: RunFacts, own: Sequence[MemberFolder]) -> str:
+        """Remove what binds the run to other facts if no epoch is finished in it, so that it can begin anew.
+
+        Parameters
+        ----------
+        facts : RunFacts
+            Of the command that is to begin.
+        own : sequence of MemberFolder
+            The members that this process has locked.
+
+        Returns
+        -------
+        str
+            How the former facts differ; an empty text where nothing was removed.
+        """
+        with locked(self.folder, wait=True), contextlib.ExitStack() as locks:
+            if not self._json.exists():
+                return ""
+            former = self.read()
+            before = {**former.identity, "images": former.fingerprint}
+            now = {**facts.identity, "images": facts.fingerprint}
+            changed = [name for name in now if before[name] != now[name]]
+            members = [MemberFolder(path) for path in (self.folder / "members").glob("*") if path.is_dir()]
+            if not changed or any(member.has_begun for member in members):
+                return ""
+            try:  # another process may be in its first epoch
+                for member in members:
+                    if member.name not in [each.name for each in own]:
+                        locks.enter_context(locked(member.folder))
+            except LockedError:
+                return ""
+            (self.folder / "folds.csv").unlink(missing_ok=True)  # first: without it, the run can be forgotten again
+            self._json.unlink()
+        shown = [name if name == "images" else f"{name} was {before[name]} and is {now[name]}" for name in changed]
+        return ", ".join("other images or labels" if each == "images" else each for each in shown)
+
     @contextlib.contextmanager
     def removed_unless_begun(self, members: Sequence[MemberFolder]) -> Iterator[None]:
         """Remove the folders that the block makes if it refuses its input before an epoch is finished.
@@ -166,6 +202,8 @@ class Run:
 
     def label_file_hashes(self) -> set[str]:
         """Return the SHA-256 of the label files that this run has written."""
+        if not self._json.exists():
+            return set()
         kept = (path for name in LABEL_FILES for path in self.folder.glob(f"predictions/*/{name}"))
         return {*self.read().label_files.values(), *map(file_sha256, kept)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +37,7 @@ def images(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("options", "status", "message"),
     [
-        (["--images", "none"], 3, "error: none: does not exist; name a folder of images, a zip or a manifest"),
+        (["--images", "none"], 3, "error: none: does not exist; name a folder of images, a zip, a manifest or images"),
         (["--labels", "none.txt"], 3, "error: none.txt: cannot be read: No such file or directory"),
         ([], 3, "error: labels: 1 images of class 0 cannot fill 5 folds; more images of it are needed"),
         (["--arch", "resnet81"], 2, "error: architecture resnet81: is not known to timm; did you mean resnet18, "),
@@ -89,3 +90,112 @@ def test_the_names_read_off_the_source_are_those_of_timm() -> None:
     assert set(timm.list_models()) <= timm_names()
     assert set(_registry._deprecated_models) <= timm_names()
     assert all(map(timm.is_model, timm_names()))
+
+
+# --- every command ----------------------------------------------------------------------------------------------------
+
+
+def refused(command: list[str], folder: Path) -> tuple[int, str, float]:
+    """Return the exit status of a command, its last line on standard error, and the seconds of CPU that it took."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    ended = subprocess.run(
+        [sys.executable, "-m", "thera", *command],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+    assert "Traceback" not in ended.stderr
+    return ended.returncode, ended.stderr.splitlines()[-1], seconds
+
+
+@pytest.fixture(scope="module")
+def seconds_of_typer() -> float:
+    """The CPU seconds of the import of typer, which no command line can be faster than; the median of five."""
+    seconds = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+        subprocess.run([sys.executable, "-c", "import typer"], check=True)
+        seconds.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before)
+    return sorted(seconds)[2]
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "message"),
+    [
+        ("train-member --arch resnet18 --run r --images none", 3, "none: does not exist"),
+        (
+            "train-member --arch resnet18 --run r --images img --labels labels.txt --device cuda:99",
+            2,
+            "--device: cuda:99",
+        ),
+        ("fit none", 3, "none: does not exist"),
+        ("fit img --labels labels.txt --device gpu", 2, "--device: must be auto, cpu, cuda or cuda:N; got gpu"),
+        ("fit img --labels labels.txt --folds 2 --predict none", 3, "none: does not exist"),
+        ("fit-stacker --run none", 4, "none/run.json: is not there"),
+        ("predict --run none img", 4, "none/run.json: is not there"),
+        ("report none", 4, "none/run.json: is not there"),
+        ("evaluate none --labels none", 3, "none: cannot be read"),
+        ("compare none none", 3, "none: does not exist"),
+        ("remove-member a --run none", 4, "none/run.json: is not there"),
+        ("run none.yaml", 2, "none.yaml: cannot be read"),
+        ("run simple-cnn --images none --run r", 3, "none: does not exist"),
+        ("run simple-cnn --images img --labels labels.txt --predict none", 3, "none: does not exist"),
+        (
+            "run simple-cnn --images img --labels labels.txt --predict img --out img --run r",
+            2,
+            "--out img: is a folder",
+        ),
+        ("trial simple-cnn --fold 7", 2, "--fold: must be 0 to 4; got 7"),
+        ("bench --images none", 2, "--images: must be a folder of image files"),
+    ],
+)
+def test_every_command_refuses_soon_and_leaves_nothing(
+    command: str, status: int, message: str, images: Path, tmp_path: Path, seconds_of_typer: float
+) -> None:
+    (tmp_path / "labels.txt").write_text("0\n1\n0\n1\n")
+    before = sorted(tmp_path.rglob("*"))
+    if "cuda" in command and Path("/dev/nvidiactl").exists():
+        pytest.skip("torch alone knows which GPUs this machine has")
+    code, line, seconds = refused(command.split(), tmp_path)
+    assert line.startswith(f"error: {message}")
+    assert code == status
+    assert sorted(tmp_path.rglob("*")) == before
+    assert seconds < 15 * seconds_of_typer, f"{seconds / seconds_of_typer:.1f} times the import of typer"
+
+
+def test_a_run_without_a_trained_epoch_begins_anew_with_other_folds(tmp_path: Path) -> None:
+    from tiny import write_tiny
+
+    from ensemble.commands.train import train_members
+    from ensemble.config import ComputeConfig, DataConfig, MemberConfig
+    from ensemble.errors import ArtifactError
+    from ensemble.runs import files
+    from ensemble.runs.run import Run
+
+    write_tiny(tmp_path, 40)
+    data = DataConfig(images=tmp_path / "img", labels=tmp_path / "labels.txt")
+    member = MemberConfig(arch="lenet", epochs=1, input_size=32, precision="fp32", convolutions="native")
+    said: list[str] = []
+
+    def train(folds: int, seed: int = 0) -> None:
+        train_members(tmp_path / "run", [member], data, folds, seed, ComputeConfig(device="cpu"), said.append)
+
+    class Broken(Exception):
+        pass
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Broken):  # the run is bound, and nothing is trained
+        patch.setattr("ensemble.commands.train.finish_folds", lambda *_: (_ for _ in ()).throw(Broken))
+        train(5)
+    run = Run(tmp_path / "run")
+    assert run.read().folds == 5 and run.read_folds().k == 5
+    with files.locked(run.folder / "members" / "other"), pytest.raises(ArtifactError, match="folds was 5 and is 2"):
+        train(2)  # another process may be in its first epoch
+    train(2)
+    assert "begins anew: folds was 5 and is 2" in "\n".join(said)
+    assert run.read().folds == 2 and run.read_folds().k == 2
+    with pytest.raises(ArtifactError, match="seed was 0 and is 1"):
+        train(2, seed=1)
