@@ -292,7 +292,7 @@ def _fail(error: Exception) -> NoReturn:
     if os.environ.get("THERA_DEBUG"):
         traceback.print_exception(error)
     known = _known(error)
-    _say(f"error: {known}")
+    _say(known.line)
     raise SystemExit(known.status)
 
 
