@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -210,8 +211,23 @@ class _Commands(TyperGroup):
         self.commands = {name: TyperCommand(name, help=command.summary) for name, command in COMMANDS.items()}
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        name, stub, rest = super().resolve_command(ctx, args)
-        return name, _built(name) if name in COMMANDS else stub, rest
+        if args[0] in COMMANDS:
+            return args[0], _built(args[0]), args[1:]
+        if ctx.resilient_parsing:  # the shell completes an unknown command
+            return None, None, args[1:]
+        near = " or ".join(_near(args[0]))
+        raise ConfigError("thera", f"no such command: {args[0]}", f"did you mean {near}?" if near else "see thera --help")
+
+
+def _near(typed: str) -> list[str]:
+    """Return the commands that a mistyped or shortened name may mean.
+
+    >>> _near("fit_stacker"), _near("train"), _near("bogus")
+    (['fit-stacker'], ['train-member'], [])
+    """
+    parts = {name: name.split("-") for name in COMMANDS}
+    alike = get_close_matches(typed.lower(), COMMANDS, cutoff=0.7)
+    return alike or [name for name in COMMANDS if any(p.startswith(typed) or typed.startswith(p) for p in parts[name])]
 
 
 def _built(name: str) -> Any:
@@ -230,7 +246,6 @@ def _app() -> typer.Typer:
         cls=_Commands,
         help="Images and a 0/1 label file in; the label file with the lowest half total error rate (HTER) out.",
         invoke_without_command=True,
-        add_completion=False,
         rich_markup_mode="rich" if sys.stdout.isatty() else None,
         pretty_exceptions_enable=False,
     )
@@ -314,6 +329,9 @@ def _known(error: Exception) -> TheraError:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line; an error is printed as one line on standard error, and its exit status returned."""
+    if "_THERA_COMPLETE" in os.environ:  # the shell asks for a completion
+        # With rich, typer formats the description of each completion, and rich takes longer to load than typer.
+        sys.modules["rich"] = None  # type: ignore[assignment]
     try:
         status = typer.main.get_command(_app()).main(arguments, prog_name="thera", standalone_mode=False)
         if status == 130:  # typer's status for a Ctrl-C before or after the work

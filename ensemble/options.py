@@ -239,7 +239,14 @@ def _parameter(command: str, name: str, part: Part, rich: bool) -> inspect.Param
         )
     value: Any = Optional[list[str]] if get_origin(kind) is tuple else Optional[str]
     if name not in ARGUMENTS.get(command, ()):
-        typed = typer.Option(f"--{_dashed(name)}", help=text, rich_help_panel=panel, metavar=_metavar(kind))
+        choices = _choices(field)
+        typed = typer.Option(
+            f"--{_dashed(name)}",
+            help=text,
+            rich_help_panel=panel,
+            metavar=_metavar(kind),
+            autocompletion=(lambda: choices) if choices else None,
+        )
         return _keyword(name, Annotated[value, typed], None)
     argument = typer.Argument(help=text, rich_help_panel="Arguments", metavar=name.upper())
     if field.is_required():
