@@ -149,11 +149,16 @@ COMMANDS = {
         "Nothing is removed without --yes. A decision that uses the member must be fitted anew.",
         _remove_member,
     ),
-    "predict": Command("predict", "Label a set of images with a fitted run.", "", _predict),
+    "predict": Command(
+        "predict",
+        "Label a set of images with a fitted run.",
+        "The HTER to expect is printed, with its 95 % interval.",
+        _predict,
+    ),
     "evaluate": Command(
         "evaluate",
         "Measure a label file against the true labels.",
-        "Prints FPR, FNR and HTER with their 95 % intervals, the confusion matrix and the classification report.",
+        "It prints FPR, FNR and HTER with their 95 % intervals, the confusion matrix and the classification report.",
         _evaluate,
     ),
     "compare": Command(
@@ -185,7 +190,7 @@ COMMANDS = {
     "recipes": Command(
         "run",
         "List the recipes of the public solutions.",
-        "`thera run NAME` runs it, with --run, --images and --labels on any data.",
+        "Run one with `thera run NAME`; --run, --images and --labels take any data.",
         _recipes,
     ),
     "demo": Command(
@@ -197,7 +202,7 @@ COMMANDS = {
     "bench": Command(
         "bench",
         "Measure how well this machine is used.",
-        "Prints images per second, their share of what the machine can do at most, and what would be faster.",
+        "It prints images per second, their share of what the machine can do at most, and what would be faster.",
         _bench,
     ),
 }
@@ -216,7 +221,9 @@ class _Commands(TyperGroup):
         if ctx.resilient_parsing:  # the shell completes an unknown command
             return None, None, args[1:]
         near = " or ".join(_near(args[0]))
-        raise ConfigError("thera", f"no such command: {args[0]}", f"did you mean {near}?" if near else "see thera --help")
+        raise ConfigError(
+            "thera", f"no such command: {args[0]}", f"did you mean {near}?" if near else "see thera --help"
+        )
 
 
 def _near(typed: str) -> list[str]:
@@ -244,7 +251,7 @@ def _built(name: str) -> Any:
 def _app() -> typer.Typer:
     app = typer.Typer(
         cls=_Commands,
-        help="Images and a 0/1 label file in; the label file with the lowest half total error rate (HTER) out.",
+        help="Learn from images and their 0/1 labels, and label new ones with the lowest half total error rate (HTER).",
         invoke_without_command=True,
         rich_markup_mode="rich" if sys.stdout.isatty() else None,
         pretty_exceptions_enable=False,

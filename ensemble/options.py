@@ -42,29 +42,31 @@ from ensemble.fit_config import FitConfig
 
 
 class _RunFile(Frozen):
-    config: Annotated[Path, option(RUN, "A YAML file, or the name of a recipe, such as simple-cnn.")]
+    config: Annotated[Path, option(RUN, "Run this YAML file, or a recipe by its name, such as simple-cnn.")]
 
 
 class _RemoveMember(Frozen):
-    name: Annotated[str, option(RUN, "The member's name.")]
+    name: Annotated[str, option(RUN, "Remove the member of this name.")]
     yes: Annotated[bool, option(RUN, "Remove it; without this, the command only says what would be removed.")] = False
 
 
 class _Trial(Frozen):
-    config: Annotated[Path, option(RUN, "A YAML file with the members to compare, or the name of a recipe.")]
-    fold: Annotated[int, option(RUN, "The fold to hold out.", ge=0)] = 0
+    config: Annotated[Path, option(RUN, "Compare the members of this YAML file, or of a recipe by its name.")]
+    fold: Annotated[int, option(RUN, "Hold out this fold.", ge=0)] = 0
 
 
 class _Evaluate(Frozen):
-    label_file: Annotated[Path, option(DATA, "A file with a 0 or 1 a line, such as predict writes.")]
-    labels: Annotated[Path, option(DATA, "The true labels of the same images, in the same order.")]
+    label_file: Annotated[Path, option(DATA, "Measure this file with a 0 or 1 a line, such as predict writes.")]
+    labels: Annotated[Path, option(DATA, "Read the true labels of the same images, in the same order.")]
 
 
 class _Compare(Frozen):
-    a: Annotated[Path, option(DATA, "A run's folder, a member's (RUN/members/NAME), or a label file.")]
-    b: Annotated[Path, option(DATA, "Another of the same kind, on the same images.")]
-    labels: Annotated[Path | None, option(DATA, "The true labels.", unset="those of the runs or members")] = None
-    tta: Annotated[bool, option(DECISION, "Of runs and members: compare at the logits that --tta averages.")] = True
+    a: Annotated[Path, option(DATA, "Compare a run's folder, a member's (RUN/members/NAME), or a label file.")]
+    b: Annotated[Path, option(DATA, "Compare with another of the same kind, on the same images.")]
+    labels: Annotated[
+        Path | None, option(DATA, "Read the true labels from this file.", unset="those of the runs or members")
+    ] = None
+    tta: Annotated[bool, option(DECISION, "Compare runs and members at the logits that --tta averages.")] = True
 
 
 # --- the options of each command --------------------------------------------------------------------------------------
@@ -156,8 +158,7 @@ ALIASES = {("train-member", "no_pretrained"): ("pretrained", "no")}
 DESCRIPTIONS = {
     ("run", "images"): "Learn from other images: a folder, a zip, or a CSV or Parquet file.",
     ("run", "predict"): "Label other images: a folder, a zip, or a CSV or Parquet file.",
-    ("run", "epochs"): "Epochs of every member.",
-    ("bench", "labels"): "Line i is the label of image i, 0 or 1.",
+    ("run", "epochs"): "Train every member for this many epochs.",
 }
 """Descriptions that differ from the model's."""
 
@@ -215,7 +216,7 @@ def build_command(name: str, description: str, work: Callable[..., None], rich: 
     parameters = [_parameter(name, option_name, part, rich) for option_name, part in offered]
     for (command, alias), (target, value) in ALIASES.items():
         if command == name:
-            flag = typer.Option(f"--{_dashed(alias)}", help=f"--{_dashed(target)} {value}.", hidden=True)
+            flag = typer.Option(f"--{_dashed(alias)}", help=f"Set --{_dashed(target)} {value}.", hidden=True)
             parameters.append(_keyword(alias, Annotated[bool, flag], False))
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

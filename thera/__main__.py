@@ -91,7 +91,7 @@ def open_streams() -> None:
             os.fstat(number)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it receives the lowest number that is free
-    sys.stdin = sys.stdin or open(0, closefd=False)
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115  it stays open
     sys.stdout = _lasting(1, sys.stdout)
     sys.stderr = _lasting(2, sys.stderr)
 
