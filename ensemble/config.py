@@ -62,12 +62,8 @@ def option(panel: str, description: str, *, unset: str = "", **bounds: Any) -> A
     return Field(description=description, json_schema_extra={"panel": panel, "unset": unset}, **bounds)
 
 
-Images = Annotated[
-    Path, option(DATA, "Read a folder of numbered images or of 0/ and 1/, a zip, or a CSV or Parquet file.")
-]
-LabelFile = Annotated[
-    Path | None, option(DATA, "Read labels from a text file: line i is the label of image i, 0 or 1.")
-]
+Images = Annotated[Path, option(DATA, "Read a folder of numbered images or 0/ and 1/, a zip, a CSV or a Parquet file.")]
+LabelFile = Annotated[Path | None, option(DATA, "Take line i of this text file as the label of image i, 0 or 1.")]
 Seed = Annotated[int, option(RUN, "Seed every random stream with this number.", ge=0)]
 Device = Annotated[str, option(SPEED, "Compute on auto, cpu, cuda or cuda:N.")]
 """Options that several models have."""
@@ -97,15 +93,9 @@ class AugmentConfig(Frozen):
     """
 
     flip: Annotated[bool, option(AUGMENTATION, "Mirror half of the images left to right.")] = False
-    shift: Annotated[
-        float, option(AUGMENTATION, "Shift each image by at most this share of its side.", ge=0, le=0.5)
-    ] = 0.0
-    rotate: Annotated[float, option(AUGMENTATION, "Rotate each image by at most this many degrees.", ge=0, le=180)] = (
-        0.0
-    )
-    scale: Annotated[
-        float, option(AUGMENTATION, "Change the size of each image by at most this share.", ge=0, lt=1)
-    ] = 0.0
+    shift: Annotated[float, option(AUGMENTATION, "Shift by at most this share of the side.", ge=0, le=0.5)] = 0.0
+    rotate: Annotated[float, option(AUGMENTATION, "Rotate by at most this many degrees.", ge=0, le=180)] = 0.0
+    scale: Annotated[float, option(AUGMENTATION, "Change the size by at most this share.", ge=0, lt=1)] = 0.0
     colour: Annotated[
         float,
         option(
@@ -143,53 +133,34 @@ class MemberConfig(Frozen):
     arch: Annotated[str, option(MODEL, "Train resnet18, mobilenetv2, convnext_nano, or any timm architecture.")]
     name: Annotated[
         str,
-        option(
-            MODEL, "Give the member this name in the run.", unset="the arch", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"
-        ),
+        option(MODEL, "Give the member this name.", unset="the arch", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"),
     ] = ""
     pretrained: Annotated[
         Literal[True, False, "if-possible"],
-        option(
-            MODEL, "Start from timm's pretrained weights; with if-possible, from scratch where they cannot be loaded."
-        ),
+        option(MODEL, "Start from timm's pretrained weights; if-possible: from scratch where they cannot be loaded."),
     ] = True
     weights: Annotated[Path | None, option(MODEL, "Start from this safetensors file instead of timm's weights.")] = None
     stem: Annotated[
-        Literal["standard", "half-stride"],
-        option(MODEL, "Build the network with this stem; half-stride gives the first convolution stride 1, not 2."),
+        Literal["standard", "half-stride"], option(MODEL, "Give the first convolution stride 1 with half-stride.")
     ] = "standard"
     input_size: Annotated[
         int | None,
         option(
-            MODEL,
-            "Resize images to this side in pixels before the network.",
-            unset="the size of the images",
-            ge=16,
-            le=1024,
+            MODEL, "Give the network images of this side in pixels.", unset="the size of the images", ge=16, le=1024
         ),
     ] = None
     drop_rate: Annotated[
-        float | None,
-        option(MODEL, "Apply dropout at this rate before the last layer.", unset="the architecture's", ge=0, lt=1),
+        float | None, option(MODEL, "Apply this dropout before the last layer.", unset="the architecture's", ge=0, lt=1)
     ] = None
     drop_path_rate: Annotated[
         float | None,
-        option(
-            MODEL,
-            "Apply stochastic depth at this rate, where the network has it.",
-            unset="the architecture's",
-            ge=0,
-            lt=1,
-        ),
+        option(MODEL, "Apply this stochastic depth where the network has it.", unset="the architecture's", ge=0, lt=1),
     ] = None
     freeze: Annotated[bool, option(MODEL, "Train the last layer alone; the backbone and its statistics stay.")] = False
-    epochs: Annotated[
-        int, option(TRAINING, "Train every fold for this many epochs; none is chosen afterwards.", ge=1)
-    ] = 20
+    epochs: Annotated[int, option(TRAINING, "Train for this many epochs; none is chosen afterwards.", ge=1)] = 20
     batch_size: Annotated[int, option(TRAINING, "Train on batches of this many images.", ge=2)] = 128
     sampler: Annotated[
-        Literal["plain", "balanced"],
-        option(TRAINING, "Draw rows by this rule; balanced draws both classes equally often."),
+        Literal["plain", "balanced"], option(TRAINING, "Draw both classes equally often with balanced.")
     ] = "plain"
     clean: Annotated[
         bool, option(TRAINING, "Leave out the training rows whose labels confident learning finds doubtful.")
@@ -205,12 +176,8 @@ class MemberConfig(Frozen):
             ge=0,
         ),
     ] = None
-    schedule: Annotated[
-        Literal["cosine", "step"], option(OPTIMISATION, "Lower the learning rate by this schedule.")
-    ] = "cosine"
-    step_epochs: Annotated[
-        int, option(OPTIMISATION, "Lower the rate once in this many epochs, in the step schedule.", ge=1)
-    ] = 20
+    schedule: Annotated[Literal["cosine", "step"], option(OPTIMISATION, "Lower the learning rate this way.")] = "cosine"
+    step_epochs: Annotated[int, option(OPTIMISATION, "Step once in this many epochs of the step schedule.", ge=1)] = 20
     step_factor: Annotated[float, option(OPTIMISATION, "Multiply the rate by this at each step.", gt=0, le=1)] = 0.7
     backbone_lr_factor: Annotated[
         float, option(OPTIMISATION, "Multiply the last layer's rate by this for the backbone.", gt=0)
@@ -221,14 +188,9 @@ class MemberConfig(Frozen):
     clip_norm: Annotated[float, option(OPTIMISATION, "Clip gradients to this norm.", gt=0)] = 1.0
     loss: Annotated[
         Literal["focal", "weighted-focal", "bce", "weighted-bce"],
-        option(
-            LOSS,
-            "Minimise this loss; a weighted one weighs each class by the inverse of its share in the training rows.",
-        ),
+        option(LOSS, "Minimise this loss; weighted ones weigh a class by the inverse of its training share."),
     ] = "focal"
-    gamma: Annotated[float, option(LOSS, "Use this focusing exponent in the focal loss; 0 is cross-entropy.", ge=0)] = (
-        2.0
-    )
+    gamma: Annotated[float, option(LOSS, "Set the focal loss's focusing exponent; 0 is cross-entropy.", ge=0)] = 2.0
     alpha: Annotated[
         float | None,
         option(
@@ -239,20 +201,13 @@ class MemberConfig(Frozen):
         float, option(LOSS, "Spread this share of each label evenly over both labels.", ge=0, lt=1)
     ] = 0.0
     augment: Annotated[
-        Augment,
-        option(
-            AUGMENTATION,
-            "Change training images at random: none, light or standard; in YAML also a mapping of single changes.",
-        ),
+        Augment, option(AUGMENTATION, "Augment by none, light or standard; in YAML also by a mapping of changes.")
     ] = "standard"
-    precision: Annotated[Precision, option(SPEED, "Compute in this number format; auto measures which is fastest.")] = (
-        "auto"
-    )
+    precision: Annotated[Precision, option(SPEED, "Compute in this number format; auto measures the fastest.")] = "auto"
     convolutions: Annotated[
         Literal["auto", "native", "lowered", "compiled"],
         option(
-            SPEED,
-            "Compute convolutions natively, lowered to matrix products or by torch.compile; auto measures the fastest.",
+            SPEED, "Compute convolutions natively, as matrix products or by torch.compile; auto measures the fastest."
         ),
     ] = "auto"
 
@@ -341,13 +296,7 @@ class PredictOptions(Frozen):
     ] = "posterior"
     prior: Annotated[
         float | None,
-        option(
-            DECISION,
-            "Assume this share of label 0 in the set, if it is known to differ.",
-            unset="as in training",
-            gt=0,
-            lt=1,
-        ),
+        option(DECISION, "Assume this share of label 0, if it is known to differ.", unset="as in training", gt=0, lt=1),
     ] = None
     cascade: Annotated[
         float | None,
@@ -359,15 +308,10 @@ class PredictOptions(Frozen):
             lt=1,
         ),
     ] = None
-    precision: Annotated[Precision, option(SPEED, "Compute in this number format; auto measures which is fastest.")] = (
-        "auto"
-    )
+    precision: Annotated[Precision, option(SPEED, "Compute in this number format; auto measures the fastest.")] = "auto"
     convolutions: Annotated[
         Literal["auto", "native", "lowered", "fused"],
-        option(
-            SPEED,
-            "Compute convolutions natively, lowered to matrix products or fused with norms; auto measures the fastest.",
-        ),
+        option(SPEED, "Compute convolutions natively, as matrix products or fused; auto measures the fastest."),
     ] = "auto"
 
     @model_validator(mode="after")
@@ -392,9 +336,7 @@ class ComputeConfig(Frozen):
     device: Device = "auto"
     workers: Annotated[
         int | None,
-        option(
-            SPEED, "Prepare images in this many processes; they change no result.", unset="chosen by the cores", ge=0
-        ),
+        option(SPEED, "Load images in this many processes; no result changes.", unset="chosen by the cores", ge=0),
     ] = None
     jobs: Annotated[
         int | None,
@@ -439,12 +381,10 @@ class BenchConfig(Frozen):
         "decide",
         "load",
     )
-    arch: Annotated[
-        tuple[str, ...], option(RUN, "Measure this architecture; the option may be given several times.")
-    ] = tuple(SHORT_NAMES)
-    images: Annotated[Path | None, option(DATA, "Measure on this folder of image files.", unset="generated images")] = (
-        None
+    arch: Annotated[tuple[str, ...], option(RUN, "Measure this architecture; repeat the option for more.")] = tuple(
+        SHORT_NAMES
     )
+    images: Annotated[Path | None, option(DATA, "Use this folder of image files.", unset="generated images")] = None
     labels: LabelFile = None
     limit: Annotated[int, option(DATA, "Use this many images.", ge=256)] = 2048
     rounds: Annotated[int, option(RUN, "Repeat each measurement this many times.", ge=1)] = 5
