@@ -345,6 +345,7 @@ def main(arguments: list[str] | None = None) -> Any:
             raise Stopped(
                 "thera", "stopped by SIGINT, what is finished is saved", "run the same command again to go on"
             )
+        sys.stdout.flush()
         return status
     except Exception as error:
         _fail(error)

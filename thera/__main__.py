@@ -65,17 +65,20 @@ def stop_at_once(number: int, _: object) -> None:
 class _Lasting(io.FileIO):
     """A standard stream that outlives its reader: what is written to a closed pipe or terminal is dropped."""
 
+    def __init__(self, number: int) -> None:
+        super().__init__(number, "w", closefd=False)
+        self._terminal = self.isatty()  # a terminal that is closed is none any more
+
     def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except OSError as error:
-            closed = isinstance(error, BrokenPipeError) or self.isatty()
             if len(data):  # typer tries a stream by writing nothing
                 # Python writes what is left in the buffer again when it exits, and a failure then changes the status.
                 null = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(null, self.fileno())
                 os.close(null)
-            if not closed:  # the disk is full, for example
+            if not (self._terminal or isinstance(error, BrokenPipeError)):  # the disk is full, for example
                 raise
             return len(data)
 
@@ -98,7 +101,7 @@ def open_streams() -> None:
 
 def _lasting(number: int, stream: TextIO | None) -> TextIO:
     """Return a stream with the settings of the one that Python has opened, None where the descriptor was closed."""
-    raw = _Lasting(number, "w", closefd=False)
+    raw = _Lasting(number)
     if not isinstance(stream, io.TextIOWrapper):
         return io.TextIOWrapper(io.BufferedWriter(raw), errors="backslashreplace")
     buffer: Any = raw if stream.write_through else io.BufferedWriter(raw)
