@@ -2,7 +2,7 @@
 
 import sys
 
-from ensemble.cli import main
+from thera.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -148,11 +149,16 @@ COMMANDS = {
         "Nothing is removed without --yes. A decision that uses the member must be fitted anew.",
         _remove_member,
     ),
-    "predict": Command("predict", "Label a set of images with a fitted run.", "", _predict),
+    "predict": Command(
+        "predict",
+        "Label a set of images with a fitted run.",
+        "The HTER to expect is printed, with its 95 % interval.",
+        _predict,
+    ),
     "evaluate": Command(
         "evaluate",
         "Measure a label file against the true labels.",
-        "Prints FPR, FNR and HTER with their 95 % intervals, the confusion matrix and the classification report.",
+        "It prints FPR, FNR and HTER with their 95 % intervals, the confusion matrix and the classification report.",
         _evaluate,
     ),
     "compare": Command(
@@ -184,7 +190,7 @@ COMMANDS = {
     "recipes": Command(
         "run",
         "List the recipes of the public solutions.",
-        "`thera run NAME` runs it, with --run, --images and --labels on any data.",
+        "Run one with `thera run NAME`; --run, --images and --labels take any data.",
         _recipes,
     ),
     "demo": Command(
@@ -196,7 +202,7 @@ COMMANDS = {
     "bench": Command(
         "bench",
         "Measure how well this machine is used.",
-        "Prints images per second, their share of what the machine can do at most, and what would be faster.",
+        "It prints images per second, their share of what the machine can do at most, and what would be faster.",
         _bench,
     ),
 }
@@ -210,8 +216,25 @@ class _Commands(TyperGroup):
         self.commands = {name: TyperCommand(name, help=command.summary) for name, command in COMMANDS.items()}
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        name, stub, rest = super().resolve_command(ctx, args)
-        return name, _built(name) if name in COMMANDS else stub, rest
+        if args[0] in COMMANDS:
+            return args[0], _built(args[0]), args[1:]
+        if ctx.resilient_parsing:  # the shell completes an unknown command
+            return None, None, args[1:]
+        near = " or ".join(_near(args[0]))
+        raise ConfigError(
+            "thera", f"no such command: {args[0]}", f"did you mean {near}?" if near else "see thera --help"
+        )
+
+
+def _near(typed: str) -> list[str]:
+    """Return the commands that a mistyped or shortened name may mean.
+
+    >>> _near("fit_stacker"), _near("train"), _near("bogus")
+    (['fit-stacker'], ['train-member'], [])
+    """
+    parts = {name: name.split("-") for name in COMMANDS}
+    alike = get_close_matches(typed.lower(), COMMANDS, cutoff=0.7)
+    return alike or [name for name in COMMANDS if any(p.startswith(typed) or typed.startswith(p) for p in parts[name])]
 
 
 def _built(name: str) -> Any:
@@ -228,9 +251,8 @@ def _built(name: str) -> Any:
 def _app() -> typer.Typer:
     app = typer.Typer(
         cls=_Commands,
-        help="Images and a 0/1 label file in; the label file with the lowest half total error rate (HTER) out.",
+        help="Learn from images and their 0/1 labels, and label new ones with the lowest half total error rate (HTER).",
         invoke_without_command=True,
-        add_completion=False,
         rich_markup_mode="rich" if sys.stdout.isatty() else None,
         pretty_exceptions_enable=False,
     )
@@ -292,7 +314,7 @@ def _fail(error: Exception) -> NoReturn:
     if os.environ.get("THERA_DEBUG"):
         traceback.print_exception(error)
     known = _known(error)
-    _say(f"error: {known}")
+    _say(known.line)
     raise SystemExit(known.status)
 
 
@@ -314,12 +336,16 @@ def _known(error: Exception) -> TheraError:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line; an error is printed as one line on standard error, and its exit status returned."""
+    if "_THERA_COMPLETE" in os.environ:  # the shell asks for a completion
+        # With rich, typer formats the description of each completion, and rich takes longer to load than typer.
+        sys.modules["rich"] = None  # type: ignore[assignment]
     try:
         status = typer.main.get_command(_app()).main(arguments, prog_name="thera", standalone_mode=False)
         if status == 130:  # typer's status for a Ctrl-C before or after the work
             raise Stopped(
                 "thera", "stopped by SIGINT, what is finished is saved", "run the same command again to go on"
             )
+        sys.stdout.flush()
         return status
     except Exception as error:
         _fail(error)

@@ -63,29 +63,31 @@ def option(panel: str, description: str, *, unset: str = "", **bounds: Any) -> A
 
 
 Images = Annotated[
-    Path, option(DATA, "A folder of images or of one folder for each class, a zip, or a CSV or Parquet file.")
+    Path, option(DATA, "Read a folder of images or of one folder for each class, a zip, a CSV or a Parquet file.")
 ]
 ToLabel = Annotated[
-    tuple[Path, ...], option(DATA, "A folder, a zip, image files, a glob, a list of paths, or a CSV or Parquet file.")
+    tuple[Path, ...],
+    option(DATA, "Label a folder, a zip, image files, a glob, a list of paths or a manifest."),
 ]
 LabelFile = Annotated[
-    Path | None, option(DATA, "A text file with the label of image i in line i, or a CSV file with name,label.")
+    Path | None,
+    option(DATA, "Read the label of image i from line i, or from a CSV file with name,label."),
 ]
 Positive = Annotated[
     str | None,
-    option(DATA, "The class that is label 1, where classes have names.", unset="the second by the alphabet"),
+    option(DATA, "Take the class of this name as label 1.", unset="the second by the alphabet"),
 ]
 OutFile = Annotated[
     Path | None,
     option(
         DATA,
-        "The label file to write; with the suffix .csv, a table with name,label.",
+        "Write the labels to this file; with the suffix .csv, as a table with name,label.",
         unset="label_val.txt in the run's folder, or labels.csv where the names are no numbers",
     ),
 ]
 Force = Annotated[bool, option(DATA, "Replace the label file although this run did not write it.")]
-Seed = Annotated[int, option(RUN, "Seed of every random stream.", ge=0)]
-Device = Annotated[str, option(SPEED, "auto, cpu, cuda or cuda:N.")]
+Seed = Annotated[int, option(RUN, "Seed every random stream with this number.", ge=0)]
+Device = Annotated[str, option(SPEED, "Compute on auto, cpu, cuda or cuda:N.")]
 """Options that several models have."""
 
 
@@ -119,14 +121,14 @@ class AugmentConfig(Frozen):
     """
 
     flip: Annotated[bool, option(AUGMENTATION, "Mirror half of the images left to right.")] = False
-    shift: Annotated[float, option(AUGMENTATION, "Largest shift, as a share of the side.", ge=0, le=0.5)] = 0.0
-    rotate: Annotated[float, option(AUGMENTATION, "Largest rotation in degrees.", ge=0, le=180)] = 0.0
-    scale: Annotated[float, option(AUGMENTATION, "Largest relative change of size.", ge=0, lt=1)] = 0.0
+    shift: Annotated[float, option(AUGMENTATION, "Shift by at most this share of the side.", ge=0, le=0.5)] = 0.0
+    rotate: Annotated[float, option(AUGMENTATION, "Rotate by at most this many degrees.", ge=0, le=180)] = 0.0
+    scale: Annotated[float, option(AUGMENTATION, "Change the size by at most this share.", ge=0, lt=1)] = 0.0
     colour: Annotated[
         float,
         option(
             AUGMENTATION,
-            "Largest relative change of brightness, contrast and saturation, in half of the images.",
+            "Change brightness, contrast and saturation of half of the images by at most this share.",
             ge=0,
             lt=1,
         ),
@@ -156,10 +158,10 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 class MemberConfig(Frozen):
     """How one member is built and trained. Times are in epochs, sizes in pixels, rates per update."""
 
-    arch: Annotated[str, option(MODEL, "resnet18, mobilenetv2, convnext_nano, or any timm architecture.")]
+    arch: Annotated[str, option(MODEL, "Train resnet18, mobilenetv2, convnext_nano, or any timm architecture.")]
     name: Annotated[
         str,
-        option(MODEL, "The member's name in the run.", unset="the arch", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"),
+        option(MODEL, "Give the member this name.", unset="the arch", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"),
     ] = ""
     pretrained: Annotated[
         Literal[True, False, "if-possible"],
@@ -167,71 +169,73 @@ class MemberConfig(Frozen):
     ] = True
     weights: Annotated[Path | None, option(MODEL, "Start from this safetensors file instead of timm's weights.")] = None
     stem: Annotated[
-        Literal["standard", "half-stride"], option(MODEL, "half-stride: the first convolution has stride 1, not 2.")
+        Literal["standard", "half-stride"], option(MODEL, "Give the first convolution stride 1 with half-stride.")
     ] = "standard"
     input_size: Annotated[
         int | None,
-        option(MODEL, "Side of the network's input in pixels.", unset="the size of the images", ge=16, le=1024),
+        option(
+            MODEL, "Give the network images of this side in pixels.", unset="the size of the images", ge=16, le=1024
+        ),
     ] = None
     drop_rate: Annotated[
-        float | None, option(MODEL, "Dropout before the last layer.", unset="the architecture's", ge=0, lt=1)
+        float | None, option(MODEL, "Apply this dropout before the last layer.", unset="the architecture's", ge=0, lt=1)
     ] = None
     drop_path_rate: Annotated[
         float | None,
-        option(MODEL, "Stochastic depth, where the network has it.", unset="the architecture's", ge=0, lt=1),
+        option(MODEL, "Apply this stochastic depth where the network has it.", unset="the architecture's", ge=0, lt=1),
     ] = None
     freeze: Annotated[bool, option(MODEL, "Train the last layer alone; the backbone and its statistics stay.")] = False
-    epochs: Annotated[int, option(TRAINING, "Epochs of every fold; none is chosen afterwards.", ge=1)] = 20
-    batch_size: Annotated[int, option(TRAINING, "Images in a batch.", ge=2)] = 128
+    epochs: Annotated[int, option(TRAINING, "Train for this many epochs; none is chosen afterwards.", ge=1)] = 20
+    batch_size: Annotated[int, option(TRAINING, "Train on batches of this many images.", ge=2)] = 128
     sampler: Annotated[
-        Literal["plain", "balanced"], option(TRAINING, "balanced: both classes are drawn equally often.")
+        Literal["plain", "balanced"], option(TRAINING, "Draw both classes equally often with balanced.")
     ] = "plain"
     clean: Annotated[
         bool, option(TRAINING, "Leave out the training rows whose labels confident learning finds doubtful.")
     ] = False
-    lr: Annotated[float, option(OPTIMISATION, "Peak learning rate of AdamW.", gt=0)] = 2e-3
-    weight_decay: Annotated[float, option(OPTIMISATION, "Weight decay of AdamW.", ge=0)] = 0.05
+    lr: Annotated[float, option(OPTIMISATION, "Raise the learning rate of AdamW to this peak.", gt=0)] = 2e-3
+    weight_decay: Annotated[float, option(OPTIMISATION, "Apply this weight decay in AdamW.", ge=0)] = 0.05
     warmup_epochs: Annotated[
         float | None,
         option(
             OPTIMISATION,
-            "Epochs in which the rate rises to its peak.",
+            "Raise the rate to its peak over this many epochs.",
             unset="a tenth of the epochs, at most 1",
             ge=0,
         ),
     ] = None
-    schedule: Annotated[Literal["cosine", "step"], option(OPTIMISATION, "Decay of the learning rate.")] = "cosine"
-    step_epochs: Annotated[int, option(OPTIMISATION, "Epochs between two steps of the step schedule.", ge=1)] = 20
-    step_factor: Annotated[float, option(OPTIMISATION, "Each step multiplies the rate by this.", gt=0, le=1)] = 0.7
+    schedule: Annotated[Literal["cosine", "step"], option(OPTIMISATION, "Lower the learning rate this way.")] = "cosine"
+    step_epochs: Annotated[int, option(OPTIMISATION, "Step once in this many epochs of the step schedule.", ge=1)] = 20
+    step_factor: Annotated[float, option(OPTIMISATION, "Multiply the rate by this at each step.", gt=0, le=1)] = 0.7
     backbone_lr_factor: Annotated[
-        float, option(OPTIMISATION, "The backbone's rate as a multiple of the last layer's.", gt=0)
+        float, option(OPTIMISATION, "Multiply the last layer's rate by this for the backbone.", gt=0)
     ] = 1.0
     ema_decay: Annotated[
-        float, option(OPTIMISATION, "Decay of the exponential moving average of the weights.", ge=0, lt=1)
+        float, option(OPTIMISATION, "Average the weights exponentially with this decay.", ge=0, lt=1)
     ] = 0.999
-    clip_norm: Annotated[float, option(OPTIMISATION, "Gradients are clipped to this norm.", gt=0)] = 1.0
+    clip_norm: Annotated[float, option(OPTIMISATION, "Clip gradients to this norm.", gt=0)] = 1.0
     loss: Annotated[
         Literal["focal", "weighted-focal", "bce", "weighted-bce"],
-        option(LOSS, "weighted: each class by the inverse of its share in the training rows."),
+        option(LOSS, "Minimise this loss; weighted ones weigh a class by the inverse of its training share."),
     ] = "focal"
-    gamma: Annotated[float, option(LOSS, "Focusing exponent of the focal loss; 0 is cross-entropy.", ge=0)] = 2.0
+    gamma: Annotated[float, option(LOSS, "Set the focal loss's focusing exponent; 0 is cross-entropy.", ge=0)] = 2.0
     alpha: Annotated[
         float | None,
         option(
-            LOSS, "Weight of label 1 in the focal loss; label 0 weighs 1 - alpha.", unset="both weigh 1", gt=0, lt=1
+            LOSS, "Weigh label 1 by this in the focal loss, and label 0 by 1 - alpha.", unset="both weigh 1", gt=0, lt=1
         ),
     ] = None
     label_smoothing: Annotated[
-        float, option(LOSS, "Share of each label that is spread evenly over both labels.", ge=0, lt=1)
+        float, option(LOSS, "Spread this share of each label evenly over both labels.", ge=0, lt=1)
     ] = 0.0
     augment: Annotated[
-        Augment, option(AUGMENTATION, "none, light or standard; in YAML also a mapping of single changes.")
+        Augment, option(AUGMENTATION, "Augment by none, light or standard; in YAML also by a mapping of changes.")
     ] = "standard"
-    precision: Annotated[Precision, option(SPEED, "Number format; auto measures which is fastest.")] = "auto"
+    precision: Annotated[Precision, option(SPEED, "Compute in this number format; auto measures the fastest.")] = "auto"
     convolutions: Annotated[
         Literal["auto", "native", "lowered", "compiled"],
         option(
-            SPEED, "The library's, as matrix products, or the network by torch.compile; auto measures which is fastest."
+            SPEED, "Compute convolutions natively, as matrix products or by torch.compile; auto measures the fastest."
         ),
     ] = "auto"
 
@@ -277,20 +281,20 @@ class DecisionConfig(Frozen):
         str,  # decision/objective.py parses it
         option(
             DECISION,
-            "hter; cost:A,B, the costs of a false positive and of a false negative; fpr:R or fnr:R, at most R on the "
-            "OOF rows.",
+            "Minimise hter, or cost:A,B, the costs of a false positive and of a false negative; or hold fpr:R or fnr:R "
+            "to at most R on the OOF rows.",
         ),
     ] = "hter"
     stacker: Annotated[
         Literal["auto", "mean", "calibrated", "nonnegative", "logistic"],
-        option(DECISION, "auto: the simplest that is as good as the best."),
+        option(DECISION, "Combine the members by this stacker; auto takes the simplest that is as good as the best."),
     ] = "auto"
     members: Annotated[
         tuple[str, ...] | None,
-        option(DECISION, "Members to stack, separated by commas.", unset="all that are finished"),
+        option(DECISION, "Stack these members, separated by commas.", unset="all that are finished"),
     ] = None
     repeats: Annotated[
-        int, option(DECISION, "Other partitions of the rows that the nested estimate is repeated on.", ge=0, le=1000)
+        int, option(DECISION, "Repeat the nested estimate on this many other partitions of the rows.", ge=0, le=1000)
     ] = 0
 
     @field_validator("members", mode="before")
@@ -316,11 +320,11 @@ class PredictOptions(Frozen):
     ] = "mean"
     correction: Annotated[
         Correction,
-        option(DECISION, "How the threshold is corrected for averaging the fold models."),
+        option(DECISION, "Correct the threshold for averaging the fold models."),
     ] = "posterior"
     prior: Annotated[
         float | None,
-        option(DECISION, "Share of label 0 in this set, if it is known to differ.", unset="as in training", gt=0, lt=1),
+        option(DECISION, "Assume this share of label 0, if it is known to differ.", unset="as in training", gt=0, lt=1),
     ] = None
     cascade: Annotated[
         float | None,
@@ -332,10 +336,10 @@ class PredictOptions(Frozen):
             lt=1,
         ),
     ] = None
-    precision: Annotated[Precision, option(SPEED, "Number format; auto measures which is fastest.")] = "auto"
+    precision: Annotated[Precision, option(SPEED, "Compute in this number format; auto measures the fastest.")] = "auto"
     convolutions: Annotated[
         Literal["auto", "native", "lowered", "fused"],
-        option(SPEED, "The library's, as matrix products, or fused with norms; auto measures which is fastest."),
+        option(SPEED, "Compute convolutions natively, as matrix products or fused; auto measures the fastest."),
     ] = "auto"
 
     @model_validator(mode="after")
@@ -363,13 +367,13 @@ class ComputeConfig(Frozen):
     device: Device = "auto"
     workers: Annotated[
         int | None,
-        option(SPEED, "Data worker processes; they change no result.", unset="chosen by the cores", ge=0),
+        option(SPEED, "Load images in this many processes; no result changes.", unset="chosen by the cores", ge=0),
     ] = None
     jobs: Annotated[
         int | None,
         option(
             SPEED,
-            "Networks computed at once, each on a share of the cores.",
+            "Compute this many networks at once, each on a share of the cores.",
             unset="on a CPU one a core, where it pays",
             ge=1,
         ),
@@ -379,10 +383,10 @@ class ComputeConfig(Frozen):
 class RunConfig(Frozen):
     """A whole run: what `thera run` does, in order."""
 
-    about: Annotated[str, option(RUN, "One line about the file, for people.")] = ""
-    run: Annotated[Path, option(RUN, "The run's folder, for example checkpoints/faces.")]
+    about: Annotated[str, option(RUN, "Describe the file in one line, for people.")] = ""
+    run: Annotated[Path, option(RUN, "Use this folder for the run, for example checkpoints/faces.")]
     seed: Seed = 0
-    folds: Annotated[int, option(RUN, "Folds of the cross-validation.", ge=2, le=100)] = 5
+    folds: Annotated[int, option(RUN, "Cross-validate with this many folds.", ge=2, le=100)] = 5
     data: DataConfig
     members: tuple[MemberConfig, ...]
     decision: DecisionConfig = DecisionConfig()
@@ -402,19 +406,19 @@ class RunConfig(Frozen):
 class BenchConfig(Frozen):
     """What `thera bench` measures."""
 
-    subjects: Annotated[tuple[Literal["train", "predict", "decide", "load"], ...], option(RUN, "What to measure.")] = (
+    subjects: Annotated[tuple[Literal["train", "predict", "decide", "load"], ...], option(RUN, "Measure these.")] = (
         "train",
         "predict",
         "decide",
         "load",
     )
-    arch: Annotated[tuple[str, ...], option(RUN, "Architecture to measure; may be given several times.")] = tuple(
+    arch: Annotated[tuple[str, ...], option(RUN, "Measure this architecture; repeat the option for more.")] = tuple(
         SHORT_NAMES
     )
-    images: Annotated[Path | None, option(DATA, "A folder of image files.", unset="generated images")] = None
+    images: Annotated[Path | None, option(DATA, "Use this folder of image files.", unset="generated images")] = None
     labels: LabelFile = None
-    limit: Annotated[int, option(DATA, "Images that are used.", ge=256)] = 2048
-    rounds: Annotated[int, option(RUN, "Repetitions of each measurement.", ge=1)] = 5
+    limit: Annotated[int, option(DATA, "Use this many images.", ge=256)] = 2048
+    rounds: Annotated[int, option(RUN, "Repeat each measurement this many times.", ge=1)] = 5
     device: Device = "auto"
 
 

@@ -34,6 +34,11 @@ class TheraError(Exception):
         self.where, self.found, self.remedy = str(where), found, remedy
         super().__init__(f"{self.where}: {found}" + (f"; {remedy}" if remedy else ""))
 
+    @property
+    def line(self) -> str:
+        """The line that the command prints for it."""
+        return f"error: {self}"
+
     def __reduce__(self) -> tuple[type[TheraError], tuple[str, str, str]]:
         # Worker processes send errors as pickles, and the default would pass the whole message as `where`.
         return type(self), (self.where, self.found, self.remedy)
@@ -73,6 +78,11 @@ class Stopped(TheraError):
     """A signal stopped the work; what is finished is saved, and the same command goes on."""
 
     status = 75
+
+    @property
+    def line(self) -> str:
+        """The line that the command prints for it: a stop is no error."""
+        return "; ".join(filter(None, (self.found, self.remedy)))
 
 
 def printable(text: object) -> str:

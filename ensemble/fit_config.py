@@ -16,23 +16,30 @@ class FitConfig(DataConfig):
 
     predict: Annotated[
         tuple[Path, ...] | None,
-        option(DATA, "Images to label, as `thera predict` takes them.", unset="none"),
+        option(DATA, "Label these images, which may be given as to `thera predict`.", unset="none"),
     ] = None
     out: OutFile = None
     force: Force = False
     run: Annotated[
-        Path | None, option(RUN, "The run's folder.", unset="a new folder in checkpoints/, named after the images")
+        Path | None,
+        option(RUN, "Use this folder for the run.", unset="a new folder in checkpoints/, named after the images"),
     ] = None
     seed: Seed = 0
     folds: Annotated[
-        int | None, option(RUN, "Folds of the cross-validation.", unset="5; 3 for many images on a CPU", ge=2, le=100)
+        int | None,
+        option(RUN, "Cross-validate with this many folds.", unset="5; 3 for many images on a CPU", ge=2, le=100),
     ] = None
     time: Annotated[
         str | None,
-        option(RUN, "Time for everything, such as 30m, 2h or 1h30m; it chooses members and epochs.", unset="no limit"),
+        option(
+            RUN,
+            "Take this time for everything, such as 30m, 2h or 1h30m; it chooses members and epochs.",
+            unset="no limit",
+        ),
     ] = None
     epochs: Annotated[
-        int | None, option(TRAINING, "Epochs of every member.", unset="chosen by the number of images", ge=1)
+        int | None,
+        option(TRAINING, "Train every member for this many epochs.", unset="chosen by the number of images", ge=1),
     ] = None
 
     _paths = field_validator("predict", mode="before")(one_or_several)

@@ -43,31 +43,33 @@ from ensemble.fit_config import FitConfig
 
 
 class _RunFile(Frozen):
-    config: Annotated[Path, option(RUN, "A YAML file, or the name of a recipe, such as simple-cnn.")]
+    config: Annotated[Path, option(RUN, "Run this YAML file, or a recipe by its name, such as simple-cnn.")]
 
 
 class _RemoveMember(Frozen):
-    name: Annotated[str, option(RUN, "The member's name.")]
+    name: Annotated[str, option(RUN, "Remove the member of this name.")]
     yes: Annotated[bool, option(RUN, "Remove it; without this, the command only says what would be removed.")] = False
 
 
 class _Trial(Frozen):
-    config: Annotated[Path, option(RUN, "A YAML file with the members to compare, or the name of a recipe.")]
-    fold: Annotated[int, option(RUN, "The fold to hold out.", ge=0)] = 0
+    config: Annotated[Path, option(RUN, "Compare the members of this YAML file, or of a recipe by its name.")]
+    fold: Annotated[int, option(RUN, "Hold out this fold.", ge=0)] = 0
 
 
 class _Evaluate(Frozen):
-    label_file: Annotated[Path, option(DATA, "A label file, such as predict writes.")]
-    labels: Annotated[Path, option(DATA, "The true labels: a label file, or a folder with a folder for each class.")]
+    label_file: Annotated[Path, option(DATA, "Measure this label file, such as predict writes.")]
+    labels: Annotated[Path, option(DATA, "Read the true labels from a label file or from class folders.")]
     positive: Positive = None
 
 
 class _Compare(Frozen):
-    a: Annotated[Path, option(DATA, "A run's folder, a member's (RUN/members/NAME), or a label file.")]
-    b: Annotated[Path, option(DATA, "Another of the same kind, on the same images.")]
-    labels: Annotated[Path | None, option(DATA, "The true labels.", unset="those of the runs or members")] = None
+    a: Annotated[Path, option(DATA, "Compare a run's folder, a member's (RUN/members/NAME), or a label file.")]
+    b: Annotated[Path, option(DATA, "Compare with another of the same kind, on the same images.")]
+    labels: Annotated[
+        Path | None, option(DATA, "Read the true labels from this file.", unset="those of the runs or members")
+    ] = None
     positive: Positive = None
-    tta: Annotated[bool, option(DECISION, "Of runs and members: compare at the logits that --tta averages.")] = True
+    tta: Annotated[bool, option(DECISION, "Compare runs and members at the logits that --tta averages.")] = True
 
 
 # --- the options of each command --------------------------------------------------------------------------------------
@@ -163,9 +165,9 @@ ALIASES = {("train-member", "no_pretrained"): ("pretrained", "no")}
 
 DESCRIPTIONS = {
     ("run", "images"): "Learn from other images: a folder, a zip, or a CSV or Parquet file.",
-    ("run", "predict"): "Label other images, as `thera predict` takes them.",
-    ("run", "epochs"): "Epochs of every member.",
-    ("bench", "labels"): "Line i is the label of image i, 0 or 1.",
+    ("run", "predict"): "Label other images, which may be given as to `thera predict`.",
+    ("run", "epochs"): "Train every member for this many epochs.",
+    ("bench", "labels"): "Read the label of image i from line i of this text file.",
 }
 """Descriptions that differ from the model's."""
 
@@ -229,7 +231,7 @@ def build_command(name: str, description: str, work: Callable[..., None], rich: 
         parameters.append(_keyword(f"{same}_by_name", Annotated[Optional[list[str]], typed], None))
     for (command, alias), (target, value) in ALIASES.items():
         if command == name:
-            flag = typer.Option(f"--{_dashed(alias)}", help=f"--{_dashed(target)} {value}.", hidden=True)
+            flag = typer.Option(f"--{_dashed(alias)}", help=f"Set --{_dashed(target)} {value}.", hidden=True)
             parameters.append(_keyword(alias, Annotated[bool, flag], False))
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -253,7 +255,14 @@ def _parameter(command: str, name: str, part: Part, rich: bool) -> inspect.Param
         )
     value: Any = Optional[list[str]] if get_origin(kind) is tuple else Optional[str]
     if name not in ARGUMENTS.get(command, ()):
-        typed = typer.Option(f"--{_dashed(name)}", help=text, rich_help_panel=panel, metavar=_metavar(kind))
+        choices = _choices(field)
+        typed = typer.Option(
+            f"--{_dashed(name)}",
+            help=text,
+            rich_help_panel=panel,
+            metavar=_metavar(kind),
+            autocompletion=(lambda: choices) if choices else None,
+        )
         return _keyword(name, Annotated[value, typed], None)
     argument = typer.Argument(help=text, rich_help_panel="Arguments", metavar=name.upper())
     if field.is_required() and value is Optional[str] and BY_NAME_TOO.get(command) != name:

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import TextIO
 
 from tqdm import tqdm
@@ -166,31 +167,54 @@ _signals: list[str] = []
 
 def _raise_if_stopped() -> None:
     if _signals:
-        message = f"stopped by {_signals[0]}, what is finished is saved"
-        raise Stopped("thera", message, "run the same command again to go on")
+        raise _stopped(_signals[0])
+
+
+def _stopped(name: str) -> Stopped:
+    return Stopped("thera", f"stopped by {name}, what is finished is saved", "run the same command again to go on")
 
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
     """Let Ctrl-C and SIGTERM stop the block at the next step of a bar; a second signal ends the process at once.
 
-    Where no bar is open, the first signal stops the work at once too.
+    Where no bar is open, the first signal stops the work at once too. While a module is being imported it ends the
+    process: an exception would be raised within the import, where libraries catch it or print its traceback.
+
+    Raises
+    ------
+    Stopped
+        A signal has arrived.
     """
 
-    def stop(number: int, _: object) -> None:
-        if _signals:
+    def stop(number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if _signals or (not _open and _is_importing(frame)):
+            with contextlib.suppress(OSError):
+                os.write(2, f"{_stopped(name).line}\n".encode())
             os._exit(Stopped.status)
-        _signals.append(signal.Signals(number).name)
+        _signals.append(name)
         if not _open:
             _raise_if_stopped()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except Stopped:
+        raise
+    except Exception:
+        _raise_if_stopped()  # a library may have caught `Stopped` and raised an error of its own
+        raise
     finally:
         _signals.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
 
 
 def _clock(seconds: float) -> str:

@@ -41,6 +41,7 @@ COMMANDS = {
 }
 TRAIN = ["train-member", "--arch", "resnet18", "--images", "img", "--run", "r"]
 PREDICT = ["predict", "--run", "r", "--images", "i", "--out", "o.txt"]
+SENTENCES = r"([A-Z].*\.)?"
 HEAVY = ("torch", "numpy", "sklearn", "scipy", "cv2", "pandas", "timm", "albumentations")
 """No help imports these."""
 
@@ -119,7 +120,8 @@ def test_every_command_is_listed_and_has_help(capsys: pytest.CaptureFixture[str]
     assert {name: command.file for name, command in cli.COMMANDS.items()} == COMMANDS
     assert thera("--help") == 0
     listed = capsys.readouterr().out
-    for command in COMMANDS:
+    for command, described in cli.COMMANDS.items():
+        assert re.fullmatch(SENTENCES, described.summary) and re.fullmatch(SENTENCES, described.details)
         assert re.search(rf"^  {command} +[A-Z][^\n]*[^.]\.$", listed, re.MULTILINE), "cut or missing"
         assert thera(command, "--help") == 0
         shown = capsys.readouterr().out
@@ -150,11 +152,11 @@ def test_on_a_terminal_the_help_is_drawn_in_panels(
 def test_the_help_shows_the_defaults_of_the_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert thera("train-member", "--help") == 0
     shown = re.sub(r"\s+", " ", capsys.readouterr().out)
-    assert "--lr FLOAT Peak learning rate of AdamW. [>0; default: 0.002]" in shown
-    assert "--folds INT Folds of the cross-validation. [2 to 100; default: 5]" in shown
+    assert "--lr FLOAT Raise the learning rate of AdamW to this peak. [>0; default: 0.002]" in shown
+    assert "--folds INT Cross-validate with this many folds. [2 to 100; default: 5]" in shown
     assert "[cosine, step; default: cosine]" in shown
     assert "--pretrained NAME" in shown and "[yes, no, if-possible; default: yes]" in shown
-    assert "--run PATH The run's folder, for example checkpoints/faces. [required]" in shown
+    assert "--run PATH Use this folder for the run, for example checkpoints/faces. [required]" in shown
 
 
 def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,8 +200,13 @@ def test_every_command_is_in_the_readme() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["bogus"], "thera: No such command 'bogus'; see thera --help"),
-        (["trail"], "thera: No such command 'trail'. Did you mean 'trial'?; see thera --help"),
+        (["bogus"], "thera: no such command: bogus; see thera --help"),
+        (["trail"], "thera: no such command: trail; did you mean trial?"),
+        (["train"], "thera: no such command: train; did you mean train-member?"),
+        (["predicts"], "thera: no such command: predicts; did you mean predict?"),
+        (["fit_stacker"], "thera: no such command: fit_stacker; did you mean fit-stacker?"),
+        (["fitstacker"], "thera: no such command: fitstacker; did you mean fit-stacker?"),
+        (["member"], "thera: no such command: member; did you mean train-member or remove-member?"),
         (["--bogus"], "thera: No such option: --bogus; see thera --help"),
         (["report"], "thera report: --run is missing; see thera report --help"),
         (["report", "--run"], "thera: Option '--run' requires an argument; see thera --help"),
@@ -292,12 +299,10 @@ FAULTS: list[tuple[BaseException, int, str]] = [
     (ArtifactError("x", "is odd"), 4, "x: is odd"),
     (LockedError("x", "is odd"), 5, "x: is odd"),
     (ResourceError("x", "is odd"), 6, "x: is odd"),
-    (Stopped("x", "is odd"), 75, "x: is odd"),
     (MemoryError(), 6, "thera: out of memory; close other programs"),
     (OutOfMemoryError("CUDA\nmany lines"), 6, "thera: out of device memory; close other programs"),
     (OSError(errno.ENOSPC, "No space left on device", "/x"), 6, "/x: No space left on device; "),
     (BrokenPipeError(errno.EPIPE, "Broken pipe"), 6, "thera: Broken pipe; "),  # of a data worker, not of the output
-    (KeyboardInterrupt(), 75, "thera: stopped by SIGINT, what is finished is saved; run the same command again"),
     (
         ValueError("two\nlines"),
         1,
@@ -318,6 +323,17 @@ def test_every_fault_is_one_line_and_its_exit_status(
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("stop", [Stopped("x", "stopped by SIGINT", "go on"), KeyboardInterrupt()])
+def test_a_stop_is_one_line_and_no_error(
+    stop: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in(monkeypatch, "report", report=raising(stop))
+    assert thera("report", "--run", "r") == 75
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch("stopped by SIGINT.*; .*go on\n", err)
+
+
 def test_debug_shows_the_traceback_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     stand_in(monkeypatch, "report", report=raising(DataError("x", "is odd")))
     assert thera("--debug", "report", "--run", "r") == 3
@@ -334,7 +350,7 @@ def test_a_signal_ends_a_command_with_75(monkeypatch: pytest.MonkeyPatch, capsys
 
     stand_in(monkeypatch, "report", report=report)
     assert thera("report", "--run", "r") == 75
-    assert capsys.readouterr().err.startswith("error: thera: stopped by SIGTERM, what is finished is saved; ")
+    assert capsys.readouterr().err.startswith("stopped by SIGTERM, what is finished is saved; ")
 
 
 def test_a_run_that_is_not_there_is_an_artifact_error(

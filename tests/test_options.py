@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,15 @@ from ensemble.fit_config import FitConfig
 MODELS = (AugmentConfig, ComputeConfig, DataConfig, DecisionConfig, FitConfig, MemberConfig, PredictConfig, RunConfig)
 PARTS_OF_A_RUN = {"RunConfig.data", "RunConfig.members", "RunConfig.decision", "RunConfig.predict"}
 """Fields that are models themselves."""
+
+SENTENCE = r"[A-Z][^\[\]]*\."  # brackets hold choices, bounds and the default
+VERBS = {
+    *("Apply", "Assume", "Augment", "Average", "Change", "Clip", "Combine", "Compare", "Compute", "Correct"),
+    *("Cross-validate", "Draw", "Give", "Hold", "Label", "Learn", "Leave", "Load", "Lower", "Measure", "Minimise"),
+    *("Multiply", "Raise", "Read", "Remove", "Repeat", "Resize", "Run", "Seed", "Set", "Show", "Skip", "Spread"),
+    *("Stack", "Start", "Step", "Take", "Train", "Use", "Weigh", "Write"),
+}
+"""A description is an imperative sentence: its first word is one of these. An option may add its verb."""
 
 
 def parameters(command: str) -> dict[str, Any]:
@@ -57,12 +67,19 @@ def test_every_field_of_a_member_is_an_option_of_train_member() -> None:
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
-def test_every_option_has_a_sentence_and_a_panel(model: type[BaseModel]) -> None:
+def test_every_field_has_a_description_and_a_panel(model: type[BaseModel]) -> None:
     for name, field in model.model_fields.items():
         if f"{model.__name__}.{name}" not in PARTS_OF_A_RUN:
-            assert field.description and field.description.endswith("."), name
-            assert "[" not in field.description, "brackets hold the default"
+            assert re.fullmatch(SENTENCE, str(field.description)), name
             assert isinstance(field.json_schema_extra, dict) and field.json_schema_extra["panel"], name
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_described_by_a_sentence(command: str) -> None:
+    for name, parameter in parameters(command).items():
+        text = parameter.help
+        assert re.fullmatch(rf"{SENTENCE}( \[.*\])?", text), f"{name}: {text}"
+        assert text.split()[0] in VERBS, f"{name}: {text}"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -80,15 +97,15 @@ def test_the_help_of_an_option_is_that_of_its_field(command: str) -> None:
 @pytest.mark.parametrize(
     ("command", "name", "text"),
     [
-        ("train-member", "lr", "Peak learning rate of AdamW. [>0; default: 0.002]"),
-        ("train-member", "gamma", "Focusing exponent of the focal loss; 0 is cross-entropy. [>=0; default: 2]"),
-        ("train-member", "folds", "Folds of the cross-validation. [2 to 100; default: 5]"),
-        ("train-member", "schedule", "Decay of the learning rate. [cosine, step; default: cosine]"),
-        ("train-member", "name", "The member's name in the run. [default: the arch]"),
+        ("train-member", "lr", "Raise the learning rate of AdamW to this peak. [>0; default: 0.002]"),
+        ("train-member", "gamma", "Set the focal loss's focusing exponent; 0 is cross-entropy. [>=0; default: 2]"),
+        ("train-member", "folds", "Cross-validate with this many folds. [2 to 100; default: 5]"),
+        ("train-member", "schedule", "Lower the learning rate this way. [cosine, step; default: cosine]"),
+        ("train-member", "name", "Give the member this name. [default: the arch]"),
         ("train-member", "freeze", "Train the last layer alone; the backbone and its statistics stay."),
         ("predict", "tta", "Average the logits of the image and its mirror image. [default: no-tta]"),
-        ("run", "folds", "Folds of the cross-validation. [as the file says]"),
-        ("demo", "run", "The run's folder, for example checkpoints/faces. [checkpoints/demo]"),
+        ("run", "folds", "Cross-validate with this many folds. [as the file says]"),
+        ("demo", "run", "Use this folder for the run, for example checkpoints/faces. [checkpoints/demo]"),
     ],
 )
 def test_help_says_choices_bounds_and_default(command: str, name: str, text: str) -> None:

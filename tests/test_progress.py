@@ -163,6 +163,14 @@ def test_where_no_bar_is_open_a_signal_stops_the_work_at_once() -> None:
         raise AssertionError("went on")
 
 
+def test_what_a_library_makes_of_a_signal_is_a_stop_still() -> None:
+    with pytest.raises(Stopped), stoppable():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except Exception as error:
+            raise OSError("a download failed") from error
+
+
 def test_a_second_signal_ends_the_process_at_once() -> None:
     code = """
 import os, signal
@@ -174,4 +182,5 @@ with stoppable(), progress(1, "work"):
     print("two", flush=True)
 """
     done = python(code)
-    assert (done.stdout, done.stderr, done.returncode) == ("one\n", "", 75)
+    line = "stopped by SIGTERM, what is finished is saved; run the same command again to go on\n"
+    assert (done.stdout, done.stderr, done.returncode) == ("one\n", line, 75)

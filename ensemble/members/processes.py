@@ -12,10 +12,10 @@ import mmap
 import multiprocessing
 import os
 import signal
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from typing import Any, Protocol, TypeAlias
 
@@ -211,7 +211,7 @@ class _Worker:
         self.connection, child_end = context.Pipe()
         self.cores, self.result = cores, None
         self._process = context.Process(target=_work, args=(child_end, cores))
-        with _interrupts_ignored():  # the child inherits it: the parent handles Ctrl-C and ends its processes
+        with interrupts_blocked():
             self._process.start()
         child_end.close()
 
@@ -248,15 +248,18 @@ class _Worker:
 
 
 @contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def interrupts_blocked() -> Iterator[None]:
+    """Start processes without Ctrl-C, which a terminal sends to all of them: the parent handles it and ends them.
+
+    A process inherits the blocked signals, from its first instruction on. In the parent a Ctrl-C waits for the end of
+    the block.
+    """
+    resource_tracker.ensure_running()  # it unblocks the signals when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _RemoteBar:

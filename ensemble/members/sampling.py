@@ -10,6 +10,7 @@ import torch
 
 from ensemble.members.augment import Augmentation
 from ensemble.members.fold_job import FoldJob
+from ensemble.members.processes import interrupts_blocked
 
 Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor, np.ndarray]
 """Pixels (b, H, W, 3) uint8, labels (b,) float32, and the rows (b,) that they come from."""
@@ -70,9 +71,9 @@ def augmented(job: FoldJob, draws: Iterable[list[Draw]], workers: int, device: t
         num_workers=workers,
         multiprocessing_context="forkserver" if workers else None,  # CUDA cannot be used after a fork
         pin_memory=device.type == "cuda",
-        worker_init_fn=_quiet_worker,
     )
-    return iter(loader)
+    with interrupts_blocked():
+        return iter(loader)
 
 
 class _AugmentedRows(torch.utils.data.Dataset):  # type: ignore[type-arg]
@@ -126,10 +127,3 @@ def times_before(rows: np.ndarray) -> np.ndarray:
 def _to_tensors(batch: Any) -> Batch:
     pixels, labels, rows = batch
     return torch.from_numpy(pixels), torch.from_numpy(labels), rows
-
-
-def _quiet_worker(_: int) -> None:
-    """Ignore Ctrl-C in a worker: the parent handles it and stops its workers."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -292,7 +292,7 @@ def test_killed_and_started_again_gives_the_same(done: Path, tmp_path: Path, kin
     err = process.communicate()[1]
     if kind == signal.SIGTERM:
         assert process.returncode == 75, err
-        assert "error: thera: stopped by SIGTERM" in err and "Traceback" not in err
+        assert "\nstopped by SIGTERM" in err and "Traceback" not in err
     assert "1" not in json.loads((tmp_path / "run/members/a/member.json").read_text())["folds"]
     main(["run", str(config), "--device", "cpu"])
     assert results(tmp_path / "run") == results(done / "run")

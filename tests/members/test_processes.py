@@ -5,9 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import time
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,28 @@ import pytest
 import torch
 from tiny import write_tiny
 
+from ensemble.config import MemberConfig
 from ensemble.data.source import open_source
 from ensemble.data.store import load_dataset
 from ensemble.errors import DataError, ResourceError, Stopped
 from ensemble.machine import available_cores
 from ensemble.members import processes
-from ensemble.members.processes import PROCESS_PAYS, MappedPixels, Workers, at_once, shares
+from ensemble.members.fold_job import FoldJob
+from ensemble.members.processes import PROCESS_PAYS, MappedPixels, Workers, at_once, interrupts_blocked, shares
+from ensemble.members.sampling import batches_of
 from ensemble.progress import progress, stoppable
 
 CPU = torch.device("cpu")
 HERE = sorted(os.sched_getaffinity(0))
+
+
+ROWS = (np.arange(8).astype(str), np.arange(8))
+needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+
+
+def ignores_ctrl_c(pid: int) -> bool:
+    (blocked,) = re.findall(r"^SigBlk:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(int(blocked, 16) & 1 << (signal.SIGINT - 1))
 
 
 class CountingBar:
@@ -166,6 +180,36 @@ def test_a_signal_ends_the_processes(two: list[int]) -> None:
         list(workers.run(jobs.slow, [(), ()], [[two[0]], [two[1]]], bar))
         pytest.fail("it went on")
     assert time.monotonic() - started < 60
+
+
+def test_ctrl_c_waits_while_processes_start_and_is_not_lost() -> None:
+    reached = []
+    with pytest.raises(KeyboardInterrupt), interrupts_blocked():
+        os.kill(os.getpid(), signal.SIGINT)
+        reached.append("the end of the block")
+    assert reached == ["the end of the block"]
+
+
+@needs_proc
+def test_a_process_does_not_see_ctrl_c(two: list[int]) -> None:
+    worker = processes._Worker([two[0]])
+    try:
+        assert ignores_ctrl_c(worker._process.pid)
+    finally:
+        worker.end()
+    assert not ignores_ctrl_c(os.getpid())
+
+
+@needs_proc
+def test_nor_does_a_data_worker() -> None:
+    config = MemberConfig(arch="lenet", batch_size=2)
+    fold_job = FoldJob(config, MappedPixels(np.zeros((8, 8, 8, 3), np.uint8)), np.ones(8, np.int8), *ROWS, 0, 0)
+    batches = batches_of(fold_job, 0, 1, CPU)
+    try:
+        assert ignores_ctrl_c(batches._workers[0].pid)  # type: ignore[attr-defined]
+        assert ignores_ctrl_c(forkserver._forkserver._forkserver_pid)  # type: ignore[attr-defined]
+    finally:
+        batches._shutdown_workers()  # type: ignore[attr-defined]
 
 
 # --- pixels that are not sent -----------------------------------------------------------------------------------------
