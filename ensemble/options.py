@@ -226,7 +226,7 @@ def build_command(name: str, description: str, work: Callable[..., None], rich: 
     if name in BY_NAME_TOO:
         same = BY_NAME_TOO[name]
         typed = typer.Option(
-            f"--{_dashed(same)}", help=f"The same as {same.upper()}.", rich_help_panel=RUN, metavar="PATH"
+            f"--{_dashed(same)}", help=f"Give {same.upper()} by name.", rich_help_panel=RUN, metavar="PATH"
         )
         parameters.append(_keyword(f"{same}_by_name", Annotated[Optional[list[str]], typed], None))
     for (command, alias), (target, value) in ALIASES.items():

@@ -31,7 +31,21 @@ SENTENCE = r"[A-Z][^\[\]]*\."  # brackets hold choices, bounds and the default
 VERBS = {
     *("Apply", "Assume", "Augment", "Average", "Change", "Clip", "Combine", "Compare", "Compute", "Correct"),
     *("Cross-validate", "Draw", "Give", "Hold", "Label", "Learn", "Leave", "Load", "Lower", "Measure", "Minimise"),
-    *("Multiply", "Raise", "Read", "Remove", "Repeat", "Resize", "Run", "Seed", "Set", "Show", "Skip", "Spread"),
+    *(
+        "Multiply",
+        "Raise",
+        "Read",
+        "Remove",
+        "Repeat",
+        "Replace",
+        "Resize",
+        "Run",
+        "Seed",
+        "Set",
+        "Show",
+        "Skip",
+        "Spread",
+    ),
     *("Stack", "Start", "Step", "Take", "Train", "Use", "Weigh", "Write"),
 }
 """A description is an imperative sentence: its first word is one of these. An option may add its verb."""
