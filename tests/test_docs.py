@@ -89,21 +89,26 @@ def test_every_command_is_documented() -> None:
 def test_own_data_of_the_readme_runs(tmp_path: Path) -> None:
     labels = write_tiny(tmp_path / "data", 40)
     for row, label in enumerate(labels.tolist(), 1):
-        target = tmp_path / "photos" / str(label) / f"{row:03d}.png"
+        target = tmp_path / "photos" / ("hat", "nohat")[label] / f"IMG_{row}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / "img" / f"{row:03d}.png").rename(target)
     truth = write_tiny(tmp_path / "new", 12, seed=1)
-    (tmp_path / "new" / "img").rename(tmp_path / "new_photos")
-    (tmp_path / "truth.txt").write_text("".join(f"{label}\n" for label in truth))
+    (tmp_path / "new_photos").mkdir()
+    rows = ["name,label"]
+    for path, label in zip(sorted((tmp_path / "new" / "img").iterdir()), truth.tolist(), strict=True):
+        path.rename(tmp_path / "new_photos" / f"new {path.name}")
+        rows.append(f"new {path.name},{('hat', 'nohat')[label]}")
+    (tmp_path / "truth.csv").write_text("\n".join(rows) + "\n")
     section = text_of(ROOT / "README.md").split("## Your own data")[1].split("\n## ")[0]
     lines = [line.strip() for line in section.splitlines() if line.startswith("    thera ")]
     assert len(lines) == 3
     for line in lines:
         _, *arguments = shlex.split(line)
-        small = ["--epochs", "1", "--folds", "2", "--device", "cpu", "--jobs", "1"]
+        small = ["--folds", "2", "--device", "cpu", "--jobs", "1", "--time", "1m"]
         done = run_thera(*arguments, *(small if arguments[0] == "fit" else []), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-    assert len((tmp_path / "label_new.txt").read_text().split()) == 12
+    labelled = (tmp_path / "checkpoints" / "photos" / "labels.csv").read_text().splitlines()
+    assert labelled[0] == "name,label" and len(labelled) == 13
 
 
 READMES = [*PAGES, *sorted((ROOT / "tests").rglob("README.md")), *sorted((ROOT / "checkpoints").glob("*/README.md"))]
