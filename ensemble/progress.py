@@ -64,8 +64,8 @@ def hidden() -> Iterator[None]:
 class Bar:
     """One line of progress. `advance(n)` moves it, `note(text)` shows what has just been reached, `say(line)` stays.
 
-    On a terminal it is a bar of tqdm that fits the terminal's width. Elsewhere it prints at most one plain line a minute
-    while it moves, one for each note, and a last line when it is closed.
+    On a terminal it is a bar of tqdm that fits the terminal's width. Elsewhere it prints at most one plain line a
+    minute while it moves, one for each note, and a last line when it is closed.
     """
 
     def __init__(self, total: int, what: str, unit: str, level: int) -> None:

@@ -13,8 +13,9 @@ from ensemble.commands.fold_logits import FoldLogits, fold_logits
 from ensemble.config import ComputeConfig, PredictConfig, PredictOptions
 from ensemble.decision.cross_fitting import OofLogits
 from ensemble.decision.deploy import Deployment, deploy
-from ensemble.errors import DataError
+from ensemble.errors import DataError, printable
 from ensemble.progress import Say, silent
+from ensemble.reports.prediction_tables import label_file_warnings
 from ensemble.results import PredictionFacts, PredictionRequest, PredictResult
 from ensemble.runs import files
 from ensemble.runs.migration import migrate_facts
@@ -127,8 +128,8 @@ def predict_dataset(
             _write(target, dataset.ids, deployment, logits, request, decision.objective.text, decision.nested.hter)
     folder.record(f"predict {target.name}", started)
     result = _read(target)
-    if result.facts.share_check.shifted:
-        say(f"warning: {result.name}: {result.facts.share_check.message}")
+    for warning in label_file_warnings(result.facts):
+        say(f"warning: {printable(result.name)}: {warning}")
     return result
 
 

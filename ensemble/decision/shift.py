@@ -7,11 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ensemble.decision.intervals import Interval
 from ensemble.decision.rates import ErrorRates, Floats
 
 ALARM = 0.01
 """The significance level of the share check: a p-value below it is reported as a shift. At 1 %, about one in a hundred
 sets of images without a shift is reported."""
+
+ALARM_ERRORS = 2.575829
+"""The standard errors of a difference whose two-sided p-value is `ALARM`."""
+
+VISIBLE_SHIFT = 0.2
+"""The least change of the share of predictions of label 0 that a check must be able to see. A set that is too small to
+see a change of a fifth of all images is not said to be without a shift."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +41,24 @@ class ShareCheck:
         """Whether the p-value is below `ALARM`."""
         return self.p_value < ALARM
 
-    @property
-    def message(self) -> str:
-        """The result of the check in a sentence."""
+    def least_visible(self, images: int) -> float:
+        """Return the change of the share of predictions of label 0 that a check of `images` images sees every second time.
+
+        It is `ALARM_ERRORS` standard errors of the share among that many images, at the share of the OOF rows.
+        """
+        return ALARM_ERRORS * float(np.sqrt(self.oof_share * (1 - self.oof_share) / images))
+
+    def message(self, images: int) -> str:
+        """Return the result of the check of `images` new images in a sentence."""
         shares = (
             f"single fold models predict {self.new_share:.4f} of the new images as 0, and {self.oof_share:.4f} of the "
-            f"OOF rows, at one threshold (p = {self.p_value:.2g})"
+            f"training images, at one threshold (p = {self.p_value:.2g})"
         )
+        if not self.shifted and self.least_visible(images) > VISIBLE_SHIFT:
+            return (
+                f"Share check: {images} image{'s are' if images > 1 else ' is'} too few to check for a shift: a change "
+                f"of the share of 0 is seen from {self.least_visible(images):.2f} on."
+            )
         if not self.shifted:
             return f"Share check: {shares}: no sign of a shift."
         low, high = (float(np.clip(self.prior + side * 1.96 * self.prior_error, 0, 1)) for side in (-1, 1))
@@ -105,6 +124,35 @@ def check_share(
     variance = votes.var() / max(len(votes), 1) + fpr_term / rates.n_neg + fnr_term / rates.n_pos
     prior_error = float(np.sqrt(variance) / separation)
     return ShareCheck(oof_share, new_share, error, p_value, prior, prior_error)
+
+
+def implied_share(rates: ErrorRates, prior: float, check: ShareCheck, images: int) -> Interval:
+    """Return the 99 % interval of the share of images that a file labels 0, if these rates are those of the file.
+
+    The share is prior * (1 - FPR) + (1 - prior) * FNR. Its standard error is that of the share check, which covers the
+    errors of both sets of images; it is at least that of a share of `images` independent images, because the votes on
+    few images may not vary.
+
+    Parameters
+    ----------
+    rates : ErrorRates
+        The error rates that are expected of the file.
+    prior : float
+        The share of label 0 among the images, in [0, 1].
+    check : ShareCheck
+    images : int
+        The number of images in the file.
+
+    Examples
+    --------
+    >>> check = ShareCheck(0.26, 0.26, 0.001, 1.0, 0.2, 0.01)
+    >>> implied = implied_share(ErrorRates(0.1, 0.1, 200, 800), 0.2, check, 1000)
+    >>> round(implied.low, 3), round(implied.high, 3)
+    (0.224, 0.296)
+    """
+    share = at_prior(rates, prior).share_called_0
+    half = ALARM_ERRORS * max(check.error, float(np.sqrt(share * (1 - share) / images)))
+    return Interval(max(share - half, 0.0), min(share + half, 1.0))
 
 
 @dataclass(frozen=True)
