@@ -42,11 +42,15 @@ class ShareCheck:
         return self.p_value < ALARM
 
     def least_visible(self, images: int) -> float:
-        """Return the change of the share of predictions of label 0 that a check of `images` images sees every second time.
+        """Return the change of the share of predicted 0s that a check of `images` images sees every second time.
 
         It is `ALARM_ERRORS` standard errors of the share among that many images, at the share of the OOF rows.
         """
         return ALARM_ERRORS * float(np.sqrt(self.oof_share * (1 - self.oof_share) / images))
+
+    def is_too_small(self, images: int) -> bool:
+        """Return whether a check of `images` images does not see a change by `VISIBLE_SHIFT`."""
+        return self.least_visible(images) > VISIBLE_SHIFT
 
     def message(self, images: int) -> str:
         """Return the result of the check of `images` new images in a sentence."""
@@ -54,7 +58,7 @@ class ShareCheck:
             f"single fold models predict {self.new_share:.4f} of the new images as 0, and {self.oof_share:.4f} of the "
             f"training images, at one threshold (p = {self.p_value:.2g})"
         )
-        if not self.shifted and self.least_visible(images) > VISIBLE_SHIFT:
+        if not self.shifted and self.is_too_small(images):
             return (
                 f"Share check: {images} image{'s are' if images > 1 else ' is'} too few to check for a shift: a change "
                 f"of the share of 0 is seen from {self.least_visible(images):.2f} on."

@@ -21,7 +21,7 @@ def prediction_table(predictions: Mapping[str, PredictionFacts]) -> Table:
     """Return the expected error rates of label files, keyed by the name of their set."""
     rows = tuple(
         (
-            printable(name) + ("" if facts.expectation.averaging_measured else " *"),
+            label_file_name(name, facts),
             str(facts.images),
             " + ".join(facts.request.views),
             f"{facts.share_of_label_0:.4f}",
@@ -43,6 +43,11 @@ def prediction_table(predictions: Mapping[str, PredictionFacts]) -> Table:
             *(f"{printable(name)}: {note}" for name, facts in predictions.items() for note in _notes(facts)),
         ),
     )
+
+
+def label_file_name(name: str, facts: PredictionFacts) -> str:
+    """Return the name of a set, marked by * where the effect of averaging is not known; `UNMEASURED` explains it."""
+    return printable(name) + ("" if facts.expectation.averaging_measured else " *")
 
 
 def _notes(facts: PredictionFacts) -> Iterator[str]:
@@ -79,9 +84,9 @@ def one_label_note(facts: PredictionFacts) -> str:
     """Return what follows for a label file in which all images have one label."""
     label = 1 - int(facts.share_of_label_0)
     many = f"all {facts.images} images" if facts.images > 1 else "the only image"
-    purpose = "" if facts.objective == "hter" else f" by a threshold for {Objective.parse(facts.objective).description}"
+    aim = "" if facts.objective == "hter" else f" by a threshold for {Objective.parse(facts.objective).description}"
     return (
-        f"{many} got label {label}{purpose}. Such a file has FPR {label}, FNR {1 - label} and HTER 0.5, as any constant "
+        f"{many} got label {label}{aim}. Such a file has FPR {label}, FNR {1 - label} and HTER 0.5, as any constant "
         "answer has, if both labels occur among its images."
     )
 
@@ -94,8 +99,8 @@ def _contradiction(facts: PredictionFacts) -> Iterator[str]:
     if not has_one_label(facts) and not implied.low <= facts.share_of_label_0 <= implied.high:
         among = f"{prior:.4f} of the images" + (", as in training" if share is None else "")
         yield (
-            f"the expected rates do not fit this file: it labels {facts.share_of_label_0:.4f} of its images 0, and with "
-            f"these rates it would be {implied.low:.4f} to {implied.high:.4f} if label 0 is {among}."
+            f"the expected rates do not fit this file: it labels {facts.share_of_label_0:.4f} of its images 0, and "
+            f"with these rates it would be {implied.low:.4f} to {implied.high:.4f} if label 0 is {among}."
         )
 
 
