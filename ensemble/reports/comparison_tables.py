@@ -71,7 +71,7 @@ def comparison_tables(result: CompareResult, full: bool = True) -> list[Table]:
             f"{name_a} (A) and {name_b} (B) on the same {_images(comparison)}",
             tuple(columns[j] for j in shown),
             tuple(tuple(row[j] for j in shown) for row in rows),
-            (*_sources(result), RATES, INTERVALS, PAIRED),
+            (*_sources(result), *((RATES, INTERVALS) if full else ()), PAIRED),
         ),
         _agreement_table(comparison),
     ]

@@ -8,7 +8,7 @@ from functools import singledispatch
 from ensemble.decision.assessment import Assessment
 from ensemble.decision.decision import Decision
 from ensemble.errors import printable
-from ensemble.reports.comparison_tables import RATES, comparison_tables, evaluation_tables
+from ensemble.reports.comparison_tables import comparison_tables, evaluation_tables
 from ensemble.reports.decision_tables import decision_warnings, repeated_notes
 from ensemble.reports.member_tables import best_rule, chance_notes, origin_notes, trial_table
 from ensemble.reports.prediction_tables import UNMEASURED, label_file_name, label_file_warnings
@@ -39,6 +39,8 @@ from ensemble.results import (
 
 RULES = ("", "FPR", "FNR", "HTER", "95 %", "AUC")
 """The columns of the short tables of members and stack."""
+
+LEGEND = "FPR: error rate on images of label 0; FNR: on label 1; HTER: their mean."
 
 
 def on_screen(result: object, full: bool = False) -> list[Table]:
@@ -115,7 +117,7 @@ def _members_table(members: tuple[MemberReport, ...]) -> Table:
         f"Members on {rules[0].nested.n} images, out of fold, views {' + '.join(members[0].views)}",
         RULES,
         tuple(map(_rule_row, rules)),
-        (RATES, *chance_notes(rules), *notes),
+        (LEGEND, *chance_notes(rules), *notes),
         best=best_rule(rules),
     )
 
@@ -128,7 +130,7 @@ def _decision_table(decision: Decision) -> Table:
         RULES,
         tuple(map(_rule_row, rules)),
         (
-            RATES,
+            LEGEND,
             f"The threshold is that of {decision.objective.description}.",
             *repeated_notes(decision),
             *decision_warnings(decision),

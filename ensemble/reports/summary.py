@@ -91,9 +91,9 @@ def evaluate_summary(result: EvaluateResult) -> Table:
     if 0 in (true_0 + false_0, false_1 + true_1):
         label = int(true_0 + false_0 == 0)
         return in_short(f"{result.name} has label {label} for all images: it is a constant answer, with HTER 0.5.")
-    better = "better than" if measured.hter.high < 0.5 else "no better than"
     figures = f"HTER {measured.rates.hter:.4f} ({_interval(measured.hter)})"
-    return in_short(f"{result.name}: {figures}, {better} a constant answer (0.5).")
+    beside = "a constant answer has 0.5" if measured.hter.high < 0.5 else "no better than a constant answer"
+    return in_short(f"{result.name}: {figures}; {beside}.")
 
 
 def compare_summary(result: CompareResult) -> Table:
