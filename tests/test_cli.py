@@ -89,7 +89,7 @@ def accepting(accepted: Signature, function: Callable[..., Any]) -> Callable[...
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, file: str, **functions: Callable[..., Any]) -> None:
-    """Put functions in place of a command's file, and show the tables that they return as they are.
+    """Put functions in place of a command's file, and show the tables that they return: two unless `--full` is given.
 
     A call that the real function would not accept is an error.
     """
@@ -98,7 +98,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, file: str, **functions: Callable[.
         if find_spec(module) is not None:
             functions[name] = accepting(signature(getattr(import_module(module), name)), function)
     monkeypatch.setitem(sys.modules, module, SimpleNamespace(**functions))
-    screen = SimpleNamespace(on_screen=lambda tables, full: tables if full or tables is None else tables[:2])
+    screen = SimpleNamespace(on_screen=lambda tables, full: tables if full else tables[:2])
     monkeypatch.setitem(sys.modules, "ensemble.reports.screen", screen)
 
 
@@ -337,7 +337,7 @@ def test_a_signal_ends_a_command_with_75(monkeypatch: pytest.MonkeyPatch, capsys
 def test_a_run_that_is_not_there_is_an_artifact_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "ensemble.reports.render", SimpleNamespace(render=None))  # nothing is rendered
+    monkeypatch.setitem(sys.modules, "ensemble.reports.screen", SimpleNamespace(on_screen=None))  # nothing is rendered
     assert thera("report", "--run", str(tmp_path / "none")) == 4
     assert "run.json: is not there; train a member first: thera train-member --help" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -113,8 +113,8 @@ def test_a_new_field_is_an_option_without_another_edit(monkeypatch: pytest.Monke
 
 
 def test_values_are_those_of_the_models() -> None:
-    values = options.checked("compare", {"a": "x", "b": "y", "labels": None, "tta": True})
-    assert values == {"a": Path("x"), "b": Path("y"), "labels": None, "tta": True}
+    values = options.checked("compare", {"a": "x", "b": "y", "labels": None, "tta": True, "full": False})
+    assert values == {"a": Path("x"), "b": Path("y"), "labels": None, "tta": True, "full": False}
 
 
 def test_a_flag_that_is_on_by_default_can_be_turned_off() -> None:
