@@ -16,7 +16,7 @@ from ensemble.decision.cross_fitting import OofLogits
 from ensemble.decision.decision import Decision, stack_replicates
 from ensemble.decision.intervals import Interval
 from ensemble.decision.rates import ErrorRates, Floats, Labels, apply_threshold, error_rates
-from ensemble.decision.shift import AtPrior, ShareCheck, at_prior, check_share
+from ensemble.decision.shift import AtPrior, ShareCheck, at_prior, check_share, implied_share
 from ensemble.decision.stacker import Stacker
 
 REPLICATES = 400
@@ -50,6 +50,9 @@ class Expectation:
         The 95 % prediction interval of the HTER that would be measured on these images; None for fewer than two images.
     at_prior : AtPrior or None
         What the rates imply at the share of label 0 that the user gave; None if none was given.
+    implied_share : Interval or None
+        The 99 % interval of the share of images that a file with these rates labels 0; None where all images got one
+        label, and in files of former versions.
     """
 
     correction: str
@@ -59,6 +62,7 @@ class Expectation:
     interval: Interval
     new_set_interval: Interval | None
     at_prior: AtPrior | None
+    implied_share: Interval | None = None
 
     def at(self, correction: str) -> CorrectedThreshold:
         """Return the threshold and rates of one correction."""
@@ -156,7 +160,7 @@ def deploy(
         member_votes=member_votes,
         majority=majority,
         fold_votes=fold_votes,
-        expectation=_expectation(decision, effect, y_pred, prior),
+        expectation=_expectation(decision, effect, y_pred, prior, check),
         share_check=check,
         assumed_share_of_label_0=assumed,
     )
@@ -242,7 +246,7 @@ def stacked_folds(stacker: Stacker, fold_logits: Floats) -> Floats:
 
 
 def _expectation(
-    decision: Decision, effect: AveragingEffect | None, y_pred: Labels, prior: float | None
+    decision: Decision, effect: AveragingEffect | None, y_pred: Labels, prior: float | None, check: ShareCheck
 ) -> Expectation:
     """Return the error rates to expect of labels (n,).
 
@@ -256,8 +260,10 @@ def _expectation(
         rates, interval, new_set = effect.chosen.rates, effect.interval, effect.new_set_interval
         correction, corrections = effect.chosen.correction, effect.candidates
     if np.unique(y_pred).size == 1:
-        rates, interval = of_one_label(rates, int(y_pred[0])), Interval(0.5, 0.5)
+        rates, interval, implied = of_one_label(rates, int(y_pred[0])), Interval(0.5, 0.5), None
         new_set = None if new_set is None else interval
+    else:
+        implied = implied_share(rates, decision.stacked.fpr, decision.stacked.fnr, *_share(rates, prior, check), n)
     return Expectation(
         correction=correction,
         averaging_measured=effect is not None,
@@ -266,7 +272,18 @@ def _expectation(
         interval=interval,
         new_set_interval=new_set,
         at_prior=None if prior is None else at_prior(rates, prior),
+        implied_share=implied,
     )
+
+
+def _share(rates: ErrorRates, prior: float | None, check: ShareCheck) -> tuple[float, float]:
+    """Return the share of label 0 that the rates are expected at, and its standard error."""
+    if prior is not None:
+        return prior, 0.0
+    if check.shifted:
+        return check.prior, check.prior_error
+    share = rates.n_neg / rates.n
+    return share, float(np.sqrt(share * (1 - share) / rates.n))
 
 
 def of_one_label(rates: ErrorRates, label: int) -> ErrorRates:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ensemble.decision.intervals import Interval
+from ensemble.decision.intervals import NORMAL, Interval
 from ensemble.decision.rates import ErrorRates, Floats
 
 ALARM = 0.01
@@ -130,32 +130,37 @@ def check_share(
     return ShareCheck(oof_share, new_share, error, p_value, prior, prior_error)
 
 
-def implied_share(rates: ErrorRates, prior: float, check: ShareCheck, images: int) -> Interval:
-    """Return the 99 % interval of the share of images that a file labels 0, if these rates are those of the file.
+def implied_share(
+    rates: ErrorRates, fpr: Interval, fnr: Interval, prior: float, prior_error: float, images: int
+) -> Interval:
+    """Return the 99 % interval of the share of images that a file labels 0, if these error rates are those of the file.
 
-    The share is prior * (1 - FPR) + (1 - prior) * FNR. Its standard error is that of the share check, which covers the
-    errors of both sets of images; it is at least that of a share of `images` independent images, because the votes on
-    few images may not vary.
+    The share is prior * (1 - FPR) + (1 - prior) * FNR. Its error has three parts: that of FPR and FNR, which are taken
+    to err together, because a threshold that is too high lowers the one and raises the other; that of the prior; and
+    the sampling of the images, which are assumed to be independent.
 
     Parameters
     ----------
     rates : ErrorRates
         The error rates that are expected of the file.
-    prior : float
-        The share of label 0 among the images, in [0, 1].
-    check : ShareCheck
+    fpr, fnr : Interval
+        Intervals as wide as the 95 % intervals of the two rates.
+    prior, prior_error : float
+        The share of label 0 among the images, in [0, 1], and its standard error.
     images : int
         The number of images in the file.
 
     Examples
     --------
-    >>> check = ShareCheck(0.26, 0.26, 0.001, 1.0, 0.2, 0.01)
-    >>> implied = implied_share(ErrorRates(0.1, 0.1, 200, 800), 0.2, check, 1000)
+    >>> rates, fpr, fnr = ErrorRates(0.1, 0.1, 200, 800), Interval(0.06, 0.14), Interval(0.08, 0.12)
+    >>> implied = implied_share(rates, fpr, fnr, 0.2, 0.01, 1000)
     >>> round(implied.low, 3), round(implied.high, 3)
-    (0.224, 0.296)
+    (0.208, 0.312)
     """
     share = at_prior(rates, prior).share_called_0
-    half = ALARM_ERRORS * max(check.error, float(np.sqrt(share * (1 - share) / images)))
+    of_rates = (prior * (fpr.high - fpr.low) + (1 - prior) * (fnr.high - fnr.low)) / (2 * NORMAL)
+    of_prior = (1 - rates.fpr - rates.fnr) * prior_error
+    half = ALARM_ERRORS * float(np.sqrt(of_rates**2 + of_prior**2 + share * (1 - share) / images))
     return Interval(max(share - half, 0.0), min(share + half, 1.0))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from ensemble.decision.deploy import Expectation
 from ensemble.decision.objective import Objective
-from ensemble.decision.shift import AtPrior, ShareCheck, implied_share
+from ensemble.decision.shift import AtPrior, ShareCheck
 from ensemble.errors import printable
 from ensemble.reports.table import Table, interval_cell, rate_cells
 from ensemble.results import PredictionFacts
@@ -70,7 +70,7 @@ def _notes(facts: PredictionFacts) -> Iterator[str]:
 
 def label_file_warnings(facts: PredictionFacts) -> tuple[str, ...]:
     """Return what speaks against a label file: one label for all images, a shift, rates that do not fit it."""
-    one_label = (one_label_note(facts),) if has_one_label(facts) else ()
+    one_label = (one_label_note(facts),) if has_one_label(facts) and facts.images > 1 else ()
     shift = (facts.share_check.message(facts.images),) if facts.share_check.shifted else ()
     return (*one_label, *shift, *_contradiction(facts))
 
@@ -93,14 +93,11 @@ def one_label_note(facts: PredictionFacts) -> str:
 
 def _contradiction(facts: PredictionFacts) -> Iterator[str]:
     """Yield a note where the expected rates cannot be those of the file, because it has another share of label 0."""
-    rates, share = facts.expectation.rates, facts.assumed_share_of_label_0
-    prior = rates.n_neg / rates.n if share is None else share
-    implied = implied_share(rates, prior, facts.share_check, facts.images)
-    if not has_one_label(facts) and not implied.low <= facts.share_of_label_0 <= implied.high:
-        among = f"{prior:.4f} of the images" + (", as in training" if share is None else "")
+    implied, share = facts.expectation.implied_share, facts.share_of_label_0
+    if implied is not None and not implied.low <= share <= implied.high:
         yield (
-            f"the expected rates do not fit this file: it labels {facts.share_of_label_0:.4f} of its images 0, and "
-            f"with these rates it would be {implied.low:.4f} to {implied.high:.4f} if label 0 is {among}."
+            f"the expected rates do not fit this file: it labels {share:.4f} of its images 0, and with these rates it "
+            f"would be {implied.low:.4f} to {implied.high:.4f}."
         )
 
 

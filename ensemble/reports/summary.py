@@ -112,7 +112,8 @@ def _label_file_lines(predictions: Mapping[str, PredictionFacts]) -> tuple[str, 
 def _label_file_line(name: str, facts: PredictionFacts) -> str:
     if has_one_label(facts):
         label = 1 - int(facts.share_of_label_0)
-        return f"Label file {name}: HTER 0.5, since each of its {facts.images} images got label {label}."
+        all_images = f"each of its {facts.images} images" if facts.images > 1 else "its only image"
+        return f"Label file {name}: HTER 0.5, since {all_images} got label {label}."
     expected = facts.expectation
     end = "; see the warnings." if label_file_warnings(facts) else "."
     return f"Label file {name}: expected HTER {expected.rates.hter:.4f} ({_interval(expected.interval)}){end}"

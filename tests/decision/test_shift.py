@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import binomtest, norm
 from tiny import through_json
 
+from ensemble.decision.intervals import Interval
 from ensemble.decision.rates import ErrorRates, apply_threshold, error_rates
 from ensemble.decision.shift import ALARM, ALARM_ERRORS, ShareCheck, at_prior, check_share, implied_share
 
@@ -157,19 +158,19 @@ def test_the_least_visible_change_is_what_the_check_sees(rng):
 
 
 def test_the_share_that_rates_imply_holds_in_99_of_100_files(rng):
-    rates, prior, images = ErrorRates(0.1, 0.3, 2000, 8000), 0.2, 500
-    check = ShareCheck(0.42, 0.42, 0.0, 1.0, 0.2, 0.0)
-    implied = implied_share(rates, prior, check, images)
-    shares = rng.binomial(images, 0.2 * 0.9 + 0.8 * 0.3, size=20_000) / images
-    assert np.mean((shares >= implied.low) & (shares <= implied.high)) == pytest.approx(0.99, abs=0.004)
-    wide = implied_share(rates, prior, replace(check, error=0.1), images)
-    assert (wide.low, wide.high) == pytest.approx((0.42 - 0.25758, 0.42 + 0.25758), abs=1e-4)
+    """Rates, prior and images are all drawn; a threshold that is off moves FPR and FNR against each other."""
+    rates, prior, prior_error, images = ErrorRates(0.2, 0.3, 2000, 8000), 0.2, 0.01, 500
+    fpr, fnr = (Interval(x - 1.96 * 0.02, x + 1.96 * 0.02) for x in (0.2, 0.3))
+    implied = implied_share(rates, fpr, fnr, prior, prior_error, images)
+    off, priors = 0.02 * rng.normal(size=40_000), rng.normal(prior, prior_error, size=40_000)
+    shares = rng.binomial(images, priors * (1 - (0.2 - off)) + (1 - priors) * (0.3 + off)) / images
+    assert np.mean((shares >= implied.low) & (shares <= implied.high)) == pytest.approx(0.99, abs=0.003)
 
 
 def test_the_share_that_rates_imply_is_a_share():
-    never = ShareCheck(0.0, 0.0, 0.3, 1.0, 0.0, 0.0)
-    assert implied_share(ErrorRates(0.0, 0.0, 9, 9), 0.0, never, 4).low == 0.0
-    assert implied_share(ErrorRates(0.0, 0.0, 9, 9), 1.0, never, 4).high == 1.0
+    wide = Interval(0.0, 1.0)
+    assert implied_share(ErrorRates(0.0, 0.0, 9, 9), wide, wide, 0.0, 0.0, 4).low == 0.0
+    assert implied_share(ErrorRates(0.0, 0.0, 9, 9), wide, wide, 1.0, 0.0, 4).high == 1.0
 
 
 # --- another prior ----------------------------------------------------------------------------------------------------

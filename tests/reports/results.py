@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pytest
+
+from ensemble.data.folds import FoldTable
 from ensemble.decision.averaging import CorrectedThreshold
+from ensemble.decision.cross_fitting import OofLogits
+from ensemble.decision.decision import Decision, fit_decision
 from ensemble.decision.deploy import Expectation
 from ensemble.decision.intervals import Interval
 from ensemble.decision.rates import ErrorRates
@@ -28,6 +35,7 @@ EXPECTED = Expectation(
     interval=Interval(0.12, 0.18),
     new_set_interval=Interval(0.1, 0.2),
     at_prior=None,
+    implied_share=Interval(0.3, 0.4),
 )
 CALM = ShareCheck(oof_share=0.25, new_share=0.25, error=0.01, p_value=0.9, prior=0.47, prior_error=0.01)
 PREDICTED = PredictionFacts(
@@ -58,3 +66,15 @@ FEW = {"correction": "none", "corrections": (), "averaging_measured": False}
 def reported(decision, predictions=None) -> ReportResult:
     members = tuple(MemberReport(member, ("identity", "hflip")) for member in decision.members)
     return ReportResult(Path("checkpoints/run"), 400, 4, members, FitResult(decision, decision), predictions or {})
+
+
+@functools.cache
+def fitted() -> Decision:
+    """Return a decision on 400 rows, whose bootstrap has few replicates."""
+    rng = np.random.default_rng(3)
+    labels = (np.arange(400) % 4 > 0).astype(np.int8)
+    logits = rng.normal(size=(400, 2)) + np.outer(2.0 * labels - 1, (1.0, 0.5))
+    oof = OofLogits(FoldTable(np.arange(400), labels, np.arange(400) // 4 % 4), ("cnn[b]", "a|b"), logits)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ensemble.decision.assessment.REPLICATES", 50)
+        return fit_decision(oof, ("plain", "flip"), repeats=3)

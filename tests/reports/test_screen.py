@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from results import CALM, FEW, PREDICTED, predicted, rates, reported
+from results import CALM, FEW, PREDICTED, fitted, predicted, rates, reported
 
 from ensemble.decision.comparison import compare_predictions, evaluate_predictions
 from ensemble.decision.decision import Decision
@@ -32,6 +32,11 @@ from ensemble.results import (
 
 LABELS = np.repeat([0, 1], [40, 160]).astype(np.int8)
 WRONG = np.where(np.arange(200) % 9 == 0, 1 - LABELS, LABELS).astype(np.int8)
+
+
+@pytest.fixture
+def decision() -> Decision:
+    return fitted()
 
 
 def predict_result(facts=PREDICTED) -> PredictResult:
@@ -180,7 +185,7 @@ def test_a_shift_and_a_contradiction_are_in_the_table_and_in_short() -> None:
 
 
 def test_a_file_with_one_label_has_hter_one_half(decision) -> None:
-    facts = predicted(images=9, share_of_label_0=0.0)
+    facts = predicted(images=9, share_of_label_0=0.0, implied_share=None)
     line = "Label file val: HTER 0.5, since each of its 9 images got label 1."
     assert summary(predict_result(facts))[0] == line
     assert summary(reported(decision, {"val": facts}))[0] == line

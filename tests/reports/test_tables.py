@@ -2,7 +2,7 @@ import json
 from dataclasses import asdict, replace
 
 import pytest
-from results import CALM, EXPECTED, FEW, PREDICTED, predicted, reported
+from results import CALM, EXPECTED, FEW, PREDICTED, fitted, predicted, reported
 
 from ensemble.decision.intervals import Interval
 from ensemble.decision.label_noise import Floor, FloorEstimate, describe_floor
@@ -22,6 +22,12 @@ from ensemble.reports.prediction_tables import UNMEASURED, label_file_warnings, 
 from ensemble.reports.render import AVERAGING, LEGEND, render, report_tables
 from ensemble.reports.summary import fit_summary, report_files, report_summary
 from ensemble.results import FitResult, MemberReport
+
+
+@pytest.fixture
+def decision():
+    return fitted()
+
 
 # --- label files ------------------------------------------------------------------------------------------------------
 
@@ -102,7 +108,7 @@ def test_a_sets_name_cannot_paint_the_terminal():
 
 
 def test_a_file_with_one_label_is_said_to_be_so_and_no_correction_is_reported():
-    facts = predicted(images=9, share_of_label_0=0.0)
+    facts = predicted(images=9, share_of_label_0=0.0, implied_share=None)
     sentence = (
         "all 9 images got label 1. Such a file has FPR 1, FNR 0 and HTER 0.5, as any constant answer has, if both "
         "labels occur among its images."
@@ -110,24 +116,26 @@ def test_a_file_with_one_label_is_said_to_be_so_and_no_correction_is_reported():
     assert label_file_warnings(facts) == (sentence,)
     notes = prediction_table({"val": facts}).notes
     assert f"val: {sentence}" in notes and not any("moves the threshold" in note for note in notes)
-    (of_zeros,) = label_file_warnings(predicted(images=1, share_of_label_0=1.0, objective="fpr:0.01"))
-    assert of_zeros.startswith("the only image got label 0 by a threshold for the least FNR with FPR <= 0.01. Such")
+    (of_zeros,) = label_file_warnings(
+        predicted(images=2, share_of_label_0=1.0, implied_share=None, objective="fpr:0.01")
+    )
+    assert of_zeros.startswith("all 2 images got label 0 by a threshold for the least FNR with FPR <= 0.01. Such")
     assert "FPR 0, FNR 1 and HTER 0.5" in of_zeros
+    single = predicted(images=1, share_of_label_0=1.0, implied_share=None)
+    assert label_file_warnings(single) == (), "a single image cannot get two labels"
+    assert any(note.startswith("val: the only image got label 0") for note in prediction_table({"val": single}).notes)
 
 
 def test_rates_that_do_not_fit_the_file_are_said_not_to():
-    """At FPR 0.1, FNR 0.2 and a fifth of label 0, a file labels 0.2 * 0.9 + 0.8 * 0.2 = 0.34 of its images 0."""
-    fitting, other = predicted(share_of_label_0=0.3), predicted(share_of_label_0=0.2)
-    assert label_file_warnings(fitting) == ()
+    for fitting in (PREDICTED, predicted(share_of_label_0=0.3), predicted(share_of_label_0=0.9, implied_share=None)):
+        assert label_file_warnings(fitting) == ()
+    other = predicted(share_of_label_0=0.2)
     (warning,) = label_file_warnings(other)
     assert warning == (
         "the expected rates do not fit this file: it labels 0.2000 of its images 0, and with these rates it would be "
-        "0.2854 to 0.3946 if label 0 is 0.2000 of the images, as in training."
+        "0.3000 to 0.4000."
     )
     assert f"val: {warning}" in prediction_table({"val": other}).notes
-    assert label_file_warnings(replace(other, assumed_share_of_label_0=0.001)) == (), "the share is assumed"
-    (given,) = label_file_warnings(predicted(share_of_label_0=0.3, assumed_share_of_label_0=0.5))
-    assert given.endswith("if label 0 is 0.5000 of the images.")
 
 
 # --- the decision -----------------------------------------------------------------------------------------------------
