@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable
@@ -158,7 +159,8 @@ COMMANDS = {
     "evaluate": Command(
         "evaluate",
         "Measure a label file against the true labels.",
-        "It prints FPR, FNR and HTER with their 95 % intervals, the confusion matrix and the classification report.",
+        "It prints FPR, FNR and HTER with their 95 % intervals and the confusion matrix; with --full, also the "
+        "classification report.",
         _evaluate,
     ),
     "compare": Command(
@@ -171,7 +173,7 @@ COMMANDS = {
     "report": Command(
         "report",
         "Print the members' HTER and the stack's.",
-        "The same is written to report.md and report.json in the run's folder.",
+        "All tables are written to report.md and report.json in the run's folder; --full prints them.",
         _report,
     ),
     "run": Command(
@@ -242,10 +244,10 @@ def _built(name: str) -> Any:
 
     command = COMMANDS[name]
 
-    def work(**values: Any) -> None:
-        _print_result(lambda: command.call(import_module(f"ensemble.commands.{command.file}"), **values))
+    def work(full: bool = False, **values: Any) -> None:
+        _print_result(lambda: command.call(import_module(f"ensemble.commands.{command.file}"), **values), full)
 
-    return build_command(name, f"{command.summary}\n\n{command.details}", work, sys.stdout.isatty())
+    return build_command(name, f"{command.summary}\n\n{command.details}", work, _in_colour())
 
 
 def _app() -> typer.Typer:
@@ -253,7 +255,7 @@ def _app() -> typer.Typer:
         cls=_Commands,
         help="Learn from images and their 0/1 labels, and label new ones with the lowest half total error rate (HTER).",
         invoke_without_command=True,
-        rich_markup_mode="rich" if sys.stdout.isatty() else None,
+        rich_markup_mode="rich" if _in_colour() else None,
         pretty_exceptions_enable=False,
     )
     app.callback()(_main)
@@ -277,23 +279,23 @@ def _main(
 # --- output --------------------------------------------------------------------------------------------------
 
 
-def _print_result(work: Callable[[], Any]) -> None:
-    """Run a command and print the tables of its result."""
+def _in_colour() -> bool:
+    """Return whether standard output is a terminal that shows colours; https://no-color.org says how to refuse them."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _print_result(work: Callable[[], Any], full: bool) -> None:
+    """Run a command and print the short tables of its result, or all of them if `full`."""
     from ensemble.progress import stoppable
-    from ensemble.reports.render import render
+    from ensemble.reports.screen import on_screen
 
     try:
         with stoppable():
-            tables = render(work())
+            tables = on_screen(work(), full)
     except OSError as error:  # typer exits silently on a broken pipe, also on that of a data worker
         _fail(error)
-    if not sys.stdout.isatty():
-        _print("\n".join(table.text() for table in tables))
-        return
-    from rich.console import Console
-
-    for table in tables:
-        Console().print(table.rich(), "")
+    width = shutil.get_terminal_size((80, 24)).columns  # of the terminal or of COLUMNS; 80 in a pipe
+    _print("\n".join(table.text(width, _in_colour()) for table in tables))
 
 
 def _print(text: str) -> None:

@@ -72,6 +72,10 @@ class _Compare(Frozen):
     tta: Annotated[bool, option(DECISION, "Compare runs and members at the logits that --tta averages.")] = True
 
 
+class _Screen(Frozen):
+    full: Annotated[bool, option(RUN, "Print all tables and what they mean.")] = False
+
+
 # --- the options of each command --------------------------------------------------------------------------------------
 
 
@@ -102,29 +106,33 @@ def _part(model: type[BaseModel], *names: str, key: str = "", optional: bool = F
 
 
 _COMPUTE = _part(ComputeConfig, key="compute")
+_SCREEN = _part(_Screen)  # the command line takes it out before it calls the command's function
 
 PARTS: dict[str, tuple[Part, ...]] = {
     "fit": (
         _part(FitConfig, key="config"),
         _part(DecisionConfig, "objective", "stacker", "repeats", key="decision"),
         _COMPUTE,
+        _SCREEN,
     ),
     "train-member": (
         _part(RunConfig, "run", "folds", "seed"),
         _part(DataConfig, key="data"),
         _part(MemberConfig, key="member"),
         _COMPUTE,
+        _SCREEN,
     ),
-    "fit-stacker": (_part(RunConfig, "run"), _part(DecisionConfig, key="config")),
+    "fit-stacker": (_part(RunConfig, "run"), _part(DecisionConfig, key="config"), _SCREEN),
     "remove-member": (_part(RunConfig, "run"), _part(_RemoveMember)),
     "predict": (
         _part(RunConfig, "run"),
         _part(PredictConfig, key="config"),
         _part(ComputeConfig, "device", "jobs", key="compute"),  # prediction has no data workers
+        _SCREEN,
     ),
-    "evaluate": (_part(_Evaluate),),
-    "compare": (_part(_Compare),),
-    "report": (_part(RunConfig, "run"),),
+    "evaluate": (_part(_Evaluate), _SCREEN),
+    "compare": (_part(_Compare), _SCREEN),
+    "report": (_part(RunConfig, "run"), _SCREEN),
     "run": (
         _part(_RunFile),
         _part(RunConfig, "run", "folds", optional=True),
@@ -132,10 +140,11 @@ PARTS: dict[str, tuple[Part, ...]] = {
         _part(MemberConfig, "epochs", optional=True),
         _part(PredictConfig, optional=True, predict="images", out="out", force="force"),
         _COMPUTE,
+        _SCREEN,
     ),
-    "trial": (_part(_Trial), _COMPUTE),
+    "trial": (_part(_Trial), _COMPUTE, _SCREEN),
     "recipes": (),
-    "demo": (_part(RunConfig, "run", optional=True), _COMPUTE),
+    "demo": (_part(RunConfig, "run", optional=True), _COMPUTE, _SCREEN),
     "bench": (_part(BenchConfig, key="config"),),
 }
 

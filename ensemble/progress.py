@@ -1,7 +1,8 @@
 """Progress of long work on standard error, and how a signal stops the work.
 
-Progress is nested bars on a terminal and one plain line a minute elsewhere. A signal is handled where a bar opens or
-advances, because all finished work is on disk then. Where no bar is open, it is handled at once.
+Progress is nested bars on a terminal; elsewhere it is one plain line a minute and one for each note, such as that of an
+epoch. A signal is handled where a bar opens or advances, because all finished work is on disk then. Where no bar is
+open, it is handled at once.
 """
 
 from __future__ import annotations
@@ -22,6 +23,20 @@ from ensemble.errors import Stopped, printable
 
 PLAIN_INTERVAL_S = 60.0
 """Seconds between two plain lines: often enough to see that work goes on, rarely enough for a log."""
+
+COLUMNS = 80
+"""The width of a bar where that of the terminal is not known."""
+
+DESCRIPTION = 30
+"""The longest description in a bar. Of 80 columns it leaves 50 for the counts of a million images and the times."""
+
+TIMES = 23
+"""The width of what stands beside a note in a bar: percentage, time used, time left (up to 9:59:59) and the bar itself.
+It leaves 57 of 80 columns, which hold `small_cnn_smooth fold 0 epoch 3/20 loss 0.123 HTER 0.145`."""
+
+BAR = "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{unit} {elapsed}<{remaining}"
+NOTED_BAR = "{percentage:3.0f}% {elapsed}<{remaining} {desc} {bar}"
+"""The bars of tqdm without and with a note, which stands in place of the description and counts."""
 
 Say = Callable[[str], None]
 """The type of the callback that receives notes and warnings during a command, one line at a time.
@@ -48,21 +63,27 @@ def hidden() -> Iterator[None]:
 
 
 class Bar:
-    """One line of progress. `advance(n)` moves it, `note(text)` adds a remark.
+    """One line of progress. `advance(n)` moves it, `note(text)` shows what has just been reached, `say(line)` stays.
 
-    On a terminal it is a bar of tqdm. Elsewhere it prints at most one plain line a minute while it moves, and a last
-    line when it is closed.
+    On a terminal it is a bar of tqdm that fits the terminal's width. Elsewhere it prints at most one plain line a
+    minute while it moves, one for each note, and a last line when it is closed.
     """
 
     def __init__(self, total: int, what: str, unit: str, level: int) -> None:
         self.total, self.what, self.unit, self.done = total, what, unit, 0
-        self._note, self._printed_at, self._skipped = "", -1, 0
+        self._printed_at, self._skipped = -1, 0
         self._started = self._printed = time.monotonic()
         self._hidden = _hidden.get()
         self._tqdm = None
-        if sys.stderr.isatty() and not self._hidden:
+        if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not self._hidden:
             self._tqdm = tqdm(
-                total=total, desc=what, unit=f" {unit}", position=level, leave=level == 0, dynamic_ncols=True
+                total=total,
+                desc=what if len(what) <= DESCRIPTION else f"{what[: DESCRIPTION - 1]}…",
+                unit=f" {unit}",
+                position=level,
+                leave=level == 0,
+                dynamic_ncols=True,
+                bar_format=BAR,
             )
 
     def advance(self, n: int = 1) -> None:
@@ -90,10 +111,21 @@ class Bar:
             self._tqdm.refresh()
 
     def note(self, text: str) -> None:
-        """Show `text` beside the bar, or in the next plain line."""
-        self._note = text
+        """Show `text` in the bar; off a terminal, print it as a line with the time used and the time left.
+
+        Where the terminal is too narrow, the beginning of the text is left out.
+        """
         if self._tqdm is not None:
-            self._tqdm.set_postfix_str(text, refresh=False)
+            room = max((self._tqdm.format_dict["ncols"] or COLUMNS) - TIMES, 1)
+            self._tqdm.bar_format = NOTED_BAR
+            self._tqdm.set_description_str(text if len(text) <= room else f"…{text[1 - room :]}")
+        else:
+            self._print(text)
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar that stays there."""
+        if not self._hidden:
+            say(line)
 
     def close(self) -> None:
         """Remove the bar; off a terminal, print its last line unless that was printed already."""
@@ -102,15 +134,18 @@ class Bar:
         elif self.done != self._printed_at:
             self._print()
 
-    def _print(self) -> None:
+    def _print(self, note: str = "") -> None:
         if self._hidden:
             return
-        self._printed, self._printed_at = time.monotonic(), self.done
+        self._printed = time.monotonic()
         spent = self._printed - self._started
         steps = self.done - self._skipped
         left = f", {_clock(spent / steps * (self.total - self.done))} left" if steps and self.done < self.total else ""
-        note = f", {self._note}" if self._note else ""
-        say(f"{self.what}: {self.done} of {self.total} {self.unit} in {_clock(spent)}{left}{note}")
+        if note:
+            say(f"{note} at {_clock(spent)}{left}")
+        else:
+            self._printed_at = self.done
+            say(f"{self.what}: {self.done} of {self.total} {self.unit} in {_clock(spent)}{left}")
 
 
 def say(line: str) -> None:
@@ -142,7 +177,7 @@ def progress(total: int, what: str, unit: str = "images") -> Iterator[Bar]:
     total : int
         Number of steps of the whole work.
     what : str
-        The work in a few words: ``"decode"``, ``"resnet18 fold 1/3"``.
+        The work in a few words: ``"decode"``, ``"resnet18, 3 folds"``.
     unit : str
         What is counted, in the plural.
 

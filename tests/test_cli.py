@@ -52,15 +52,9 @@ class Shown:
 
     title: str = "Rates"
 
-    def text(self) -> str:
-        return f"{self.title}\nfold   n\n0     12\n"
-
-    def rich(self) -> Any:
-        from rich.table import Table
-
-        table = Table("fold", "n", title=self.title)
-        table.add_row("0", "12")
-        return table
+    def text(self, width: int = 80, colour: bool = False) -> str:
+        ends = ("\x1b[1m", "\x1b[0m") if colour else ("", "")
+        return f"{self.title.join(ends)}\nfold   n\n0     12 of {width} columns\n"
 
 
 TABLE = Shown()
@@ -69,6 +63,8 @@ TABLE = Shown()
 @pytest.fixture(autouse=True)
 def _no_debug(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("THERA_DEBUG", "")
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
 
 
 def thera(*arguments: str) -> int:
@@ -94,7 +90,7 @@ def accepting(accepted: Signature, function: Callable[..., Any]) -> Callable[...
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, file: str, **functions: Callable[..., Any]) -> None:
-    """Put functions in place of a command's file, and show the tables that they return as they are.
+    """Put functions in place of a command's file, and show the tables that they return: two unless `--full` is given.
 
     A call that the real function would not accept is an error.
     """
@@ -103,7 +99,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, file: str, **functions: Callable[.
         if find_spec(module) is not None:
             functions[name] = accepting(signature(getattr(import_module(module), name)), function)
     monkeypatch.setitem(sys.modules, module, SimpleNamespace(**functions))
-    monkeypatch.setitem(sys.modules, "ensemble.reports.render", SimpleNamespace(render=lambda tables: tables))
+    screen = SimpleNamespace(on_screen=lambda tables, full: tables if full else tables[:2])
+    monkeypatch.setitem(sys.modules, "ensemble.reports.screen", screen)
 
 
 def raising(error: BaseException) -> Callable[..., Any]:
@@ -356,7 +353,7 @@ def test_a_signal_ends_a_command_with_75(monkeypatch: pytest.MonkeyPatch, capsys
 def test_a_run_that_is_not_there_is_an_artifact_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "ensemble.reports.render", SimpleNamespace(render=None))  # nothing is rendered
+    monkeypatch.setitem(sys.modules, "ensemble.reports.screen", SimpleNamespace(on_screen=None))  # nothing is rendered
     assert thera("report", "--run", str(tmp_path / "none")) == 4
     assert "run.json: is not there; train a member first: thera train-member --help" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -568,33 +565,66 @@ def test_trial_passes_on_what_was_given(tmp_path: Path, monkeypatch: pytest.Monk
     assert seen == [(Path("r"), 0, ComputeConfig()), (Path("r"), 2, ComputeConfig(jobs=2))]
 
 
-def test_tables_are_plain_off_a_terminal_and_drawn_on_one(
+def test_full_prints_all_tables_and_reaches_no_function(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stand_in(monkeypatch, "report", report=lambda *_: [TABLE, TABLE])
+    stand_in(monkeypatch, "report", report=lambda run, say: [TABLE] * 5)
     assert thera("report", "--run", "r") == 0
     assert capsys.readouterr().out == f"{TABLE.text()}\n{TABLE.text()}"
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm-256color")
+    assert thera("report", "--run", "r", "--full") == 0
+    assert capsys.readouterr().out == "\n".join([TABLE.text()] * 5)
+
+
+def test_tables_have_the_width_of_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in(monkeypatch, "report", report=lambda *_: [TABLE])
+    monkeypatch.setenv("COLUMNS", "123")
     assert thera("report", "--run", "r") == 0
-    drawn = capsys.readouterr().out
-    assert "Rates" in drawn
-    assert "━" in drawn
-    assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", drawn), "a colour"
+    assert capsys.readouterr().out == TABLE.text(123)
+
+
+@pytest.mark.parametrize(
+    ("terminal", "environment", "colour"),
+    [
+        (True, {"TERM": "xterm-256color"}, True),
+        (True, {"TERM": "xterm-256color", "NO_COLOR": ""}, True),
+        (True, {"TERM": "xterm-256color", "NO_COLOR": "1"}, False),
+        (True, {"TERM": "dumb"}, False),
+        (False, {"TERM": "xterm-256color"}, False),
+    ],
+)
+def test_colour_is_for_terminals_that_have_it_and_users_who_do_not_refuse_it(
+    terminal: bool,
+    environment: dict[str, str],
+    colour: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stand_in(monkeypatch, "report", report=lambda *_: [TABLE, TABLE])
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert thera("report", "--run", "r") == 0
+    assert capsys.readouterr().out == f"{TABLE.text(80, colour)}\n{TABLE.text(80, colour)}"
+    for arguments in (["--help"], ["report", "--help"]):
+        monkeypatch.setenv("FORCE_COLOR", "1")  # otherwise rich sees that pytest captures the output
+        assert thera(*arguments) == 0
+        shown = capsys.readouterr().out
+        assert ("\x1b[" in shown) == ("╭" in shown) == colour, "panels are drawn where colours are"
 
 
 BIG = """
 import sys
 from types import SimpleNamespace
 from ensemble import cli
-tables = [SimpleNamespace(text=lambda: "x" * 99 * 9999 + chr(10))]
+tables = [SimpleNamespace(text=lambda *_: "x" * 99 * 9999 + chr(10))]
 commands = {
     "report": SimpleNamespace(report=lambda run, say: tables),
     "predict": SimpleNamespace(predict=lambda run, config, compute, say: (say("a note"), tables)[1]),
 }
 sys.modules.update({f"ensemble.commands.{file}": module for file, module in commands.items()})
-sys.modules["ensemble.reports.render"] = SimpleNamespace(render=lambda result: result)
+sys.modules["ensemble.reports.screen"] = SimpleNamespace(on_screen=lambda result, full: result)
 sys.exit(cli.main(sys.argv[1:]))
 """
 

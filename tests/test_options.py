@@ -144,12 +144,14 @@ def test_a_new_field_is_an_option_without_another_edit(monkeypatch: pytest.Monke
 
 
 def test_values_are_those_of_the_models() -> None:
-    values = options.checked("compare", {"a": "x", "b": "y", "labels": None, "positive": None, "tta": True})
-    assert values == {"a": Path("x"), "b": Path("y"), "labels": None, "positive": None, "tta": True}
+    values = options.checked(
+        "compare", {"a": "x", "b": "y", "labels": None, "positive": None, "tta": True, "full": False}
+    )
+    assert values == {"a": Path("x"), "b": Path("y"), "labels": None, "positive": None, "tta": True, "full": False}
 
 
 def test_images_to_predict_are_given_by_position_or_by_name() -> None:
-    given = dict.fromkeys(parameters("predict")) | {"run": "r", "tta": True, "force": False}
+    given = dict.fromkeys(parameters("predict")) | {"run": "r", "tta": True, "force": False, "full": False}
     for by_position, by_name in ((["a", "b"], None), (["b"], ["a"]), (None, ["a", "b"])):
         values = options.checked("predict", given | {"images": by_position, "images_by_name": by_name})
         assert values["config"].images == (Path("a"), Path("b"))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
@@ -40,11 +44,30 @@ def test_off_a_terminal_a_line_a_minute_and_one_at_the_end(clock: Clock, capsys:
         for _ in range(100):
             Clock.now += 1.3
             bar.advance()
-            bar.note("half way" if bar.done > 50 else "")
     assert capsys.readouterr().err.splitlines() == [
         "decode: 47 of 100 images in 1:01, 1:09 left",
-        "decode: 94 of 100 images in 2:02, 0:08 left, half way",
-        "decode: 100 of 100 images in 2:10, half way",
+        "decode: 94 of 100 images in 2:02, 0:08 left",
+        "decode: 100 of 100 images in 2:10",
+    ]
+
+
+def test_off_a_terminal_each_note_is_a_line_with_the_times(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with progress(40, "cnn, 2 folds") as bar:
+        bar.say("member cnn fold 1 goes on at epoch 2 of 2")
+        bar.skip(10)
+        for epoch in (1, 2):
+            Clock.now += 20
+            bar.advance(10)
+            bar.note(f"cnn fold 0 epoch {epoch}/2 loss 0.300")
+        Clock.now += 20
+        bar.advance(10)
+        bar.note("cnn fold 1 epoch 2/2 loss 0.200")
+    assert capsys.readouterr().err.splitlines() == [
+        "member cnn fold 1 goes on at epoch 2 of 2",
+        "cnn fold 0 epoch 1/2 loss 0.300 at 0:20, 0:40 left",
+        "cnn fold 0 epoch 2/2 loss 0.300 at 0:40, 0:20 left",
+        "cnn fold 1 epoch 2/2 loss 0.200 at 1:00",
+        "cnn, 2 folds: 40 of 40 images in 1:00",
     ]
 
 
@@ -58,6 +81,8 @@ def test_hidden_progress_prints_nothing(clock: Clock, capsys: pytest.CaptureFixt
     with hidden(), progress(2, "train", "folds") as bar:
         Clock.now += 4000
         bar.advance(2)
+        bar.note("a note")
+        bar.say("a line")
     assert capsys.readouterr().err == ""
     with progress(2, "train", "folds") as bar:
         bar.advance(2)
@@ -90,10 +115,14 @@ def test_a_bar_that_never_moved_and_one_that_failed_say_where_they_are(
     assert module._open == []
 
 
-def test_bars_nest_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def on_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+
+
+def test_bars_nest_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    on_terminal(monkeypatch)
     with progress(2, "outer", "folds") as outer, progress(5, "inner") as inner:
-        inner.note("loss 0.1")
         inner.advance(5)
         outer.advance()
         assert (outer._tqdm.pos, inner._tqdm.pos) == (0, -1)
@@ -102,8 +131,38 @@ def test_bars_nest_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     shown = capsys.readouterr().err
     assert "outer" in shown
     assert "5/5" in shown
-    assert "loss 0.1" in shown
     assert "a note\n" in shown
+
+
+@pytest.mark.parametrize("name", ["small_cnn_smooth", "tf_efficientnetv2_b3.in21k_ft_in1k"])
+def test_a_bar_fits_80_columns_and_shows_epoch_loss_and_hter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    master, slave = os.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    monkeypatch.setenv("TERM", "xterm")
+    reached = "fold 0 epoch 3/20 loss 0.123 HTER 0.145"
+    with open(slave, "w", encoding="utf-8") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with progress(1_000_000, f"{name}, 5 folds") as bar:
+            bar.advance(400_000)
+            bar._tqdm.refresh()
+            bar.note(f"{name} {reached}")
+        shown = os.read(master, 100_000).decode()
+    os.close(master)
+    lines = re.split("[\r\n]+", shown)
+    assert 70 < max(map(len, lines)) <= 80
+    (counts,) = [line for line in lines if " 400000/1000000 images " in line]
+    assert counts.startswith(name[:20])
+    last = next(line for line in reversed(lines) if line.strip())
+    assert last.startswith(" 40% ") and reached in last
+    assert (f"{name} fold" in last) == (len(name) < 20)
+
+
+def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    on_terminal(monkeypatch)
+    monkeypatch.setenv("TERM", "dumb")
+    with progress(2, "decode") as bar:
+        bar.advance(2)
+    assert capsys.readouterr().err == "decode: 2 of 2 images in 0:00\n"
 
 
 def test_a_line_is_one_line_and_harmless(capsys: pytest.CaptureFixture[str]) -> None:

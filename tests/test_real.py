@@ -15,7 +15,9 @@ from ensemble.commands.fit_stacker import averaged_oof, read_decisions
 from ensemble.config import VIEW_SETS
 from ensemble.decision.decision import fit_decision
 from ensemble.decision.rates import error_rates
-from ensemble.results import PredictionFacts
+from ensemble.reports.screen import on_screen
+from ensemble.reports.summary import report_summary
+from ensemble.results import FitResult, PredictionFacts, ReportResult
 from ensemble.runs.files import file_sha256, read_json
 from ensemble.runs.migration import migrate_facts
 from ensemble.runs.run import Run
@@ -74,6 +76,19 @@ def test_label_file_is_that_of_the_decision() -> None:
     assert sum(a != b for a, b in zip(y_pred, labels, strict=True)) <= 1  # a logit within rounding of the threshold
     assert facts.share_of_label_0 == labels.count("0") / 20_000
     assert 0 < decision.nested.hter < 0.5
+
+
+def test_the_tutorial_shows_what_the_report_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parents[1]
+    monkeypatch.chdir(root)
+    stored = read_decisions(RUN)
+    decisions = FitResult(stored.plain, stored.tta)
+    result = ReportResult(RUN.folder, 80_000, 3, (), decisions, {"val_img": _facts()})
+    printed = "\n".join(table.text() for table in on_screen(result))
+    block = "".join(f"    {line}\n" if line else "\n" for line in printed.splitlines())
+    assert block in (root / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    report = (RUN.folder / "report.md").read_text(encoding="utf-8")
+    assert report.startswith(f"# Run therapanacea: 80000 images, 3 folds\n\n{report_summary(result).markdown()}\n")
 
 
 @needs_data

@@ -82,7 +82,7 @@ def prediction_facts(path: Path) -> dict[str, Any]:
     return {
         **{key: value for key, value in stored.items() if key not in ("request", "expectation")},
         **{f"requested_{key}": value for key, value in stored["request"].items()},
-        "share_check": stored["share_check"] | {"shifted": check.shifted, "message": check.message},
+        "share_check": stored["share_check"] | {"shifted": check.shifted, "message": check.message(stored["images"])},
         "correction": expectation["correction"],
         "averaging_measured": expectation["averaging_measured"],
         "corrections": corrections,

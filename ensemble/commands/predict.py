@@ -19,6 +19,7 @@ from ensemble.decision.decision import Decision
 from ensemble.decision.deploy import Deployment, deploy
 from ensemble.errors import DataError, printable
 from ensemble.progress import Say, silent
+from ensemble.reports.prediction_tables import label_file_warnings
 from ensemble.results import PredictionFacts, PredictionRequest, PredictResult
 from ensemble.runs import files
 from ensemble.runs.label_files import checked_target, label_file, label_file_name, write_label_file
@@ -133,8 +134,8 @@ def predict_dataset(
             _write(target, dataset.ids, facts, deployment, logits, request, decision)
     folder.record(f"predict {target.name}", started)
     result = _read(target)
-    if result.facts.share_check.shifted:
-        say(f"warning: {result.name}: {result.facts.share_check.message}")
+    for warning in label_file_warnings(result.facts):
+        say(f"warning: {printable(result.name)}: {warning}")
     return result
 
 

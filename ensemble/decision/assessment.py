@@ -20,7 +20,7 @@ from ensemble.decision.cross_fitting import (
     member_logit,
     of_score,
 )
-from ensemble.decision.intervals import Interval, counting_intervals, new_set_interval
+from ensemble.decision.intervals import Interval, chance_interval, counting_intervals, new_set_interval
 from ensemble.decision.objective import HTER, BoundedFnr, BoundedFpr, Objective
 from ensemble.decision.rates import ErrorRates, Labels, auc, error_rates
 from ensemble.decision.refits import Replicate, refit_interval, refit_replicates
@@ -56,6 +56,16 @@ class Assessment:
     def optimism(self) -> float:
         """Nested minus apparent HTER, the optimism of the apparent HTER; 0 where nothing is fitted."""
         return self.nested.hter - self.apparent.hter
+
+    @property
+    def chance_interval(self) -> Interval:
+        """The 95 % interval by which the AUC is compared with chance; see `intervals.chance_interval`."""
+        return chance_interval(self.auc, self.nested.n_neg, self.nested.n_pos)
+
+    @property
+    def beats_chance(self) -> bool:
+        """Whether the AUC is above that of a random order of the rows, 0.5, beyond chance."""
+        return self.chance_interval.low > 0.5
 
     def new_set_interval(self, n: int) -> Interval | None:
         """Return the 95 % prediction interval of the HTER on `n` new images with the class shares of these rows.

@@ -6,7 +6,7 @@ file reads and writes no files: `commands/predict.py` computes the logits and wr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from ensemble.decision.cross_fitting import OofLogits
 from ensemble.decision.decision import Decision, stack_replicates
 from ensemble.decision.intervals import Interval
 from ensemble.decision.rates import ErrorRates, Floats, Labels, apply_threshold, error_rates
-from ensemble.decision.shift import AtPrior, ShareCheck, at_prior, check_share
+from ensemble.decision.shift import AtPrior, ShareCheck, at_prior, check_share, implied_share
 from ensemble.decision.stacker import Stacker
 
 REPLICATES = 400
@@ -42,13 +42,17 @@ class Expectation:
     corrections : tuple of CorrectedThreshold
         Every correction with its threshold and rates; empty where the effect of averaging was not measured.
     rates : ErrorRates
-        The expected FPR and FNR, with the counts of the OOF rows.
+        The expected FPR and FNR, with the counts of the OOF rows. Where all images got one label, they are those of any
+        such file: 1 and 0, hence HTER 0.5.
     interval : Interval
-        The 95 % interval of the rule's HTER.
+        The 95 % interval of the rule's HTER; [0.5, 0.5] where all images got one label.
     new_set_interval : Interval or None
         The 95 % prediction interval of the HTER that would be measured on these images; None for fewer than two images.
     at_prior : AtPrior or None
         What the rates imply at the share of label 0 that the user gave; None if none was given.
+    implied_share : Interval or None
+        The 99 % interval of the share of images that a file with these rates labels 0; None where all images got one
+        label, and in files of former versions.
     """
 
     correction: str
@@ -58,6 +62,7 @@ class Expectation:
     interval: Interval
     new_set_interval: Interval | None
     at_prior: AtPrior | None
+    implied_share: Interval | None = None
 
     def at(self, correction: str) -> CorrectedThreshold:
         """Return the threshold and rates of one correction."""
@@ -155,7 +160,7 @@ def deploy(
         member_votes=member_votes,
         majority=majority,
         fold_votes=fold_votes,
-        expectation=_expectation(decision, effect, len(logits), prior),
+        expectation=_expectation(decision, effect, y_pred, prior, check),
         share_check=check,
         assumed_share_of_label_0=assumed,
     )
@@ -240,17 +245,25 @@ def stacked_folds(stacker: Stacker, fold_logits: Floats) -> Floats:
     return np.stack([stacker.apply(of_fold) for of_fold in np.moveaxis(fold_logits, 2, 0)], axis=1)
 
 
-def _expectation(decision: Decision, effect: AveragingEffect | None, n: int, prior: float | None) -> Expectation:
-    """Return the error rates to expect of n images.
+def _expectation(
+    decision: Decision, effect: AveragingEffect | None, y_pred: Labels, prior: float | None, check: ShareCheck
+) -> Expectation:
+    """Return the error rates to expect of labels (n,).
 
     Where the effect of averaging was not measured (None), they are the nested rates of a single fold model.
     """
+    n = len(y_pred)
     if effect is None:
         rates, interval, new_set = decision.nested, decision.interval, decision.stacked.new_set_interval(n)
         correction, corrections = "none", tuple[CorrectedThreshold, ...]()
     else:
         rates, interval, new_set = effect.chosen.rates, effect.interval, effect.new_set_interval
         correction, corrections = effect.chosen.correction, effect.candidates
+    if np.unique(y_pred).size == 1:
+        rates, interval, implied = of_one_label(rates, int(y_pred[0])), Interval(0.5, 0.5), None
+        new_set = None if new_set is None else interval
+    else:
+        implied = implied_share(rates, decision.stacked.fpr, decision.stacked.fnr, *_share(rates, prior, check), n)
     return Expectation(
         correction=correction,
         averaging_measured=effect is not None,
@@ -259,7 +272,29 @@ def _expectation(decision: Decision, effect: AveragingEffect | None, n: int, pri
         interval=interval,
         new_set_interval=new_set,
         at_prior=None if prior is None else at_prior(rates, prior),
+        implied_share=implied,
     )
+
+
+def _share(rates: ErrorRates, prior: float | None, check: ShareCheck) -> tuple[float, float]:
+    """Return the share of label 0 that the rates are expected at, and its standard error."""
+    if prior is not None:
+        return prior, 0.0
+    if check.shifted:
+        return check.prior, check.prior_error
+    share = rates.n_neg / rates.n
+    return share, float(np.sqrt(share * (1 - share) / rates.n))
+
+
+def of_one_label(rates: ErrorRates, label: int) -> ErrorRates:
+    """Return the error rates of a file in which all images have one label, with the counts of `rates`.
+
+    They hold whatever the true labels are, if both occur: of a file of 1s, the FPR is 1 and the FNR is 0.
+
+    >>> of_one_label(ErrorRates(0.1, 0.2, 50, 200), 1)
+    ErrorRates(fpr=1.0, fnr=0.0, n_neg=50, n_pos=200)
+    """
+    return replace(rates, fpr=float(label), fnr=float(1 - label))
 
 
 def _probabilities(logits: Floats) -> NDArray[np.float64]:

@@ -15,6 +15,9 @@ from ensemble.errors import DataError
 LEVELS = (0.025, 0.975)
 """The levels of the two quantiles that bound a 95 % interval."""
 
+NORMAL = 1.959964
+"""The 97.5 % quantile of the standard normal distribution."""
+
 NODES = 2000
 """The number of quadrature nodes for the sum of two Beta variables. Its quantiles are then accurate to about 1e-8."""
 
@@ -35,6 +38,32 @@ def central(hter: Floats) -> Interval:
     """Return the percentile-bootstrap interval, from the replicates (r,) of an error rate."""
     low, high = np.quantile(hter, LEVELS)
     return Interval(float(low), float(high))
+
+
+def chance_interval(area: float, n_neg: int, n_pos: int) -> Interval:
+    """Return the 95 % interval by which an AUC is compared with chance, clipped to [0, 1].
+
+    It is area ± 1.96 s, where s = sqrt((n_neg + n_pos + 1) / (12 n_neg n_pos)) is the standard error of the AUC of
+    logits that do not depend on the label (Mann and Whitney 1947, On a test of whether one of two random variables is
+    stochastically larger than the other). So it contains 0.5 if and only if their test, in its normal approximation,
+    does not reject chance at 5 %. Far from 0.5 the AUC is known more precisely than this. Rows are assumed to be
+    independent.
+
+    Parameters
+    ----------
+    area : float
+        The AUC, in [0, 1].
+    n_neg, n_pos : int
+        The numbers of rows of label 0 and of label 1, at least 1 each.
+
+    Examples
+    --------
+    >>> few, many = chance_interval(0.6, 10, 20), chance_interval(0.6, 100, 200)
+    >>> few.low < 0.5 < many.low
+    True
+    """
+    half = NORMAL * ((n_neg + n_pos + 1) / (12 * n_neg * n_pos)) ** 0.5
+    return Interval(max(area - half, 0.0), min(area + half, 1.0))
 
 
 def counting_intervals(rates: ErrorRates) -> tuple[Interval, Interval, Interval]:

@@ -311,6 +311,20 @@ def describe_floor(floor: Floor | None, nested_hter: float) -> str:
     return f"{sentence}."
 
 
+def noise_in_short(floor: Floor | None, nested_hter: float) -> str:
+    """Return in a few words how much HTER label noise alone causes; nothing where `describe_floor` finds no estimate.
+
+    >>> rates, interval = ErrorRates(0.05, 0.01, 2400, 17600), Interval(0.02, 0.04)
+    >>> estimate = FloorEstimate(rates, interval)
+    >>> noise_in_short(Floor(estimate, estimate, rates, 1.0), 0.1123)
+    'label noise alone causes about 0.030'
+    """
+    if floor is None or any(each.interval.low > nested_hter for each in (floor.confident, floor.mixture)):
+        return ""
+    low, high = sorted((floor.confident.hter, floor.mixture.hter))
+    return f"label noise alone causes about {_span(low, high)}"
+
+
 def _span(low: float, high: float) -> str:
     """Return "0.030 to 0.050", or one number where both are the same to three digits."""
     first, last = f"{low:.3f}", f"{high:.3f}"

@@ -7,11 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ensemble.decision.intervals import NORMAL, Interval
 from ensemble.decision.rates import ErrorRates, Floats
 
 ALARM = 0.01
 """The significance level of the share check: a p-value below it is reported as a shift. At 1 %, about one in a hundred
 sets of images without a shift is reported."""
+
+ALARM_ERRORS = 2.575829
+"""The standard errors of a difference whose two-sided p-value is `ALARM`."""
+
+VISIBLE_SHIFT = 0.2
+"""The least change of the share of predictions of label 0 that a check must be able to see. A set that is too small to
+see a change of a fifth of all images is not said to be without a shift."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +41,28 @@ class ShareCheck:
         """Whether the p-value is below `ALARM`."""
         return self.p_value < ALARM
 
-    @property
-    def message(self) -> str:
-        """The result of the check in a sentence."""
+    def least_visible(self, images: int) -> float:
+        """Return the change of the share of predicted 0s that a check of `images` images sees every second time.
+
+        It is `ALARM_ERRORS` standard errors of the share among that many images, at the share of the OOF rows.
+        """
+        return ALARM_ERRORS * float(np.sqrt(self.oof_share * (1 - self.oof_share) / images))
+
+    def is_too_small(self, images: int) -> bool:
+        """Return whether a check of `images` images does not see a change by `VISIBLE_SHIFT`."""
+        return self.least_visible(images) > VISIBLE_SHIFT
+
+    def message(self, images: int) -> str:
+        """Return the result of the check of `images` new images in a sentence."""
         shares = (
             f"single fold models predict {self.new_share:.4f} of the new images as 0, and {self.oof_share:.4f} of the "
-            f"OOF rows, at one threshold (p = {self.p_value:.2g})"
+            f"training images, at one threshold (p = {self.p_value:.2g})"
         )
+        if not self.shifted and self.is_too_small(images):
+            return (
+                f"Share check: {images} image{'s are' if images > 1 else ' is'} too few to check for a shift: a change "
+                f"of the share of 0 is seen from {self.least_visible(images):.2f} on."
+            )
         if not self.shifted:
             return f"Share check: {shares}: no sign of a shift."
         low, high = (float(np.clip(self.prior + side * 1.96 * self.prior_error, 0, 1)) for side in (-1, 1))
@@ -105,6 +128,40 @@ def check_share(
     variance = votes.var() / max(len(votes), 1) + fpr_term / rates.n_neg + fnr_term / rates.n_pos
     prior_error = float(np.sqrt(variance) / separation)
     return ShareCheck(oof_share, new_share, error, p_value, prior, prior_error)
+
+
+def implied_share(
+    rates: ErrorRates, fpr: Interval, fnr: Interval, prior: float, prior_error: float, images: int
+) -> Interval:
+    """Return the 99 % interval of the share of images that a file labels 0, if these error rates are those of the file.
+
+    The share is prior * (1 - FPR) + (1 - prior) * FNR. Its error has three parts: that of FPR and FNR, which are taken
+    to err together, because a threshold that is too high lowers the one and raises the other; that of the prior; and
+    the sampling of the images, which are assumed to be independent.
+
+    Parameters
+    ----------
+    rates : ErrorRates
+        The error rates that are expected of the file.
+    fpr, fnr : Interval
+        Intervals as wide as the 95 % intervals of the two rates.
+    prior, prior_error : float
+        The share of label 0 among the images, in [0, 1], and its standard error.
+    images : int
+        The number of images in the file.
+
+    Examples
+    --------
+    >>> rates, fpr, fnr = ErrorRates(0.1, 0.1, 200, 800), Interval(0.06, 0.14), Interval(0.08, 0.12)
+    >>> implied = implied_share(rates, fpr, fnr, 0.2, 0.01, 1000)
+    >>> round(implied.low, 3), round(implied.high, 3)
+    (0.208, 0.312)
+    """
+    share = at_prior(rates, prior).share_called_0
+    of_rates = (prior * (fpr.high - fpr.low) + (1 - prior) * (fnr.high - fnr.low)) / (2 * NORMAL)
+    of_prior = (1 - rates.fpr - rates.fnr) * prior_error
+    half = ALARM_ERRORS * float(np.sqrt(of_rates**2 + of_prior**2 + share * (1 - share) / images))
+    return Interval(max(share - half, 0.0), min(share + half, 1.0))
 
 
 @dataclass(frozen=True)

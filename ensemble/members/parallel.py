@@ -150,7 +150,7 @@ def _group(
     before, trainings = _allocated(device), []
     for task in tasks:
         trainings.append(FoldTraining(task.job, task.checkpoint, task.plan, device, task.watch))
-        bar.skip(trainings[-1].images_seen)
+        trainings[-1].resume(bar)
         if GROWS * (_allocated(device) - before) > room:
             break
     failed: dict[int, TheraError] = {}

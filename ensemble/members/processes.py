@@ -46,6 +46,8 @@ class Progress(Protocol):
 
     def note(self, text: str) -> None: ...
 
+    def say(self, line: str) -> None: ...
+
 
 @dataclass(frozen=True)
 class MappedPixels:
@@ -276,6 +278,9 @@ class _RemoteBar:
 
     def note(self, text: str) -> None:
         self._connection.send(("note", text))
+
+    def say(self, line: str) -> None:
+        self._connection.send(("say", line))
 
 
 def _work(connection: Any, cores: list[int]) -> None:

@@ -100,6 +100,9 @@ class _Silent:
     def note(self, text: str) -> None:
         pass
 
+    def say(self, line: str) -> None:
+        pass
+
 
 def train_and_predict(
     job: FoldJob,
@@ -207,7 +210,7 @@ def train_fold(
         A loss is not finite. The message names the images of its batch.
     """
     training = FoldTraining(job, checkpoint, plan, device, watch)
-    bar.skip(training.images_seen)
+    training.resume(bar)
     batches = batches_of(job, training.epoch, workers, device)
     while training.is_due(training.epoch):
         training.run_epoch(batches, bar)
@@ -261,6 +264,13 @@ class FoldTraining:
         average: Backbone = self._learner.ema.module.eval()
         return average
 
+    def resume(self, bar: Progress) -> None:
+        """Count the epochs of an earlier start in the bar, and say where the training goes on."""
+        bar.skip(self.images_seen)
+        config = self.job.config
+        if 0 < self.epoch < config.epochs:
+            bar.say(f"member {config.name} fold {self.job.fold} goes on at epoch {self.epoch + 1} of {config.epochs}")
+
     def is_due(self, epoch: int) -> bool:
         """Return whether this epoch is the next one and the config has it."""
         return epoch == self.epoch < self.job.config.epochs
@@ -272,7 +282,7 @@ class FoldTraining:
         loss = self._learner.epoch(epoch, batches, bar)
         seconds = round(time.monotonic() - started, 2)
         entry: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "lr": self._learner.lr, "seconds": seconds}
-        message = f"{job.config.name} fold {job.fold + 1} epoch {epoch + 1}/{job.config.epochs} loss {loss:.4f}"
+        message = f"{job.config.name} fold {job.fold} epoch {epoch + 1}/{job.config.epochs} loss {loss:.3f}"
         if self._watch is not None:
             entry["hter"] = self._watch(self._learner.ema.module, job, self._plan, self._device)
             message += "" if entry["hter"] is None else f" HTER {entry['hter']:.3f}"

@@ -1,7 +1,9 @@
 """What a person sees of a result.
 
-render.py             a command's result -> tables: which, in what order, with which notes
-table.py              one table, as Markdown, plain text or on a terminal
+screen.py             what a command prints: short tables, or all of them
+render.py             a command's result -> all tables: which, in what order, with which notes
+summary.py            what matters of a result, in at most five lines
+table.py              one table, as Markdown and as text that fits the screen
 member_tables.py      members, and a trial of several
 decision_tables.py    the stack beside members and baselines
 prediction_tables.py  label files

@@ -72,7 +72,7 @@ def _decision_table(decision: DecisionTime, rounds: int) -> Table:
             ("the exact threshold", f"{threshold.median:.4f} [{threshold.low:.4f}, {threshold.high:.4f}]"),
             ("a whole decision: stackers, bootstrap and floor", f"{decision.decision_seconds:.1f}"),
         ),
-        (f"{decision.rows} rows, 3 members, 5 folds; the threshold {rounds} times. {SPREAD}",),
+        (f"{decision.rows} images, 3 members, 5 folds; the threshold {rounds} times. {SPREAD}",),
     )
 
 

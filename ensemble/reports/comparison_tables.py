@@ -52,35 +52,45 @@ def evaluation_tables(result: EvaluateResult) -> list[Table]:
     ]
 
 
-def comparison_tables(result: CompareResult) -> list[Table]:
-    """Return the rates of A and B with their difference and the verdict, and where the two disagree."""
+def comparison_tables(result: CompareResult, full: bool = True) -> list[Table]:
+    """Return the rates of A and B with their difference, and where the two disagree.
+
+    Unless `full`, the intervals of FPR and FNR are left out, so that the table fits 80 columns.
+    """
     comparison, name_a, name_b = result.comparison, result.name_a, result.name_b
     differences = (comparison.fpr, comparison.fnr, comparison.hter)
+    rows = (
+        (f"A: {name_a}", *_measured(comparison.a)),
+        (f"B: {name_b}", *_measured(comparison.b)),
+        ("B minus A", *(cell for difference in differences for cell in _difference(difference))),
+    )
+    columns = ("predictions", "FPR", "95 %", "FNR", "95 %", "HTER", "95 %")
+    shown = range(7) if full else (0, 1, 3, 5, 6)
+    return [
+        Table(
+            f"{name_a} (A) and {name_b} (B) on the same {_images(comparison)}",
+            tuple(columns[j] for j in shown),
+            tuple(tuple(row[j] for j in shown) for row in rows),
+            (*_sources(result), *((RATES, INTERVALS) if full else ()), PAIRED),
+        ),
+        _agreement_table(comparison),
+    ]
+
+
+def _agreement_table(comparison: Comparison) -> Table:
     of_0, of_1 = comparison.agreement
     every = Agreement(
         of_0.only_a + of_1.only_a, of_0.only_b + of_1.only_b, of_0.both + of_1.both, of_0.neither + of_1.neither
     )
-    return [
-        Table(
-            f"{name_a} (A) and {name_b} (B) on the same {_images(comparison)}",
-            ("predictions", "FPR", "95 %", "FNR", "95 %", "HTER", "95 %"),
-            (
-                (f"A: {name_a}", *_measured(comparison.a)),
-                (f"B: {name_b}", *_measured(comparison.b)),
-                ("B minus A", *(cell for difference in differences for cell in _difference(difference))),
-            ),
-            (verdict(name_a, name_b, comparison), *_sources(result), RATES, INTERVALS, PAIRED),
+    return Table(
+        "Who is right, in images",
+        ("label", "only A", "only B", "both", "neither", "McNemar p"),
+        tuple(
+            (label, str(row.only_a), str(row.only_b), str(row.both), str(row.neither), _p_value(row.p_value))
+            for label, row in (("0", of_0), ("1", of_1), ("all", every))
         ),
-        Table(
-            "Who is right, in images",
-            ("label", "only A", "only B", "both", "neither", "McNemar p"),
-            tuple(
-                (label, str(row.only_a), str(row.only_b), str(row.both), str(row.neither), _p_value(row.p_value))
-                for label, row in (("0", of_0), ("1", of_1), ("all", every))
-            ),
-            (MCNEMAR,),
-        ),
-    ]
+        (MCNEMAR,),
+    )
 
 
 def _sources(result: CompareResult) -> tuple[str, ...]:

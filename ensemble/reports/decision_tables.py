@@ -5,11 +5,12 @@ from __future__ import annotations
 from ensemble.decision.assessment import Assessment
 from ensemble.decision.decision import Decision
 from ensemble.decision.label_noise import describe_floor
+from ensemble.reports.member_tables import best_rule, chance_notes
 from ensemble.reports.table import Table, interval_cell, rate_cells
 
 
 def decision_table(decision: Decision) -> Table:
-    """Return the table of the stack, each member and the baselines, all on the same rows."""
+    """Return the table of the stack, each member and the baselines, all on the same images."""
     labelled = [("stack", decision.stacked), *((f"member {m.name}", m) for m in decision.members)]
     labelled += [(f"baseline: {b.name}", b) for b in decision.baselines]
     rows = tuple(
@@ -35,13 +36,19 @@ def decision_table(decision: Decision) -> Table:
         (
             f"The threshold is that of {decision.objective.description}. {_stacker_sentence(decision)}",
             (
-                f"Fitted on all {decision.nested.n} rows: weights {weights}; bias {decision.stacker.bias:+.4f}; "
+                f"Fitted on all {decision.nested.n} images: weights {weights}; bias {decision.stacker.bias:+.4f}; "
                 f"threshold {decision.threshold:+.4f} (logits)."
             ),
-            *_repeated_note(decision),
-            *decision.notes,
+            *repeated_notes(decision),
+            *decision_warnings(decision),
         ),
+        best=best_rule([row for _, row in labelled], decision.objective),
     )
+
+
+def decision_warnings(decision: Decision) -> tuple[str, ...]:
+    """Return what speaks against the members or the stack, a sentence each."""
+    return (*chance_notes([decision.stacked, *decision.members]), *decision.notes)
 
 
 def _difference_cell(row: Assessment) -> str:
@@ -69,12 +76,13 @@ STACKER_NAMES = {
 }
 
 
-def _repeated_note(decision: Decision) -> tuple[str, ...]:
+def repeated_notes(decision: Decision) -> tuple[str, ...]:
+    """Return the sentence about the nested HTER over other partitions; none where there are none."""
     if not decision.repeated:
         return ()
     mean = sum(decision.repeated) / len(decision.repeated)
     span = f"{min(decision.repeated):.4f} to {max(decision.repeated):.4f}"
-    return (f"Nested HTER over {len(decision.repeated)} other partitions of the rows: mean {mean:.4f}, from {span}.",)
+    return (f"Nested HTER over {len(decision.repeated)} other partitions of the images: mean {mean:.4f}, from {span}.",)
 
 
 def stackers_table(decision: Decision) -> Table:

@@ -10,7 +10,8 @@ from ensemble.decision.assessment import Assessment
 from ensemble.decision.rates import ErrorRates
 from ensemble.errors import printable
 from ensemble.reports.member_tables import trial_table
-from ensemble.reports.render import render
+from ensemble.reports.render import render, report_tables
+from ensemble.reports.summary import report_summary
 from ensemble.reports.table import Table
 from ensemble.results import MemberReport, PredictionFacts, ReportResult, TrialResult
 
@@ -19,7 +20,7 @@ def report_markdown(result: ReportResult) -> str:
     """Return the report of a run as Markdown."""
     title = f"Run {printable(result.run.name)}: {result.images} images, {result.folds} folds"
     notes = "".join(f"\nData: {printable(note)}\n" for note in result.data_notes)
-    return _markdown(title, render(result)) + notes
+    return _markdown(title, [report_summary(result), *report_tables(result)]) + notes
 
 
 def member_markdown(report: MemberReport) -> str:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from ensemble.decision.deploy import Expectation
+from ensemble.decision.objective import Objective
 from ensemble.decision.shift import AtPrior, ShareCheck
 from ensemble.errors import printable
 from ensemble.reports.table import Table, interval_cell, rate_cells
 from ensemble.results import PredictionFacts
 
 UNMEASURED = (
-    "*: the effect of averaging is not known (too few images, images too unlike the OOF rows, or voting fold models); "
-    "the threshold is not corrected, and the rates are those of one fold model."
+    "*: the effect of averaging is not known (too few images, images too unlike the training images, or voting fold "
+    "models); the threshold is not corrected, and the rates are those of one fold model."
 )
 
 
@@ -20,7 +21,7 @@ def prediction_table(predictions: Mapping[str, PredictionFacts]) -> Table:
     """Return the expected error rates of label files, keyed by the name of their set."""
     rows = tuple(
         (
-            printable(name) + ("" if facts.expectation.averaging_measured else " *"),
+            label_file_name(name, facts),
             str(facts.images),
             " + ".join(facts.request.views),
             f"{facts.share_of_label_0:.4f}",
@@ -44,11 +45,18 @@ def prediction_table(predictions: Mapping[str, PredictionFacts]) -> Table:
     )
 
 
+def label_file_name(name: str, facts: PredictionFacts) -> str:
+    """Return the name of a set, marked by * where the effect of averaging is not known; `UNMEASURED` explains it."""
+    return printable(name) + ("" if facts.expectation.averaging_measured else " *")
+
+
 def _notes(facts: PredictionFacts) -> Iterator[str]:
-    expectation = facts.expectation
-    if expectation.averaging_measured:
+    expectation, check = facts.expectation, facts.share_check
+    if has_one_label(facts):
+        yield one_label_note(facts)
+    elif expectation.averaging_measured:
         yield _correction_note(expectation, facts.nested_hter)
-    yield facts.share_check.message
+    yield check.message(facts.images)
     if expectation.at_prior is None and facts.assumed_share_of_label_0 is not None:
         yield (
             "the threshold is not corrected, since the cause of the shift is not known. The expected rates hold if "
@@ -56,7 +64,41 @@ def _notes(facts: PredictionFacts) -> Iterator[str]:
             "these images."
         )
     if expectation.at_prior is not None:
-        yield from _prior_notes(expectation.at_prior, facts.share_check, facts.share_of_label_0)
+        yield from _prior_notes(expectation.at_prior, check, facts.share_of_label_0)
+    yield from _contradiction(facts)
+
+
+def label_file_warnings(facts: PredictionFacts) -> tuple[str, ...]:
+    """Return what speaks against a label file: one label for all images, a shift, rates that do not fit it."""
+    one_label = (one_label_note(facts),) if has_one_label(facts) and facts.images > 1 else ()
+    shift = (facts.share_check.message(facts.images),) if facts.share_check.shifted else ()
+    return (*one_label, *shift, *_contradiction(facts))
+
+
+def has_one_label(facts: PredictionFacts) -> bool:
+    """Return whether all images of a label file got the same label."""
+    return facts.share_of_label_0 in (0.0, 1.0)
+
+
+def one_label_note(facts: PredictionFacts) -> str:
+    """Return what follows for a label file in which all images have one label."""
+    label = 1 - int(facts.share_of_label_0)
+    many = f"all {facts.images} images" if facts.images > 1 else "the only image"
+    aim = "" if facts.objective == "hter" else f" by a threshold for {Objective.parse(facts.objective).description}"
+    return (
+        f"{many} got label {label}{aim}. Such a file has FPR {label}, FNR {1 - label} and HTER 0.5, as any constant "
+        "answer has, if both labels occur among its images."
+    )
+
+
+def _contradiction(facts: PredictionFacts) -> Iterator[str]:
+    """Yield a note where the expected rates cannot be those of the file, because it has another share of label 0."""
+    implied, share = facts.expectation.implied_share, facts.share_of_label_0
+    if implied is not None and not implied.low <= share <= implied.high:
+        yield (
+            f"the expected rates do not fit this file: it labels {share:.4f} of its images 0, and with these rates it "
+            f"would be {implied.low:.4f} to {implied.high:.4f}."
+        )
 
 
 def _correction_note(expectation: Expectation, nested_hter: float) -> str:

@@ -11,7 +11,17 @@ from ensemble.reports.comparison_tables import comparison_tables, evaluation_tab
 from ensemble.reports.decision_tables import decision_tables
 from ensemble.reports.member_tables import member_table, trial_table
 from ensemble.reports.prediction_tables import prediction_table
-from ensemble.reports.table import Table, interval_cell
+from ensemble.reports.summary import (
+    compare_summary,
+    demo_summary,
+    evaluate_summary,
+    fit_summary,
+    predict_summary,
+    report_files,
+    report_summary,
+    train_summary,
+)
+from ensemble.reports.table import Table
 from ensemble.results import (
     BenchResult,
     CompareResult,
@@ -31,8 +41,8 @@ LEGEND = (
     "FPR: share of label 0 predicted as 1. FNR: share of label 1 predicted as 0. HTER: their mean.",
     (
         "All three are nested: whatever a rule fits (weights, thresholds) is fitted without the fold that it is scored "
-        "on. Apparent is the HTER of the rule fitted on all rows and scored on the same rows; the gap is the optimism "
-        "of that figure. The threshold is that of the rule fitted on all rows, in logits."
+        "on. Apparent is the HTER of the rule fitted on all images and scored on the same images; the gap is the "
+        "optimism of that figure. The threshold is that of the rule fitted on all images, in logits."
     ),
     (
         "[]: 95 % interval. For the stack, and for a member in its own report, every bootstrap replicate refits the "
@@ -64,7 +74,7 @@ def _(result: MemberReport) -> list[Table]:
 
 @render.register
 def _(result: TrainResult) -> list[Table]:
-    return [table for member in result.members for table in render(member)]
+    return [*(table for member in result.members for table in render(member)), train_summary(result)]
 
 
 @render.register
@@ -80,37 +90,32 @@ def _(result: RemoveResult) -> list[Table]:
 
 @render.register
 def _(result: FitResult) -> list[Table]:
-    *first, last = decision_tables(result.plain, result.tta)
-    return [*first, last.with_notes(*LEGEND, AVERAGING)]
+    return [*_fit_tables(result), fit_summary(result)]
 
 
 @render.register
 def _(result: PredictResult) -> list[Table]:
-    return [prediction_table({result.name: result.facts})]
+    return [prediction_table({result.name: result.facts}), predict_summary(result)]
 
 
 @render.register
 def _(result: EvaluateResult) -> list[Table]:
-    return evaluation_tables(result)
+    return [*evaluation_tables(result), evaluate_summary(result)]
 
 
 @render.register
 def _(result: CompareResult) -> list[Table]:
-    return comparison_tables(result)
+    return [*comparison_tables(result), compare_summary(result)]
 
 
 @render.register
 def _(result: ReportResult) -> list[Table]:
-    members = [member_table(member) for member in result.members]
-    if result.decisions is None:
-        return [*members[:-1], members[-1].with_notes(*LEGEND)]
-    tables = [summary_table(result), *members, *render(result.decisions)]
-    return [*tables, prediction_table(result.predictions)] if result.predictions else tables
+    return [*report_tables(result), report_summary(result).with_notes(*report_files(result))]
 
 
 @render.register
 def _(result: DemoResult) -> list[Table]:
-    return [*render(result.report), demo_table(result)]
+    return [*report_tables(result.report), demo_table(result), demo_summary(result)]
 
 
 @render.register
@@ -124,28 +129,18 @@ def _(result: BenchResult) -> list[Table]:
     return bench_tables(result)
 
 
-def summary_table(result: ReportResult) -> Table:
-    """Return the figures that matter most: the label files' and the stack's."""
-    assert result.decisions is not None
-    decision = result.decisions.tta
-    label_files = tuple(
-        (
-            f"label file {printable(name)}, expected",
-            f"{facts.expectation.rates.hter:.4f}",
-            interval_cell(facts.expectation.interval),
-        )
-        for name, facts in result.predictions.items()
-    )
-    views, nested = " + ".join(decision.views), f"{decision.nested.hter:.4f}"
-    return Table(
-        "In short",
-        ("", "HTER", "95 %"),
-        (
-            *label_files,
-            (f"stack of one fold model, nested, views {views}", nested, interval_cell(decision.interval)),
-            ("the same, apparent", f"{decision.apparent.hter:.4f}", ""),
-        ),
-    )
+def report_tables(result: ReportResult) -> list[Table]:
+    """Return all tables of a run, without the summary."""
+    members = [member_table(member) for member in result.members]
+    if result.decisions is None:
+        return [*members[:-1], members[-1].with_notes(*LEGEND)]
+    tables = [*members, *_fit_tables(result.decisions)]
+    return [*tables, prediction_table(result.predictions)] if result.predictions else tables
+
+
+def _fit_tables(result: FitResult) -> list[Table]:
+    *first, last = decision_tables(result.plain, result.tta)
+    return [*first, last.with_notes(*LEGEND, AVERAGING)]
 
 
 def demo_table(result: DemoResult) -> Table:
@@ -157,7 +152,7 @@ def demo_table(result: DemoResult) -> Table:
     excess = result.nested.hter - result.bayes_hter
     return Table(
         "Demo: the HTER reached, and the least possible",
-        ("labels", "n", "FPR", "FNR", "HTER"),
+        ("labels", "images", "FPR", "FNR", "HTER"),
         (
             row("training images, nested, as given (5 % flipped)", result.nested),
             row("label_val.txt against the labels as given", result.given),

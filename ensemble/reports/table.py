@@ -1,21 +1,30 @@
-"""A titled table of text cells, and its three forms: Markdown, plain text, and a rich renderable for a terminal."""
+"""A titled table of text cells, as Markdown and as text that fits the screen."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from ensemble.decision.intervals import Interval
 from ensemble.decision.rates import ErrorRates
 
-if TYPE_CHECKING:
-    import rich.table
+WIDTH = 80
+"""The width of a text in columns where that of the terminal is not known."""
+
+LEAST_WIDTH = 40
+"""The least width in columns to which a text is fitted: in less, no table can be read."""
+
+BOLD, GREEN, PLAIN = "\x1b[1m", "\x1b[32m", "\x1b[0m"
+"""ANSI codes of the title, of the best row, and of what ends both."""
+
+BEST = " (best)"
+"""What follows the name of the best row, with and without colours."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A titled table of text cells with notes below it.
+    """A titled table of text cells with notes below it. Without columns it is a title with notes.
 
     Attributes
     ----------
@@ -25,6 +34,8 @@ class Table:
     notes : tuple of str
     numbers : bool
         Whether all columns but the first hold numbers, which are aligned to the right.
+    best : int or None
+        Index of the row that is marked as the best one.
     """
 
     title: str
@@ -32,6 +43,7 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
     numbers: bool = True
+    best: int | None = None
 
     def with_notes(self, *notes: str) -> Table:
         """Return the table with further notes below the present ones."""
@@ -43,42 +55,90 @@ class Table:
         def line(cells: Iterable[str]) -> str:
             return "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |"
 
-        rule = ("---", *("---:" if self.numbers else "---" for _ in self.columns[1:]))
-        lines = [f"## {self.title}", "", line(self.columns), line(rule), *map(line, self.rows)]
+        lines = [f"## {self.title}"]
+        if self.columns:
+            rule = ("---", *("---:" if self.numbers else "---" for _ in self.columns[1:]))
+            lines += ["", line(self.columns), line(rule), *map(line, self._marked_rows())]
         return "\n".join(lines + [text for note in self.notes for text in ("", note)]) + "\n"
 
-    def text(self) -> str:
-        """Return aligned plain text, for a pipe or a log.
+    def text(self, width: int = WIDTH, colour: bool = False) -> str:
+        """Return aligned text of at most `width` columns.
 
-        >>> print(Table("Rates", ("fold", "n"), (("0", "12"), ("1", "9")), ("Few.",)).text(), end="")
+        Columns that do not fit stand in further blocks below, each with the first column repeated. Notes and cells that
+        are too long are wrapped. A word that is longer than the width, such as a path, is left whole in a note.
+
+        Parameters
+        ----------
+        width : int
+            In columns, at least `LEAST_WIDTH`.
+        colour : bool
+            Whether the title is bold and the best row green.
+
+        Examples
+        --------
+        >>> print(Table("Rates", ("fold", "images"), (("0", "12"), ("1", "9")), ("Few.",), best=1).text(), end="")
         Rates
-        fold   n
-        0     12
-        1      9
+        fold      images
+        0             12
+        1 (best)       9
         Few.
         """
-        cells = (self.columns, *self.rows)
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        width = max(width, LEAST_WIDTH)
+        lines = [f"{BOLD}{line}{PLAIN}" if colour else line for line in _wrapped(self.title, width)]
+        if self.columns:
+            lines += self._cells(width, colour)
+        return "\n".join((*lines, *(line for note in self.notes for line in _wrapped(note, width)))) + "\n"
 
-        def line(row: Sequence[str]) -> str:
-            pad = str.rjust if self.numbers else str.ljust
-            others = (pad(cell, width) for cell, width in zip(row[1:], widths[1:], strict=True))
-            return "  ".join((row[0].ljust(widths[0]), *others)).rstrip()
+    def _marked_rows(self) -> Iterator[tuple[str, ...]]:
+        for index, row in enumerate(self.rows):
+            yield (row[0] + BEST, *row[1:]) if index == self.best else row
 
-        return "\n".join((self.title, *map(line, cells), *self.notes)) + "\n"
+    def _cells(self, width: int, colour: bool) -> Iterator[str]:
+        """Yield the lines of the columns and rows, block by block."""
+        rows = (self.columns, *self._marked_rows())
+        widths = _column_widths(rows, width)
+        for number, block in enumerate(_blocks(widths, width)):
+            if number:
+                yield ""
+            for index, row in enumerate(rows, -1):
+                start, end = (GREEN, PLAIN) if colour and index == self.best else ("", "")
+                for line in self._row([row[j] for j in block], [widths[j] for j in block]):
+                    yield f"{start}{line}{end}"
 
-    def rich(self) -> rich.table.Table:
-        """Return the table as a rich renderable."""
-        from rich.table import Table as RichTable
-        from rich.text import Text
+    def _row(self, cells: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
+        """Yield the lines of a row: several where a cell is wrapped."""
+        columns = [_wrapped(cell, width, whole_words=False) for cell, width in zip(cells, widths, strict=True)]
+        pads = [str.ljust, *(str.rjust if self.numbers else str.ljust for _ in cells[1:])]
+        for number in range(max(map(len, columns))):
+            parts = [column[number] if number < len(column) else "" for column in columns]
+            padded = (pad(part, width) for pad, part, width in zip(pads, parts, widths, strict=True))
+            yield "  ".join(padded).rstrip()
 
-        caption = Text("\n".join(self.notes)) if self.notes else None
-        table = RichTable(title=Text(self.title), caption=caption, title_justify="left", caption_justify="left")
-        for index, column in enumerate(self.columns):
-            table.add_column(Text(column), justify="right" if index and self.numbers else "left")
-        for row in self.rows:
-            table.add_row(*map(Text, row))
-        return table
+
+def _column_widths(rows: Sequence[Sequence[str]], width: int) -> list[int]:
+    """Return the width of each column, so that the first one fits beside each of the others."""
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    first = min(first, max(width - 2 - max(others), width // 2) if others else width)
+    return [first, *(min(other, width - 2 - first) for other in others)]
+
+
+def _blocks(widths: Sequence[int], width: int) -> Iterator[list[int]]:
+    """Yield the indices of the columns of each block: the first column and as many of the others as fit beside it."""
+    block, used = [0], widths[0]
+    for index, each in enumerate(widths[1:], 1):
+        if len(block) > 1 and used + 2 + each > width:
+            yield block
+            block, used = [0], widths[0]
+        block.append(index)
+        used += 2 + each
+    yield block
+
+
+def _wrapped(text: str, width: int, whole_words: bool = True) -> list[str]:
+    """Return the lines of a text of at most `width` columns; only a longer word exceeds them, if it is left whole."""
+    if len(text) <= width:
+        return [text]
+    return textwrap.wrap(text, width, break_long_words=not whole_words, break_on_hyphens=False)
 
 
 def rate_cells(rates: ErrorRates) -> tuple[str, str, str]:

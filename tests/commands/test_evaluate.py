@@ -75,8 +75,11 @@ def flipped(count: int) -> np.ndarray:
 
 
 def shown(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[str]:
+    """Return the lines of all tables, in a terminal that is wide enough for each line."""
     capsys.readouterr()
-    main([str(argument) for argument in arguments])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "1000")
+        main([*map(str, arguments), "--full"])
     out, err = capsys.readouterr()
     assert err == ""
     return out.splitlines()

@@ -110,7 +110,9 @@ def test_one_command_does_everything_in_a_new_folder_each_time(data: Path, capsy
     run = data / "checkpoints/img"
     assert "the run's folder is checkpoints/img" in err
     assert "chosen for the CPU: a, b; 2 epochs each, 2 folds" in err
-    assert "Decision, views identity + hflip: nested HTER" in out
+    assert "nested, views identity + hflip" in out
+    assert "Label file: checkpoints/img/predictions/img/label_val.txt" in out
+    assert out.splitlines()[-1] == "Whole report: checkpoints/img/report.md, or --full."
     assert len((run / "label_val.txt").read_text().splitlines()) == 12
     config = load_config(run / "config.yaml")
     assert config.run == Path("checkpoints/img") and [member.name for member in config.members] == ["a", "b"]

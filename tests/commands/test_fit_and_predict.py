@@ -114,8 +114,11 @@ def run(fitted: Path, tmp_path: Path) -> Path:
 
 
 def shown(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[str, str]:
+    """Return what a command prints with all tables, in a terminal that is wide enough for each line."""
     capsys.readouterr()
-    main([str(argument) for argument in arguments])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "4000")
+        main([*map(str, arguments), "--full"])
     return capsys.readouterr()
 
 
@@ -305,7 +308,7 @@ def test_repeats_are_shown_and_reported(run: Path, capsys: pytest.CaptureFixture
     repeated = decided(run)["tta"]["repeated"]
     assert len(repeated) == 3
     line = (
-        f"Nested HTER over 3 other partitions of the rows: mean {sum(repeated) / 3:.4f}, "
+        f"Nested HTER over 3 other partitions of the images: mean {sum(repeated) / 3:.4f}, "
         f"from {min(repeated):.4f} to {max(repeated):.4f}."
     )
     assert line in out.splitlines()
@@ -565,8 +568,10 @@ def test_a_few_images_are_no_shift(world: Path, run: Path, images: int, capsys: 
     for member in MEMBERS:
         for fold in range(K):
             kept.save(Run(run).member(member), fold, VIEWS, np.full((images, 2), 5.0))
-    _, err = shown(capsys, *predict(run.parent, run, name="few"))
-    assert "warning" not in err
+    out, err = shown(capsys, *predict(run.parent, run, name="few"))
+    assert "SHIFT" not in err and "too few to check for a shift" in out
+    warned = [line for line in err.splitlines() if line.startswith("warning: ")]
+    assert [line.partition(". ")[0] for line in warned] == ["warning: few: all 5 images got label 1"] * (images > 1)
     told = facts(run, "few")
     assert (told["averaging_measured"], told["correction"], told["requested_correction"]) == (
         False,
@@ -586,24 +591,16 @@ def test_the_report_shows_all_and_its_json_has_the_same_figures(
     main(predict(world, run, "--prior", "0.3", tta=False))
     out, _ = shown(capsys, "report", "--run", run)
     written, figures = (run / "report.md").read_text(), json.loads((run / "report.json").read_text())
-    assert written.startswith(
-        "# Run run: 1200 images, 3 folds\n\n## In short\n\n|  | HTER | 95 % |\n| --- | ---: | ---: |\n"
-    )
-    short = []
-    for name in ("same", "same-plain"):
-        low, high = facts(run, name)["hter_interval"]
-        short.append(
-            f"| label file {name}, expected | {facts(run, name)['expected']['hter']:.4f} | [{low:.4f}, {high:.4f}] |"
-        )
-    stack = figures["decisions"]["tta"]["stack"]
-    low, high = stack["nested"]["interval"]
-    short += [
-        f"| stack of one fold model, nested, views {' + '.join(VIEWS)} | {stack['nested']['hter']:.4f} "
-        f"| [{low:.4f}, {high:.4f}] |",
-        f"| the same, apparent | {stack['apparent']['hter']:.4f} |  |",
+    assert written.startswith("# Run run: 1200 images, 3 folds\n\n## In short\n\n2 label files: expected HTER ")
+    expected = sorted(facts(run, name)["expected"]["hter"] for name in ("same", "same-plain"))
+    stack = figures["decisions"]["tta"]["stack"]["nested"]
+    low, high = stack["interval"]
+    short = [
+        f"2 label files: expected HTER {expected[0]:.4f} to {expected[1]:.4f}.",
+        f"Stack of 2 members: nested HTER {stack['hter']:.4f} (95 %: {low:.4f} to {high:.4f}).",
     ]
-    assert written.splitlines()[6:10] == short
-    assert out.startswith("In short\n") and out.count("In short") == 1
+    assert written.splitlines()[4:7:2] == short
+    assert out.splitlines()[-5:-2] == ["In short", *short] and out.count("In short") == 1
     for key, views in VIEW_SETS.items():
         decision, reported = decided(run)[key], figures["decisions"][key]
         stacked, stack = decision["stacked"], reported["stack"]
@@ -615,8 +612,10 @@ def test_the_report_shows_all_and_its_json_has_the_same_figures(
         title = f"Decision, views {' + '.join(views)}: nested HTER {nested['hter']:.4f} [{low:.4f}, {high:.4f}]"
         assert title in out and title in written
         cells = [nested["fpr"], nested["fnr"], nested["hter"]]
+        others = [row["nested"]["hter"] for row in (*reported["members"], *reported["baselines"])]
+        best = " (best)" if nested["hter"] <= min(others) else ""
         line = (
-            "| stack | "
+            f"| stack{best} | "
             + " | ".join(f"{x:.4f}" for x in cells)
             + f" | [{low:.4f}, {high:.4f}] | {apparent['hter']:.4f} "
             f"| {stack['optimism']:+.4f} | {stack['auc']:.4f} |"
@@ -675,11 +674,11 @@ def test_a_set_that_another_decision_labelled_is_left_out_and_named(
     out, err = shown(capsys, "report", "--run", run)
     notes = [line for line in err.splitlines() if "labelled by another decision" in line]
     assert notes == ["note: same was labelled by another decision; to label it by this one, run: thera predict"]
-    assert "label file shifted, expected" in out and "label file same" not in out
+    assert "Label file shifted: expected HTER" in out and "Label file same" not in out
     assert list(json.loads((run / "report.json").read_text())["predictions"]) == ["shifted"]
     main(predict(world, run))
     out, err = shown(capsys, "report", "--run", run)
-    assert "note: " not in err and "label file same, expected" in out
+    assert "note: " not in err and "2 label files: expected HTER" in out
 
 
 # --- what it takes ----------------------------------------------------------------------------------------------------

@@ -196,7 +196,7 @@ def test_prediction_averages_folds_and_views(done: Path) -> None:
 
 def test_report_is_the_same_on_screen_and_on_disk(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
-    main(["report", "--run", str(done / "run")])
+    main(["report", "--run", str(done / "run"), "--full"])
     shown = capsys.readouterr().out
     written = json.loads((done / "run/report.json").read_text())
     nested = written["decisions"]["tta"]["stack"]["nested"]["hter"]
@@ -205,6 +205,13 @@ def test_report_is_the_same_on_screen_and_on_disk(done: Path, capsys: pytest.Cap
     facts = written["predictions"]["img"]
     assert facts["images"] == 12 and facts["expectation"]["rates"]["hter"] == nested, "too few images to see averaging"
     assert "Label files: expected HTER" in shown
+    main(["report", "--run", str(done / "run")])
+    short = capsys.readouterr().out.splitlines()
+    assert len(short) < 40 < len(shown.splitlines()) and max(map(len, short)) <= 80
+    in_short = short[short.index("In short") + 1 :]
+    assert len(in_short) <= 5 or max(map(len, in_short)) > 60, "a long path may be wrapped"
+    assert in_short[0].startswith("Label file img: ") and in_short[1].startswith("Stack of 2 members: nested HTER ")
+    assert f"nested HTER {nested:.4f}" in in_short[1]
 
 
 def test_again_changes_nothing_and_trains_nothing(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +236,8 @@ def test_another_decision_in_yaml_is_made_without_training(
     (tmp_path / "c.yaml").write_text(text + "decision: {objective: 'cost:3,1', stacker: mean, repeats: 2}\n")
     for module, name in ((training, "train_fold"), (inference, "predict_logits")):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("computed again"))
-    main(["run", str(tmp_path / "c.yaml"), "--device", "cpu"])
+    monkeypatch.setenv("COLUMNS", "1000")
+    main(["run", str(tmp_path / "c.yaml"), "--device", "cpu", "--full"])
     shown = capsys.readouterr().out
     decisions = json.loads((tmp_path / "run/decision/decision.json").read_text())
     for key in ("plain", "tta"):

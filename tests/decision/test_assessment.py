@@ -12,7 +12,7 @@ from ensemble.decision.assessment import FEW_ERRORS, REPLICATES, assess, member_
 from ensemble.decision.comparison import compare_predictions, measure_predictions
 from ensemble.decision.cross_fitting import MAJORITY_VOTE, OofLogits, cross_fit, member_logit, of_score, stack
 from ensemble.decision.decision import COSTS, Decision, fit_decision, stack_replicates
-from ensemble.decision.intervals import Interval, counting_intervals
+from ensemble.decision.intervals import Interval, chance_interval, counting_intervals
 from ensemble.decision.label_noise import estimate_floor
 from ensemble.decision.objective import HTER, BoundedFnr, BoundedFpr, Objective, WeightedError
 from ensemble.decision.rates import apply_threshold, auc, error_rates
@@ -44,6 +44,14 @@ def fewest_errors(rates):
 
 def reaching(interval, other):
     return Interval(min(interval.low, other.low), max(interval.high, other.high))
+
+
+def test_a_member_without_information_does_not_beat_chance(make_oof, few_replicates):
+    oof = make_oof(400, (1.0, 0.0))
+    able, unable = (assess(name, oof, of_score(member_logit(j))) for j, name in enumerate(oof.members))
+    assert able.beats_chance and not unable.beats_chance
+    assert unable.chance_interval == chance_interval(unable.auc, 100, 300)
+    assert unable.chance_interval.low < unable.auc < unable.chance_interval.high
 
 
 # --- the decision -----------------------------------------------------------------------------------------------------

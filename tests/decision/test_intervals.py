@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 from scipy.integrate import quad
-from scipy.stats import beta, betabinom
+from scipy.stats import beta, betabinom, mannwhitneyu
 
 from ensemble.decision.bootstrap import kinds_of_group
 from ensemble.decision.comparison import measure_predictions
-from ensemble.decision.intervals import beta_mean_interval, counting_intervals, new_set_interval
-from ensemble.decision.rates import ErrorRates, error_rates
+from ensemble.decision.intervals import beta_mean_interval, chance_interval, counting_intervals, new_set_interval
+from ensemble.decision.rates import ErrorRates, auc, error_rates
 from ensemble.errors import DataError
 
 
@@ -141,3 +141,25 @@ def test_the_new_set_interval_is_that_of_enumerating_all_counts(rates, n_neg, n_
 def test_a_new_set_needs_both_classes():
     with pytest.raises(DataError, match="got 0 of label 0 and 5 of label 1"):
         new_set_interval(ErrorRates(0.1, 0.1, 10, 10), 0, 5)
+
+
+# --- an AUC and chance ------------------------------------------------------------------------------------------------
+
+
+def test_an_auc_is_compared_with_chance_as_mann_and_whitney_do(rng):
+    """The interval excludes 0.5 exactly where the test rejects: in 5 % of the cases without a difference."""
+    excluded = []
+    for _ in range(1000):
+        labels, logits = (np.arange(60) % 3 > 0).astype(np.int8), rng.normal(size=60)
+        interval = chance_interval(auc(logits, labels), 20, 40)
+        test = mannwhitneyu(logits[labels == 1], logits[labels == 0], method="asymptotic", use_continuity=False)
+        assert (interval.low > 0.5 or interval.high < 0.5) == (test.pvalue < 0.05)
+        excluded.append(test.pvalue < 0.05)
+    assert 0.03 < np.mean(excluded) < 0.07
+
+
+def test_a_perfect_order_of_four_images_may_be_chance():
+    few = chance_interval(1.0, 2, 2)
+    assert few.low < 0.5 and few.high == 1.0
+    assert chance_interval(1.0, 5, 5).low > 0.5
+    assert chance_interval(0.0, 5, 5).low == 0.0

@@ -1,10 +1,13 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import binomtest, norm
 from tiny import through_json
 
+from ensemble.decision.intervals import Interval
 from ensemble.decision.rates import ErrorRates, apply_threshold, error_rates
-from ensemble.decision.shift import ALARM, at_prior, check_share
+from ensemble.decision.shift import ALARM, ALARM_ERRORS, ShareCheck, at_prior, check_share, implied_share
 
 
 def images(rng, n, share=0.2, k=3):
@@ -113,17 +116,61 @@ def test_a_prior_stays_a_share():
 def test_it_says_what_it_saw(rng):
     calm, shifted = checked(rng), checked(rng, share=0.5)
     for check in (calm, shifted):
-        assert (
-            f"predict {check.new_share:.4f} of the new images as 0, and {check.oof_share:.4f} of the OOF"
-            in check.message
-        )
-        assert f"p = {check.p_value:.2g}" in check.message
-    assert calm.message.startswith("Share check: ") and calm.message.endswith("no sign of a shift.")
-    assert shifted.message.startswith("SHIFT: ")
+        shares = f"{check.new_share:.4f} of the new images as 0, and {check.oof_share:.4f} of the training images"
+        assert f"predict {shares}, at one threshold (p = {check.p_value:.2g})" in check.message(2000)
+    assert calm.message(2000).startswith("Share check: ") and calm.message(2000).endswith("no sign of a shift.")
+    assert shifted.message(2000).startswith("SHIFT: ")
     low, high = (shifted.prior + side * 1.96 * shifted.prior_error for side in (-1, 1))
-    assert f"label 0 is {low:.3f} to {high:.3f} of the new images (give it as --prior" in shifted.message
+    assert f"label 0 is {low:.3f} to {high:.3f} of the new images (give it as --prior" in shifted.message(2000)
     assert low < 0.5 < high
     assert shifted.shifted and through_json(shifted) == shifted
+
+
+def test_the_alarm_in_standard_errors_is_its_level():
+    assert 2 * norm.sf(ALARM_ERRORS) == pytest.approx(ALARM, abs=1e-7)
+
+
+def test_a_set_that_is_too_small_to_check_is_said_to_be_so():
+    check = ShareCheck(oof_share=0.2, new_share=0.0, error=0.01, p_value=0.1, prior=0.1, prior_error=0.1)
+    assert check.least_visible(26) == pytest.approx(2.5758 * 0.4 / np.sqrt(26), abs=1e-4)
+    assert check.message(26) == (
+        "Share check: 26 images are too few to check for a shift: a change of the share of 0 is seen from 0.20 on."
+    )
+    assert check.message(27).endswith("no sign of a shift.")
+    assert check.message(1).startswith("Share check: 1 image is too few to check")
+    assert replace(check, p_value=1e-9).message(5).startswith("SHIFT: "), "a shift that is seen is reported"
+
+
+def test_the_least_visible_change_is_what_the_check_sees(rng):
+    """A change of the share by `least_visible` is an alarm about every second time, half of it hardly ever."""
+
+    def alarms(change: float, images: int = 200) -> float:
+        rates, oof = ErrorRates(0.0, 0.0, 2000, 8000), np.repeat([-1.0, 1.0], [20_000, 80_000])
+        new = [np.where(rng.random((images, 1)) < 0.2 + change, -1.0, 1.0) for _ in range(400)]
+        return float(np.mean([check_share(oof, each, 0.0, rates).shifted for each in new]))
+
+    seen = ShareCheck(0.2, 0.2, 0.0, 1.0, 0.2, 0.0).least_visible(200)
+    assert 0.35 < alarms(seen) < 0.65
+    assert alarms(seen / 2) < 0.15 and alarms(2 * seen) > 0.9
+
+
+# --- the share that rates imply ---------------------------------------------------------------------------------------
+
+
+def test_the_share_that_rates_imply_holds_in_99_of_100_files(rng):
+    """Rates, prior and images are all drawn; a threshold that is off moves FPR and FNR against each other."""
+    rates, prior, prior_error, images = ErrorRates(0.2, 0.3, 2000, 8000), 0.2, 0.01, 500
+    fpr, fnr = (Interval(x - 1.96 * 0.02, x + 1.96 * 0.02) for x in (0.2, 0.3))
+    implied = implied_share(rates, fpr, fnr, prior, prior_error, images)
+    off, priors = 0.02 * rng.normal(size=40_000), rng.normal(prior, prior_error, size=40_000)
+    shares = rng.binomial(images, priors * (1 - (0.2 - off)) + (1 - priors) * (0.3 + off)) / images
+    assert np.mean((shares >= implied.low) & (shares <= implied.high)) == pytest.approx(0.99, abs=0.003)
+
+
+def test_the_share_that_rates_imply_is_a_share():
+    wide = Interval(0.0, 1.0)
+    assert implied_share(ErrorRates(0.0, 0.0, 9, 9), wide, wide, 0.0, 0.0, 4).low == 0.0
+    assert implied_share(ErrorRates(0.0, 0.0, 9, 9), wide, wide, 1.0, 0.0, 4).high == 1.0
 
 
 # --- another prior ----------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from ensemble.members.processes import MappedPixels
 def describe(number: int, bar: Any) -> tuple[int, int, list[int], int]:
     """Return the number, and the process that computed it, its cores, its threads."""
     bar.note(f"number {number}")
+    bar.say(f"call {number}")
     bar.skip(10)
     bar.advance(number)
     return number, os.getpid(), sorted(os.sched_getaffinity(0)), torch.get_num_threads()

@@ -44,10 +44,10 @@ def ignores_ctrl_c(pid: int) -> bool:
 
 
 class CountingBar:
-    """A bar that keeps its sums and notes."""
+    """A bar that keeps its sums, notes and lines."""
 
     def __init__(self) -> None:
-        self.done, self.skipped, self.notes = 0, 0, set[str]()
+        self.done, self.skipped, self.notes, self.said = 0, 0, set[str](), set[str]()
 
     def advance(self, n: int = 1) -> None:
         self.done += n
@@ -57,6 +57,9 @@ class CountingBar:
 
     def note(self, text: str) -> None:
         self.notes.add(text)
+
+    def say(self, line: str) -> None:
+        self.said.add(line)
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +114,7 @@ def test_in_this_process_where_each_has_all_cores() -> None:
         found = list(workers.run(jobs.describe, [(4,), (5,), (6,)], [available_cores()] * 3, bar))  # type: ignore[arg-type]
     assert found == [(i, (4 + i, os.getpid(), HERE, len(HERE))) for i in range(3)]
     assert (bar.done, bar.skipped, bar.notes) == (15, 30, {"number 4", "number 5", "number 6"})
+    assert bar.said == {"call 4", "call 5", "call 6"}
     assert torch.get_num_threads() == threads
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -62,6 +63,24 @@ def job(images: tuple[np.ndarray, np.ndarray], **values: Any) -> FoldJob:
     return FoldJob(config, MappedPixels(images[0]), images[1], ids, rows, fold=0, seed=5)
 
 
+class Lines:
+    """A bar that keeps its notes and lines."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.said: list[str] = []
+
+    def advance(self, n: int = 1) -> None: ...
+
+    def skip(self, n: int) -> None: ...
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+
 def train(fold_job: FoldJob, checkpoint: Memory, workers: int = 0, plan: Plan = PLAIN) -> dict[str, torch.Tensor]:
     with progress(1, "test") as bar:
         network, history = train_fold(fold_job, checkpoint, plan, CPU, workers, bar)
@@ -86,6 +105,20 @@ def test_resumed_equals_undisturbed(images: Any, undisturbed: Any, stop_after: i
     checkpoint.stop_after = None
     torch.manual_seed(99)
     assert same(train(job(images), checkpoint), undisturbed)
+
+
+def test_it_says_where_it_goes_on_and_notes_each_epoch_with_the_number_of_its_fold(images: Any) -> None:
+    of_fold = replace(job(images, arch="lenet", epochs=2), fold=2)
+    checkpoint, first, again, after = Memory(1), Lines(), Lines(), Lines()
+    with pytest.raises(InterruptedError):
+        train_fold(of_fold, checkpoint, PLAIN, CPU, 0, first)
+    for bar in (again, after):
+        checkpoint.stop_after = None
+        train_fold(of_fold, checkpoint, PLAIN, CPU, 0, bar)
+    assert (first.said, again.said, after.said) == ([], ["member m fold 2 goes on at epoch 2 of 2"], [])
+    assert first.notes == after.notes == [], "interrupted before the note; finished before"
+    (note,) = again.notes
+    assert re.fullmatch(r"m fold 2 epoch 2/2 loss \d\.\d{3}", note)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # where this process may use one core only

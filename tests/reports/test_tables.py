@@ -1,22 +1,14 @@
-import io
 import json
 from dataclasses import asdict, replace
-from pathlib import Path
 
-import numpy as np
 import pytest
-from rich.console import Console
+from results import CALM, EXPECTED, FEW, PREDICTED, fitted, predicted, reported
 
-from ensemble.data.folds import FoldTable
-from ensemble.decision.averaging import CorrectedThreshold
-from ensemble.decision.cross_fitting import OofLogits
-from ensemble.decision.decision import fit_decision
-from ensemble.decision.deploy import Expectation
 from ensemble.decision.intervals import Interval
 from ensemble.decision.label_noise import Floor, FloorEstimate, describe_floor
 from ensemble.decision.objective import Objective
 from ensemble.decision.rates import ErrorRates
-from ensemble.decision.shift import ShareCheck, at_prior
+from ensemble.decision.shift import at_prior
 from ensemble.reports.decision_tables import (
     curve_table,
     decision_table,
@@ -25,58 +17,16 @@ from ensemble.reports.decision_tables import (
     stackers_table,
 )
 from ensemble.reports.documents import report_json, report_markdown
-from ensemble.reports.member_tables import member_table
-from ensemble.reports.prediction_tables import UNMEASURED, prediction_table
-from ensemble.reports.render import AVERAGING, LEGEND, render, summary_table
-from ensemble.reports.table import Table
-from ensemble.results import FitResult, MemberReport, PredictionFacts, PredictionRequest, ReportResult
+from ensemble.reports.member_tables import best_rule, member_table
+from ensemble.reports.prediction_tables import UNMEASURED, label_file_warnings, prediction_table
+from ensemble.reports.render import AVERAGING, LEGEND, render, report_tables
+from ensemble.reports.summary import fit_summary, report_files, report_summary
+from ensemble.results import FitResult, MemberReport
 
 
-def rates(fpr: float, fnr: float) -> ErrorRates:
-    return ErrorRates(fpr, fnr, 100, 400)
-
-
-EXPECTED = Expectation(
-    correction="posterior",
-    averaging_measured=True,
-    corrections=(
-        CorrectedThreshold("posterior", 0.25, rates(0.1, 0.2), 0.25),
-        CorrectedThreshold("none", -0.5, rates(0.13, 0.18), 0.2),
-    ),
-    rates=rates(0.1, 0.2),
-    interval=Interval(0.12, 0.18),
-    new_set_interval=Interval(0.1, 0.2),
-    at_prior=None,
-)
-CALM = ShareCheck(oof_share=0.25, new_share=0.25, error=0.01, p_value=0.9, prior=0.47, prior_error=0.01)
-PREDICTED = PredictionFacts(
-    request=PredictionRequest("f", "0" * 64, ("identity", "hflip"), "posterior", None, "mean", None, "auto", "auto"),
-    images=500,
-    objective="hter",
-    threshold=0.25,
-    share_of_label_0=0.25,
-    nested_hter=0.1625,
-    expectation=EXPECTED,
-    share_check=CALM,
-    assumed_share_of_label_0=None,
-    cascade=None,
-    files={},
-)
-
-
-def predicted(**changes) -> PredictionFacts:
-    """The facts of a label file, with other fields of their own or of their expectation."""
-    of_expectation = {name: value for name, value in changes.items() if hasattr(EXPECTED, name)}
-    others = {name: value for name, value in changes.items() if name not in of_expectation}
-    return replace(PREDICTED, expectation=replace(EXPECTED, **of_expectation), **others)
-
-
-FEW = {"correction": "none", "corrections": (), "averaging_measured": False}
-
-
-def reported(decision, predictions=None) -> ReportResult:
-    members = tuple(MemberReport(member, ("identity", "hflip")) for member in decision.members)
-    return ReportResult(Path("checkpoints/run"), 400, 4, members, FitResult(decision, decision), predictions or {})
+@pytest.fixture
+def decision():
+    return fitted()
 
 
 # --- label files ------------------------------------------------------------------------------------------------------
@@ -86,7 +36,7 @@ def test_a_label_file_is_promised_an_hter():
     one = predicted(**FEW, images=1, new_set_interval=None)
     table = prediction_table({"val": PREDICTED, "one": one})
     promised = (
-        *("val", "500", "identity + hflip", "0.2500", "0.1000", "0.2000", "0.1500"),
+        *("val", "500", "identity + hflip", "0.3400", "0.1000", "0.2000", "0.1500"),
         *("[0.1200, 0.1800]", "[0.1000, 0.2000]"),
     )
     assert table.rows == (promised, ("one *", "1", *promised[2:8], ""))
@@ -117,8 +67,10 @@ def test_too_few_images_are_marked_and_no_correction_is_reported():
 def test_the_share_check_of_each_set_stands_under_its_name():
     moved = replace(CALM, new_share=0.5, p_value=1e-9)
     notes = prediction_table({"calm": PREDICTED, "moved": predicted(share_check=moved)}).notes
-    assert f"calm: {CALM.message}" in notes and "no sign of a shift" in CALM.message
-    assert f"moved: {moved.message}" in notes and moved.message.startswith("SHIFT: ")
+    assert f"calm: {CALM.message(500)}" in notes and "no sign of a shift" in CALM.message(500)
+    assert f"moved: {moved.message(500)}" in notes and moved.message(500).startswith("SHIFT: ")
+    (few,) = [note for note in prediction_table({"few": predicted(images=9)}).notes if note.startswith("few: Share")]
+    assert few == f"few: {CALM.message(9)}" and "9 images are too few to check for a shift" in few
 
 
 def test_a_given_prior_is_explained():
@@ -127,7 +79,7 @@ def test_a_given_prior_is_explained():
     (note,) = [note for note in prediction_table({"val": given}).notes if "as given" in note]
     assert note.startswith("val: where label 0 is 0.5000 of the images, as given")
     for figure in (
-        *("0.5500 should be labelled 0 (0.2500 are)", "0.1500 labelled wrong", "0.8182 of the 0s be right"),
+        *("0.5500 should be labelled 0 (0.3400 are)", "0.1500 labelled wrong", "0.8182 of the 0s be right"),
         "probabilities in predictions.csv are for this share",
     ):
         assert figure in note
@@ -155,18 +107,38 @@ def test_a_sets_name_cannot_paint_the_terminal():
     assert "\x1b" not in table.text() + table.markdown()
 
 
+def test_a_file_with_one_label_is_said_to_be_so_and_no_correction_is_reported():
+    facts = predicted(images=9, share_of_label_0=0.0, implied_share=None)
+    sentence = (
+        "all 9 images got label 1. Such a file has FPR 1, FNR 0 and HTER 0.5, as any constant answer has, if both "
+        "labels occur among its images."
+    )
+    assert label_file_warnings(facts) == (sentence,)
+    notes = prediction_table({"val": facts}).notes
+    assert f"val: {sentence}" in notes and not any("moves the threshold" in note for note in notes)
+    (of_zeros,) = label_file_warnings(
+        predicted(images=2, share_of_label_0=1.0, implied_share=None, objective="fpr:0.01")
+    )
+    assert of_zeros.startswith("all 2 images got label 0 by a threshold for the least FNR with FPR <= 0.01. Such")
+    assert "FPR 0, FNR 1 and HTER 0.5" in of_zeros
+    single = predicted(images=1, share_of_label_0=1.0, implied_share=None)
+    assert label_file_warnings(single) == (), "a single image cannot get two labels"
+    assert any(note.startswith("val: the only image got label 0") for note in prediction_table({"val": single}).notes)
+
+
+def test_rates_that_do_not_fit_the_file_are_said_not_to():
+    for fitting in (PREDICTED, predicted(share_of_label_0=0.3), predicted(share_of_label_0=0.9, implied_share=None)):
+        assert label_file_warnings(fitting) == ()
+    other = predicted(share_of_label_0=0.2)
+    (warning,) = label_file_warnings(other)
+    assert warning == (
+        "the expected rates do not fit this file: it labels 0.2000 of its images 0, and with these rates it would be "
+        "0.3000 to 0.4000."
+    )
+    assert f"val: {warning}" in prediction_table({"val": other}).notes
+
+
 # --- the decision -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def decision():
-    rng = np.random.default_rng(3)
-    labels = (np.arange(400) % 4 > 0).astype(np.int8)
-    logits = rng.normal(size=(400, 2)) + np.outer(2.0 * labels - 1, (1.0, 0.5))
-    oof = OofLogits(FoldTable(np.arange(400), labels, np.arange(400) // 4 % 4), ("cnn[b]", "a|b"), logits)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ensemble.decision.assessment.REPLICATES", 50)
-        return fit_decision(oof, ("plain", "flip"), repeats=3)
 
 
 def test_a_members_table_has_a_row_per_fold_and_one_of_all(decision):
@@ -196,6 +168,26 @@ def test_the_stacks_table_leads_with_the_nested_stack(decision):
         "",
     )
     assert all(len(row) == len(table.columns) for row in table.rows)
+
+
+def test_a_rule_that_is_no_better_than_chance_is_named(decision):
+    assert not any("chance" in note for note in decision_table(decision).notes)
+    blind = replace(decision.members[1], auc=0.52)
+    low, high = blind.chance_interval.low, blind.chance_interval.high
+    assert low < 0.5 < high
+    sentence = f"The AUC of member a|b is no better than chance (0.5200, 95 %: {low:.4f} to {high:.4f})."
+    assert sentence in decision_table(replace(decision, members=(decision.members[0], blind))).notes
+    assert sentence in member_table(MemberReport(blind, ("identity",))).notes
+    of_stack = replace(decision, stacked=replace(decision.stacked, auc=0.3))
+    assert any(note.startswith("The AUC of the stack is no better than") for note in decision_table(of_stack).notes)
+
+
+def test_the_best_rule_is_marked_where_there_is_one(decision):
+    table = decision_table(decision)
+    hters = [float(row[3]) for row in table.rows]
+    assert table.best is not None and hters[table.best] == min(hters)
+    assert decision_table(replace(decision, objective=Objective.parse("fpr:0.01"))).best is None
+    assert best_rule([decision.stacked]) is best_rule([decision.stacked] * 2) is None
 
 
 def test_beside_the_stack_each_row_says_how_far_it_is_from_it(decision):
@@ -232,7 +224,7 @@ def test_it_says_which_stacker_it_is_and_why(decision):
 
 
 def test_the_deployed_figures_are_reported(decision):
-    (note,) = [note for note in decision_table(decision).notes if note.startswith("Fitted on all 400 rows")]
+    (note,) = [note for note in decision_table(decision).notes if note.startswith("Fitted on all 400 images")]
     for name, weight in zip(decision.stacker.members, decision.stacker.weights, strict=True):
         assert f"{name} {weight:+.4f}" in note
     assert note.endswith(f"bias {decision.stacker.bias:+.4f}; threshold {decision.threshold:+.4f} (logits).")
@@ -240,7 +232,7 @@ def test_the_deployed_figures_are_reported(decision):
 
 def test_other_partitions_are_reported_if_there_are_any(decision):
     line = replace(decision, repeated=(0.1, 0.2, 0.15))
-    says = "Nested HTER over 3 other partitions of the rows: mean 0.1500, from 0.1000 to 0.2000."
+    says = "Nested HTER over 3 other partitions of the images: mean 0.1500, from 0.1000 to 0.2000."
     assert says in decision_table(line).notes
     assert len(decision.repeated) == 3
     assert not any("partitions" in note for note in decision_table(replace(decision, repeated=())).notes)
@@ -296,9 +288,7 @@ def test_a_floor_that_is_not_known_is_said_to_be_so(decision):
     table = floor_table(replace(decision, floor=None))
     assert table.rows == ()
     assert "cannot be estimated" in table.notes[0]
-    out = io.StringIO()
-    Console(file=out, width=300, color_system=None).print(table.rich())
-    for shown in (table.text(), table.markdown(), out.getvalue()):
+    for shown in (table.text(), table.markdown()):
         assert "cannot be estimated" in " ".join(shown.split())  # a narrow table wraps it
 
 
@@ -308,7 +298,8 @@ def test_the_tables_of_a_decision_end_with_what_they_mean(decision):
     assert (stackers, curve, floor) == (stackers_table(decision), curve_table(decision), floor_table(decision))
     alone = replace(decision, stackers=())
     assert [table.title for table in decision_tables(alone, alone)][2:] == [curve.title, floor.title]
-    *_, last = render(FitResult(decision, decision))
+    *_, last, in_short = render(FitResult(decision, decision))
+    assert in_short == fit_summary(FitResult(decision, decision))
     assert last.notes == (*floor.notes, *LEGEND, AVERAGING)
     (alone,) = render(MemberReport(decision.members[0], ("identity",)))
     assert alone.notes[-len(LEGEND) :] == LEGEND
@@ -323,26 +314,8 @@ def test_the_origin_of_a_member_is_noted(decision):
     report = MemberReport(decision.members[0], ("identity",), from_scratch=True, left_out=(3, 5))
     notes = member_table(report).notes
     assert "Trained from scratch: the config requests pretrained weights, and none were available." in notes
-    assert "Training rows of each fold that were left out for doubtful labels: 3, 5." in notes
+    assert "Training images of each fold that were left out for doubtful labels: 3, 5." in notes
     assert len(member_table(MemberReport(decision.members[0], ("identity",))).notes) == len(notes) - 2
-
-
-# --- in short ---------------------------------------------------------------------------------------------------------
-
-
-def test_in_short_the_label_files_come_first_then_the_stack_nested_and_apparent(decision):
-    nested, apparent = f"{decision.nested.hter:.4f}", f"{decision.apparent.hter:.4f}"
-    stack = (
-        ("stack of one fold model, nested, views plain + flip", nested, decision_table(decision).rows[0][4]),
-        ("the same, apparent", apparent, ""),
-    )
-    other = predicted(rates=rates(0.2, 0.3), interval=Interval(0.2, 0.3))
-    table = summary_table(reported(decision, {"val": PREDICTED, "a\x1b[31m": other}))
-    assert (table.title, table.columns, table.notes) == ("In short", ("", "HTER", "95 %"), ())
-    assert table.rows[0] == ("label file val, expected", "0.1500", "[0.1200, 0.1800]")
-    assert table.rows[1][1:] == ("0.2500", "[0.2000, 0.3000]")
-    assert table.rows[2:] == stack == summary_table(reported(decision)).rows
-    assert "\x1b" not in table.text() + table.markdown()
 
 
 # --- all --------------------------------------------------------------------------------------------------------------
@@ -350,16 +323,17 @@ def test_in_short_the_label_files_come_first_then_the_stack_nested_and_apparent(
 
 def test_one_table_reads_the_same_everywhere(decision):
     for table in render(reported(decision, {"val": PREDICTED})):
-        out = io.StringIO()
-        Console(file=out, width=400, color_system=None).print(table.rich())
-        for shown in (table.text(), table.markdown().replace("\\|", "|").replace("&lt;", "<"), out.getvalue()):
+        for shown in (table.text(400), table.markdown().replace("\\|", "|").replace("&lt;", "<")):
             for cell in (cell for row in table.rows for cell in row):
                 assert cell in shown
 
 
-def test_markdown_keeps_its_columns_whatever_a_member_is_called():
-    lines = Table("T", ("rule", "n"), (("a|b", "1"),), ("Note.",)).markdown().splitlines()
-    assert lines == ["## T", "", "| rule | n |", "| --- | ---: |", "| a\\|b | 1 |", "", "Note."]
+def test_the_summary_stands_last_on_the_screen_and_first_in_the_report(decision):
+    result = reported(decision, {"val": PREDICTED})
+    *tables, last = render(result)
+    assert tables == report_tables(result)
+    assert last == report_summary(result).with_notes(*report_files(result))
+    assert report_markdown(result).startswith("# Run run: 400 images, 4 folds\n\n" + report_summary(result).markdown())
 
 
 def test_the_report_holds_all_figures_unrounded(decision):
@@ -394,5 +368,5 @@ def test_the_markdown_report_holds_every_table(decision):
     result = replace(reported(decision, {"val": PREDICTED}), data_notes=("3 grey images",))
     text = report_markdown(result)
     assert text.startswith("# Run run: 400 images, 4 folds\n\n## In short")
-    assert all(f"## {table.title}\n" in text for table in render(result))
+    assert all(table.markdown() in text for table in report_tables(result))
     assert text.endswith("\nData: 3 grey images\n")

@@ -1,0 +1,168 @@
+"""What a command prints: short tables with the summary last, or with `--full` all tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import singledispatch
+
+from ensemble.decision.assessment import Assessment
+from ensemble.decision.decision import Decision
+from ensemble.errors import printable
+from ensemble.reports.comparison_tables import comparison_tables, evaluation_tables
+from ensemble.reports.decision_tables import decision_warnings, repeated_notes
+from ensemble.reports.member_tables import best_rule, chance_notes, origin_notes, trial_table
+from ensemble.reports.prediction_tables import UNMEASURED, label_file_name, label_file_warnings
+from ensemble.reports.render import demo_table, render
+from ensemble.reports.summary import (
+    compare_summary,
+    demo_summary,
+    evaluate_summary,
+    fit_summary,
+    predict_summary,
+    report_files,
+    report_summary,
+    train_summary,
+)
+from ensemble.reports.table import Table, interval_cell, rate_cells
+from ensemble.results import (
+    CompareResult,
+    DemoResult,
+    EvaluateResult,
+    FitResult,
+    MemberReport,
+    PredictionFacts,
+    PredictResult,
+    ReportResult,
+    TrainResult,
+    TrialResult,
+)
+
+RULES = ("", "FPR", "FNR", "HTER", "95 %", "AUC")
+"""The columns of the short tables of members and stack."""
+
+LEGEND = "FPR: error rate on images of label 0; FNR: on label 1; HTER: their mean."
+
+
+def on_screen(result: object, full: bool = False) -> list[Table]:
+    """Return the tables that a command prints of its result: those of `render` if `full`, else short ones.
+
+    Raises
+    ------
+    TypeError
+        There are no tables for this type.
+    """
+    return render(result) if full else _short(result)
+
+
+@singledispatch
+def _short(result: object) -> list[Table]:
+    """Return the short tables of a result; those of `render` where they are short themselves."""
+    return render(result)
+
+
+@_short.register
+def _(result: TrainResult) -> list[Table]:
+    return [_members_table(result.members), train_summary(result)]
+
+
+@_short.register
+def _(result: TrialResult) -> list[Table]:
+    return [trial_table(result, full=False)]
+
+
+@_short.register
+def _(result: FitResult) -> list[Table]:
+    return [_decision_table(result.tta), fit_summary(result)]
+
+
+@_short.register
+def _(result: PredictResult) -> list[Table]:
+    return [_label_files_table({result.name: result.facts}), predict_summary(result)]
+
+
+@_short.register
+def _(result: EvaluateResult) -> list[Table]:
+    rates, confusion, *_ = evaluation_tables(result)
+    return [rates, confusion, evaluate_summary(result)]
+
+
+@_short.register
+def _(result: CompareResult) -> list[Table]:
+    rates, *_ = comparison_tables(result, full=False)
+    return [rates, compare_summary(result)]
+
+
+@_short.register
+def _(result: ReportResult) -> list[Table]:
+    return [*_report_tables(result), report_summary(result).with_notes(*report_files(result))]
+
+
+@_short.register
+def _(result: DemoResult) -> list[Table]:
+    return [*_report_tables(result.report), demo_table(result), demo_summary(result)]
+
+
+def _report_tables(result: ReportResult) -> list[Table]:
+    if result.decisions is None:
+        return [_members_table(result.members)]
+    label_files = [_label_files_table(result.predictions)] if result.predictions else []
+    return [_decision_table(result.decisions.tta), *label_files]
+
+
+def _members_table(members: tuple[MemberReport, ...]) -> Table:
+    """Return the pooled row of each member."""
+    rules = [member.assessment for member in members]
+    notes = [f"{member.name}: {note}" for member in members for note in origin_notes(member)]
+    return Table(
+        f"Members on {rules[0].nested.n} images, out of fold, views {' + '.join(members[0].views)}",
+        RULES,
+        tuple(map(_rule_row, rules)),
+        (LEGEND, *chance_notes(rules), *notes),
+        best=best_rule(rules),
+    )
+
+
+def _decision_table(decision: Decision) -> Table:
+    """Return the stack and the members."""
+    rules = [decision.stacked, *decision.members]
+    return Table(
+        f"Stack and members on {decision.nested.n} images, nested, views {' + '.join(decision.views)}",
+        RULES,
+        tuple(map(_rule_row, rules)),
+        (
+            LEGEND,
+            f"The threshold is that of {decision.objective.description}.",
+            *repeated_notes(decision),
+            *decision_warnings(decision),
+        ),
+        best=best_rule(rules, decision.objective),
+    )
+
+
+def _rule_row(rule: Assessment) -> tuple[str, ...]:
+    return (rule.name, *rate_cells(rule.nested), interval_cell(rule.interval), f"{rule.auc:.4f}")
+
+
+def _label_files_table(predictions: Mapping[str, PredictionFacts]) -> Table:
+    """Return the expected error rates of label files, keyed by the name of their set, and what speaks against them."""
+    unmeasured = any(not facts.expectation.averaging_measured for facts in predictions.values())
+    warnings = (
+        f"warning: {printable(name)}: {warning}"
+        for name, facts in predictions.items()
+        for warning in label_file_warnings(facts)
+    )
+    return Table(
+        "Label files: expected HTER",
+        ("set", "images", "share of 0", "FPR", "FNR", "HTER", "95 %"),
+        tuple(
+            (
+                label_file_name(name, facts),
+                str(facts.images),
+                f"{facts.share_of_label_0:.4f}",
+                *rate_cells(facts.expectation.rates),
+                interval_cell(facts.expectation.interval),
+            )
+            for name, facts in predictions.items()
+        ),
+        (*((UNMEASURED,) if unmeasured else ()), *warnings),
+    )

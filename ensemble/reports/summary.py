@@ -1,0 +1,159 @@
+"""In short: what matters of a result, in at most five lines. It stands last on the screen and first in report.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from ensemble.decision.assessment import Assessment
+from ensemble.decision.decision import Decision
+from ensemble.decision.intervals import Interval
+from ensemble.decision.label_noise import noise_in_short
+from ensemble.errors import printable
+from ensemble.reports.comparison_tables import verdict
+from ensemble.reports.prediction_tables import has_one_label, label_file_warnings
+from ensemble.reports.table import Table
+from ensemble.results import (
+    CompareResult,
+    DemoResult,
+    EvaluateResult,
+    FitResult,
+    PredictionFacts,
+    PredictResult,
+    ReportResult,
+    TrainResult,
+)
+
+CONSTANT = "A constant answer has HTER 0.5"
+
+
+def in_short(*lines: str) -> Table:
+    """Return the summary of these lines."""
+    return Table("In short", (), (), lines)
+
+
+def report_summary(result: ReportResult) -> Table:
+    """Return the figures of a run that matter most: the label files' and the stack's, or the best member's."""
+    if result.decisions is None:
+        best = _best(member.assessment for member in result.members)
+        return in_short(*_member_lines(best), "To combine the members and fit the threshold, run: thera fit-stacker")
+    decision = result.decisions.tta
+    return in_short(*_label_file_lines(result.predictions), _stack_line(decision), _constant_line(decision))
+
+
+def report_files(result: ReportResult) -> tuple[str, ...]:
+    """Return the lines that say where the label file and the report are."""
+    run = printable(_shown(result.run))
+    labels = [f"{run}/predictions/{printable(name)}/label_val.txt" for name in result.predictions]
+    where = (f"Label file: {labels[0]}",) if len(labels) == 1 else ()
+    return (*where, f"Whole report: {run}/report.md, or --full.")
+
+
+def demo_summary(result: DemoResult) -> Table:
+    """Return the summary of the demo, whose least possible HTER is known."""
+    assert result.report.decisions is not None
+    return in_short(
+        *_label_file_lines(result.report.predictions),
+        _stack_line(result.report.decisions.tta),
+        f"Any rule has at least {result.bayes_hter:.4f} (Bayes), a constant answer has 0.5.",
+        *report_files(result.report),
+    )
+
+
+def fit_summary(result: FitResult) -> Table:
+    """Return the figures of the stack, with test-time augmentation."""
+    return in_short(_stack_line(result.tta), _constant_line(result.tta))
+
+
+def train_summary(result: TrainResult) -> Table:
+    """Return the figures of the best member, and where the rest is."""
+    best = _best(member.assessment for member in result.members)
+    reports = f"{printable(_shown(result.run))}/members/{'NAME' if len(result.members) > 1 else best.name}/report.md"
+    return in_short(*_member_lines(best), f"All folds: {reports}, or --full.")
+
+
+def predict_summary(result: PredictResult) -> Table:
+    """Return the expected HTER of a label file, and what the share check says."""
+    check, images = result.facts.share_check, result.facts.images
+    if check.shifted:
+        shift = "The new images seem to differ from the training images: see the warning."
+    elif check.is_too_small(images):
+        shift = f"Too few images to check whether they differ from the training images: {images}."
+    else:
+        shift = f"No sign that the new images differ from the training images (p = {check.p_value:.2g})."
+    return in_short(*_label_file_lines({result.name: result.facts}), shift, f"{CONSTANT}.")
+
+
+def evaluate_summary(result: EvaluateResult) -> Table:
+    """Return the HTER of a label file and whether it is better than a constant answer."""
+    measured = result.evaluation.measured
+    ((true_0, false_1), (false_0, true_1)) = result.evaluation.confusion
+    if 0 in (true_0 + false_0, false_1 + true_1):
+        label = int(true_0 + false_0 == 0)
+        return in_short(f"{result.name} has label {label} for all images: it is a constant answer, with HTER 0.5.")
+    figures = f"HTER {measured.rates.hter:.4f} ({_interval(measured.hter)})"
+    beside = "a constant answer has 0.5" if measured.hter.high < 0.5 else "no better than a constant answer"
+    return in_short(f"{result.name}: {figures}; {beside}.")
+
+
+def compare_summary(result: CompareResult) -> Table:
+    """Return the verdict of a comparison."""
+    return in_short(verdict(result.name_a, result.name_b, result.comparison))
+
+
+def _label_file_lines(predictions: Mapping[str, PredictionFacts]) -> tuple[str, ...]:
+    """Return one line for the label file, or for all of them."""
+    if len(predictions) > 1:
+        expected = sorted(facts.expectation.rates.hter for facts in predictions.values())
+        return (f"{len(predictions)} label files: expected HTER {expected[0]:.4f} to {expected[-1]:.4f}.",)
+    return tuple(_label_file_line(printable(name), facts) for name, facts in predictions.items())
+
+
+def _label_file_line(name: str, facts: PredictionFacts) -> str:
+    if has_one_label(facts):
+        label = 1 - int(facts.share_of_label_0)
+        all_images = f"each of its {facts.images} images" if facts.images > 1 else "its only image"
+        return f"Label file {name}: HTER 0.5, since {all_images} got label {label}."
+    expected = facts.expectation
+    end = "; see the warnings." if label_file_warnings(facts) else "."
+    return f"Label file {name}: expected HTER {expected.rates.hter:.4f} ({_interval(expected.interval)}){end}"
+
+
+def _stack_line(decision: Decision) -> str:
+    n = len(decision.stacker.members)
+    figures = f"nested HTER {decision.nested.hter:.4f} ({_interval(decision.interval)})"
+    return f"Stack of {n} member{'s' * (n > 1)}: {figures}."
+
+
+def _constant_line(decision: Decision) -> str:
+    if not _better(decision.stacked):
+        return f"{CONSTANT}: the stack is no better."
+    noise = noise_in_short(decision.floor, decision.nested.hter)
+    return f"{CONSTANT}; {noise}." if noise else f"{CONSTANT}."
+
+
+def _member_lines(member: Assessment) -> tuple[str, str]:
+    better = "." if _better(member) else f": {member.name} is no better."
+    return (
+        f"Member {member.name}: nested HTER {member.nested.hter:.4f} ({_interval(member.interval)}).",
+        CONSTANT + better,
+    )
+
+
+def _better(row: Assessment) -> bool:
+    """Return whether a rule is better than a constant answer beyond chance, by its HTER and by its AUC."""
+    return row.interval.high < 0.5 and row.beats_chance
+
+
+def _best(members: Iterable[Assessment]) -> Assessment:
+    return min(members, key=lambda member: member.nested.hter)
+
+
+def _interval(interval: Interval) -> str:
+    return f"95 %: {interval.low:.4f} to {interval.high:.4f}"
+
+
+def _shown(path: Path) -> Path:
+    """Return a path relative to the working directory if it lies in it."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
