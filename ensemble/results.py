@@ -201,6 +201,11 @@ class PredictionFacts:
     cascade: CascadeFacts | None
     files: Mapping[str, str]
 
+    @property
+    def label_file(self) -> str:
+        """The name of the label file in the folder of the set."""
+        return next((name for name in self.files if name != "predictions.csv"), "label_val.txt")
+
 
 @dataclass(frozen=True, eq=False)
 class PredictResult:

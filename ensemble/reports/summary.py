@@ -44,7 +44,7 @@ def report_summary(result: ReportResult) -> Table:
 def report_files(result: ReportResult) -> tuple[str, ...]:
     """Return the lines that say where the label file and the report are."""
     run = printable(_shown(result.run))
-    labels = [f"{run}/predictions/{printable(name)}/label_val.txt" for name in result.predictions]
+    labels = [f"{run}/predictions/{printable(name)}/{facts.label_file}" for name, facts in result.predictions.items()]
     where = (f"Label file: {labels[0]}",) if len(labels) == 1 else ()
     return (*where, f"Whole report: {run}/report.md, or --full.")
 
@@ -81,7 +81,8 @@ def predict_summary(result: PredictResult) -> Table:
         shift = f"Too few images to check whether they differ from the training images: {images}."
     else:
         shift = f"No sign that the new images differ from the training images (p = {check.p_value:.2g})."
-    return in_short(*_label_file_lines({result.name: result.facts}), shift, f"{CONSTANT}.")
+    where = () if result.out is None else (f"Label file: {printable(_shown(result.out))}",)
+    return in_short(*_label_file_lines({result.name: result.facts}), shift, f"{CONSTANT}.", *where)
 
 
 def evaluate_summary(result: EvaluateResult) -> Table:
