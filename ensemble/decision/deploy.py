@@ -259,7 +259,7 @@ def _expectation(
     else:
         rates, interval, new_set = effect.chosen.rates, effect.interval, effect.new_set_interval
         correction, corrections = effect.chosen.correction, effect.candidates
-    if np.unique(y_pred).size == 1:
+    if np.unique(y_pred).size == 1 and not check.explains_one_label(int(y_pred[0]), n):
         rates, interval, implied = of_one_label(rates, int(y_pred[0])), Interval(0.5, 0.5), None
         new_set = None if new_set is None else interval
     else:

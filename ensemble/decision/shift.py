@@ -52,6 +52,14 @@ class ShareCheck:
         """Return whether a check of `images` images does not see a change by `VISIBLE_SHIFT`."""
         return self.least_visible(images) > VISIBLE_SHIFT
 
+    def explains_one_label(self, label: int, images: int) -> bool:
+        """Return whether `images` images may all have got one label by chance, at the share of the OOF rows.
+
+        The probability is at least `ALARM`: three images that all got the more frequent label say nothing of the rule.
+        """
+        share = self.oof_share if label == 0 else 1 - self.oof_share
+        return share**images >= ALARM
+
     def message(self, images: int) -> str:
         """Return the result of the check of `images` new images in a sentence."""
         shares = (

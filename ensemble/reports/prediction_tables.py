@@ -52,7 +52,7 @@ def label_file_name(name: str, facts: PredictionFacts) -> str:
 
 def _notes(facts: PredictionFacts) -> Iterator[str]:
     expectation, check = facts.expectation, facts.share_check
-    if has_one_label(facts):
+    if is_constant(facts):
         yield one_label_note(facts)
     elif expectation.averaging_measured:
         yield _correction_note(expectation, facts.nested_hter)
@@ -70,24 +70,24 @@ def _notes(facts: PredictionFacts) -> Iterator[str]:
 
 def label_file_warnings(facts: PredictionFacts) -> tuple[str, ...]:
     """Return what speaks against a label file: one label for all images, a shift, rates that do not fit it."""
-    one_label = (one_label_note(facts),) if has_one_label(facts) and facts.images > 1 else ()
+    one_label = (one_label_note(facts),) if is_constant(facts) else ()
     shift = (facts.share_check.message(facts.images),) if facts.share_check.shifted else ()
     return (*one_label, *shift, *_contradiction(facts))
 
 
-def has_one_label(facts: PredictionFacts) -> bool:
-    """Return whether all images of a label file got the same label."""
-    return facts.share_of_label_0 in (0.0, 1.0)
+def is_constant(facts: PredictionFacts) -> bool:
+    """Return whether all images of a label file got the same label, and chance does not explain it."""
+    label = 1 - int(facts.share_of_label_0)
+    return facts.share_of_label_0 in (0.0, 1.0) and not facts.share_check.explains_one_label(label, facts.images)
 
 
 def one_label_note(facts: PredictionFacts) -> str:
     """Return what follows for a label file in which all images have one label."""
     label = 1 - int(facts.share_of_label_0)
-    many = f"all {facts.images} images" if facts.images > 1 else "the only image"
     aim = "" if facts.objective == "hter" else f" by a threshold for {Objective.parse(facts.objective).description}"
     return (
-        f"{many} got label {label}{aim}. Such a file has FPR {label}, FNR {1 - label} and HTER 0.5, as any constant "
-        "answer has, if both labels occur among its images."
+        f"all {facts.images} images got label {label}{aim}. Such a file has FPR {label}, FNR {1 - label} and HTER 0.5, "
+        "as any constant answer has, if both labels occur among its images."
     )
 
 

@@ -11,7 +11,7 @@ from ensemble.decision.intervals import Interval
 from ensemble.decision.label_noise import noise_in_short
 from ensemble.errors import printable
 from ensemble.reports.comparison_tables import verdict
-from ensemble.reports.prediction_tables import has_one_label, label_file_warnings
+from ensemble.reports.prediction_tables import is_constant, label_file_warnings
 from ensemble.reports.table import Table
 from ensemble.results import (
     CompareResult,
@@ -111,10 +111,10 @@ def _label_file_lines(predictions: Mapping[str, PredictionFacts]) -> tuple[str, 
 
 
 def _label_file_line(name: str, facts: PredictionFacts) -> str:
-    if has_one_label(facts):
-        label = 1 - int(facts.share_of_label_0)
-        all_images = f"each of its {facts.images} images" if facts.images > 1 else "its only image"
-        return f"Label file {name}: HTER 0.5, since {all_images} got label {label}."
+    if is_constant(facts):
+        return (
+            f"Label file {name}: HTER 0.5, since all {facts.images} images got label {1 - int(facts.share_of_label_0)}."
+        )
     expected = facts.expectation
     end = "; see the warnings." if label_file_warnings(facts) else "."
     return f"Label file {name}: expected HTER {expected.rates.hter:.4f} ({_interval(expected.interval)}){end}"

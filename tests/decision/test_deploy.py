@@ -20,7 +20,7 @@ def fitted(make_oof, monkeypatch):
 def test_of_a_file_with_one_label_the_rates_are_known(fitted, label, combine):
     """Whatever its images show, no threshold has another FPR and FNR, so no other rates may be printed for it."""
     decision, oof = fitted
-    logits = np.full((12, 3), 50.0 if label else -50.0)
+    logits = np.full((40, 3), 50.0 if label else -50.0)
     made = deploy(decision, oof, np.repeat(logits[..., None], 4, axis=2), logits, combine)
     expected = made.expectation
     assert set(made.y_pred.tolist()) == {label}
@@ -30,10 +30,10 @@ def test_of_a_file_with_one_label_the_rates_are_known(fitted, label, combine):
     assert expected.implied_share is None
 
 
-def test_a_single_image_has_no_hter_to_measure(fitted):
+def test_a_single_image_has_the_rates_of_the_rule_and_no_hter_to_measure(fitted):
     decision, oof = fitted
     expected = deploy(decision, oof, np.full((1, 3, 4), 50.0), np.full((1, 3), 50.0)).expectation
-    assert expected.rates.hter == 0.5 and expected.new_set_interval is None
+    assert expected.rates == decision.nested and expected.new_set_interval is None
 
 
 def test_of_a_file_with_both_labels_the_rates_are_those_of_the_rule(fitted):

@@ -220,3 +220,10 @@ def test_a_prior_of_all_or_nothing_is_finite(prior):
     there = at_prior(ErrorRates(0.0, 0.0, 10, 90), prior)
     assert np.isfinite(list(vars(there).values())).all()
     assert there.error_rate == 0 and there.share_called_0 == prior
+
+
+def test_a_few_images_of_one_label_are_no_constant_answer() -> None:
+    check = ShareCheck(oof_share=0.12, new_share=0.0, error=0.1, p_value=0.5, prior=0.1, prior_error=0.1)
+    assert check.explains_one_label(1, 3) and check.explains_one_label(1, 36)  # 0.88 ** 36 = 0.01004
+    assert not check.explains_one_label(1, 37)
+    assert check.explains_one_label(0, 2) and not check.explains_one_label(0, 3)  # 0.12 ** 2 = 0.0144

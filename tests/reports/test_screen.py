@@ -185,11 +185,11 @@ def test_a_shift_and_a_contradiction_are_in_the_table_and_in_short() -> None:
 
 
 def test_a_file_with_one_label_has_hter_one_half(decision) -> None:
-    facts = predicted(images=9, share_of_label_0=0.0, implied_share=None)
-    line = "Label file val: HTER 0.5, since each of its 9 images got label 1."
+    facts = predicted(images=90, share_of_label_0=0.0, implied_share=None)
+    line = "Label file val: HTER 0.5, since all 90 images got label 1."
     assert summary(predict_result(facts))[0] == line
     assert summary(reported(decision, {"val": facts}))[0] == line
-    assert "warning: val: all 9 images got label 1." in " ".join(printed(predict_result(facts)))
+    assert "warning: val: all 90 images got label 1." in " ".join(printed(predict_result(facts)))
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
