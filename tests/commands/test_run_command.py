@@ -107,12 +107,13 @@ def begun(folder: Path, images: Path, labels: Path | None = None) -> list[dict[s
     from ensemble.config import DataConfig
     from ensemble.data.source import open_source
     from ensemble.data.store import load_dataset
+    from ensemble.progress import silent
     from ensemble.runs.run import Run
 
     run, data = Run(folder), DataConfig(images=images, labels=labels, resize=None)
     dataset = load_dataset(open_source(images, labels), run.pixels)
-    table = train._begin(run, dataset, data, 3, 0)
-    again = train._begin(run, dataset, data, 3, 0)  # read, not assigned anew
+    table = train._begin(run, [], dataset, data, 3, 0, silent)
+    again = train._begin(run, [], dataset, data, 3, 0, silent)  # read, not assigned anew
     for first, second in ((table.fold_of, again.fold_of), (table.groups, again.groups)):
         assert np.array_equal(first, second) if first is not None else second is None
     with open(folder / "folds.csv") as file:
