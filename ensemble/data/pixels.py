@@ -15,7 +15,6 @@ the warning. Both give the same pixels.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import re
 import struct
 import zlib
@@ -38,7 +37,7 @@ _NEXT_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # The markers of progressive frames, whose scans code ranges of coefficients or bits; other scans code all of them.
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
-_COEFFICIENTS = 64
+_ALL_COEFFICIENTS = 2**64 - 1
 _JPEG_END = b"\xff\xd9"
 _OTHER_FORMATS = {
     b"GIF8": "GIF",
@@ -177,7 +176,7 @@ def _checked_size(name: str, width: int, height: int) -> tuple[int, int]:
 
 def _inspect_jpeg(data: bytes, name: str) -> Header:
     at, header, frame, oriented, several, in_scan = 2, None, 0, False, False, False
-    coded: set[tuple[int, int]] = set()  # (component, coefficient) whose last bit a scan has coded
+    coded: dict[int, int] = {}  # component -> the bit k is set where a scan has coded the last bit of coefficient k
     while match := (_NEXT_MARKER.search if in_scan else _NEXT_MARKER.match)(data, at):
         marker, at = match[1][0], match.end()
         if marker in (0x01, 0xD8, 0xD9):
@@ -189,7 +188,7 @@ def _inspect_jpeg(data: bytes, name: str) -> Header:
         at += length
         in_scan = marker == 0xDA
         if in_scan:
-            coded |= _coded_by_scan(segment, progressive=frame in _PROGRESSIVE)
+            _add_scan(coded, segment, progressive=frame in _PROGRESSIVE)
         elif marker == 0xE1 and segment.startswith(b"Exif\0\0"):
             oriented = _is_oriented(segment[6:])
         elif marker == 0xE2 and segment.startswith(b"MPF\0"):
@@ -202,7 +201,7 @@ def _inspect_jpeg(data: bytes, name: str) -> Header:
     unended = in_scan and match is None
     if header is None or not coded or not (unended or (match and match[1] == _JPEG_END[1:])):
         raise DataError(name, "is cut short or damaged: this JPEG does not reach its end marker")
-    if len(coded) < channels * _COEFFICIENTS:
+    if len(coded) < channels or set(coded.values()) != {_ALL_COEFFICIENTS}:
         raise DataError(name, "is cut short: the last scans of this JPEG are missing", "replace it")
     if several and not unended and len(data) > at:
         raise DataError(name, "is an MPO file, which holds several images", "save one of them as a JPEG")
@@ -220,15 +219,15 @@ def _jpeg_frame(segment: bytes, name: str) -> Header:
     return Header(width, height, grey=channels == 1, cmyk=channels == 4)
 
 
-def _coded_by_scan(segment: bytes, progressive: bool) -> set[tuple[int, int]]:
-    """Return the (component, coefficient) pairs of which a scan codes the last bit."""
+def _add_scan(coded: dict[int, int], segment: bytes, progressive: bool) -> None:
+    """Add the coefficients of which a scan codes the last bit; a scan that is not progressive codes all of them."""
     end = 1 + 2 * segment[0]
     first, last, bits = struct.unpack_from("BBB", segment, end)
-    if not progressive:
-        first, last, bits = 0, _COEFFICIENTS - 1, 0
-    if bits & 15:  # the position of the lowest bit that the scan codes
-        return set()
-    return set(itertools.product(segment[1:end:2], range(first, min(last + 1, _COEFFICIENTS))))
+    mask = (1 << last + 1) - (1 << first) if progressive and first <= last < 64 else _ALL_COEFFICIENTS
+    if progressive and bits & 15:  # the lowest bit that the scan codes
+        mask = 0
+    for component in segment[1:end:2]:
+        coded[component] = coded.get(component, 0) | mask
 
 
 def _inspect_png(data: bytes, name: str) -> Header:
