@@ -16,6 +16,7 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -97,9 +98,18 @@ def one_or_several(value: Any) -> Any:
 
 
 class Frozen(BaseModel):
-    """A model that refuses unknown keys, changes and numbers that are not finite."""
+    """A model that refuses unknown keys, changes, numbers that are not finite, and true or false for a number."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false for a number: pydantic reads them as 1 and 0."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and {int, float} & {annotation, *get_args(annotation)}:
+            raise ValueError(f"must be a number; got {str(value).lower()}")
+        return value
 
 
 class DataConfig(Frozen):

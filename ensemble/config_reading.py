@@ -6,6 +6,7 @@ All faults of the values are reported together, in one line.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -210,7 +211,7 @@ def _nearest(model: type[BaseModel], location: Location) -> str:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """A safe loader that also refuses duplicate keys, aliases and tags."""
+    """A safe loader that also refuses duplicate keys, aliases, tags, and numbers that are not written in decimal."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
@@ -229,3 +230,16 @@ class _PlainLoader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key} stands twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+    def construct_decimal(self, node: Any) -> int | float:
+        """Return a number; refuse forms that YAML 1.1 reads as another number than people do, such as 010 or 1:30."""
+        is_float = node.tag.endswith(":float")
+        number = self.construct_yaml_float(node) if is_float else self.construct_yaml_int(node)
+        if not (set(node.value) & set("_:") if is_float else re.fullmatch(r"[-+]?(0|[1-9][0-9]*)", node.value) is None):
+            return number
+        problem = f"{node.value} is the number {number} in YAML: write that, or '{node.value}' if it is text"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+for _kind in ("int", "float"):
+    _PlainLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _PlainLoader.construct_decimal)

@@ -70,7 +70,7 @@ def check_prediction(run: Run, config: PredictConfig) -> None:
     DataError, ConfigError, ResourceError
         As `data.source.open_source` and `runs.label_files.checked_target`.
     """
-    checked_target(run, config.out, open_source(config.images).ids, config.force)
+    checked_target(run, config.out, open_source(config.images, find_labels=False).ids, config.force)
 
 
 def check_members(members: Sequence[MemberConfig]) -> None:

@@ -220,7 +220,7 @@ def _planned(
     assert dataset.labels is not None
     assign_folds(dataset.labels, together(dataset.digests, dataset.groups), folds, config.seed)  # or it is refused here
     full = members_for(kind, n, folds, dataset.size[1], config.epochs)
-    work = Work(n, folds, len(open_source(config.predict)) if config.predict else 0)
+    work = Work(n, folds, len(open_source(config.predict, find_labels=False)) if config.predict else 0)
     images = sum(member.epochs for member in full) * n * (folds - 1)
     members, expected = full, None
     speeds: dict[str, Speed] = {}

@@ -9,19 +9,29 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ensemble.data import MAX_PIXELS
 from ensemble.errors import DataError, printable
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp"}) | frozenset(
+    {
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".heic",
+        ".heif",
+        ".avif",
+    }  # not decoded, so that such an image is refused and not left out
+)
 """Suffixes of the files that are images, in lower case. The format itself is recognised by the content."""
 
 MAX_FILE_BYTES = 4 * MAX_PIXELS
 """The largest file that is read: the largest image, uncompressed, with four bytes a pixel."""
 
-MAX_INFLATION = 100
-"""The largest ratio of unpacked to packed size in a zip. Images are compressed already, so that theirs is about 1."""
+ZIP_METHODS = {9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstandard", 95: "xz", 98: "ppmd"}
+"""Compression methods of zips that are not read, for messages: Python has no decoder, or none that bounds memory."""
 
 SHOWN = 10
 """Names that a message lists before it counts the others."""
@@ -74,23 +84,52 @@ def is_inside(path: str, root: str) -> bool:
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
-def image_files(folder: Path) -> list[str]:
-    """Return the names of the images in a folder, in any order; raise `DataError` where a link leads out of it."""
-    root = os.path.realpath(folder)
-    names: list[str] = []
-    not_files: list[str] = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if is_hidden(entry.name) or not is_image(entry.name):
-                continue
-            if entry.is_symlink() and not is_inside(os.path.realpath(entry.path), root):
-                raise DataError(printable(entry.path), "is a link out of its folder", "replace the link by the file")
-            (names if entry.is_file() else not_files).append(entry.name)
+def files_below(folder: Path, deep: bool) -> tuple[list[str], list[str]]:
+    """Return the images in a folder and everything else, as paths relative to it, in any order.
+
+    Parameters
+    ----------
+    folder : Path
+    deep : bool
+        Whether subfolders are searched too. Subfolders that are not, such as hidden ones, are among everything else,
+        with a / at the end; so are links to folders, without it.
+
+    Raises
+    ------
+    DataError
+        A link leads out of the folder, or the name of an image belongs to something that is not a file.
+    """
+    root, images, others, not_files, folders = os.path.realpath(folder), list[str](), list[str](), list[str](), [""]
+    while folders:
+        inside = folders.pop()
+        with os.scandir(folder / inside) as entries:
+            for entry in entries:
+                name, is_read = os.path.join(inside, entry.name), not is_hidden(entry.name)
+                if entry.is_dir(follow_symlinks=False) and not (is_read and is_image(entry.name)):
+                    (folders if deep and is_read else others).append(name if deep and is_read else f"{name}/")
+                elif not (is_read and (is_image(entry.name) or (deep and entry.is_dir()))):
+                    others.append(name)
+                elif entry.is_symlink() and not is_inside(os.path.realpath(entry.path), root):
+                    kind = "folder" if entry.is_dir() else "file"
+                    raise DataError(printable(entry.path), "is a link out of its folder", f"replace it by the {kind}")
+                elif not is_image(entry.name):
+                    others.append(name)
+                else:
+                    (images if entry.is_file() else not_files).append(name)
     if not_files:
-        raise DataError(
-            printable(folder), f"{len(not_files)} images are not files: {listed(sorted(not_files))}", "remove them"
-        )
-    return names
+        problem = f"{len(not_files)} images are not files: {listed(sorted(not_files))}"
+        raise DataError(printable(folder), problem, "remove them")
+    return images, others
+
+
+def unread_note(folder: Path, others: Sequence[str]) -> str:
+    """Return a note that counts and names files in a folder that are not read; those in a subfolder are one name."""
+    names, count = [], 0
+    for name in sorted(others, key=lambda name: (is_hidden(name), name)):
+        inside = sum(len(files) for _, _, files in os.walk(folder / name)) if name.endswith("/") else 1
+        names.append(f"{name} ({inside} files)" if name.endswith("/") else name)
+        count += inside
+    return f"{count} files in it are not read: {listed(names)}"
 
 
 def read_file(root: str, name: str) -> bytes:
@@ -116,34 +155,55 @@ def split_zip(path: Path) -> tuple[Path, str] | None:
     return None
 
 
-def list_zip(path: Path) -> tuple[zipfile.ZipFile, list[str]]:
-    """Open a zip and return the names of its files; raise `DataError` where the zip is not safe to read."""
-    archive, where = zipfile.ZipFile(path), printable(path)
-    entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-    names = Counter(entry.filename for entry in entries)
+@dataclass(frozen=True)
+class Archive:
+    """The files of a zip that is read in place.
+
+    Attributes
+    ----------
+    where : str
+        The zip, for messages.
+    file : ZipFile
+    entries : dict
+        The entry of each file; / separates folders, also where the zip has backslashes.
+    """
+
+    where: str
+    file: zipfile.ZipFile
+    entries: dict[str, zipfile.ZipInfo]
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of a file, at most as many as its entry declares; raise `DataError` if it is damaged."""
+        at, entry = printable(name), self.entries.get(name)
+        if entry is None:
+            raise DataError(at, f"cannot be read: it is not in {self.where}")
+        _refuse_large(name, entry.file_size)
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            method = ZIP_METHODS.get(entry.compress_type, f"method {entry.compress_type}")
+            raise DataError(at, f"is compressed with {method}", "pack the zip again with the method deflate")
+        with reading(at), self.file.open(entry) as file:
+            data = file.read(entry.file_size)  # with a size, zipfile bounds what it unpacks
+        if len(data) < entry.file_size:
+            raise DataError(at, f"has {len(data)} bytes; {self.where} declares {entry.file_size}", "pack it again")
+        return data
+
+
+def open_archive(path: Path) -> Archive:
+    """Open a zip and list its files; raise `DataError` where the zip is not safe to read."""
+    file, where = zipfile.ZipFile(path), printable(path)
+    named = [(entry.filename.replace("\\", "/"), entry) for entry in file.infolist()]
+    named = [(name, entry) for name, entry in named if not name.endswith("/")]
+    names = Counter(name for name, _ in named)
     if repeated := [name for name, count in names.items() if count > 1]:
         raise DataError(where, f"has several files of the same name: {listed(repeated)}", "pack it again")
-    if sum(entry.compress_size for entry in entries) > path.stat().st_size:
+    if sum(entry.compress_size for _, entry in named) > path.stat().st_size:
         raise DataError(where, "declares more bytes than the file has: a zip bomb", "pack the images again")
-    for entry in entries:
-        name = f"{where}: {printable(entry.filename)}"
-        if ".." in (parts := PurePosixPath(entry.filename.replace("\\", "/"))).parts or parts.is_absolute():
-            raise DataError(name, "leads out of the zip", "pack it again")
+    for name, entry in named:
+        at = f"{where}: {printable(name)}"
+        if ".." in (parts := PurePosixPath(name)).parts or parts.is_absolute():
+            raise DataError(at, "leads out of the zip", "pack it again")
         if stat.S_ISLNK(entry.external_attr >> 16):
-            raise DataError(name, "is a symbolic link", "pack the file itself")
+            raise DataError(at, "is a symbolic link", "pack the file itself")
         if entry.flag_bits & 1:
-            raise DataError(name, "is encrypted", "unpack it first")
-        if entry.file_size > max(MAX_INFLATION * entry.compress_size, 2**20) or entry.file_size > MAX_FILE_BYTES:
-            raise DataError(
-                name, f"would grow from {entry.compress_size} to {entry.file_size} bytes: a zip bomb", "remove it"
-            )
-    return archive, list(names)
-
-
-def unzip(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Return the bytes of a file in a zip; raise `DataError` where it is missing or damaged."""
-    with reading(printable(name)):
-        try:
-            return archive.read(name)
-        except (KeyError, RuntimeError) as error:
-            raise DataError(printable(name), f"cannot be read: {printable(error)}") from error
+            raise DataError(at, "is encrypted", "unpack it first")
+    return Archive(where, file, dict(named))

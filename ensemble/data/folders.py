@@ -5,15 +5,24 @@ from __future__ import annotations
 import functools
 import os
 import re
-import zipfile
-from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from ensemble.data.dataset import Source
-from ensemble.data.files import image_files, is_hidden, is_image, is_inside, list_zip, listed, read_file, unzip
+from ensemble.data.files import (
+    Archive,
+    files_below,
+    is_hidden,
+    is_image,
+    is_inside,
+    listed,
+    open_archive,
+    read_file,
+    unread_note,
+)
 from ensemble.data.joining import with_labels
 from ensemble.data.labels import order_classes, read_labels
 from ensemble.errors import DataError, printable
@@ -27,8 +36,8 @@ SETS = ("train", "val", "test", "dev", "holdout")
 # --- a folder ---------------------------------------------------------------------------------------------------------
 
 
-def open_folder(folder: Path, positive: str | None, any_names: bool) -> Source:
-    """Open a folder of images, or of one subfolder for each class.
+def open_folder(folder: Path, positive: str | None, any_names: bool, labels: Path | None = None) -> Source:
+    """Open a folder of images, or of one subfolder for each class, which may have subfolders in turn.
 
     Parameters
     ----------
@@ -37,6 +46,8 @@ def open_folder(folder: Path, positive: str | None, any_names: bool) -> Source:
         The subfolder of label 1.
     any_names : bool
         Whether numbered images may have gaps, because a table names each of them.
+    labels : Path, optional
+        The label file: the note of files that are not read leaves it out.
 
     Raises
     ------
@@ -44,67 +55,88 @@ def open_folder(folder: Path, positive: str | None, any_names: bool) -> Source:
         It holds no images, folders that are no two classes, or numbered images with gaps.
     """
     where, fetch = printable(folder), functools.partial(read_file, str(folder))
-    entries = [entry for entry in os.scandir(folder) if not is_hidden(entry.name)]
-    if any(is_image(entry.name) for entry in entries):
-        return _files(where, {name: name for name in image_files(folder)}, fetch, any_names)
-    folders = sorted(entry.name for entry in entries if entry.is_dir())
-    if not folders:
-        raise DataError(where, "holds no images", "name the folder that does")
-    _refuse_other_folders(where, folders)
-    for name in folders:
+    images, others = files_below(folder, deep=False)
+    classes = [] if images else sorted(name for name in os.listdir(folder) if _is_class(folder / name))
+    if classes:
+        _refuse_other_folders(where, classes)
+        images, others = _images_of_classes(folder, classes, others)
+    if not images:
+        beside = f"; {unread_note(folder, others)}" if others else ""
+        raise DataError(where, f"holds no images{beside}", "name the folder that does")
+    files = {name: name for name in images}
+    source = _classes(where, files, fetch, positive) if classes else _files(where, files, fetch, any_names)
+    others = [name for name in others if labels is None or not _is_same(folder / name, labels)]
+    return replace(source, notes=(*source.notes, unread_note(folder, others))) if others else source
+
+
+def _is_class(path: Path) -> bool:
+    return path.is_dir() and not is_hidden(path.name)
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    return os.path.realpath(path) == os.path.realpath(other)
+
+
+def _images_of_classes(folder: Path, classes: list[str], others: list[str]) -> tuple[list[str], list[str]]:
+    """Return the images below the folders of classes, and everything else that is in `folder`."""
+    images, others = [], [name for name in others if name.rstrip("/") not in classes]
+    for name in classes:
         if not is_inside(os.path.realpath(folder / name), os.path.realpath(folder)):
-            raise DataError(printable(folder / name), "is a link out of its folder", "replace the link by the folder")
-    files = [f"{name}/{image}" for name in folders for image in image_files(folder / name)]
-    if not files:
-        raise DataError(where, "holds no images", "name the folder that does")
-    return _classes(where, {file: file for file in files}, fetch, positive)
+            raise DataError(printable(folder / name), "is a link out of its folder", "replace it by the folder")
+        of_class, of_no_class = files_below(folder / name, deep=True)
+        images += [f"{name}/{file}" for file in of_class]
+        others += [f"{name}/{file}" for file in of_no_class]
+    return images, others
 
 
 # --- a zip ------------------------------------------------------------------------------------------------------------
 
 
-def open_zip(path: Path, inner: str, positive: str | None, any_names: bool, has_labels: bool) -> Source:
+def open_zip(
+    path: Path, inner: str, positive: str | None, any_names: bool, labels: Path | None = None, find_labels: bool = True
+) -> Source:
     """Open the images of a zip, or those of the folder `inner` in it, as `open_folder` does.
 
-    `has_labels` says whether a label file is given; otherwise numbered images take the labels of the zip's text file.
+    `labels` is the label file that is given. Without it and if `find_labels`, numbered images take the labels of the
+    zip's text file.
     """
-    where = printable(path / inner)
-    archive, names = list_zip(path)
-    fetch = functools.partial(unzip, archive)
-    folders: dict[str, dict[str, str]] = defaultdict(dict)
-    for name in names:
-        if is_image(name) and not is_hidden(name):
-            folders[str(PurePosixPath(name).parent)][PurePosixPath(name).name] = name
-    chosen = {folder: files for folder, files in folders.items() if not inner or _within(folder, inner)}
-    if not chosen:
+    archive, where = open_archive(path), printable(path / inner)
+    names = [name for name in archive.entries if PurePosixPath(name).is_relative_to(inner)]
+    images = {name: str(PurePosixPath(name).parent) for name in names if is_image(name) and not is_hidden(name)}
+    if inner in images.values():  # as in a folder, images in its subfolders are not read
+        images = {name: parent for name, parent in images.items() if parent == inner}
+    if not images:
         raise DataError(where, "holds no images", "name the folder that does")
-    if len(chosen) == 1:
-        (files,) = chosen.values()
-        source = _files(where, files, fetch, any_names)
-        return source if has_labels or len(folders) > 1 else _with_labels_beside(source, path, archive, names)
-    classes = [PurePosixPath(folder).name for folder in chosen]
-    if len({str(PurePosixPath(folder).parent) for folder in chosen}) > 1 or not _are_classes(classes):
-        remedy = f"name one of them: {printable(path / min(chosen))}"
-        raise DataError(where, f"holds several image folders: {listed(sorted(chosen))}", remedy)
-    files = {f"{PurePosixPath(folder).name}/{name}": file for folder in chosen for name, file in chosen[folder].items()}
-    return _classes(where, files, fetch, positive)
+    parents = sorted(set(images.values()))
+    root = PurePosixPath(os.path.commonpath(parents))
+    files = {str(PurePosixPath(name).relative_to(root)): name for name in images}
+    if len(parents) == 1:
+        source = _files(where, files, archive.read, any_names)
+        others = (name for name in archive.entries if name not in images)
+        if labels is None and find_labels and not any(is_image(name) and not is_hidden(name) for name in others):
+            source, labels = _with_labels_beside(source, path, archive)
+    else:
+        classes = sorted({PurePosixPath(name).parts[0] for name in files})
+        if str(root) in parents or not _are_classes(classes):
+            remedy = f"name one of them: {printable(path / parents[0])}"
+            raise DataError(where, f"holds several image folders: {listed(parents)}", remedy)
+        source = _classes(where, files, archive.read, positive)
+    unread = [name for name in names if name not in images and not (labels and _is_same(path / name, labels))]
+    note = f"{len(unread)} files in it are not read: {listed(sorted(unread))}"
+    return replace(source, notes=(*source.notes, note)) if unread else source
 
 
-def _within(folder: str, inner: str) -> bool:
-    return PurePosixPath(folder).is_relative_to(PurePosixPath(inner))
-
-
-def _with_labels_beside(source: Source, path: Path, archive: zipfile.ZipFile, names: list[str]) -> Source:
-    """Return the source with the labels of the zip's only text file, or of the only one named "label…"."""
-    texts = [name for name in names if name.lower().endswith(".txt") and not is_hidden(name)]
+def _with_labels_beside(source: Source, path: Path, archive: Archive) -> tuple[Source, Path | None]:
+    """Return the source with the labels of the zip's only text file, or the only one named "label…", and its path."""
+    texts = [name for name in archive.entries if name.lower().endswith(".txt") and not is_hidden(name)]
     if len(texts) > 1:
         texts = [name for name in texts if PurePosixPath(name).name.startswith("label")] or texts
     if len(texts) > 1:
         raise DataError(printable(path), f"holds several text files: {listed(texts)}", "name the labels with --labels")
     if not texts or not all(PurePosixPath(name).stem.isdecimal() for name in source.ids.tolist()):
-        return source
+        return source, None
     where = printable(path / texts[0])
-    return with_labels(source, read_labels(unzip(archive, texts[0]), where), where)
+    return with_labels(source, read_labels(archive.read(texts[0]), where), where), path / texts[0]
 
 
 # --- files and class folders, on disk or in a zip ---------------------------------------------------------------------

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.data.files import as_text, list_zip, listed, reading, split_zip, unzip
+from ensemble.data.files import as_text, listed, open_archive, reading, split_zip
 from ensemble.data.tables import LABEL, PATH, csv_rows, read_columns
 from ensemble.errors import ConfigError, DataError, printable
 
@@ -53,7 +53,7 @@ def read_label_file(path: Path, positive: str | None = None, classes: tuple[str,
     where = printable(path)
     with reading(where):
         archive = split_zip(path)
-        data = unzip(list_zip(archive[0])[0], archive[1]) if archive else path.read_bytes()
+        data = open_archive(archive[0]).read(archive[1]) if archive else path.read_bytes()
     return read_labels(data, where, positive, classes)
 
 

@@ -6,6 +6,7 @@ import functools
 import glob
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +29,19 @@ def open_listing(paths: Sequence[Path]) -> Source:
     DataError
         A path is repeated, is no image file, or a glob names none.
     """
-    where, root, names = ", ".join(map(printable, paths[:3])) + (" …" if len(paths) > 3 else ""), "", list[str]()
+    where, root = ", ".join(map(printable, paths[:3])) + (" …" if len(paths) > 3 else ""), ""
+    names, others = list[str](), list[str]()
     if len(paths) == 1 and paths[0].suffix.lower() in (".txt", ".lst") and paths[0].is_file():
         root = os.path.realpath(paths[0].parent)
         names = [line for line in as_text(paths[0].read_bytes(), where).splitlines() if line]
     else:
         for path in paths:
-            names += _expanded(path)
-    return source_of_files(names, where or "images", root)
+            images, no_images = _expanded(path)
+            names += images
+            others += no_images
+    source = source_of_files(names, where or "images", root)
+    note = f"{len(others)} files that the pattern names are not read: {listed(others)}"
+    return replace(source, notes=(note,)) if others else source
 
 
 def source_of_files(names: Sequence[str], where: str, root: str = "") -> Source:
@@ -54,16 +60,17 @@ def source_of_files(names: Sequence[str], where: str, root: str = "") -> Source:
     return Source(where, np.array(names), None, None, tuple(names), functools.partial(read_file, root))
 
 
-def _expanded(path: Path) -> list[str]:
-    """Return the path, or where it does not exist and has the characters of a glob, the files that it names, sorted."""
+def _expanded(path: Path) -> tuple[list[str], list[str]]:
+    """Return the path, or if it is a glob, the images and the other files that it names, sorted."""
     text = str(path)
     if os.path.lexists(text) or not glob.has_magic(text):
         if not os.path.exists(text):
             raise DataError(printable(path), "does not exist", "name a folder of images, a zip, a manifest or images")
         if not is_image(text):
             raise DataError(printable(path), "is not an image, a folder, a zip or a manifest", "name one of these")
-        return [text]
-    names = sorted(name for name in glob.glob(text, recursive=True) if is_image(name))
-    if not names:
+        return [text], []
+    names = sorted(glob.glob(text, recursive=True))
+    images = [name for name in names if is_image(name)]
+    if not images:
         raise DataError(printable(path), "names no image files", "check the pattern")
-    return names
+    return images, [name for name in names if not (is_image(name) or os.path.isdir(name))]

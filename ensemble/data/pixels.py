@@ -1,9 +1,15 @@
 """Decodes the bytes of a file to uint8 RGB pixels. Training and prediction use the same image policy:
 
-- JPEG, PNG, BMP and WebP are recognised by their content. A file must be complete, and contain one still image with
-  8 bits a channel and at most `MAX_PIXELS` pixels. CMYK, 16-bit and animated files are refused.
+- JPEG, PNG, BMP and WebP are recognised by their content. A file must be complete, contain one still image of at most
+  `MAX_PIXELS` pixels, and end where the image ends. Animated files and files of several images are refused.
+- A file whose decoder reports an error or a warning is refused. A JPEG may lack its end marker if its pixels are whole.
 - The channel of a grey image is used three times. Alpha is dropped; the colour channels are used as they are stored.
+- A CMYK JPEG becomes RGB by R = C·K / 255 (G and B likewise) of the samples as they are stored, which Adobe inverts. No
+  colour profile is applied. Of a 16-bit PNG, the high byte of each sample is used.
 - An EXIF orientation is ignored: the pixels are used as they are stored.
+
+JPEGs are decoded by simplejpeg: its strict mode turns each warning of libjpeg into an error, where OpenCV only prints
+the warning. Both give the same pixels.
 """
 
 from __future__ import annotations
@@ -12,14 +18,15 @@ import contextlib
 import re
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 
 from ensemble.data import MAX_PIXELS
-from ensemble.errors import DataError
+from ensemble.errors import DataError, printable
 
 POLICY_VERSION = 1
 """The version of this policy. It is part of the key of a pixel store, so that another policy decodes anew."""
@@ -28,18 +35,53 @@ POLICY_VERSION = 1
 _NEXT_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
 # The markers of frame headers: C0 to CF, but not Huffman tables (C4), a reserved marker (C8) or arithmetic coding (CC).
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_OTHER_FORMATS = {b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"%PDF": "PDF", b"PK\3\4": "zip"}
+# The markers of progressive frames, whose scans code ranges of coefficients or bits; other scans code all of them.
+_PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
+_ALL_COEFFICIENTS = 2**64 - 1
+_JPEG_END = b"\xff\xd9"
+_OTHER_FORMATS = {
+    b"GIF8": "GIF",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",
+    b"MM\0+": "TIFF",
+    b"%PDF": "PDF",
+    b"PK\3\4": "zip",
+    b"8BPS": "PSD",
+}
+# Formats whose files begin with the length of a box and one of these: its kind, or its kind and brand.
+_BOXES = {
+    b"ftypavi": "AVIF",
+    b"ftyphe": "HEIC",
+    b"ftypmif1": "HEIC",
+    b"ftyp": "MP4",
+    b"jP  ": "JPEG 2000",
+    b"JXL ": "JPEG XL",
+}
 
 
 @dataclass(frozen=True)
 class Header:
-    """Size of an image in pixels, and whether it is grey, has alpha, or has an EXIF orientation."""
+    """What the header of an image says.
+
+    Attributes
+    ----------
+    width, height : int
+        In pixels.
+    grey, alpha, cmyk, deep, oriented : bool
+        Whether it is grey, has alpha, is CMYK, has 16 bits a sample, or has an EXIF orientation.
+    unended : bool
+        Whether it is a JPEG without an end marker. Only decoding tells whether its pixels are whole.
+    """
 
     width: int
     height: int
     grey: bool = False
     alpha: bool = False
     oriented: bool = False
+    cmyk: bool = False
+    deep: bool = False
+    unended: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,21 +92,49 @@ class Image:
     header: Header
 
 
-def decode(data: bytes, name: str) -> Image:
+def decode(data: bytes, name: str, header: Header | None = None) -> Image:
     """Decode one file under the image policy.
+
+    Parameters
+    ----------
+    data : bytes
+    name : str
+        The file, for messages.
+    header : Header, optional
+        What `inspect` returned for this file; without it, the file is inspected here.
 
     Raises
     ------
     DataError
-        The policy refuses the file, or the file is incomplete. No image is decoded in part.
+        The policy refuses the file, its decoder reports an error or a warning, or the file is incomplete. No image is
+        decoded in part.
     """
-    header = inspect(data, name)
+    header = header or inspect(data, name)
+    pixels = _decode_jpeg(data, name, header) if data.startswith(b"\xff\xd8") else _decode_other(data)
+    if pixels is None or pixels.shape != (header.height, header.width, 3) or pixels.dtype != np.uint8:
+        raise DataError(name, "is damaged: its header can be read, but not its pixels", "replace it")
+    return Image(pixels, header)
+
+
+def _decode_jpeg(data: bytes, name: str, header: Header) -> NDArray[np.uint8]:
+    if header.unended:  # libjpeg does not warn of the missing marker then, but still of missing pixels
+        data = data.removesuffix(b"\xff") + _JPEG_END
+    try:
+        pixels = simplejpeg.decode_jpeg(data, "CMYK" if header.cmyk else "RGB", strict=True)
+    except ValueError as error:
+        problem = "is cut short" if header.unended else "is damaged"
+        raise DataError(name, f"{problem}: {printable(error)}", "replace it") from error
+    if header.cmyk:
+        pixels = ((pixels[..., :3].astype(np.uint16) * pixels[..., 3:] + 127) // 255).astype(np.uint8)
+    return np.asarray(pixels, np.uint8)
+
+
+def _decode_other(data: bytes) -> NDArray[np.uint8] | None:
+    """Decode a PNG, BMP or WebP; return None where the decoder fails."""
     pixels = None
     with contextlib.suppress(cv2.error):
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-    if pixels is None or pixels.shape != (header.height, header.width, 3) or pixels.dtype != np.uint8:
-        raise DataError(name, "is damaged: its header can be read, but not its pixels", "replace it")
-    return Image(np.asarray(pixels, np.uint8), header)
+    return None if pixels is None else np.asarray(pixels)
 
 
 def inspect(data: bytes, name: str) -> Header:
@@ -86,10 +156,16 @@ def inspect(data: bytes, name: str) -> Header:
         raise DataError(name, "is a git-LFS pointer, not the image", "run: git lfs pull")
     if data.lstrip()[:1] == b"<":
         raise DataError(name, "is HTML or XML, not an image")
-    kind = _OTHER_FORMATS.get(data[:4])
-    raise DataError(
-        name, f"is {kind}; must be JPEG, PNG, BMP or WebP" if kind else "is not a JPEG, PNG, BMP or WebP file"
-    )
+    box = next((kind for start, kind in _BOXES.items() if data[4:].startswith(start)), None)
+    if kind := _OTHER_FORMATS.get(data[:4], box):
+        raise DataError(name, f"is {kind}; must be JPEG, PNG, BMP or WebP", "convert it to PNG")
+    raise DataError(name, "is not a JPEG, PNG, BMP or WebP file")
+
+
+def _refuse_trailing(data: bytes, end: int, name: str, kind: str) -> None:
+    """Raise `DataError` where bytes follow the image: they may be another image, or the rest of another file."""
+    if len(data) > end:
+        raise DataError(name, f"has {len(data) - end} bytes after the end of the {kind}", "save the image again")
 
 
 def _checked_size(name: str, width: int, height: int) -> tuple[int, int]:
@@ -99,11 +175,10 @@ def _checked_size(name: str, width: int, height: int) -> tuple[int, int]:
 
 
 def _inspect_jpeg(data: bytes, name: str) -> Header:
-    at, header, oriented, in_scan, scans = 2, None, False, False, 0
+    at, header, frame, oriented, several, in_scan = 2, None, 0, False, False, False
+    coded: dict[int, int] = {}  # component -> the bit k is set where a scan has coded the last bit of coefficient k
     while match := (_NEXT_MARKER.search if in_scan else _NEXT_MARKER.match)(data, at):
         marker, at = match[1][0], match.end()
-        if marker == 0xD9 and header and scans:
-            return Header(header.width, header.height, header.grey, oriented=oriented)
         if marker in (0x01, 0xD8, 0xD9):
             break
         (length,) = struct.unpack_from(">H", data, at)
@@ -112,19 +187,47 @@ def _inspect_jpeg(data: bytes, name: str) -> Header:
             break
         at += length
         in_scan = marker == 0xDA
-        scans += in_scan
-        if marker == 0xE1 and segment.startswith(b"Exif\0\0"):
+        if in_scan:
+            _add_scan(coded, segment, progressive=frame in _PROGRESSIVE)
+        elif marker == 0xE1 and segment.startswith(b"Exif\0\0"):
             oriented = _is_oriented(segment[6:])
-        if marker in _FRAMES:
-            precision, height, width, channels = struct.unpack_from(">BHHB", segment)
-            _checked_size(name, width, height)
-            if precision != 8 or channels not in (1, 3):
-                kind = f"{precision}-bit" if precision != 8 else "CMYK"
-                raise DataError(name, f"is a {kind} JPEG", "convert it to 8-bit RGB")
+        elif marker == 0xE2 and segment.startswith(b"MPF\0"):
+            several = True
+        elif marker in _FRAMES:
             if header:
                 break
-            header = Header(width, height, grey=channels == 1)
-    raise DataError(name, "is cut short or damaged: this JPEG does not reach its end marker")
+            header, frame = _jpeg_frame(segment, name), marker
+            channels = segment[5]
+    unended = in_scan and match is None
+    if header is None or not coded or not (unended or (match and match[1] == _JPEG_END[1:])):
+        raise DataError(name, "is cut short or damaged: this JPEG does not reach its end marker")
+    if len(coded) < channels or set(coded.values()) != {_ALL_COEFFICIENTS}:
+        raise DataError(name, "is cut short: the last scans of this JPEG are missing", "replace it")
+    if several and not unended and len(data) > at:
+        raise DataError(name, "is an MPO file, which holds several images", "save one of them as a JPEG")
+    if not unended:
+        _refuse_trailing(data, at, name, "JPEG")
+    return replace(header, oriented=oriented, unended=unended)
+
+
+def _jpeg_frame(segment: bytes, name: str) -> Header:
+    precision, height, width, channels = struct.unpack_from(">BHHB", segment)
+    _checked_size(name, width, height)
+    if precision != 8 or channels not in (1, 3, 4):
+        kind = f"{precision}-bit JPEG" if precision != 8 else f"JPEG of {channels} channels"
+        raise DataError(name, f"is a {kind}", "convert it to 8-bit RGB")
+    return Header(width, height, grey=channels == 1, cmyk=channels == 4)
+
+
+def _add_scan(coded: dict[int, int], segment: bytes, progressive: bool) -> None:
+    """Add the coefficients of which a scan codes the last bit; a scan that is not progressive codes all of them."""
+    end = 1 + 2 * segment[0]
+    first, last, bits = struct.unpack_from("BBB", segment, end)
+    mask = (1 << last + 1) - (1 << first) if progressive and first <= last < 64 else _ALL_COEFFICIENTS
+    if progressive and bits & 15:  # the lowest bit that the scan codes
+        mask = 0
+    for component in segment[1:end:2]:
+        coded[component] = coded.get(component, 0) | mask
 
 
 def _inspect_png(data: bytes, name: str) -> Header:
@@ -135,11 +238,13 @@ def _inspect_png(data: bytes, name: str) -> Header:
         if kind == b"IHDR":
             width, height, depth, colour = struct.unpack_from(">IIBB", body)
             _checked_size(name, width, height)
-            if depth == 16:
-                raise DataError(name, "is a 16-bit PNG", "convert it to 8-bit RGB")
-            header, alpha = Header(width, height, grey=colour in (0, 4)), colour in (4, 6)
-        if data[at + 8 + length : at + 12 + length] != struct.pack(">I", zlib.crc32(body, zlib.crc32(kind))):
+            header = Header(width, height, grey=colour in (0, 4), deep=depth == 16)
+            alpha = colour in (4, 6)
+        checksum = data[at + 8 + length : at + 12 + length]
+        if len(checksum) < 4:
             break
+        if checksum != struct.pack(">I", zlib.crc32(body, zlib.crc32(kind))):
+            _refuse_chunk(kind, name)
         at += 12 + length
         if kind == b"acTL":
             raise DataError(name, "is an animated PNG", "save one frame of it")
@@ -147,8 +252,16 @@ def _inspect_png(data: bytes, name: str) -> Header:
         pixels |= kind == b"IDAT"
         oriented |= kind == b"eXIf" and _is_oriented(body)
         if kind == b"IEND" and header and pixels:
-            return Header(header.width, header.height, header.grey, alpha, oriented)
+            _refuse_trailing(data, at, name, "PNG")
+            return replace(header, alpha=alpha, oriented=oriented)
     raise DataError(name, "is cut short or damaged: this PNG does not reach its end")
+
+
+def _refuse_chunk(kind: bytes, name: str) -> None:
+    ancillary = kind[0] & 32  # lower case: a decoder may ignore the chunk
+    where = "outside its pixels" if ancillary else "in its header or its pixels"
+    problem = f"is damaged {where}: the checksum of its chunk {printable(kind.decode('latin-1'))} is wrong"
+    raise DataError(name, problem, "save the image again" if ancillary else "replace it")
 
 
 def _inspect_bmp(data: bytes, name: str) -> Header:
@@ -157,8 +270,10 @@ def _inspect_bmp(data: bytes, name: str) -> Header:
     _checked_size(name, width, height)
     if info < 40 or depth not in (1, 4, 8, 24, 32) or coding not in (0, 3):
         raise DataError(name, "is a BMP of an old or compressed kind", "convert it to PNG")
-    if max(declared, offset + (width * depth + 31) // 32 * 4 * height) > len(data):
+    end = max(declared, offset + (width * depth + 31) // 32 * 4 * height)
+    if end > len(data):
         raise DataError(name, "is cut short: the header of this BMP declares more bytes")
+    _refuse_trailing(data, end, name, "BMP")
     palette = data[14 + info : offset] if depth <= 8 else b"\0\1\2\3"
     return Header(width, height, palette[0::4] == palette[1::4] == palette[2::4], alpha=depth == 32)
 
@@ -182,6 +297,7 @@ def _inspect_webp(data: bytes, name: str) -> Header:
             size, alpha = size or frame, alpha or not opaque
         oriented |= kind == b"EXIF" and _is_oriented(body.removeprefix(b"Exif\0\0"))
     if size and framed and end <= len(data) and at in (end, end + 1):
+        _refuse_trailing(data, at, name, "WebP")
         return Header(*size, alpha=alpha, oriented=oriented)
     raise DataError(name, "is cut short or damaged: this WebP does not reach its end")
 

