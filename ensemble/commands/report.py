@@ -16,6 +16,7 @@ from ensemble.results import MemberReport, PredictionFacts, ReportResult
 from ensemble.runs import files
 from ensemble.runs.member import FROM_SCRATCH, MemberFolder
 from ensemble.runs.migration import migrate_facts
+from ensemble.runs.predictions import read_facts
 from ensemble.runs.run import Run
 
 
@@ -73,7 +74,7 @@ def _current_predictions(run: Run, say: Say) -> dict[str, PredictionFacts]:
     current, facts = files.file_sha256(run.decision), {}
     for path in sorted(run.folder.glob("predictions/*/predictions.json")):
         name = path.parent.name
-        stored = files.read_json(path, PredictionFacts, "run: thera predict", migrate_facts)
+        stored = read_facts(path.parent, PredictionFacts, migrate_facts)
         if stored.request.decision_sha256 == current:
             facts[name] = stored
         else:
