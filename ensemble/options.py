@@ -123,6 +123,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
     "evaluate": (_part(_Evaluate),),
     "compare": (_part(_Compare),),
     "report": (_part(RunConfig, "run"),),
+    "verify": (_part(RunConfig, "run"),),
     "run": (
         _part(_RunFile),
         _part(RunConfig, "run", "folds", optional=True),
@@ -144,6 +145,7 @@ ARGUMENTS = {
     "remove-member": ("name",),
     "predict": ("images",),
     "report": ("run",),
+    "verify": ("run",),
     "evaluate": ("label_file",),
     "compare": ("a", "b"),
     "run": ("config",),
@@ -152,7 +154,7 @@ ARGUMENTS = {
 }
 """Options that are given by position, without a name."""
 
-BY_NAME_TOO = {"predict": "images", "report": "run"}
+BY_NAME_TOO = {"predict": "images", "report": "run", "verify": "run"}
 """The argument of a command that may also be given as an option of its name, as in other commands."""
 
 DEFAULTS: dict[tuple[str, str], Any] = {("predict", "tta"): False}

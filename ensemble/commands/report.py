@@ -53,7 +53,7 @@ def report(run: Path, say: Say = silent) -> ReportResult:
         data_notes=tuple(facts.notes),
     )
     files.write_whole(run / "report.md", report_markdown(result).encode())
-    files.write_json(run / "report.json", report_json(result))
+    files.write_json(run / "report.json", report_json(result), with_hash=False)
     return result
 
 

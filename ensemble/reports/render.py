@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import singledispatch
+from pathlib import Path
 
 from ensemble.decision.rates import ErrorRates
 from ensemble.errors import printable
@@ -25,6 +27,7 @@ from ensemble.results import (
     ReportResult,
     TrainResult,
     TrialResult,
+    VerifyResult,
 )
 
 LEGEND = (
@@ -106,6 +109,13 @@ def _(result: ReportResult) -> list[Table]:
         return [*members[:-1], members[-1].with_notes(*LEGEND)]
     tables = [summary_table(result), *members, *render(result.decisions)]
     return [*tables, prediction_table(result.predictions)] if result.predictions else tables
+
+
+@render.register
+def _(result: VerifyResult) -> list[Table]:
+    counts = Counter(Path(name).name for name in result.checked)
+    rows = tuple((printable(name), str(count)) for name, count in counts.items())
+    return [Table(f"Every file of {printable(result.run)} is as it was written", ("file", "checked"), rows)]
 
 
 @render.register

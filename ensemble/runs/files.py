@@ -127,16 +127,21 @@ def file_sha256(path: Path) -> str:
 # --- JSON -------------------------------------------------------------------------------------------------------------
 
 
-def write_json(path: Path, value: object) -> str:
+def write_json(path: Path, value: object, with_hash: bool = True) -> str:
     """Write a dataclass or a mapping as `json_bytes` returns it, and return the SHA-256 of the file."""
-    return write_whole(path, json_bytes(value))
+    return write_whole(path, json_bytes(value, with_hash))
 
 
-def json_bytes(value: object) -> bytes:
-    """Return a dataclass or a mapping as JSON with sorted keys, the schema, and the hash of its content."""
+def json_bytes(value: object, with_hash: bool = True) -> bytes:
+    """Return a dataclass or a mapping as JSON with sorted keys, the schema and, by default, the hash of its content.
+
+    A file that thera does not read again, such as `report.json`, needs no hash.
+    """
     plain = dict(value) if isinstance(value, Mapping) else _adapter(type(value)).dump_python(value, mode="json")
     content = json.loads(json.dumps({**plain, "schema": SCHEMA}, allow_nan=False, default=str))
-    content[CONTENT_SHA256] = _content_sha256(content)
+    content.pop(CONTENT_SHA256, None)
+    if with_hash:
+        content[CONTENT_SHA256] = _content_sha256(content)
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     return text.encode("utf-8", "backslashreplace")  # a lone surrogate becomes its JSON escape
 

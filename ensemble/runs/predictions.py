@@ -61,6 +61,12 @@ class KeptNote:
     files: dict[str, KeptFacts] = field(default_factory=dict)
 
 
+def read_note(path: Path) -> KeptNote:
+    """Return `made_from.json`, once its hash is verified."""
+    remedy = f"remove {path.parent}; its logits are then computed again"
+    return files.read_json(path, KeptNote, remedy, migrate_note)
+
+
 class KeptLogits:
     """The logits of fold models in `<member>/fold-<k>.csv`, and how they were computed in `made_from.json`.
 
@@ -83,8 +89,7 @@ class KeptLogits:
         self._folder, self._path, self._ids = folder, folder / "made_from.json", ids
         self._note = KeptNote(fingerprint)
         if self._path.exists():
-            remedy = f"remove {folder}; its logits are then computed again"
-            stored = files.read_json(self._path, KeptNote, remedy, migrate_note)
+            stored = read_note(self._path)
             if stored.fingerprint == fingerprint:
                 self._note = stored
 
@@ -222,13 +227,11 @@ class _Fingerprint:
 
 def fingerprint_of(folder: Path) -> str | None:
     """Return the fingerprint of the images of a predictions folder; None where the folder is empty."""
-    for path in (
-        folder / "predictions.json",
-        folder / "logits" / "made_from.json",
-    ):  # a killed process leaves the second alone
-        if path.exists():
-            return files.read_json(path, _Fingerprint, f"remove {folder}", _with_fingerprint).fingerprint
-    return None
+    facts, note = folder / "predictions.json", folder / "logits" / "made_from.json"
+    if facts.exists():
+        remedy = "remove it; thera predict makes it again from the kept logits"
+        return files.read_json(facts, _Fingerprint, remedy, _with_fingerprint).fingerprint
+    return read_note(note).fingerprint if note.exists() else None  # a killed process leaves the note alone
 
 
 def _with_fingerprint(content: dict[str, Any]) -> dict[str, Any]:
