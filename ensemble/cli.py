@@ -77,6 +77,10 @@ def _report(file: Any, /, run: Path) -> Any:
     return file.report(run, _say)
 
 
+def _verify(file: Any, /, run: Path) -> Any:
+    return file.verify(run, _say)
+
+
 def _run(file: Any, /, config: Path, compute: ComputeConfig, **given: Any) -> Any:
     from ensemble.config_reading import config_file, load_config, overridden
 
@@ -175,6 +179,12 @@ COMMANDS = {
         "Print the members' HTER and the stack's.",
         "All tables are written to report.md and report.json in the run's folder; --full prints them.",
         _report,
+    ),
+    "verify": Command(
+        "verify",
+        "Check every file of a run against its recorded hash.",
+        "Each damaged file is named with what rebuilds it, and the exit status is 4. Nothing is changed.",
+        _verify,
     ),
     "run": Command(
         "run",

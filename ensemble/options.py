@@ -133,6 +133,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
     "evaluate": (_part(_Evaluate), _SCREEN),
     "compare": (_part(_Compare), _SCREEN),
     "report": (_part(RunConfig, "run"), _SCREEN),
+    "verify": (_part(RunConfig, "run"),),
     "run": (
         _part(_RunFile),
         _part(RunConfig, "run", "folds", optional=True),
@@ -155,6 +156,7 @@ ARGUMENTS = {
     "remove-member": ("name",),
     "predict": ("images",),
     "report": ("run",),
+    "verify": ("run",),
     "evaluate": ("label_file",),
     "compare": ("a", "b"),
     "run": ("config",),
@@ -163,7 +165,7 @@ ARGUMENTS = {
 }
 """Options that are given by position, without a name."""
 
-BY_NAME_TOO = {"predict": "images", "report": "run"}
+BY_NAME_TOO = {"predict": "images", "report": "run", "verify": "run"}
 """The argument of a command that may also be given as an option of its name, as in other commands."""
 
 DEFAULTS: dict[tuple[str, str], Any] = {("predict", "tta"): False}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 from ensemble.decision.assessment import Assessment
@@ -258,7 +259,6 @@ class CompareResult:
     Attributes
     ----------
     name_a, name_b : str
-    comparison : Comparison
     labels : str or None
         The file of the true labels, where label files are compared.
     description_a, description_b : str
@@ -304,6 +304,14 @@ class ReportResult:
     decisions: FitResult | None = None
     predictions: Mapping[str, PredictionFacts] = field(default_factory=dict)
     data_notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """The files that were checked, by their paths in the run's folder; all are as they were written."""
+
+    run: Path
+    checked: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -358,9 +366,7 @@ class Spread:
     @classmethod
     def of(cls, values: np.ndarray) -> Spread:
         ordered = sorted(float(value) for value in values)
-        half = len(ordered) // 2
-        median = ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
-        return cls(median, ordered[0], ordered[-1])
+        return cls(median(ordered), ordered[0], ordered[-1])
 
 
 @dataclass(frozen=True)

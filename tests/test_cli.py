@@ -33,6 +33,7 @@ COMMANDS = {
     "evaluate": "evaluate",
     "compare": "evaluate",
     "report": "report",
+    "verify": "verify",
     "run": "run",
     "trial": "train",
     "recipes": "run",

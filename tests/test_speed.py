@@ -22,7 +22,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from tiny import write_tiny
+from tiny import rewrite_json, write_tiny
 
 from ensemble.cli import main
 from ensemble.members import inference, parallel, plans, processes
@@ -196,7 +196,7 @@ def test_a_member_of_before_there_were_plans_goes_on(data: Path, tmp_path: Path)
     stored = json.loads(path.read_text())
     del stored["convolutions"], stored["config"]["convolutions"]
     stored["config"]["early_size"] = None  # an option that has been removed, at the value at which it did nothing
-    path.write_text(json.dumps(stored))
+    rewrite_json(path, stored)
     (run / "members/test_resnet/fold-1/weights.safetensors").unlink()
     main(training(data, run, "--jobs", 1))
     assert results(run) == before

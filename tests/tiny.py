@@ -63,6 +63,16 @@ def through_json(value: Any) -> Any:
     return adapter.validate_json(json.dumps(adapter.dump_python(value, mode="json"), allow_nan=False), strict=True)
 
 
+def rewrite_json(path: Path, content: dict[str, Any]) -> None:
+    """Replace a JSON file of a run as a version of thera writes it that records no hashes of JSON files."""
+    path.write_text(json.dumps({key: value for key, value in content.items() if key != "content_sha256"}))
+    for run in path.parents:
+        if path.name != "run.json" and (run / "run.json").exists():
+            recorded = json.loads((run / "run.json").read_text())
+            recorded.get("artifacts", {}).pop(path.relative_to(run).as_posix(), None)
+            rewrite_json(run / "run.json", recorded)
+
+
 def prediction_facts(path: Path) -> dict[str, Any]:
     """Return `predictions.json` as one flat mapping: what was requested under `requested_…`, rates with their HTER."""
     stored = json.loads(path.read_text())
@@ -80,7 +90,7 @@ def prediction_facts(path: Path) -> dict[str, Any]:
         for each in expectation["corrections"]
     }
     return {
-        **{key: value for key, value in stored.items() if key not in ("request", "expectation")},
+        **{key: value for key, value in stored.items() if key not in ("request", "expectation", "content_sha256")},
         **{f"requested_{key}": value for key, value in stored["request"].items()},
         "share_check": stored["share_check"] | {"shifted": check.shifted, "message": check.message(stored["images"])},
         "correction": expectation["correction"],

@@ -13,5 +13,6 @@ predict.py      predict: compute, decide, write (the label file --out too)
 fold_logits.py  the logits of the fold models: kept, computed, or a cascade of them
 evaluate.py     evaluate and compare
 report.py       report
+verify.py       verify: every file against its type and its recorded hash
 bench.py        bench
 """

@@ -16,6 +16,7 @@ from ensemble.errors import ArtifactError, ConfigError, printable
 from ensemble.progress import Say, silent
 from ensemble.results import FitResult
 from ensemble.runs import files
+from ensemble.runs.artifacts import read_recorded, write_recorded
 from ensemble.runs.member import TRAIN_AGAIN
 from ensemble.runs.run import Run
 
@@ -27,6 +28,11 @@ class StoredDecisions:
     parents: dict[str, dict[str, str]]
     plain: Decision
     tta: Decision
+
+    def __post_init__(self) -> None:
+        for key, views in VIEW_SETS.items():
+            if (stored := getattr(self, key).views) != views:
+                raise ValueError(f"the views of {key} must be {', '.join(views)}; got {', '.join(stored)}")
 
 
 @dataclass(frozen=True)
@@ -59,16 +65,16 @@ def fit_stacker(run: Path, config: DecisionConfig | None = None, say: Say = sile
     seed, table = folder.read().seed, folder.read_folds()
     names, left_out = _chosen_members(folder, table, config.members, say)
     logits = folder.oof_logits(names)  # (n, m, views)
-    decisions = {}
-    for key, views in VIEW_SETS.items():
-        oof = OofLogits(table, names, logits[:, :, : len(views)].mean(axis=2))
-        decisions[key] = fit_decision(oof, views, seed, objective, config.stacker, config.repeats)
-    for note in sorted({note for decision in decisions.values() for note in decision.notes}):
-        say(f"warning: {note}")
+    parents, decisions = _parents(folder, names), {}
     with files.locked(folder.decision.parent):
-        parents = _parents(folder, names)
+        files.remove_temporary_files(folder.decision.parent)
+        for key, views in VIEW_SETS.items():
+            oof = OofLogits(table, names, logits[:, :, : len(views)].mean(axis=2))
+            decisions[key] = fit_decision(oof, views, seed, objective, config.stacker, config.repeats)
+        for note in sorted({note for decision in decisions.values() for note in decision.notes}):
+            say(f"warning: {note}")
         stored = DecisionsOfChosen(parents, **decisions, left_out=left_out) if left_out else None
-        files.write_json(folder.decision, stored or StoredDecisions(parents, **decisions))
+        write_recorded(run, folder.decision, stored or StoredDecisions(parents, **decisions))
     folder.record("fit-stacker", started)
     return FitResult(**decisions)
 
@@ -122,7 +128,7 @@ def read_decisions(run: Run, say: Say = silent) -> FitResult:
         There is no decision, or the members' OOF logits have changed since.
     """
     remedy = f"run: thera fit-stacker --run {run.folder}"
-    stored = files.read_json(run.decision, DecisionsOfChosen, remedy)
+    stored = read_recorded(run.folder, run.decision, DecisionsOfChosen, remedy)
     members = [member.name for member in run.members()]
     if removed := [name for name in stored.parents if name not in members]:
         raise ArtifactError(run.decision, f"uses {', '.join(removed)}, which the run no longer has", remedy)

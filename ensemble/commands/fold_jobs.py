@@ -137,6 +137,11 @@ def finish_folds(begun: Sequence[BegunMember], table: FoldTable, resources: Reso
         for job in member.jobs:
             folder, held_out = member.folder, np.flatnonzero(table.fold_of == job.fold)
             done = folder.has_fold(job.fold)
+            if done:
+                folder.remove_state(job.fold)
+            elif folder.has_oof(job.fold):
+                problem = f"files of fold {job.fold} are missing or damaged"
+                say(f"warning: member {folder.name}: {problem}; it is trained again")
             if done and not (folder.fold(job.fold) / "training.png").exists():
                 _draw_training(folder, job.fold)
             watch = None if done else Watch(_watched_rows(job, held_out), least_hter)

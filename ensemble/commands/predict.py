@@ -24,12 +24,7 @@ from ensemble.results import PredictionFacts, PredictionRequest, PredictResult
 from ensemble.runs import files
 from ensemble.runs.label_files import checked_target, label_file, label_file_name, write_label_file
 from ensemble.runs.migration import migrate_facts
-from ensemble.runs.predictions import (
-    is_predicted,
-    read_prediction,
-    write_facts,
-    write_labels,
-)
+from ensemble.runs.predictions import is_predicted, read_facts, read_table, write_facts, write_labels
 from ensemble.runs.run import Run, RunFacts
 
 if TYPE_CHECKING:
@@ -115,7 +110,7 @@ def predict_dataset(
     with_tta = folder.predictions(name, dataset.fingerprint, tta=True)  # its logits include the plain view
     request = _request(options, dataset.fingerprint, files.file_sha256(folder.decision), decision.views)
     with files.locked(target):
-        if not is_predicted(target, request):
+        if not is_predicted(target, request, say):
             by_view = folder.oof_logits(decision.stacker.members)[:, :, : len(decision.views)]
             oof = OofLogits(folder.read_folds(), decision.stacker.members, by_view.mean(axis=2))
             logits = fold_logits(
@@ -208,7 +203,8 @@ def _table(ids: np.ndarray, deployment: Deployment, logits: FoldLogits) -> pd.Da
 
 
 def _read(folder: Path) -> PredictResult:
-    facts, texts = read_prediction(folder, PredictionFacts, migrate_facts)
+    facts = read_facts(folder, PredictionFacts, migrate_facts)
+    texts = read_table(folder, facts.files)
     numbers = texts.columns[1:]  # a cell is empty where a cascade skipped the logit
     table = texts.assign(**{name: texts[name].replace("", "nan").astype(np.float64) for name in numbers})
     return PredictResult(

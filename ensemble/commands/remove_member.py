@@ -12,6 +12,7 @@ from ensemble.errors import ArtifactError, ConfigError, printable
 from ensemble.progress import Say, silent
 from ensemble.results import RemoveResult
 from ensemble.runs import files
+from ensemble.runs.artifacts import forget_below
 from ensemble.runs.run import Run
 
 
@@ -52,6 +53,7 @@ def remove_member(run: Path, name: str, yes: bool = False, say: Say = silent) ->
         raise ConfigError(f"member {name}", f"holds {content}{used}", "to remove it for good, add --yes")
     with files.locked(member.folder):
         # Under another name first, so that an interruption leaves no half of a member.
+        forget_below(run, member.folder)
         removed = folder.folder / f".removed-{secrets.token_hex(4)}"
         member.folder.rename(removed)
     for path in (*folder.folder.glob(".removed-*"), *folder.folder.glob(f"predictions/*/logits/{name}")):

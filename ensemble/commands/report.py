@@ -16,6 +16,7 @@ from ensemble.results import MemberReport, PredictionFacts, ReportResult
 from ensemble.runs import files
 from ensemble.runs.member import FROM_SCRATCH, MemberFolder
 from ensemble.runs.migration import migrate_facts
+from ensemble.runs.predictions import read_facts
 from ensemble.runs.run import Run
 
 
@@ -52,7 +53,7 @@ def report(run: Path, say: Say = silent) -> ReportResult:
         data_notes=tuple(facts.notes),
     )
     files.write_whole(run / "report.md", report_markdown(result).encode())
-    files.write_json(run / "report.json", report_json(result))
+    files.write_json(run / "report.json", report_json(result), with_hash=False)
     return result
 
 
@@ -73,7 +74,7 @@ def _current_predictions(run: Run, say: Say) -> dict[str, PredictionFacts]:
     current, facts = files.file_sha256(run.decision), {}
     for path in sorted(run.folder.glob("predictions/*/predictions.json")):
         name = path.parent.name
-        stored = files.read_json(path, PredictionFacts, "run: thera predict", migrate_facts)
+        stored = read_facts(path.parent, PredictionFacts, migrate_facts)
         if stored.request.decision_sha256 == current:
             facts[name] = stored
         else:

@@ -149,13 +149,13 @@ def _trained(
     check_compute(compute.device)
     check_members(members)
     source = _checked_source(data, folds, say)
-    from ensemble.members.inference import choose_device  # from here on, imports take seconds
-
     folders = [run.member(member.name) for member in members]
-    choose_device(compute.device)  # a wrong device is refused before the images are read
     with run.removed_unless_begun(folders), contextlib.ExitStack() as locks:
         for folder in folders:
             locks.enter_context(files.locked(folder.folder))
+        from ensemble.members.inference import choose_device  # from here on, imports take seconds
+
+        choose_device(compute.device)  # a wrong device is refused before the images are read
         dataset = _labelled_dataset(data, source, run, say)
         table = _begin(run, folders, dataset, data, folds, seed, say)
         train_folds(list(zip(folders, members, strict=True)), dataset, table, seed, compute, say, only)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -20,13 +20,16 @@ from numpy.typing import NDArray
 from ensemble.data.dataset import Dataset, Source
 from ensemble.data.files import SHOWN
 from ensemble.data.pixels import POLICY_VERSION, decode, inspect
-from ensemble.errors import DataError, ResourceError, printable
+from ensemble.errors import ArtifactError, DataError, ResourceError, printable
 from ensemble.machine import available_cores
 from ensemble.progress import Say, progress, silent
-from ensemble.runs.files import locked
+from ensemble.runs.files import file_sha256, locked, read_json, write_json
 
 SCHEMA_VERSION = 1
 """The version of the store's files."""
+
+DECODE_AGAIN = "give the command again: it decodes the images again"
+"""The remedy where a store is damaged."""
 
 CHUNK = 64
 """Images that a thread reads or decodes before it reports its progress and errors."""
@@ -55,9 +58,9 @@ def load_dataset(
 ) -> Dataset:
     """Return the images of `source` as a `Dataset`; decode them unless `store` holds the pixels of these files.
 
-    Every file is read and hashed at every start. Pixels are kept in ``store/<key>/pixels.npy``; the key is a hash of
-    the content of the files, `resize` and the image policy. The folder is written beside and renamed, so that it is
-    never incomplete. Memory is bounded for any number of images.
+    Every file is read and hashed at every start, and so are the stored pixels. These are kept in
+    ``store/<key>/pixels.npy``; the key is a hash of the content of the files, `resize` and the image policy. The folder
+    is written beside and renamed, so that it is never incomplete. Memory is bounded for any number of images.
 
     Parameters
     ----------
@@ -89,12 +92,12 @@ def load_dataset(
     key = hashlib.sha256(digests.tobytes() + f"{resize} {POLICY_VERSION} {SCHEMA_VERSION}".encode()).hexdigest()
     folder = store / key[:16]
     try:
-        stored = _open_store(folder, digests)
+        stored = _open_store(folder, digests, silent)
         if stored is None:
-            with locked(store, wait=True):
+            with locked(store, wait=True, say=say):
                 for unfinished in store.glob("decoding-*"):  # a killed process leaves its folder
                     shutil.rmtree(unfinished)
-                stored = _open_store(folder, digests) or _write_store(folder, source, digests, resize, threads)
+                stored = _open_store(folder, digests, say) or _write_store(folder, source, digests, resize, threads)
     except OSError as error:
         raise ResourceError(printable(store), f"cannot be written: {error.strerror or error}") from error
     pixels, traits = stored
@@ -139,17 +142,60 @@ Stored = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 """Pixels (n, H, W, 3) and traits (n, len(TRAITS))."""
 
 
-def _open_store(folder: Path, digests: NDArray[np.bytes_]) -> Stored | None:
+@dataclass(frozen=True)
+class StoreFacts:
+    """`store.json`: the number of images, their height and width, and the hashes of the other files by name.
+
+    Stores of older versions record no hashes.
+    """
+
+    n: int
+    size: tuple[int, int]
+    sha256: dict[str, str] = field(default_factory=dict)
+
+
+def read_store(folder: Path, digests: NDArray[np.bytes_] | None = None) -> Stored:
+    """Return the pixels and traits of a store, once the hashes of its files are verified.
+
+    Parameters
+    ----------
+    folder : Path
+        `pixels/<key>`.
+    digests : S64 array (n,), optional
+        SHA-256 of the image files that the store must be of.
+
+    Raises
+    ------
+    ArtifactError
+        A file is missing, damaged, of another schema, or of other images.
+    """
+    facts = read_json(folder / "store.json", StoreFacts, DECODE_AGAIN)
+    for name, sha256 in facts.sha256.items():
+        if file_sha256(folder / name) != sha256:
+            raise ArtifactError(folder / name, "is not the file that thera wrote (its hash differs)", DECODE_AGAIN)
     try:
-        about = json.loads((folder / "store.json").read_text())
         pixels = np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False)
         traits = np.load(folder / "traits.npy", allow_pickle=False)
-        stored_digests = (folder / "digests.txt").read_bytes()
-        shape = (len(digests), *about["size"], 3)
-    except (OSError, ValueError, EOFError, TypeError, KeyError):
+        stored = (folder / "digests.txt").read_bytes()
+    except (OSError, ValueError, EOFError, TypeError, KeyError, SyntaxError, OverflowError) as error:
+        raise ArtifactError(folder, f"is damaged ({printable(error)})", DECODE_AGAIN) from None
+    has_form = pixels.shape == (facts.n, *facts.size, 3) and traits.shape == (facts.n, len(TRAITS))
+    if not has_form or pixels.dtype != np.uint8 or traits.dtype != np.bool_:
+        raise ArtifactError(folder, "holds arrays of another form", DECODE_AGAIN)
+    if digests is not None and (stored != _lines(digests) or len(pixels) != len(digests)):
+        raise ArtifactError(folder / "digests.txt", "names other images", DECODE_AGAIN)
+    return pixels, traits
+
+
+def _open_store(folder: Path, digests: NDArray[np.bytes_], say: Say) -> Stored | None:
+    """Return a store; None where there is none. One that is damaged is no store, with a warning."""
+    if not folder.exists():
         return None
-    is_complete = pixels.shape == shape and pixels.dtype == np.uint8 and traits.shape == (len(digests), len(TRAITS))
-    return (pixels, traits) if is_complete and stored_digests == _lines(digests) else None
+    try:
+        return read_store(folder, digests)
+    except ArtifactError as error:
+        say(f"warning: {printable(error.where)}: {error.found}; the images are decoded again")
+        return None
 
 
 def _lines(digests: NDArray[np.bytes_]) -> bytes:
@@ -187,14 +233,14 @@ def _write_store(folder: Path, source: Source, digests: NDArray[np.bytes_], resi
         np.save(partial / "traits.npy", traits)
         (partial / "digests.txt").write_bytes(_lines(digests))
         about = {
-            "schema": SCHEMA_VERSION,
             "policy": POLICY_VERSION,
             "n": n,
             "size": [height, width],
             "resize": resize,
             "traits": dict(zip(TRAITS, traits.sum(0).tolist(), strict=True)),
+            "sha256": {path.name: file_sha256(path) for path in partial.iterdir()},
         }
-        (partial / "store.json").write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
+        write_json(partial / "store.json", about)
         for path in (*partial.iterdir(), partial):
             _sync(path)
         shutil.rmtree(folder, ignore_errors=True)
@@ -203,10 +249,7 @@ def _write_store(folder: Path, source: Source, digests: NDArray[np.bytes_], resi
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    stored = _open_store(folder, digests)
-    if stored is None:
-        raise ResourceError(printable(folder), "was written but cannot be read back")
-    return stored
+    return np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False), traits
 
 
 def _allocate(path: Path, shape: tuple[int, ...]) -> np.memmap[tuple[int, ...], np.dtype[np.uint8]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import singledispatch
+from pathlib import Path
 
 from ensemble.decision.rates import ErrorRates
 from ensemble.errors import printable
@@ -35,6 +37,7 @@ from ensemble.results import (
     ReportResult,
     TrainResult,
     TrialResult,
+    VerifyResult,
 )
 
 LEGEND = (
@@ -111,6 +114,13 @@ def _(result: CompareResult) -> list[Table]:
 @render.register
 def _(result: ReportResult) -> list[Table]:
     return [*report_tables(result), report_summary(result).with_notes(*report_files(result))]
+
+
+@render.register
+def _(result: VerifyResult) -> list[Table]:
+    counts = Counter(Path(name).name for name in result.checked)
+    rows = tuple((printable(name), str(count)) for name, count in counts.items())
+    return [Table(f"Every file of {printable(result.run)} is as it was written", ("file", "checked"), rows)]
 
 
 @render.register

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 SCHEMA = 1
 """Schema of the JSON files. Each names it, and a file of another schema is refused."""
 
+CONTENT_SHA256 = "content_sha256"
+"""The key under which a JSON file holds the SHA-256 of its other content; older files do not have it."""
+
 LOGIT_DECIMALS = 5
 """Decimals that logits are rounded to when they are made, so that a file holds them as they are used."""
 
@@ -93,6 +96,25 @@ def remove_temporary_files(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def remove_orphans(folder: Path) -> None:
+    """Remove the temporary files in a folder, not below it, whose process ran on this host and has ended."""
+    for path in folder.glob(".*.tmp"):
+        with contextlib.suppress(ValueError, OSError):
+            host, pid, _ = path.name.removesuffix(".tmp").rsplit(".", 2)
+            if host.endswith(f".{socket.gethostname()}") and not _is_running(int(pid)):
+                path.unlink()
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is another user's
+        return True
+    return True
+
+
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file, or raise an ArtifactError where it cannot be read."""
     try:
@@ -105,15 +127,34 @@ def file_sha256(path: Path) -> str:
 # --- JSON -------------------------------------------------------------------------------------------------------------
 
 
-def write_json(path: Path, value: object) -> str:
-    """Write a dataclass or a mapping as JSON with sorted keys and the schema, and return the SHA-256 of the file."""
+def write_json(path: Path, value: object, with_hash: bool = True) -> str:
+    """Write a dataclass or a mapping as `json_bytes` returns it, and return the SHA-256 of the file."""
+    return write_whole(path, json_bytes(value, with_hash))
+
+
+def json_bytes(value: object, with_hash: bool = True) -> bytes:
+    """Return a dataclass or a mapping as JSON with sorted keys, the schema and, by default, the hash of its content.
+
+    A file that thera does not read again, such as `report.json`, needs no hash.
+    """
     plain = dict(value) if isinstance(value, Mapping) else _adapter(type(value)).dump_python(value, mode="json")
-    content = {**plain, "schema": SCHEMA}
-    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False, default=str) + "\n"
-    return write_whole(path, text.encode("utf-8", "backslashreplace"))  # a lone surrogate becomes its JSON escape
+    content = json.loads(json.dumps({**plain, "schema": SCHEMA}, allow_nan=False, default=str))
+    content.pop(CONTENT_SHA256, None)
+    if with_hash:
+        content[CONTENT_SHA256] = _content_sha256(content)
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")  # a lone surrogate becomes its JSON escape
 
 
-def read_json(path: Path, type_: type[T], remedy: str, migrate: Migrate | None = None) -> T:
+def _content_sha256(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of the content of a JSON file without its own hash; layout and order do not matter."""
+    others = {key: value for key, value in content.items() if key != CONTENT_SHA256}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
+
+
+def read_json(
+    path: Path, type_: type[T], remedy: str, migrate: Migrate | None = None, recorded: Sequence[str] = ()
+) -> T:
     """Read a JSON file as a value of a type, usually a dataclass, every float to the last bit.
 
     Parameters
@@ -125,32 +166,41 @@ def read_json(path: Path, type_: type[T], remedy: str, migrate: Migrate | None =
         What the user can do if the file is missing or damaged.
     migrate : callable, optional
         Brings the content of an older file up to date.
+    recorded : sequence of str
+        The hashes of which the file must have one; empty where none is recorded.
 
     Raises
     ------
     ArtifactError
-        The file is missing, damaged, of another schema, or a field has the wrong type; the field is named.
+        The file is missing, damaged, of another schema, or not the recorded one; a field of a wrong type is named.
     """
     from pydantic import ValidationError
 
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        data = path.read_bytes()
+        content = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
         schema = content["schema"]
     except FileNotFoundError:
         raise ArtifactError(path, "is not there", remedy) from None
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ArtifactError(path, f"is damaged ({printable(error)})", remedy) from None
     if schema != SCHEMA:
-        raise ArtifactError(path, f"has schema {schema}; this thera reads {SCHEMA}", "use the version that wrote it")
+        found = f"has schema {printable(schema)}; this thera reads {SCHEMA}"
+        raise ArtifactError(path, found, "use the version that wrote it")
     try:
         current = content if migrate is None else migrate(content)
-        return _validated(current, type_)
+        value = _validated(current, type_)
     except ValidationError as error:
         fault = error.errors()[0]
         field = ".".join(map(str, fault["loc"]))
         raise ArtifactError(path, f"is damaged ({printable(field)}: {printable(fault['msg'])})", remedy) from None
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         raise ArtifactError(path, f"is damaged ({printable(error)})", remedy) from None
+    if CONTENT_SHA256 in content and content[CONTENT_SHA256] != _content_sha256(content):
+        raise ArtifactError(path, "was changed after thera wrote it (the hash of its content differs)", remedy)
+    if recorded and hashlib.sha256(data).hexdigest() not in recorded:
+        raise ArtifactError(path, "is not the file that is recorded in run.json (its hash differs)", remedy)
+    return value
 
 
 def _refuse_constant(name: str) -> None:
@@ -339,7 +389,7 @@ def read_tensors(path: Path) -> Tensors:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+def locked(folder: Path, wait: bool = False, say: Callable[[str], object] | None = None) -> Iterator[None]:
     """Hold a folder for this process. The lock of a killed process is free again.
 
     Parameters
@@ -347,7 +397,9 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     folder : Path
         Made where missing. The lock is `.lock` in it; pid and host of the holder are in `.lock.holder`.
     wait : bool
-        Wait for another holder instead of raising; for short work.
+        Wait for another holder instead of raising.
+    say : callable, optional
+        Receives a line that names the holder, if there is one to wait for.
 
     Raises
     ------
@@ -359,12 +411,17 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     holder = folder / ".lock.holder"
-    lock = FileLock(folder / ".lock", timeout=-1 if wait else 0)
+    lock = FileLock(folder / ".lock", timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise LockedError(folder, f"{_holder(holder)} works here", "wait for it, or stop it first") from None
+        try:
+            lock.acquire()
+        except Timeout:
+            if not wait:
+                raise LockedError(folder, f"{_holder(holder)} works here", "wait for it, or stop it first") from None
+            if say is not None:
+                say(f"note: waiting for {_holder(holder)}, which works in {printable(folder)}")
+            lock.acquire(timeout=-1)
     except OSError as error:
         problem = f"cannot be written ({error.strerror})"
         raise ResourceError(folder, problem, "choose a place that can be written") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
 import shutil
@@ -14,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from ensemble.data.folds import FoldTable
-from ensemble.errors import ArtifactError
+from ensemble.errors import ArtifactError, printable
+from ensemble.runs.artifacts import read_recorded, write_recorded
 from ensemble.runs.files import (
     Tensors,
     file_sha256,
@@ -33,6 +33,9 @@ from ensemble.runs.files import (
 )
 
 TRAIN_AGAIN = "give its `thera train-member` command again; what is done is kept"
+
+RESTORE = "restore it from a copy, or remove its folder and train the member again"
+"""The remedy where `member.json` is damaged."""
 
 FROM_TIMM, FROM_FILE, FROM_SCRATCH = "timm's pretrained weights", "a file", "scratch"
 """Values of `MemberFacts.started_from`: what a member started from whose config says `pretrained: if-possible`."""
@@ -57,6 +60,8 @@ class FoldFacts:
     device : str
     threads : int
         CPU threads; 1 for runs that were made before it was recorded.
+    history_sha256 : str or None
+        Hash of `history.jsonl`; None where there is none, or for runs that were made before it was recorded.
     """
 
     weights_sha256: str
@@ -66,6 +71,7 @@ class FoldFacts:
     seconds: float = 0.0
     device: str = "cpu"
     threads: int = 1
+    history_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -145,6 +151,7 @@ class MemberFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.name = folder, folder.name
+        self._run = folder.parent.parent
         self._json = folder / "member.json"
 
     def begin(
@@ -163,7 +170,7 @@ class MemberFolder:
         remove_temporary_files(self.folder)
         if not self.has_begun:
             now = datetime.datetime.now(datetime.UTC).isoformat()
-            write_json(self._json, MemberFacts(now, dict(config), **asdict(identity)))
+            write_recorded(self._run, self._json, MemberFacts(now, dict(config), **asdict(identity)))
         stored, remedy = self.read(), "give it another --name, or use another --run"
         if config.get("epochs") != stored.config.get("epochs"):
             example = f"--name {self.name}-{config.get('epochs')}"
@@ -181,10 +188,10 @@ class MemberFolder:
         return bool(facts.folds or facts.parts or facts.left_out) or any(self.folder.glob("fold-*/**/state/*"))
 
     def read(self) -> MemberFacts:
-        return read_json(self._json, MemberFacts, TRAIN_AGAIN)
+        return read_recorded(self._run, self._json, MemberFacts, RESTORE)
 
     def update(self, **values: Any) -> None:
-        write_json(self._json, replace(self.read(), **values))
+        write_recorded(self._run, self._json, replace(self.read(), **values))
 
     def fold(self, fold: int) -> Path:
         return self.folder / f"fold-{fold}"
@@ -202,10 +209,32 @@ class MemberFolder:
         return all((folder / name).exists() and file_sha256(folder / name) == sha for name, sha in hashes.items())
 
     def history(self, fold: int) -> list[dict[str, Any]]:
-        """Return the history of a fold, one mapping per epoch; an empty list if there is none."""
-        with contextlib.suppress(OSError, ValueError):
-            return [json.loads(line) for line in (self.fold(fold) / "history.jsonl").read_text().splitlines()]
-        return []
+        """Return the history of a fold, one mapping per epoch; an empty list if there is none.
+
+        Raises
+        ------
+        ArtifactError
+            It is not as it was written.
+        """
+        path, facts = self.history_path(fold), self.read().folds.get(str(fold))
+        if not path.exists():
+            return []
+        recorded = facts.history_sha256 if facts is not None else None
+        remedy = "restore it, or remove it: it is only drawn"
+        if recorded is not None and file_sha256(path) != recorded:
+            raise ArtifactError(path, "is not the file that training wrote (its hash differs)", remedy)
+        try:
+            history = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+            if not all(isinstance(epoch, dict) and isinstance(epoch["epoch"], int) for epoch in history):
+                raise ValueError("a line is no epoch")
+            if not all(isinstance(value, int | float | None) for epoch in history for value in epoch.values()):
+                raise ValueError("a value is no number")
+        except (OSError, ValueError, KeyError, RecursionError) as error:
+            raise ArtifactError(path, f"is damaged ({printable(error)})", remedy) from None
+        return history
+
+    def history_path(self, fold: int) -> Path:
+        return self.fold(fold) / "history.jsonl"
 
     def finish_fold(
         self,
@@ -220,8 +249,15 @@ class MemberFolder:
         folder = self.fold(fold)
         weights_sha256 = write_arrays(folder / "weights.safetensors", weights)
         oof_sha256 = write_logits(folder / "oof.csv", ids, logits, views)
-        self.update(folds=self.read().folds | {str(fold): FoldFacts(weights_sha256, oof_sha256, **facts)})
-        shutil.rmtree(folder / "state", ignore_errors=True)
+        history = self.history_path(fold)
+        history_sha256 = file_sha256(history) if history.exists() else None
+        finished = FoldFacts(weights_sha256, oof_sha256, **facts, history_sha256=history_sha256)
+        self.update(folds=self.read().folds | {str(fold): finished})
+        self.remove_state(fold)
+
+    def remove_state(self, fold: int) -> None:
+        """Remove the training state of a finished fold; a process that was killed in `finish_fold` leaves it."""
+        shutil.rmtree(self.fold(fold) / "state", ignore_errors=True)
 
     # --- OOF logits and weights ---------------------------------------------------------------------------------------
 
@@ -320,7 +356,12 @@ class StateNote:
     """The JSON file beside a training state: the hash of its tensors, and the history of the epochs."""
 
     sha256: str
-    history: list[dict[str, Any]]
+    history: list[dict[str, int | float | None]]
+
+
+def _stem(history: Sequence[object]) -> str:
+    """Return the name, without suffix, of the state after the epochs of a history."""
+    return f"epoch-{len(history):04d}"
 
 
 class StateFolder:
@@ -340,7 +381,7 @@ class StateFolder:
 
     def save(self, tensors: Tensors, history: Sequence[Mapping[str, Any]]) -> None:
         """Save the state after `len(history)` epochs, and their history."""
-        stem = f"epoch-{len(history):04d}"
+        stem = _stem(history)
         sha256 = write_tensors(self._state / f"{stem}.safetensors", tensors)
         write_json(self._state / f"{stem}.json", StateNote(sha256, [dict(epoch) for epoch in history]))
         write_whole(self._history, "".join(json.dumps(epoch) + "\n" for epoch in history).encode())
@@ -361,7 +402,7 @@ class StateFolder:
             weights = path.with_suffix(".safetensors")
             try:
                 note = read_json(path, StateNote, "")
-                if file_sha256(weights) == note.sha256:
+                if file_sha256(weights) == note.sha256 and path.stem == _stem(note.history):
                     return read_tensors(weights), note.history
             except ArtifactError:
                 pass

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from ensemble.errors import ArtifactError
+from ensemble.errors import ArtifactError, printable
+from ensemble.progress import Say, silent
 from ensemble.runs import files
+from ensemble.runs.artifacts import read_recorded, write_recorded
 from ensemble.runs.member import MemberFolder
 from ensemble.runs.migration import migrate_note
 
@@ -59,6 +61,12 @@ class KeptNote:
     files: dict[str, KeptFacts] = field(default_factory=dict)
 
 
+def read_note(path: Path) -> KeptNote:
+    """Return `made_from.json`, once its hash is verified."""
+    remedy = f"remove {path.parent}; its logits are then computed again"
+    return files.read_json(path, KeptNote, remedy, migrate_note)
+
+
 class KeptLogits:
     """The logits of fold models in `<member>/fold-<k>.csv`, and how they were computed in `made_from.json`.
 
@@ -81,8 +89,7 @@ class KeptLogits:
         self._folder, self._path, self._ids = folder, folder / "made_from.json", ids
         self._note = KeptNote(fingerprint)
         if self._path.exists():
-            remedy = f"remove {folder}; its logits are then computed again"
-            stored = files.read_json(self._path, KeptNote, remedy, migrate_note)
+            stored = read_note(self._path)
             if stored.fingerprint == fingerprint:
                 self._note = stored
 
@@ -136,22 +143,31 @@ def _name(member: MemberFolder, fold: int) -> str:
 # --- label file, table and facts --------------------------------------------------------------------------------------
 
 
-def is_predicted(folder: Path, request: object) -> bool:
+def is_predicted(folder: Path, request: object, say: Say = silent) -> bool:
     """Return whether the files of a prediction exist, are unchanged, and were made for this request.
 
     Parameters
     ----------
     folder : Path
+        `predictions/<set>` of a run.
     request : dataclass
         The `request` of the facts that `write_facts` wrote.
+    say : callable
+        Receives a warning where a file is damaged, so that it is made again.
     """
     path = folder / "predictions.json"
-    try:
-        stored = files.read_json(path, _StoredRequest, "", _with_request)
-        hashes = {name: files.file_sha256(folder / name) for name in stored.files}
-    except ArtifactError:
+    if not path.exists():
         return False
-    return bool(hashes) and stored.files == hashes and stored.request == _plain(request)
+    try:
+        stored = read_recorded(folder.parent.parent, path, _StoredRequest, "", _with_request)
+        if not stored.files or stored.request != _plain(request):
+            return False
+        if damaged := [name for name, sha in stored.files.items() if files.file_sha256(folder / name) != sha]:
+            raise ArtifactError(folder / damaged[0], "is not the file that thera wrote (its hash differs)")
+    except ArtifactError as error:
+        say(f"warning: {printable(error.where)} {error.found}; it is made again")
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -191,13 +207,17 @@ def write_labels(folder: Path, name: str, content: bytes, table: pd.DataFrame) -
 
 def write_facts(folder: Path, facts: object) -> None:
     """Write `predictions.json`. It is written last: a prediction without it is incomplete."""
-    files.write_json(folder / "predictions.json", facts)
+    write_recorded(folder.parent.parent, folder / "predictions.json", facts)
 
 
-def read_prediction(folder: Path, type_: type[T], migrate: files.Migrate | None = None) -> tuple[T, pd.DataFrame]:
-    """Return the facts of a prediction, and its table with all cells as text."""
-    facts = files.read_json(folder / "predictions.json", type_, PREDICT_AGAIN, migrate)
-    return facts, files.read_table(folder / "predictions.csv", None, PREDICT_AGAIN)
+def read_facts(folder: Path, type_: type[T], migrate: files.Migrate | None = None) -> T:
+    """Return `predictions.json`, once its hash is verified."""
+    return read_recorded(folder.parent.parent, folder / "predictions.json", type_, PREDICT_AGAIN, migrate)
+
+
+def read_table(folder: Path, hashes: Mapping[str, str]) -> pd.DataFrame:
+    """Return `predictions.csv` with all cells as text, once its hash among those of `predictions.json` is verified."""
+    return files.read_table(folder / "predictions.csv", None, PREDICT_AGAIN, hashes.get("predictions.csv"))
 
 
 @dataclass(frozen=True)
@@ -207,13 +227,11 @@ class _Fingerprint:
 
 def fingerprint_of(folder: Path) -> str | None:
     """Return the fingerprint of the images of a predictions folder; None where the folder is empty."""
-    for path in (
-        folder / "predictions.json",
-        folder / "logits" / "made_from.json",
-    ):  # a killed process leaves the second alone
-        if path.exists():
-            return files.read_json(path, _Fingerprint, f"remove {folder}", _with_fingerprint).fingerprint
-    return None
+    facts, note = folder / "predictions.json", folder / "logits" / "made_from.json"
+    if facts.exists():
+        remedy = "remove it; thera predict makes it again from the kept logits"
+        return files.read_json(facts, _Fingerprint, remedy, _with_fingerprint).fingerprint
+    return read_note(note).fingerprint if note.exists() else None  # a killed process leaves the note alone
 
 
 def _with_fingerprint(content: dict[str, Any]) -> dict[str, Any]:

@@ -19,12 +19,14 @@ import numpy as np
 from ensemble.config import VIEWS
 from ensemble.data.folds import FoldTable
 from ensemble.errors import ArtifactError, ConfigError, DataError, LockedError, ResourceError
+from ensemble.runs.artifacts import RESTORE, forget_below
 from ensemble.runs.files import (
     file_sha256,
     locked,
     read_json,
     read_table,
     refuse_differences,
+    remove_orphans,
     table_bytes,
     write_json,
     write_whole,
@@ -74,6 +76,8 @@ class RunFacts:
         The names of label 0 and label 1, where the labels were names.
     label_files : dict of str to str
         SHA-256 of each label file as it was written last, by its path as it was given.
+    artifacts : dict of str to tuple of str
+        SHA-256 of the JSON files below this one, by path; two while a file is being replaced. See `runs.artifacts`.
     """
 
     seed: int
@@ -90,6 +94,11 @@ class RunFacts:
     folds_sha256: str | None = None
     classes: tuple[str, str] | None = None
     label_files: dict[str, str] = field(default_factory=dict)
+    artifacts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.folds < 2 or self.n < 1 or min(self.size) < 1:
+            raise ValueError("folds, n and size must be positive")
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -114,7 +123,16 @@ class Run:
         self._json = folder / "run.json"
 
     def read(self) -> RunFacts:
-        return read_json(self._json, RunFacts, TRAIN_FIRST)
+        return read_json(self._json, RunFacts, RESTORE if self._json.exists() else TRAIN_FIRST)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold `run.json`, and remove what killed processes have left in the run's folder."""
+        with locked(self.folder, wait=True):
+            remove_orphans(self.folder)
+            for path in (*self.folder.glob(".run.json.*.tmp"), *self.folder.glob(".folds.csv.*.tmp")):
+                path.unlink(missing_ok=True)  # both are written by the holder of the lock alone
+            yield
 
     def begin(self, facts: RunFacts) -> None:
         """Start a run, or make sure that it is the same one.
@@ -124,7 +142,7 @@ class Run:
         ArtifactError
             The run was begun with another seed, folds or images; the differences are named.
         """
-        with locked(self.folder, wait=True):
+        with self._locked():
             if not self._json.exists():
                 write_json(self._json, replace(facts, versions=versions()))
         refuse_differences(self._json, self.read().identity, facts.identity, "use another --run")
@@ -144,7 +162,7 @@ class Run:
         str
             How the former facts differ; an empty text where nothing was removed.
         """
-        with locked(self.folder, wait=True), contextlib.ExitStack() as locks:
+        with self._locked(), contextlib.ExitStack() as locks:
             if not self._json.exists():
                 return ""
             former = self.read()
@@ -179,6 +197,7 @@ class Run:
         except (ConfigError, DataError, ArtifactError, ResourceError):
             for member in new:
                 if not member.has_begun:
+                    forget_below(self.folder, member.folder)
                     shutil.rmtree(member.folder, ignore_errors=True)
             with contextlib.suppress(OSError):  # another command's member is in it
                 (self.folder / "members").rmdir()
@@ -190,13 +209,13 @@ class Run:
         """Add a command to the history. `started` is in seconds of `time.time()`."""
         when = datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds")
         entry = HistoryEntry(command, when, round(time.time() - started, 1))
-        with locked(self.folder, wait=True):
+        with self._locked():
             facts = self.read()
             write_json(self._json, replace(facts, history=(*facts.history, entry)))
 
     def record_label_file(self, path: Path, sha256: str) -> None:
         """Record that a label file is written, so that this run may replace it."""
-        with locked(self.folder, wait=True):
+        with self._locked():
             facts = self.read()
             write_json(self._json, replace(facts, label_files={**facts.label_files, str(path): sha256}))
 
@@ -212,7 +231,7 @@ class Run:
     def write_folds(self, table: FoldTable) -> None:
         """Write `folds.csv`, with a group column where there are groups, and its hash to `run.json`."""
         data = table_bytes(table.to_pandas())
-        with locked(self.folder, wait=True):
+        with self._locked():
             write_json(self._json, replace(self.read(), folds_sha256=hashlib.sha256(data).hexdigest()))
             write_whole(self.folder / "folds.csv", data)
 

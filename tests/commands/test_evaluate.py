@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import rewrite_json
 
 from ensemble.cli import main
 from ensemble.commands import evaluate as command
@@ -345,7 +346,7 @@ def test_what_a_run_lacks_is_named(made: Path, tmp_path: Path, capsys: pytest.Ca
     assert "fold-1/oof.csv: is not the file that " in fails(capsys, 4, "compare", run, made / "good")
     stored = json.loads((run / "members/weak/member.json").read_text())
     del stored["folds"]["1"]
-    (run / "members/weak/member.json").write_text(json.dumps(stored))
+    rewrite_json(run / "members/weak/member.json", stored)
     message = fails(capsys, 4, "compare", run / "members/weak", made / "good")
     assert message.startswith("member weak: lacks OOF logits for fold 1; ")
     shown(capsys, "compare", run / "members/strong", made / "good")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import prediction_facts, write_tiny
+from tiny import prediction_facts, rewrite_json, write_tiny
 
 from ensemble.cli import main
 from ensemble.members import inference
@@ -166,7 +166,7 @@ def test_another_decision_takes_effect_without_weights(again: Path, trained: Pat
     path = again / "run/decision/decision.json"
     decision = json.loads(path.read_text())
     decision["tta"]["stacked"]["threshold"] = 1e9
-    path.write_text(json.dumps(decision))
+    rewrite_json(path, decision)
     main(command(again, trained))
     assert (again / "out.txt").read_text() == "0\n" * 12 and not computed
 
@@ -356,7 +356,7 @@ def test_logits_of_other_weights_are_not_used(
     path = again / "run/predictions/img/logits/made_from.json"
     stored = json.loads(path.read_text())
     stored["files"]["a/fold-1.csv"]["weights_sha256"] = "0" * 64
-    path.write_text(json.dumps(stored))
+    rewrite_json(path, stored)
     capsys.readouterr()
     main(command(again, trained))
     assert len(computed) == 1 and not warnings(capsys) and made(again) == made(predicted)
@@ -371,7 +371,7 @@ def test_logits_under_ids_of_other_images_are_not_used(
     (place / "a/fold-0.csv").write_bytes(data)
     stored = json.loads((place / "made_from.json").read_text())
     stored["files"]["a/fold-0.csv"]["sha256"] = hashlib.sha256(data).hexdigest()
-    (place / "made_from.json").write_text(json.dumps(stored))
+    rewrite_json(place / "made_from.json", stored)
     capsys.readouterr()
     main(command(again, trained))
     assert "does not have the ids of the images" in "".join(warnings(capsys))
@@ -393,7 +393,7 @@ def test_a_damaged_or_newer_note_is_refused(
     forget(again)
     path = again / "run/predictions/img/logits/made_from.json"
     stored = json.loads(path.read_text())
-    path.write_text("{" if change is None else json.dumps(stored | change))
+    path.write_text("{") if change is None else rewrite_json(path, stored | change)
     before = path.read_bytes()
     assert f"{path}: {message}" in fails(4, command(again, trained), capsys)
     assert path.read_bytes() == before
@@ -407,7 +407,7 @@ def test_a_note_with_views_of_a_wrong_type_is_refused(
     path = again / "run/predictions/img/logits/made_from.json"
     stored = json.loads(path.read_text())
     stored["files"]["b/fold-1.csv"]["views"] = views
-    path.write_text(json.dumps(stored))
+    rewrite_json(path, stored)
     line = fails(4, command(again, trained), capsys)
     assert f"{path}: is damaged (files.b/fold-1.csv.views" in line and "its logits are then computed again" in line
 
@@ -419,7 +419,7 @@ def test_logits_of_other_views_are_computed_again(
     path = again / "run/predictions/img/logits/made_from.json"
     stored = json.loads(path.read_text())
     stored["files"]["b/fold-1.csv"]["views"] = ["identity"]
-    path.write_text(json.dumps(stored))
+    rewrite_json(path, stored)
     main(command(again, trained))
     assert len(computed) == 1 and made(again) == made(predicted)
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny import listing, write_tiny
+from tiny import listing, rewrite_json, write_tiny
 
 from ensemble.cli import main
 from ensemble.config import MemberConfig
@@ -56,7 +56,7 @@ def unfinish(run: Path, name: str, fold: int) -> None:
     path = run / "members" / name / "member.json"
     facts = json.loads(path.read_text())
     del facts["folds"][str(fold)]
-    path.write_text(json.dumps(facts))
+    rewrite_json(path, facts)
     shutil.rmtree(run / "members" / name / f"fold-{fold}")
 
 

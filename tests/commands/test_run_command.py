@@ -17,7 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from tiny import prediction_facts, write_tiny
+from tiny import prediction_facts, rewrite_json, write_tiny
 
 from ensemble.cli import main
 from ensemble.commands import run as run_command
@@ -368,7 +368,7 @@ def test_faults_of_artifacts_are_named(done: Path, tmp_path: Path, capsys: pytes
     assert not (tmp_path / "out.txt").exists()
     stored: dict[str, Any] = json.loads((run / "members/a/member.json").read_text())
     stored["folds"]["0"]["oof_sha256"] = "0" * 64
-    (run / "members/a/member.json").write_text(json.dumps(stored))
+    rewrite_json(run / "members/a/member.json", stored)
     assert "was fitted on other OOF logits" in fails(4, *predict, capsys=capsys)
     (run / "run.json").write_text(json.dumps(json.loads((run / "run.json").read_text()) | {"schema": 99}))
     assert "has schema 99" in fails(4, "report", "--run", run, capsys=capsys)

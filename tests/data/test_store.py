@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,12 +14,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from samples import encode, with_exif
+from tiny import listing
 
 from ensemble.data import store as module
 from ensemble.data.dataset import Dataset
 from ensemble.data.source import open_source
 from ensemble.data.store import load_dataset
 from ensemble.errors import DataError, ResourceError
+from ensemble.runs.files import locked
 
 
 def picture(seed: int, height: int = 12, width: int = 12) -> NDArray[np.uint8]:
@@ -79,13 +83,69 @@ def test_a_store_whose_json_has_another_form_is_made_again(tmp_path: Path, conte
 
 
 @pytest.mark.parametrize("name", ["pixels.npy", "traits.npy", "store.json", "digests.txt"])
-@pytest.mark.parametrize("damage", ["gone", "short"])
-def test_a_damaged_store_is_written_anew(tmp_path: Path, name: str, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["gone", "short", "flipped"])
+def test_a_damaged_store_is_written_anew_with_a_warning(tmp_path: Path, name: str, damage: str) -> None:
     folder = ten(tmp_path / "img")
     first = np.array(load(folder, tmp_path / "store").pixels)
     (file,) = (tmp_path / "store").glob(f"*/{name}")
-    os.truncate(file, file.stat().st_size // 2) if damage == "short" else file.unlink()
+    before, said = listing(file.parent), list[str]()
+    if damage == "gone":
+        file.unlink()
+    elif damage == "short":
+        os.truncate(file, file.stat().st_size // 2)
+    else:
+        data = np.frombuffer(file.read_bytes(), np.uint8).copy()
+        data[-7::-7] ^= 1
+        file.write_bytes(data.tobytes())
+    again = load_dataset(open_source(folder), tmp_path / "store", threads=2, say=said.append)
+    assert np.array_equal(again.pixels, first)
+    assert listing(file.parent) == before
+    (line,) = said
+    assert line.startswith(f"warning: {file}: ") and line.endswith("; the images are decoded again")
+    load_dataset(open_source(folder), tmp_path / "store", threads=2, say=said.append)
+    assert said == [line]
+
+
+def test_a_store_of_another_schema_is_written_anew_with_a_warning(tmp_path: Path) -> None:
+    folder, said = ten(tmp_path / "img"), list[str]()
+    load(folder, tmp_path / "store")
+    (file,) = (tmp_path / "store").glob("*/store.json")
+    file.write_text(file.read_text().replace('"schema": 1', '"schema": 99'))
+    load_dataset(open_source(folder), tmp_path / "store", threads=2, say=said.append)
+    assert said == [f"warning: {file}: has schema 99; this thera reads 1; the images are decoded again"]
+    assert json.loads(file.read_text())["schema"] == 1
+
+
+def test_a_store_without_hashes_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = ten(tmp_path / "img")
+    first = np.array(load(folder, tmp_path / "store").pixels)
+    (file,) = (tmp_path / "store").glob("*/store.json")
+    stored = json.loads(file.read_text())
+    file.write_text(json.dumps({key: stored[key] for key in ("n", "policy", "resize", "schema", "size", "traits")}))
+    monkeypatch.setattr(module, "decode", lambda *_: pytest.fail("decoded again"))
     assert np.array_equal(load(folder, tmp_path / "store").pixels, first)
+
+
+def test_a_wait_for_another_process_that_decodes_is_announced(tmp_path: Path) -> None:
+    folder, said = ten(tmp_path / "img"), list[str]()
+    held, waits = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with locked(tmp_path / "store"):
+            held.set()
+            waits.wait(60)
+
+    def say(line: str) -> None:
+        said.append(line)
+        waits.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        holder = pool.submit(hold)
+        assert held.wait(60)
+        load_dataset(open_source(folder), tmp_path / "store", threads=2, say=say)
+        holder.result()
+    assert said[0].startswith(f"note: waiting for pid {os.getpid()} on ")
+    assert said[0].endswith(f", which works in {tmp_path / 'store'}")
 
 
 def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:

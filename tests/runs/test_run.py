@@ -75,7 +75,9 @@ def test_a_run_with_a_field_of_a_wrong_type_is_refused(tmp_path: Path, change: d
     run.begin(FACTS)
     stored = json.loads((tmp_path / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps(stored | change))
-    with pytest.raises(ArtifactError, match=rf"run\.json: is damaged \({next(iter(change))}.*; train a member first"):
+    with pytest.raises(
+        ArtifactError, match=rf"run\.json: is damaged \({next(iter(change))}.*; restore run.json from a"
+    ):
         run.read()
 
 
