@@ -20,6 +20,9 @@ HEADER = "label"
 NO_NAMES = frozenset({"", "nan", "none", "null", "na", "n/a", "?"})
 """Texts that stand for a missing value, so that no class may have them as its name."""
 
+MOST_NAMED = 10
+"""The most different labels that a message calls names of classes; more are something else than labels."""
+
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?")
 
 
@@ -75,7 +78,7 @@ def parse_labels(data: bytes, where: str) -> NDArray[np.int8]:
 def read_labels(data: bytes, where: str, positive: str | None = None, classes: tuple[str, str] | None = None) -> Labels:
     """Return the labels of a text file with a label in each line, or of a CSV file with the columns name,label.
 
-    A byte-order mark, CRLF, a missing final newline, an extra one, and the header `label` are accepted.
+    A byte-order mark, CRLF or CR, a missing final newline, an extra one, and the header `label` are accepted.
 
     Parameters
     ----------
@@ -97,7 +100,7 @@ def read_labels(data: bytes, where: str, positive: str | None = None, classes: t
     text = as_text(data, where)
     if re.search("[,;\t]", text.partition("\n")[0]):
         return _read_table(text, where, positive, classes)
-    lines = text.replace("\r\n", "\n").split("\n")
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     for _ in range(2):
         if lines and not lines[-1]:
             lines.pop()
@@ -175,9 +178,11 @@ def read_values(
 def _read_names(values: Sequence[str], lines: Sequence[int], where: str, positive: str | None) -> Labels:
     names = sorted(set(values))
     if len(names) > 2:
+        columns = next((i for i, value in enumerate(values) if len(value.split()) > 1), None)
         third = next(i for i, value in enumerate(values) if len(set(values[: i + 1])) == 3)
-        if len(names) > 10 or len(values[third].split()) > 1:
-            _refuse(where, lines[third], values[third])
+        if len(names) > MOST_NAMED or columns is not None:
+            at = third if columns is None else columns
+            _refuse(where, lines[at], values[at])
         problem = f"is {printable(values[third])[:40]}, a third label beside {listed(sorted(set(values[:third])))}"
         raise DataError(f"{where}: line {lines[third]}", problem, "two labels are possible")
     order = order_classes(names, positive, where)

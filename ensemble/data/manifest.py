@@ -82,4 +82,7 @@ def _check_paths(where: str, root: str, lines: Sequence[int], paths: Sequence[st
         if not os.path.isfile(full):
             missing.append(f"{path} (line {line})")
     if missing:
-        raise DataError(where, f"{len(missing)} of {len(paths)} images are missing or not files: {listed(missing)}")
+        remedy = "correct the paths, or give the folder of the images as --images and this table as --labels"
+        raise DataError(
+            where, f"{len(missing)} of {len(paths)} images are missing or not files: {listed(missing)}", remedy
+        )

@@ -15,7 +15,7 @@ from ensemble.errors import ConfigError, DataError, TheraError
 
 
 @pytest.mark.parametrize(
-    "data", [b"1\n0\n1\n", b"\xef\xbb\xbf1\n0\n1\n", b"1\r\n0\r\n1\r\n", b"1\n0\n1", b"1\n0\n1\n\n"]
+    "data", [b"1\n0\n1\n", b"\xef\xbb\xbf1\n0\n1\n", b"1\r\n0\r\n1\r\n", b"1\r0\r1\r", b"1\n0\n1", b"1\n0\n1\n\n"]
 )
 def test_label_files_that_differ_in_form_only(data: bytes) -> None:
     labels = parse_labels(data, "labels.txt")
@@ -270,7 +270,7 @@ def test_lists_that_are_refused(
     [
         (b"cat\ndog\nbird\n", "line 3: is bird, a third label beside cat, dog"),
         (b"cat\nnan\n", "line 1: must be 0 or 1; got 'cat'"),
-        (b"img/1.png 1\nimg/2.png 0\nimg/3.png 1\n", "line 3: holds more than one column"),
+        (b"img/1.png 1\nimg/2.png 0\nimg/3.png 1\n", "line 1: holds more than one column"),
     ],
 )
 def test_names_that_are_no_two_classes_are_refused(data: bytes, message: str) -> None:
