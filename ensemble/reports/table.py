@@ -41,11 +41,11 @@ class Table:
         """Return a GitHub-flavoured Markdown section."""
 
         def line(cells: Iterable[str]) -> str:
-            return "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |"
+            return "| " + " | ".join(escaped(cell).replace("|", "\\|") for cell in cells) + " |"
 
         rule = ("---", *("---:" if self.numbers else "---" for _ in self.columns[1:]))
-        lines = [f"## {self.title}", "", line(self.columns), line(rule), *map(line, self.rows)]
-        return "\n".join(lines + [text for note in self.notes for text in ("", note)]) + "\n"
+        lines = [f"## {escaped(self.title)}", "", line(self.columns), line(rule), *map(line, self.rows)]
+        return "\n".join(lines + [text for note in self.notes for text in ("", escaped(note))]) + "\n"
 
     def text(self) -> str:
         """Return aligned plain text, for a pipe or a log.
@@ -89,3 +89,12 @@ def rate_cells(rates: ErrorRates) -> tuple[str, str, str]:
 def interval_cell(interval: Interval, form: str = ".4f") -> str:
     """Return an interval as `[low, high]`, each end in the given format."""
     return f"[{interval.low:{form}}, {interval.high:{form}}]"
+
+
+def escaped(text: str) -> str:
+    """Return a line of Markdown whose HTML tags, links and images are shown as text: they may come from file names.
+
+    >>> escaped("<b> and ![x](http://y)")
+    '&lt;b> and ![x]\\\\(http://y)'
+    """
+    return text.replace("<", "&lt;").replace("](", "]\\(")
