@@ -87,6 +87,7 @@ OutFile = Annotated[
     ),
 ]
 Force = Annotated[bool, option(DATA, "Replace the label file although this run did not write it.")]
+FollowLinks = Annotated[bool, option(DATA, "Read images behind links that lead out of the images' folder.")]
 Seed = Annotated[int, option(RUN, "Seed every random stream with this number.", ge=0)]
 Device = Annotated[str, option(SPEED, "Compute on auto, cpu, cuda or cuda:N.")]
 """Options that several models have."""
@@ -118,6 +119,7 @@ class DataConfig(Frozen):
     images: Images
     labels: LabelFile = None
     positive: Positive = None
+    follow_links: FollowLinks = False
     resize: Annotated[
         int | None,
         option(DATA, "Resize every image to this size in pixels.", unset="as they are", ge=16, le=4096),
@@ -365,6 +367,7 @@ class PredictConfig(PredictOptions):
     """A set of images to label, and the label file to write."""
 
     images: ToLabel
+    follow_links: FollowLinks = False
     out: OutFile = None
     force: Force = False
 

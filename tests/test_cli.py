@@ -389,6 +389,7 @@ def test_train_member_passes_on_what_was_given(
         "48",
         "--positive",
         "p",
+        "--follow-links",
     ]
     options += ["--convolutions", "lowered", "--loss", "focal", "--label-smoothing", "0.1", "--clean"]
     options += ["--sampler", "balanced", "--schedule", "step", "--step-epochs", "3", "--step-factor", "0.5", "--freeze"]
@@ -396,7 +397,8 @@ def test_train_member_passes_on_what_was_given(
     assert thera(*TRAIN, *options, "--device", "cpu", "--workers", "1", "--jobs", "3") == 0
     run, (member,), data, folds, seed, compute = seen
     assert (run, folds, seed, compute) == (Path("r"), 3, 7, ComputeConfig(device="cpu", workers=1, jobs=3))
-    assert data.model_dump() == {"images": Path("img"), "labels": Path("l"), "positive": "p", "resize": 48}
+    where = {"images": Path("img"), "labels": Path("l"), "positive": "p", "follow_links": True, "resize": 48}
+    assert data.model_dump() == where
     expected = {"arch": "resnet18", "name": "n", "epochs": 2, "batch_size": 4, "lr": 1e-3, "gamma": 1, "alpha": 0.25}
     expected |= {"augment": "none", "stem": "half-stride", "input_size": 32, "precision": "fp32", "pretrained": False}
     expected |= {"weights": Path("w"), "convolutions": "lowered", "clean": True}
@@ -455,6 +457,7 @@ def test_fit_stacker_passes_on_what_was_given(
     [
         ([], {}),
         (["--tta"], {"tta": True}),
+        (["--follow-links"], {"follow_links": True}),
         (["--no-tta", "--prior", "0.3"], {"prior": 0.3}),
         (["--correction", "none"], {"correction": "none"}),
         (["--combine", "vote"], {"combine": "vote"}),
@@ -473,7 +476,7 @@ def test_predict_passes_on_what_was_given(
     assert thera(*PREDICT, "--device", "cpu", *options) == 0
     run, config, compute = seen
     default = {"images": (Path("i"),), "out": Path("o.txt"), "tta": False, "correction": "posterior", "prior": None}
-    default["force"] = False
+    default |= {"force": False, "follow_links": False}
     default |= {"combine": "mean", "cascade": None, "precision": "auto", "convolutions": "auto"}
     assert (run, config.model_dump()) == (Path("r"), default | expected)
     assert compute == ComputeConfig(device="cpu", jobs=2 if "--jobs" in options else None)

@@ -70,7 +70,8 @@ def check_prediction(run: Run, config: PredictConfig) -> None:
     DataError, ConfigError, ResourceError
         As `data.source.open_source` and `runs.label_files.checked_target`.
     """
-    checked_target(run, config.out, open_source(config.images, find_labels=False).ids, config.force)
+    source = open_source(config.images, follow_links=config.follow_links, find_labels=False)
+    checked_target(run, config.out, source.ids, config.force)
 
 
 def check_members(members: Sequence[MemberConfig]) -> None:

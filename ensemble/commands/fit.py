@@ -112,7 +112,9 @@ def _check(config: FitConfig, decision: DecisionConfig, compute: ComputeConfig) 
 
     Objective.parse(decision.objective)
     check_compute(compute.device)
-    check_labels(open_source(config.images, config.labels, config.positive), config.folds or LEAST_FOLDS)
+    check_labels(
+        open_source(config.images, config.labels, config.positive, config.follow_links), config.folds or LEAST_FOLDS
+    )
     run, prediction = config.run, _prediction(config)
     if prediction is not None:
         check_prediction(Run(run or RUNS / "new"), prediction)
@@ -156,7 +158,8 @@ def _kept(config: FitConfig, decision: DecisionConfig, say: Say) -> RunConfig:
 def _prediction(config: FitConfig) -> PredictConfig | None:
     if config.predict is None:
         return None
-    return PredictConfig(images=config.predict, out=config.out, force=config.force)
+    links = config.follow_links
+    return PredictConfig(images=config.predict, follow_links=links, out=config.out, force=config.force)
 
 
 @contextlib.contextmanager
@@ -214,13 +217,18 @@ def _planned(
 
     kind = choose_device(compute.device).type
     dataset = load_dataset(
-        open_source(config.images, config.labels, config.positive), Run(folder).pixels, config.resize
+        open_source(config.images, config.labels, config.positive, config.follow_links),
+        Run(folder).pixels,
+        config.resize,
     )
     n, folds = len(dataset), config.folds or folds_for(kind, len(dataset))
     assert dataset.labels is not None
     assign_folds(dataset.labels, together(dataset.digests, dataset.groups), folds, config.seed)  # or it is refused here
     full = members_for(kind, n, folds, dataset.size[1], config.epochs)
-    work = Work(n, folds, len(open_source(config.predict, find_labels=False)) if config.predict else 0)
+    to_label = (
+        open_source(config.predict, follow_links=config.follow_links, find_labels=False) if config.predict else ()
+    )
+    work = Work(n, folds, len(to_label))
     images = sum(member.epochs for member in full) * n * (folds - 1)
     members, expected = full, None
     speeds: dict[str, Speed] = {}

@@ -58,7 +58,7 @@ def predict(run: Path, config: PredictConfig, compute: ComputeConfig | None = No
     folder, compute = Run(run), compute or ComputeConfig()
     facts = folder.read()
     read_decisions(folder, say)  # a run without a decision is refused before the images are read
-    source = open_source(config.images, find_labels=False)
+    source = open_source(config.images, follow_links=config.follow_links, find_labels=False)
     out = checked_target(folder, config.out, source.ids, config.force)
     check_compute(compute.device)
     announce(source, say)

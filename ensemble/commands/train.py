@@ -199,7 +199,7 @@ def _checked_source(data: DataConfig | Dataset, folds: int, say: Say) -> Source 
         return None
     from ensemble.data.source import open_source
 
-    source = open_source(data.images, data.labels, data.positive)
+    source = open_source(data.images, data.labels, data.positive, data.follow_links)
     check_labels(source, folds)
     announce(source, say)
     return source

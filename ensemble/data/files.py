@@ -33,6 +33,9 @@ MAX_FILE_BYTES = 4 * MAX_PIXELS
 ZIP_METHODS = {9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstandard", 95: "xz", 98: "ppmd"}
 """Compression methods of zips that are not read, for messages: Python has no decoder, or none that bounds memory."""
 
+OUTWARD_LINK = "replace it by what it leads to, or give --follow-links"
+"""What to do where a link leads out of the folder of the images."""
+
 SHOWN = 10
 """Names that a message lists before it counts the others."""
 
@@ -84,7 +87,7 @@ def is_inside(path: str, root: str) -> bool:
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
-def files_below(folder: Path, deep: bool) -> tuple[list[str], list[str]]:
+def files_below(folder: Path, deep: bool, follow_links: bool) -> tuple[list[str], list[str]]:
     """Return the images in a folder and everything else, as paths relative to it, in any order.
 
     Parameters
@@ -92,7 +95,9 @@ def files_below(folder: Path, deep: bool) -> tuple[list[str], list[str]]:
     folder : Path
     deep : bool
         Whether subfolders are searched too. Subfolders that are not, such as hidden ones, are among everything else,
-        with a / at the end; so are links to folders, without it.
+        with a / at the end.
+    follow_links : bool
+        Whether links may lead out of the folder, and links to folders are searched; each folder is searched once.
 
     Raises
     ------
@@ -100,8 +105,13 @@ def files_below(folder: Path, deep: bool) -> tuple[list[str], list[str]]:
         A link leads out of the folder, or the name of an image belongs to something that is not a file.
     """
     root, images, others, not_files, folders = os.path.realpath(folder), list[str](), list[str](), list[str](), [""]
+    searched: set[str] = set()
     while folders:
         inside = folders.pop()
+        if follow_links and (real := os.path.realpath(folder / inside)) in searched:
+            others.append(inside)
+            continue
+        searched.add(real if follow_links else inside)
         with os.scandir(folder / inside) as entries:
             for entry in entries:
                 name, is_read = os.path.join(inside, entry.name), not is_hidden(entry.name)
@@ -109,11 +119,10 @@ def files_below(folder: Path, deep: bool) -> tuple[list[str], list[str]]:
                     (folders if deep and is_read else others).append(name if deep and is_read else f"{name}/")
                 elif not (is_read and (is_image(entry.name) or (deep and entry.is_dir()))):
                     others.append(name)
-                elif entry.is_symlink() and not is_inside(os.path.realpath(entry.path), root):
-                    kind = "folder" if entry.is_dir() else "file"
-                    raise DataError(printable(entry.path), "is a link out of its folder", f"replace it by the {kind}")
+                elif not follow_links and entry.is_symlink() and not is_inside(os.path.realpath(entry.path), root):
+                    raise DataError(printable(entry.path), "is a link out of its folder", OUTWARD_LINK)
                 elif not is_image(entry.name):
-                    others.append(name)
+                    (folders if follow_links else others).append(name)
                 else:
                     (images if entry.is_file() else not_files).append(name)
     if not_files:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ensemble.data.dataset import Source
 from ensemble.data.files import (
+    OUTWARD_LINK,
     Archive,
     files_below,
     is_hidden,
@@ -36,7 +37,9 @@ SETS = ("train", "val", "test", "dev", "holdout")
 # --- a folder ---------------------------------------------------------------------------------------------------------
 
 
-def open_folder(folder: Path, positive: str | None, any_names: bool, labels: Path | None = None) -> Source:
+def open_folder(
+    folder: Path, positive: str | None, any_names: bool, labels: Path | None = None, follow_links: bool = False
+) -> Source:
     """Open a folder of images, or of one subfolder for each class, which may have subfolders in turn.
 
     Parameters
@@ -48,6 +51,8 @@ def open_folder(folder: Path, positive: str | None, any_names: bool, labels: Pat
         Whether numbered images may have gaps, because a table names each of them.
     labels : Path, optional
         The label file: the note of files that are not read leaves it out.
+    follow_links : bool
+        Whether links may lead out of the folder.
 
     Raises
     ------
@@ -55,11 +60,11 @@ def open_folder(folder: Path, positive: str | None, any_names: bool, labels: Pat
         It holds no images, folders that are no two classes, or numbered images with gaps.
     """
     where, fetch = printable(folder), functools.partial(read_file, str(folder))
-    images, others = files_below(folder, deep=False)
+    images, others = files_below(folder, deep=False, follow_links=follow_links)
     classes = [] if images else sorted(name for name in os.listdir(folder) if _is_class(folder / name))
     if classes:
         _refuse_other_folders(where, classes)
-        images, others = _images_of_classes(folder, classes, others)
+        images, others = _images_of_classes(folder, classes, others, follow_links)
     if not images:
         beside = f"; {unread_note(folder, others)}" if others else ""
         raise DataError(where, f"holds no images{beside}", "name the folder that does")
@@ -77,13 +82,15 @@ def _is_same(path: Path, other: Path) -> bool:
     return os.path.realpath(path) == os.path.realpath(other)
 
 
-def _images_of_classes(folder: Path, classes: list[str], others: list[str]) -> tuple[list[str], list[str]]:
+def _images_of_classes(
+    folder: Path, classes: list[str], others: list[str], follow_links: bool
+) -> tuple[list[str], list[str]]:
     """Return the images below the folders of classes, and everything else that is in `folder`."""
     images, others = [], [name for name in others if name.rstrip("/") not in classes]
     for name in classes:
-        if not is_inside(os.path.realpath(folder / name), os.path.realpath(folder)):
-            raise DataError(printable(folder / name), "is a link out of its folder", "replace it by the folder")
-        of_class, of_no_class = files_below(folder / name, deep=True)
+        if not follow_links and not is_inside(os.path.realpath(folder / name), os.path.realpath(folder)):
+            raise DataError(printable(folder / name), "is a link out of its folder", OUTWARD_LINK)
+        of_class, of_no_class = files_below(folder / name, deep=True, follow_links=follow_links)
         images += [f"{name}/{file}" for file in of_class]
         others += [f"{name}/{file}" for file in of_no_class]
     return images, others

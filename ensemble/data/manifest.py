@@ -16,10 +16,11 @@ from ensemble.data.tables import GROUP, LABEL, PATH, csv_rows, parquet_rows, rea
 from ensemble.errors import DataError, printable
 
 
-def open_manifest(path: Path, positive: str | None = None) -> Source:
+def open_manifest(path: Path, positive: str | None = None, follow_links: bool = False) -> Source:
     """Open the images that a manifest lists, with its labels and groups.
 
-    Paths are relative to the folder of the manifest, or absolute. A path may lack the suffix of its image.
+    Paths are relative to the folder of the manifest, or absolute. A path may lack the suffix of its image. Links may
+    lead out of the folder if `follow_links`.
 
     Raises
     ------
@@ -33,7 +34,7 @@ def open_manifest(path: Path, positive: str | None = None) -> Source:
     lines, columns, notes = read_columns(rows, where)
     root, given = os.path.realpath(path.parent), columns[PATH]
     paths = _completed(where, root, lines, given)
-    _check_paths(where, root, lines, paths)
+    _check_paths(where, root, lines, paths, follow_links)
     completed = sum(text != name for text, name in zip(given, paths, strict=True))
     if completed:
         notes += (f"{completed} paths have no suffix or have backslashes; the image files of these names are used",)
@@ -65,7 +66,7 @@ def _completed(where: str, root: str, lines: Sequence[int], paths: Sequence[str]
     return tuple(completed)
 
 
-def _check_paths(where: str, root: str, lines: Sequence[int], paths: Sequence[str]) -> None:
+def _check_paths(where: str, root: str, lines: Sequence[int], paths: Sequence[str], follow_links: bool) -> None:
     real_folder = functools.cache(os.path.realpath)
     seen: dict[str, int] = {}
     missing = []
@@ -75,10 +76,12 @@ def _check_paths(where: str, root: str, lines: Sequence[int], paths: Sequence[st
             raise DataError(at, f"'{printable(path)}' must be a path inside the manifest's folder", "correct it")
         if (first := seen.setdefault(os.path.normpath(full), line)) != line:
             raise DataError(at, f"{printable(path)} is listed in line {first} already", "list every image once")
-        if not os.path.isabs(path):  # who writes an absolute path names a file anywhere on purpose
+        if not (follow_links or os.path.isabs(path)):  # who writes an absolute path names a file anywhere on purpose
             real = os.path.realpath(full) if os.path.islink(full) else real_folder(os.path.dirname(full))
             if not is_inside(real, root):
-                raise DataError(at, f"{printable(path)} is a link out of the manifest's folder")
+                raise DataError(
+                    at, f"{printable(path)} is a link out of the manifest's folder", "or give --follow-links"
+                )
         if not os.path.isfile(full):
             missing.append(f"{path} (line {line})")
     if missing:

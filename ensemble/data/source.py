@@ -20,6 +20,7 @@ def open_source(
     images: Path | Sequence[Path],
     labels: Path | None = None,
     positive: str | None = None,
+    follow_links: bool = False,
     find_labels: bool = True,
 ) -> Source:
     """Recognise what `images` is and read its labels; no image is read yet.
@@ -36,6 +37,8 @@ def open_source(
         images takes the labels of its text file.
     positive : str, optional
         Where the labels are names, the one that is label 1; by default the second in the order of the alphabet.
+    follow_links : bool
+        Whether links may lead out of the folder of the images, or of the manifest; a zip has no links.
     find_labels : bool
         Whether a text file in a zip is read as its labels; not for images that are predicted.
 
@@ -47,7 +50,7 @@ def open_source(
         `labels` is given for images that have labels already, or no label has the name `positive`.
     """
     given = None if labels is None else read_label_file(labels, positive)
-    source = _open(images, positive, labels, given, find_labels)
+    source = _open(images, positive, labels, given, follow_links, find_labels)
     if given is not None:
         if source.labels is not None:
             raise ConfigError("--labels", f"{source.where} has labels already", "leave it out")
@@ -65,7 +68,12 @@ def set_name(images: Path | Sequence[Path]) -> str:
 
 
 def _open(
-    images: Path | Sequence[Path], positive: str | None, labels: Path | None, given: Labels | None, find_labels: bool
+    images: Path | Sequence[Path],
+    positive: str | None,
+    labels: Path | None,
+    given: Labels | None,
+    follow_links: bool,
+    find_labels: bool,
 ) -> Source:
     paths = [images] if isinstance(images, Path) else list(images)
     if len(paths) != 1:
@@ -76,7 +84,7 @@ def _open(
         if archive := split_zip(path):
             return open_zip(*archive, positive, any_names, labels, find_labels)
         if path.is_dir():
-            return open_folder(path, positive, any_names, labels)
+            return open_folder(path, positive, any_names, labels, follow_links)
         if path.suffix.lower() in (".csv", ".parquet") and path.exists():
-            return open_manifest(path, positive)
+            return open_manifest(path, positive, follow_links)
         return open_listing(paths)

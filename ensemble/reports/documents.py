@@ -12,14 +12,14 @@ from ensemble.errors import printable
 from ensemble.reports.member_tables import trial_table
 from ensemble.reports.render import render, report_tables
 from ensemble.reports.summary import report_summary
-from ensemble.reports.table import Table
+from ensemble.reports.table import Table, escaped
 from ensemble.results import MemberReport, PredictionFacts, ReportResult, TrialResult
 
 
 def report_markdown(result: ReportResult) -> str:
     """Return the report of a run as Markdown."""
     title = f"Run {printable(result.run.name)}: {result.images} images, {result.folds} folds"
-    notes = "".join(f"\nData: {printable(note)}\n" for note in result.data_notes)
+    notes = "".join(f"\nData: {escaped(printable(note))}\n" for note in result.data_notes)
     return _markdown(title, [report_summary(result), *report_tables(result)]) + notes
 
 
@@ -34,7 +34,7 @@ def trial_markdown(result: TrialResult) -> str:
 
 
 def _markdown(title: str, tables: Iterable[Table]) -> str:
-    return "\n".join((f"# {title}\n", *(table.markdown() for table in tables)))
+    return "\n".join((f"# {escaped(title)}\n", *(table.markdown() for table in tables)))
 
 
 def report_json(result: ReportResult) -> dict[str, Any]:

@@ -53,13 +53,13 @@ class Table:
         """Return a GitHub-flavoured Markdown section."""
 
         def line(cells: Iterable[str]) -> str:
-            return "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |"
+            return "| " + " | ".join(escaped(cell).replace("|", "\\|") for cell in cells) + " |"
 
-        lines = [f"## {self.title}"]
+        lines = [f"## {escaped(self.title)}"]
         if self.columns:
             rule = ("---", *("---:" if self.numbers else "---" for _ in self.columns[1:]))
             lines += ["", line(self.columns), line(rule), *map(line, self._marked_rows())]
-        return "\n".join(lines + [text for note in self.notes for text in ("", note)]) + "\n"
+        return "\n".join(lines + [text for note in self.notes for text in ("", escaped(note))]) + "\n"
 
     def text(self, width: int = WIDTH, colour: bool = False) -> str:
         """Return aligned text of at most `width` columns.
@@ -149,3 +149,12 @@ def rate_cells(rates: ErrorRates) -> tuple[str, str, str]:
 def interval_cell(interval: Interval, form: str = ".4f") -> str:
     """Return an interval as `[low, high]`, each end in the given format."""
     return f"[{interval.low:{form}}, {interval.high:{form}}]"
+
+
+def escaped(text: str) -> str:
+    """Return a line of Markdown whose HTML tags, links and images are shown as text: they may come from file names.
+
+    >>> escaped("<b> and ![x](http://y)")
+    '&lt;b> and ![x]\\\\(http://y)'
+    """
+    return text.replace("<", "&lt;").replace("](", "]\\(")

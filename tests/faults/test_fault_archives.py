@@ -64,8 +64,26 @@ def test_a_glob_names_the_files_that_are_no_images(tmp_path: Path) -> None:
 def test_a_link_to_a_folder_outside_is_refused_below_a_class(tmp_path: Path) -> None:
     fill(tmp_path, "x/0/a.jpg", "x/1/b.jpg", "out/c.jpg")
     (tmp_path / "x" / "1" / "more").symlink_to(tmp_path / "out")
-    with pytest.raises(DataError, match="x/1/more: is a link out of its folder; replace it by the folder"):
+    with pytest.raises(DataError, match="x/1/more: is a link out of its folder; replace it by what it leads"):
         open_source(tmp_path / "x")
+
+
+def test_links_out_of_the_folder_are_followed_where_that_is_requested(tmp_path: Path) -> None:
+    fill(tmp_path, "store/a", "store/b", "store/more/c.jpg", "img/3.jpg", "class/0/d.jpg")
+    (tmp_path / "img" / "1.jpg").symlink_to("../store/a")
+    (tmp_path / "img" / "2.jpg").symlink_to("../store/b")
+    numbered = open_source(tmp_path / "img", follow_links=True)
+    assert [numbered.read(row) for row in range(3)] == [b"store/a", b"store/b", b"img/3.jpg"]
+    (tmp_path / "class" / "1").symlink_to("../store/more")
+    (tmp_path / "class" / "0" / "linked").symlink_to("../../store/more")
+    (tmp_path / "class" / "0" / "loop").symlink_to(".")
+    classes = open_source(tmp_path / "class", follow_links=True)
+    assert classes.ids.tolist() == ["0/d.jpg", "0/linked/c.jpg", "1/c.jpg"]
+    assert classes.notes == ("1 files in it are not read: 0/loop",)
+    manifest = text(tmp_path / "img" / "m.csv", "path\n1.jpg\n")
+    with pytest.raises(DataError, match=r"1\.jpg is a link out of the manifest's folder; or give --follow-links"):
+        open_source(manifest)
+    assert open_source(manifest, follow_links=True).read(0) == b"store/a"
 
 
 # --- zips -------------------------------------------------------------------------------------------------------------
