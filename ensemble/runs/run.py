@@ -132,6 +132,8 @@ class Run:
             remove_orphans(self.folder)
             for path in (*self.folder.glob(".run.json.*.tmp"), *self.folder.glob(".folds.csv.*.tmp")):
                 path.unlink(missing_ok=True)  # both are written by the holder of the lock alone
+            for path in self.folder.glob(".removed-*"):  # members, see `commands.remove_member`
+                shutil.rmtree(path, ignore_errors=True)
             yield
 
     def begin(self, facts: RunFacts) -> None:

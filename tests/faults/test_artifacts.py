@@ -25,7 +25,7 @@ from ensemble.runs.predictions import KeptLogits
 from ensemble.runs.run import Run, RunFacts
 
 FOLDS, MEMBERS, IMAGES, NEW = 2, ("a", "b"), 24, 12
-MUTATIONS, SEED = 400, 0
+MUTATIONS, SEED = 200, 0
 
 
 def logits_of(dataset: Dataset, seed: int) -> np.ndarray:
