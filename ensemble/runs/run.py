@@ -96,10 +96,6 @@ class RunFacts:
     label_files: dict[str, str] = field(default_factory=dict)
     artifacts: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        if self.folds < 2 or self.n < 1 or min(self.size) < 1:
-            raise ValueError("folds, n and size must be positive")
-
     @property
     def identity(self) -> dict[str, Any]:
         """What must stay the same as long as the run goes on."""

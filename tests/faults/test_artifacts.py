@@ -239,6 +239,18 @@ def test_flipped_pixels_are_named_by_verify_and_decoded_again(again: Path, capsy
     assert ended(again, "verify", capsys) == (0, [])
 
 
+@pytest.mark.parametrize("config", [{}, {"arch": 3}, {"arch": "lenet", "lr": "fast"}], ids=str)
+def test_a_config_of_another_form_in_a_file_without_hashes_is_refused(
+    again: Path, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = again / "run/members/a/member.json"
+    edit_unhashed("config", to=config)(path)
+    shutil.rmtree(again / "run/predictions")
+    for command in ("verify", "predict"):
+        status, lines = ended(again, command, capsys)
+        assert status == 4 and any(f"{path}: is damaged (config: " in line for line in lines), lines
+
+
 @pytest.mark.parametrize("line", ["3", "[]", '{"epoch": "x"}', '{"epoch": 1, "loss": [1]}', "{"])
 @pytest.mark.parametrize("unhashed", [False, True])
 def test_a_history_of_another_form_is_refused(again: Path, line: str, unhashed: bool) -> None:
