@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -143,7 +143,7 @@ def finish_folds(begun: Sequence[BegunMember], table: FoldTable, resources: Reso
                 problem = f"files of fold {job.fold} are missing or damaged"
                 say(f"warning: member {folder.name}: {problem}; it is trained again")
             if done and not (folder.fold(job.fold) / "training.png").exists():
-                _draw_training(folder, job.fold)
+                _draw_training(folder, job.fold, folder.history(job.fold))
             watch = None if done else Watch(_watched_rows(job, held_out), least_hter)
             jobs.append(JobToTrain(job, member.plan, held_out, folder.fold(job.fold), done, watch))
             owners.append(folder)
@@ -157,7 +157,7 @@ def _write_fold(
     folder: MemberFolder, trained: JobToTrain, ids: np.ndarray, result: FoldResult, device: str, threads: int
 ) -> None:
     fold = trained.job.fold
-    _draw_training(folder, fold)
+    _draw_training(folder, fold, result.history)
     folder.finish_fold(
         fold,
         result.weights,
@@ -173,10 +173,10 @@ def _write_fold(
     folder.update(parameters=result.parameters)
 
 
-def _draw_training(folder: MemberFolder, fold: int) -> None:
+def _draw_training(folder: MemberFolder, fold: int, history: Sequence[Mapping[str, Any]]) -> None:
     from ensemble.reports.figures import training_figure
 
-    figure = training_figure(f"{folder.name}, fold {fold}", folder.history(fold))
+    figure = training_figure(f"{folder.name}, fold {fold}", history)
     files.write_whole(folder.fold(fold) / "training.png", figure)
 
 

@@ -201,6 +201,7 @@ def _fold_models(images: _Prediction, predictor: Predictor, models: Sequence[tup
 
     specs = {}
     for column in dict.fromkeys(column for column, _ in models):
+        images.members[column].check_config()
         facts = images.members[column].read()
         as_trained = Plan(facts.precision, facts.convolutions)
         specs[column] = predictor.spec(facts.current_config, as_trained, len(facts.folds))

@@ -52,6 +52,7 @@ def report(run: Path, say: Say = silent) -> ReportResult:
         predictions=_current_predictions(folder, say) if decided else {},
         data_notes=tuple(facts.notes),
     )
+    files.remove_orphans(run)
     files.write_whole(run / "report.md", report_markdown(result).encode())
     files.write_json(run / "report.json", report_json(result), with_hash=False)
     return result

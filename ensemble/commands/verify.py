@@ -95,6 +95,7 @@ def _check_member(member: MemberFolder, checks: _Checks) -> None:
     facts = checks.read(member.folder / "member.json", member.read)
     if facts is None:
         return
+    checks.read(member.folder / "member.json", member.check_config)
     absent = [fold for fold in sorted(facts.folds) if not (member.fold(int(fold)) / "weights.safetensors").exists()]
     if absent:
         checks.say(f"note: member {member.name} lacks the weights of folds {', '.join(absent)}; new images need them")

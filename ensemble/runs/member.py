@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from ensemble.config import MemberConfig
+from ensemble.config_reading import validated
 from ensemble.data.folds import FoldTable
-from ensemble.errors import ArtifactError, printable
+from ensemble.errors import ArtifactError, ConfigError, printable
 from ensemble.runs.artifacts import read_recorded, write_recorded
 from ensemble.runs.files import (
     Tensors,
@@ -189,6 +191,13 @@ class MemberFolder:
 
     def read(self) -> MemberFacts:
         return read_recorded(self._run, self._json, MemberFacts, RESTORE)
+
+    def check_config(self) -> None:
+        """Raise an ArtifactError where the config is no `MemberConfig`, as in an edited file without a hash."""
+        try:
+            validated(MemberConfig, {**self.read().current_config, "pretrained": False, "weights": None}, self._json)
+        except ConfigError as error:
+            raise ArtifactError(self._json, f"is damaged (config: {error.found})", RESTORE) from None
 
     def update(self, **values: Any) -> None:
         write_recorded(self._run, self._json, replace(self.read(), **values))

@@ -96,10 +96,6 @@ class RunFacts:
     label_files: dict[str, str] = field(default_factory=dict)
     artifacts: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        if self.folds < 2 or self.n < 1 or min(self.size) < 1:
-            raise ValueError("folds, n and size must be positive")
-
     @property
     def identity(self) -> dict[str, Any]:
         """What must stay the same as long as the run goes on."""
@@ -132,6 +128,8 @@ class Run:
             remove_orphans(self.folder)
             for path in (*self.folder.glob(".run.json.*.tmp"), *self.folder.glob(".folds.csv.*.tmp")):
                 path.unlink(missing_ok=True)  # both are written by the holder of the lock alone
+            for path in self.folder.glob(".removed-*"):  # members, see `commands.remove_member`
+                shutil.rmtree(path, ignore_errors=True)
             yield
 
     def begin(self, facts: RunFacts) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,7 @@ from ensemble.runs.predictions import KeptLogits
 from ensemble.runs.run import Run, RunFacts
 
 FOLDS, MEMBERS, IMAGES, NEW = 2, ("a", "b"), 24, 12
-MUTATIONS, SEED = 400, 0
+MUTATIONS, SEED = 200, 0
 
 
 def logits_of(dataset: Dataset, seed: int) -> np.ndarray:
@@ -236,6 +239,18 @@ def test_flipped_pixels_are_named_by_verify_and_decoded_again(again: Path, capsy
     assert ended(again, "verify", capsys) == (0, [])
 
 
+@pytest.mark.parametrize("config", [{}, {"arch": 3}, {"arch": "lenet", "lr": "fast"}], ids=str)
+def test_a_config_of_another_form_in_a_file_without_hashes_is_refused(
+    again: Path, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = again / "run/members/a/member.json"
+    edit_unhashed("config", to=config)(path)
+    shutil.rmtree(again / "run/predictions")
+    for command in ("verify", "predict"):
+        status, lines = ended(again, command, capsys)
+        assert status == 4 and any(f"{path}: is damaged (config: " in line for line in lines), lines
+
+
 @pytest.mark.parametrize("line", ["3", "[]", '{"epoch": "x"}', '{"epoch": 1, "loss": [1]}', "{"])
 @pytest.mark.parametrize("unhashed", [False, True])
 def test_a_history_of_another_form_is_refused(again: Path, line: str, unhashed: bool) -> None:
@@ -260,6 +275,67 @@ def test_a_run_without_recorded_hashes_is_read_without_a_word(again: Path, capsy
     for command in ("verify", "predict", "report"):  # the file of the decision is another, so it is predicted anew
         assert ended(again, command, capsys) == (0, [])
     assert results(again) == before
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def train(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
+    data = ["--images", str(folder / "train/img"), "--labels", str(folder / "train/labels.txt"), "--folds", "2"]
+    network = ["--arch", "lenet", "--epochs", "2", "--input-size", "32", "--precision", "fp32"]
+    plan = ["--convolutions", "native", "--device", "cpu", "--jobs", "1", "--workers", "0"]
+    capsys.readouterr()
+    try:
+        status = main(["train-member", "--run", str(folder / "trained"), *data, *network, *plan]) or 0
+    except SystemExit as end:
+        status = int(end.code or 0)
+    return status, [line for line in capsys.readouterr().err.splitlines() if line.startswith(("error", "warning"))]
+
+
+def test_training_names_a_damaged_fold_and_removes_the_state_of_a_finished_one(
+    again: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(again, capsys) == (0, [])
+    folds = [again / f"trained/members/lenet/fold-{fold}" for fold in range(2)]
+    first = {path: path.read_bytes() for fold in folds for path in fold.glob("*") if path.suffix != ".jsonl"}
+    files.write_whole(folds[0] / "state/epoch-0002.json", b"{")
+    flip(folds[1] / "weights.safetensors")
+    status, lines = train(again, capsys)
+    assert (status, lines) == (
+        0,
+        ["warning: member lenet: files of fold 1 are missing or damaged; it is trained again"],
+    )
+    assert not (folds[0] / "state").exists()
+    assert {path: path.read_bytes() for path in first if path.suffix != ".png"} == {
+        path: data for path, data in first.items() if path.suffix != ".png"
+    }, "a fold that is trained again is the same, byte for byte"
+    assert main(["verify", str(again / "trained")]) in (0, None)
+
+
+def test_a_held_lock_is_refused_before_torch_is_imported(finished: Path) -> None:
+    code = """
+import sys
+from ensemble.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit as end:
+    print(end.code, "torch" in sys.modules)
+"""
+    images = ["--images", str(finished / "train/img"), "--labels", str(finished / "train/labels.txt")]
+    command = ["train-member", "--run", str(finished / "locked"), *images, "--folds", "2", "--arch", "lenet"]
+    with files.locked(finished / "locked/members/lenet"):
+        ended = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=True)
+    assert ended.stdout == "5 False\n"
+    assert f"pid {os.getpid()} on " in ended.stderr
+
+
+def test_a_second_fit_stacker_is_refused_before_it_fits(
+    again: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ensemble.commands.fit_stacker.fit_decision", lambda *_: pytest.fail("fitted"))
+    with files.locked(again / "run/decision"):
+        status, (line,) = ended(again, "fit-stacker", capsys)
+    assert status == 5 and f"pid {os.getpid()} on " in line
 
 
 # --- many mutations ---------------------------------------------------------------------------------------------------

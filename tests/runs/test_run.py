@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import ODD_IDS, listing
+from tiny import ODD_IDS, listing, rewrite_json
 
 from ensemble.config import MemberConfig
 from ensemble.data.folds import FoldTable
 from ensemble.data.source import set_name
 from ensemble.errors import ArtifactError
 from ensemble.runs import files
+from ensemble.runs.artifacts import forget_below, read_recorded, write_recorded
 from ensemble.runs.files import refuse_differences
 from ensemble.runs.member import MemberFolder, MemberIdentity, StateFolder
 from ensemble.runs.run import Run, RunFacts
@@ -156,6 +161,83 @@ def test_predictions_are_named_after_their_set(tmp_path: Path, monkeypatch: pyte
     assert run.predictions("val.v2", "0123456789", tta=True).name == "val.v2-01234567"
 
 
+# --- recorded hashes --------------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """The end of a process, which no handler stops."""
+
+
+@pytest.mark.parametrize("former", ["none", "recorded", "unrecorded"])
+def test_a_kill_at_any_step_of_a_recorded_write_leaves_a_file_that_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, former: str
+) -> None:
+    run, path, replace = Run(tmp_path / "r"), tmp_path / "r/decision/decision.json", os.replace
+    for step in range(20):
+        shutil.rmtree(run.folder, ignore_errors=True)
+        run.begin(FACTS)
+        if former == "recorded":
+            write_recorded(run.folder, path, {"value": 1})
+        elif former == "unrecorded":
+            files.write_json(path, {"value": 1})
+        left = [step]
+
+        def killed(source: str, target: str, left: list[int] = left) -> None:
+            if left[0] == 0:
+                raise Killed
+            left[0] -= 1
+            replace(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", killed)
+            try:
+                write_recorded(run.folder, path, {"value": 2})
+            except Killed:
+                done = False
+            else:
+                done = True
+        if path.exists():
+            values = {read_recorded(run.folder, path, dict[str, Any], "")["value"]}
+            assert values <= ({2} if done else {1, 2})
+        else:
+            assert former == "none" and not done
+        run.record("the next command", 0.0)
+        sha256 = write_recorded(run.folder, path, {"value": 3})
+        assert read_recorded(run.folder, path, dict[str, Any], "")["value"] == 3
+        assert run.read().artifacts == {"decision/decision.json": (sha256,)}
+        if done:
+            break
+    assert done and step >= 3, "each write was interrupted once"
+
+
+def test_the_former_file_is_refused_once_the_new_one_is_written(tmp_path: Path) -> None:
+    run, path = Run(tmp_path), tmp_path / "decision/decision.json"
+    run.begin(FACTS)
+    write_recorded(tmp_path, path, {"value": 1})
+    former = path.read_bytes()
+    write_recorded(tmp_path, path, {"value": 2})
+    path.write_bytes(former)
+    with pytest.raises(
+        ArtifactError, match=r"decision\.json: is not the file that is recorded in run\.json .*; fit it"
+    ):
+        read_recorded(tmp_path, path, dict[str, Any], "fit it")
+    forget_below(tmp_path, path.parent)
+    assert read_recorded(tmp_path, path, dict[str, Any], "fit it")["value"] == 1
+
+
+def test_what_a_killed_command_leaves_in_the_folder_of_the_run_is_removed(tmp_path: Path) -> None:
+    run, host = Run(tmp_path), os.uname().nodename
+    run.begin(FACTS)
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=subprocess.PIPE, check=True)
+    dead = int(ended.stdout)
+    litter = [f".run.json.elsewhere.{dead}.0a.tmp", f".report.md.{host}.{dead}.0a.tmp", ".removed-0a/member.json"]
+    kept = [f".report.md.{host}.{os.getpid()}.0a.tmp", f".report.md.elsewhere.{dead}.0a.tmp", "notes.tmp", ".mine.tmp"]
+    for name in (*litter, *kept):
+        files.write_whole(tmp_path / name, b"")
+    run.record("the next command", 0.0)
+    assert {name for name in (*litter, *kept) if (tmp_path / name).exists()} == set(kept)
+
+
 # --- a member ---------------------------------------------------------------------------------------------------------
 
 VIEWS = ("identity", "hflip")
@@ -291,6 +373,11 @@ def newest(folder: Path, kind: str = "safetensors") -> Path:
     return folder / "fold-0" / "state" / f"epoch-0003.{kind}"
 
 
+def edit_history(path: Path, hashed: bool) -> None:
+    stored = json.loads(path.read_text()) | {"history": []}
+    path.write_text(json.dumps(stored)) if hashed else rewrite_json(path, stored)
+
+
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "bit flip": lambda folder: flip(newest(folder)),
     "truncated": lambda folder: newest(folder).write_bytes(newest(folder).read_bytes()[:-1]),
@@ -300,6 +387,8 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "another hash in the note": lambda folder: newest(folder, "json").write_text(
         newest(folder, "json").read_text().replace('"sha256": "', '"sha256": "0')
     ),
+    "an empty history in the note": lambda folder: edit_history(newest(folder, "json"), hashed=True),
+    "an empty history in a note without a hash": lambda folder: edit_history(newest(folder, "json"), hashed=False),
     "a newer note": lambda folder: newest(folder, "json").write_text('{"schema": 2}'),
 }
 
