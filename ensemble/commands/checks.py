@@ -12,16 +12,13 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from ensemble.config import MemberConfig, PredictConfig
+from ensemble.config import WITHOUT_WEIGHTS, MemberConfig, PredictConfig
 from ensemble.data.dataset import Source
 from ensemble.data.source import open_source
 from ensemble.errors import ArtifactError, ConfigError, DataError, printable
 from ensemble.progress import Say
 from ensemble.runs.label_files import checked_target
 from ensemble.runs.run import Run
-
-SMALL_CNNS = ("lenet", "simple_cnn", "small_cnn")
-"""Names that `ensemble/members/small_cnns.py` adds to timm's."""
 
 REGISTERED = re.compile(r"^@register_model\b.*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
 """Finds the architectures that a source file of timm registers."""
@@ -95,7 +92,7 @@ def timm_names() -> frozenset[str]:
     """Return the architectures of the installed timm, read off its source: to import it takes seconds."""
     spec = find_spec("timm")
     assert spec is not None and spec.origin is not None
-    names = set(SMALL_CNNS)
+    names = set(WITHOUT_WEIGHTS)  # ensemble/members/small_cnns.py adds them to those of timm
     for path in (Path(spec.origin).parent / "models").glob("*.py"):
         text = path.read_text(encoding="utf-8")
         names.update(REGISTERED.findall(text))

@@ -201,7 +201,7 @@ def _refuse_other_labels(labels: Path, of: NestedPredictions, positive: str | No
     given, remedy = _read_labels(labels, say, positive), "leave --labels out: the run has its own"
     images = f"images of {printable(of.folder)}"
     if given.names is not None:
-        y = given.y[rows_by_name(given.names, printable(labels), of.table.ids.tolist(), images)]
+        y = given.y[rows_by_name(given.names, printable(labels), of.table.ids.tolist(), images)[0]]
     else:
         y = given.y
     if len(y) != len(of.table.ids):
@@ -242,12 +242,16 @@ def _read_predictions(path: Path, true: LabelsOfImages, labels: Path, say: Say) 
     predicted = _read_labels(path, say, classes=true.classes)
     if (predicted.classes is None) != (true.classes is None):
         named, other = (labels, path) if predicted.classes is None else (path, labels)
-        raise DataError(path, f"{printable(named)} names the classes, and {printable(other)} has 0 and 1")
+        problem = f"{printable(named)} names the classes, and {printable(other)} has 0 and 1"
+        raise DataError(path, problem, "give both in one form; thera predict --out FILE.csv writes names")
     tables = [each for each in (predicted, true) if each.names is not None]
     if len(tables) == 2:
         assert predicted.names is not None and true.names is not None
         where, images = printable(path), f"images of {printable(labels)}"
-        return predicted.y[rows_by_name(predicted.names, where, true.names, images)]
+        rows, notes = rows_by_name(predicted.names, where, true.names, images)
+        for note in notes:
+            say(f"note: {note}")
+        return predicted.y[rows]
     if tables and not is_numbered(np.array(tables[0].names)):
         table, lines = (path, labels) if predicted.names is not None else (labels, path)
         problem = (

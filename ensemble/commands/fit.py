@@ -36,6 +36,9 @@ RUNS = Path("checkpoints")
 CONFIG = "config.yaml"
 """The file in the run's folder that says what was chosen. `thera run` goes on with it."""
 
+OF_AN_INTERRUPTED_START = {"pixels", ".lock", ".lock.holder"}
+"""What the folder of a run may hold that was stopped before its members were chosen."""
+
 LEAST_FOLDS = 3
 """The least number of folds that is chosen."""
 
@@ -70,7 +73,7 @@ def fit(
     """
     started, decision, compute = time.monotonic(), decision or DecisionConfig(), compute or ComputeConfig()
     _check(config, decision, compute)
-    if config.run is not None and (config.run / CONFIG).exists():
+    if config.run is not None and _is_begun(config.run):
         return run(_kept(config, decision, say), compute, say)
     with _new_folder(config, say) as folder:
         planned = _planned(config, folder, decision, compute, started, say)
@@ -117,12 +120,17 @@ def _check(config: FitConfig, decision: DecisionConfig, compute: ComputeConfig) 
     )
     run, prediction = config.run, _prediction(config)
     if prediction is not None:
-        check_prediction(Run(run or RUNS / "new"), prediction)
+        check_prediction(Run(run or _free(config.images)), prediction)
     if run is None or not run.exists() or (run / CONFIG).exists():
         return
-    if not run.is_dir() or any(run.iterdir()):
+    if not run.is_dir() or not {path.name for path in run.iterdir()} <= OF_AN_INTERRUPTED_START:
         problem = f"{printable(run)} exists and was not made by thera fit"
         raise ConfigError("--run", problem, "name a new folder, or leave --run out")
+
+
+def _is_begun(folder: Path) -> bool:
+    """Return whether a run has a config, and an epoch is finished: until then, it may be planned anew."""
+    return (folder / CONFIG).exists() and any(member.has_begun for member in Run(folder).members())
 
 
 def _kept(config: FitConfig, decision: DecisionConfig, say: Say) -> RunConfig:
@@ -151,6 +159,8 @@ def _kept(config: FitConfig, decision: DecisionConfig, say: Say) -> RunConfig:
         if before != now:
             option = "IMAGES" if name == "images" else f"--{name}"
             raise ConfigError(option, f"differs from {printable(path)}", "use another --run, or leave --run out")
+    if config.time is not None:
+        say("note: --time is not used, because members and epochs are chosen already")
     say(f"goes on with the members of {printable(path)}")
     return kept.model_copy(update={"run": config.run, "decision": decision, "predict": prediction or kept.predict})
 
@@ -167,6 +177,7 @@ def _new_folder(config: FitConfig, say: Say) -> Iterator[Path]:
     """Make the run's folder, and remove what was made where the block fails: nothing is trained yet."""
     folder = config.run or _free(config.images)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
+    was_empty = not folder.is_dir() or not any(folder.iterdir())
     try:
         folder.mkdir(parents=True, exist_ok=config.run is not None)
     except OSError as error:  # also where another process was faster
@@ -176,7 +187,7 @@ def _new_folder(config: FitConfig, say: Say) -> Iterator[Path]:
     try:
         yield folder
     except BaseException:
-        for path in folder.iterdir():  # the folder was empty
+        for path in folder.iterdir() if was_empty else ():
             shutil.rmtree(path, ignore_errors=True)
         for path in made:
             with contextlib.suppress(OSError):
@@ -186,8 +197,9 @@ def _new_folder(config: FitConfig, say: Say) -> Iterator[Path]:
 
 def _free(images: Path) -> Path:
     """Return a folder in `RUNS` that does not exist, named after the images."""
-    path = images.resolve()
-    name = (path.stem if path.is_file() else path.name) or "images"
+    from ensemble.data.source import set_name
+
+    name = set_name(images)
     folder, number = RUNS / name, 1
     while folder.exists() or folder.is_symlink():
         number += 1

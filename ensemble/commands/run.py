@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ensemble.commands.checks import check_prediction
+from ensemble.commands.checks import check_compute, check_prediction
 from ensemble.commands.fit_stacker import fit_stacker
 from ensemble.commands.predict import predict
 from ensemble.commands.report import report
@@ -67,6 +67,7 @@ def demo(folder: Path | None = None, compute: ComputeConfig | None = None, say: 
     say : callable
         Receives notes and warnings, a line each.
     """
+    check_compute((compute or ComputeConfig()).device)  # before the images are generated
     from ensemble.data.synthetic import bayes_hter, write_demo
 
     config = load_config(demo_config())

@@ -148,6 +148,7 @@ def _trained(
     """Train the folds that are not finished, or `only` one fold, while the members' folders are locked."""
     check_compute(compute.device)
     check_members(members)
+    run.refuse_other(folds, seed)
     source = _checked_source(data, folds, say)
     folders = [run.member(member.name) for member in members]
     with run.removed_unless_begun(folders), contextlib.ExitStack() as locks:

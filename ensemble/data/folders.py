@@ -121,7 +121,7 @@ def open_zip(
         source = _files(where, files, archive.read, any_names)
         others = (name for name in archive.entries if name not in images)
         if labels is None and find_labels and not any(is_image(name) and not is_hidden(name) for name in others):
-            source, labels = _with_labels_beside(source, path, archive)
+            source, labels = _with_labels_beside(source, path, archive, positive)
     else:
         classes = sorted({PurePosixPath(name).parts[0] for name in files})
         if str(root) in parents or not _are_classes(classes):
@@ -133,7 +133,9 @@ def open_zip(
     return replace(source, notes=(*source.notes, note)) if unread else source
 
 
-def _with_labels_beside(source: Source, path: Path, archive: Archive) -> tuple[Source, Path | None]:
+def _with_labels_beside(
+    source: Source, path: Path, archive: Archive, positive: str | None
+) -> tuple[Source, Path | None]:
     """Return the source with the labels of the zip's only text file, or the only one named "label…", and its path."""
     texts = [name for name in archive.entries if name.lower().endswith(".txt") and not is_hidden(name)]
     if len(texts) > 1:
@@ -143,7 +145,7 @@ def _with_labels_beside(source: Source, path: Path, archive: Archive) -> tuple[S
     if not texts or not all(PurePosixPath(name).stem.isdecimal() for name in source.ids.tolist()):
         return source, None
     where = printable(path / texts[0])
-    return with_labels(source, read_labels(archive.read(texts[0]), where), where), path / texts[0]
+    return with_labels(source, read_labels(archive.read(texts[0]), where, positive), where), path / texts[0]
 
 
 # --- files and class folders, on disk or in a zip ---------------------------------------------------------------------

@@ -17,11 +17,12 @@ from ensemble.errors import DataError, printable
 
 def with_labels(source: Source, labels: Labels, where: str) -> Source:
     """Return a source with the labels of a file; raise `DataError` where an image has none, or a label no image."""
+    join_notes = tuple[str, ...]()
     if labels.names is None:
         rows = _rows_by_line(source, labels, where)
     else:
-        rows = rows_by_name(labels.names, where, source.ids.tolist(), f"images of {source.where}")
-    notes = (*source.notes, *labels.notes)
+        rows, join_notes = rows_by_name(labels.names, where, source.ids.tolist(), f"images of {source.where}")
+    notes = (*source.notes, *labels.notes, *join_notes)
     return replace(source, labels=labels.y[rows], classes=labels.classes, notes=notes)
 
 
@@ -38,8 +39,12 @@ def _rows_by_line(source: Source, labels: Labels, where: str) -> NDArray[np.intp
     return np.arange(n)
 
 
-def rows_by_name(names: Sequence[str], where: str, ids: Sequence[str], images: str) -> NDArray[np.intp]:
-    """Return the row of a table for each image.
+def rows_by_name(
+    names: Sequence[str], where: str, ids: Sequence[str], images: str
+) -> tuple[NDArray[np.intp], tuple[str, ...]]:
+    """Return the row of a table for each image, and a note where the folders in the table are not those of the images.
+
+    A name that thera has escaped for spreadsheets is read without its apostrophe.
 
     Parameters
     ----------
@@ -56,12 +61,16 @@ def rows_by_name(names: Sequence[str], where: str, ids: Sequence[str], images: s
     DataError
         An image is not in the table, is listed twice, or may be another; or the table lists other images.
     """
+    known, notes = set(ids), tuple[str, ...]()
+    names = [name[1:] if name.startswith("'") and name not in known else name for name in names]
     bare = [PurePosixPath(name.replace("\\", "/")).name for name in names]
     for spelling in (names, bare, [without_image_suffix(name) for name in bare]):  # paths may be of another folder
         rows = _distinct(spelling, where)
         keys = [_key(name, rows) for name in ids]
         if any(keys):
             break
+    if spelling is not names and any("/" in name or "\\" in name for name in names):
+        notes = (f"{where} names files in other folders, such as {printable(names[0])}; file names alone are compared",)
     matched: dict[str, str] = {}
     for name, key in zip(ids, keys, strict=True):
         if key is not None and (twin := matched.setdefault(key, name)) != name:
@@ -72,7 +81,7 @@ def rows_by_name(names: Sequence[str], where: str, ids: Sequence[str], images: s
     if others := [name for name in rows if name not in matched]:
         problem = f"lists {len(others)} names that are no {images}: {listed(others)}"
         raise DataError(where, problem, "remove their lines, or add the images")
-    return np.array([rows[key] for key in keys if key is not None], np.intp)
+    return np.array([rows[key] for key in keys if key is not None], np.intp), notes
 
 
 def _distinct(names: Sequence[str], where: str) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,6 +156,8 @@ def read_values(
     ConfigError
         No label has the name `positive`.
     """
+    if classes is not None and {_bare(value) for value in values} <= set(classes):  # also names such as 1 and 2
+        return _known([_bare(value) for value in values], lines, where, classes)
     numbers = {value: _number(value) for value in dict.fromkeys(values)}
     if all(number is None and _bare(value).lower() not in NO_NAMES for value, number in numbers.items()):
         names = [_bare(value) for value in values]
@@ -176,7 +178,7 @@ def read_values(
 
 
 def _read_names(values: Sequence[str], lines: Sequence[int], where: str, positive: str | None) -> Labels:
-    names = sorted(set(values))
+    names = set(values)
     if len(names) > 2:
         columns = next((i for i, value in enumerate(values) if len(value.split()) > 1), None)
         third = next(i for i, value in enumerate(values) if len(set(values[: i + 1])) == 3)
@@ -206,8 +208,10 @@ class ClassOrder:
     notes: tuple[str, ...] = ()
 
 
-def order_classes(names: Sequence[str], positive: str | None, where: str) -> ClassOrder:
+def order_classes(of: Iterable[str], positive: str | None, where: str) -> ClassOrder:
     """Return which name is label 1: `positive` if given, else the second in the order of the alphabet.
+
+    Capitals and small letters are alike in this order.
 
     Raises
     ------
@@ -216,6 +220,7 @@ def order_classes(names: Sequence[str], positive: str | None, where: str) -> Cla
     ConfigError
         `positive` is none of the names.
     """
+    names = sorted(set(of), key=lambda name: (name.casefold(), name))
     if set(names) <= {"0", "1"}:
         _refuse_positive(positive)
         return ClassOrder("1")
@@ -225,7 +230,12 @@ def order_classes(names: Sequence[str], positive: str | None, where: str) -> Cla
         raise ConfigError("--positive", f"no class has the name {printable(positive)}", f"they are {listed(names)}")
     one = names[1] if positive is None else positive
     zero = names[0] if one == names[1] else names[1]
-    return ClassOrder(one, (zero, one), (f"{printable(zero)} is label 0, {printable(one)} is label 1",))
+    return ClassOrder(one, (zero, one), (class_note((zero, one)),))
+
+
+def class_note(classes: tuple[str, str]) -> str:
+    """Return the note that says which class is which label."""
+    return f"{printable(classes[0])} is label 0, {printable(classes[1])} is label 1"
 
 
 def _refuse_positive(positive: str | None) -> None:

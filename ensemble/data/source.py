@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ensemble.data.dataset import Source
 from ensemble.data.files import reading, split_zip
 from ensemble.data.folders import open_folder, open_zip
 from ensemble.data.joining import with_labels
-from ensemble.data.labels import Labels, read_label_file
+from ensemble.data.labels import Labels, class_note, read_label_file
 from ensemble.data.listing import open_listing
 from ensemble.data.manifest import open_manifest
 from ensemble.errors import ConfigError, printable
@@ -55,6 +56,9 @@ def open_source(
         if source.labels is not None:
             raise ConfigError("--labels", f"{source.where} has labels already", "leave it out")
         source = with_labels(source, given, printable(labels))
+    if not find_labels and source.classes is not None:  # the labels are the run's to name
+        notes = tuple(note for note in source.notes if note != class_note(source.classes))
+        source = replace(source, classes=None, notes=notes)
     return source
 
 

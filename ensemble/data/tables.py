@@ -8,6 +8,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from ensemble.data.files import is_image
 from ensemble.errors import DataError, ResourceError, printable
 
 PATH, LABEL, GROUP = "path", "label", "group"
@@ -44,6 +45,8 @@ def read_columns(rows: Rows, where: str) -> tuple[list[int], dict[str, tuple[str
     }
     others = [name for index, name in enumerate(header) if index not in chosen.values()]
     misspelt = [name for name in others if difflib.get_close_matches(name.lower(), SPELLINGS, n=1, cutoff=0.75)]
+    if PATH not in chosen and any(map(is_image, header)):
+        raise DataError(where, "has no header", "add a first line with the names of the columns, such as name,label")
     if PATH not in chosen or misspelt:
         raise DataError(
             where, f"must have the columns path[,label][,group]; got '{printable(','.join(header))}'", "rename them"

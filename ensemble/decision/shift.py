@@ -67,10 +67,9 @@ class ShareCheck:
             f"training images, at one threshold (p = {self.p_value:.2g})"
         )
         if not self.shifted and self.is_too_small(images):
-            return (
-                f"Share check: {images} image{'s are' if images > 1 else ' is'} too few to check for a shift: a change "
-                f"of the share of 0 is seen from {self.least_visible(images):.2f} on."
-            )
+            few = f"Share check: {images} image{'s are' if images > 1 else ' is'} too few to check for a shift"
+            least = self.least_visible(images)
+            return few + (f": only a change of the share of 0 by at least {least:.2f} is seen." if least < 1 else ".")
         if not self.shifted:
             return f"Share check: {shares}: no sign of a shift."
         low, high = (float(np.clip(self.prior + side * 1.96 * self.prior_error, 0, 1)) for side in (-1, 1))

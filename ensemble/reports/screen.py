@@ -22,6 +22,7 @@ from ensemble.reports.summary import (
     report_files,
     report_summary,
     train_summary,
+    trial_summary,
 )
 from ensemble.reports.table import Table, interval_cell, rate_cells
 from ensemble.results import (
@@ -67,7 +68,7 @@ def _(result: TrainResult) -> list[Table]:
 
 @_short.register
 def _(result: TrialResult) -> list[Table]:
-    return [trial_table(result, full=False)]
+    return [trial_table(result, full=False), trial_summary(result)]
 
 
 @_short.register

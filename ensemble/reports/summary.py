@@ -22,6 +22,7 @@ from ensemble.results import (
     PredictResult,
     ReportResult,
     TrainResult,
+    TrialResult,
 )
 
 CONSTANT = "A constant answer has HTER 0.5"
@@ -70,6 +71,15 @@ def train_summary(result: TrainResult) -> Table:
     best = _best(member.assessment for member in result.members)
     reports = f"{printable(_shown(result.run))}/members/{'NAME' if len(result.members) > 1 else best.name}/report.md"
     return in_short(*_member_lines(best), f"All folds: {reports}, or --full.")
+
+
+def trial_summary(result: TrialResult) -> Table:
+    """Return the best member on the fold of a trial."""
+    best = min(result.rows, key=lambda row: row.rates.hter)
+    return in_short(
+        f"Best on fold {result.fold}: {best.name}, HTER {best.rates.hter:.4f} at the best threshold for these images.",
+        "Use this to choose members; confirm the choice on the other folds.",
+    )
 
 
 def predict_summary(result: PredictResult) -> Table:

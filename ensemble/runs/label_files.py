@@ -15,6 +15,9 @@ from ensemble.runs.run import LABEL_FILES, Run
 
 LINES, TABLE = LABEL_FILES
 
+OWN_FOLDERS = ("members", "decision", "predictions", "pixels")
+"""Folders of a run in which no other file may be written."""
+
 
 def label_file_name(ids: np.ndarray) -> str:
     """Return the name of the label file for images of these ids (n,)."""
@@ -76,6 +79,9 @@ def checked_target(run: Run, out: Path | None, ids: np.ndarray, force: bool) -> 
         raise ConfigError(where, "is a folder", f"give a file: {printable(path / name)}")
     if path.exists() and not path.is_file():
         raise ConfigError(where, "is a device and no file", instead)
+    inside = Path(os.path.realpath(path))
+    if any(inside.is_relative_to(os.path.realpath(run.folder / own)) for own in OWN_FOLDERS):
+        raise ConfigError(where, "is in a folder of the run's own files", "give a file elsewhere")
     if not is_table(path) and name == TABLE:
         problem = "would hold a label in each line, but these images are not numbered 1 to n"
         raise ConfigError(where, problem, "give a name with the suffix .csv, for a table with name,label")

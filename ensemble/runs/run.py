@@ -145,6 +145,19 @@ class Run:
                 write_json(self._json, replace(facts, versions=versions()))
         refuse_differences(self._json, self.read().identity, facts.identity, "use another --run")
 
+    def refuse_other(self, folds: int, seed: int) -> None:
+        """Refuse other folds or another seed than those of the run, once an epoch is finished in it.
+
+        Raises
+        ------
+        ArtifactError
+            The differences are named.
+        """
+        if self._json.exists() and any(member.has_begun for member in self.members()):
+            stored = self.read()
+            now = {"seed": seed, "folds": folds}
+            refuse_differences(self._json, {"seed": stored.seed, "folds": stored.folds}, now, "use another --run")
+
     def forget_untrained(self, facts: RunFacts, own: Sequence[MemberFolder]) -> str:
         """Remove what binds the run to other facts if no epoch is finished in it, so that it can begin anew.
 

@@ -11,9 +11,11 @@ import pytest
 from tiny import listing, write_tiny
 
 from ensemble.cli import main
+from ensemble.commands.evaluate import evaluate
 from ensemble.commands.train import train_members
 from ensemble.config import ComputeConfig, DataConfig, MemberConfig
 from ensemble.data.labels import read_label_file
+from ensemble.runs.label_files import label_file
 from ensemble.runs.run import Run
 
 NAMES = ("down", "up")
@@ -148,6 +150,25 @@ def test_nothing_is_left_of_images_that_do_not_exist(here: Path, capsys: pytest.
     assert fails(capsys, 3, "predict", "none").startswith("none: does not exist")
     assert fails(capsys, 2, "predict", "new/classes", "--device", "gpu").startswith("--device: must be auto")
     assert listing(here) == before
+
+
+def test_the_files_of_the_run_are_no_place_for_a_label_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    thera("predict", "new/classes/up")
+    for out in ("run/predictions/up-plain/labels.csv", "run/members/x.csv"):
+        assert "is in a folder of the run's own files" in fails(capsys, 2, "predict", "new/classes", "--out", out)
+
+
+@pytest.mark.parametrize("names", [("1", "2"), ("hat", "none"), ("-1", "1"), ("+", "-")])
+def test_labels_csv_is_read_back_whatever_the_names(tmp_path: Path, names: tuple[str, str]) -> None:
+    ids = np.array(["-a.png", "=b.png", "'c.png", "d.png"])
+    content = label_file("labels.csv", ids, np.array([0, 1, 1, 0], np.int8), names)
+    (tmp_path / "p.csv").write_bytes(content)
+    for label, folder in enumerate(names):
+        (tmp_path / "truth" / folder).mkdir(parents=True)
+        for name in ids[[0, 3] if label == 0 else [1, 2]]:
+            (tmp_path / "truth" / folder / name).touch()
+    result = evaluate(tmp_path / "p.csv", tmp_path / "truth")
+    assert result.evaluation.measured.rates.hter == 0
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,7 @@ def seconds_of_typer() -> float:
             2,
             "--out img: is a folder",
         ),
+        ("demo --run d --device gpu", 2, "--device: must be auto, cpu, cuda or cuda:N; got gpu"),
         ("trial simple-cnn --fold 7", 2, "--fold: must be 0 to 4; got 7"),
         ("bench --images none", 2, "--images: must be a folder of image files"),
     ],
@@ -164,7 +165,7 @@ def test_every_command_refuses_soon_and_leaves_nothing(
     assert line.startswith(f"error: {message}")
     assert code == status
     assert sorted(tmp_path.rglob("*")) == before
-    assert seconds < 15 * seconds_of_typer, f"{seconds / seconds_of_typer:.1f} times the import of typer"
+    assert seconds < 12 * seconds_of_typer, f"{seconds / seconds_of_typer:.1f} times the import of typer"
 
 
 def test_a_run_without_a_trained_epoch_begins_anew_with_other_folds(tmp_path: Path) -> None:

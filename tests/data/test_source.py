@@ -91,6 +91,7 @@ def _linked_class(at: Path) -> tuple[Path, Path | None]:
         (_folder("a.jpg", labels="name,label\na.jpg,1\nc,0\n"), "lists 1 names that are no images of"),
         (_folder("a.jpg", "a.png", labels="name,label\na,1\n"), "a may be a.jpg or a.png; write the name with"),
         (_folder("a.jpg", labels="name,label\na.jpg,1\na.jpg,1\n"), "lists a.jpg twice"),
+        (_folder("a.jpg", labels="a.jpg,1\n"), "has no header; add a first line with the names of the columns"),
         (_folder("a.jpg", labels="name,colour\na.jpg,1\n"), "has no column of labels"),
         (_folder("a.jpg", "b.jpg", labels="name,label\na.jpg,x\nb.jpg,x\n"), "has one label only, x"),
         (_folder("train_img/1.jpg", "val_img/1.jpg"), "look like two sets of images, not like two classes"),
@@ -221,6 +222,33 @@ def test_a_table_of_labels_names_numbered_images_by_number_and_allows_gaps(tmp_p
     source = open_source(images, text(tmp_path / "l.csv", "id,label\n10,1\n3,0\n1,1\n"))
     assert source.ids.tolist() == ["0001", "0003", "0010"]
     assert source.labels is not None and source.labels.tolist() == [1, 0, 1]
+
+
+def test_a_table_with_paths_of_another_folder_is_joined_with_a_note(tmp_path: Path) -> None:
+    images = fill(tmp_path / "val", "b.jpg", "a.png")
+    source = open_source(images, text(tmp_path / "l.csv", "path,label\ntrain/b.jpg,1\ntrain/a.png,0\n"))
+    assert source.labels is not None and source.labels.tolist() == [0, 1]
+    assert "names files in other folders, such as train/b.jpg; file names alone are compared" in source.notes[-1]
+    plain = open_source(images, text(tmp_path / "m.csv", "path,label\nb.jpg,1\na.png,0\n"))
+    assert plain.notes == ()
+
+
+def test_the_labels_of_a_zip_have_the_requested_positive_class(tmp_path: Path) -> None:
+    path = pack(tmp_path / "x.zip", "img/1.jpg", "img/2.jpg", labels__txt=b"hat\nnohat\n")
+    for positive, labels in ((None, [0, 1]), ("hat", [1, 0])):
+        source = open_source(path, positive=positive)
+        assert source.labels is not None and source.labels.tolist() == labels
+    with pytest.raises(ConfigError, match="no class has the name cap"):
+        open_source(path, positive="cap")
+
+
+def test_classes_are_in_the_order_of_the_alphabet_in_capitals_or_not(tmp_path: Path) -> None:
+    assert open_source(fill(tmp_path / "x", "NoHat/1.jpg", "hat/1.jpg")).classes == ("hat", "NoHat")
+
+
+def test_classes_of_images_to_predict_are_not_named(tmp_path: Path) -> None:
+    source = open_source(fill(tmp_path / "x", "hat/1.jpg", "nohat/1.jpg"), find_labels=False)
+    assert source.classes is None and source.notes == ()
 
 
 def test_images_of_any_names_are_opened_without_labels(tmp_path: Path) -> None:

@@ -134,10 +134,11 @@ def test_a_set_that_is_too_small_to_check_is_said_to_be_so():
     check = ShareCheck(oof_share=0.2, new_share=0.0, error=0.01, p_value=0.1, prior=0.1, prior_error=0.1)
     assert check.least_visible(26) == pytest.approx(2.5758 * 0.4 / np.sqrt(26), abs=1e-4)
     assert check.message(26) == (
-        "Share check: 26 images are too few to check for a shift: a change of the share of 0 is seen from 0.20 on."
+        "Share check: 26 images are too few to check for a shift: only a change of the share of 0 by at least 0.20 is "
+        "seen."
     )
     assert check.message(27).endswith("no sign of a shift.")
-    assert check.message(1).startswith("Share check: 1 image is too few to check")
+    assert check.message(1) == "Share check: 1 image is too few to check for a shift."
     assert replace(check, p_value=1e-9).message(5).startswith("SHIFT: "), "a shift that is seen is reported"
 
 
