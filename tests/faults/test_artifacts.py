@@ -388,15 +388,13 @@ def test_no_mutation_of_an_artifact_changes_a_result_in_silence(
     for number in range(MUTATIONS):
         name = rng.choice(names)
         what = mutate(folder / name, rng)
-        for command in ("report", "predict"):
-            status, lines = ended(folder, command, capsys)
-            assert status in (0, 4), (number, name, what, command, lines)
-            statuses[status] += 1
-            if status == 0:
-                made = {
-                    key: data for key, data in results(folder).items() if ("report" in key) == (command == "report")
-                }
-                assert made.items() <= expected.items(), (number, name, what, command, lines)
+        command = rng.choice(["report", "predict"])
+        status, lines = ended(folder, command, capsys)
+        assert status in (0, 4), (number, name, what, command, lines)
+        statuses[status] += 1
+        if status == 0:
+            made = {key: data for key, data in results(folder).items() if ("report" in key) == (command == "report")}
+            assert made.items() <= expected.items(), (number, name, what, command, lines)
         for path in [path for path in folder.rglob("*") if path.is_file()]:
             if (key := str(path.relative_to(folder))) not in whole:
                 path.unlink()
