@@ -148,6 +148,29 @@ def test_a_run_that_was_begun_goes_on_and_other_data_are_refused(
     assert listing(data / "mine") == before
 
 
+def test_a_run_without_a_trained_epoch_is_planned_anew(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: Any) -> None:
+        raise Stopped("thera", "stopped by SIGINT")
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(fit_command, "run", stopped)
+        main([*FIT, "--run", "r"])
+    assert load_config(Path("r/config.yaml")).folds == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_command, "run", lambda config, *_: config)
+        other = FitConfig(images=Path("tiny/img"), labels=Path("tiny/labels.txt"), run=Path("r"), folds=3)
+        fit_command.fit(other, compute=ComputeConfig(device="cpu"))
+    assert load_config(Path("r/config.yaml")).folds == 3
+
+
+def test_a_folder_of_an_interrupted_start_is_taken(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("r/pixels").mkdir(parents=True)
+    monkeypatch.setattr(fit_command, "run", lambda config, *_: config)
+    config = FitConfig(images=Path("tiny/img"), labels=Path("tiny/labels.txt"), run=Path("r"), folds=2)
+    fit_command.fit(config, compute=ComputeConfig(device="cpu"))
+    assert load_config(Path("r/config.yaml")).folds == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
@@ -197,8 +220,11 @@ def test_after_an_interruption_the_message_names_the_command_that_goes_on(
         raise Stopped("thera", "stopped by SIGTERM, what is finished is saved", "run the same command again")
 
     monkeypatch.setattr(fit_command, "run", stopped)
-    line = fails(75, *FIT, capsys=capsys)
-    assert line.endswith("to go on, run: thera run checkpoints/img/config.yaml")
+    with pytest.raises(SystemExit) as ended:
+        main(list(FIT))
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 75
+    assert line.startswith("stopped by SIGTERM") and line.endswith("run: thera run checkpoints/img/config.yaml")
     assert load_config(data / "checkpoints/img/config.yaml").folds == 2
 
 
