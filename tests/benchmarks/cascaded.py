@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from ensemble.results import PredictionFacts
-from ensemble.runs.predictions import read_prediction
+from ensemble.runs.predictions import read_facts, read_table
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ def label(run: Path, images: Path, options: Sequence[str]) -> Labelled:
         subprocess.run([*command, "--tta", *options], check=True, stdout=subprocess.DEVNULL)
         took = time.perf_counter() - started
         (written,) = (folder / "run/predictions").iterdir()
-        facts, table = read_prediction(written, PredictionFacts)
+        facts = read_facts(written, PredictionFacts)
+        table = read_table(written, facts.files)
         labels, scores = table["label"].to_numpy(np.int8), table["stacked_logit"].to_numpy(np.float64)
         return Labelled(took, labels, scores, facts)
 
