@@ -570,8 +570,7 @@ def test_a_few_images_are_no_shift(world: Path, run: Path, images: int, capsys: 
             kept.save(Run(run).member(member), fold, VIEWS, np.full((images, 2), 5.0))
     out, err = shown(capsys, *predict(run.parent, run, name="few"))
     assert "SHIFT" not in err and "too few to check for a shift" in out
-    warned = [line for line in err.splitlines() if line.startswith("warning: ")]
-    assert [line.partition(". ")[0] for line in warned] == ["warning: few: all 5 images got label 1"] * (images > 1)
+    assert "warning" not in err, "chance explains that a few images got one label"
     told = facts(run, "few")
     assert (told["averaging_measured"], told["correction"], told["requested_correction"]) == (
         False,

@@ -108,7 +108,9 @@ def fails(status: int, arguments: list[str], capsys: pytest.CaptureFixture[str])
 
 
 def warnings(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    """Return the warnings, without the one that the few epochs of these networks give: all images got one label."""
+    lines = capsys.readouterr().err.splitlines()
+    return [line for line in lines if line.startswith("warning: ") and "images got label" not in line]
 
 
 # --- what is kept -----------------------------------------------------------------------------------------------------
