@@ -20,7 +20,7 @@ LAYERS = (
     {"data"},
     {"runs"},
     {"members", "decision"},
-    {"results"},
+    {"results", "bench_results"},
     {"reports", "bench"},
     {"commands"},
     {"threshold_stacker"},

@@ -122,7 +122,11 @@ def main() -> int:
     prefer_home()
     from ensemble.cli import main as run
 
-    return run() or 0
+    try:
+        return run() or 0
+    finally:  # the work is done; Python restores the default handlers while it exits, and these would change the status
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

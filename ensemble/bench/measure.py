@@ -27,6 +27,7 @@ from ensemble.bench.throughput import (
     prediction_on,
     training_on,
 )
+from ensemble.bench_results import DecisionTime, LoadingSpeed, MachineSpeed, NetworkSpeed, Spread
 from ensemble.config import VIEWS, MemberConfig
 from ensemble.data.folds import FoldTable
 from ensemble.data.store import load_dataset
@@ -39,7 +40,6 @@ from ensemble.members.inference import default_workers
 from ensemble.members.plans import Phase, Plan, possible_plans
 from ensemble.members.probe import Probe, probe
 from ensemble.progress import progress
-from ensemble.results import DecisionTime, LoadingSpeed, MachineSpeed, NetworkSpeed, Spread
 
 LONG_WORK = 10**6
 """The number of images for which a plan is chosen. It is so large that the fastest plan is chosen, even if it takes

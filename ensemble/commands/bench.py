@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from ensemble.bench_results import BenchResult
 from ensemble.commands.checks import check_architecture, check_compute
 from ensemble.config import SHORT_NAMES, BenchConfig
 from ensemble.errors import ConfigError
 from ensemble.progress import Say, silent
-from ensemble.results import BenchResult
 
 
 def bench(config: BenchConfig | None = None, say: Say = silent) -> BenchResult:

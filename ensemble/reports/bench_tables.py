@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ensemble.bench_results import BenchResult, DecisionTime, LoadingSpeed, NetworkSpeed, Spread
 from ensemble.reports.table import Table
-from ensemble.results import BenchResult, DecisionTime, LoadingSpeed, NetworkSpeed, Spread
 
 SPREAD = "Median [least, greatest] of the rounds."
 

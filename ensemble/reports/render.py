@@ -6,6 +6,7 @@ from collections import Counter
 from functools import singledispatch
 from pathlib import Path
 
+from ensemble.bench_results import BenchResult
 from ensemble.decision.rates import ErrorRates
 from ensemble.errors import printable
 from ensemble.reports.bench_tables import bench_tables
@@ -25,7 +26,6 @@ from ensemble.reports.summary import (
 )
 from ensemble.reports.table import Table
 from ensemble.results import (
-    BenchResult,
     CompareResult,
     DemoResult,
     EvaluateResult,

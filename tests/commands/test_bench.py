@@ -12,12 +12,12 @@ from ensemble import progress
 from ensemble.bench import measure
 from ensemble.bench.images import member_config, open_images
 from ensemble.bench.throughput import TrainingOnGpu
+from ensemble.bench_results import NetworkSpeed, Spread
 from ensemble.cli import main
 from ensemble.commands.bench import bench
 from ensemble.config import BenchConfig
 from ensemble.members.plans import Plan
 from ensemble.reports.render import render
-from ensemble.results import NetworkSpeed, Spread
 
 
 @pytest.fixture(scope="module")

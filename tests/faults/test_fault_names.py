@@ -20,7 +20,8 @@ def test_a_hostile_name_is_text_in_every_part_of_a_table() -> None:
 
 
 def test_a_hostile_name_is_text_in_the_title_and_the_notes_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ensemble.reports.documents.render", lambda _: [])
+    monkeypatch.setattr("ensemble.reports.documents.report_tables", lambda _: [])
+    monkeypatch.setattr("ensemble.reports.documents.report_summary", lambda _: Table("In short", (), (), ()))
     shown = report_markdown(ReportResult(Path("x") / HOSTILE.replace("/", "_"), 4, 2, (), data_notes=(HOSTILE,)))
     assert shown.startswith("# Run &lt;img src=x> ![a]\\(http:__b) c")
     assert "\nData: &lt;img src=x> ![a]\\(http://b) c|d\n" in shown
