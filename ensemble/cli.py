@@ -24,8 +24,8 @@ from ensemble import __version__
 from ensemble.errors import ConfigError, ResourceError, Stopped, TheraError
 
 if TYPE_CHECKING:
+    from ensemble.bench_config import BenchConfig
     from ensemble.config import (
-        BenchConfig,
         ComputeConfig,
         DataConfig,
         DecisionConfig,
@@ -301,11 +301,14 @@ def _print_result(work: Callable[[], Any], full: bool) -> None:
 
     try:
         with stoppable():
-            tables = on_screen(work(), full)
+            result = work()
+            tables = on_screen(result, full)
     except OSError as error:  # typer exits silently on a broken pipe, also on that of a data worker
         _fail(error)
     width = shutil.get_terminal_size((80, 24)).columns  # of the terminal or of COLUMNS; 80 in a pipe
     _print("\n".join(table.text(width, _in_colour()) for table in tables))
+    if incomplete := getattr(result, "incomplete", None):
+        raise incomplete
 
 
 def _print(text: str) -> None:

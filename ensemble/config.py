@@ -88,6 +88,20 @@ OutFile = Annotated[
 ]
 Force = Annotated[bool, option(DATA, "Replace the label file although this run did not write it.")]
 FollowLinks = Annotated[bool, option(DATA, "Read images behind links that lead out of the images' folder.")]
+OnBad = Annotated[
+    Literal["error", "skip"],
+    option(DATA, "Skip images that cannot be used and list them in bad_images.csv, or stop with an error."),
+]
+BadLabel = Annotated[
+    int | None,
+    option(
+        DATA,
+        "Give skipped images this label in label_val.txt, which needs a line for each image.",
+        unset="the file is not written if images are skipped",
+        ge=0,
+        le=1,
+    ),
+]
 Seed = Annotated[int, option(RUN, "Seed every random stream with this number.", ge=0)]
 Device = Annotated[str, option(SPEED, "Compute on auto, cpu, cuda or cuda:N.")]
 """Options that several models have."""
@@ -120,6 +134,7 @@ class DataConfig(Frozen):
     labels: LabelFile = None
     positive: Positive = None
     follow_links: FollowLinks = False
+    on_bad: OnBad = "error"
     resize: Annotated[
         int | None,
         option(DATA, "Resize every image to this size in pixels.", unset="as they are", ge=16, le=4096),
@@ -368,6 +383,8 @@ class PredictConfig(PredictOptions):
 
     images: ToLabel
     follow_links: FollowLinks = False
+    on_bad: OnBad = "error"
+    bad_label: BadLabel = None
     out: OutFile = None
     force: Force = False
 
@@ -414,25 +431,6 @@ class RunConfig(Frozen):
         if doubled := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"must have different names; {', '.join(doubled)} stands twice: set name")
         return members
-
-
-class BenchConfig(Frozen):
-    """What `thera bench` measures."""
-
-    subjects: Annotated[tuple[Literal["train", "predict", "decide", "load"], ...], option(RUN, "Measure these.")] = (
-        "train",
-        "predict",
-        "decide",
-        "load",
-    )
-    arch: Annotated[tuple[str, ...], option(RUN, "Measure this architecture; repeat the option for more.")] = tuple(
-        SHORT_NAMES
-    )
-    images: Annotated[Path | None, option(DATA, "Use this folder of image files.", unset="generated images")] = None
-    labels: LabelFile = None
-    limit: Annotated[int, option(DATA, "Use this many images.", ge=256)] = 2048
-    rounds: Annotated[int, option(RUN, "Repeat each measurement this many times.", ge=1)] = 5
-    device: Device = "auto"
 
 
 def seed_sequence(seed: int, *names: str | int) -> np.random.SeedSequence:

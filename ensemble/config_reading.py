@@ -86,12 +86,15 @@ def overridden(
     predict: tuple[Path, ...] | None = None,
     out: Path | None = None,
     force: bool = False,
+    bad_label: int | None = None,
+    follow_links: bool = False,
+    on_bad: str | None = None,
 ) -> RunConfig:
     """Return the config with the given values in place of its own; None keeps what the config says.
 
     Where `images` are given, neither the config's labels nor its images to predict are kept: they belong to other data.
     A label file inside the run's folder moves with the folder. Where `predict` is given without `out`, its label file
-    is in the run's folder.
+    is in the run's folder. `follow_links` and `on_bad` hold for the images to learn from and for those to predict.
 
     Raises
     ------
@@ -112,14 +115,20 @@ def overridden(
         if prediction is None:
             raise ConfigError("--out", "there is no set to predict", "give --predict")
         prediction = prediction.model_copy(update={"out": out})
-    if prediction is not None and force:
-        prediction = prediction.model_copy(update={"force": True})
+    reading = {"follow_links": follow_links or None, "on_bad": on_bad}
+    reading = {key: each for key, each in reading.items() if each is not None}
+    if prediction is not None:
+        of_labels = {
+            key: each for key, each in {"force": force or None, "bad_label": bad_label}.items() if each is not None
+        }
+        prediction = prediction.model_copy(update={**reading, **of_labels})
     changed: dict[str, Any] = {"run": folder, "folds": folds or config.folds, "predict": prediction}
+    data: dict[str, Any] = {"labels": labels, "positive": positive}
     if images is not None:
-        changed["data"] = config.data.model_copy(update={"images": images, "labels": labels, "positive": positive})
+        data["images"] = images
     else:
-        given = {"labels": labels, "positive": positive}
-        changed["data"] = config.data.model_copy(update={key: each for key, each in given.items() if each is not None})
+        data = {key: each for key, each in data.items() if each is not None}
+    changed["data"] = config.data.model_copy(update={**data, **reading})
     if epochs is not None:
         changed["members"] = tuple(member.model_copy(update={"epochs": epochs}) for member in config.members)
     return config.model_copy(update=changed)

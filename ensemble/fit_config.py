@@ -8,7 +8,7 @@ from typing import Annotated, Self
 
 from pydantic import field_validator, model_validator
 
-from ensemble.config import DATA, RUN, TRAINING, DataConfig, Force, OutFile, Seed, one_or_several, option
+from ensemble.config import DATA, RUN, TRAINING, BadLabel, DataConfig, Force, OutFile, Seed, one_or_several, option
 
 
 class FitConfig(DataConfig):
@@ -19,6 +19,7 @@ class FitConfig(DataConfig):
         option(DATA, "Label these images, which may be given as to `thera predict`.", unset="none"),
     ] = None
     out: OutFile = None
+    bad_label: BadLabel = None
     force: Force = False
     run: Annotated[
         Path | None,

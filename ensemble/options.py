@@ -18,13 +18,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
+from ensemble.bench_config import BenchConfig
 from ensemble.config import (
     DATA,
     DECISION,
     PANELS,
     RUN,
     AugmentConfig,
-    BenchConfig,
     ComputeConfig,
     DataConfig,
     DecisionConfig,
@@ -137,9 +137,9 @@ PARTS: dict[str, tuple[Part, ...]] = {
     "run": (
         _part(_RunFile),
         _part(RunConfig, "run", "folds", optional=True),
-        _part(DataConfig, "images", "labels", "positive", optional=True),
+        _part(DataConfig, "images", "labels", "positive", "follow_links", "on_bad", optional=True),
         _part(MemberConfig, "epochs", optional=True),
-        _part(PredictConfig, optional=True, predict="images", out="out", force="force"),
+        _part(PredictConfig, optional=True, predict="images", out="out", force="force", bad_label="bad_label"),
         _COMPUTE,
         _SCREEN,
     ),

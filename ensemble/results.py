@@ -13,6 +13,7 @@ from ensemble.decision.decision import Decision
 from ensemble.decision.deploy import Expectation
 from ensemble.decision.rates import ErrorRates
 from ensemble.decision.shift import ShareCheck
+from ensemble.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,6 +122,8 @@ class PredictionRequest:
     correction, combine, precision, convolutions : str
     prior, cascade : float or None
         The fields of `config.PredictConfig`.
+    bad_images_sha256 : str or None
+        Of the list of images that were left out; None where there are none.
     """
 
     fingerprint: str
@@ -132,6 +135,7 @@ class PredictionRequest:
     cascade: float | None
     precision: str
     convolutions: str
+    bad_images_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,7 @@ class PredictionFacts:
     assumed_share_of_label_0 : float or None
     cascade : CascadeFacts or None
     files : mapping of str to str
-        SHA-256 of the label file and of `predictions.csv`.
+        SHA-256 of the label file, of `predictions.csv`, and of `bad_images.csv` where images were left out.
     """
 
     request: PredictionRequest
@@ -204,7 +208,7 @@ class PredictionFacts:
     @property
     def label_file(self) -> str:
         """The name of the label file in the folder of the set."""
-        return next((name for name in self.files if name != "predictions.csv"), "label_val.txt")
+        return next((name for name in self.files if name not in ("predictions.csv", "bad_images.csv")), "label_val.txt")
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,6 +230,8 @@ class PredictResult:
     y_pred : int8 array (n,)
     stacked_logits, probabilities : float64 array (n,)
         The stored values, rounded to five decimals.
+    incomplete : DataError or None
+        What the command reports last, and exits with, where images were left out.
     """
 
     name: str
@@ -237,6 +243,7 @@ class PredictResult:
     stacked_logits: np.ndarray
     probabilities: np.ndarray
     out: Path | None = None
+    incomplete: DataError | None = None
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
@@ -294,6 +301,8 @@ class ReportResult:
         The label files that the present decision made, keyed by the name of their set.
     data_notes : tuple of str
         Notes on the images from the time when they were read.
+    incomplete : DataError or None
+        What the command reports last, and exits with, where images to label were left out.
     """
 
     run: Path
@@ -303,6 +312,7 @@ class ReportResult:
     decisions: FitResult | None = None
     predictions: Mapping[str, PredictionFacts] = field(default_factory=dict)
     data_notes: tuple[str, ...] = ()
+    incomplete: DataError | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ensemble.config import WITHOUT_WEIGHTS, MemberConfig, PredictConfig
 from ensemble.data.dataset import Source
-from ensemble.data.source import open_source
+from ensemble.data.source import open_unlabelled
 from ensemble.errors import ArtifactError, ConfigError, DataError, printable
 from ensemble.progress import Say
 from ensemble.runs.label_files import checked_target
@@ -65,9 +65,9 @@ def check_prediction(run: Run, config: PredictConfig) -> None:
     Raises
     ------
     DataError, ConfigError, ResourceError
-        As `data.source.open_source` and `runs.label_files.checked_target`.
+        As `data.source.open_unlabelled` and `runs.label_files.checked_target`.
     """
-    source = open_source(config.images, follow_links=config.follow_links, find_labels=False)
+    source = open_unlabelled(config)
     checked_target(run, config.out, source.ids, config.force)
 
 

@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING
 from ensemble.commands.checks import check_compute, check_labels, check_prediction
 from ensemble.commands.choice import LEAST_OF_FULL, Speed, Work, fitting, folds_for, members_for, seconds_of
 from ensemble.commands.fit_stacker import fit_stacker
-from ensemble.commands.predict import predict
-from ensemble.commands.report import report
-from ensemble.commands.run import run
+from ensemble.commands.run import labelled_and_reported, run
 from ensemble.commands.train import train_members
 from ensemble.config import ComputeConfig, DataConfig, DecisionConfig, MemberConfig, PredictConfig, RunConfig
 from ensemble.config_reading import config_text, load_config
@@ -111,13 +109,11 @@ class _Planned:
 
 def _check(config: FitConfig, decision: DecisionConfig, compute: ComputeConfig) -> None:
     """Refuse what can be refused before libraries are loaded and images are read."""
-    from ensemble.data.source import open_source
+    from ensemble.data.source import open_labelled
 
     Objective.parse(decision.objective)
     check_compute(compute.device)
-    check_labels(
-        open_source(config.images, config.labels, config.positive, config.follow_links), config.folds or LEAST_FOLDS
-    )
+    check_labels(open_labelled(config), config.folds or LEAST_FOLDS)
     run, prediction = config.run, _prediction(config)
     if prediction is not None:
         check_prediction(Run(run or _free(config.images)), prediction)
@@ -150,6 +146,7 @@ def _kept(config: FitConfig, decision: DecisionConfig, say: Say) -> RunConfig:
         "labels": (kept.data.labels, config.labels),
         "positive": (kept.data.positive, config.positive),
         "resize": (kept.data.resize, config.resize),
+        "on-bad": (kept.data.on_bad, config.on_bad),
         "seed": (kept.seed, config.seed),
         "folds": (kept.folds, config.folds or kept.folds),
     }
@@ -168,8 +165,8 @@ def _kept(config: FitConfig, decision: DecisionConfig, say: Say) -> RunConfig:
 def _prediction(config: FitConfig) -> PredictConfig | None:
     if config.predict is None:
         return None
-    links = config.follow_links
-    return PredictConfig(images=config.predict, follow_links=links, out=config.out, force=config.force)
+    both = {name: getattr(config, name) for name in PredictConfig.model_fields if name in FitConfig.model_fields}
+    return PredictConfig.model_validate({**both, "images": config.predict})
 
 
 @contextlib.contextmanager
@@ -223,24 +220,18 @@ def _planned(
         The images cannot be used, or are too few for the folds.
     """
     from ensemble.data.folds import assign_folds, together
-    from ensemble.data.source import open_source
+    from ensemble.data.source import open_labelled, open_unlabelled
     from ensemble.data.store import load_dataset
     from ensemble.members.inference import choose_device
 
     kind = choose_device(compute.device).type
-    dataset = load_dataset(
-        open_source(config.images, config.labels, config.positive, config.follow_links),
-        Run(folder).pixels,
-        config.resize,
-    )
+    dataset = load_dataset(open_labelled(config), Run(folder).pixels, config.resize, on_bad=config.on_bad)
     n, folds = len(dataset), config.folds or folds_for(kind, len(dataset))
     assert dataset.labels is not None
     assign_folds(dataset.labels, together(dataset.digests, dataset.groups), folds, config.seed)  # or it is refused here
     full = members_for(kind, n, folds, dataset.size[1], config.epochs)
-    to_label = (
-        open_source(config.predict, follow_links=config.follow_links, find_labels=False) if config.predict else ()
-    )
-    work = Work(n, folds, len(to_label))
+    prediction = _prediction(config)
+    work = Work(n, folds, len(open_unlabelled(prediction)) if prediction else 0)
     images = sum(member.epochs for member in full) * n * (folds - 1)
     members, expected = full, None
     speeds: dict[str, Speed] = {}
@@ -263,7 +254,7 @@ def _planned(
         data=data,
         members=tuple(members),
         decision=decision,
-        predict=_prediction(config),
+        predict=prediction,
     )
     return _Planned(run_config, full, work, speeds)
 
@@ -346,9 +337,7 @@ def _run_in_time(planned: _Planned, deadline: float, compute: ComputeConfig, say
             config = config.model_copy(update={"members": (*trained, *waiting)})
             _write(_Planned(config, planned.full, work, speeds))
     fit_stacker(config.run, config.decision, say)
-    if config.predict is not None:
-        predict(config.run, config.predict, compute, say)
-    return report(config.run, say)
+    return labelled_and_reported(config, compute, say)
 
 
 def _training_seconds(member: MemberConfig, speeds: dict[str, Speed], work: Work) -> float:

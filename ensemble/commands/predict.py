@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from ensemble.commands.checks import announce, check_compute
 from ensemble.commands.fit_stacker import read_decisions
 from ensemble.commands.fold_logits import FoldLogits, fold_logits
 from ensemble.config import ComputeConfig, PredictConfig, PredictOptions
-from ensemble.data.source import open_source, set_name
+from ensemble.data.source import open_unlabelled, set_name
 from ensemble.decision.cross_fitting import OofLogits
 from ensemble.decision.decision import Decision
 from ensemble.decision.deploy import Deployment, deploy
@@ -22,15 +23,15 @@ from ensemble.progress import Say, silent
 from ensemble.reports.prediction_tables import label_file_warnings
 from ensemble.results import PredictionFacts, PredictionRequest, PredictResult
 from ensemble.runs import files
-from ensemble.runs.label_files import checked_target, label_file, label_file_name, write_label_file
+from ensemble.runs.label_files import TABLE, checked_target, is_table, label_file, label_file_name, write_label_file
 from ensemble.runs.migration import migrate_facts
 from ensemble.runs.predictions import is_predicted, read_facts, read_table, write_facts, write_labels
-from ensemble.runs.run import Run, RunFacts
+from ensemble.runs.run import BAD_IMAGES, Run, RunFacts, bad_images_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ensemble.data.dataset import Dataset
+    from ensemble.data.dataset import Dataset, Source
 
 
 def predict(run: Path, config: PredictConfig, compute: ComputeConfig | None = None, say: Say = silent) -> PredictResult:
@@ -38,6 +39,10 @@ def predict(run: Path, config: PredictConfig, compute: ComputeConfig | None = No
 
     The logits of each member are averaged over its fold models and the views, stacked, and compared with the threshold.
     A set that the same decision has labelled already is not computed again. Its kept logits serve other decisions too.
+
+    With `on_bad="skip"`, images that cannot be used are listed in `bad_images.csv` beside the predictions, and the
+    result's `incomplete` says so. A table leaves them out; a file with a label in each line is only written if
+    `bad_label` gives them a label.
 
     Parameters
     ----------
@@ -58,18 +63,50 @@ def predict(run: Path, config: PredictConfig, compute: ComputeConfig | None = No
     folder, compute = Run(run), compute or ComputeConfig()
     facts = folder.read()
     read_decisions(folder, say)  # a run without a decision is refused before the images are read
-    source = open_source(config.images, follow_links=config.follow_links, find_labels=False)
+    source = open_unlabelled(config)
     out = checked_target(folder, config.out, source.ids, config.force)
     check_compute(compute.device)
     announce(source, say)
     from ensemble.data.store import load_dataset
 
-    dataset = load_dataset(source, folder.pixels, facts.resize, say=say)
+    dataset = load_dataset(source, folder.pixels, facts.resize, say=say, on_bad=config.on_bad)
     result = predict_dataset(run, dataset, set_name(config.images), config, compute, say)
-    write_label_file(folder, out, label_file(out.name, result.ids, result.y_pred, facts.classes))
-    table = result.folder / "predictions.csv"
-    say(f"{len(dataset)} labels written to {printable(out)}; logits and votes are in {printable(table)}")
-    return replace(result, out=out)
+    table = printable(result.folder / "predictions.csv")
+    if dataset.bad and not is_table(out) and config.bad_label is None:
+        say(f"{len(dataset)} labels, logits and votes are in {table}")
+    else:
+        content, count = _label_file(out, source.ids, result, facts, config.bad_label)
+        write_label_file(folder, out, content)
+        result = replace(result, out=out)
+        say(f"{count} labels written to {printable(out)}; logits and votes are in {table}")
+    return replace(result, incomplete=_incomplete(source, dataset, result, out)) if dataset.bad else result
+
+
+def _incomplete(source: Source, dataset: Dataset, result: PredictResult, out: Path) -> DataError:
+    """Return what is reported last where images were left out; without the result's `out`, no label file is written."""
+    where = printable(result.folder / BAD_IMAGES)
+    found = f"{len(dataset.bad)} of {len(source)} images cannot be used and are listed in {where}"
+    if result.out is not None:
+        return DataError(source.where, found)
+    remedy = f"{printable(out)} needs a line for each image and is not written"
+    return DataError(source.where, found, f"{remedy}: give --bad-label 0 or 1, or --out FILE.csv for a table")
+
+
+def _label_file(
+    out: Path, ids: np.ndarray, result: PredictResult, facts: RunFacts, bad_label: int | None
+) -> tuple[bytes, int]:
+    """Return the label file of a prediction, and the number of its labels.
+
+    Images that were left out are in no table, and get `bad_label` in a file with a label in each line. `ids` are those
+    of all images, in their order.
+    """
+    y_pred = result.y_pred
+    if is_table(out):
+        ids = result.ids
+    elif len(ids) > len(y_pred):
+        labels = dict(zip(result.ids.tolist(), y_pred.tolist(), strict=True))
+        y_pred = np.array([labels.get(name, bad_label) for name in ids.tolist()], np.int8)
+    return label_file(out.name, ids, y_pred, facts.classes), len(ids)
 
 
 def predict_dataset(
@@ -108,7 +145,8 @@ def predict_dataset(
         raise DataError(name, problem, "resize them, or train with --resize")
     target = folder.predictions(name, dataset.fingerprint, options.tta)
     with_tta = folder.predictions(name, dataset.fingerprint, tta=True)  # its logits include the plain view
-    request = _request(options, dataset.fingerprint, files.file_sha256(folder.decision), decision.views)
+    bad = bad_images_table(dataset.bad) if dataset.bad else None
+    request = _request(options, dataset.fingerprint, files.file_sha256(folder.decision), decision.views, bad)
     with files.locked(target):
         if not is_predicted(target, request, say):
             by_view = folder.oof_logits(decision.stacker.members)[:, :, : len(decision.views)]
@@ -126,7 +164,7 @@ def predict_dataset(
                 options.prior,
                 facts.seed,
             )
-            _write(target, dataset.ids, facts, deployment, logits, request, decision)
+            _write(target, dataset.ids, facts, deployment, logits, request, decision, bad)
     folder.record(f"predict {target.name}", started)
     result = _read(target)
     for warning in label_file_warnings(result.facts):
@@ -135,7 +173,7 @@ def predict_dataset(
 
 
 def _request(
-    options: PredictOptions, fingerprint: str, decision_sha256: str, views: tuple[str, ...]
+    options: PredictOptions, fingerprint: str, decision_sha256: str, views: tuple[str, ...], bad: bytes | None
 ) -> PredictionRequest:
     return PredictionRequest(
         fingerprint=fingerprint,
@@ -147,6 +185,7 @@ def _request(
         cascade=options.cascade,
         precision=options.precision,
         convolutions=options.convolutions,
+        bad_images_sha256=hashlib.sha256(bad).hexdigest() if bad else None,
     )
 
 
@@ -158,11 +197,14 @@ def _write(
     logits: FoldLogits,
     request: PredictionRequest,
     decision: Decision,
+    bad: bytes | None,
 ) -> None:
-    """Write the label file, the table and the facts of a prediction."""
-    name = label_file_name(ids)
+    """Write the label file, the table and the facts of a prediction, and the list of the images that were left out."""
+    name = label_file_name(ids) if bad is None else TABLE  # a line would not say which image it labels
     content = label_file(name, ids, deployment.y_pred, run.classes)
     hashes = write_labels(folder, name, content, _table(ids, deployment, logits))
+    if bad is not None:
+        hashes[BAD_IMAGES] = files.write_whole(folder / BAD_IMAGES, bad)
     facts = PredictionFacts(
         request=request,
         images=len(ids),

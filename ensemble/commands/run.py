@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from ensemble.commands.checks import check_compute, check_prediction
@@ -42,9 +43,13 @@ def run(config: RunConfig, compute: ComputeConfig | None = None, say: Say = sile
         check_prediction(Run(config.run), config.predict)
     train_members(config.run, config.members, config.data, config.folds, config.seed, compute, say)
     fit_stacker(config.run, config.decision, say)
-    if config.predict is not None:
-        predict(config.run, config.predict, compute, say)
-    return report(config.run, say)
+    return labelled_and_reported(config, compute, say)
+
+
+def labelled_and_reported(config: RunConfig, compute: ComputeConfig | None, say: Say) -> ReportResult:
+    """Predict as the config of a decided run says, and report; images that were skipped are no error before that."""
+    predicted = None if config.predict is None else predict(config.run, config.predict, compute, say)
+    return replace(report(config.run, say), incomplete=None if predicted is None else predicted.incomplete)
 
 
 def _check_decision(config: RunConfig) -> None:

@@ -198,9 +198,9 @@ def _checked_source(data: DataConfig | Dataset, folds: int, say: Say) -> Source 
     """Open the images and check their labels; None where they are decoded already."""
     if not isinstance(data, DataConfig):
         return None
-    from ensemble.data.source import open_source
+    from ensemble.data.source import open_labelled
 
-    source = open_source(data.images, data.labels, data.positive, data.follow_links)
+    source = open_labelled(data)
     check_labels(source, folds)
     announce(source, say)
     return source
@@ -211,7 +211,7 @@ def _labelled_dataset(data: DataConfig | Dataset, source: Source | None, run: Ru
         from ensemble.data.store import load_dataset
 
         assert source is not None
-        dataset = load_dataset(source, run.pixels, data.resize, say=say)
+        dataset = load_dataset(source, run.pixels, data.resize, say=say, on_bad=data.on_bad)
     else:
         dataset = data
     if dataset.labels is None:
@@ -262,7 +262,7 @@ def _begin(
         fold_of = assign_folds(dataset.labels, units, folds, seed).fold_of
         run.begin(facts)
         ungrouped = dataset.groups is None and np.unique(units).size == units.size
-        run.write_folds(FoldTable(dataset.ids, dataset.labels, fold_of, None if ungrouped else units))
+        run.write_folds(FoldTable(dataset.ids, dataset.labels, fold_of, None if ungrouped else units), dataset.bad)
     table = run.read_folds()
     if change := _change_since(table, run.read().fingerprint, dataset):
         raise ArtifactError(run.folder, f"was begun with other data: {change}", "restore them, or use another --run")

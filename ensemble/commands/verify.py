@@ -40,9 +40,11 @@ def verify(run: Path, say: Say = silent) -> VerifyResult:
         Files are damaged or missing; their number is named.
     """
     folder, checks = Run(run), _Checks(run, say)
-    folder.read()  # everything else is found through it
+    facts = folder.read()  # everything else is found through it
     checks.read(run / "run.json", folder.read)
     checks.read(run / "folds.csv", folder.read_folds)
+    if facts.bad_images_sha256 is not None:
+        checks.compare(folder.bad_images, facts.bad_images_sha256, "restore it")
     for path in sorted(run.glob("members/*/member.json")):
         _check_member(MemberFolder(path.parent), checks)
     if folder.decision.exists():

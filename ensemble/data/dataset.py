@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """An image that cannot be used: the `name` of its file, and the `reason`."""
+
+    name: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,13 @@ class Source:
         """Return the bytes of the file of a row; raise `DataError` where it cannot be read."""
         return self.fetch(self.names[row])
 
+    def rows(self, rows: NDArray[Any]) -> Source:
+        """Return the images of these rows, in their order."""
+        labels = None if self.labels is None else self.labels[rows]
+        groups = None if self.groups is None else self.groups[rows]
+        names = tuple(self.names[row] for row in rows.tolist())
+        return replace(self, ids=self.ids[rows], labels=labels, groups=groups, names=names)
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -72,6 +88,8 @@ class Dataset:
         Remarks on the data, a line each.
     classes : tuple of two str, or None
         The names of label 0 and of label 1, where the labels are names.
+    bad : tuple of BadImage
+        The images that cannot be used and were left out; the arrays have no rows for them.
     """
 
     ids: NDArray[np.str_]
@@ -82,6 +100,7 @@ class Dataset:
     fingerprint: str
     notes: tuple[str, ...] = ()
     classes: tuple[str, str] | None = None
+    bad: tuple[BadImage, ...] = ()
 
     def __post_init__(self) -> None:
         for array in (self.ids, self.labels, self.groups, self.pixels, self.digests):

@@ -87,7 +87,7 @@ def is_inside(path: str, root: str) -> bool:
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
-def files_below(folder: Path, deep: bool, follow_links: bool) -> tuple[list[str], list[str]]:
+def files_below(folder: Path, deep: bool, follow_links: bool, skip_bad: bool = False) -> tuple[list[str], list[str]]:
     """Return the images in a folder and everything else, as paths relative to it, in any order.
 
     Parameters
@@ -98,6 +98,8 @@ def files_below(folder: Path, deep: bool, follow_links: bool) -> tuple[list[str]
         with a / at the end.
     follow_links : bool
         Whether links may lead out of the folder, and links to folders are searched; each folder is searched once.
+    skip_bad : bool
+        Whether something with the name of an image that is not a file is among the images: it is left out later.
 
     Raises
     ------
@@ -124,10 +126,10 @@ def files_below(folder: Path, deep: bool, follow_links: bool) -> tuple[list[str]
                 elif not is_image(entry.name):
                     (folders if follow_links else others).append(name)
                 else:
-                    (images if entry.is_file() else not_files).append(name)
+                    (images if skip_bad or entry.is_file() else not_files).append(name)
     if not_files:
         problem = f"{len(not_files)} images are not files: {listed(sorted(not_files))}"
-        raise DataError(printable(folder), problem, "remove them")
+        raise DataError(printable(folder), problem, "remove them, or leave them out with --on-bad skip")
     return images, others
 
 

@@ -38,7 +38,12 @@ SETS = ("train", "val", "test", "dev", "holdout")
 
 
 def open_folder(
-    folder: Path, positive: str | None, any_names: bool, labels: Path | None = None, follow_links: bool = False
+    folder: Path,
+    positive: str | None,
+    any_names: bool,
+    labels: Path | None = None,
+    follow_links: bool = False,
+    skip_bad: bool = False,
 ) -> Source:
     """Open a folder of images, or of one subfolder for each class, which may have subfolders in turn.
 
@@ -53,6 +58,8 @@ def open_folder(
         The label file: the note of files that are not read leaves it out.
     follow_links : bool
         Whether links may lead out of the folder.
+    skip_bad : bool
+        Whether images that are not files are left out later, and no error here.
 
     Raises
     ------
@@ -60,11 +67,11 @@ def open_folder(
         It holds no images, folders that are no two classes, or numbered images with gaps.
     """
     where, fetch = printable(folder), functools.partial(read_file, str(folder))
-    images, others = files_below(folder, deep=False, follow_links=follow_links)
+    images, others = files_below(folder, False, follow_links, skip_bad)
     classes = [] if images else sorted(name for name in os.listdir(folder) if _is_class(folder / name))
     if classes:
         _refuse_other_folders(where, classes)
-        images, others = _images_of_classes(folder, classes, others, follow_links)
+        images, others = _images_of_classes(folder, classes, others, follow_links, skip_bad)
     if not images:
         beside = f"; {unread_note(folder, others)}" if others else ""
         raise DataError(where, f"holds no images{beside}", "name the folder that does")
@@ -83,14 +90,14 @@ def _is_same(path: Path, other: Path) -> bool:
 
 
 def _images_of_classes(
-    folder: Path, classes: list[str], others: list[str], follow_links: bool
+    folder: Path, classes: list[str], others: list[str], follow_links: bool, skip_bad: bool
 ) -> tuple[list[str], list[str]]:
     """Return the images below the folders of classes, and everything else that is in `folder`."""
     images, others = [], [name for name in others if name.rstrip("/") not in classes]
     for name in classes:
         if not follow_links and not is_inside(os.path.realpath(folder / name), os.path.realpath(folder)):
             raise DataError(printable(folder / name), "is a link out of its folder", OUTWARD_LINK)
-        of_class, of_no_class = files_below(folder / name, deep=True, follow_links=follow_links)
+        of_class, of_no_class = files_below(folder / name, True, follow_links, skip_bad)
         images += [f"{name}/{file}" for file in of_class]
         others += [f"{name}/{file}" for file in of_no_class]
     return images, others

@@ -16,11 +16,13 @@ from ensemble.data.tables import GROUP, LABEL, PATH, csv_rows, parquet_rows, rea
 from ensemble.errors import DataError, printable
 
 
-def open_manifest(path: Path, positive: str | None = None, follow_links: bool = False) -> Source:
+def open_manifest(
+    path: Path, positive: str | None = None, follow_links: bool = False, skip_bad: bool = False
+) -> Source:
     """Open the images that a manifest lists, with its labels and groups.
 
     Paths are relative to the folder of the manifest, or absolute. A path may lack the suffix of its image. Links may
-    lead out of the folder if `follow_links`.
+    lead out of the folder if `follow_links`. If `skip_bad`, images that are missing or no files are left out later.
 
     Raises
     ------
@@ -34,7 +36,11 @@ def open_manifest(path: Path, positive: str | None = None, follow_links: bool = 
     lines, columns, notes = read_columns(rows, where)
     root, given = os.path.realpath(path.parent), columns[PATH]
     paths = _completed(where, root, lines, given)
-    _check_paths(where, root, lines, paths, follow_links)
+    missing = _missing(where, root, lines, paths, follow_links)
+    if missing and not skip_bad:
+        problem = f"{len(missing)} of {len(paths)} images are missing or not files: {listed(missing)}"
+        remedy = "correct the paths, or give the folder of the images as --images and this table as --labels"
+        raise DataError(where, problem, remedy)
     completed = sum(text != name for text, name in zip(given, paths, strict=True))
     if completed:
         notes += (f"{completed} paths have no suffix or have backslashes; the image files of these names are used",)
@@ -66,7 +72,8 @@ def _completed(where: str, root: str, lines: Sequence[int], paths: Sequence[str]
     return tuple(completed)
 
 
-def _check_paths(where: str, root: str, lines: Sequence[int], paths: Sequence[str], follow_links: bool) -> None:
+def _missing(where: str, root: str, lines: Sequence[int], paths: Sequence[str], follow_links: bool) -> list[str]:
+    """Return the paths that name no file, with their lines; raise `DataError` where a path is none or is repeated."""
     real_folder = functools.cache(os.path.realpath)
     seen: dict[str, int] = {}
     missing = []
@@ -84,8 +91,4 @@ def _check_paths(where: str, root: str, lines: Sequence[int], paths: Sequence[st
                 )
         if not os.path.isfile(full):
             missing.append(f"{path} (line {line})")
-    if missing:
-        remedy = "correct the paths, or give the folder of the images as --images and this table as --labels"
-        raise DataError(
-            where, f"{len(missing)} of {len(paths)} images are missing or not files: {listed(missing)}", remedy
-        )
+    return missing

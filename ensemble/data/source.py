@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ensemble.config import DataConfig, PredictConfig
 from ensemble.data.dataset import Source
 from ensemble.data.files import reading, split_zip
 from ensemble.data.folders import open_folder, open_zip
@@ -23,6 +24,7 @@ def open_source(
     positive: str | None = None,
     follow_links: bool = False,
     find_labels: bool = True,
+    on_bad: str = "error",
 ) -> Source:
     """Recognise what `images` is and read its labels; no image is read yet.
 
@@ -42,6 +44,9 @@ def open_source(
         Whether links may lead out of the folder of the images, or of the manifest; a zip has no links.
     find_labels : bool
         Whether a text file in a zip is read as its labels; not for images that are predicted.
+    on_bad : {"error", "skip"}
+        What to do with images that are missing or no files: raise an error, or keep them for `load_dataset`, which
+        leaves them out.
 
     Raises
     ------
@@ -51,7 +56,7 @@ def open_source(
         `labels` is given for images that have labels already, or no label has the name `positive`.
     """
     given = None if labels is None else read_label_file(labels, positive)
-    source = _open(images, positive, labels, given, follow_links, find_labels)
+    source = _open(images, positive, labels, given, follow_links, find_labels, on_bad == "skip")
     if given is not None:
         if source.labels is not None:
             raise ConfigError("--labels", f"{source.where} has labels already", "leave it out")
@@ -60,6 +65,16 @@ def open_source(
         notes = tuple(note for note in source.notes if note != class_note(source.classes))
         source = replace(source, classes=None, notes=notes)
     return source
+
+
+def open_labelled(config: DataConfig) -> Source:
+    """Open the labelled images of a config; see `open_source`."""
+    return open_source(config.images, config.labels, config.positive, config.follow_links, on_bad=config.on_bad)
+
+
+def open_unlabelled(config: PredictConfig) -> Source:
+    """Open the images to label of a config; see `open_source`."""
+    return open_source(config.images, follow_links=config.follow_links, find_labels=False, on_bad=config.on_bad)
 
 
 def set_name(images: Path | Sequence[Path]) -> str:
@@ -78,17 +93,18 @@ def _open(
     given: Labels | None,
     follow_links: bool,
     find_labels: bool,
+    skip_bad: bool,
 ) -> Source:
     paths = [images] if isinstance(images, Path) else list(images)
     if len(paths) != 1:
-        return open_listing(paths)
+        return open_listing(paths, skip_bad)
     (path,) = paths
     where, any_names = printable(path), given is not None and given.names is not None
     with reading(where):
         if archive := split_zip(path):
             return open_zip(*archive, positive, any_names, labels, find_labels)
         if path.is_dir():
-            return open_folder(path, positive, any_names, labels, follow_links)
+            return open_folder(path, positive, any_names, labels, follow_links, skip_bad)
         if path.suffix.lower() in (".csv", ".parquet") and path.exists():
-            return open_manifest(path, positive, follow_links)
-        return open_listing(paths)
+            return open_manifest(path, positive, follow_links, skip_bad)
+        return open_listing(paths, skip_bad)

@@ -8,16 +8,17 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.data.dataset import Dataset, Source
+from ensemble.data.dataset import BadImage, Dataset, Source
 from ensemble.data.files import SHOWN
 from ensemble.data.pixels import POLICY_VERSION, decode, inspect
 from ensemble.errors import ArtifactError, DataError, ResourceError, printable
@@ -54,13 +55,21 @@ TRAITS = {
 
 
 def load_dataset(
-    source: Source, store: Path, resize: int | None = None, threads: int | None = None, say: Say = silent
+    source: Source,
+    store: Path,
+    resize: int | None = None,
+    threads: int | None = None,
+    say: Say = silent,
+    on_bad: str = "error",
 ) -> Dataset:
     """Return the images of `source` as a `Dataset`; decode them unless `store` holds the pixels of these files.
 
     Every file is read and hashed at every start, and so are the stored pixels. These are kept in
     ``store/<key>/pixels.npy``; the key is a hash of the content of the files, `resize` and the image policy. The folder
     is written beside and renamed, so that it is never incomplete. Memory is bounded for any number of images.
+
+    Images that are left out have no rows: the result is that of a set without them. The store records them, so that
+    they are not decoded again.
 
     Parameters
     ----------
@@ -74,21 +83,27 @@ def load_dataset(
         Threads that read and decode; by default, the number of cores.
     say : callable
         Receives the notes, a line each.
+    on_bad : {"error", "skip"}
+        What to do with images that cannot be used: raise an error, or leave them out.
 
     Raises
     ------
     DataError
-        Some images cannot be used; the message counts them and lists the first.
+        Some images cannot be used, or with "skip" all of them; the message counts them and lists the first.
     ResourceError
-        `store` has too little space, or cannot be written.
+        `store` has too little space or cannot be written, or a file changed while it was read.
     """
-    threads = threads or len(available_cores())
+    threads, skip, whole = threads or len(available_cores()), on_bad == "skip", source
     digests: NDArray[np.bytes_] = np.zeros(len(source), "S64")
 
     def hash_row(row: int) -> None:
         digests[row] = hashlib.sha256(source.read(row)).hexdigest()
 
-    _each(source, hash_row, threads, "read")
+    unreadable = _each(len(source), hash_row, threads, "read")
+    if unreadable:
+        _refuse_bad(source, unreadable, skip)
+        readable = _other_rows(len(source), unreadable)
+        source, digests = source.rows(readable), digests[readable]
     key = hashlib.sha256(digests.tobytes() + f"{resize} {POLICY_VERSION} {SCHEMA_VERSION}".encode()).hexdigest()
     folder = store / key[:16]
     try:
@@ -97,65 +112,98 @@ def load_dataset(
             with locked(store, wait=True, say=say):
                 for unfinished in store.glob("decoding-*"):  # a killed process leaves its folder
                     shutil.rmtree(unfinished)
-                stored = _open_store(folder, digests, say) or _write_store(folder, source, digests, resize, threads)
+                stored = _open_store(folder, digests, say) or _write_store(
+                    folder, source, digests, resize, threads, skip
+                )
     except OSError as error:
         raise ResourceError(printable(store), f"cannot be written: {error.strerror or error}") from error
-    pixels, traits = stored
-    notes = (*source.notes, *_trait_notes(source, traits), *_conflict_notes(source, digests))
+    pixels, traits, undecodable = stored
+    bad = _bad_images(whole, unreadable) + _bad_images(source, undecodable)
+    if undecodable:
+        _refuse_bad(source, undecodable, skip)
+        decoded = _other_rows(len(source), undecodable)
+        source, digests = source.rows(decoded), digests[decoded]
+    left_out = (left_out_note(bad, len(whole)),) if bad else ()
+    notes = (*source.notes, *left_out, *_trait_notes(source, traits), *_conflict_notes(source, digests))
     fingerprint = _fingerprint(source, digests, pixels)
     for note in notes:
         say(f"note: {source.where}: {note}")
-    return Dataset(source.ids, source.labels, source.groups, pixels, digests, fingerprint, notes, source.classes)
+    return Dataset(source.ids, source.labels, source.groups, pixels, digests, fingerprint, notes, source.classes, bad)
 
 
-def _each(source: Source, work: Callable[[int], None], threads: int, what: str) -> None:
-    """Call `work` with every row, in threads; raise one `DataError` for all rows where it raised one."""
+def _each(n: int, work: Callable[[int], None], threads: int, what: str) -> Reasons:
+    """Call `work` with every row of n, in threads; return the rows where it raised a `DataError`, and the reasons."""
 
-    def chunk(rows: range) -> tuple[int, list[str]]:
-        errors = []
+    def chunk(rows: range) -> Reasons:
+        reasons = {}
         for row in rows:
             try:
                 work(row)
             except DataError as error:
-                errors.append(f"{error.where} {error.found}" + (f" ({error.remedy})" if error.remedy else ""))
-        return len(errors), errors[:SHOWN]
+                reasons[row] = error.found + (f" ({error.remedy})" if error.remedy else "")
+        return reasons
 
-    n, bad, shown = len(source), 0, list[str]()
+    found: Reasons = {}
     chunks = [range(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
     pool = ThreadPoolExecutor(threads)
     try:
         with progress(n, what) as bar:
-            for rows, (count, errors) in zip(chunks, pool.map(chunk, chunks), strict=True):
+            for rows, reasons in zip(chunks, pool.map(chunk, chunks), strict=True):
                 bar.advance(len(rows))
-                bad += count
-                shown += errors[: SHOWN - len(shown)]
+                found |= reasons
     finally:
         pool.shutdown(cancel_futures=True)
-    if bad:
-        more = f", and {bad - len(shown)} more" if bad > len(shown) else ""
-        raise DataError(
-            source.where, f"{bad} of {n} images cannot be used: {', '.join(shown)}{more}", "replace or remove them"
-        )
+    return found
 
 
-Stored = tuple[NDArray[np.uint8], NDArray[np.bool_]]
-"""Pixels (n, H, W, 3) and traits (n, len(TRAITS))."""
+def _refuse_bad(source: Source, reasons: Reasons, skip: bool) -> None:
+    """Raise `DataError` where images cannot be used, unless others are left and these may be skipped."""
+    if not reasons or (skip and len(reasons) < len(source)):
+        return
+    found = f"{len(reasons)} of {len(source)} images cannot be used: {_first(_bad_images(source, reasons))}"
+    raise DataError(source.where, found, "replace them" + ("" if skip else ", or leave them out with --on-bad skip"))
+
+
+def left_out_note(bad: tuple[BadImage, ...], n: int) -> str:
+    """Return the note that counts the images of n that are left out, and names the first."""
+    return f"{len(bad)} of {n} images cannot be used and are left out: {_first(bad)}"
+
+
+def _first(bad: tuple[BadImage, ...]) -> str:
+    more = f", and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+    return ", ".join(f"{printable(each.name)} {each.reason}" for each in bad[:SHOWN]) + more
+
+
+def _bad_images(source: Source, reasons: Reasons) -> tuple[BadImage, ...]:
+    return tuple(BadImage(source.names[row], reason) for row, reason in sorted(reasons.items()))
+
+
+def _other_rows(n: int, rows: Iterable[int]) -> NDArray[np.intp]:
+    return np.delete(np.arange(n), sorted(rows))
+
+
+Reasons = dict[int, str]
+"""The rows that cannot be used, and why."""
+
+Stored = tuple[NDArray[np.uint8], NDArray[np.bool_], Reasons]
+"""Pixels (n, H, W, 3) and traits (n, len(TRAITS)) of the images that can be decoded, and the rows of the others."""
 
 
 @dataclass(frozen=True)
 class StoreFacts:
-    """`store.json`: the number of images, their height and width, and the hashes of the other files by name.
+    """`store.json`: the number of decoded images, their height and width, and the hashes of the other files by name.
 
-    Stores of older versions record no hashes.
+    `bad` says of each row that could not be decoded why not. Stores of older versions have no such rows and no hashes.
     """
 
     n: int
     size: tuple[int, int]
+    bad: Reasons = field(default_factory=dict)
     sha256: dict[str, str] = field(default_factory=dict)
 
 
 def read_store(folder: Path, digests: NDArray[np.bytes_] | None = None) -> Stored:
-    """Return the pixels and traits of a store, once the hashes of its files are verified.
+    """Return the content of a store, once the hashes of its files are verified.
 
     Parameters
     ----------
@@ -182,9 +230,9 @@ def read_store(folder: Path, digests: NDArray[np.bytes_] | None = None) -> Store
     has_form = pixels.shape == (facts.n, *facts.size, 3) and traits.shape == (facts.n, len(TRAITS))
     if not has_form or pixels.dtype != np.uint8 or traits.dtype != np.bool_:
         raise ArtifactError(folder, "holds arrays of another form", DECODE_AGAIN)
-    if digests is not None and (stored != _lines(digests) or len(pixels) != len(digests)):
+    if digests is not None and (stored != _lines(digests) or facts.n + len(facts.bad) != len(digests)):
         raise ArtifactError(folder / "digests.txt", "names other images", DECODE_AGAIN)
-    return pixels, traits
+    return pixels, traits, facts.bad
 
 
 def _open_store(folder: Path, digests: NDArray[np.bytes_], say: Say) -> Stored | None:
@@ -202,15 +250,15 @@ def _lines(digests: NDArray[np.bytes_]) -> bytes:
     return b"".join(digest + b"\n" for digest in digests.tolist())
 
 
-def _write_store(folder: Path, source: Source, digests: NDArray[np.bytes_], resize: int | None, threads: int) -> Stored:
+def _write_store(
+    folder: Path, source: Source, digests: NDArray[np.bytes_], resize: int | None, threads: int, skip: bool
+) -> Stored:
     n = len(source)
     height, width = (resize, resize) if resize else _common_size(source)
     traits = np.zeros((n, len(TRAITS)), bool)
 
     def decode_row(row: int) -> None:
-        name, data = printable(source.names[row]), source.read(row)
-        if hashlib.sha256(data).hexdigest().encode() != digests[row]:
-            raise DataError(name, "changed while it was read")
+        name, data = printable(source.names[row]), _read_again(source, row, digests[row])
         header = inspect(data, name)
         if not resize and (header.height, header.width) != (height, width):  # refused before its memory is needed
             raise DataError(
@@ -228,13 +276,17 @@ def _write_store(folder: Path, source: Source, digests: NDArray[np.bytes_], resi
     partial = Path(tempfile.mkdtemp(prefix="decoding-", dir=folder.parent))
     try:
         pixels = _allocate(partial / "pixels.npy", (n, height, width, 3))
-        _each(source, decode_row, threads, "decode")
-        pixels.flush()
+        bad = _each(n, decode_row, threads, "decode")
+        _refuse_bad(source, bad, skip)
+        decoded = _other_rows(n, bad)
+        _keep_rows(partial / "pixels.npy", pixels, decoded)
+        traits = traits[decoded]
         np.save(partial / "traits.npy", traits)
         (partial / "digests.txt").write_bytes(_lines(digests))
         about = {
             "policy": POLICY_VERSION,
-            "n": n,
+            "n": len(decoded),
+            "bad": bad,
             "size": [height, width],
             "resize": resize,
             "traits": dict(zip(TRAITS, traits.sum(0).tolist(), strict=True)),
@@ -249,7 +301,35 @@ def _write_store(folder: Path, source: Source, digests: NDArray[np.bytes_], resi
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    return np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False), traits
+    return np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False), traits, bad
+
+
+def _read_again(source: Source, row: int, digest: bytes) -> bytes:
+    """Return the bytes of a file that was hashed before; raise `ResourceError` where they are others now."""
+    name = printable(source.names[row])
+    try:
+        data = source.read(row)
+    except DataError as error:
+        raise ResourceError(name, error.found, "give the command again") from error
+    if hashlib.sha256(data).hexdigest().encode() != digest:
+        raise ResourceError(name, "changed while it was read", "give the command again when no program writes to it")
+    return data
+
+
+def _keep_rows(path: Path, pixels: np.memmap[Any, np.dtype[np.uint8]], rows: NDArray[np.intp]) -> None:
+    """Move these rows of a memory map to its beginning and cut off the rest, so that the file is a whole array."""
+    n, offset = len(rows), pixels.offset
+    if n < len(pixels):
+        for start in range(0, n, CHUNK):  # a row never moves behind one that is still to be read
+            pixels[start : min(start + CHUNK, n)] = pixels[rows[start : start + CHUNK]]
+    pixels.flush()
+    if n < len(pixels):
+        with open(path, "rb+") as file:
+            # numpy pads the header, so that it keeps its length when the first axis changes.
+            header = {"descr": "|u1", "fortran_order": False, "shape": (n, *pixels.shape[1:])}
+            np.lib.format.write_array_header_1_0(file, header)
+            assert file.tell() == offset
+            file.truncate(offset + n * int(np.prod(pixels.shape[1:])))
 
 
 def _allocate(path: Path, shape: tuple[int, ...]) -> np.memmap[tuple[int, ...], np.dtype[np.uint8]]:

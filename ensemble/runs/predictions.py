@@ -177,7 +177,8 @@ class _StoredRequest:
 
 
 def _with_request(content: dict[str, Any]) -> dict[str, Any]:
-    return {"request": {}, **content}  # predictions of older versions are made again
+    # Predictions without a request, of older versions, are made again; a request without this field left no image out.
+    return {**content, "request": {"bad_images_sha256": None, **content.get("request", {})}}
 
 
 def _plain(request: object) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ensemble.config import VIEWS
+from ensemble.data.dataset import BadImage
 from ensemble.data.folds import FoldTable
 from ensemble.errors import ArtifactError, ConfigError, DataError, LockedError, ResourceError
 from ensemble.runs.artifacts import RESTORE, forget_below
@@ -36,6 +37,9 @@ from ensemble.runs.predictions import fingerprint_of
 
 LABEL_FILES = ("label_val.txt", "labels.csv")
 """Names of label files: a 0 or 1 in each line for images numbered 1 to n, and a table with name,label for others."""
+
+BAD_IMAGES = "bad_images.csv"
+"""The table of the images that cannot be used and were left out, with name,reason."""
 
 TRAIN_FIRST = "train a member first: thera train-member --help"
 
@@ -72,6 +76,8 @@ class RunFacts:
     history : tuple of HistoryEntry
     folds_sha256 : str or None
         Of `folds.csv`.
+    bad_images_sha256 : str or None
+        Of `bad_images.csv`; None where no image was left out.
     classes : tuple of two str, or None
         The names of label 0 and label 1, where the labels were names.
     label_files : dict of str to str
@@ -92,6 +98,7 @@ class RunFacts:
     versions: dict[str, str] = field(default_factory=dict)
     history: tuple[HistoryEntry, ...] = ()
     folds_sha256: str | None = None
+    bad_images_sha256: str | None = None
     classes: tuple[str, str] | None = None
     label_files: dict[str, str] = field(default_factory=dict)
     artifacts: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -99,8 +106,7 @@ class RunFacts:
     @property
     def identity(self) -> dict[str, Any]:
         """What must stay the same as long as the run goes on."""
-        size = list(self.size)
-        return {"seed": self.seed, "folds": self.folds, "n": self.n, "size": size, "resize": self.resize}
+        return {"seed": self.seed, "folds": self.folds, "size": list(self.size), "resize": self.resize}
 
 
 class Run:
@@ -116,6 +122,7 @@ class Run:
         self.folder = folder
         self.pixels = folder / "pixels"
         self.decision = folder / "decision" / "decision.json"
+        self.bad_images = folder / BAD_IMAGES
         self._json = folder / "run.json"
 
     def read(self) -> RunFacts:
@@ -190,6 +197,7 @@ class Run:
             except LockedError:
                 return ""
             (self.folder / "folds.csv").unlink(missing_ok=True)  # first: without it, the run can be forgotten again
+            self.bad_images.unlink(missing_ok=True)
             self._json.unlink()
         shown = [name if name == "images" else f"{name} was {before[name]} and is {now[name]}" for name in changed]
         return ", ".join("other images or labels" if each == "images" else each for each in shown)
@@ -239,11 +247,18 @@ class Run:
 
     # --- the fold table -----------------------------------------------------------------------------------------------
 
-    def write_folds(self, table: FoldTable) -> None:
-        """Write `folds.csv`, with a group column where there are groups, and its hash to `run.json`."""
-        data = table_bytes(table.to_pandas())
+    def write_folds(self, table: FoldTable, bad: Sequence[BadImage] = ()) -> None:
+        """Write `folds.csv`, with a group column where there are groups, and its hash to `run.json`.
+
+        Images that were left out are listed in `bad_images.csv`.
+        """
+        data, of_bad = table_bytes(table.to_pandas()), bad_images_table(bad)
         with self._locked():
-            write_json(self._json, replace(self.read(), folds_sha256=hashlib.sha256(data).hexdigest()))
+            bad_sha256 = hashlib.sha256(of_bad).hexdigest() if bad else None
+            folds_sha256 = hashlib.sha256(data).hexdigest()
+            write_json(self._json, replace(self.read(), folds_sha256=folds_sha256, bad_images_sha256=bad_sha256))
+            if bad:
+                write_whole(self.bad_images, of_bad)
             write_whole(self.folder / "folds.csv", data)
 
     def read_folds(self) -> FoldTable:
@@ -286,6 +301,13 @@ class Run:
         folder = self.folder / "predictions" / name
         present = fingerprint_of(folder)
         return folder if present in (None, fingerprint) else folder.with_name(f"{name}-{fingerprint[:8]}")
+
+
+def bad_images_table(bad: Sequence[BadImage]) -> bytes:
+    """Return `bad_images.csv` for these images."""
+    import pandas as pd
+
+    return table_bytes(pd.DataFrame({"name": [each.name for each in bad], "reason": [each.reason for each in bad]}))
 
 
 def versions() -> dict[str, str]:

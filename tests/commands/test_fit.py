@@ -262,7 +262,7 @@ def test_the_epochs_of_the_next_members_follow_from_the_time_that_is_left(
         now[0] += 2 * seconds_of(members, speed, work)
         trained.extend(members)
 
-    for name in ("fit_stacker", "report"):
+    for name in ("fit_stacker", "labelled_and_reported"):
         monkeypatch.setattr(fit_command, name, lambda *_: None)
     monkeypatch.setattr(fit_command, "train_members", train)
     monkeypatch.setattr(fit_command, "time", Clock)
