@@ -10,6 +10,7 @@ Files in reading order:
 
 errors.py            everything that is raised on purpose, with exit statuses
 config.py            the config models: type, default, help text and panel of each option
+config_fields.py     the panels of `--help`, and the fields that several config models have
 fit_config.py        the config model of `thera fit`
 bench_config.py      the config model of `thera bench`
 config_reading.py    from YAML and options to config models

@@ -89,6 +89,7 @@ def overridden(
     bad_label: int | None = None,
     follow_links: bool = False,
     on_bad: str | None = None,
+    exif: str | None = None,
 ) -> RunConfig:
     """Return the config with the given values in place of its own; None keeps what the config says.
 
@@ -128,6 +129,8 @@ def overridden(
         data["images"] = images
     else:
         data = {key: each for key, each in data.items() if each is not None}
+    if exif is not None:
+        data["exif"] = exif
     changed["data"] = config.data.model_copy(update={**data, **reading})
     if epochs is not None:
         changed["members"] = tuple(member.model_copy(update={"epochs": epochs}) for member in config.members)

@@ -8,7 +8,8 @@ from typing import Annotated, Self
 
 from pydantic import field_validator, model_validator
 
-from ensemble.config import DATA, RUN, TRAINING, BadLabel, DataConfig, Force, OutFile, Seed, one_or_several, option
+from ensemble.config import DataConfig
+from ensemble.config_fields import DATA, RUN, TRAINING, BadLabel, Force, OutFile, Seed, one_or_several, option
 
 
 class FitConfig(DataConfig):

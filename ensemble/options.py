@@ -20,21 +20,16 @@ from typer.core import TyperCommand
 
 from ensemble.bench_config import BenchConfig
 from ensemble.config import (
-    DATA,
-    DECISION,
-    PANELS,
-    RUN,
     AugmentConfig,
     ComputeConfig,
     DataConfig,
     DecisionConfig,
     Frozen,
     MemberConfig,
-    Positive,
     PredictConfig,
     RunConfig,
-    option,
 )
+from ensemble.config_fields import DATA, DECISION, PANELS, RUN, Positive, option
 from ensemble.config_reading import Location, faults_of, part_of
 from ensemble.errors import ConfigError
 from ensemble.fit_config import FitConfig
@@ -137,7 +132,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
     "run": (
         _part(_RunFile),
         _part(RunConfig, "run", "folds", optional=True),
-        _part(DataConfig, "images", "labels", "positive", "follow_links", "on_bad", optional=True),
+        _part(DataConfig, "images", "labels", "positive", "follow_links", "on_bad", "exif", optional=True),
         _part(MemberConfig, "epochs", optional=True),
         _part(PredictConfig, optional=True, predict="images", out="out", force="force", bad_label="bad_label"),
         _COMPUTE,

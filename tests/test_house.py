@@ -15,6 +15,7 @@ FILES = sorted(HOUSE.rglob("*.py"))
 
 LAYERS = (
     {"errors"},
+    {"config_fields"},
     {"config", "progress", "machine", "runs/files"},
     {"config_reading", "fit_config", "bench_config"},
     {"data"},
@@ -44,7 +45,7 @@ OWNERS = {
     "safetensors": ("runs/files.py",),
     "filelock": ("runs/files.py",),
     "yaml": ("config_reading.py",),
-    "pydantic": ("config.py", "fit_config.py", "config_reading.py", "options.py", "runs/files.py"),
+    "pydantic": ("config.py", "config_fields.py", "fit_config.py", "config_reading.py", "options.py", "runs/files.py"),
     "pydantic_core": ("decision/objective.py",),
     "typer": ("cli.py", "options.py"),
     "tqdm": ("progress.py",),

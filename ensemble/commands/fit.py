@@ -146,6 +146,7 @@ def _kept(config: FitConfig, decision: DecisionConfig, say: Say) -> RunConfig:
         "labels": (kept.data.labels, config.labels),
         "positive": (kept.data.positive, config.positive),
         "resize": (kept.data.resize, config.resize),
+        "exif": (kept.data.exif, config.exif),
         "on-bad": (kept.data.on_bad, config.on_bad),
         "seed": (kept.seed, config.seed),
         "folds": (kept.folds, config.folds or kept.folds),
@@ -225,7 +226,9 @@ def _planned(
     from ensemble.members.inference import choose_device
 
     kind = choose_device(compute.device).type
-    dataset = load_dataset(open_labelled(config), Run(folder).pixels, config.resize, on_bad=config.on_bad)
+    dataset = load_dataset(
+        open_labelled(config), Run(folder).pixels, config.resize, on_bad=config.on_bad, exif=config.exif
+    )
     n, folds = len(dataset), config.folds or folds_for(kind, len(dataset))
     assert dataset.labels is not None
     assign_folds(dataset.labels, together(dataset.digests, dataset.groups), folds, config.seed)  # or it is refused here

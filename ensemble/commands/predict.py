@@ -69,7 +69,7 @@ def predict(run: Path, config: PredictConfig, compute: ComputeConfig | None = No
     announce(source, say)
     from ensemble.data.store import load_dataset
 
-    dataset = load_dataset(source, folder.pixels, facts.resize, say=say, on_bad=config.on_bad)
+    dataset = load_dataset(source, folder.pixels, facts.resize, say=say, on_bad=config.on_bad, exif=facts.exif)
     result = predict_dataset(run, dataset, set_name(config.images), config, compute, say)
     table = printable(result.folder / "predictions.csv")
     if dataset.bad and not is_table(out) and config.bad_label is None:

@@ -211,7 +211,7 @@ def _labelled_dataset(data: DataConfig | Dataset, source: Source | None, run: Ru
         from ensemble.data.store import load_dataset
 
         assert source is not None
-        dataset = load_dataset(source, run.pixels, data.resize, say=say, on_bad=data.on_bad)
+        dataset = load_dataset(source, run.pixels, data.resize, say=say, on_bad=data.on_bad, exif=data.exif)
     else:
         dataset = data
     if dataset.labels is None:
@@ -247,6 +247,7 @@ def _begin(
         n=len(dataset),
         size=dataset.size,
         resize=resize,
+        exif=dataset.exif,
         fingerprint=dataset.fingerprint,
         images=images,
         labels=labels,

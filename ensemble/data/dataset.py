@@ -90,6 +90,8 @@ class Dataset:
         The names of label 0 and of label 1, where the labels are names.
     bad : tuple of BadImage
         The images that cannot be used and were left out; the arrays have no rows for them.
+    exif : {"ignore", "apply"}
+        Whether EXIF orientations were ignored or applied.
     """
 
     ids: NDArray[np.str_]
@@ -101,6 +103,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     classes: tuple[str, str] | None = None
     bad: tuple[BadImage, ...] = ()
+    exif: str = "ignore"
 
     def __post_init__(self) -> None:
         for array in (self.ids, self.labels, self.groups, self.pixels, self.digests):

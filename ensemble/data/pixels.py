@@ -6,7 +6,7 @@
 - The channel of a grey image is used three times. Alpha is dropped; the colour channels are used as they are stored.
 - A CMYK JPEG becomes RGB by R = C·K / 255 (G and B likewise) of the samples as they are stored, which Adobe inverts. No
   colour profile is applied. Of a 16-bit PNG, the high byte of each sample is used.
-- An EXIF orientation is ignored: the pixels are used as they are stored.
+- An EXIF orientation is ignored: the pixels are used as they are stored. `upright` applies it where that is requested.
 
 JPEGs are decoded by simplejpeg: its strict mode turns each warning of libjpeg into an error, where OpenCV only prints
 the warning. Both give the same pixels.
@@ -68,8 +68,10 @@ class Header:
     ----------
     width, height : int
         In pixels.
-    grey, alpha, cmyk, deep, oriented : bool
-        Whether it is grey, has alpha, is CMYK, has 16 bits a sample, or has an EXIF orientation.
+    grey, alpha, cmyk, deep : bool
+        Whether it is grey, has alpha, is CMYK, or has 16 bits a sample.
+    orientation : int
+        The EXIF orientation, 1 to 8; 1 is that of the stored pixels.
     unended : bool
         Whether it is a JPEG without an end marker. Only decoding tells whether its pixels are whole.
     """
@@ -78,10 +80,20 @@ class Header:
     height: int
     grey: bool = False
     alpha: bool = False
-    oriented: bool = False
+    orientation: int = 1
     cmyk: bool = False
     deep: bool = False
     unended: bool = False
+
+    @property
+    def oriented(self) -> bool:
+        """Whether the EXIF orientation is another than that of the stored pixels."""
+        return self.orientation != 1
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Height and width once the EXIF orientation is applied."""
+        return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
 
 
 @dataclass(frozen=True)
@@ -114,6 +126,22 @@ def decode(data: bytes, name: str, header: Header | None = None) -> Image:
     if pixels is None or pixels.shape != (header.height, header.width, 3) or pixels.dtype != np.uint8:
         raise DataError(name, "is damaged: its header can be read, but not its pixels", "replace it")
     return Image(pixels, header)
+
+
+def upright(image: Image) -> NDArray[np.uint8]:
+    """Return the pixels of an image with its EXIF orientation applied.
+
+    Orientations 5 to 8 exchange rows and columns; 2, 3, 6 and 7 then mirror left to right, and 3, 4, 7 and 8 top to
+    bottom (Exif 2.32, tag 274).
+    """
+    pixels, orientation = image.pixels, image.header.orientation
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
 
 
 def _decode_jpeg(data: bytes, name: str, header: Header) -> NDArray[np.uint8]:
@@ -175,7 +203,7 @@ def _checked_size(name: str, width: int, height: int) -> tuple[int, int]:
 
 
 def _inspect_jpeg(data: bytes, name: str) -> Header:
-    at, header, frame, oriented, several, in_scan = 2, None, 0, False, False, False
+    at, header, frame, orientation, several, in_scan = 2, None, 0, 1, False, False
     coded: dict[int, int] = {}  # component -> the bit k is set where a scan has coded the last bit of coefficient k
     while match := (_NEXT_MARKER.search if in_scan else _NEXT_MARKER.match)(data, at):
         marker, at = match[1][0], match.end()
@@ -190,7 +218,7 @@ def _inspect_jpeg(data: bytes, name: str) -> Header:
         if in_scan:
             _add_scan(coded, segment, progressive=frame in _PROGRESSIVE)
         elif marker == 0xE1 and segment.startswith(b"Exif\0\0"):
-            oriented = _is_oriented(segment[6:])
+            orientation = _orientation(segment[6:])
         elif marker == 0xE2 and segment.startswith(b"MPF\0"):
             several = True
         elif marker in _FRAMES:
@@ -207,7 +235,7 @@ def _inspect_jpeg(data: bytes, name: str) -> Header:
         raise DataError(name, "is an MPO file, which holds several images", "save one of them as a JPEG")
     if not unended:
         _refuse_trailing(data, at, name, "JPEG")
-    return replace(header, oriented=oriented, unended=unended)
+    return replace(header, orientation=orientation, unended=unended)
 
 
 def _jpeg_frame(segment: bytes, name: str) -> Header:
@@ -231,7 +259,7 @@ def _add_scan(coded: dict[int, int], segment: bytes, progressive: bool) -> None:
 
 
 def _inspect_png(data: bytes, name: str) -> Header:
-    at, header, alpha, oriented, pixels = 8, None, False, False, False
+    at, header, alpha, orientation, pixels = 8, None, False, 1, False
     while at + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
         body = data[at + 8 : at + 8 + length]
@@ -250,10 +278,11 @@ def _inspect_png(data: bytes, name: str) -> Header:
             raise DataError(name, "is an animated PNG", "save one frame of it")
         alpha |= kind == b"tRNS"
         pixels |= kind == b"IDAT"
-        oriented |= kind == b"eXIf" and _is_oriented(body)
+        if kind == b"eXIf":
+            orientation = _orientation(body)
         if kind == b"IEND" and header and pixels:
             _refuse_trailing(data, at, name, "PNG")
-            return replace(header, alpha=alpha, oriented=oriented)
+            return replace(header, alpha=alpha, orientation=orientation)
     raise DataError(name, "is cut short or damaged: this PNG does not reach its end")
 
 
@@ -280,7 +309,7 @@ def _inspect_bmp(data: bytes, name: str) -> Header:
 
 def _inspect_webp(data: bytes, name: str) -> Header:
     end = 8 + int.from_bytes(data[4:8], "little")
-    size, alpha, oriented, at, framed = None, False, False, 12, False
+    size, alpha, orientation, at, framed = None, False, 1, 12, False
     while at + 8 <= end <= len(data):
         kind, length = struct.unpack_from("<4sI", data, at)
         body = data[at + 8 : at + 8 + length]
@@ -295,10 +324,11 @@ def _inspect_webp(data: bytes, name: str) -> Header:
             width, height, opaque = _webp_frame(kind, body)
             frame = _checked_size(name, width, height)
             size, alpha = size or frame, alpha or not opaque
-        oriented |= kind == b"EXIF" and _is_oriented(body.removeprefix(b"Exif\0\0"))
+        elif kind == b"EXIF":
+            orientation = _orientation(body.removeprefix(b"Exif\0\0"))
     if size and framed and end <= len(data) and at in (end, end + 1):
         _refuse_trailing(data, at, name, "WebP")
-        return Header(*size, alpha=alpha, oriented=oriented)
+        return Header(*size, alpha=alpha, orientation=orientation)
     raise DataError(name, "is cut short or damaged: this WebP does not reach its end")
 
 
@@ -311,16 +341,16 @@ def _webp_frame(kind: bytes, body: bytes) -> tuple[int, int, bool]:
     return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF), not bits >> 28 & 1
 
 
-def _is_oriented(tiff: bytes) -> bool:
-    """Return whether an EXIF block sets an orientation other than the stored one."""
+def _orientation(tiff: bytes) -> int:
+    """Return the orientation that an EXIF block sets, 1 to 8; 1 where it sets none or no valid one."""
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None:
-        return False
+        return 1
     with contextlib.suppress(struct.error):
         (start,) = struct.unpack_from(order + "I", tiff, 4)
         (count,) = struct.unpack_from(order + "H", tiff, start)
         for entry in range(start + 2, start + 2 + 12 * count, 12):
             tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, entry)
             if tag == 0x0112:
-                return bool(2 <= value <= 8)
-    return False
+                return int(value) if 2 <= value <= 8 else 1
+    return 1

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ensemble.data.dataset import BadImage, Dataset, Source
 from ensemble.data.files import SHOWN
-from ensemble.data.pixels import POLICY_VERSION, decode, inspect
+from ensemble.data.pixels import POLICY_VERSION, Header, decode, inspect, upright
 from ensemble.errors import ArtifactError, DataError, ResourceError, printable
 from ensemble.machine import available_cores
 from ensemble.progress import Say, progress, silent
@@ -53,6 +53,26 @@ TRAITS = {
 }
 """What is recorded of each image beside its pixels, and the note that counts it."""
 
+UPRIGHT = {"oriented": "images with an EXIF orientation: it is applied, in training and in prediction"}
+"""The note where EXIF orientations are applied."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the stored pixels depend on beside the files: `resize`, and whether they are `upright` by EXIF."""
+
+    resize: int | None
+    upright: bool
+
+    @property
+    def policy(self) -> str:
+        """The image policy, which is part of the key of a store and of the fingerprint of a set."""
+        return f"{POLICY_VERSION}{', exif applied' if self.upright else ''}"
+
+    def size(self, header: Header) -> tuple[int, int]:
+        """Return the height and width of an image before it is resized."""
+        return header.upright_size if self.upright else (header.height, header.width)
+
 
 def load_dataset(
     source: Source,
@@ -61,6 +81,7 @@ def load_dataset(
     threads: int | None = None,
     say: Say = silent,
     on_bad: str = "error",
+    exif: str = "ignore",
 ) -> Dataset:
     """Return the images of `source` as a `Dataset`; decode them unless `store` holds the pixels of these files.
 
@@ -85,6 +106,8 @@ def load_dataset(
         Receives the notes, a line each.
     on_bad : {"error", "skip"}
         What to do with images that cannot be used: raise an error, or leave them out.
+    exif : {"ignore", "apply"}
+        Whether to use the pixels as they are stored, or to apply the EXIF orientations.
 
     Raises
     ------
@@ -104,7 +127,8 @@ def load_dataset(
         _refuse_bad(source, unreadable, skip)
         readable = _other_rows(len(source), unreadable)
         source, digests = source.rows(readable), digests[readable]
-    key = hashlib.sha256(digests.tobytes() + f"{resize} {POLICY_VERSION} {SCHEMA_VERSION}".encode()).hexdigest()
+    form = Form(resize, exif == "apply")
+    key = hashlib.sha256(digests.tobytes() + f"{resize} {form.policy} {SCHEMA_VERSION}".encode()).hexdigest()
     folder = store / key[:16]
     try:
         stored = _open_store(folder, digests, silent)
@@ -112,9 +136,7 @@ def load_dataset(
             with locked(store, wait=True, say=say):
                 for unfinished in store.glob("decoding-*"):  # a killed process leaves its folder
                     shutil.rmtree(unfinished)
-                stored = _open_store(folder, digests, say) or _write_store(
-                    folder, source, digests, resize, threads, skip
-                )
+                stored = _open_store(folder, digests, say) or _write_store(folder, source, digests, form, threads, skip)
     except OSError as error:
         raise ResourceError(printable(store), f"cannot be written: {error.strerror or error}") from error
     pixels, traits, undecodable = stored
@@ -124,11 +146,13 @@ def load_dataset(
         decoded = _other_rows(len(source), undecodable)
         source, digests = source.rows(decoded), digests[decoded]
     left_out = (left_out_note(bad, len(whole)),) if bad else ()
-    notes = (*source.notes, *left_out, *_trait_notes(source, traits), *_conflict_notes(source, digests))
-    fingerprint = _fingerprint(source, digests, pixels)
+    notes = (*source.notes, *left_out, *_trait_notes(source, traits, exif), *_conflict_notes(source, digests))
+    fingerprint = _fingerprint(source, digests, pixels, form)
     for note in notes:
         say(f"note: {source.where}: {note}")
-    return Dataset(source.ids, source.labels, source.groups, pixels, digests, fingerprint, notes, source.classes, bad)
+    return Dataset(
+        source.ids, source.labels, source.groups, pixels, digests, fingerprint, notes, source.classes, bad, exif
+    )
 
 
 def _each(n: int, work: Callable[[int], None], threads: int, what: str) -> Reasons:
@@ -251,27 +275,28 @@ def _lines(digests: NDArray[np.bytes_]) -> bytes:
 
 
 def _write_store(
-    folder: Path, source: Source, digests: NDArray[np.bytes_], resize: int | None, threads: int, skip: bool
+    folder: Path, source: Source, digests: NDArray[np.bytes_], form: Form, threads: int, skip: bool
 ) -> Stored:
-    n = len(source)
-    height, width = (resize, resize) if resize else _common_size(source)
+    n, resize = len(source), form.resize
+    height, width = (resize, resize) if resize else _common_size(source, form)
     traits = np.zeros((n, len(TRAITS)), bool)
 
     def decode_row(row: int) -> None:
         name, data = printable(source.names[row]), _read_again(source, row, digests[row])
         header = inspect(data, name)
-        if not resize and (header.height, header.width) != (height, width):  # refused before its memory is needed
-            raise DataError(
-                name, f"has {header.width} × {header.height} pixels, the others {width} × {height}", "or give --resize"
-            )
-        resized = decode(data, name, header).pixels
+        own_height, own_width = form.size(header)
+        if not resize and (own_height, own_width) != (height, width):  # refused before its memory is needed
+            problem = f"has {own_width} × {own_height} pixels, the others {width} × {height}"
+            raise DataError(name, problem, "or give --resize")
+        image = decode(data, name, header)
+        resized = upright(image) if form.upright else image.pixels
         if resize:
             resized = _resized(resized, resize)
         pixels[row] = resized
         constant = bool((resized == resized[0, 0]).all())
         squashed = bool(resize) and header.width != header.height
-        found = vars(header) | {"constant": constant, "squashed": squashed}
-        traits[row] = [found[trait] for trait in TRAITS]
+        found = {"constant": constant, "squashed": squashed}
+        traits[row] = [found[trait] if trait in found else getattr(header, trait) for trait in TRAITS]
 
     partial = Path(tempfile.mkdtemp(prefix="decoding-", dir=folder.parent))
     try:
@@ -284,7 +309,7 @@ def _write_store(
         np.save(partial / "traits.npy", traits)
         (partial / "digests.txt").write_bytes(_lines(digests))
         about = {
-            "policy": POLICY_VERSION,
+            "policy": form.policy,
             "n": len(decoded),
             "bad": bad,
             "size": [height, width],
@@ -347,13 +372,12 @@ def _allocate(path: Path, shape: tuple[int, ...]) -> np.memmap[tuple[int, ...], 
     return pixels
 
 
-def _common_size(source: Source) -> tuple[int, int]:
+def _common_size(source: Source, form: Form) -> tuple[int, int]:
     """Return the most frequent height and width in a sample of the images."""
     sizes: Counter[tuple[int, int]] = Counter()
     for row in np.unique(np.linspace(0, len(source) - 1, SAMPLED).astype(int)):
         with contextlib.suppress(DataError):
-            header = inspect(source.read(row), source.names[row])
-            sizes[header.height, header.width] += 1
+            sizes[form.size(inspect(source.read(row), source.names[row]))] += 1
     return sizes.most_common(1)[0][0] if sizes else (1, 1)
 
 
@@ -373,8 +397,8 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _trait_notes(source: Source, traits: NDArray[np.bool_]) -> Iterator[str]:
-    for column, what in enumerate(TRAITS.values()):
+def _trait_notes(source: Source, traits: NDArray[np.bool_], exif: str) -> Iterator[str]:
+    for column, what in enumerate((TRAITS | (UPRIGHT if exif == "apply" else {})).values()):
         if rows := np.flatnonzero(traits[:, column]).tolist():
             yield f"{len(rows)} {what} ({_some(source.ids[row] for row in rows)})"
 
@@ -396,8 +420,8 @@ def _some(names: Iterator[str]) -> str:
     return ", ".join(shown) + (", …" if next(names, None) is not None else "")
 
 
-def _fingerprint(source: Source, digests: NDArray[np.bytes_], pixels: NDArray[np.uint8]) -> str:
-    fingerprint = hashlib.sha256(f"policy {POLICY_VERSION}, size {pixels.shape[1:3]}\n".encode())
+def _fingerprint(source: Source, digests: NDArray[np.bytes_], pixels: NDArray[np.uint8], form: Form) -> str:
+    fingerprint = hashlib.sha256(f"policy {form.policy}, size {pixels.shape[1:3]}\n".encode())
     fingerprint.update("\0".join(source.ids.tolist()).encode("utf-8", "surrogateescape"))
     for array in (source.labels, source.groups, digests):
         fingerprint.update(b"\0\0none" if array is None else b"\0\0" + array.tobytes())

@@ -65,6 +65,8 @@ class RunFacts:
         Height and width of the images in pixels.
     resize : int or None
         The size that every image was brought to.
+    exif : {"ignore", "apply"}
+        Whether EXIF orientations are ignored or applied, in training and in prediction.
     fingerprint : str
         Of the images, labels and groups.
     images, labels : str
@@ -102,11 +104,13 @@ class RunFacts:
     classes: tuple[str, str] | None = None
     label_files: dict[str, str] = field(default_factory=dict)
     artifacts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    exif: str = "ignore"
 
     @property
     def identity(self) -> dict[str, Any]:
         """What must stay the same as long as the run goes on."""
-        return {"seed": self.seed, "folds": self.folds, "size": list(self.size), "resize": self.resize}
+        size = list(self.size)
+        return {"seed": self.seed, "folds": self.folds, "exif": self.exif, "size": size, "resize": self.resize}
 
 
 class Run:

@@ -1,0 +1,83 @@
+"""The panels of `--help`, the metadata of an option, and the fields that several config models have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+RUN, DATA, MODEL, TRAINING, OPTIMISATION = "Run", "Data", "Model", "Training", "Optimisation"
+LOSS, AUGMENTATION, DECISION, SPEED = "Loss", "Augmentation", "Decision", "Speed"
+PANELS = (RUN, DATA, MODEL, TRAINING, OPTIMISATION, LOSS, AUGMENTATION, DECISION, SPEED)
+"""The panels of `--help` in their order: each option belongs to one."""
+
+
+def option(panel: str, description: str, *, unset: str = "", **bounds: Any) -> Any:
+    """Return the metadata of a field, to stand in its `Annotated` type.
+
+    Parameters
+    ----------
+    panel : str
+        The panel of `--help` that shows the option.
+    description : str
+        One sentence, with units.
+    unset : str
+        What happens where the value is None, shown in place of the default.
+    **bounds
+        Bounds as pydantic names them: `gt`, `ge`, `lt`, `le`, `pattern`.
+    """
+    return Field(description=description, json_schema_extra={"panel": panel, "unset": unset}, **bounds)
+
+
+Images = Annotated[
+    Path, option(DATA, "Read a folder of images or of one folder for each class, a zip, a CSV or a Parquet file.")
+]
+ToLabel = Annotated[
+    tuple[Path, ...],
+    option(DATA, "Label a folder, a zip, image files, a glob, a list of paths or a manifest."),
+]
+LabelFile = Annotated[
+    Path | None,
+    option(DATA, "Read the label of image i from line i, or from a CSV file with name,label."),
+]
+Positive = Annotated[
+    str | None,
+    option(DATA, "Take the class of this name as label 1.", unset="the second by the alphabet"),
+]
+OutFile = Annotated[
+    Path | None,
+    option(
+        DATA,
+        "Write the labels to this file; with the suffix .csv, as a table with name,label.",
+        unset="label_val.txt in the run's folder, or labels.csv where the names are no numbers",
+    ),
+]
+Force = Annotated[bool, option(DATA, "Replace the label file although this run did not write it.")]
+FollowLinks = Annotated[bool, option(DATA, "Read images behind links that lead out of the images' folder.")]
+OnBad = Annotated[
+    Literal["error", "skip"],
+    option(DATA, "Skip images that cannot be used and list them in bad_images.csv, or stop with an error."),
+]
+Exif = Annotated[
+    Literal["ignore", "apply"],
+    option(DATA, "Use the pixels as they are stored, or apply EXIF orientations; prediction does as training did."),
+]
+BadLabel = Annotated[
+    int | None,
+    option(
+        DATA,
+        "Give skipped images this label in label_val.txt, which needs a line for each image.",
+        unset="the file is not written if images are skipped",
+        ge=0,
+        le=1,
+    ),
+]
+Seed = Annotated[int, option(RUN, "Seed every random stream with this number.", ge=0)]
+Device = Annotated[str, option(SPEED, "Compute on auto, cpu, cuda or cuda:N.")]
+"""Options that several models have."""
+
+
+def one_or_several(value: Any) -> Any:
+    """Return a path as a tuple of one, so that YAML and Python may give one path or several."""
+    return (value,) if isinstance(value, str | Path) else value
