@@ -27,7 +27,9 @@ from ensemble.config_fields import (
     Exif,
     FollowLinks,
     Force,
+    ImageColumn,
     Images,
+    LabelColumn,
     LabelFile,
     OnBad,
     OutFile,
@@ -79,6 +81,8 @@ class DataConfig(Frozen):
     images: Images
     labels: LabelFile = None
     positive: Positive = None
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
     follow_links: FollowLinks = False
     on_bad: OnBad = "error"
     exif: Exif = "ignore"
@@ -329,6 +333,7 @@ class PredictConfig(PredictOptions):
     """A set of images to label, and the label file to write."""
 
     images: ToLabel
+    image_column: ImageColumn = None
     follow_links: FollowLinks = False
     on_bad: OnBad = "error"
     bad_label: BadLabel = None

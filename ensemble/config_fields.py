@@ -45,6 +45,14 @@ Positive = Annotated[
     str | None,
     option(DATA, "Take the class of this name as label 1.", unset="the second by the alphabet"),
 ]
+ImageColumn = Annotated[
+    str | None,
+    option(DATA, "Read the names or paths of a table's images from this column.", unset="path, file, name and others"),
+]
+LabelColumn = Annotated[
+    str | None,
+    option(DATA, "Read the labels of a table from this column.", unset="label, target, class or category"),
+]
 OutFile = Annotated[
     Path | None,
     option(

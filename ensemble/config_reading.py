@@ -90,12 +90,15 @@ def overridden(
     follow_links: bool = False,
     on_bad: str | None = None,
     exif: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
 ) -> RunConfig:
     """Return the config with the given values in place of its own; None keeps what the config says.
 
-    Where `images` are given, neither the config's labels nor its images to predict are kept: they belong to other data.
+    Where `images` are given, the config's labels, columns and images to predict are not kept: they are of other data.
     A label file inside the run's folder moves with the folder. Where `predict` is given without `out`, its label file
-    is in the run's folder. `follow_links` and `on_bad` hold for the images to learn from and for those to predict.
+    is in the run's folder. `follow_links`, `on_bad` and `image_column` hold for the images to learn from and for those
+    to predict.
 
     Raises
     ------
@@ -116,7 +119,7 @@ def overridden(
         if prediction is None:
             raise ConfigError("--out", "there is no set to predict", "give --predict")
         prediction = prediction.model_copy(update={"out": out})
-    reading = {"follow_links": follow_links or None, "on_bad": on_bad}
+    reading = {"follow_links": follow_links or None, "on_bad": on_bad, "image_column": image_column}
     reading = {key: each for key, each in reading.items() if each is not None}
     if prediction is not None:
         of_labels = {
@@ -124,9 +127,9 @@ def overridden(
         }
         prediction = prediction.model_copy(update={**reading, **of_labels})
     changed: dict[str, Any] = {"run": folder, "folds": folds or config.folds, "predict": prediction}
-    data: dict[str, Any] = {"labels": labels, "positive": positive}
+    data: dict[str, Any] = {"labels": labels, "positive": positive, "label_column": label_column}
     if images is not None:
-        data["images"] = images
+        data |= {"images": images, "image_column": None}
     else:
         data = {key: each for key, each in data.items() if each is not None}
     if exif is not None:

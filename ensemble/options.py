@@ -132,7 +132,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
     "run": (
         _part(_RunFile),
         _part(RunConfig, "run", "folds", optional=True),
-        _part(DataConfig, "images", "labels", "positive", "follow_links", "on_bad", "exif", optional=True),
+        _part(DataConfig, optional=True, **{name: name for name in DataConfig.model_fields if name != "resize"}),
         _part(MemberConfig, "epochs", optional=True),
         _part(PredictConfig, optional=True, predict="images", out="out", force="force", bad_label="bad_label"),
         _COMPUTE,

@@ -110,7 +110,7 @@ def check_labels(source: Source, folds: int) -> None:
         There are no labels, one class only, or fewer images of a class than folds.
     """
     if source.labels is None:
-        raise DataError(source.where, "has no labels", "give --labels")
+        raise DataError(source.where, "has no labels", "give --labels, or --label-column for a table that has them")
     for label in (0, 1):
         n = int((source.labels == label).sum())
         if n == 0:

@@ -146,6 +146,8 @@ def _kept(config: FitConfig, decision: DecisionConfig, say: Say) -> RunConfig:
         "labels": (kept.data.labels, config.labels),
         "positive": (kept.data.positive, config.positive),
         "resize": (kept.data.resize, config.resize),
+        "image-column": (kept.data.image_column, config.image_column),
+        "label-column": (kept.data.label_column, config.label_column),
         "exif": (kept.data.exif, config.exif),
         "on-bad": (kept.data.on_bad, config.on_bad),
         "seed": (kept.seed, config.seed),

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.data.files import as_text, listed, open_archive, reading, split_zip
-from ensemble.data.tables import LABEL, PATH, csv_rows, read_columns
+from ensemble.data.tables import BY_NAME, LABEL, PATH, Columns, csv_rows, read_columns
 from ensemble.errors import ConfigError, DataError, printable
 
 HEADER = "label"
@@ -51,13 +51,18 @@ class Labels:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def read_label_file(path: Path, positive: str | None = None, classes: tuple[str, str] | None = None) -> Labels:
+def read_label_file(
+    path: Path,
+    positive: str | None = None,
+    classes: tuple[str, str] | None = None,
+    columns: Columns = BY_NAME,
+) -> Labels:
     """Read a label file, also one in a zip; see `read_labels`. Raise `DataError` where it cannot be read."""
     where = printable(path)
     with reading(where):
         archive = split_zip(path)
         data = open_archive(archive[0]).read(archive[1]) if archive else path.read_bytes()
-    return read_labels(data, where, positive, classes)
+    return read_labels(data, where, positive, classes, columns)
 
 
 def parse_labels(data: bytes, where: str) -> NDArray[np.int8]:
@@ -75,7 +80,13 @@ def parse_labels(data: bytes, where: str) -> NDArray[np.int8]:
     return read_labels(data, where).y
 
 
-def read_labels(data: bytes, where: str, positive: str | None = None, classes: tuple[str, str] | None = None) -> Labels:
+def read_labels(
+    data: bytes,
+    where: str,
+    positive: str | None = None,
+    classes: tuple[str, str] | None = None,
+    columns: Columns = BY_NAME,
+) -> Labels:
     """Return the labels of a text file with a label in each line, or of a CSV file with the columns name,label.
 
     A byte-order mark, CRLF or CR, a missing final newline, an extra one, and the header `label` are accepted.
@@ -89,17 +100,19 @@ def read_labels(data: bytes, where: str, positive: str | None = None, classes: t
         Where the labels are names, the one that is label 1.
     classes : tuple of two str, optional
         The names of label 0 and label 1, if they are known; only these are accepted, and one of them may be absent.
+    columns : Columns
+        The names of a table's columns, if they are given.
 
     Raises
     ------
     DataError
         A line is blank, has another column or another value; the message names it.
     ConfigError
-        No label has the name `positive`.
+        No label has the name `positive`, or no column has a name that is given.
     """
     text = as_text(data, where)
     if re.search("[,;\t]", text.partition("\n")[0]):
-        return _read_table(text, where, positive, classes)
+        return _read_table(text, where, positive, classes, columns)
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     for _ in range(2):
         if lines and not lines[-1]:
@@ -114,10 +127,12 @@ def read_labels(data: bytes, where: str, positive: str | None = None, classes: t
     return Labels(read.y, read.classes, None, (*header_note, *read.notes))
 
 
-def _read_table(text: str, where: str, positive: str | None, classes: tuple[str, str] | None) -> Labels:
-    lines, columns, notes = read_columns(csv_rows(text, where), where)
+def _read_table(text: str, where: str, positive: str | None, classes: tuple[str, str] | None, names: Columns) -> Labels:
+    rows = csv_rows(text, where)
+    lines, columns, notes = read_columns(rows, where, names)
     if LABEL not in columns:
-        raise DataError(where, "has no column of labels", "call it label")
+        problem = f"has no column of labels; its columns are {printable(', '.join(rows[0][1]))}"
+        raise DataError(where, problem, "call it label, or give --label-column")
     read = read_values(columns[LABEL], lines, where, positive, classes)
     return Labels(read.y, read.classes, columns[PATH], (*notes, *read.notes))
 

@@ -12,17 +12,22 @@ import numpy as np
 from ensemble.data.dataset import Source
 from ensemble.data.files import IMAGE_SUFFIXES, as_text, is_image, is_inside, listed, read_file
 from ensemble.data.labels import read_values
-from ensemble.data.tables import GROUP, LABEL, PATH, csv_rows, parquet_rows, read_columns
+from ensemble.data.tables import BY_NAME, GROUP, LABEL, PATH, Columns, csv_rows, parquet_rows, read_columns
 from ensemble.errors import DataError, printable
 
 
 def open_manifest(
-    path: Path, positive: str | None = None, follow_links: bool = False, skip_bad: bool = False
+    path: Path,
+    positive: str | None = None,
+    follow_links: bool = False,
+    skip_bad: bool = False,
+    names: Columns = BY_NAME,
 ) -> Source:
     """Open the images that a manifest lists, with its labels and groups.
 
     Paths are relative to the folder of the manifest, or absolute. A path may lack the suffix of its image. Links may
     lead out of the folder if `follow_links`. If `skip_bad`, images that are missing or no files are left out later.
+    `names` are the names of columns that the user gives.
 
     Raises
     ------
@@ -33,7 +38,7 @@ def open_manifest(
     where = printable(path)
     is_csv = path.suffix.lower() == ".csv"
     rows = csv_rows(as_text(path.read_bytes(), where), where) if is_csv else parquet_rows(path)
-    lines, columns, notes = read_columns(rows, where)
+    lines, columns, notes = read_columns(rows, where, names)
     root, given = os.path.realpath(path.parent), columns[PATH]
     paths = _completed(where, root, lines, given)
     missing = _missing(where, root, lines, paths, follow_links)

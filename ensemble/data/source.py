@@ -15,6 +15,7 @@ from ensemble.data.joining import with_labels
 from ensemble.data.labels import Labels, class_note, read_label_file
 from ensemble.data.listing import open_listing
 from ensemble.data.manifest import open_manifest
+from ensemble.data.tables import Columns
 from ensemble.errors import ConfigError, printable
 
 
@@ -25,6 +26,8 @@ def open_source(
     follow_links: bool = False,
     find_labels: bool = True,
     on_bad: str = "error",
+    image_column: str | None = None,
+    label_column: str | None = None,
 ) -> Source:
     """Recognise what `images` is and read its labels; no image is read yet.
 
@@ -47,16 +50,24 @@ def open_source(
     on_bad : {"error", "skip"}
         What to do with images that are missing or no files: raise an error, or keep them for `load_dataset`, which
         leaves them out.
+    image_column, label_column : str, optional
+        The columns of a table's images and labels; by default, they are recognised by their names.
 
     Raises
     ------
     DataError
         The images cannot be listed, or it is not clear which label an image has.
     ConfigError
-        `labels` is given for images that have labels already, or no label has the name `positive`.
+        `labels` is given for images that have labels already, no label has the name `positive`, or a table has no
+        column of a given name.
     """
-    given = None if labels is None else read_label_file(labels, positive)
-    source = _open(images, positive, labels, given, follow_links, find_labels, on_bad == "skip")
+    columns = Columns(image_column, label_column)
+    given = None if labels is None else read_label_file(labels, positive, columns=columns)
+    if columns.given and not (is_manifest(images) or (given is not None and given.names is not None)):
+        (option, _), *_ = columns.given.values()
+        raise ConfigError(option, "neither the images nor their labels are a table", "leave it out")
+    of_images = columns if labels is None else replace(columns, label=None)
+    source = _open(images, positive, labels, given, follow_links, find_labels, on_bad == "skip", of_images)
     if given is not None:
         if source.labels is not None:
             raise ConfigError("--labels", f"{source.where} has labels already", "leave it out")
@@ -69,12 +80,33 @@ def open_source(
 
 def open_labelled(config: DataConfig) -> Source:
     """Open the labelled images of a config; see `open_source`."""
-    return open_source(config.images, config.labels, config.positive, config.follow_links, on_bad=config.on_bad)
+    return open_source(
+        config.images,
+        config.labels,
+        config.positive,
+        config.follow_links,
+        on_bad=config.on_bad,
+        image_column=config.image_column,
+        label_column=config.label_column,
+    )
 
 
 def open_unlabelled(config: PredictConfig) -> Source:
-    """Open the images to label of a config; see `open_source`."""
-    return open_source(config.images, follow_links=config.follow_links, find_labels=False, on_bad=config.on_bad)
+    """Open the images to label of a config; see `open_source`. Only a table has a column of images."""
+    column = config.image_column if is_manifest(config.images) else None
+    return open_source(
+        config.images,
+        follow_links=config.follow_links,
+        find_labels=False,
+        on_bad=config.on_bad,
+        image_column=column,
+    )
+
+
+def is_manifest(images: Path | Sequence[Path]) -> bool:
+    """Return whether images are given by a CSV or Parquet table."""
+    paths = [images] if isinstance(images, Path) else list(images)
+    return len(paths) == 1 and paths[0].suffix.lower() in (".csv", ".parquet") and paths[0].is_file()
 
 
 def set_name(images: Path | Sequence[Path]) -> str:
@@ -94,6 +126,7 @@ def _open(
     follow_links: bool,
     find_labels: bool,
     skip_bad: bool,
+    columns: Columns,
 ) -> Source:
     paths = [images] if isinstance(images, Path) else list(images)
     if len(paths) != 1:
@@ -105,6 +138,6 @@ def _open(
             return open_zip(*archive, positive, any_names, labels, find_labels)
         if path.is_dir():
             return open_folder(path, positive, any_names, labels, follow_links, skip_bad)
-        if path.suffix.lower() in (".csv", ".parquet") and path.exists():
-            return open_manifest(path, positive, follow_links, skip_bad)
+        if is_manifest(path):
+            return open_manifest(path, positive, follow_links, skip_bad, columns)
         return open_listing(paths, skip_bad)

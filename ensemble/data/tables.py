@@ -6,10 +6,11 @@ import csv
 import difflib
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ensemble.data.files import is_image
-from ensemble.errors import DataError, ResourceError, printable
+from ensemble.errors import ConfigError, DataError, ResourceError, printable
 
 PATH, LABEL, GROUP = "path", "label", "group"
 
@@ -21,11 +22,31 @@ SPELLINGS = {
 """The columns that are read, and the names that each may have, in upper or lower case. The first that is there is used,
 so that a table may also have an `id` beside its `path`."""
 
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of the columns of images and of labels, where the user gives them; None for those in `SPELLINGS`."""
+
+    image: str | None = None
+    label: str | None = None
+
+    @property
+    def given(self) -> dict[str, tuple[str, str]]:
+        """The option and the name of each column that is given, by what the column holds."""
+        options = {PATH: ("--image-column", self.image), LABEL: ("--label-column", self.label)}
+        return {column: (option, name) for column, (option, name) in options.items() if name is not None}
+
+
+BY_NAME = Columns()
+"""No name is given: the columns are those in `SPELLINGS`."""
+
 Rows = list[tuple[int, list[str]]]
 """The line number and the cells of each row; the first row is the header."""
 
 
-def read_columns(rows: Rows, where: str) -> tuple[list[int], dict[str, tuple[str, ...]], tuple[str, ...]]:
+def read_columns(
+    rows: Rows, where: str, names: Columns = BY_NAME
+) -> tuple[list[int], dict[str, tuple[str, ...]], tuple[str, ...]]:
     """Return the line number of each row, the columns `path`, `label` and `group` as far as there are, and notes.
 
     Raises
@@ -33,24 +54,21 @@ def read_columns(rows: Rows, where: str) -> tuple[list[int], dict[str, tuple[str
     DataError
         There is no column of paths, a name of a column is misspelt or used twice, a row has other columns, or there is
         no row.
+    ConfigError
+        There is no column of a name that is given.
     """
     header = [name.strip() for name in rows[0][1]] if rows else []
     if rows and len(set(header)) < len(header):
         raise DataError(where, f"has two columns of one name: '{printable(','.join(header))}'", "rename them")
-    lower = [name.lower() for name in header]
-    chosen = {
-        column: lower.index(found)
-        for column, names in SPELLINGS.items()
-        if (found := next((name for name in names if name in lower), None)) is not None
-    }
+    chosen = _chosen(header, where, names)
     others = [name for index, name in enumerate(header) if index not in chosen.values()]
-    misspelt = [name for name in others if difflib.get_close_matches(name.lower(), SPELLINGS, n=1, cutoff=0.75)]
+    sought = [column for column in SPELLINGS if column not in names.given]
+    misspelt = [name for name in others if difflib.get_close_matches(name.lower(), sought, n=1, cutoff=0.75)]
     if PATH not in chosen and any(map(is_image, header)):
         raise DataError(where, "has no header", "add a first line with the names of the columns, such as name,label")
     if PATH not in chosen or misspelt:
-        raise DataError(
-            where, f"must have the columns path[,label][,group]; got '{printable(','.join(header))}'", "rename them"
-        )
+        problem = f"must have the columns path[,label][,group]; got '{printable(','.join(header))}'"
+        raise DataError(where, problem, "rename them, or give --image-column and --label-column")
     if len(rows) < 2:
         raise DataError(where, "lists no images", "write a line for each image")
     for line, row in rows[1:]:
@@ -60,6 +78,22 @@ def read_columns(rows: Rows, where: str) -> tuple[list[int], dict[str, tuple[str
     cells = list(zip(*(row for _, row in rows[1:]), strict=True))
     notes = (f"columns of {where} that are not used: {printable(', '.join(others))}",) if others else ()
     return [line for line, _ in rows[1:]], {column: cells[index] for column, index in chosen.items()}, notes
+
+
+def _chosen(header: Sequence[str], where: str, names: Columns) -> dict[str, int]:
+    """Return the index of each column that is used: the given ones, and of the others the first with a known name."""
+    chosen = {}
+    for column, (option, name) in names.given.items():
+        if name not in header:
+            problem = f"{where} has no column {printable(name)}"
+            raise ConfigError(option, problem, f"its columns are {printable(', '.join(header))}")
+        chosen[column] = header.index(name)
+    free = {name.lower(): index for index, name in reversed(list(enumerate(header))) if index not in chosen.values()}
+    for column, spellings in SPELLINGS.items():
+        known = next((name for name in spellings if name in free), None)
+        if column not in chosen and known is not None:
+            chosen[column] = free[known]
+    return chosen
 
 
 def csv_rows(text: str, where: str) -> Rows:
