@@ -111,13 +111,14 @@ def check_labels(source: Source, folds: int) -> None:
     """
     if source.labels is None:
         raise DataError(source.where, "has no labels", "give --labels, or --label-column for a table that has them")
+    where = source.labels_where or source.where
     for label in (0, 1):
         n = int((source.labels == label).sum())
         if n == 0:
-            raise DataError("labels", f"both classes must be present; none of {len(source)} labels is {label}")
+            raise DataError(where, f"both classes must be present; none of {len(source)} labels is {label}")
         if n < folds:
             remedy = f"use --folds {n} at most" if n > 1 else "more images of it are needed"
-            raise DataError("labels", f"{n} images of class {label} cannot fill {folds} folds", remedy)
+            raise DataError(where, f"{n} images of class {label} cannot fill {folds} folds", remedy)
 
 
 def announce(source: Source, say: Say) -> None:

@@ -233,7 +233,8 @@ def _planned(
     )
     n, folds = len(dataset), config.folds or folds_for(kind, len(dataset))
     assert dataset.labels is not None
-    assign_folds(dataset.labels, together(dataset.digests, dataset.groups), folds, config.seed)  # or it is refused here
+    where, units = printable(config.labels or config.images), together(dataset.digests, dataset.groups)
+    assign_folds(dataset.labels, units, folds, config.seed, where)  # or it is refused here
     full = members_for(kind, n, folds, dataset.size[1], config.epochs)
     prediction = _prediction(config)
     work = Work(n, folds, len(open_unlabelled(prediction)) if prediction else 0)

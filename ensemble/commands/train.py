@@ -260,23 +260,33 @@ def _begin(
         run.begin(facts)
     else:  # the folds are assigned first, so that impossible folds begin no run
         units = together(dataset.digests, dataset.groups)
-        fold_of = assign_folds(dataset.labels, units, folds, seed).fold_of
+        where = printable(labels) if isinstance(data, DataConfig) else "labels"
+        fold_of = assign_folds(dataset.labels, units, folds, seed, where).fold_of
         run.begin(facts)
         ungrouped = dataset.groups is None and np.unique(units).size == units.size
         run.write_folds(FoldTable(dataset.ids, dataset.labels, fold_of, None if ungrouped else units), dataset.bad)
     table = run.read_folds()
-    if change := _change_since(table, run.read().fingerprint, dataset):
+    if change := _change_since(run, table, dataset):
         raise ArtifactError(run.folder, f"was begun with other data: {change}", "restore them, or use another --run")
+    run.record_images(dataset.ids, dataset.digests)
     return table
 
 
-def _change_since(table: FoldTable, fingerprint: str, dataset: Dataset) -> str:
+def _change_since(run: Run, table: FoldTable, dataset: Dataset) -> str:
     """Return how the data differs from the data of the run; an empty text if it does not."""
     if not np.array_equal(table.ids, dataset.ids):
         only = sorted(set(dataset.ids.tolist()) ^ set(table.ids.tolist()))
         return f"{len(only)} images are in one of the two only ({some(only)})" if only else "the images' order"
+    if run.read().fingerprint == dataset.fingerprint:
+        return ""
     assert dataset.labels is not None
-    relabelled = table.ids[table.labels != dataset.labels].tolist()
+    relabelled, changes = table.ids[table.labels != dataset.labels].tolist(), []
     if relabelled:
-        return f"{len(relabelled)} labels changed ({some(relabelled)})"
-    return "" if fingerprint == dataset.fingerprint else "image files or groups changed"
+        changes.append(f"{len(relabelled)} labels changed ({some(relabelled)})")
+    before = run.read_images()
+    if before is None and not relabelled:  # runs of older versions have no hashes
+        changes.append("image files or groups changed")
+    changed = [] if before is None else table.ids[before != dataset.digests].tolist()
+    if changed:
+        changes.append(f"{len(changed)} image files changed ({some(changed)})")
+    return " and ".join(changes) or "groups changed"

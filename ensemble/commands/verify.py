@@ -43,6 +43,8 @@ def verify(run: Path, say: Say = silent) -> VerifyResult:
     facts = folder.read()  # everything else is found through it
     checks.read(run / "run.json", folder.read)
     checks.read(run / "folds.csv", folder.read_folds)
+    if facts.images_sha256 is not None:
+        checks.read(folder.images, folder.read_images)
     if facts.bad_images_sha256 is not None:
         checks.compare(folder.bad_images, facts.bad_images_sha256, "restore it")
     for path in sorted(run.glob("members/*/member.json")):

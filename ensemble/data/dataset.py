@@ -41,6 +41,8 @@ class Source:
         Remarks on how the labels were read, a line each.
     classes : tuple of two str, or None
         The names of label 0 and of label 1, where the labels are names.
+    labels_where : str
+        Where the labels are, for messages; empty if they are where the images are.
     """
 
     where: str
@@ -51,6 +53,7 @@ class Source:
     fetch: Callable[[str], bytes]
     notes: tuple[str, ...] = ()
     classes: tuple[str, str] | None = None
+    labels_where: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)

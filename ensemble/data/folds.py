@@ -61,7 +61,7 @@ def together(digests: NDArray[np.bytes_], groups: NDArray[np.int64] | None = Non
     return first[unit].astype(np.int64)
 
 
-def assign_folds(labels: NDArray[np.int8], units: NDArray[np.int64], k: int, seed: int) -> Folds:
+def assign_folds(labels: NDArray[np.int8], units: NDArray[np.int64], k: int, seed: int, where: str = "labels") -> Folds:
     """Assign units to `k` folds: the largest first, each to the fold with the fewest rows of the unit's classes.
 
     Where every row is a unit, the folds differ by at most one row in each class.
@@ -75,6 +75,8 @@ def assign_folds(labels: NDArray[np.int8], units: NDArray[np.int64], k: int, see
     k : int
         2 or more.
     seed : int
+    where : str
+        Where the labels are, for messages.
 
     Raises
     ------
@@ -89,14 +91,14 @@ def assign_folds(labels: NDArray[np.int8], units: NDArray[np.int64], k: int, see
     for label, (rows, units_of_label) in enumerate(zip(counts.sum(0), (counts > 0).sum(0), strict=True)):
         if rows == 0:
             raise DataError(
-                "labels",
+                where,
                 f"both classes must be present; none of {len(labels)} labels is {label}",
                 "add images of this class",
             )
         if units_of_label < k:
             same = "" if units_of_label == rows else f" in {units_of_label} groups that stay together"
             remedy = f"use --folds {units_of_label} at most" if units_of_label > 1 else "add images of this class"
-            raise DataError("labels", f"{rows} images of class {label}{same} cannot fill {k} folds", remedy)
+            raise DataError(where, f"{rows} images of class {label}{same} cannot fill {k} folds", remedy)
     rng = np.random.default_rng(seed_sequence(seed, "folds"))
     order = np.lexsort((rng.random(len(counts)), -counts.sum(1)))
     weight_0, weight_1 = (counts.sum(0)[::-1] ** 2).tolist()

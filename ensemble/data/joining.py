@@ -23,7 +23,7 @@ def with_labels(source: Source, labels: Labels, where: str) -> Source:
     else:
         rows, join_notes = rows_by_name(labels.names, where, source.ids.tolist(), f"images of {source.where}")
     notes = (*source.notes, *labels.notes, *join_notes)
-    return replace(source, labels=labels.y[rows], classes=labels.classes, notes=notes)
+    return replace(source, labels=labels.y[rows], classes=labels.classes, notes=notes, labels_where=where)
 
 
 def _rows_by_line(source: Source, labels: Labels, where: str) -> NDArray[np.intp]:

@@ -41,6 +41,9 @@ LABEL_FILES = ("label_val.txt", "labels.csv")
 BAD_IMAGES = "bad_images.csv"
 """The table of the images that cannot be used and were left out, with name,reason."""
 
+RECORD_AGAIN = "give the training command again: it writes the file again"
+"""The remedy where `images.csv` is missing or damaged."""
+
 TRAIN_FIRST = "train a member first: thera train-member --help"
 
 
@@ -80,6 +83,8 @@ class RunFacts:
         Of `folds.csv`.
     bad_images_sha256 : str or None
         Of `bad_images.csv`; None where no image was left out.
+    images_sha256 : str or None
+        Of `images.csv`, which has the SHA-256 of each image file; None in runs of older versions.
     classes : tuple of two str, or None
         The names of label 0 and label 1, where the labels were names.
     label_files : dict of str to str
@@ -101,6 +106,7 @@ class RunFacts:
     history: tuple[HistoryEntry, ...] = ()
     folds_sha256: str | None = None
     bad_images_sha256: str | None = None
+    images_sha256: str | None = None
     classes: tuple[str, str] | None = None
     label_files: dict[str, str] = field(default_factory=dict)
     artifacts: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -127,6 +133,7 @@ class Run:
         self.pixels = folder / "pixels"
         self.decision = folder / "decision" / "decision.json"
         self.bad_images = folder / BAD_IMAGES
+        self.images = folder / "images.csv"
         self._json = folder / "run.json"
 
     def read(self) -> RunFacts:
@@ -201,7 +208,8 @@ class Run:
             except LockedError:
                 return ""
             (self.folder / "folds.csv").unlink(missing_ok=True)  # first: without it, the run can be forgotten again
-            self.bad_images.unlink(missing_ok=True)
+            for path in (self.bad_images, self.images):
+                path.unlink(missing_ok=True)
             self._json.unlink()
         shown = [name if name == "images" else f"{name} was {before[name]} and is {now[name]}" for name in changed]
         return ", ".join("other images or labels" if each == "images" else each for each in shown)
@@ -274,6 +282,34 @@ class Run:
                 columns["group"] = np.int64
         recorded = self.read().folds_sha256 if path.exists() else None
         return FoldTable.from_pandas(read_table(path, columns, TRAIN_FIRST, recorded))
+
+    # --- the image files ----------------------------------------------------------------------------------------------
+
+    def record_images(self, ids: np.ndarray, digests: np.ndarray) -> None:
+        """Write `images.csv`, the SHA-256 of each image file, and its hash to `run.json`, unless that is done.
+
+        Parameters
+        ----------
+        ids : str array (n,)
+            In the order of the fold table.
+        digests : S64 array (n,)
+        """
+        import pandas as pd
+
+        data = table_bytes(pd.DataFrame({"id": ids, "sha256": digests.astype(str)}))
+        sha256 = hashlib.sha256(data).hexdigest()
+        if self.read().images_sha256 != sha256 or not self.images.exists() or file_sha256(self.images) != sha256:
+            with self._locked():
+                write_json(self._json, replace(self.read(), images_sha256=sha256))
+                write_whole(self.images, data)
+
+    def read_images(self) -> np.ndarray | None:
+        """Return the SHA-256 of each image file, S64 (n,), in the order of the fold table; None in older runs."""
+        recorded = self.read().images_sha256
+        if recorded is None:
+            return None
+        table = read_table(self.images, {"id": str, "sha256": str}, RECORD_AGAIN, recorded)
+        return np.array(table["sha256"].tolist(), "S64")
 
     # --- members and predictions --------------------------------------------------------------------------------------
 

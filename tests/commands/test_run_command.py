@@ -324,7 +324,7 @@ def test_the_second_start_of_a_member_names_the_process_that_works(
         ("s/epochs: 4/epochs: 5/", "epochs was 4 and is 5"),
         ("s/seed: 3/seed: 4/", "seed was 3 and is 4"),
         ("s/folds: 3/folds: 2/", "folds was 3 and is 2"),
-        ("image", "begun with other data: image files or groups changed"),
+        ("image", "begun with other data: 1 image files changed (007)"),
         ("label", "begun with other data: 2 labels changed (001, 002)"),
     ],
 )
