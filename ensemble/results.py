@@ -189,6 +189,8 @@ class PredictionFacts:
     share_check : ShareCheck
     assumed_share_of_label_0 : float or None
     cascade : CascadeFacts or None
+    seen_in_training : int
+        Images that are byte for byte among the training images. The share check leaves them out.
     files : mapping of str to str
         SHA-256 of the label file, of `predictions.csv`, and of `bad_images.csv` where images were left out.
     """
@@ -204,6 +206,12 @@ class PredictionFacts:
     assumed_share_of_label_0: float | None
     cascade: CascadeFacts | None
     files: Mapping[str, str]
+    seen_in_training: int = 0
+
+    @property
+    def new_images(self) -> int:
+        """The images that were not in training, which the share check is about."""
+        return self.images - self.seen_in_training
 
     @property
     def label_file(self) -> str:

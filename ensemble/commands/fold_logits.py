@@ -283,7 +283,8 @@ def _cascade(images: _Prediction, oof: OofLogits, by_view: np.ndarray, probabili
         with progress(n * len(cascade.order) * images.folds, "predict", "views") as bar:
             walk(pilot, None, bar)
             options = images.options
-            threshold = corrected(decision, oof, logits[pilot].mean(axis=2), options.correction, options.prior, seed)[3]
+            of_pilot, is_new = logits[pilot].mean(axis=2), images.run.is_new(images.dataset.digests[pilot])
+            threshold = corrected(decision, oof, of_pilot, options.correction, options.prior, seed, is_new)[3]
             cascade = fit(threshold=threshold)
             share = f"{100 * cascade.cost_share:.0f} % of the computing"
             changed = f"{100 * cascade.changed_upper:.2g} % of the labels changed at one threshold"

@@ -18,9 +18,9 @@ from ensemble.data.source import open_unlabelled, set_name
 from ensemble.decision.cross_fitting import OofLogits
 from ensemble.decision.decision import Decision
 from ensemble.decision.deploy import Deployment, deploy
-from ensemble.errors import DataError, printable
+from ensemble.errors import DataError, printable, some
 from ensemble.progress import Say, silent
-from ensemble.reports.prediction_tables import label_file_warnings
+from ensemble.reports.prediction_tables import label_file_warnings, seen_note
 from ensemble.results import PredictionFacts, PredictionRequest, PredictResult
 from ensemble.runs import files
 from ensemble.runs.label_files import TABLE, checked_target, is_table, label_file, label_file_name, write_label_file
@@ -143,6 +143,9 @@ def predict_dataset(
             f"images are {dataset.size[0]} × {dataset.size[1]} pixels; the members were trained on {list(facts.size)}"
         )
         raise DataError(name, problem, "resize them, or train with --resize")
+    is_new = folder.is_new(dataset.digests)
+    if seen := dataset.ids[~is_new].tolist():
+        say(f"note: {printable(name)}: {seen_note(len(seen), len(dataset))} They are {some(seen)}")
     target = folder.predictions(name, dataset.fingerprint, options.tta)
     with_tta = folder.predictions(name, dataset.fingerprint, tta=True)  # its logits include the plain view
     bad = bad_images_table(dataset.bad) if dataset.bad else None
@@ -163,8 +166,9 @@ def predict_dataset(
                 options.correction,
                 options.prior,
                 facts.seed,
+                is_new,
             )
-            _write(target, dataset.ids, facts, deployment, logits, request, decision, bad)
+            _write(target, dataset.ids, facts, deployment, logits, request, decision, bad, len(seen))
     folder.record(f"predict {target.name}", started)
     result = _read(target)
     for warning in label_file_warnings(result.facts):
@@ -198,6 +202,7 @@ def _write(
     request: PredictionRequest,
     decision: Decision,
     bad: bytes | None,
+    seen: int,
 ) -> None:
     """Write the label file, the table and the facts of a prediction, and the list of the images that were left out."""
     name = label_file_name(ids) if bad is None else TABLE  # a line would not say which image it labels
@@ -217,6 +222,7 @@ def _write(
         assumed_share_of_label_0=deployment.assumed_share_of_label_0,
         cascade=logits.cascade,
         files=hashes,
+        seen_in_training=seen,
     )
     write_facts(folder, facts)
 

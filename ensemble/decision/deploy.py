@@ -120,6 +120,7 @@ def deploy(
     correction: str = "posterior",
     prior: float | None = None,
     seed: int = 0,
+    is_new: NDArray[np.bool_] | None = None,
 ) -> Deployment:
     """Return labels for new images, and the error rates to expect of them.
 
@@ -140,14 +141,17 @@ def deploy(
         The share of label 0 among the new images, if it is known to differ from that of the OOF rows.
     seed : int
         The seed of the bootstrap.
+    is_new : bool array (n,), optional
+        Which images were not in training; by default all. The share check leaves the others out, because their logits
+        are not those of unseen images.
     """
     stacked = decision.stacker.apply(logits)
     if combine == "vote":
-        check = check_new_share(decision, oof, fold_logits)
+        check = check_new_share(decision, oof, fold_logits, is_new)
         assumed, effect, threshold = None, None, decision.threshold
         y_pred, fold_votes = majority_of_folds(decision.stacker, decision.threshold, fold_logits)
     else:
-        check, assumed, effect, threshold = corrected(decision, oof, fold_logits, correction, prior, seed)
+        check, assumed, effect, threshold = corrected(decision, oof, fold_logits, correction, prior, seed, is_new)
         y_pred, fold_votes = apply_threshold(stacked, threshold), np.empty((len(logits), 0), np.int8)
     member_votes, majority = decision.votes(logits)
     shift = 0.0 if prior is None else at_prior(decision.nested, prior).logit_shift
@@ -173,6 +177,7 @@ def corrected(
     correction: str = "posterior",
     prior: float | None = None,
     seed: int = 0,
+    is_new: NDArray[np.bool_] | None = None,
 ) -> tuple[ShareCheck, float | None, AveragingEffect | None, float]:
     """Return the share check, the assumed share of label 0, the effect of averaging, and the corrected threshold.
 
@@ -182,7 +187,7 @@ def corrected(
     The parameters are those of `deploy`. The assumed share is None for that of the OOF rows, and the effect of
     averaging is None where it cannot be measured; the threshold is then the decision's.
     """
-    check = check_new_share(decision, oof, fold_logits)
+    check = check_new_share(decision, oof, fold_logits, is_new)
     assumed = prior
     if assumed is None and check.shifted:
         assumed = float(np.clip(check.prior, LEAST_SHARE, 1 - LEAST_SHARE))
@@ -205,11 +210,13 @@ def corrected(
     return check, assumed, effect, decision.threshold if effect is None else effect.chosen.threshold
 
 
-def check_new_share(decision: Decision, oof: OofLogits, fold_logits: Floats) -> ShareCheck:
-    """Return the share check of new images, from their logits (n, m, k) by member and fold model."""
+def check_new_share(
+    decision: Decision, oof: OofLogits, fold_logits: Floats, is_new: NDArray[np.bool_] | None = None
+) -> ShareCheck:
+    """Return the share check of the images that are new, from the logits (n, m, k) by member and fold model."""
     scores = decision.stacker.apply(oof.logits)
     rates = error_rates(oof.labels, apply_threshold(scores, decision.threshold))
-    singles = stacked_folds(decision.stacker, fold_logits)
+    singles = stacked_folds(decision.stacker, fold_logits if is_new is None else fold_logits[is_new])
     return check_share(scores, singles, decision.threshold, rates, oof.groups)
 
 

@@ -46,6 +46,8 @@ class ShareCheck:
 
         It is `ALARM_ERRORS` standard errors of the share among that many images, at the share of the OOF rows.
         """
+        if images == 0:
+            return float("inf")
         return ALARM_ERRORS * float(np.sqrt(self.oof_share * (1 - self.oof_share) / images))
 
     def is_too_small(self, images: int) -> bool:
@@ -62,6 +64,8 @@ class ShareCheck:
 
     def message(self, images: int) -> str:
         """Return the result of the check of `images` new images in a sentence."""
+        if images == 0:
+            return "Share check: there is no new image to check."
         shares = (
             f"single fold models predict {self.new_share:.4f} of the new images as 0, and {self.oof_share:.4f} of the "
             f"training images, at one threshold (p = {self.p_value:.2g})"
@@ -99,7 +103,7 @@ def check_share(
         Stacked logits of the OOF rows, each from one fold model.
     fold_logits : float64 array (n_new, k)
         Stacked logits of the new images, one column per fold model. The k predictions of an image count as one
-        observation.
+        observation. Without new images nothing is tested: the p-value is 1, and the share is that of the OOF rows.
     threshold : float
         The threshold of the stacked logit of a single fold model.
     rates : ErrorRates
@@ -121,7 +125,11 @@ def check_share(
 
     is_zero = (oof_logits < threshold).astype(np.float64)
     votes = (fold_logits < threshold).mean(axis=1)  # share of the fold models that predict 0, for each image
-    oof_share, new_share = float(is_zero.mean()), float(votes.mean())
+    oof_share = float(is_zero.mean())
+    if not votes.size:
+        share = rates.n_neg / rates.n
+        return ShareCheck(oof_share, oof_share, 0.0, 1.0, share, float(np.sqrt(share * (1 - share) / rates.n)))
+    new_share = float(votes.mean())
     units = np.arange(is_zero.size) if groups is None else np.unique(groups, return_inverse=True)[1]
     excess = np.bincount(units, is_zero - oof_share)  # for each group: its sum less what the mean predicts for it
     error = float(np.sqrt((excess**2).sum() / is_zero.size**2 + votes.var() / max(len(votes), 1)))

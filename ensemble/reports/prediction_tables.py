@@ -52,11 +52,13 @@ def label_file_name(name: str, facts: PredictionFacts) -> str:
 
 def _notes(facts: PredictionFacts) -> Iterator[str]:
     expectation, check = facts.expectation, facts.share_check
+    if facts.seen_in_training:
+        yield seen_note(facts.seen_in_training, facts.images)
     if is_constant(facts):
         yield one_label_note(facts)
     elif expectation.averaging_measured:
         yield _correction_note(expectation, facts.nested_hter)
-    yield check.message(facts.images)
+    yield check.message(facts.new_images)
     if expectation.at_prior is None and facts.assumed_share_of_label_0 is not None:
         yield (
             "the threshold is not corrected, since the cause of the shift is not known. The expected rates hold if "
@@ -71,8 +73,16 @@ def _notes(facts: PredictionFacts) -> Iterator[str]:
 def label_file_warnings(facts: PredictionFacts) -> tuple[str, ...]:
     """Return what speaks against a label file: one label for all images, a shift, rates that do not fit it."""
     one_label = (one_label_note(facts),) if is_constant(facts) else ()
-    shift = (facts.share_check.message(facts.images),) if facts.share_check.shifted else ()
+    shift = (facts.share_check.message(facts.new_images),) if facts.share_check.shifted else ()
     return (*one_label, *shift, *_contradiction(facts))
+
+
+def seen_note(seen: int, images: int) -> str:
+    """Return what follows where `seen` of the images to label are byte for byte among the training images."""
+    return (
+        f"{seen} of {images} images are byte for byte among the training images; the expected rates are those of new "
+        "images, and the share check leaves these out."
+    )
 
 
 def is_constant(facts: PredictionFacts) -> bool:

@@ -84,7 +84,7 @@ def trial_summary(result: TrialResult) -> Table:
 
 def predict_summary(result: PredictResult) -> Table:
     """Return the expected HTER of a label file, and what the share check says."""
-    check, images = result.facts.share_check, result.facts.images
+    check, images = result.facts.share_check, result.facts.new_images
     if check.shifted:
         shift = "The new images seem to differ from the training images: see the warning."
     elif check.is_too_small(images):

@@ -311,6 +311,14 @@ class Run:
         table = read_table(self.images, {"id": str, "sha256": str}, RECORD_AGAIN, recorded)
         return np.array(table["sha256"].tolist(), "S64")
 
+    def is_new(self, digests: np.ndarray) -> np.ndarray:
+        """Return of which image files, bool (n,), the SHA-256 (S64, n) is that of no training image.
+
+        In runs of older versions, the training images are not known, and all images are new.
+        """
+        known = self.read_images()
+        return np.ones(len(digests), bool) if known is None else ~np.isin(digests, known)
+
     # --- members and predictions --------------------------------------------------------------------------------------
 
     def member(self, name: str) -> MemberFolder:
