@@ -65,12 +65,12 @@ def _predict(file: Any, /, run: Path, config: PredictConfig, compute: ComputeCon
     return file.predict(run, config, compute, _say)
 
 
-def _evaluate(file: Any, /, label_file: Path, labels: Path, positive: str | None) -> Any:
-    return file.evaluate(label_file, labels, positive, _say)
+def _evaluate(file: Any, /, **given: Any) -> Any:
+    return file.evaluate(**given, say=_say)
 
 
-def _compare(file: Any, /, a: Path, b: Path, labels: Path | None, tta: bool, positive: str | None) -> Any:
-    return file.compare(a, b, labels, tta, positive, _say)
+def _compare(file: Any, /, **given: Any) -> Any:
+    return file.compare(**given, say=_say)
 
 
 def _report(file: Any, /, run: Path) -> Any:

@@ -77,6 +77,13 @@ class TheraClassifier(ThresholdClassifier):
         Average the logits of the image and its mirror image.
     resize : int, optional
         Resize every image that is read from a file to this size in pixels; by default they must have one size.
+    exif : {"ignore", "apply"}
+        Whether images that are read from files are turned by their EXIF orientation; `predict` does as `fit` did.
+    on_bad : {"error", "skip"}
+        Whether `fit` leaves out images that cannot be used, and lists them in `bad_images.csv` of the run. `predict`
+        needs them all, since it returns a label for each image.
+    follow_links : bool
+        Whether links may lead out of a folder of images.
     device : str
         auto, cpu, cuda or cuda:N.
     jobs, workers : int, optional
@@ -136,6 +143,9 @@ class TheraClassifier(ThresholdClassifier):
         stacker: str = "auto",
         tta: bool = True,
         resize: int | None = None,
+        exif: str = "ignore",
+        on_bad: str = "error",
+        follow_links: bool = False,
         device: str = "auto",
         jobs: int | None = None,
         workers: int | None = None,
@@ -151,6 +161,9 @@ class TheraClassifier(ThresholdClassifier):
         self.stacker = stacker
         self.tta = tta
         self.resize = resize
+        self.exif = exif
+        self.on_bad = on_bad
+        self.follow_links = follow_links
         self.device = device
         self.jobs = jobs
         self.workers = workers
@@ -237,6 +250,7 @@ class TheraClassifier(ThresholdClassifier):
             "objective": decision.objective.text,
             "stacker": decision.chosen,
             "resize": facts.resize,
+            "exif": facts.exif,
             "random_state": facts.seed,
             "run": run,
         }
@@ -303,10 +317,29 @@ class TheraClassifier(ThresholdClassifier):
 
     # --- images -------------------------------------------------------------------------------------------------------
 
+    def _opened(
+        self,
+        X: Images,  # noqa: N803
+        label_file: Path | None = None,
+        on_bad: str = "error",
+    ) -> Source | NDArray[np.uint8]:
+        """Return the images of `X`: a source if `X` names files, else an array."""
+        from ensemble.data.source import open_source
+
+        if isinstance(X, str | os.PathLike):
+            return open_source(Path(X), label_file, follow_links=self.follow_links, on_bad=on_bad)
+        try:
+            array = np.asarray(X)
+        except ValueError as error:
+            raise DataError("X", f"must be paths or pixels of one shape ({error})") from None
+        if array.ndim == 1 and array.size and all(isinstance(each, str | os.PathLike) for each in array.tolist()):
+            return source_from_paths(array.tolist(), on_bad=on_bad)
+        return array
+
     def _labelled(self, X: Images, y: Any, groups: Any, run: Path, say: Say) -> tuple[Dataset, NDArray[Any]]:  # noqa: N803
         """Return the images with labels 0 and 1, and the two labels of the user that they stand for."""
         label_file = Path(y) if isinstance(y, str | os.PathLike) else None
-        images = _opened(X, label_file)
+        images = self._opened(X, label_file, self.on_bad)
         if not isinstance(images, np.ndarray) and images.labels is not None:
             if y is not None and label_file is None:
                 raise DataError("y", "is given, and the images bring their own labels", "leave it out")
@@ -314,10 +347,17 @@ class TheraClassifier(ThresholdClassifier):
         if y is None:
             raise DataError("y", "fit requires y to be passed, but the target y is None", "the images bring no labels")
         classes, labels = encode_labels(y)
-        return self._dataset(images, run, say, labels, groups), classes
+        return self._dataset(images, run, say, self.exif, labels, groups, self.on_bad), classes
 
     def _dataset(
-        self, images: Source | NDArray[np.uint8], run: Path, say: Say, labels: Any = None, groups: Any = None
+        self,
+        images: Source | NDArray[np.uint8],
+        run: Path,
+        say: Say,
+        exif: str,
+        labels: Any = None,
+        groups: Any = None,
+        on_bad: str = "error",
     ) -> Dataset:
         """Return decoded images; images from files are stored in the run's `pixels/`."""
         from ensemble.data.store import load_dataset
@@ -334,14 +374,15 @@ class TheraClassifier(ThresholdClassifier):
             if of_rows.shape != (len(images),):
                 raise DataError("groups", f"must have shape ({len(images)},); got {of_rows.shape}")
             images = replace(images, groups=np.unique(of_rows, return_inverse=True)[1].astype(np.int64))
-        return load_dataset(replace(images, labels=labels), Run(run).pixels, self.resize, say=say)
+        source = replace(images, labels=labels)
+        return load_dataset(source, Run(run).pixels, self.resize, say=say, on_bad=on_bad, exif=exif)
 
     def _stacked_logits(self, X: Images) -> Floats:  # noqa: N803
         from ensemble.commands.fold_logits import unkept_fold_logits
 
         compute, options = self._compute(), PredictOptions(tta=self.tta)
         with self._messages() as say:
-            dataset = self._dataset(_opened(X), self.run_, say)
+            dataset = self._dataset(self._opened(X), self.run_, say, Run(self.run_).read().exif)
             if dataset.size != self.image_size_:
                 problem = (
                     f"images are {dataset.size[0]} × {dataset.size[1]} pixels; the members know {self.image_size_}"
@@ -393,21 +434,6 @@ class _TemporaryFolder:
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="thera-"))
         weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
-
-
-def _opened(X: Images, label_file: Path | None = None) -> Source | NDArray[np.uint8]:  # noqa: N803
-    """Return the images of `X`: a source if `X` names files, else an array."""
-    from ensemble.data.source import open_source
-
-    if isinstance(X, str | os.PathLike):
-        return open_source(Path(X), label_file)
-    try:
-        array = np.asarray(X)
-    except ValueError as error:
-        raise DataError("X", f"must be paths or pixels of one shape ({error})") from None
-    if array.ndim == 1 and array.size and all(isinstance(each, str | os.PathLike) for each in array.tolist()):
-        return source_from_paths(array.tolist())
-    return array
 
 
 def _warn(line: str) -> None:

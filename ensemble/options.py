@@ -29,7 +29,7 @@ from ensemble.config import (
     PredictConfig,
     RunConfig,
 )
-from ensemble.config_fields import DATA, DECISION, PANELS, RUN, Positive, option
+from ensemble.config_fields import DATA, DECISION, PANELS, RUN, FollowLinks, ImageColumn, LabelColumn, Positive, option
 from ensemble.config_reading import Location, faults_of, part_of
 from ensemble.errors import ConfigError
 from ensemble.fit_config import FitConfig
@@ -55,6 +55,9 @@ class _Evaluate(Frozen):
     label_file: Annotated[Path, option(DATA, "Measure this label file, such as predict writes.")]
     labels: Annotated[Path, option(DATA, "Read the true labels from a label file or from class folders.")]
     positive: Positive = None
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
+    follow_links: FollowLinks = False
 
 
 class _Compare(Frozen):
@@ -64,6 +67,9 @@ class _Compare(Frozen):
         Path | None, option(DATA, "Read the true labels from this file.", unset="those of the runs or members")
     ] = None
     positive: Positive = None
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
+    follow_links: FollowLinks = False
     tta: Annotated[bool, option(DECISION, "Compare runs and members at the logits that --tta averages.")] = True
 
 

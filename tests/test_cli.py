@@ -395,10 +395,12 @@ def test_train_member_passes_on_what_was_given(
     options += ["--convolutions", "lowered", "--loss", "focal", "--label-smoothing", "0.1", "--clean"]
     options += ["--sampler", "balanced", "--schedule", "step", "--step-epochs", "3", "--step-factor", "0.5", "--freeze"]
     options += ["--backbone-lr-factor", "0.2", "--drop-rate", "0.3", "--drop-path-rate", "0.4"]
+    options += ["--on-bad", "skip", "--exif", "apply", "--image-column", "file", "--label-column", "y"]
     assert thera(*TRAIN, *options, "--device", "cpu", "--workers", "1", "--jobs", "3") == 0
     run, (member,), data, folds, seed, compute = seen
     assert (run, folds, seed, compute) == (Path("r"), 3, 7, ComputeConfig(device="cpu", workers=1, jobs=3))
     where = {"images": Path("img"), "labels": Path("l"), "positive": "p", "follow_links": True, "resize": 48}
+    where |= {"on_bad": "skip", "exif": "apply", "image_column": "file", "label_column": "y"}
     assert data.model_dump() == where
     expected = {"arch": "resnet18", "name": "n", "epochs": 2, "batch_size": 4, "lr": 1e-3, "gamma": 1, "alpha": 0.25}
     expected |= {"augment": "none", "stem": "half-stride", "input_size": 32, "precision": "fp32", "pretrained": False}
@@ -459,6 +461,8 @@ def test_fit_stacker_passes_on_what_was_given(
         ([], {}),
         (["--tta"], {"tta": True}),
         (["--follow-links"], {"follow_links": True}),
+        (["--on-bad", "skip", "--bad-label", "0"], {"on_bad": "skip", "bad_label": 0}),
+        (["--image-column", "file"], {"image_column": "file"}),
         (["--no-tta", "--prior", "0.3"], {"prior": 0.3}),
         (["--correction", "none"], {"correction": "none"}),
         (["--combine", "vote"], {"combine": "vote"}),
@@ -477,7 +481,7 @@ def test_predict_passes_on_what_was_given(
     assert thera(*PREDICT, "--device", "cpu", *options) == 0
     run, config, compute = seen
     default = {"images": (Path("i"),), "out": Path("o.txt"), "tta": False, "correction": "posterior", "prior": None}
-    default |= {"force": False, "follow_links": False}
+    default |= {"force": False, "follow_links": False, "on_bad": "error", "bad_label": None, "image_column": None}
     default |= {"combine": "mean", "cascade": None, "precision": "auto", "convolutions": "auto"}
     assert (run, config.model_dump()) == (Path("r"), default | expected)
     assert compute == ComputeConfig(device="cpu", jobs=2 if "--jobs" in options else None)
@@ -486,9 +490,11 @@ def test_predict_passes_on_what_was_given(
 
 def test_evaluate_passes_on_what_was_given(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[Any] = []
-    stand_in(monkeypatch, "evaluate", evaluate=lambda *given: seen.append(given) or [TABLE])
-    assert thera("evaluate", "p.txt", "--labels", "l.txt") == 0
-    assert [given[:3] for given in seen] == [(Path("p.txt"), Path("l.txt"), None)]
+    stand_in(monkeypatch, "evaluate", evaluate=lambda **given: seen.append(given) or [TABLE])
+    assert thera("evaluate", "p.txt", "--labels", "l.csv", "--label-column", "y", "--follow-links") == 0
+    (given,) = seen
+    assert (given["label_file"], given["labels"], given["positive"]) == (Path("p.txt"), Path("l.csv"), None)
+    assert (given["image_column"], given["label_column"], given["follow_links"]) == (None, "y", True)
     assert capsys.readouterr().out == TABLE.text()
 
 
@@ -504,9 +510,10 @@ def test_compare_passes_on_what_was_given(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     seen: list[Any] = []
-    stand_in(monkeypatch, "evaluate", compare=lambda *given: seen.append(given) or [TABLE])
+    stand_in(monkeypatch, "evaluate", compare=lambda **given: seen.append(given) or [TABLE])
     assert thera("compare", "a", "b", *options) == 0
-    assert [given[:4] for given in seen] == [(Path("a"), Path("b"), labels, tta)]
+    (given,) = seen
+    assert [given[name] for name in ("a", "b", "labels", "tta")] == [Path("a"), Path("b"), labels, tta]
     assert capsys.readouterr().out == TABLE.text()
 
 

@@ -17,6 +17,7 @@ from ensemble.data.joining import rows_by_name
 from ensemble.data.labels import Labels as LabelsOfImages
 from ensemble.data.labels import read_label_file
 from ensemble.data.source import open_source
+from ensemble.data.tables import BY_NAME, Columns
 from ensemble.decision.comparison import compare_predictions, evaluate_predictions
 from ensemble.decision.cross_fitting import cross_fit, member_logit, of_score, stack
 from ensemble.decision.objective import HTER
@@ -27,7 +28,25 @@ from ensemble.results import CompareResult, EvaluateResult
 from ensemble.runs.run import Run
 
 
-def evaluate(label_file: Path, labels: Path, positive: str | None = None, say: Say = silent) -> EvaluateResult:
+@dataclass(frozen=True)
+class LabelSource:
+    """Where labels are and how they are read: a label file or class folders, and the parameters of `evaluate`."""
+
+    path: Path
+    positive: str | None = None
+    columns: Columns = BY_NAME
+    follow_links: bool = False
+
+
+def evaluate(
+    label_file: Path,
+    labels: Path,
+    positive: str | None = None,
+    say: Say = silent,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    follow_links: bool = False,
+) -> EvaluateResult:
     """Measure a label file against the true labels.
 
     Parameters
@@ -40,15 +59,19 @@ def evaluate(label_file: Path, labels: Path, positive: str | None = None, say: S
         Where the labels are names, the one that is label 1; by default the second in the order of the alphabet.
     say : callable
         Receives notes on how the labels are read, a line each.
+    image_column, label_column : str, optional
+        The columns of a table of true labels; by default, they are recognised by their names.
+    follow_links : bool
+        Whether links may lead out of class folders.
 
     Raises
     ------
     DataError
         A file cannot be read, the images differ, or the true labels are of one class.
     ConfigError
-        No label has the name `positive`.
+        No label has the name `positive`, or a table has no column of a given name.
     """
-    true = _read_true_labels(labels, positive, say)
+    true = _read_true_labels(LabelSource(labels, positive, Columns(image_column, label_column), follow_links), say)
     y_pred = _read_predictions(label_file, true, labels, say)
     return EvaluateResult(*_names(label_file, labels), evaluate_predictions(true.y, y_pred))
 
@@ -60,6 +83,9 @@ def compare(
     tta: bool = True,
     positive: str | None = None,
     say: Say = silent,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    follow_links: bool = False,
 ) -> CompareResult:
     """Compare two label files, or two of runs and members by their nested predictions.
 
@@ -75,6 +101,8 @@ def compare(
         As in `evaluate`.
     say : callable
         Receives warnings, a line each.
+    image_column, label_column, follow_links
+        As in `evaluate`.
 
     Raises
     ------
@@ -92,11 +120,14 @@ def compare(
         folder, file = (a, b) if a.is_dir() else (b, a)
         problem = f"{printable(folder)} is a folder and {printable(file)} a label file"
         raise ConfigError("compare", problem, "give two label files with --labels, or two runs or members")
+    given = None
+    if labels is not None:
+        given = LabelSource(labels, positive, Columns(image_column, label_column), follow_links)
     if a.is_dir():
-        return _compare_nested(a, b, labels, tta, positive, say)
-    if labels is None:
+        return _compare_nested(a, b, given, tta, say)
+    if labels is None or given is None:
         raise ConfigError("compare", "two label files need the true labels", "give --labels")
-    true = _read_true_labels(labels, positive, say)
+    true = _read_true_labels(given, say)
     y_pred_a, y_pred_b = (_read_predictions(path, true, labels, say) for path in (a, b))
     return CompareResult(*_names(a, b), compare_predictions(true.y, y_pred_a, y_pred_b), labels=printable(labels))
 
@@ -153,11 +184,11 @@ def nested_predictions(folder: Path, tta: bool = True, say: Say = silent) -> Nes
     return NestedPredictions(folder, description, oof.table, y_pred, run.read().seed)
 
 
-def _compare_nested(a: Path, b: Path, labels: Path | None, tta: bool, positive: str | None, say: Say) -> CompareResult:
+def _compare_nested(a: Path, b: Path, labels: LabelSource | None, tta: bool, say: Say) -> CompareResult:
     of_a = nested_predictions(a, tta, say)
     of_b = _aligned(nested_predictions(b, tta, say), of_a)
     if labels is not None:
-        _refuse_other_labels(labels, of_a, positive, say)
+        _refuse_other_labels(labels, of_a, say)
     groups = _joint_groups(of_a.table.groups, of_b.table.groups)
     return CompareResult(
         *_names(a, b),
@@ -197,8 +228,8 @@ def _joint_groups(a: NDArray[np.int64] | None, b: NDArray[np.int64] | None) -> N
     return together(a.astype(np.bytes_), b)
 
 
-def _refuse_other_labels(labels: Path, of: NestedPredictions, positive: str | None, say: Say) -> None:
-    given, remedy = _read_labels(labels, say, positive), "leave --labels out: the run has its own"
+def _refuse_other_labels(true: LabelSource, of: NestedPredictions, say: Say) -> None:
+    given, labels, remedy = _read_labels(true, say), true.path, "leave --labels out: the run has its own"
     images = f"images of {printable(of.folder)}"
     if given.names is not None:
         y = given.y[rows_by_name(given.names, printable(labels), of.table.ids.tolist(), images)[0]]
@@ -214,24 +245,23 @@ def _refuse_other_labels(labels: Path, of: NestedPredictions, positive: str | No
 # --- label files ------------------------------------------------------------------------------------------------------
 
 
-def _read_labels(
-    path: Path, say: Say, positive: str | None = None, classes: tuple[str, str] | None = None
-) -> LabelsOfImages:
+def _read_labels(labels: LabelSource, say: Say, classes: tuple[str, str] | None = None) -> LabelsOfImages:
     """Read a label file, or a folder with a subfolder for each class; say how the labels are read."""
+    path = labels.path
     if path.is_dir():
-        source = open_source(path, positive=positive)
+        source = open_source(path, positive=labels.positive, follow_links=labels.follow_links)
         if source.labels is None:
             raise DataError(printable(path), "has no labels", "give a label file, or a folder for each class")
         read = LabelsOfImages(source.labels, source.classes, tuple(source.ids.tolist()), source.notes)
     else:
-        read = read_label_file(path, positive, classes)
+        read = read_label_file(path, labels.positive, classes, labels.columns)
     for note in read.notes:
         say(f"note: {note}")
     return read
 
 
-def _read_true_labels(path: Path, positive: str | None, say: Say) -> LabelsOfImages:
-    true = _read_labels(path, say, positive)
+def _read_true_labels(labels: LabelSource, say: Say) -> LabelsOfImages:
+    true, path = _read_labels(labels, say), labels.path
     if true.y.min() == true.y.max():
         raise DataError(path, f"HTER needs both classes; all {len(true.y)} labels are {true.y[0]}")
     return true
@@ -239,7 +269,7 @@ def _read_true_labels(path: Path, positive: str | None, say: Say) -> LabelsOfIma
 
 def _read_predictions(path: Path, true: LabelsOfImages, labels: Path, say: Say) -> Labels:
     """Return the predicted labels in the order of the true ones."""
-    predicted = _read_labels(path, say, classes=true.classes)
+    predicted = _read_labels(LabelSource(path), say, true.classes)
     if (predicted.classes is None) != (true.classes is None):
         named, other = (labels, path) if predicted.classes is None else (path, labels)
         problem = f"{printable(named)} names the classes, and {printable(other)} has 0 and 1"

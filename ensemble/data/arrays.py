@@ -17,7 +17,10 @@ from ensemble.errors import DataError
 
 
 def source_from_paths(
-    paths: Sequence[str | os.PathLike[str]], labels: ArrayLike | None = None, groups: ArrayLike | None = None
+    paths: Sequence[str | os.PathLike[str]],
+    labels: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
+    on_bad: str = "error",
 ) -> Source:
     """Return a source of the images at `paths`, in their order.
 
@@ -29,13 +32,15 @@ def source_from_paths(
         0 or 1.
     groups : array (n,), optional
         Images of one group stay in one fold.
+    on_bad : {"error", "skip"}
+        What to do with paths that name no file, as in `open_source`.
 
     Raises
     ------
     DataError
         The list is empty, a path is repeated or names no file, or shapes differ.
     """
-    source = source_of_files([os.fspath(path) for path in paths], "paths")
+    source = source_of_files([os.fspath(path) for path in paths], "paths", skip_bad=on_bad == "skip")
     n = len(source)
     return replace(source, labels=_labels(labels, n), groups=_groups(groups, n))
 

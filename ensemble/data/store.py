@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ensemble.data.dataset import BadImage, Dataset, Source
 from ensemble.data.files import SHOWN
 from ensemble.data.pixels import POLICY_VERSION, Header, decode, inspect, upright
-from ensemble.errors import ArtifactError, DataError, ResourceError, printable
+from ensemble.errors import ArtifactError, ConfigError, DataError, ResourceError, printable
 from ensemble.machine import available_cores
 from ensemble.progress import Say, progress, silent
 from ensemble.runs.files import file_sha256, locked, read_json, write_json
@@ -113,9 +113,13 @@ def load_dataset(
     ------
     DataError
         Some images cannot be used, or with "skip" all of them; the message counts them and lists the first.
+    ConfigError
+        `on_bad` or `exif` has another value.
     ResourceError
         `store` has too little space or cannot be written, or a file changed while it was read.
     """
+    _refuse_unknown("on_bad", on_bad, "error", "skip")
+    _refuse_unknown("exif", exif, "ignore", "apply")
     threads, skip, whole = threads or len(available_cores()), on_bad == "skip", source
     digests: NDArray[np.bytes_] = np.zeros(len(source), "S64")
 
@@ -153,6 +157,11 @@ def load_dataset(
     return Dataset(
         source.ids, source.labels, source.groups, pixels, digests, fingerprint, notes, source.classes, bad, exif
     )
+
+
+def _refuse_unknown(name: str, value: str, *known: str) -> None:
+    if value not in known:
+        raise ConfigError(name, f"must be {' or '.join(known)}; got {printable(value)}")
 
 
 def _each(n: int, work: Callable[[int], None], threads: int, what: str) -> Reasons:
