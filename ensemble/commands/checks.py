@@ -110,7 +110,10 @@ def check_labels(source: Source, folds: int) -> None:
         There are no labels, one class only, or fewer images of a class than folds.
     """
     if source.labels is None:
-        raise DataError(source.where, "has no labels", "give --labels, or --label-column for a table that has them")
+        is_table = source.where.lower().endswith((".csv", ".parquet"))
+        raise DataError(
+            source.where, "has no labels", "give --label-column or --labels" if is_table else "give --labels"
+        )
     where = source.labels_where or source.where
     for label in (0, 1):
         n = int((source.labels == label).sum())

@@ -102,3 +102,12 @@ def test_the_command_names_the_columns(folder: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err == (
         f"error: --label-column: {folder}/set.csv has no column y; its columns are file, x_ray, verdict, second\n"
     )
+
+
+def test_a_table_without_a_known_column_of_labels_needs_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(tmp_path, "a.jpg")
+    text(tmp_path / "set.csv", "path,verdict\na.jpg,0\n")
+    with pytest.raises(SystemExit) as stopped:
+        main(["train-member", "--arch", "lenet", "--images", str(tmp_path / "set.csv"), "--run", str(tmp_path / "run")])
+    expected = f"error: {tmp_path}/set.csv: has no labels; give --label-column or --labels\n"
+    assert (stopped.value.code, capsys.readouterr().err) == (3, expected)
