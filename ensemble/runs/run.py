@@ -288,20 +288,23 @@ class Run:
     def record_images(self, ids: np.ndarray, digests: np.ndarray) -> None:
         """Write `images.csv`, the SHA-256 of each image file, and its hash to `run.json`, unless that is done.
 
+        The images must be those of the run: a file with the recorded hash is not written again.
+
         Parameters
         ----------
         ids : str array (n,)
             In the order of the fold table.
         digests : S64 array (n,)
         """
+        recorded = self.read().images_sha256
+        if recorded is not None and self.images.exists() and file_sha256(self.images) == recorded:
+            return
         import pandas as pd
 
         data = table_bytes(pd.DataFrame({"id": ids, "sha256": digests.astype(str)}))
-        sha256 = hashlib.sha256(data).hexdigest()
-        if self.read().images_sha256 != sha256 or not self.images.exists() or file_sha256(self.images) != sha256:
-            with self._locked():
-                write_json(self._json, replace(self.read(), images_sha256=sha256))
-                write_whole(self.images, data)
+        with self._locked():
+            write_json(self._json, replace(self.read(), images_sha256=hashlib.sha256(data).hexdigest()))
+            write_whole(self.images, data)
 
     def read_images(self) -> np.ndarray | None:
         """Return the SHA-256 of each image file, S64 (n,), in the order of the fold table; None in older runs."""
