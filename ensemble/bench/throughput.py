@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ensemble.members.inference import default_workers, predict_logits
 from ensemble.members.plans import Plan, prepare
 from ensemble.members.processes import MappedPixels, Workers, shares
 from ensemble.members.resident import ResidentEpochs
-from ensemble.members.sampling import batches_of
+from ensemble.members.sampling import Batch, batches_of
 from ensemble.members.training import Learner
 from ensemble.progress import Bar
 
@@ -113,7 +113,7 @@ class TrainingOnGpu:
         self._epoch += 1
         self._images.start(self._epoch, bar)
         for job, learner in zip(self._jobs, self._learners, strict=True):
-            learner.epoch(self._epoch, self._images.batches(job, self._epoch), bar)
+            _train_epoch(learner, self._epoch, self._images.batches(job, self._epoch), bar)
         return sum(job.updates_per_epoch * job.batch_size for job in self._jobs)
 
     def close(self) -> None:
@@ -134,8 +134,19 @@ def train_epoch(job: FoldJob, plan: Plan, bar: Any) -> int:
             iter(range(EPOCHS)),
         )
     learner, loader, epochs = _networks[key]
-    learner.epoch(next(epochs), loader, bar)
+    _train_epoch(learner, next(epochs), loader, bar)
     return job.updates_per_epoch * job.batch_size
+
+
+def _train_epoch(learner: Learner, epoch: int, batches: Iterator[Batch], bar: Any) -> None:
+    """Make the updates of an epoch as training does: the losses are read from the device after the last one."""
+    losses, updates = [], learner.job.updates_per_epoch
+    learner.network.train()
+    for update in range(updates):
+        pixels, labels, rows = next(batches)
+        losses.append(learner.update(epoch * updates + update, pixels, labels))
+        bar.advance(len(rows))
+    torch.stack(losses).cpu()
 
 
 class Prediction:

@@ -53,11 +53,14 @@ class Resources:
         Processes that augment images in advance; 0 to augment in the training process.
     jobs : int or None
         Networks that are computed in parallel; None for the default, which depends on the device and the work.
+    save_every : float
+        Seconds within an epoch after which the state of a training is saved.
     """
 
     device: torch.device
     workers: int
     jobs: int | None
+    save_every: float = math.inf
 
     @classmethod
     def of(cls, compute: ComputeConfig) -> Resources:
@@ -69,7 +72,8 @@ class Resources:
             There is no such device.
         """
         device = choose_device(compute.device)
-        return cls(device, default_workers(device) if compute.workers is None else compute.workers, compute.jobs)
+        workers = default_workers(device) if compute.workers is None else compute.workers
+        return cls(device, workers, compute.jobs, compute.save_every)
 
 
 @dataclass(frozen=True)
@@ -191,7 +195,8 @@ def _train(
         for index in due:
             started, training = time.monotonic(), trainings[index]
             try:
-                training.run_epoch(images[training.job.config.augmentation].batches(training.job, epoch), bar)
+                resident = images[training.job.config.augmentation]
+                training.run_epoch(resident.batches(training.job, epoch, training.update), bar)
             except TheraError as error:
                 failed[index] = _noted(error, bar)
             seconds[index] += time.monotonic() - started

@@ -106,13 +106,18 @@ class ResidentEpochs:
         self._updates = 0
         self._load(number, 1.0, bar)
 
-    def batches(self, job: FoldJob, epoch: int) -> Iterator[Batch]:
-        """Yield a job's batches of the started epoch: pixels (b, H, W, 3) and labels (b,) on the device, rows (b,)."""
+    def batches(self, job: FoldJob, epoch: int, first_update: int = 0) -> Iterator[Batch]:
+        """Yield a job's batches of the started epoch, from an update on.
+
+        Pixels (b, H, W, 3) and labels (b,) are on the device, rows (b,) are not.
+        """
         held, rows = self._held[self._number(epoch)], order(job, epoch)
         positions = np.searchsorted(held.codes, code(job, rows))
         of_pixels, of_labels = (torch.from_numpy(each).to(self._device) for each in (positions, rows))
         updates = sum(each.updates_per_epoch for each in self._due(epoch))
-        for batch, of_pixel, of_label in zip(rows, of_pixels, of_labels, strict=True):
+        self._updates += first_update
+        left = (each[first_update:] for each in (rows, of_pixels, of_labels))
+        for batch, of_pixel, of_label in zip(*left, strict=True):
             self._updates += 1
             if not self._once:
                 self._load(epoch + 1, self._updates / updates)

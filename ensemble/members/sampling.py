@@ -43,9 +43,11 @@ def order(job: FoldJob, epoch: int) -> np.ndarray:
     return rng.permutation(job.rows)[:n].reshape(-1, job.batch_size)
 
 
-def batches_of(job: FoldJob, first_epoch: int, workers: int, device: torch.device) -> Iterator[Batch]:
-    """Yield the augmented batches of all epochs from `first_epoch` on: pixels, labels, rows."""
-    return augmented(job, _Batches(job, first_epoch), workers, device)
+def batches_of(
+    job: FoldJob, first_epoch: int, workers: int, device: torch.device, first_update: int = 0
+) -> Iterator[Batch]:
+    """Yield the augmented batches of all epochs from an update of `first_epoch` on: pixels, labels, rows."""
+    return augmented(job, _Batches(job, first_epoch, first_update), workers, device)
 
 
 def augmented(job: FoldJob, draws: Iterable[list[Draw]], workers: int, device: torch.device) -> Iterator[Batch]:
@@ -93,15 +95,16 @@ class _AugmentedRows(torch.utils.data.Dataset):  # type: ignore[type-arg]
 
 
 class _Batches:
-    """The draws of each batch, from the first epoch to the last."""
+    """The draws of each batch, from an update of the first epoch to the last epoch."""
 
-    def __init__(self, job: FoldJob, first_epoch: int) -> None:
-        self.job, self.first_epoch = job, first_epoch
+    def __init__(self, job: FoldJob, first_epoch: int, first_update: int) -> None:
+        self.job, self.first_epoch, self.first_update = job, first_epoch, first_update
 
     def __iter__(self) -> Iterator[list[Draw]]:
         for epoch in range(self.first_epoch, self.job.config.epochs):
             batches = order(self.job, epoch)
-            for batch, times in zip(batches, times_before(batches), strict=True):
+            first = self.first_update if epoch == self.first_epoch else 0
+            for batch, times in zip(batches[first:], times_before(batches)[first:], strict=True):
                 yield [(epoch, row, time) for row, time in zip(batch.tolist(), times.tolist(), strict=True)]
 
 
