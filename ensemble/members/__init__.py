@@ -9,7 +9,8 @@ safe_convolutions.py  correct gradients for convolutions that oneDNN computes wr
 losses.py             focal loss and cross-entropy on logits, class weights, label smoothing
 augment.py            training augmentation and the views of test-time augmentation
 fold_job.py           the data and config of one fold's training
-sampling.py           the rows of each batch, and the augmented batches
+sampling.py           the rows of each batch
+data_workers.py       the augmented batches, made in the training process or by data workers
 optimiser.py          parameter groups, and the schedule of the learning rate
 position.py           the position of a training within an epoch
 training.py           one member, one fold: updates, EMA of the weights, epochs, resuming from the last saved state

@@ -184,7 +184,7 @@ def _train(
             alike.setdefault(training.job.config.augmentation, []).append(training)
     share = max(1, workers // len(alike)) if workers and alike else 0
     images = {
-        augmentation: ResidentEpochs([each.job for each in group], [each.epoch for each in group], share, device)
+        augmentation: ResidentEpochs([each.job for each in group], [each.epoch for each in group], share, device, bar)
         for augmentation, group in alike.items()
     }
     last = max((each.job.config.epochs for group in alike.values() for each in group), default=0)

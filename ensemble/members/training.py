@@ -19,6 +19,7 @@ from timm.utils import ModelEmaV3
 from ensemble.config import VIEWS
 from ensemble.errors import TheraError, printable, some
 from ensemble.members.backbones import Backbone, build
+from ensemble.members.data_workers import Batch
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import predict_logits
 from ensemble.members.losses import class_weights, classification_loss
@@ -26,7 +27,7 @@ from ensemble.members.optimiser import learning_rates, parameter_groups
 from ensemble.members.plans import Plan, prepare
 from ensemble.members.position import FINITE_CHECK_INTERVAL, Position
 from ensemble.members.processes import Progress
-from ensemble.members.sampling import Batch, batches_of, order
+from ensemble.members.sampling import batches_of, order
 
 Tensors = dict[str, torch.Tensor]
 History = list[dict[str, Any]]
@@ -215,7 +216,7 @@ def train_fold(
     """
     training = FoldTraining(job, checkpoint, plan, device, watch)
     training.resume(bar)
-    batches = batches_of(job, training.epoch, workers, device, training.update)
+    batches = batches_of(job, training.epoch, workers, device, training.update, bar)
     while training.is_due(training.epoch):
         training.run_epoch(batches, bar)
     return training.average, training.history

@@ -215,10 +215,10 @@ def test_nor_does_a_data_worker() -> None:
     fold_job = FoldJob(config, MappedPixels(np.zeros((8, 8, 8, 3), np.uint8)), np.ones(8, np.int8), *ROWS, 0, 0)
     batches = batches_of(fold_job, 0, 1, CPU)
     try:
-        assert ignores_ctrl_c(batches._workers[0].pid)  # type: ignore[attr-defined]
+        assert ignores_ctrl_c(batches._loader._workers[0].pid)  # type: ignore[attr-defined]
         assert ignores_ctrl_c(forkserver._forkserver._forkserver_pid)  # type: ignore[attr-defined]
     finally:
-        batches._shutdown_workers()  # type: ignore[attr-defined]
+        batches.close()  # type: ignore[attr-defined]
 
 
 # --- pixels that are not sent -----------------------------------------------------------------------------------------
