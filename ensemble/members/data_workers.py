@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import itertools
+import multiprocessing
+import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
+from multiprocessing.connection import wait
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
-from ensemble.errors import ResourceError, printable
+from ensemble.errors import ResourceError, Stopped, printable
 from ensemble.members.augment import Augmentation
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.processes import POLL_S, Progress, interrupts_blocked
@@ -80,8 +82,7 @@ class AugmentedBatches(Iterator[Batch]):
                     raise
                 if not str(error).startswith("DataLoader timed out"):
                     self._start_again(error)
-                elif self._bar is not None:
-                    self._bar.advance(0)
+                self._heed_signals()
             else:
                 self._requested.popleft()
                 return batch
@@ -90,6 +91,16 @@ class AugmentedBatches(Iterator[Batch]):
         """End the workers."""
         if hasattr(self._loader, "_shutdown_workers"):
             self._loader._shutdown_workers()
+
+    def _heed_signals(self) -> None:
+        """Let the bar raise `Stopped` if a signal has arrived; workers that do not answer are killed then."""
+        try:
+            if self._bar is not None:
+                self._bar.advance(0)
+        except Stopped:
+            for worker in self._loader._workers:
+                worker.kill()
+            raise
 
     def _start(self, workers: int) -> None:
         self._workers = workers
@@ -109,15 +120,18 @@ class AugmentedBatches(Iterator[Batch]):
 
     def _start_again(self, error: Exception) -> None:
         """Start fewer workers that make the batches which failed, or raise an error if this was done already."""
-        codes = [worker.exitcode for worker in getattr(self._loader, "_workers", ())]
+        started = getattr(self._loader, "_workers", ())
+        if isinstance(error, (ConnectionError, EOFError)):  # a worker has died; its exit status may follow
+            wait([worker.sentinel for worker in started], POLL_S)
+        codes = [worker.exitcode for worker in started]
         found, fewer, remedy = _diagnosis(error, [-code for code in codes if code], self._workers)
         self.close()
         if self._failed:
             raise ResourceError(self._where, f"{found}, also with fewer of them", f"{remedy}; the same command goes on")
         self._failed = True
         if self._bar is not None:
-            on = f"with {fewer} instead of {self._workers}" if fewer else "without data workers, which takes longer"
-            self._bar.say(f"warning: {self._where}: {found}; the training goes on {on}")
+            on = f"with {fewer} of {self._workers}" if fewer else "without data workers"
+            self._bar.say(f"warning: {self._where}: {found}; the training goes on {on}; {remedy}")
         self._start(fewer)
 
 
@@ -157,8 +171,8 @@ def _diagnosis(error: Exception, signals: list[int], workers: int) -> tuple[str,
         remedy = "use --workers 0, or enlarge it (in Docker by --shm-size=1g)"
         return "there is no room in shared memory (/dev/shm) for data workers", 0, remedy
     if signals:
-        by = f"killed (signal {signals[0]})" if signals[0] > 0 else f"ended (exit status {-signals[0]})"
-        return f"a data worker was {by}", workers // 2, "free memory, or use --workers 0"
+        ended = f"was killed (signal {signals[0]})" if signals[0] > 0 else f"ended (exit status {-signals[0]})"
+        return f"a data worker {ended}", workers // 2, "free memory, or use --workers 0"
     last = printable(text.strip().splitlines()[-1][:100]) if text.strip() else type(error).__name__
     return f"data workers failed ({last})", 0, "use --workers 0"
 
@@ -192,9 +206,13 @@ def _to_tensors(batch: Any) -> Batch:
 
 
 def _end_with_parent(_: int) -> None:
-    """Let Linux kill this data worker when the fork server ends, which ends with the training process, even if killed.
+    """Let this data worker end when the training process ends, even if that is killed.
 
-    Without this a worker notices it only after some seconds, and not at all if it waits for a lock of a killed worker.
+    Torch's workers end when their parent does. It is the fork server, which in turn waits for them: all would stay.
     """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of <sys/prctl.h>
+    threading.Thread(target=_exit_after, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _exit_after(training: Any) -> None:
+    training.join()
+    os._exit(1)

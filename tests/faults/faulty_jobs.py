@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ensemble.members.processes import MappedPixels
 from ensemble.runs.member import StateFolder
 
 
@@ -21,6 +25,22 @@ class KilledAt(StateFolder):
         super().save(tensors, history, updates)
         if len(history) == 1 and updates == 1:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class HangingPixels(MappedPixels):
+    """Pixels that a data worker waits for in vain."""
+
+    @property
+    def array(self) -> Any:  # type: ignore[override]
+        return self
+
+    def __init__(self, pixels: np.ndarray) -> None: ...
+
+    def __reduce__(self) -> Any:
+        return HangingPixels, (None,)
+
+    def __getitem__(self, rows: Any) -> Any:
+        time.sleep(60)
 
 
 class Lines:
