@@ -12,6 +12,7 @@ import mmap
 import multiprocessing
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ from ensemble.progress import Bar
 
 POLL_S = 0.5
 """Seconds between two checks for a signal while no process sends a message."""
+
+SEMAPHORES_REMOVED = "ignore:resource_tracker:UserWarning"
+"""The warning, as for Python's option -W, that semaphores were left: those of data workers, when a signal stops all."""
 
 PROCESS_PAYS = 100
 """The number of batches in a job from which a separate process saves time. Starting a process takes some seconds."""
@@ -256,12 +260,21 @@ def interrupts_blocked() -> Iterator[None]:
     A process inherits the blocked signals, from its first instruction on. In the parent a Ctrl-C waits for the end of
     the block.
     """
-    resource_tracker.ensure_running()  # it unblocks the signals when it starts
+    _start_resource_tracker()  # it unblocks the signals when it starts
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_resource_tracker() -> None:
+    """Start the process that removes the semaphores of ended processes, and let it do so without a warning."""
+    sys.warnoptions.append(SEMAPHORES_REMOVED)
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.remove(SEMAPHORES_REMOVED)
 
 
 class _RemoteBar:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from tiny import write_tiny
 
 from ensemble.config import VIEWS, MemberConfig
 from ensemble.errors import ResourceError, Stopped
-from ensemble.members import data_workers
+from ensemble.members import data_workers, processes
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.plans import Plan
 from ensemble.members.processes import MappedPixels
@@ -98,7 +98,7 @@ NO_ROOM = (
 FAULTS: dict[str, tuple[int, Callable[[list[int]], object], str]] = {
     "one worker is killed": (
         *(1, lambda pids: os.kill(pids[0], signal.SIGKILL)),
-        "a data worker was killed (signal 9); the training goes on without data workers; free memory, or use --workers 0",
+        "a data worker was killed (signal 9); the training goes on without data workers; free memory, ",
     ),
     "one of two workers is killed": (
         *(2, lambda pids: os.kill(pids[1], signal.SIGKILL)),
@@ -174,6 +174,18 @@ def test_a_signal_is_handled_while_workers_hang() -> None:
             next(batches)
         batches.close()  # type: ignore[attr-defined]
         assert time.monotonic() - started < 4  # the workers would end by themselves after 60 s, and torch waits 5 s
+
+
+def test_the_semaphores_of_ended_processes_are_removed_without_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(resource_tracker, "ensure_running", lambda: seen.extend(sys.warnoptions))
+    before = list(sys.warnoptions)
+    with processes.interrupts_blocked():
+        assert sys.warnoptions == before and processes.SEMAPHORES_REMOVED in seen
+    warns = "import warnings; warnings.warn('resource_tracker: There appear to be 9 leaked semaphore objects')"
+    for options, shown in (([], True), (["-W", processes.SEMAPHORES_REMOVED], False)):
+        done = subprocess.run([sys.executable, *options, "-c", warns], capture_output=True, check=True)
+        assert bool(done.stderr) == shown
 
 
 # --- as commands ------------------------------------------------------------------------------------------------------
