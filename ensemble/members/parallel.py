@@ -263,4 +263,5 @@ def _groups(cores: Sequence[list[int]], resources: Resources) -> list[tuple[list
 def cores_of_jobs(jobs: Sequence[FoldJob], resources: Resources) -> list[list[int]]:
     """Return the cores of each job: all cores if the jobs are on average too short for separate processes."""
     batches = sum(job.images // job.batch_size for job in jobs) // len(jobs)
-    return shares(len(jobs), at_once(len(jobs), batches, resources.device, resources.jobs))
+    copied_bytes = jobs[0].mapped.copied_bytes  # all jobs have the same images
+    return shares(len(jobs), at_once(len(jobs), batches, resources.device, resources.jobs, copied_bytes))

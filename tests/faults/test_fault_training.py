@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import faulty_jobs
 import numpy as np
 import pytest
 import torch
+from tiny import write_tiny
 
+from ensemble.cli import main
 from ensemble.config import VIEWS, MemberConfig
-from ensemble.errors import ResourceError, TheraError
+from ensemble.errors import ResourceError, TheraError, out_of_memory
 from ensemble.members import position, processes, training
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.parallel import Task, train_together
@@ -249,6 +253,13 @@ def test_the_names_of_states_are_in_the_order_of_time() -> None:
     assert stems == sorted(stems) and len(set(stems)) == len(stems)
 
 
+def test_a_watch_measures_at_the_end_of_an_epoch_alone(tmp_path: Path) -> None:
+    seen: list[int] = []
+    watched = replace(task(tmp_path), watch=Watch(np.arange(4), lambda logits, _: seen.append(len(logits)) or 0.5))
+    together([replace(watched, checkpoint=StateFolder(tmp_path / "fold-0", 0))])
+    assert seen == [4, 4]
+
+
 # --- losses that are not finite ---------------------------------------------------------------------------------------
 
 
@@ -323,8 +334,35 @@ def test_so_many_overflows_in_a_row_are_a_fault_however_often_losses_are_read(re
     assert len(losses) == len(values) and len(EpochLosses(losses.values, scaled=True)) == len(losses.values)
 
 
-def test_a_watch_measures_at_the_end_of_an_epoch_alone(tmp_path: Path) -> None:
-    seen: list[int] = []
-    watched = replace(task(tmp_path), watch=Watch(np.arange(4), lambda logits, _: seen.append(len(logits)) or 0.5))
-    together([replace(watched, checkpoint=StateFolder(tmp_path / "fold-0", 0))])
-    assert seen == [4, 4]
+# --- memory that is exhausted -----------------------------------------------------------------------------------------
+
+EXHAUST: dict[str, Callable[[], object]] = {
+    "torch": lambda: torch.empty(2**50, dtype=torch.uint8),
+    "numpy": lambda: np.empty(2**50, np.uint8),
+    "OpenCV": lambda: cv2.resize(np.zeros((1, 1, 3), np.uint8), (2**24, 2**24)),
+    "the system": lambda: mmap.mmap(-1, 2**50),
+}
+
+
+@pytest.mark.parametrize("library", EXHAUST)
+def test_an_allocation_that_fails_is_an_error_of_resources(library: str) -> None:
+    with pytest.raises(Exception, match="allocate|memory") as caught:
+        EXHAUST[library]()
+    error = out_of_memory(caught.value)
+    assert error is not None and error.status == 6
+    assert str(error) == "thera: out of memory; close other programs, or use --jobs 1 or a smaller --batch-size"
+    assert out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+
+
+def test_a_command_that_exhausts_memory_exits_with_6(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tiny(tmp_path, 24)
+    monkeypatch.setattr(Learner, "update", lambda *_: torch.empty(2**50, dtype=torch.uint8))
+    data = ["--images", tmp_path / "img", "--labels", tmp_path / "labels.txt", "--run", tmp_path / "run"]
+    options = [*data, "--folds", 2, "--device", "cpu", "--precision", "fp32", "--convolutions", "native"]
+    with pytest.raises(SystemExit) as caught:
+        main(["train-member", "--arch", "lenet", *map(str, options)])
+    assert caught.value.code == 6
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "error: thera: out of memory; close other programs, or use --jobs 1 or a smaller --batch-size"
