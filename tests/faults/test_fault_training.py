@@ -346,7 +346,7 @@ EXHAUST: dict[str, Callable[[], object]] = {
 
 @pytest.mark.parametrize("library", EXHAUST)
 def test_an_allocation_that_fails_is_an_error_of_resources(library: str) -> None:
-    with pytest.raises(Exception, match="allocate|memory") as caught:
+    with pytest.raises(Exception, match=r"allocate|memory") as caught:
         EXHAUST[library]()
     error = out_of_memory(caught.value)
     assert error is not None and error.status == 6

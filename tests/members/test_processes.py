@@ -205,7 +205,7 @@ def test_what_goes_wrong_there_arrives_here(two: list[int]) -> None:
         with pytest.raises(MemoryError):
             run("memory")
         idle_again()
-        with pytest.raises(ResourceError, match="^a computing process: out of memory; close other"):
+        with pytest.raises(ResourceError, match=r"^a computing process: out of memory; close other"):
             run("allocator")
         idle_again()
         with pytest.raises(RuntimeError, match="ZeroDivisionError") as fault:
