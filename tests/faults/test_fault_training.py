@@ -21,12 +21,13 @@ from tiny import write_tiny
 from ensemble.cli import main
 from ensemble.config import VIEWS, MemberConfig
 from ensemble.errors import ResourceError, TheraError, out_of_memory
-from ensemble.members import position, processes, training
+from ensemble.members import position, processes, resident, training
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.parallel import Task, train_together
 from ensemble.members.plans import Plan
 from ensemble.members.position import EpochLosses
 from ensemble.members.processes import MappedPixels, Workers
+from ensemble.members.resident import ResidentEpochs
 from ensemble.members.sampling import order
 from ensemble.members.training import FoldResult, Learner, Watch, train_fold
 from ensemble.progress import progress
@@ -61,9 +62,9 @@ class StopsAt(StateFolder):
             raise InterruptedError
 
 
-def together(tasks: Sequence[Task], workers: int = 0) -> list[FoldResult]:
+def together(tasks: Sequence[Task]) -> list[FoldResult]:
     with progress(1, "test") as bar:
-        return train_together(tasks, CPU, workers, 1.0, bar)  # type: ignore[return-value]
+        return train_together(tasks, CPU, 0, 1.0, bar)  # type: ignore[return-value]
 
 
 def assert_same(one: FoldResult, other: FoldResult) -> None:
@@ -112,15 +113,6 @@ def test_folds_that_share_their_images_do_too(tmp_path: Path, case: str) -> None
         assert_same(one, other)
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # where this process may use one core only
-def test_data_workers_go_on_within_an_epoch(tmp_path: Path) -> None:
-    undisturbed = together([task(tmp_path / "undisturbed")])[0]
-    stopped = task(tmp_path / "stopped")
-    with pytest.raises(InterruptedError):
-        together([replace(stopped, checkpoint=StopsAt(tmp_path / "stopped/fold-0", UPDATES + 1))], workers=1)
-    assert_same(together([stopped], workers=1)[0], undisturbed)
-
-
 def test_a_process_that_is_killed_within_an_epoch_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the folds of a member on several cores, each of which a process of its own trains."""
     core = sorted(os.sched_getaffinity(0))[0]
@@ -142,6 +134,17 @@ def test_it_says_where_it_goes_on_and_counts_what_is_done(tmp_path: Path) -> Non
     train_fold(stopped.job, stopped.checkpoint, stopped.plan, CPU, 0, bar)
     assert bar.said == ["member m fold 0 goes on at epoch 2 of 2, update 3 of 3"]
     assert (bar.skipped, bar.done) == (16 * (UPDATES + 2), 16)
+
+
+def test_the_next_epoch_is_loaded_by_the_updates_that_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a device does not wait for it when a resumed epoch ends."""
+    monkeypatch.setattr(resident, "CHUNK", 4)
+    jobs = [task(tmp_path, fold).job for fold in range(FOLDS)]
+    images = ResidentEpochs(jobs, [0] * FOLDS, 0, CPU)
+    images.start(0, faulty_jobs.Lines())
+    for job in jobs:
+        assert len(list(images.batches(job, 0, first_update=2))) == UPDATES - 2
+    assert images._held[1].loaded == len(images._held[1].codes) > 0
 
 
 # --- when the state is saved, and which states are kept ---------------------------------------------------------------

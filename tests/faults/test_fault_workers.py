@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import multiprocessing
 import os
 import re
@@ -69,9 +70,9 @@ class Bar(faulty_jobs.Lines):
             self._call([pid for child in multiprocessing.active_children() if (pid := child.pid)])
 
 
-def train(folder: Path, workers: int, bar: Bar | None = None) -> FoldResult:
+def train(folder: Path, workers: int, bar: Bar | None = None, save_every: float = math.inf) -> FoldResult:
     held_out = np.flatnonzero(np.arange(N) % 3 == 0)
-    given = (job(), StateFolder(folder), Plan("fp32"), CPU, workers, held_out, VIEWS, None)
+    given = (job(), StateFolder(folder, save_every), Plan("fp32"), CPU, workers, held_out, VIEWS, None)
     return train_and_predict(*given, bar or Bar())
 
 
@@ -88,6 +89,17 @@ def assert_same(one: FoldResult, other: FoldResult) -> None:
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_any_number_of_workers_gives_the_same_logits(tmp_path: Path, undisturbed: FoldResult, workers: int) -> None:
     assert_same(train(tmp_path, workers), undisturbed)
+
+
+def test_workers_go_on_within_an_epoch(tmp_path: Path, undisturbed: FoldResult) -> None:
+    def stop(_: list[int]) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(tmp_path, 2, Bar(stop, UPDATES + 3), save_every=0)
+    bar = Bar()
+    assert_same(train(tmp_path, 2, bar), undisturbed)
+    assert bar.said == ["member lenet fold 0 goes on at epoch 2 of 2, update 4 of 8"]
 
 
 NO_ROOM = (
