@@ -70,11 +70,12 @@ class AugmentedBatches(Iterator[Batch]):
         self._where = f"member {job.config.name}, fold {job.fold}"
         self._requested: deque[list[Draw]] = deque()  # from the loader, which has not returned them yet
         self._failed = False
-        self._loader: Any = None
+        self._error: ResourceError | None = None
+        self._loader: Any
         self._start(workers)
 
     def __next__(self) -> Batch:
-        while True:
+        while self._error is None:
             try:
                 batch: Batch = next(self._loader)
             except FAILURES as error:
@@ -86,6 +87,7 @@ class AugmentedBatches(Iterator[Batch]):
             else:
                 self._requested.popleft()
                 return batch
+        raise self._error
 
     def close(self) -> None:
         """End the workers."""
@@ -98,12 +100,12 @@ class AugmentedBatches(Iterator[Batch]):
             if self._bar is not None:
                 self._bar.advance(0)
         except Stopped:
-            for worker in self._loader._workers:
+            for worker in getattr(self._loader, "_workers", ()):
                 worker.kill()
             raise
 
     def _start(self, workers: int) -> None:
-        self._workers = workers
+        self._workers, self._loader = workers, None
         again, self._requested = list(self._requested), deque()
         try:
             self._loader = _loader(self._rows, self._requests(again), workers, self._device)
@@ -119,7 +121,7 @@ class AugmentedBatches(Iterator[Batch]):
             yield draws
 
     def _start_again(self, error: Exception) -> None:
-        """Start fewer workers that make the batches which failed, or raise an error if this was done already."""
+        """Start fewer workers that make the batches which failed; if this was done already, it is an error."""
         started = getattr(self._loader, "_workers", ())
         if isinstance(error, (ConnectionError, EOFError)):  # a worker has died; its exit status may follow
             wait([worker.sentinel for worker in started], POLL_S)
@@ -127,7 +129,9 @@ class AugmentedBatches(Iterator[Batch]):
         found, fewer, remedy = _diagnosis(error, [-code for code in codes if code], self._workers)
         self.close()
         if self._failed:
-            raise ResourceError(self._where, f"{found}, also with fewer of them", f"{remedy}; the same command goes on")
+            problem = f"{found}, also with fewer of them"
+            self._error = ResourceError(self._where, problem, f"{remedy}; the same command goes on")
+            return
         self._failed = True
         if self._bar is not None:
             on = f"with {fewer} of {self._workers}" if fewer else "without data workers"

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ensemble.config import AugmentConfig, ComputeConfig
-from ensemble.errors import TheraError
+from ensemble.errors import Stopped, TheraError
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import choose_device, default_workers
 from ensemble.members.plans import Plan
@@ -143,6 +143,9 @@ def _alone(task: Task, device: torch.device, workers: int, bar: Progress) -> Fol
 
 
 def _noted(error: TheraError, bar: Progress) -> TheraError:
+    """Return an error that stops one task; a signal stops them all."""
+    if isinstance(error, Stopped):
+        raise error
     bar.note(f"failed: {error}")
     return error
 
@@ -183,11 +186,27 @@ def _train(
         if training.epoch < training.job.config.epochs:
             alike.setdefault(training.job.config.augmentation, []).append(training)
     share = max(1, workers // len(alike)) if workers and alike else 0
-    images = {
-        augmentation: ResidentEpochs([each.job for each in group], [each.epoch for each in group], share, device, bar)
-        for augmentation, group in alike.items()
-    }
-    last = max((each.job.config.epochs for group in alike.values() for each in group), default=0)
+    images: dict[AugmentConfig, ResidentEpochs] = {}
+    for augmentation, group in alike.items():
+        first_epochs = [each.epoch for each in group]
+        images[augmentation] = ResidentEpochs([each.job for each in group], first_epochs, share, device, bar)
+    try:
+        _train_epochs(trainings, images, seconds, failed, bar)
+    finally:
+        for each in images.values():
+            each.close()
+    return seconds
+
+
+def _train_epochs(
+    trainings: Sequence[FoldTraining],
+    images: Mapping[AugmentConfig, ResidentEpochs],
+    seconds: list[float],
+    failed: dict[int, TheraError],
+    bar: Progress,
+) -> None:
+    """Train the remaining epochs, an epoch of each training in turn, and add up the seconds of each."""
+    last = max((each.job.config.epochs for each in trainings), default=0)
     for epoch in range(last):
         due = [index for index, each in enumerate(trainings) if each.is_due(epoch) and index not in failed]
         for augmentation in dict.fromkeys(trainings[index].job.config.augmentation for index in due):
@@ -200,7 +219,6 @@ def _train(
             except TheraError as error:
                 failed[index] = _noted(error, bar)
             seconds[index] += time.monotonic() - started
-    return seconds
 
 
 def _free(device: torch.device) -> float:

@@ -100,6 +100,10 @@ class ResidentEpochs:
         self._labels = torch.from_numpy(jobs[0].labels.astype(np.float32)).to(device)
         self._incoming = AugmentedBatches(jobs[0], self._draws(), 0 if self._once else workers, device, bar)
 
+    def close(self) -> None:
+        """End the processes that augment."""
+        self._incoming.close()
+
     def start(self, epoch: int, bar: Progress) -> None:
         """Load the rest of an epoch and drop earlier ones; epochs are started in ascending order.
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from ensemble.members.data_workers import AugmentedBatches, Batch, Draw
+from ensemble.members.data_workers import AugmentedBatches, Draw
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.processes import Progress
 
@@ -43,7 +43,7 @@ def batches_of(
     device: torch.device,
     first_update: int = 0,
     bar: Progress | None = None,
-) -> Iterator[Batch]:
+) -> AugmentedBatches:
     """Return the augmented batches of all epochs from an update of `first_epoch` on; see `AugmentedBatches`."""
     return AugmentedBatches(job, _Batches(job, first_epoch, first_update), workers, device, bar)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -217,8 +218,9 @@ def train_fold(
     training = FoldTraining(job, checkpoint, plan, device, watch)
     training.resume(bar)
     batches = batches_of(job, training.epoch, workers, device, training.update, bar)
-    while training.is_due(training.epoch):
-        training.run_epoch(batches, bar)
+    with contextlib.closing(batches):
+        while training.is_due(training.epoch):
+            training.run_epoch(batches, bar)
     return training.average, training.history
 
 

@@ -29,6 +29,7 @@ from ensemble.config import VIEWS, MemberConfig
 from ensemble.errors import ResourceError, Stopped
 from ensemble.members import data_workers, processes
 from ensemble.members.fold_job import FoldJob
+from ensemble.members.parallel import Task, train_together
 from ensemble.members.plans import Plan
 from ensemble.members.processes import MappedPixels
 from ensemble.members.sampling import batches_of
@@ -151,6 +152,33 @@ def test_a_second_death_is_an_error(tmp_path: Path, undisturbed: FoldResult) -> 
     assert_same(train(tmp_path, 0), undisturbed)
 
 
+def test_after_the_error_nothing_is_waited_for() -> None:
+    """As other folds do that share the batches."""
+    batches = batches_of(job(), 0, 2, CPU)
+    with pytest.raises(ResourceError, match="also with fewer of them"):
+        while True:
+            next(batches)
+            for child in multiprocessing.active_children():
+                child.kill()
+    with pytest.raises(ResourceError, match="also with fewer of them"):
+        next(batches)
+
+
+def test_a_signal_stops_all_folds_of_a_process(tmp_path: Path) -> None:
+    """It is not an error of one fold, after which the others go on."""
+    seen: list[int] = []
+
+    def stop(_: list[int]) -> None:
+        seen.append(1)
+        raise Stopped("thera", "stopped by SIGTERM")
+
+    held_out = np.flatnonzero(np.arange(N) % 3 == 0)
+    tasks = [Task(job(), StateFolder(tmp_path / name), Plan("fp32"), held_out, VIEWS, None) for name in "abc"]
+    with pytest.raises(Stopped):
+        train_together(tasks, CPU, 0, 1.0, Bar(stop, 1, 2, 3))
+    assert len(seen) == 1
+
+
 def test_no_room_for_semaphores(
     tmp_path: Path, undisturbed: FoldResult, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,7 +212,7 @@ def test_a_signal_is_handled_while_workers_hang() -> None:
         started = time.monotonic()
         with pytest.raises(Stopped):
             next(batches)
-        batches.close()  # type: ignore[attr-defined]
+        batches.close()
         assert time.monotonic() - started < 4  # the workers would end by themselves after 60 s, and torch waits 5 s
 
 

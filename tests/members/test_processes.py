@@ -261,7 +261,7 @@ def test_nor_does_a_data_worker() -> None:
         assert ignores_ctrl_c(batches._loader._workers[0].pid)  # type: ignore[attr-defined]
         assert ignores_ctrl_c(forkserver._forkserver._forkserver_pid)  # type: ignore[attr-defined]
     finally:
-        batches.close()  # type: ignore[attr-defined]
+        batches.close()
 
 
 # --- pixels that are not sent -----------------------------------------------------------------------------------------
