@@ -21,7 +21,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ensemble import __version__
-from ensemble.errors import ConfigError, ResourceError, Stopped, TheraError
+from ensemble.errors import ConfigError, ResourceError, Stopped, TheraError, out_of_memory
 
 if TYPE_CHECKING:
     from ensemble.bench_config import BenchConfig
@@ -340,9 +340,8 @@ def _known(error: Exception) -> TheraError:
     if hasattr(error, "format_message"):  # what typer raises for a wrong command line
         command = getattr(getattr(error, "ctx", None), "command_path", "thera")
         return ConfigError(command, error.format_message().rstrip("."), f"see {command} --help")
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the latter is torch's
-        memory = "memory" if isinstance(error, MemoryError) else "device memory"
-        return ResourceError("thera", f"out of {memory}", "close other programs, or use a smaller --batch-size")
+    if (exhausted := out_of_memory(error)) is not None:
+        return exhausted
     if isinstance(error, OSError):
         return ResourceError(error.filename or "thera", error.strerror or str(error), "run the same command again")
     fault = f"internal fault, {type(error).__name__}: {error}"

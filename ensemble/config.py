@@ -360,6 +360,9 @@ class ComputeConfig(Frozen):
             ge=1,
         ),
     ] = None
+    save_every: Annotated[
+        float, option(SPEED, "Save a training within an epoch after this many seconds; no result changes.", ge=0)
+    ] = 60.0
 
 
 class RunConfig(Frozen):

@@ -85,6 +85,19 @@ class Stopped(TheraError):
         return "; ".join(filter(None, (self.found, self.remedy)))
 
 
+CPU_MEMORY_MESSAGES = ("DefaultCPUAllocator: ", "std::bad_alloc", "Insufficient memory", "Cannot allocate memory")
+"""Parts of the messages by which torch, C++ libraries, OpenCV and the system say that memory is exhausted."""
+
+
+def out_of_memory(error: BaseException, where: str = "thera") -> ResourceError | None:
+    """Return an error of Python, numpy, torch or OpenCV as a ResourceError if it says that memory is exhausted."""
+    on_device = type(error).__name__ == "OutOfMemoryError"  # torch's
+    if not (on_device or isinstance(error, MemoryError) or any(part in str(error) for part in CPU_MEMORY_MESSAGES)):
+        return None
+    remedy = "close other programs, or use --jobs 1 or a smaller --batch-size"
+    return ResourceError(where, f"out of {'device memory' if on_device else 'memory'}", remedy)
+
+
 def printable(text: object) -> str:
     """Return `text` with control characters and bytes that are not UTF-8 escaped, so that it is one harmless line."""
     return "".join(c if c.isprintable() and not "\ud800" <= c <= "\udfff" else ascii(c)[1:-1] for c in str(text))

@@ -41,6 +41,7 @@ VERBS = {
         "Replace",
         "Resize",
         "Run",
+        "Save",
         "Seed",
         "Set",
         "Show",

@@ -52,7 +52,7 @@ def training_speed(
     # Pretrained weights do not change the speed, and loading them may need a download.
     config = config.model_copy(update={"pretrained": False})
     batches = config.epochs * max(1, len(labels) * (folds - 1) // folds // config.batch_size)
-    side_by_side = at_once(folds, max(batches, PROCESS_PAYS), device, resources.jobs)
+    side_by_side = at_once(folds, max(batches, PROCESS_PAYS), device, resources.jobs, mapped.copied_bytes)
     plan = choose_plan(config, device, pixels.shape[1], "train", batches, len(shares(folds, side_by_side)[0]))
     if device.type != "cpu":
         workers = resources.workers or default_workers(device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from ensemble.config import VIEWS, MemberConfig
 from ensemble.machine import available_cores
 from ensemble.members.backbones import build
+from ensemble.members.data_workers import Batch
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import default_workers, predict_logits
 from ensemble.members.plans import Plan, prepare
@@ -113,7 +114,7 @@ class TrainingOnGpu:
         self._epoch += 1
         self._images.start(self._epoch, bar)
         for job, learner in zip(self._jobs, self._learners, strict=True):
-            learner.epoch(self._epoch, self._images.batches(job, self._epoch), bar)
+            _train_epoch(learner, self._epoch, self._images.batches(job, self._epoch), bar)
         return sum(job.updates_per_epoch * job.batch_size for job in self._jobs)
 
     def close(self) -> None:
@@ -134,8 +135,19 @@ def train_epoch(job: FoldJob, plan: Plan, bar: Any) -> int:
             iter(range(EPOCHS)),
         )
     learner, loader, epochs = _networks[key]
-    learner.epoch(next(epochs), loader, bar)
+    _train_epoch(learner, next(epochs), loader, bar)
     return job.updates_per_epoch * job.batch_size
+
+
+def _train_epoch(learner: Learner, epoch: int, batches: Iterator[Batch], bar: Any) -> None:
+    """Make the updates of an epoch as training does: the losses are read from the device after the last one."""
+    losses, updates = [], learner.job.updates_per_epoch
+    learner.network.train()
+    for update in range(updates):
+        pixels, labels, rows = next(batches)
+        losses.append(learner.update(epoch * updates + update, pixels, labels))
+        bar.advance(len(rows))
+    torch.stack(losses).cpu()
 
 
 class Prediction:

@@ -116,8 +116,8 @@ def train_jobs(
     cores = cores_of_jobs([each.job for each in jobs], resources)
     todo = [index for index, each in enumerate(jobs) if not each.done]
     tasks = [
-        Task(jobs[index].job, StateFolder(jobs[index].state), jobs[index].plan, jobs[index].held_out, views, watch)
-        for index, watch in ((index, jobs[index].watch) for index in todo)
+        Task(each.job, StateFolder(each.state, resources.save_every), each.plan, each.held_out, views, each.watch)
+        for each in (jobs[index] for index in todo)
     ]
     steps = [each.job.images + len(each.held_out) * len(views) for each in jobs]
     with progress(sum(steps), title) as bar:

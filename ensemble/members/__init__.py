@@ -9,9 +9,11 @@ safe_convolutions.py  correct gradients for convolutions that oneDNN computes wr
 losses.py             focal loss and cross-entropy on logits, class weights, label smoothing
 augment.py            training augmentation and the views of test-time augmentation
 fold_job.py           the data and config of one fold's training
-sampling.py           the rows of each batch, and the augmented batches
+sampling.py           the rows of each batch
+data_workers.py       the augmented batches, made in the training process or by data workers
 optimiser.py          parameter groups, and the schedule of the learning rate
-training.py           one member, one fold: updates, EMA of the weights, epochs, resuming from the last one
+position.py           the position of a training within an epoch
+training.py           one member, one fold: updates, EMA of the weights, epochs, resuming from the last saved state
 inference.py          one network: pixels -> logits, one column a view
 parallel.py           folds in parallel: on the cores of a CPU, on one GPU, in several processes on a GPU
 resident.py           an epoch's images on a GPU, augmented once for all folds

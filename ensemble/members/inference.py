@@ -13,13 +13,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ensemble.config import MemberConfig
 from ensemble.errors import ConfigError
-from ensemble.machine import available_cores
+from ensemble.machine import available_cores, available_memory
 from ensemble.members.augment import view
 from ensemble.members.backbones import Backbone, build
 from ensemble.members.plans import REFERENCE, Plan, is_followed, possible_plans, prepare
 from ensemble.members.precision import PRECISIONS
 from ensemble.members.probe import deviation, probe
-from ensemble.members.processes import Progress
+from ensemble.members.processes import MEMORY_OF_A_JOB, MEMORY_OF_A_WORKER, Progress
 
 BATCH = 256
 """Images in a batch of prediction."""
@@ -71,8 +71,12 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def default_workers(device: torch.device) -> int:
-    """Return the default number of data workers: 0 on a CPU, else the number of cores minus 1, from 1 to 8."""
-    return 0 if device.type == "cpu" else min(8, max(1, len(available_cores()) - 1))
+    """Return the default number of data workers: 0 on a CPU, else the number of cores minus 1, from 1 to 8.
+
+    There are fewer, or none, if the memory does not suffice for a network and so many workers.
+    """
+    fits = max(0, (available_memory() - MEMORY_OF_A_JOB) // MEMORY_OF_A_WORKER)
+    return 0 if device.type == "cpu" else min(8, max(1, len(available_cores()) - 1), fits)
 
 
 class FoldModels:

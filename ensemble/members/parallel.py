@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ensemble.config import AugmentConfig, ComputeConfig
-from ensemble.errors import TheraError
+from ensemble.errors import Stopped, TheraError
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import choose_device, default_workers
 from ensemble.members.plans import Plan
@@ -53,11 +53,14 @@ class Resources:
         Processes that augment images in advance; 0 to augment in the training process.
     jobs : int or None
         Networks that are computed in parallel; None for the default, which depends on the device and the work.
+    save_every : float
+        Seconds within an epoch after which the state of a training is saved.
     """
 
     device: torch.device
     workers: int
     jobs: int | None
+    save_every: float = math.inf
 
     @classmethod
     def of(cls, compute: ComputeConfig) -> Resources:
@@ -69,7 +72,8 @@ class Resources:
             There is no such device.
         """
         device = choose_device(compute.device)
-        return cls(device, default_workers(device) if compute.workers is None else compute.workers, compute.jobs)
+        workers = default_workers(device) if compute.workers is None else compute.workers
+        return cls(device, workers, compute.jobs, compute.save_every)
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,9 @@ def _alone(task: Task, device: torch.device, workers: int, bar: Progress) -> Fol
 
 
 def _noted(error: TheraError, bar: Progress) -> TheraError:
+    """Return an error that stops one task; a signal stops them all."""
+    if isinstance(error, Stopped):
+        raise error
     bar.note(f"failed: {error}")
     return error
 
@@ -179,11 +186,27 @@ def _train(
         if training.epoch < training.job.config.epochs:
             alike.setdefault(training.job.config.augmentation, []).append(training)
     share = max(1, workers // len(alike)) if workers and alike else 0
-    images = {
-        augmentation: ResidentEpochs([each.job for each in group], [each.epoch for each in group], share, device)
-        for augmentation, group in alike.items()
-    }
-    last = max((each.job.config.epochs for group in alike.values() for each in group), default=0)
+    images: dict[AugmentConfig, ResidentEpochs] = {}
+    for augmentation, group in alike.items():
+        first_epochs = [each.epoch for each in group]
+        images[augmentation] = ResidentEpochs([each.job for each in group], first_epochs, share, device, bar)
+    try:
+        _train_epochs(trainings, images, seconds, failed, bar)
+    finally:
+        for each in images.values():
+            each.close()
+    return seconds
+
+
+def _train_epochs(
+    trainings: Sequence[FoldTraining],
+    images: Mapping[AugmentConfig, ResidentEpochs],
+    seconds: list[float],
+    failed: dict[int, TheraError],
+    bar: Progress,
+) -> None:
+    """Train the remaining epochs, an epoch of each training in turn, and add up the seconds of each."""
+    last = max((each.job.config.epochs for each in trainings), default=0)
     for epoch in range(last):
         due = [index for index, each in enumerate(trainings) if each.is_due(epoch) and index not in failed]
         for augmentation in dict.fromkeys(trainings[index].job.config.augmentation for index in due):
@@ -191,11 +214,11 @@ def _train(
         for index in due:
             started, training = time.monotonic(), trainings[index]
             try:
-                training.run_epoch(images[training.job.config.augmentation].batches(training.job, epoch), bar)
+                resident = images[training.job.config.augmentation]
+                training.run_epoch(resident.batches(training.job, epoch, training.update), bar)
             except TheraError as error:
                 failed[index] = _noted(error, bar)
             seconds[index] += time.monotonic() - started
-    return seconds
 
 
 def _free(device: torch.device) -> float:
@@ -258,4 +281,5 @@ def _groups(cores: Sequence[list[int]], resources: Resources) -> list[tuple[list
 def cores_of_jobs(jobs: Sequence[FoldJob], resources: Resources) -> list[list[int]]:
     """Return the cores of each job: all cores if the jobs are on average too short for separate processes."""
     batches = sum(job.images // job.batch_size for job in jobs) // len(jobs)
-    return shares(len(jobs), at_once(len(jobs), batches, resources.device, resources.jobs))
+    copied_bytes = jobs[0].mapped.copied_bytes  # all jobs have the same images
+    return shares(len(jobs), at_once(len(jobs), batches, resources.device, resources.jobs, copied_bytes))

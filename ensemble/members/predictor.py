@@ -72,7 +72,7 @@ class Predictor:
         self.requested = {"precision": precision, "convolutions": convolutions}
         cores = len(available_cores())
         batches = passes * len(pixels) // BATCH // cores
-        self._side_by_side = at_once(cores, batches, resources.device, resources.jobs)
+        self._side_by_side = at_once(cores, batches, resources.device, resources.jobs, self._pixels.copied_bytes)
         self._cores = shares(self._side_by_side, self._side_by_side)
         self._workers = Workers()
 

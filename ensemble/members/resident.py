@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from ensemble.members.augment import Augmentation
+from ensemble.members.data_workers import AugmentedBatches, Batch, Draw
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.processes import Progress
-from ensemble.members.sampling import Batch, Draw, augmented, order, times_before
+from ensemble.members.sampling import order, times_before
 
 CHUNK = 128
 """Images that are copied to the device at once."""
@@ -77,10 +78,17 @@ class ResidentEpochs:
     workers : int
         Processes that augment in advance.
     device : torch.device
+    bar : Progress, optional
+        As in `AugmentedBatches`.
     """
 
     def __init__(
-        self, jobs: Sequence[FoldJob], first_epochs: Sequence[int], workers: int, device: torch.device
+        self,
+        jobs: Sequence[FoldJob],
+        first_epochs: Sequence[int],
+        workers: int,
+        device: torch.device,
+        bar: Progress | None = None,
     ) -> None:
         self._jobs, self._first_epochs, self._device = jobs, first_epochs, device
         self._once = is_idle(jobs[0])
@@ -90,7 +98,11 @@ class ResidentEpochs:
         self._held: dict[int, _Epoch] = {}
         self._updates = 0  # of all jobs, in the current epoch
         self._labels = torch.from_numpy(jobs[0].labels.astype(np.float32)).to(device)
-        self._incoming = augmented(jobs[0], self._draws(), 0 if self._once else workers, device)
+        self._incoming = AugmentedBatches(jobs[0], self._draws(), 0 if self._once else workers, device, bar)
+
+    def close(self) -> None:
+        """End the processes that augment."""
+        self._incoming.close()
 
     def start(self, epoch: int, bar: Progress) -> None:
         """Load the rest of an epoch and drop earlier ones; epochs are started in ascending order.
@@ -106,13 +118,18 @@ class ResidentEpochs:
         self._updates = 0
         self._load(number, 1.0, bar)
 
-    def batches(self, job: FoldJob, epoch: int) -> Iterator[Batch]:
-        """Yield a job's batches of the started epoch: pixels (b, H, W, 3) and labels (b,) on the device, rows (b,)."""
+    def batches(self, job: FoldJob, epoch: int, first_update: int = 0) -> Iterator[Batch]:
+        """Yield a job's batches of the started epoch, from an update on.
+
+        Pixels (b, H, W, 3) and labels (b,) are on the device, rows (b,) are not.
+        """
         held, rows = self._held[self._number(epoch)], order(job, epoch)
         positions = np.searchsorted(held.codes, code(job, rows))
         of_pixels, of_labels = (torch.from_numpy(each).to(self._device) for each in (positions, rows))
         updates = sum(each.updates_per_epoch for each in self._due(epoch))
-        for batch, of_pixel, of_label in zip(rows, of_pixels, of_labels, strict=True):
+        self._updates += first_update
+        left = (each[first_update:] for each in (rows, of_pixels, of_labels))
+        for batch, of_pixel, of_label in zip(*left, strict=True):
             self._updates += 1
             if not self._once:
                 self._load(epoch + 1, self._updates / updates)

@@ -1,22 +1,15 @@
-"""Choose the rows of each batch, and make the batches of augmented images."""
+"""Choose the rows of each batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any, TypeAlias
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
-from ensemble.members.augment import Augmentation
+from ensemble.members.data_workers import AugmentedBatches, Draw
 from ensemble.members.fold_job import FoldJob
-from ensemble.members.processes import interrupts_blocked
-
-Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor, np.ndarray]
-"""Pixels (b, H, W, 3) uint8, labels (b,) float32, and the rows (b,) that they come from."""
-
-Draw: TypeAlias = tuple[int, int, int]
-"""An epoch, a row, and how often the row was drawn before in that epoch."""
+from ensemble.members.processes import Progress
 
 
 def balanced_shares(labels: np.ndarray) -> np.ndarray:
@@ -43,65 +36,29 @@ def order(job: FoldJob, epoch: int) -> np.ndarray:
     return rng.permutation(job.rows)[:n].reshape(-1, job.batch_size)
 
 
-def batches_of(job: FoldJob, first_epoch: int, workers: int, device: torch.device) -> Iterator[Batch]:
-    """Yield the augmented batches of all epochs from `first_epoch` on: pixels, labels, rows."""
-    return augmented(job, _Batches(job, first_epoch), workers, device)
-
-
-def augmented(job: FoldJob, draws: Iterable[list[Draw]], workers: int, device: torch.device) -> Iterator[Batch]:
-    """Yield, for lists of (epoch, row, time), the augmented images of each: pixels, labels, rows.
-
-    Parameters
-    ----------
-    job : FoldJob
-        Its images, labels, seed and augmentation are used.
-    draws : iterable of lists of (int, int, int)
-        The draws of each batch.
-    workers : int
-        Processes that augment in advance. With 0, a batch is augmented when it is requested.
-    device : torch.device
-        For a GPU the batches are in pinned memory.
-    """
-    if workers:
-        torch.multiprocessing.set_forkserver_preload([__name__])
-    loader = torch.utils.data.DataLoader(
-        _AugmentedRows(job),
-        batch_sampler=draws,
-        collate_fn=_to_tensors,
-        num_workers=workers,
-        multiprocessing_context="forkserver" if workers else None,  # CUDA cannot be used after a fork
-        pin_memory=device.type == "cuda",
-    )
-    with interrupts_blocked():
-        return iter(loader)
-
-
-class _AugmentedRows(torch.utils.data.Dataset):  # type: ignore[type-arg]
-    """Batches of augmented images. A batch depends only on its draws, not on the worker that makes it."""
-
-    def __init__(self, job: FoldJob) -> None:
-        self.mapped, self.labels = job.mapped, job.labels
-        self.augmentation = Augmentation(job.config.augmentation, job.seed)
-
-    def __getitems__(self, draws: list[Draw]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        rows = np.array([row for _, row, _ in draws])
-        pixels = self.mapped.array[rows]
-        if not self.augmentation.is_idle:
-            for image, (epoch, row, time) in zip(pixels, draws, strict=True):
-                image[:] = self.augmentation(image, epoch, row, time)
-        return pixels, self.labels[rows].astype(np.float32), rows
+def batches_of(
+    job: FoldJob,
+    first_epoch: int,
+    workers: int,
+    device: torch.device,
+    first_update: int = 0,
+    bar: Progress | None = None,
+) -> AugmentedBatches:
+    """Return the augmented batches of all epochs from an update of `first_epoch` on; see `AugmentedBatches`."""
+    return AugmentedBatches(job, _Batches(job, first_epoch, first_update), workers, device, bar)
 
 
 class _Batches:
-    """The draws of each batch, from the first epoch to the last."""
+    """The draws of each batch, from an update of the first epoch to the last epoch."""
 
-    def __init__(self, job: FoldJob, first_epoch: int) -> None:
-        self.job, self.first_epoch = job, first_epoch
+    def __init__(self, job: FoldJob, first_epoch: int, first_update: int) -> None:
+        self.job, self.first_epoch, self.first_update = job, first_epoch, first_update
 
     def __iter__(self) -> Iterator[list[Draw]]:
         for epoch in range(self.first_epoch, self.job.config.epochs):
             batches = order(self.job, epoch)
-            for batch, times in zip(batches, times_before(batches), strict=True):
+            first = self.first_update if epoch == self.first_epoch else 0
+            for batch, times in zip(batches[first:], times_before(batches)[first:], strict=True):
                 yield [(epoch, row, time) for row, time in zip(batch.tolist(), times.tolist(), strict=True)]
 
 
@@ -122,8 +79,3 @@ def times_before(rows: np.ndarray) -> np.ndarray:
     times = np.empty(flat.size, np.int64)
     times[by_row] = np.arange(flat.size) - np.repeat(first, sizes)
     return times.reshape(rows.shape)
-
-
-def _to_tensors(batch: Any) -> Batch:
-    pixels, labels, rows = batch
-    return torch.from_numpy(pixels), torch.from_numpy(labels), rows

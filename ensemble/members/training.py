@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,29 +18,33 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 
 from ensemble.config import VIEWS
-from ensemble.errors import TheraError, printable
+from ensemble.errors import TheraError, printable, some
 from ensemble.members.backbones import Backbone, build
+from ensemble.members.data_workers import Batch
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import predict_logits
 from ensemble.members.losses import class_weights, classification_loss
 from ensemble.members.optimiser import learning_rates, parameter_groups
 from ensemble.members.plans import Plan, prepare
+from ensemble.members.position import FINITE_CHECK_INTERVAL, Position
 from ensemble.members.processes import Progress
-from ensemble.members.sampling import Batch, batches_of
-
-FINITE_CHECK_INTERVAL = 50
-"""Updates between two checks that the losses are finite. A check reads them from the device, which makes a GPU wait."""
+from ensemble.members.sampling import batches_of, order
 
 Tensors = dict[str, torch.Tensor]
 History = list[dict[str, Any]]
 
 
 class Checkpoint(Protocol):
-    """The store of a fold's state between epochs."""
+    """The store of a fold's state: after each epoch, and within an epoch every `save_every` seconds."""
+
+    @property
+    def save_every(self) -> float: ...
 
     def load(self) -> tuple[Tensors, History] | None: ...
 
-    def save(self, tensors: Tensors, history: Sequence[Mapping[str, Any]]) -> None: ...
+    def save(self, tensors: Tensors, history: Sequence[Mapping[str, Any]], updates: int = 0) -> None: ...
+
+    def write_not_finite(self, facts: Mapping[str, Any]) -> Path: ...
 
 
 @dataclass(frozen=True)
@@ -207,13 +213,14 @@ def train_fold(
     Raises
     ------
     TheraError
-        A loss is not finite. The message names the images of its batch.
+        A loss is not finite. The message names images of its batch and the file that lists all of them.
     """
     training = FoldTraining(job, checkpoint, plan, device, watch)
     training.resume(bar)
-    batches = batches_of(job, training.epoch, workers, device)
-    while training.is_due(training.epoch):
-        training.run_epoch(batches, bar)
+    batches = batches_of(job, training.epoch, workers, device, training.update, bar)
+    with contextlib.closing(batches):
+        while training.is_due(training.epoch):
+            training.run_epoch(batches, bar)
     return training.average, training.history
 
 
@@ -221,7 +228,7 @@ class FoldTraining:
     """One fold's training, an epoch at a time.
 
     The number of epochs is fixed, and the exponential moving average (EMA) of the weights after the last epoch is the
-    result: choosing an epoch would need additional labelled rows. Training resumes after the last epoch that
+    result: choosing an epoch would need additional labelled rows. Training resumes after the last update that
     `checkpoint` holds; on a CPU a resumed training gives the same bytes.
 
     Parameters
@@ -248,15 +255,21 @@ class FoldTraining:
         self._learner = Learner(job, prepare(network, plan), plan, device)
         if tensors is not None:
             self._learner.restore(tensors)
+        self._position = Position.of(_below(tensors or {}, "epoch."), self._learner.scaler.is_enabled())
 
     @property
     def epoch(self) -> int:
-        """The next epoch, counted from 0."""
+        """The next epoch, or the one that is not finished, counted from 0."""
         return len(self.history)
 
     @property
+    def update(self) -> int:
+        """The next update of the epoch, counted from 0."""
+        return len(self._position.losses)
+
+    @property
     def images_seen(self) -> int:
-        return self.epoch * self.job.updates_per_epoch * self.job.batch_size
+        return (self.epoch * self.job.updates_per_epoch + self.update) * self.job.batch_size
 
     @property
     def average(self) -> Backbone:
@@ -265,22 +278,24 @@ class FoldTraining:
         return average
 
     def resume(self, bar: Progress) -> None:
-        """Count the epochs of an earlier start in the bar, and say where the training goes on."""
+        """Count the updates of an earlier start in the bar, and say where the training goes on."""
         bar.skip(self.images_seen)
-        config = self.job.config
-        if 0 < self.epoch < config.epochs:
-            bar.say(f"member {config.name} fold {self.job.fold} goes on at epoch {self.epoch + 1} of {config.epochs}")
+        job, epochs = self.job, self.job.config.epochs
+        if self.images_seen and self.epoch < epochs:
+            within = f", update {self.update + 1} of {job.updates_per_epoch}" if self.update else ""
+            bar.say(f"member {job.config.name} fold {job.fold} goes on at epoch {self.epoch + 1} of {epochs}{within}")
 
     def is_due(self, epoch: int) -> bool:
         """Return whether this epoch is the next one and the config has it."""
         return epoch == self.epoch < self.job.config.epochs
 
     def run_epoch(self, batches: Iterator[Batch], bar: Progress) -> None:
-        """Train on the batches of the next epoch, and save the state."""
-        job, epoch, started = self.job, self.epoch, time.monotonic()
+        """Train on the remaining batches of an epoch, and save the state every `save_every` seconds and at the end."""
+        job, epoch = self.job, self.epoch
         torch.manual_seed(job.random_seed("dropout", epoch))
-        loss = self._learner.epoch(epoch, batches, bar)
-        seconds = round(time.monotonic() - started, 2)
+        self._position.restore_random(self._device)
+        loss, seconds = self._run_updates(batches, bar)
+        self._position = Position.of({}, self._learner.scaler.is_enabled())
         entry: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "lr": self._learner.lr, "seconds": seconds}
         message = f"{job.config.name} fold {job.fold} epoch {epoch + 1}/{job.config.epochs} loss {loss:.3f}"
         if self._watch is not None:
@@ -289,6 +304,55 @@ class FoldTraining:
         self.history = [*self.history, entry]
         self._checkpoint.save(self._learner.state(), self.history)
         bar.note(message)
+
+    def _run_updates(self, batches: Iterator[Batch], bar: Progress) -> tuple[float, float]:
+        """Make the remaining updates of an epoch; return its mean loss and its seconds."""
+        job, losses, spent = self.job, self._position.losses, self._position.seconds
+        started = saved = time.monotonic()
+        self._learner.network.train()
+        while self.update < job.updates_per_epoch:
+            pixels, labels, rows = next(batches)
+            losses.append(self._learner.update(self.epoch * job.updates_per_epoch + self.update, pixels, labels))
+            last = self.update == job.updates_per_epoch
+            is_due = not last and time.monotonic() - saved >= self._checkpoint.save_every
+            if last or is_due or self.update % FINITE_CHECK_INTERVAL == 0:
+                self._check(losses.read())
+            if is_due:
+                position = self._position.tensors(spent + time.monotonic() - started, self._device)
+                tensors = {f"epoch.{key}": value for key, value in position.items()}
+                self._checkpoint.save(self._learner.state() | tensors, self.history, self.update)
+                saved = time.monotonic()
+            bar.advance(len(rows))
+        if losses.mean is None:
+            self._check(0)
+        return round(losses.mean or 0.0, 6), round(spent + time.monotonic() - started, 2)
+
+    def _check(self, fault: int | None) -> None:
+        """Raise an error if an update of this epoch has a loss that is not finite, and write which batch it was."""
+        if fault is None:
+            return
+        job, values = self.job, self._position.losses.values
+        rows = order(job, self.epoch)[fault]
+        facts = {
+            "member": job.config.name,
+            "fold": job.fold,
+            "part": job.part,
+            "seed": job.seed,
+            "epoch": self.epoch + 1,
+            "update": fault + 1,
+            "updates_per_epoch": job.updates_per_epoch,
+            "learning_rate": self._learner.lr_of(self.epoch * job.updates_per_epoch + fault),
+            "plan": str(self._plan),
+            "loss": str(values[fault]),
+            "losses_before": [str(value) for value in values[max(0, fault - 10) : fault]],
+            "ids": job.ids[rows].tolist(),
+            "labels": job.labels[rows].tolist(),
+        }
+        path = self._checkpoint.write_not_finite(facts)
+        where = f"training {job.config.name} fold {job.fold}"
+        images = f"a batch of {len(rows)} images ({some(job.ids[rows].tolist())}), all listed in {printable(path)}"
+        problem = f"the loss is not finite ({values[fault]}) in epoch {self.epoch + 1}, update {fault + 1}, on {images}"
+        raise TheraError(where, problem, "lower --lr, or use --precision fp32")
 
 
 class Learner:
@@ -312,20 +376,10 @@ class Learner:
         """The current learning rate of the last layer."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def epoch(self, epoch: int, loader: Iterator[Batch], bar: Progress) -> float:
-        """Make the updates of one epoch, and return the mean loss."""
-        self.network.train()
-        finite: list[float] = []
-        unchecked: list[tuple[torch.Tensor, np.ndarray]] = []
-        for step in range(self.job.updates_per_epoch):
-            pixels, labels, rows = next(loader)
-            loss = self.update(epoch * self.job.updates_per_epoch + step, pixels, labels)
-            unchecked.append((loss, rows))
-            if len(unchecked) == FINITE_CHECK_INTERVAL or step + 1 == self.job.updates_per_epoch:
-                finite += self._finite_losses(unchecked)
-                unchecked = []
-            bar.advance(len(rows))
-        return round(float(np.mean(finite)), 6)
+    def lr_of(self, update: int) -> float:
+        """Return the learning rate of the last layer in an update, counted over all epochs."""
+        self.schedule.step_update(update)
+        return self.lr
 
     def update(self, number: int, pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Make one update with pixels (b, H, W, 3) uint8 and labels (b,); return the mean loss, on the device.
@@ -345,25 +399,8 @@ class Learner:
         self.ema.update(self.network, step=number)
         return loss.detach()
 
-    def _finite_losses(self, unchecked: list[tuple[torch.Tensor, np.ndarray]]) -> list[float]:
-        """Return the finite losses; raise an error if the gradient scaler of fp16 does not explain the others.
-
-        The gradient scaler skips an update that overflows and lowers its scale, so some losses in fp16 may be
-        infinite, but not all of an interval.
-        """
-        losses = torch.stack([loss for loss, _ in unchecked]).cpu()
-        finite = losses.isfinite()
-        if not finite.any() or not (finite.all() or self.scaler.is_enabled()):
-            rows = unchecked[int((~finite).nonzero()[0])][1]
-            raise TheraError(
-                f"training {self.job.config.name} fold {self.job.fold}",
-                f"the loss is not finite on the batch of images {' '.join(map(printable, self.job.ids[rows]))}",
-                "lower --lr, or use --precision fp32",
-            )
-        return losses[finite].tolist()
-
     def state(self) -> Tensors:
-        """Return every tensor that the next epoch depends on, by name; random streams depend only on the epoch."""
+        """Return every tensor that the next update depends on, by name, except random streams."""
         tensors = {f"network.{key}": value for key, value in self.network.state_dict().items()}
         tensors |= {f"ema.{key}": value for key, value in self.ema.module.state_dict().items()}
         for index, slots in self.optimizer.state_dict()["state"].items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -41,6 +42,9 @@ RESTORE = "restore it from a copy, or remove its folder and train the member aga
 
 FROM_TIMM, FROM_FILE, FROM_SCRATCH = "timm's pretrained weights", "a file", "scratch"
 """Values of `MemberFacts.started_from`: what a member started from whose config says `pretrained: if-possible`."""
+
+NOT_FINITE = "not_finite.json"
+"""The file in a fold's folder that describes the batch at which its training stopped because of the loss."""
 
 REMOVED_OPTIONS = {"early_size": None}
 """Options that configs of older members hold, with the value at which the option had no effect."""
@@ -267,6 +271,7 @@ class MemberFolder:
     def remove_state(self, fold: int) -> None:
         """Remove the training state of a finished fold; a process that was killed in `finish_fold` leaves it."""
         shutil.rmtree(self.fold(fold) / "state", ignore_errors=True)
+        (self.fold(fold) / NOT_FINITE).unlink(missing_ok=True)
 
     # --- OOF logits and weights ---------------------------------------------------------------------------------------
 
@@ -362,41 +367,60 @@ class MemberFolder:
 
 @dataclass(frozen=True)
 class StateNote:
-    """The JSON file beside a training state: the hash of its tensors, and the history of the epochs."""
+    """The JSON file beside a training state: the hash of its tensors, the history, and updates of a further epoch."""
 
     sha256: str
     history: list[dict[str, int | float | None]]
+    updates: int = 0
 
-
-def _stem(history: Sequence[object]) -> str:
-    """Return the name, without suffix, of the state after the epochs of a history."""
-    return f"epoch-{len(history):04d}"
+    @property
+    def stem(self) -> str:
+        """The name of the state without suffix. The names of later states are greater."""
+        within = f"-update-{self.updates:08d}" if self.updates else ""
+        return f"epoch-{len(self.history):04d}{within}"
 
 
 class StateFolder:
-    """A fold's resumable training state: the last two epochs, each with its hash beside it.
+    """A fold's resumable training state: the last two that were saved, each with its hash beside it.
 
     Parameters
     ----------
     folder : Path
         `members/<name>/fold-<k>`; the state lies in `state/` below it, the history beside it.
+    save_every : float
+        Seconds within an epoch after which the training saves its state.
     """
 
     KEPT = 2
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, save_every: float = math.inf) -> None:
         self._state, self._history = folder / "state", folder / "history.jsonl"
+        self.save_every = save_every
         self.warnings: list[str] = []
 
-    def save(self, tensors: Tensors, history: Sequence[Mapping[str, Any]]) -> None:
-        """Save the state after `len(history)` epochs, and their history."""
-        stem = _stem(history)
-        sha256 = write_tensors(self._state / f"{stem}.safetensors", tensors)
-        write_json(self._state / f"{stem}.json", StateNote(sha256, [dict(epoch) for epoch in history]))
-        write_whole(self._history, "".join(json.dumps(epoch) + "\n" for epoch in history).encode())
-        for old in sorted(self._state.glob("epoch-*.json"))[: -self.KEPT]:
-            old.unlink()
-            old.with_suffix(".safetensors").unlink(missing_ok=True)
+    def save(self, tensors: Tensors, history: Sequence[Mapping[str, Any]], updates: int = 0) -> None:
+        """Save the state after `len(history)` epochs and `updates` of the next one, and the history of the epochs."""
+        note = StateNote("", [dict(epoch) for epoch in history], updates)
+        sha256 = write_tensors(self._state / f"{note.stem}.safetensors", tensors)
+        write_json(self._state / f"{note.stem}.json", replace(note, sha256=sha256))
+        if not updates:
+            write_whole(self._history, "".join(json.dumps(epoch) + "\n" for epoch in history).encode())
+        self._remove_all_but(note.stem)
+
+    def _remove_all_but(self, newest: str) -> None:
+        """Remove all states but the newest ones; also later ones, which were damaged, and tensors without a note."""
+        stems = sorted(path.stem for path in self._state.glob("epoch-*.json"))
+        kept = [stem for stem in stems if stem <= newest][-self.KEPT :]
+        for suffix in ("json", "safetensors"):
+            for path in self._state.glob(f"epoch-*.{suffix}"):
+                if path.stem not in kept:
+                    path.unlink()
+
+    def write_not_finite(self, facts: Mapping[str, Any]) -> Path:
+        """Write what is known of a batch whose loss is not finite, and return the path of the file."""
+        path = self._history.with_name(NOT_FINITE)
+        write_json(path, facts)
+        return path
 
     def load(self) -> tuple[Tensors, list[dict[str, Any]]] | None:
         """Return the newest undamaged state, or None if there is no state yet.
@@ -406,12 +430,12 @@ class StateFolder:
         ArtifactError
             There are states, and all of them are damaged.
         """
-        notes = sorted(self._state.glob("epoch-*.json"), reverse=True)
+        notes = sorted(self._state.glob("epoch-*.json"), key=lambda path: path.stem, reverse=True)
         for path in notes:
             weights = path.with_suffix(".safetensors")
             try:
                 note = read_json(path, StateNote, "")
-                if file_sha256(weights) == note.sha256 and path.stem == _stem(note.history):
+                if file_sha256(weights) == note.sha256 and path.stem == note.stem:
                     return read_tensors(weights), note.history
             except ArtifactError:
                 pass

@@ -34,6 +34,8 @@ def wrong(kind: str, bar: Any) -> None:
         raise OSError(28, "No space left on device", "/x")
     if kind == "memory":
         raise MemoryError
+    if kind == "allocator":
+        torch.empty(2**50, dtype=torch.uint8)
     if kind == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     raise ZeroDivisionError("of nothing")

@@ -20,6 +20,7 @@ import pytest
 import torch
 from tiny import write_tiny
 
+from ensemble import machine
 from ensemble.config import MemberConfig
 from ensemble.data.source import open_source
 from ensemble.data.store import load_dataset
@@ -27,6 +28,7 @@ from ensemble.errors import DataError, ResourceError, Stopped
 from ensemble.machine import available_cores
 from ensemble.members import processes
 from ensemble.members.fold_job import FoldJob
+from ensemble.members.inference import default_workers
 from ensemble.members.processes import PROCESS_PAYS, MappedPixels, Workers, at_once, interrupts_blocked, shares
 from ensemble.members.sampling import batches_of
 from ensemble.progress import progress, stoppable
@@ -106,6 +108,44 @@ def test_as_many_at_once_as_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [at_once(5, 1, CPU, requested) for requested in (1, 2, 4, 9)] == [1, 2, 4, 4]
 
 
+@pytest.mark.parametrize(
+    ("membership", "limits"),
+    [
+        ("0::/job", {"job/memory.max": 4 * 2**30, "job/cpu.max": "200000 100000"}),
+        ("2:cpu:/job\n1:memory:/job", {"memory/job/memory.limit_in_bytes": 4 * 2**30, "cpu/job/cpu.cfs_quota_us": -1}),
+    ],
+)
+def test_the_limits_of_a_container_are_planned_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, membership: str, limits: dict[str, Any]
+) -> None:
+    """4 GB on a host of 64 cores and 512 GB: one network at once, and two data workers beside it."""
+    for name, value in limits.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{value}\n")
+    (tmp_path / "membership").write_text(membership)
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    monkeypatch.setattr(machine, "MEMBERSHIP", tmp_path / "membership")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    really = os.sysconf
+    pages = 512 * 2**30 // really("SC_PAGE_SIZE")
+    monkeypatch.setattr(os, "sysconf", lambda name: pages if name == "SC_PHYS_PAGES" else really(name))
+    assert at_once(64, 1000, CPU, None) == 1
+    assert default_workers(torch.device("cuda")) == (1 if "job/cpu.max" in limits else 2)
+
+
+def test_copies_of_the_images_limit_how_many_processes_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "available_cores", lambda: list(range(16)))
+    monkeypatch.setattr(processes, "available_memory", lambda: 16 * 2**30)
+    copies = [0, 2**20, 2 * 2**30, 10 * 2**30]
+    assert [at_once(16, PROCESS_PAYS, CPU, None, copied) for copied in copies] == [5, 5, 2, 1]
+    assert at_once(16, PROCESS_PAYS, CPU, 7, 10 * 2**30) == 7, "as requested"
+    np.save(tmp_path / "pixels.npy", np.zeros((4, 2, 2, 3), np.uint8))
+    mapped = np.load(tmp_path / "pixels.npy", mmap_mode="r")
+    assert [MappedPixels(array).copied_bytes for array in (mapped, mapped[1:], np.asarray(mapped))] == [0, 36, 48]
+
+
 # --- what comes out ---------------------------------------------------------------------------------------------------
 
 
@@ -165,6 +205,9 @@ def test_what_goes_wrong_there_arrives_here(two: list[int]) -> None:
         with pytest.raises(MemoryError):
             run("memory")
         idle_again()
+        with pytest.raises(ResourceError, match=r"^a computing process: out of memory; close other"):
+            run("allocator")
+        idle_again()
         with pytest.raises(RuntimeError, match="ZeroDivisionError") as fault:
             run("other")
         assert "in a computing process" in str(fault.value) and "jobs.py" in str(fault.value)
@@ -215,10 +258,10 @@ def test_nor_does_a_data_worker() -> None:
     fold_job = FoldJob(config, MappedPixels(np.zeros((8, 8, 8, 3), np.uint8)), np.ones(8, np.int8), *ROWS, 0, 0)
     batches = batches_of(fold_job, 0, 1, CPU)
     try:
-        assert ignores_ctrl_c(batches._workers[0].pid)  # type: ignore[attr-defined]
+        assert ignores_ctrl_c(batches._loader._workers[0].pid)  # type: ignore[attr-defined]
         assert ignores_ctrl_c(forkserver._forkserver._forkserver_pid)  # type: ignore[attr-defined]
     finally:
-        batches._shutdown_workers()  # type: ignore[attr-defined]
+        batches.close()
 
 
 # --- pixels that are not sent -----------------------------------------------------------------------------------------

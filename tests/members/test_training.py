@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -33,16 +34,22 @@ compiler = pytest.mark.skipif(which("g++") is None, reason="torch.compile needs 
 class Memory:
     """A checkpoint in memory that can stop the training after an epoch, as a kill does."""
 
+    save_every = math.inf
+
     def __init__(self, stop_after: int | None = None) -> None:
         self.stop_after, self.saved = stop_after, None
 
     def load(self) -> Any:
         return self.saved
 
-    def save(self, tensors: Mapping[str, torch.Tensor], history: Sequence[Mapping[str, Any]]) -> None:
+    def save(self, tensors: Mapping[str, torch.Tensor], history: Sequence[Mapping[str, Any]], updates: int = 0) -> None:
         self.saved = ({key: value.clone() for key, value in tensors.items()}, list(history))
         if len(history) == self.stop_after:
             raise InterruptedError
+
+    def write_not_finite(self, facts: Mapping[str, Any]) -> Path:
+        self.not_finite = facts
+        return Path("not_finite.json")
 
 
 @pytest.fixture(scope="module")
@@ -345,9 +352,12 @@ def test_a_loss_that_is_not_finite_names_its_batch(images: Any) -> None:
     }
     poisoned = {key: value.numpy() for key, value in poisoned.items()}
     broken = replace(fold_job, weights=poisoned)
-    named = " ".join(str(101 + row) for row in order(broken, 0)[0])
-    with pytest.raises(TheraError, match=f"not finite on the batch of images {named}; lower --lr"):
-        train(broken, Memory())
+    ids = [str(101 + row) for row in order(broken, 0)[0]]
+    problem = f"not finite (nan) in epoch 1, update 1, on a batch of 16 images ({', '.join(ids[:5])} …), all listed in"
+    checkpoint = Memory()
+    with pytest.raises(TheraError, match=re.escape(problem)):
+        train(broken, checkpoint)
+    assert checkpoint.saved is None and checkpoint.not_finite["ids"] == ids
 
 
 def test_device_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
