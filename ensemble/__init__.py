@@ -11,6 +11,7 @@ Files in reading order:
 errors.py            everything that is raised on purpose, with exit statuses
 config.py            the config models: type, default, help text and panel of each option
 fit_config.py        the config model of `thera fit`
+bench_config.py      that of `thera bench`
 config_reading.py    from YAML and options to config models
 machine.py           cores and memory that this process may use
 progress.py          progress and signals of long work

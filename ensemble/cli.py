@@ -24,8 +24,8 @@ from ensemble import __version__
 from ensemble.errors import ConfigError, ResourceError, Stopped, TheraError
 
 if TYPE_CHECKING:
+    from ensemble.bench_config import BenchConfig
     from ensemble.config import (
-        BenchConfig,
         ComputeConfig,
         DataConfig,
         DecisionConfig,

@@ -7,6 +7,7 @@ command line is made from these models (options.py), and a YAML file is read int
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
@@ -255,7 +256,8 @@ class MemberConfig(Frozen):
     @classmethod
     def _name_after_arch(cls, values: Any) -> Any:
         if isinstance(values, dict) and not values.get("name") and isinstance(values.get("arch"), str):
-            values = {**values, "name": values["arch"]}
+            # the name of a repository of the hub holds characters that the name of a folder may not have
+            values = {**values, "name": re.sub("[^A-Za-z0-9._-]+", "-", values["arch"])}
         return values
 
     @model_validator(mode="after")
@@ -284,6 +286,11 @@ class MemberConfig(Frozen):
     def timm_name(self) -> str:
         """The architecture's name in timm."""
         return SHORT_NAMES.get(self.arch, self.arch)
+
+    @property
+    def from_hub(self) -> bool:
+        """Whether the architecture is that of a repository of the Hugging Face hub."""
+        return self.arch.startswith(("hf-hub:", "hf_hub:"))
 
 
 class DecisionConfig(Frozen):
@@ -414,25 +421,6 @@ class RunConfig(Frozen):
         if doubled := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"must have different names; {', '.join(doubled)} stands twice: set name")
         return members
-
-
-class BenchConfig(Frozen):
-    """What `thera bench` measures."""
-
-    subjects: Annotated[tuple[Literal["train", "predict", "decide", "load"], ...], option(RUN, "Measure these.")] = (
-        "train",
-        "predict",
-        "decide",
-        "load",
-    )
-    arch: Annotated[tuple[str, ...], option(RUN, "Measure this architecture; repeat the option for more.")] = tuple(
-        SHORT_NAMES
-    )
-    images: Annotated[Path | None, option(DATA, "Use this folder of image files.", unset="generated images")] = None
-    labels: LabelFile = None
-    limit: Annotated[int, option(DATA, "Use this many images.", ge=256)] = 2048
-    rounds: Annotated[int, option(RUN, "Repeat each measurement this many times.", ge=1)] = 5
-    device: Device = "auto"
 
 
 def seed_sequence(seed: int, *names: str | int) -> np.random.SeedSequence:

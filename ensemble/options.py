@@ -18,13 +18,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
+from ensemble.bench_config import BenchConfig
 from ensemble.config import (
     DATA,
     DECISION,
     PANELS,
     RUN,
     AugmentConfig,
-    BenchConfig,
     ComputeConfig,
     DataConfig,
     DecisionConfig,

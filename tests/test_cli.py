@@ -21,7 +21,8 @@ import pytest
 
 import ensemble
 from ensemble import cli
-from ensemble.config import BenchConfig, ComputeConfig, DecisionConfig, MemberConfig
+from ensemble.bench_config import BenchConfig
+from ensemble.config import ComputeConfig, DecisionConfig, MemberConfig
 from ensemble.errors import ArtifactError, ConfigError, DataError, LockedError, ResourceError, Stopped, TheraError
 
 COMMANDS = {

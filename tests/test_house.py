@@ -16,7 +16,7 @@ FILES = sorted(HOUSE.rglob("*.py"))
 LAYERS = (
     {"errors"},
     {"config", "progress", "machine", "runs/files"},
-    {"config_reading", "fit_config"},
+    {"config_reading", "fit_config", "bench_config"},
     {"data"},
     {"runs"},
     {"members", "decision"},

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from ensemble.bench_config import BenchConfig
 from ensemble.bench_results import BenchResult
 from ensemble.commands.checks import check_architecture, check_compute
-from ensemble.config import SHORT_NAMES, BenchConfig
+from ensemble.config import SHORT_NAMES
 from ensemble.errors import ConfigError
 from ensemble.progress import Say, silent
 

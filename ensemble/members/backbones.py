@@ -15,9 +15,11 @@ from timm.layers import ClassifierHead
 from torch import nn
 
 from ensemble.config import MemberConfig
-from ensemble.errors import ArtifactError, ConfigError, ResourceError, printable
+from ensemble.errors import ConfigError, ResourceError, printable
 from ensemble.members import small_cnns as small_cnns  # registers them
 from ensemble.members.safe_convolutions import sample_strided
+from ensemble.members.weights import load_weights
+from ensemble.progress import Say, silent
 
 
 class Backbone(nn.Module):
@@ -138,7 +140,9 @@ def _compiled(device_type: str) -> Callable[[Any, torch.Tensor, bool], torch.Ten
     return compiled
 
 
-def build(config: MemberConfig, image_size: int, weights: Mapping[str, torch.Tensor] | None = None) -> Backbone:
+def build(
+    config: MemberConfig, image_size: int, weights: Mapping[str, torch.Tensor] | None = None, say: Say = silent
+) -> Backbone:
     """Build a member's network; torch's global generator draws the parameters that are not loaded.
 
     Parameters
@@ -148,55 +152,75 @@ def build(config: MemberConfig, image_size: int, weights: Mapping[str, torch.Ten
     image_size : int
         Side of the images in pixels; also the network's input size if `config.input_size` is None.
     weights : mapping, optional
-        A state dict to start from instead of timm's, of this class or of the timm model. A classifier head
-        whose shape does not match one logit is not loaded.
+        A state dict to start from instead of timm's, of this class or of the timm model. Last layers whose shape does
+        not match one logit are not loaded.
+    say : callable
+        Receives notes on the weights.
 
     Raises
     ------
     ConfigError
         There is no such architecture, or it has no such stem.
     ResourceError
-        Pretrained weights are requested and not available.
+        Pretrained weights are requested and not available, or the architecture is in a repository of the Hugging Face
+        hub that is neither reachable nor cached.
     ArtifactError
         `weights` do not fit the architecture.
     """
     name = config.timm_name
+    pretrained = config.pretrained and weights is None
+    if not config.from_hub:
+        _refuse_unknown(name, pretrained)
+    rates = {"drop_rate": config.drop_rate, "drop_path_rate": config.drop_path_rate}
+    given = {key: value for key, value in rates.items() if value is not None}
+    model = _created(name, pretrained, config.from_hub, given)
+    _rescale_head(model)
+    if weights is not None:
+        load_weights(model, last_layers(model), weights, str(config.weights), say)
+    if config.stem == "half-stride":
+        _halve_stem_stride(model, name)
+    sample_strided(model)
+    return Backbone(model, config.input_size or image_size)
+
+
+def _refuse_unknown(name: str, pretrained: bool) -> None:
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
         raise ConfigError(f"architecture {name}", "is not known to timm", hint)
-    pretrained = config.pretrained and weights is None
     if pretrained and not _has_weights(name):
         hint = "train from scratch with --no-pretrained, or give --weights FILE.safetensors"
         raise ConfigError(f"architecture {name}", "has no pretrained weights", hint)
-    answers = not pretrained or _hub_answers()
-    rates = {"drop_rate": config.drop_rate, "drop_path_rate": config.drop_path_rate}
-    given = {key: value for key, value in rates.items() if value is not None}
+
+
+def _created(name: str, pretrained: bool, from_hub: bool, given: Mapping[str, float]) -> Any:
+    """Return the timm model with one logit; `given` are its drop rates."""
+    answers = not (pretrained or from_hub) or _hub_answers()
     try:
-        model = timm.create_model(name, pretrained=pretrained, num_classes=1, **given)
+        return timm.create_model(name, pretrained=pretrained, num_classes=1, **given)
     except TypeError as error:
         lacking = [key for key in given if key in str(error)]
         if not lacking:
             raise
         raise ConfigError(f"architecture {name}", f"knows no {lacking[0]}", f"leave {lacking[0]} out") from error
     except Exception as error:
-        if not pretrained:
+        if not (pretrained or from_hub):
             raise
-        message = (str(error) or type(error).__name__).splitlines()[0][:100]
-        reason = printable(message if answers else f"{hub.ENDPOINT} does not answer")
+        message = printable((str(error) or type(error).__name__).splitlines()[0][:100])
+        if from_hub and (isinstance(error, ValueError) or message.startswith("Unknown model")):
+            problem = f"names no repository of a timm network ({message})"
+            raise ConfigError(f"architecture {name}", problem, "give it as hf-hub:OWNER/NAME") from error
+        reason = message if answers else f"{hub.ENDPOINT} does not answer"
+        missing = f"not in {hub.HF_HUB_CACHE} and cannot be downloaded ({reason})"
+        if from_hub:
+            remedy = "connect, or give the architecture by its name in timm and --weights FILE.safetensors"
+            raise ResourceError(f"architecture {name}", f"is {missing}", remedy) from error
         raise ResourceError(
             f"pretrained weights of {name}",
-            f"are not in {hub.HF_HUB_CACHE} and cannot be downloaded ({reason})",
+            f"are {missing}",
             "connect, or give --weights FILE.safetensors, or train from scratch with --no-pretrained "
             "(in a YAML file weights: FILE or pretrained: false)",
         ) from error
-    _rescale_head(model)
-    if weights is not None:
-        _load(model, weights, str(config.weights))
-    if config.stem == "half-stride":
-        _halve_stem_stride(model, name)
-    sample_strided(model)
-    return Backbone(model, config.input_size or image_size)
 
 
 def _has_weights(name: str) -> bool:
@@ -226,15 +250,17 @@ def _hub_answers() -> bool:
     return False
 
 
-def check(config: MemberConfig, image_size: int, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+def check(
+    config: MemberConfig, image_size: int, weights: Mapping[str, torch.Tensor] | None = None, say: Say = silent
+) -> None:
     """Check that `build` can build a network, without pretrained weights, and that it gives a logit for an image.
 
     Raises
     ------
-    ConfigError, ArtifactError
+    ConfigError, ArtifactError, ResourceError
         As `build`; also if the network does not take images of this size, or does not give one logit at any size.
     """
-    network = build(config.model_copy(update={"pretrained": False}), image_size, weights).eval()
+    network = build(config.model_copy(update={"pretrained": False}), image_size, weights, say).eval()
     if not (reason := _refusal(network)):
         return
     given, where = network.input_size, f"architecture {config.timm_name}"
@@ -253,20 +279,6 @@ def _refusal(network: Backbone) -> str:
     except Exception as error:  # a network's code may raise anything
         return printable((str(error) or type(error).__name__).splitlines()[0][:100])
     return "" if shape == (1,) else f"its result has the shape {shape}"
-
-
-def _load(model: Any, weights: Mapping[str, torch.Tensor], where: str) -> None:
-    expected = model.state_dict()
-    given = {key.removeprefix("model."): value for key, value in weights.items()}
-    of_head = {id(parameter) for parameter in last_layers(model).parameters()}
-    names = [name for name, parameter in model.named_parameters() if id(parameter) in of_head]
-    head = {name for name in names if name in given and given[name].shape != expected[name].shape}
-    fits = {key for key, value in expected.items() if key in given and given[key].shape == value.shape}
-    wrong = [key for key in expected if key not in head | fits]
-    if wrong:
-        problem = f"lacks or has in another shape {wrong[0]}" + (f" and {len(wrong) - 1} more" if wrong[1:] else "")
-        raise ArtifactError(where, problem, "give weights of this architecture")
-    model.load_state_dict({key: given[key] for key in fits}, strict=False)
 
 
 def _rescale_head(model: Any) -> None:

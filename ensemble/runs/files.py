@@ -382,7 +382,20 @@ def read_tensors(path: Path) -> Tensors:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
+        if _is_of_torch(path):
+            problem = "is no safetensors file but one of torch.save, which may hold code and is not loaded"
+            call = "safetensors.torch.save_file(torch.load(FILE, weights_only=True), NEW)"
+            raise ArtifactError(path, problem, f"convert it in Python: {call}") from None
         raise ArtifactError(path, f"is no safetensors file ({printable(error)})", "give one") from None
+
+
+def _is_of_torch(path: Path) -> bool:
+    """Return whether a file begins as the zips and pickles do that torch.save writes."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(4).startswith((b"PK\x03\x04", b"\x80"))
+    except OSError:
+        return False
 
 
 # --- locks ------------------------------------------------------------------------------------------------------------

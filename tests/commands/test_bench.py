@@ -12,10 +12,10 @@ from ensemble import progress
 from ensemble.bench import measure
 from ensemble.bench.images import member_config, open_images
 from ensemble.bench.throughput import TrainingOnGpu
+from ensemble.bench_config import BenchConfig
 from ensemble.bench_results import NetworkSpeed, Spread
 from ensemble.cli import main
 from ensemble.commands.bench import bench
-from ensemble.config import BenchConfig
 from ensemble.members.plans import Plan
 from ensemble.reports.render import render
 
