@@ -312,11 +312,15 @@ class DecisionConfig(Frozen):
         tuple[str, ...] | None,
         option(DECISION, "Stack these members, separated by commas.", unset="all that are finished"),
     ] = None
+    force_members: Annotated[
+        tuple[str, ...] | None,
+        option(DECISION, "Stack these members even where their logits are constant.", unset="none"),
+    ] = None
     repeats: Annotated[
         int, option(DECISION, "Repeat the nested estimate on this many other partitions of the rows.", ge=0, le=1000)
     ] = 0
 
-    @field_validator("members", mode="before")
+    @field_validator("members", "force_members", mode="before")
     @classmethod
     def _separated_by_commas(cls, value: Any) -> Any:
         if isinstance(value, str):
