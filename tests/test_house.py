@@ -16,6 +16,7 @@ FILES = sorted(HOUSE.rglob("*.py"))
 LAYERS = (
     {"errors"},
     {"config", "progress", "machine", "runs/files"},
+    {"runs/locks"},
     {"config_reading", "fit_config", "bench_config"},
     {"data"},
     {"runs"},
@@ -42,7 +43,7 @@ OWNERS = {
     "pandas": ("data/", "runs/", "commands/", "estimator.py"),
     "matplotlib": ("reports/",),
     "safetensors": ("runs/files.py",),
-    "filelock": ("runs/files.py",),
+    "filelock": ("runs/locks.py",),
     "yaml": ("config_reading.py",),
     "pydantic": ("config.py", "fit_config.py", "config_reading.py", "options.py", "runs/files.py"),
     "pydantic_core": ("decision/objective.py",),

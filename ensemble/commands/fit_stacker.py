@@ -17,6 +17,7 @@ from ensemble.progress import Say, silent
 from ensemble.results import FitResult
 from ensemble.runs import files
 from ensemble.runs.artifacts import read_recorded, write_recorded
+from ensemble.runs.locks import locked
 from ensemble.runs.member import TRAIN_AGAIN
 from ensemble.runs.run import Run
 
@@ -67,7 +68,7 @@ def fit_stacker(run: Path, config: DecisionConfig | None = None, say: Say = sile
     forced = config.force_members or ()
     logits = folder.oof_logits(names)  # (n, m, views)
     parents, decisions = _parents(folder, names), {}
-    with files.locked(folder.decision.parent):
+    with locked(folder.decision.parent):
         files.remove_temporary_files(folder.decision.parent)
         for key, views in VIEW_SETS.items():
             oof = OofLogits(table, names, logits[:, :, : len(views)].mean(axis=2))

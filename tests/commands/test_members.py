@@ -14,7 +14,8 @@ from tiny import listing, rewrite_json, write_tiny
 from ensemble.cli import main
 from ensemble.config import VIEWS, MemberConfig
 from ensemble.errors import ConfigError
-from ensemble.runs.files import locked, write_logits
+from ensemble.runs.files import write_logits
+from ensemble.runs.locks import locked
 from ensemble.runs.run import Run
 
 TRAIN = ("--no-pretrained", "--epochs", "1", "--batch-size", "8", "--folds", "2", "--device", "cpu")
