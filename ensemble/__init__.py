@@ -14,7 +14,7 @@ config_fields.py     the panels of `--help`, and the fields that several config 
 fit_config.py        the config model of `thera fit`
 bench_config.py      the config model of `thera bench`
 config_reading.py    from YAML and options to config models
-machine.py           cores and memory that this process may use
+machine.py           cores, memory and cache folder that this process may use
 progress.py          progress and signals of long work
 cli.py               the `thera` command
 options.py           the command line's options and --help, made from the config models

@@ -7,6 +7,7 @@ command line is made from these models (options.py), and a YAML file is read int
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
@@ -221,7 +222,8 @@ class MemberConfig(Frozen):
     @classmethod
     def _name_after_arch(cls, values: Any) -> Any:
         if isinstance(values, dict) and not values.get("name") and isinstance(values.get("arch"), str):
-            values = {**values, "name": values["arch"]}
+            # the name of a repository of the hub holds characters that the name of a folder may not have
+            values = {**values, "name": re.sub("[^A-Za-z0-9._-]+", "-", values["arch"])}
         return values
 
     @model_validator(mode="after")
@@ -251,6 +253,11 @@ class MemberConfig(Frozen):
         """The architecture's name in timm."""
         return SHORT_NAMES.get(self.arch, self.arch)
 
+    @property
+    def from_hub(self) -> bool:
+        """Whether the architecture is that of a repository of the Hugging Face hub."""
+        return self.arch.startswith(("hf-hub:", "hf_hub:"))
+
 
 class DecisionConfig(Frozen):
     """How the members' logits become labels: what the threshold minimises, and how the members are stacked."""
@@ -271,11 +278,15 @@ class DecisionConfig(Frozen):
         tuple[str, ...] | None,
         option(DECISION, "Stack these members, separated by commas.", unset="all that are finished"),
     ] = None
+    force_members: Annotated[
+        tuple[str, ...] | None,
+        option(DECISION, "Stack these members even where their logits are constant.", unset="none"),
+    ] = None
     repeats: Annotated[
         int, option(DECISION, "Repeat the nested estimate on this many other partitions of the rows.", ge=0, le=1000)
     ] = 0
 
-    @field_validator("members", mode="before")
+    @field_validator("members", "force_members", mode="before")
     @classmethod
     def _separated_by_commas(cls, value: Any) -> Any:
         if isinstance(value, str):

@@ -1,9 +1,15 @@
-"""Find the cores and the memory that this process may use, from its affinity, cgroup quota and cgroup limit."""
+"""Find the cores, the memory and the cache folder that this process may use.
+
+Cores and memory are those of its affinity, cgroup quota and cgroup limit.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
 import os
+import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,3 +79,50 @@ def _read(path: Path) -> str:
         return path.read_text().strip()
     except OSError:
         return ""
+
+
+def cache_folder() -> Path:
+    """Return the folder of the user's caches: `XDG_CACHE_HOME`, or `.cache` in the home.
+
+    In a container, a user may have no home, or one that cannot be written. The caches are then in a folder of this user
+    in the temporary folder.
+    """
+    given, home = os.environ.get("XDG_CACHE_HOME", ""), _home()
+    if os.path.isabs(given):
+        return Path(given)
+    return home / ".cache" if home and _is_writable(home / ".cache") else _temporary_cache()
+
+
+def provide_cache_folder() -> None:
+    """Let other libraries, and processes that are started, use the temporary cache if there is no home to write to.
+
+    Without a home, the hub's client and torch make a folder of the name `~` in the working directory. Caches in a home
+    that can only be read are still used. Matplotlib warns if it cannot write.
+    """
+    home = _home()
+    if home is None and not os.environ.get("XDG_CACHE_HOME"):
+        os.environ["XDG_CACHE_HOME"] = str(_temporary_cache())
+    if home is None or not _is_writable(home / ".config"):
+        os.environ.setdefault("MPLCONFIGDIR", str(_temporary_cache() / "matplotlib"))
+
+
+def _home() -> Path | None:
+    home = os.path.expanduser("~")  # "~" itself if there is none
+    return Path(home) if os.path.isabs(home) else None
+
+
+def _is_writable(folder: Path) -> bool:
+    return os.access(next(each for each in (folder, *folder.parents) if each.exists()), os.W_OK)
+
+
+@functools.cache
+def _temporary_cache() -> Path:
+    """Return a folder that only this user can write; a new one if the one of the usual name is another user's."""
+    path = Path(tempfile.gettempdir()) / f"thera-{os.getuid()}"
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        facts = path.lstat()
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="thera-"))
+    private = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and not facts.st_mode & 0o022
+    return path if private else Path(tempfile.mkdtemp(prefix="thera-"))

@@ -82,7 +82,8 @@ def check_members(members: Sequence[MemberConfig]) -> None:
         The weights file is missing or cannot be read.
     """
     for member in members:
-        check_architecture(member.timm_name)
+        if not member.from_hub:
+            check_architecture(member.timm_name)
         if member.weights is not None and not (member.weights.is_file() and os.access(member.weights, os.R_OK)):
             raise ArtifactError(printable(member.weights), "is no file that can be read", "give a safetensors file")
 

@@ -34,7 +34,7 @@ RUNS = Path("checkpoints")
 CONFIG = "config.yaml"
 """The file in the run's folder that says what was chosen. `thera run` goes on with it."""
 
-OF_AN_INTERRUPTED_START = {"pixels", ".lock", ".lock.holder"}
+OF_AN_INTERRUPTED_START = {"pixels", ".lock", ".lock.holder", ".lock.marker"}
 """What the folder of a run may hold that was stopped before its members were chosen."""
 
 LEAST_FOLDS = 3

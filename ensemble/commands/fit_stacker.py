@@ -17,6 +17,7 @@ from ensemble.progress import Say, silent
 from ensemble.results import FitResult
 from ensemble.runs import files
 from ensemble.runs.artifacts import read_recorded, write_recorded
+from ensemble.runs.locks import locked
 from ensemble.runs.member import TRAIN_AGAIN
 from ensemble.runs.run import Run
 
@@ -63,14 +64,15 @@ def fit_stacker(run: Path, config: DecisionConfig | None = None, say: Say = sile
     config = config or DecisionConfig()
     started, folder, objective = time.time(), Run(run), Objective.parse(config.objective)
     seed, table = folder.read().seed, folder.read_folds()
-    names, left_out = _chosen_members(folder, table, config.members, say)
+    names, left_out = _chosen_members(folder, table, config, say)
+    forced = config.force_members or ()
     logits = folder.oof_logits(names)  # (n, m, views)
     parents, decisions = _parents(folder, names), {}
-    with files.locked(folder.decision.parent):
+    with locked(folder.decision.parent):
         files.remove_temporary_files(folder.decision.parent)
         for key, views in VIEW_SETS.items():
             oof = OofLogits(table, names, logits[:, :, : len(views)].mean(axis=2))
-            decisions[key] = fit_decision(oof, views, seed, objective, config.stacker, config.repeats)
+            decisions[key] = fit_decision(oof, views, seed, objective, config.stacker, config.repeats, forced)
         for note in sorted({note for decision in decisions.values() for note in decision.notes}):
             say(f"warning: {note}")
         stored = DecisionsOfChosen(parents, **decisions, left_out=left_out) if left_out else None
@@ -80,16 +82,18 @@ def fit_stacker(run: Path, config: DecisionConfig | None = None, say: Say = sile
 
 
 def _chosen_members(
-    run: Run, table: FoldTable, requested: Sequence[str] | None, say: Say
+    run: Run, table: FoldTable, config: DecisionConfig, say: Say
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the members that a decision is fitted on, and the finished ones that the request leaves out."""
     begun = [member for member in run.members() if member.has_begun]
     missing = {member.name: [fold for fold in range(table.k) if not member.has_oof(fold)] for member in begun}
     if not begun:
         raise ArtifactError(run.folder, "has no members", "train one: thera train-member --help")
-    if unknown := [name for name in requested or () if name not in missing]:
-        problem = f"the run has no member {', '.join(map(printable, unknown))}"
-        raise ConfigError("--members", problem, f"it has {', '.join(missing)}")
+    requested = config.members
+    for option, names in {"--members": requested, "--force-members": config.force_members}.items():
+        if unknown := [name for name in names or () if name not in missing]:
+            problem = f"the run has no member {', '.join(map(printable, unknown))}"
+            raise ConfigError(option, problem, f"it has {', '.join(missing)}")
     chosen = [name for name in missing if requested is None or name in requested]
     unfinished = {name: f"lacks {_folds(missing[name], table.k)}" for name in chosen if missing[name]}
     for name, problem in unfinished.items():

@@ -84,7 +84,7 @@ def begin_members(
     pixels, jobs, requests = MappedPixels(dataset.pixels), [], []
     for folder, member in members:
         weights = files.read_tensors(member.weights) if member.weights else None
-        check(member, dataset.size[0], weights)
+        check(member, dataset.size[0], weights, say)
         requested = member.model_dump(mode="json", exclude={"weights"})
         requested["weights"] = files.file_sha256(member.weights) if member.weights else None
         config, origin = _with_origin(folder, member, dataset.size[0], say)

@@ -24,6 +24,7 @@ from ensemble.reports.prediction_tables import label_file_warnings, seen_note
 from ensemble.results import PredictionFacts, PredictionRequest, PredictResult
 from ensemble.runs import files
 from ensemble.runs.label_files import TABLE, checked_target, is_table, label_file, label_file_name, write_label_file
+from ensemble.runs.locks import locked
 from ensemble.runs.migration import migrate_facts
 from ensemble.runs.predictions import is_predicted, read_facts, read_table, write_facts, write_labels
 from ensemble.runs.run import BAD_IMAGES, Run, RunFacts, bad_images_table
@@ -150,7 +151,7 @@ def predict_dataset(
     with_tta = folder.predictions(name, dataset.fingerprint, tta=True)  # its logits include the plain view
     bad = bad_images_table(dataset.bad) if dataset.bad else None
     request = _request(options, dataset.fingerprint, files.file_sha256(folder.decision), decision.views, bad)
-    with files.locked(target):
+    with locked(target):
         if not is_predicted(target, request, say):
             by_view = folder.oof_logits(decision.stacker.members)[:, :, : len(decision.views)]
             oof = OofLogits(folder.read_folds(), decision.stacker.members, by_view.mean(axis=2))

@@ -13,6 +13,7 @@ from ensemble.progress import Say, silent
 from ensemble.results import RemoveResult
 from ensemble.runs import files
 from ensemble.runs.artifacts import forget_below
+from ensemble.runs.locks import locked
 from ensemble.runs.run import Run
 
 
@@ -51,7 +52,7 @@ def remove_member(run: Path, name: str, yes: bool = False, say: Say = silent) ->
     if not yes:
         used = ", and the decision uses it" if stale else ""
         raise ConfigError(f"member {name}", f"holds {content}{used}", "to remove it for good, add --yes")
-    with files.locked(member.folder):
+    with locked(member.folder):
         # Under another name first, so that an interruption leaves no half of a member.
         forget_below(run, member.folder)
         removed = folder.folder / f".removed-{secrets.token_hex(4)}"

@@ -56,9 +56,10 @@ def _check_decision(config: RunConfig) -> None:
     """Refuse a wrong objective and unknown members before anything is trained."""
     Objective.parse(config.decision.objective)
     known = [member.name for member in config.members] + [member.name for member in Run(config.run).members()]
-    if unknown := [name for name in config.decision.members or () if name not in known]:
-        hint = f"they are {', '.join(dict.fromkeys(known))}"
-        raise ConfigError("decision.members", f"{', '.join(map(printable, unknown))} is no member of the run", hint)
+    for key in ("members", "force_members"):
+        if unknown := [name for name in getattr(config.decision, key) or () if name not in known]:
+            problem = f"{', '.join(map(printable, unknown))} is no member of the run"
+            raise ConfigError(f"decision.{key}", problem, f"they are {', '.join(dict.fromkeys(known))}")
 
 
 def demo(folder: Path | None = None, compute: ComputeConfig | None = None, say: Say = silent) -> DemoResult:

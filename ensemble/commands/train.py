@@ -25,6 +25,7 @@ from ensemble.progress import Say, silent
 from ensemble.reports.documents import member_markdown, trial_markdown
 from ensemble.results import TrainResult, TrialResult, TrialRow
 from ensemble.runs import files
+from ensemble.runs.locks import locked
 from ensemble.runs.member import MemberFolder
 from ensemble.runs.run import Run, RunFacts
 
@@ -153,7 +154,7 @@ def _trained(
     folders = [run.member(member.name) for member in members]
     with run.removed_unless_begun(folders), contextlib.ExitStack() as locks:
         for folder in folders:
-            locks.enter_context(files.locked(folder.folder))
+            locks.enter_context(locked(folder.folder))
         from ensemble.members.inference import choose_device  # from here on, imports take seconds
 
         choose_device(compute.device)  # a wrong device is refused before the images are read

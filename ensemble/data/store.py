@@ -24,7 +24,8 @@ from ensemble.data.pixels import POLICY_VERSION, Header, decode, inspect, uprigh
 from ensemble.errors import ArtifactError, ConfigError, DataError, ResourceError, printable
 from ensemble.machine import available_cores
 from ensemble.progress import Say, progress, silent
-from ensemble.runs.files import file_sha256, locked, read_json, write_json
+from ensemble.runs.files import file_sha256, read_json, write_json
+from ensemble.runs.locks import locked
 
 SCHEMA_VERSION = 1
 """The version of the store's files."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -122,11 +122,13 @@ def fit_decision(
     objective: Objective = HTER,
     stacker: str = "auto",
     repeats: int = 0,
+    forced: Collection[str] = (),
 ) -> Decision:
     """Fit a stacker and a threshold on all OOF rows, and assess them, the members and the baselines.
 
     A member whose logits are constant within every fold carries no information and is left out of the stack and of the
-    baselines. A member whose logits are constant in only some folds stays in. `Decision.notes` names both.
+    baselines, unless it is forced. A member whose logits are constant in only some folds stays in. `Decision.notes`
+    names both.
 
     Parameters
     ----------
@@ -143,6 +145,8 @@ def fit_decision(
         then repeats that choice without each fold.
     repeats : int
         The number of other partitions into folds over which the nested estimate is repeated; groups stay together.
+    forced : collection of str
+        Members that stay in although they are constant. At least one member must vary all the same.
 
     Raises
     ------
@@ -150,11 +154,12 @@ def fit_decision(
         Every member is constant.
     """
     constant = [_constant_folds(oof, column) for column in oof.logits.T]
-    usable = [j for j, folds in enumerate(constant) if folds != oof.folds]
-    if not usable:
+    if all(folds == oof.folds for folds in constant):
         raise DataError(
             "cannot fit the stacker", f"a member must vary; all of {oof.members} are constant in every fold"
         )
+    pairs = zip(oof.members, constant, strict=True)
+    usable = [j for j, (name, folds) in enumerate(pairs) if folds != oof.folds or name in forced]
     kept = replace(oof, members=tuple(oof.members[j] for j in usable), logits=oof.logits[:, usable])
     rows, rule = kept.rows, stack(stacker)
     kind, fitted = fit_stack(stacker, rows, objective)
@@ -180,8 +185,9 @@ def fit_decision(
         floor=estimate_floor(nested.scores, rows.labels, seed),
         notes=tuple(
             f"member {name} gives the same logit to all images of fold{'s' * (len(folds) > 1)} "
-            f"{', '.join(map(str, folds))}; it is {'left out of' if folds == oof.folds else 'still in'} the stack"
-            for name, folds in zip(oof.members, constant, strict=True)
+            f"{', '.join(map(str, folds))}; it is "
+            + ("still in the stack" if j in usable else f"left out of the stack unless --force-members {name} is given")
+            for j, (name, folds) in enumerate(zip(oof.members, constant, strict=True))
             if folds
         ),
     )

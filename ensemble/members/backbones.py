@@ -11,19 +11,24 @@ import timm
 import torch
 from huggingface_hub import constants as hub
 from huggingface_hub import get_session
+from timm.layers import ClassifierHead
 from torch import nn
 
 from ensemble.config import MemberConfig
-from ensemble.errors import ArtifactError, ConfigError, ResourceError, printable
+from ensemble.errors import ConfigError, ResourceError, printable
 from ensemble.members import small_cnns as small_cnns  # registers them
 from ensemble.members.safe_convolutions import sample_strided
+from ensemble.members.weights import load_weights
+from ensemble.progress import Say, silent
 
 
 class Backbone(nn.Module):
     """A timm network with one logit that takes uint8 pixels.
 
-    The features are computed in the caller's precision. Normalisation and the last linear layer run in float32, so that
-    a logit is never rounded to half precision.
+    The features are computed in the caller's precision. Normalisation and the last layers run in float32, so that a
+    logit is never rounded to half precision. Most networks have one last layer, which is applied to their features. The
+    others run as a whole: those with several last layers, such as distilled ones, and those whose last layer is a
+    convolution or has a norm before it.
 
     Parameters
     ----------
@@ -37,6 +42,9 @@ class Backbone(nn.Module):
         super().__init__()
         self.model, self.input_size, self.frozen, self.compiled = model, input_size, False, False
         self.convolutions = "native"
+        self.whole = _runs_whole(model)
+        if self.whole:
+            _compute_in_float32(last_layers(model))
         timm_config: Any = model.pretrained_cfg
         self.mean: torch.Tensor
         self.std: torch.Tensor
@@ -52,17 +60,17 @@ class Backbone(nn.Module):
         with torch.autocast(pixels.device.type, precision, enabled=precision != torch.float32):
             features = self.features(x)
         with torch.autocast(pixels.device.type, enabled=False):
-            logits: torch.Tensor = self.model.get_classifier()(features.float()).squeeze(1)
-        return logits
+            logits = features.float() if self.whole else self.model.get_classifier()(features.float())
+        return logits.squeeze(1)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """x (b, 3, H, W), normalised -> features (b, c), the input of the last layer."""
+        """x (b, 3, H, W), normalised -> features (b, c), the input of the last layer; logits (b, 1) if `whole`."""
         compute = _compiled(x.device.type) if self.compiled and self.training else _features
-        return compute(self.model, x)
+        return compute(self.model, x, self.whole)
 
     def freeze(self) -> None:
-        """Train only the last layer: all other parameters, batch-norm statistics and dropout stay as in evaluation."""
-        head = {id(parameter) for parameter in self.model.get_classifier().parameters()}
+        """Train only the last layers: all other parameters, batch-norm statistics and dropout stay as in evaluation."""
+        head = {id(parameter) for parameter in last_layers(self.model).parameters()}
         for parameter in self.parameters():
             parameter.requires_grad_(id(parameter) in head)
         self.frozen = True
@@ -71,13 +79,52 @@ class Backbone(nn.Module):
         return super().train(mode and not self.frozen)
 
 
-def _features(model: Any, x: torch.Tensor) -> torch.Tensor:
-    features: torch.Tensor = model.forward_head(model.forward_features(x), pre_logits=True)
+def _features(model: Any, x: torch.Tensor, whole: bool) -> torch.Tensor:
+    features: torch.Tensor = model(x) if whole else model.forward_head(model.forward_features(x), pre_logits=True)
     return features
 
 
+def last_layers(model: Any) -> nn.ModuleList:
+    """Return the layers of a timm model that give its logits: one in most models, several in distilled ones."""
+    layers = model.get_classifier()
+    return nn.ModuleList(layers if isinstance(layers, (tuple, nn.ModuleList)) else [layers])
+
+
+def _runs_whole(model: Any) -> bool:
+    """Return whether the last layer cannot be applied to what `forward_head(..., pre_logits=True)` returns."""
+    layer, head = model.get_classifier(), getattr(model, "head", None)
+    after_a_norm = isinstance(head, nn.Sequential) and len(head) > 1 and head[-1] is layer
+    # several layers, a layer that takes a map, or one that pools the map itself
+    return isinstance(layer, (tuple, nn.ModuleList, nn.Conv2d, ClassifierHead)) or after_a_norm
+
+
+class _Float32Linear(nn.Linear):
+    """A linear layer that autocast does not round."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
+class _Float32Conv2d(nn.Conv2d):
+    """A convolution that autocast does not round."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
+def _compute_in_float32(layers: nn.Module) -> None:
+    """Change linear layers and convolutions so that they compute in float32 in any precision, in place."""
+    for module in layers.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = _Float32Linear
+        elif type(module) is nn.Conv2d:
+            module.__class__ = _Float32Conv2d
+
+
 @functools.cache
-def _compiled(device_type: str) -> Callable[[Any, torch.Tensor], torch.Tensor]:
+def _compiled(device_type: str) -> Callable[[Any, torch.Tensor, bool], torch.Tensor]:
     """Return `_features` compiled once for each architecture and shape, so that all folds share the compiled code.
 
     On a GPU the kernels of a pass are launched as one CUDA graph. Random numbers are those of the uncompiled network.
@@ -87,11 +134,15 @@ def _compiled(device_type: str) -> Callable[[Any, torch.Tensor], torch.Tensor]:
     # One entry for each architecture, input size and precision of a process; torch's own limit is 8.
     torch._dynamo.config.recompile_limit = 64
     options: dict[str, Any] = {"fallback_random": True, "triton.cudagraphs": device_type == "cuda"}
-    compiled: Callable[[Any, torch.Tensor], torch.Tensor] = torch.compile(_features, dynamic=False, options=options)
+    compiled: Callable[[Any, torch.Tensor, bool], torch.Tensor] = torch.compile(
+        _features, dynamic=False, options=options
+    )
     return compiled
 
 
-def build(config: MemberConfig, image_size: int, weights: Mapping[str, torch.Tensor] | None = None) -> Backbone:
+def build(
+    config: MemberConfig, image_size: int, weights: Mapping[str, torch.Tensor] | None = None, say: Say = silent
+) -> Backbone:
     """Build a member's network; torch's global generator draws the parameters that are not loaded.
 
     Parameters
@@ -101,55 +152,75 @@ def build(config: MemberConfig, image_size: int, weights: Mapping[str, torch.Ten
     image_size : int
         Side of the images in pixels; also the network's input size if `config.input_size` is None.
     weights : mapping, optional
-        A state dict to start from instead of timm's, of this class or of the timm model. A classifier head
-        whose shape does not match one logit is not loaded.
+        A state dict to start from instead of timm's, of this class or of the timm model. Last layers whose shape does
+        not match one logit are not loaded.
+    say : callable
+        Receives notes on the weights.
 
     Raises
     ------
     ConfigError
         There is no such architecture, or it has no such stem.
     ResourceError
-        Pretrained weights are requested and not available.
+        Pretrained weights are requested and not available, or the architecture is in a repository of the Hugging Face
+        hub that is neither reachable nor cached.
     ArtifactError
         `weights` do not fit the architecture.
     """
     name = config.timm_name
+    pretrained = config.pretrained and weights is None
+    if not config.from_hub:
+        _refuse_unknown(name, pretrained)
+    rates = {"drop_rate": config.drop_rate, "drop_path_rate": config.drop_path_rate}
+    given = {key: value for key, value in rates.items() if value is not None}
+    model = _created(name, pretrained, config.from_hub, given)
+    _rescale_head(model)
+    if weights is not None:
+        load_weights(model, last_layers(model), weights, str(config.weights), say)
+    if config.stem == "half-stride":
+        _halve_stem_stride(model, name)
+    sample_strided(model)
+    return Backbone(model, config.input_size or image_size)
+
+
+def _refuse_unknown(name: str, pretrained: bool) -> None:
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
         raise ConfigError(f"architecture {name}", "is not known to timm", hint)
-    pretrained = config.pretrained and weights is None
     if pretrained and not _has_weights(name):
         hint = "train from scratch with --no-pretrained, or give --weights FILE.safetensors"
         raise ConfigError(f"architecture {name}", "has no pretrained weights", hint)
-    answers = not pretrained or _hub_answers()
-    rates = {"drop_rate": config.drop_rate, "drop_path_rate": config.drop_path_rate}
-    given = {key: value for key, value in rates.items() if value is not None}
+
+
+def _created(name: str, pretrained: bool, from_hub: bool, given: Mapping[str, float]) -> Any:
+    """Return the timm model with one logit; `given` are its drop rates."""
+    answers = not (pretrained or from_hub) or _hub_answers()
     try:
-        model = timm.create_model(name, pretrained=pretrained, num_classes=1, **given)
+        return timm.create_model(name, pretrained=pretrained, num_classes=1, **given)
     except TypeError as error:
         lacking = [key for key in given if key in str(error)]
         if not lacking:
             raise
         raise ConfigError(f"architecture {name}", f"knows no {lacking[0]}", f"leave {lacking[0]} out") from error
     except Exception as error:
-        if not pretrained:
+        if not (pretrained or from_hub):
             raise
-        message = (str(error) or type(error).__name__).splitlines()[0][:100]
-        reason = printable(message if answers else f"{hub.ENDPOINT} does not answer")
+        message = printable((str(error) or type(error).__name__).splitlines()[0][:100])
+        if from_hub and (isinstance(error, ValueError) or message.startswith("Unknown model")):
+            problem = f"names no repository of a timm network ({message})"
+            raise ConfigError(f"architecture {name}", problem, "give it as hf-hub:OWNER/NAME") from error
+        reason = message if answers else f"{hub.ENDPOINT} does not answer"
+        missing = f"not in {hub.HF_HUB_CACHE} and cannot be downloaded ({reason})"
+        if from_hub:
+            remedy = "connect, or give the architecture by its name in timm and --weights FILE.safetensors"
+            raise ResourceError(f"architecture {name}", f"is {missing}", remedy) from error
         raise ResourceError(
             f"pretrained weights of {name}",
-            f"are not in {hub.HF_HUB_CACHE} and cannot be downloaded ({reason})",
+            f"are {missing}",
             "connect, or give --weights FILE.safetensors, or train from scratch with --no-pretrained "
             "(in a YAML file weights: FILE or pretrained: false)",
         ) from error
-    _rescale_head(model)
-    if weights is not None:
-        _load(model, weights, str(config.weights))
-    if config.stem == "half-stride":
-        _halve_stem_stride(model, name)
-    sample_strided(model)
-    return Backbone(model, config.input_size or image_size)
 
 
 def _has_weights(name: str) -> bool:
@@ -179,47 +250,47 @@ def _hub_answers() -> bool:
     return False
 
 
-def check(config: MemberConfig, image_size: int, weights: Mapping[str, torch.Tensor] | None = None) -> None:
-    """Check that `build` can build a network, without pretrained weights, and that it takes the images.
+def check(
+    config: MemberConfig, image_size: int, weights: Mapping[str, torch.Tensor] | None = None, say: Say = silent
+) -> None:
+    """Check that `build` can build a network, without pretrained weights, and that it gives a logit for an image.
 
     Raises
     ------
-    ConfigError, ArtifactError
-        As `build`; also if the network does not take images of this size, or has more than one linear head.
+    ConfigError, ArtifactError, ResourceError
+        As `build`; also if the network does not take images of this size, or does not give one logit at any size.
     """
-    network = build(config.model_copy(update={"pretrained": False}), image_size, weights).eval()
+    network = build(config.model_copy(update={"pretrained": False}), image_size, weights, say).eval()
+    if not (reason := _refusal(network)):
+        return
+    given, where = network.input_size, f"architecture {config.timm_name}"
+    network.input_size = network.model.pretrained_cfg["input_size"][-1]
+    if _refusal(network):
+        raise ConfigError(where, f"does not give one logit for an image ({reason})", "take another architecture")
+    problem = f"cannot take images of {given} pixels ({reason})"
+    raise ConfigError(where, problem, f"give --input-size {network.input_size}, or take another architecture")
+
+
+@torch.inference_mode()
+def _refusal(network: Backbone) -> str:
+    """Return why a network gives no logit for an image of its input size, or ""."""
     try:
-        with torch.inference_mode():
-            network(torch.zeros((1, image_size, image_size, 3), dtype=torch.uint8))
-    except Exception as error:
-        reason = printable((str(error) or type(error).__name__).splitlines()[0][:100])
-        problem = f"cannot take images of {network.input_size} pixels ({reason})"
-        raise ConfigError(f"architecture {config.timm_name}", problem, "give --input-size, or take another") from error
-
-
-def _load(model: Any, weights: Mapping[str, torch.Tensor], where: str) -> None:
-    expected = model.state_dict()
-    given = {key.removeprefix("model."): value for key, value in weights.items()}
-    of_head = {id(parameter) for parameter in model.get_classifier().parameters()}
-    names = [name for name, parameter in model.named_parameters() if id(parameter) in of_head]
-    head = {name for name in names if name in given and given[name].shape != expected[name].shape}
-    fits = {key for key, value in expected.items() if key in given and given[key].shape == value.shape}
-    wrong = [key for key in expected if key not in head | fits]
-    if wrong:
-        problem = f"lacks or has in another shape {wrong[0]}" + (f" and {len(wrong) - 1} more" if wrong[1:] else "")
-        raise ArtifactError(where, problem, "give weights of this architecture")
-    model.load_state_dict({key: given[key] for key in fits}, strict=False)
+        shape = tuple(network(torch.zeros((1, network.input_size, network.input_size, 3), dtype=torch.uint8)).shape)
+    except Exception as error:  # a network's code may raise anything
+        return printable((str(error) or type(error).__name__).splitlines()[0][:100])
+    return "" if shape == (1,) else f"its result has the shape {shape}"
 
 
 def _rescale_head(model: Any) -> None:
-    """Draw the last layer again if timm drew it far too large for one logit.
+    """Draw a last layer again if timm drew it far too large for one logit.
 
     timm's MobileNets and EfficientNets draw it from U(-1, 1) / sqrt(classes). That is small for a thousand classes; for
-    one, the first logits are in the tens, and the focal loss starts at several times its value at chance.
+    one, the first logits are in the tens, and the focal loss starts at several times its value at chance. DLA draws a
+    convolution by its number of outputs, with the same effect.
     """
-    head = model.get_classifier()
-    if isinstance(head, nn.Linear) and head.weight.std() > 3 / head.in_features**0.5:
-        head.reset_parameters()
+    for layer in last_layers(model):
+        if isinstance(layer, (nn.Linear, nn.Conv2d)) and layer.weight.std() > 3 / layer.weight[0].numel() ** 0.5:
+            layer.reset_parameters()
 
 
 def _halve_stem_stride(model: Any, name: str) -> None:

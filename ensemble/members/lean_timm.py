@@ -15,6 +15,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from ensemble.machine import provide_cache_folder
+
 NAMES = ("torch._dynamo", "torch._dynamo.utils")
 """The modules that are stood in for, the package first."""
 
@@ -23,6 +25,7 @@ def import_timm() -> None:
     """Import timm; with torch's compiler only where that is imported already."""
     if "timm" in sys.modules:
         return
+    provide_cache_folder()  # the hub's client, which timm imports, chooses its own for good
     import torch  # noqa: F401  it must be complete before a part of it is replaced
 
     if NAMES[0] not in sys.modules:

@@ -10,7 +10,7 @@ from timm.scheduler import CosineLRScheduler, StepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 
 from ensemble.config import MemberConfig
-from ensemble.members.backbones import Backbone
+from ensemble.members.backbones import Backbone, last_layers
 from ensemble.members.fold_job import FoldJob
 
 
@@ -18,12 +18,12 @@ def parameter_groups(network: Backbone, config: MemberConfig) -> list[dict[str, 
     """Return the parameter groups of the optimiser.
 
     timm splits the parameters into those with and without weight decay. If the backbone's rate differs, each group is
-    split once more into the last layer and the rest, the last layer first. timm's schedulers multiply a group's rate by
-    its `lr_scale`: 1 for the last layer, `backbone_lr_factor` for the rest.
+    split once more into the last layers and the rest, the last layers first. timm's schedulers multiply a group's rate
+    by its `lr_scale`: 1 for the last layers, `backbone_lr_factor` for the rest.
     """
     if config.backbone_lr_factor == 1:
         return list(param_groups_weight_decay(network, config.weight_decay))
-    head = {id(parameter) for parameter in network.model.get_classifier().parameters()}
+    head = {id(parameter) for parameter in last_layers(network.model).parameters()}
     groups = []
     for group in param_groups_weight_decay(network, config.weight_decay):
         for of_head, scale in ((True, 1.0), (False, config.backbone_lr_factor)):

@@ -7,7 +7,6 @@ in the same way again. `--precision` and `--convolutions` choose a plan without 
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from contextlib import AbstractContextManager, suppress
@@ -21,6 +20,7 @@ import torch
 
 from ensemble.config import MemberConfig
 from ensemble.errors import ConfigError, ResourceError, printable
+from ensemble.machine import cache_folder
 from ensemble.members.backbones import Backbone, build
 from ensemble.members.losses import focal_loss
 from ensemble.members.plans import REFERENCE, Phase, Plan, is_followed, possible_plans, prepare
@@ -354,8 +354,7 @@ def _machine() -> tuple[str, ...]:
 
 
 def _file() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(cache) / "thera" / "probes.json"
+    return cache_folder() / "thera" / "probes.json"
 
 
 def _read() -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What lies where on disk.
 
-files.py        whole or not at all: bytes, JSON, tables, tensors, locks
+files.py        whole or not at all: bytes, JSON, tables, tensors
+locks.py        a folder is held by one process at a time
 artifacts.py    JSON files whose hashes run.json records
 run.py          a run's folder: run.json, the fold table, where members and predictions lie
 member.py       a member's folder: weights, OOF logits, training state (StateFolder)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from ensemble.errors import ArtifactError
 from ensemble.runs import files
+from ensemble.runs.locks import locked
 
 RESTORE = "restore run.json from a copy, or use another --run"
 """The remedy where `run.json` itself is damaged."""
@@ -37,7 +38,7 @@ def write_recorded(run: Path, path: Path, value: object) -> str:
     sha256 = hashlib.sha256(data).hexdigest()
     if not (run / "run.json").exists():
         return files.write_whole(path, data)
-    with files.locked(run, wait=True):
+    with locked(run, wait=True):
         hashes = recorded(run, path)
         present = files.file_sha256(path) if path.is_file() else None
         former = [present] if present and (present in hashes or not hashes) else []
@@ -88,7 +89,7 @@ def forget_below(run: Path, folder: Path) -> None:
         return (run / name).is_relative_to(folder)
 
     if any(map(inside, recorded_files(run))):
-        with files.locked(run, wait=True):
+        with locked(run, wait=True):
             _write(run, {name: hashes for name, hashes in recorded_files(run).items() if not inside(name)})
 
 

@@ -1,4 +1,4 @@
-"""Atomic writes, hashes, locks, and the formats of files.
+"""Atomic writes, hashes, and the formats of files.
 
 JSON is checked against a type when it is read, tables are CSV keyed by id, tensors are safetensors; nothing is pickled.
 This file does not depend on the layout of a run, so every other wing may use it.
@@ -14,13 +14,14 @@ import json
 import os
 import secrets
 import socket
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from ensemble.errors import ArtifactError, LockedError, ResourceError, printable
+from ensemble.errors import ArtifactError, ResourceError, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,8 +67,10 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises
     ------
     ResourceError
-        The disk is full, or the folder cannot be written.
+        The disk is full, the folder cannot be written, or `path` is a link, a folder or a device.
     """
+    if kind := irregular(path):
+        raise ResourceError(path, f"cannot be written: {kind} is not replaced", "remove it, or choose another place")
     unique = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
     temporary = path.with_name(f".{path.name}.{unique}.tmp")
     try:
@@ -88,6 +91,16 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def irregular(path: Path) -> str:
+    """Return what is at a path, such as "a link", or "" where there is a regular file or nothing."""
+    try:
+        kind = stat.S_IFMT(path.lstat().st_mode)
+    except OSError:
+        return ""
+    kinds = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return "" if kind == stat.S_IFREG else kinds.get(kind, "a device")
 
 
 def remove_temporary_files(folder: Path) -> None:
@@ -382,59 +395,17 @@ def read_tensors(path: Path) -> Tensors:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
+        if _is_of_torch(path):
+            problem = "is no safetensors file but one of torch.save, which may hold code and is not loaded"
+            call = "safetensors.torch.save_file(torch.load(FILE, weights_only=True), NEW)"
+            raise ArtifactError(path, problem, f"convert it in Python: {call}") from None
         raise ArtifactError(path, f"is no safetensors file ({printable(error)})", "give one") from None
 
 
-# --- locks ------------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def locked(folder: Path, wait: bool = False, say: Callable[[str], object] | None = None) -> Iterator[None]:
-    """Hold a folder for this process. The lock of a killed process is free again.
-
-    Parameters
-    ----------
-    folder : Path
-        Made where missing. The lock is `.lock` in it; pid and host of the holder are in `.lock.holder`.
-    wait : bool
-        Wait for another holder instead of raising.
-    say : callable, optional
-        Receives a line that names the holder, if there is one to wait for.
-
-    Raises
-    ------
-    LockedError
-        Another process holds the folder; its pid and host are named.
-    ResourceError
-        The folder cannot be written.
-    """
-    from filelock import FileLock, Timeout
-
-    holder = folder / ".lock.holder"
-    lock = FileLock(folder / ".lock", timeout=0)
+def _is_of_torch(path: Path) -> bool:
+    """Return whether a file begins as the zips and pickles do that torch.save writes."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire()
-        except Timeout:
-            if not wait:
-                raise LockedError(folder, f"{_holder(holder)} works here", "wait for it, or stop it first") from None
-            if say is not None:
-                say(f"note: waiting for {_holder(holder)}, which works in {printable(folder)}")
-            lock.acquire(timeout=-1)
-    except OSError as error:
-        problem = f"cannot be written ({error.strerror})"
-        raise ResourceError(folder, problem, "choose a place that can be written") from None
-    try:
-        write_whole(holder, f"pid {os.getpid()} on {socket.gethostname()}".encode())
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            holder.unlink()
-        lock.release()
-
-
-def _holder(path: Path) -> str:
-    with contextlib.suppress(OSError):
-        return printable(path.read_text(errors="replace").strip()) or "another process"
-    return "another process"
+        with open(path, "rb") as file:
+            return file.read(4).startswith((b"PK\x03\x04", b"\x80"))
+    except OSError:
+        return False

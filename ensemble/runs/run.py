@@ -23,7 +23,6 @@ from ensemble.errors import ArtifactError, ConfigError, DataError, LockedError, 
 from ensemble.runs.artifacts import RESTORE, forget_below
 from ensemble.runs.files import (
     file_sha256,
-    locked,
     read_json,
     read_table,
     refuse_differences,
@@ -32,6 +31,7 @@ from ensemble.runs.files import (
     write_json,
     write_whole,
 )
+from ensemble.runs.locks import locked
 from ensemble.runs.member import MemberFolder
 from ensemble.runs.predictions import fingerprint_of
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny import listing, rewrite_json, write_tiny
 
 from ensemble.cli import main
-from ensemble.config import MemberConfig
+from ensemble.config import VIEWS, MemberConfig
 from ensemble.errors import ConfigError
-from ensemble.runs.files import locked
+from ensemble.runs.files import write_logits
+from ensemble.runs.locks import locked
 from ensemble.runs.run import Run
 
 TRAIN = ("--no-pretrained", "--epochs", "1", "--batch-size", "8", "--folds", "2", "--device", "cpu")
@@ -124,6 +127,33 @@ def test_members_that_cannot_be_chosen_are_refused(
     before = listing(run)
     assert message in fails(status, "fit-stacker", "--run", run, "--members", members, capsys=capsys)
     assert listing(run) == before
+
+
+def make_constant(run: Path, name: str) -> None:
+    """Give all images of each fold one logit, as a collapsed training does."""
+    member = Run(run).member(name)
+    for fold in range(2):
+        ids, logits = member.read_oof(fold, VIEWS)
+        facts = json.loads((run / "members" / name / "member.json").read_text())
+        sha256 = write_logits(member.fold(fold) / "oof.csv", ids, np.full_like(logits, fold - 3.0), VIEWS)
+        facts["folds"][str(fold)]["oof_sha256"] = sha256
+        rewrite_json(run / "members" / name / "member.json", facts)
+
+
+def test_a_constant_member_is_left_out_unless_forced_by_the_option_that_the_warning_names(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_constant(run, "b")
+    capsys.readouterr()
+    main(["fit-stacker", "--run", str(run)])
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: member b")]
+    assert warning.endswith("it is left out of the stack unless --force-members b is given")
+    assert stacked(run) == ["a", "c"]
+    main(["fit-stacker", "--run", str(run), *re.findall("--force-members b", warning)[0].split()])
+    assert "member b gives the same logit" in capsys.readouterr().err
+    assert stacked(run) == ["a", "b", "c"]
+    line = fails(2, "fit-stacker", "--run", run, "--force-members", "z", capsys=capsys)
+    assert line == "error: --force-members: the run has no member z; it has a, b, c"
 
 
 # --- removal ----------------------------------------------------------------------------------------------------------

@@ -174,7 +174,7 @@ def test_a_run_without_a_trained_epoch_begins_anew_with_other_folds(tmp_path: Pa
     from ensemble.commands.train import train_members
     from ensemble.config import ComputeConfig, DataConfig, MemberConfig
     from ensemble.errors import ArtifactError
-    from ensemble.runs import files
+    from ensemble.runs.locks import locked
     from ensemble.runs.run import Run
 
     write_tiny(tmp_path, 40)
@@ -193,7 +193,7 @@ def test_a_run_without_a_trained_epoch_begins_anew_with_other_folds(tmp_path: Pa
         train(5)
     run = Run(tmp_path / "run")
     assert run.read().folds == 5 and run.read_folds().k == 5
-    with files.locked(run.folder / "members" / "other"), pytest.raises(ArtifactError, match="folds was 5 and is 2"):
+    with locked(run.folder / "members" / "other"), pytest.raises(ArtifactError, match="folds was 5 and is 2"):
         train(2)  # another process may be in its first epoch
     train(2)
     assert "begins anew: folds was 5 and is 2" in "\n".join(said)

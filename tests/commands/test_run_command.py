@@ -310,7 +310,7 @@ def test_killed_and_started_again_gives_the_same(done: Path, tmp_path: Path, kin
 def test_the_second_start_of_a_member_names_the_process_that_works(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ensemble.runs.files import locked
+    from ensemble.runs.locks import locked
 
     config = write_config(tmp_path)
     with locked(tmp_path / "run/members/a"):

@@ -21,7 +21,7 @@ from ensemble.data.dataset import Dataset
 from ensemble.data.source import open_source
 from ensemble.data.store import load_dataset
 from ensemble.errors import DataError, ResourceError
-from ensemble.runs.files import locked
+from ensemble.runs.locks import locked
 
 
 def picture(seed: int, height: int = 12, width: int = 12) -> NDArray[np.uint8]:

@@ -202,11 +202,25 @@ def test_a_constant_member_stays_out_and_is_named(make_oof, quick):
     assert [member.name for member in decision.members] == ["m0", "m1", "m2"]
     assert len(decision.member_thresholds) == 2
     assert decision.notes == (
-        "member m1 gives the same logit to all images of folds 0, 1, 2, 3; it is left out of the stack",
+        "member m1 gives the same logit to all images of folds 0, 1, 2, 3; it is left out of the stack unless "
+        "--force-members m1 is given",
         "member m2 gives the same logit to all images of fold 2; it is still in the stack",
     )
     with pytest.raises(DataError, match="a member must vary"):
         fit_decision(replace(oof, logits=np.zeros_like(logits)), ())
+
+
+@pytest.mark.parametrize("stacker", ["auto", *STACKERS])
+def test_a_constant_member_that_is_forced_stays_in(make_oof, quick, stacker):
+    oof = make_oof()
+    logits = oof.logits.copy()
+    logits[:, 1] = 0.5
+    decision = fit_decision(replace(oof, logits=logits), (), stacker=stacker, forced=("m1",))
+    assert decision.stacker.members == ("m0", "m1", "m2") and len(decision.member_thresholds) == 3
+    (note,) = decision.notes
+    assert note.endswith("folds 0, 1, 2, 3; it is still in the stack")
+    with pytest.raises(DataError, match="a member must vary"):
+        fit_decision(replace(oof, logits=np.zeros_like(logits)), (), forced=oof.members)
 
 
 # --- what is beside the stack -----------------------------------------------------------------------------------------

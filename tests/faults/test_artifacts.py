@@ -23,6 +23,7 @@ from ensemble.data.folds import FoldTable, assign_folds, together
 from ensemble.data.source import open_source
 from ensemble.data.store import load_dataset
 from ensemble.runs import files
+from ensemble.runs.locks import locked
 from ensemble.runs.member import MemberFolder, MemberIdentity
 from ensemble.runs.predictions import KeptLogits
 from ensemble.runs.run import Run, RunFacts
@@ -323,7 +324,7 @@ except SystemExit as end:
 """
     images = ["--images", str(finished / "train/img"), "--labels", str(finished / "train/labels.txt")]
     command = ["train-member", "--run", str(finished / "locked"), *images, "--folds", "2", "--arch", "lenet"]
-    with files.locked(finished / "locked/members/lenet"):
+    with locked(finished / "locked/members/lenet"):
         ended = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=True)
     assert ended.stdout == "5 False\n"
     assert f"pid {os.getpid()} on " in ended.stderr
@@ -333,7 +334,7 @@ def test_a_second_fit_stacker_is_refused_before_it_fits(
     again: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("ensemble.commands.fit_stacker.fit_decision", lambda *_: pytest.fail("fitted"))
-    with files.locked(again / "run/decision"):
+    with locked(again / "run/decision"):
         status, (line,) = ended(again, "fit-stacker", capsys)
     assert status == 5 and f"pid {os.getpid()} on " in line
 

@@ -10,11 +10,13 @@ import torch
 from huggingface_hub import constants as hub
 from huggingface_hub import get_session
 from safetensors.torch import load_file, save_file
+from timm.models.resnet import ResNet
 
 from ensemble.config import MemberConfig
 from ensemble.errors import ArtifactError, ConfigError, ResourceError
 from ensemble.members import backbones
 from ensemble.members.backbones import build, check
+from ensemble.members.optimiser import parameter_groups
 from ensemble.members.safe_convolutions import SampledConv2d
 
 THREE = ("resnet18", "mobilenetv2", "convnext_nano")
@@ -167,9 +169,60 @@ def test_weights_of_another_architecture_are_refused() -> None:
 
 @pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
 def test_a_network_that_cannot_take_the_images_is_refused(arch: str) -> None:
-    with pytest.raises(ConfigError, match=r"cannot take images of 64 pixels \(.*give --input-size"):
+    with pytest.raises(ConfigError, match=r"cannot take images of 64 pixels \(.*give --input-size 224, or"):
         check(config(arch), 64)
     check(config("vit_tiny_patch16_224", input_size=224), 64)
+
+
+HEADS = {
+    "dla46_c": 64,  # a convolution
+    "levit_128s": 224,  # two, each with a norm before it
+    "crossvit_9_240": 240,  # one for each of two sizes
+    "efficientvit_m0": 64,  # a linear layer after a norm
+    "sequencer2d_s": 64,  # a head that pools the map itself
+}
+"""Architectures whose last layer cannot be applied to their features, and a size that they take."""
+
+
+def perturb(model: torch.nn.Module) -> None:
+    """Change weights and statistics, so that no norm and no layer of the network is the identity."""
+    torch.manual_seed(0)
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            shifted = name.endswith(("bias", "running_mean")) or not tensor.any()
+            tensor.add_(0.1 * torch.rand_like(tensor)) if shifted else tensor.mul_(0.8 + 0.4 * torch.rand_like(tensor))
+
+
+@pytest.mark.parametrize("arch", HEADS)
+def test_a_network_with_any_head_gives_the_logit_that_timm_gives(arch: str) -> None:
+    member = config(arch, input_size=HEADS[arch])
+    check(member, 64)
+    network = build(member, HEADS[arch]).eval()
+    perturb(network.model)
+    images = pixels(HEADS[arch])
+    with torch.inference_mode():
+        x = (images.permute(0, 3, 1, 2).float() - network.mean) / network.std
+        torch.testing.assert_close(network(images), network.model(x).squeeze(1), rtol=1e-3, atol=1e-4)
+        logits = network(images, torch.bfloat16)
+    assert logits.dtype == torch.float32 and not torch.equal(logits, logits.bfloat16().float()), "rounded to half"
+
+
+@pytest.mark.parametrize("arch", ["dla46_c", "deit_tiny_distilled_patch16_224"])
+def test_all_last_layers_are_trained_where_the_rest_is_frozen(arch: str) -> None:
+    network = build(config(arch, input_size=224), 64)
+    network.freeze()
+    trained = {name for name, parameter in network.model.named_parameters() if parameter.requires_grad}
+    heads = ("fc",) if arch == "dla46_c" else ("head", "head_dist")
+    assert trained == {f"{head}.{kind}" for head in heads for kind in ("weight", "bias")}
+    groups = parameter_groups(network, config(arch, backbone_lr_factor=0.1))
+    of_heads = [parameter for group in groups if group["lr_scale"] == 1 for parameter in group["params"]]
+    assert len(of_heads) == len(trained)
+
+
+def test_a_network_that_gives_no_logit_at_any_size_is_not_refused_for_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ResNet, "forward_head", lambda self, x, pre_logits=False: x.mean(1))
+    with pytest.raises(ConfigError, match=r"resnet10t: does not give one logit .*; take another architecture$"):
+        check(config("resnet10t"), 64)
 
 
 @pytest.mark.parametrize(

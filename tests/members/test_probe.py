@@ -214,12 +214,12 @@ def test_a_head_alone_is_not_compiled(cache: Path, measured: list[Any], monkeypa
     assert not measured
 
 
-def no_compiler(model: Any, x: torch.Tensor) -> torch.Tensor:
+def no_compiler(model: Any, x: torch.Tensor, whole: bool) -> torch.Tensor:
     raise RuntimeError("No working C++ compiler found\nat all")
 
 
-def scaled(model: Any, x: torch.Tensor) -> torch.Tensor:
-    return 1.1 * backbones._features(model, x).roll(1, 0)
+def scaled(model: Any, x: torch.Tensor, whole: bool) -> torch.Tensor:
+    return 1.1 * backbones._features(model, x, whole).roll(1, 0)
 
 
 @pytest.mark.parametrize(

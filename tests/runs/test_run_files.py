@@ -28,6 +28,7 @@ from tiny import ODD_IDS, listing
 
 from ensemble.errors import ArtifactError, LockedError, ResourceError
 from ensemble.runs import files
+from ensemble.runs.locks import locked
 
 # --- whole or not at all ----------------------------------------------------------------------------------------------
 
@@ -329,7 +330,7 @@ def test_a_pickle_named_safetensors_is_refused_and_not_run(tmp_path: Path, monke
 
 # --- locks ------------------------------------------------------------------------------------------------------------
 
-HOLD = "import sys, time; from pathlib import Path; from ensemble.runs.files import locked\n"
+HOLD = "import sys, time; from pathlib import Path; from ensemble.runs.locks import locked\n"
 HOLD += "with locked(Path(sys.argv[1])): {before}; print('held', flush=True); time.sleep(60)"
 
 
@@ -359,12 +360,12 @@ def hold(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 def test_a_second_process_learns_who_works_here(tmp_path: Path, hold: Callable[..., subprocess.Popen[str]]) -> None:
     holder, started = hold(), time.monotonic()
-    with pytest.raises(LockedError) as caught, files.locked(tmp_path):
+    with pytest.raises(LockedError) as caught, locked(tmp_path):
         raise AssertionError("both are in")
     assert time.monotonic() - started < 1
     host = os.uname().nodename
     assert str(caught.value) == f"{tmp_path}: pid {holder.pid} on {host} works here; wait for it, or stop it first"
-    with pytest.raises(LockedError, match=f"pid {holder.pid} "), files.locked(tmp_path):
+    with pytest.raises(LockedError, match=f"pid {holder.pid} "), locked(tmp_path):
         raise AssertionError("the refused one spoilt the note")
 
 
@@ -372,7 +373,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path, hold: Callable[...
     holder = hold()
     holder.kill()
     holder.wait()
-    with files.locked(tmp_path):
+    with locked(tmp_path):
         assert (tmp_path / ".lock.holder").read_text() == f"pid {os.getpid()} on {os.uname().nodename}"
     assert not (tmp_path / ".lock.holder").exists()
 
@@ -381,7 +382,7 @@ def test_a_lock_follows_no_link(tmp_path: Path) -> None:
     (tmp_path / "outside").write_text("precious")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").symlink_to(tmp_path / "outside")
-    with pytest.raises(ResourceError, match="cannot be written"), files.locked(tmp_path / "run"):
+    with pytest.raises(ResourceError, match="is a link and no lock file"), locked(tmp_path / "run"):
         raise AssertionError("locked through a link")
     assert (tmp_path / "outside").read_text() == "precious"
 
@@ -393,26 +394,26 @@ def test_a_forked_worker_does_not_keep_the_lock_of_its_killed_parent(
     holder = hold(before=forked)
     holder.kill()
     holder.wait()
-    with files.locked(tmp_path):
+    with locked(tmp_path):
         pass
 
 
 def test_who_waits_gets_it_when_it_is_free(tmp_path: Path, hold: Callable[..., subprocess.Popen[str]]) -> None:
     holder, started = hold(), time.monotonic()
     threading.Timer(0.3, holder.kill).start()
-    with files.locked(tmp_path, wait=True):
+    with locked(tmp_path, wait=True):
         assert 0.25 < time.monotonic() - started < 10
 
 
 def test_a_lock_is_let_go_at_the_end_and_on_an_error(tmp_path: Path) -> None:
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError), files.locked(tmp_path / "new"):
+        with pytest.raises(ZeroDivisionError), locked(tmp_path / "new"):
             raise ZeroDivisionError
-    with files.locked(tmp_path / "new"):
+    with locked(tmp_path / "new"):
         pass
 
 
 def test_a_place_that_cannot_be_locked(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(ResourceError, match="cannot be written"), files.locked(tmp_path / "file"):
+    with pytest.raises(ResourceError, match="cannot be written"), locked(tmp_path / "file"):
         pass
