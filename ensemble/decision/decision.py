@@ -9,16 +9,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ensemble.config import seed_sequence
-from ensemble.decision.assessment import Assessment, assess, assess_fitted, replicates_of
+from ensemble.decision.assessment import Assessment, Candidate, assess
 from ensemble.decision.cross_fitting import (
     MAJORITY_VOTE,
     CrossFit,
-    FittedRule,
     OofLogits,
     Rows,
     Rule,
     cross_fit,
-    fit_stack,
     member_logit,
     of_score,
     stack,
@@ -28,9 +26,9 @@ from ensemble.decision.intervals import Interval
 from ensemble.decision.label_noise import Floor, estimate_floor
 from ensemble.decision.objective import HTER, Objective, WeightedError
 from ensemble.decision.rates import ErrorRates, Floats, Labels, error_rates
-from ensemble.decision.refits import Replicate
+from ensemble.decision.refits import RefitRule, Replicate, refit_replicates
 from ensemble.decision.stacker import STACKERS, Stacker
-from ensemble.decision.threshold import fit_threshold, fit_thresholds
+from ensemble.decision.threshold import fit_thresholds
 from ensemble.errors import DataError
 
 COSTS = tuple(WeightedError(cost, 10 - cost) for cost in range(1, 10))
@@ -60,7 +58,6 @@ class Decision:
     """
 
     kind: str  # of the stacker, a key of `STACKERS`
-    chosen: str  # the requested kind of stacker, or "auto"
     stacker: Stacker
     objective: Objective
     views: tuple[str, ...]  # the views over which member logits are averaged, both here and in prediction
@@ -120,7 +117,7 @@ def fit_decision(
     views: Iterable[str],
     seed: int = 0,
     objective: Objective = HTER,
-    stacker: str = "auto",
+    stacker: str = "nonnegative",
     repeats: int = 0,
 ) -> Decision:
     """Fit a stacker and a threshold on all OOF rows, and assess them, the members and the baselines.
@@ -139,8 +136,7 @@ def fit_decision(
     objective : Objective
         What the thresholds minimise.
     stacker : str
-        A key of `STACKERS`, or "auto" for the simplest kind within one standard error of the best. The nested estimate
-        then repeats that choice without each fold.
+        A key of `STACKERS`; without effect if there is a single member.
     repeats : int
         The number of other partitions into folds over which the nested estimate is repeated; groups stay together.
 
@@ -156,28 +152,25 @@ def fit_decision(
             "cannot fit the stacker", f"a member must vary; all of {oof.members} are constant in every fold"
         )
     kept = replace(oof, members=tuple(oof.members[j] for j in usable), logits=oof.logits[:, usable])
-    rows, rule = kept.rows, stack(stacker)
-    kind, fitted = fit_stack(stacker, rows, objective)
-    scores = fitted.apply(rows.logits)
-    deployed = FittedRule(fitted.apply, fit_threshold(scores, rows.labels, objective))
-    nested = cross_fit(rows, rule, objective)
-
-    def compared(name: str, rows_of: OofLogits, other: Rule) -> Assessment:
-        return assess(name, rows_of, other, objective, seed, stacked=nested.y_pred)
-
+    rule, kind = stack(stacker), stacker if len(kept.members) > 1 else "mean"
+    stacked = Candidate.of("stack", kept, rule, objective)
+    members = [Candidate.of(name, oof, of_score(member_logit(j)), objective) for j, name in enumerate(oof.members)]
+    baselines = [Candidate.of(name, kept, other, objective) for name, other in _baselines(kept.members)]
+    stackers = [Candidate.of(name, kept, stack(name), objective) for name in STACKERS if len(kept.members) > 1]
+    first, *others = assess([stacked, *members, *baselines, *stackers], oof.groups, seed)
+    end = len(members), len(members) + len(baselines)
     return Decision(
         kind=kind,
-        chosen=stacker,
-        stacker=fitted,
+        stacker=kept.rows.stacker(kind),
         objective=objective,
         views=tuple(views),
-        stacked=assess_fitted("stack", kept, deployed, nested, objective, seed, refit=True),
-        members=tuple(compared(name, oof, of_score(member_logit(j))) for j, name in enumerate(oof.members)),
-        baselines=tuple(compared(name, kept, other) for name, other in _baselines(kept.members)),
-        stackers=tuple(compared(name, kept, stack(name)) for name in STACKERS) if len(kept.members) > 1 else (),
-        curve=_performance_curve(scores, rows.labels, nested),
+        stacked=first,
+        members=tuple(others[: end[0]]),
+        baselines=tuple(others[end[0] : end[1]]),
+        stackers=tuple(others[end[1] :]),
+        curve=_performance_curve(stacked.deployed.score(kept.logits), oof.labels, stacked.nested),
         repeated=_repeated(kept, rule, objective, repeats, seed),
-        floor=estimate_floor(nested.scores, rows.labels, seed),
+        floor=estimate_floor(stacked.nested.scores, oof.labels, seed),
         notes=tuple(
             f"member {name} gives the same logit to all images of fold{'s' * (len(folds) > 1)} "
             f"{', '.join(map(str, folds))}; it is {'left out of' if folds == oof.folds else 'still in'} the stack"
@@ -234,6 +227,6 @@ def _baselines(members: Sequence[str]) -> list[tuple[str, Rule]]:
 
 def stack_replicates(decision: Decision, oof: OofLogits, seed: int, replicates: int) -> Iterable[Replicate]:
     """Return the bootstrap replicates of a decision's stack, with refitted thresholds, on its members' OOF rows."""
-    nested = cross_fit(oof.rows, stack(decision.chosen), decision.objective)
-    deployed = FittedRule(decision.stacker.apply, decision.threshold)
-    return replicates_of(oof, deployed, nested, decision.objective, seed, replicates)
+    nested = cross_fit(oof.rows, stack(decision.kind), decision.objective)
+    rule = RefitRule(decision.stacker.apply(oof.logits), oof.labels, nested.splits, decision.objective)
+    return refit_replicates(rule, oof.labels, oof.groups, seed, replicates)

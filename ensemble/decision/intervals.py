@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,11 @@ TAIL = 1e-14
 below the 1e-9 to which the quantiles are computed."""
 
 
+FEW_ERRORS = 30
+"""The number of errors on either class below which the bootstrap interval is too narrow, since the bootstrap cannot
+draw an error that was not observed. The interval is then widened to cover that of the counts alone (Jeffreys)."""
+
+
 @dataclass(frozen=True)
 class Interval:
     """A 95 % interval of an error rate, both ends included."""
@@ -34,8 +40,12 @@ class Interval:
     high: float
 
 
+Intervals: TypeAlias = tuple[Interval, Interval, Interval]
+"""Intervals of FPR, FNR and HTER."""
+
+
 def central(hter: Floats) -> Interval:
-    """Return the percentile-bootstrap interval, from the replicates (r,) of an error rate."""
+    """Return the interval between the quantiles of draws (r,) of an error rate or of a difference."""
     low, high = np.quantile(hter, LEVELS)
     return Interval(float(low), float(high))
 
@@ -66,17 +76,20 @@ def chance_interval(area: float, n_neg: int, n_pos: int) -> Interval:
     return Interval(max(area - half, 0.0), min(area + half, 1.0))
 
 
-def counting_intervals(rates: ErrorRates) -> tuple[Interval, Interval, Interval]:
+def counting_intervals(rates: ErrorRates, effects: tuple[float, float] = (1.0, 1.0)) -> Intervals:
     """Return the Jeffreys intervals of FPR, FNR and HTER, from the counts of errors.
 
-    FPR and FNR have independent Beta(errors + 1/2, correct + 1/2) posteriors, and HTER is their mean. Rows are assumed
-    to be independent. The upper end is above 0 even where no error was observed (Brown, Cai and DasGupta 2001, Interval
-    estimation for a binomial proportion).
+    FPR and FNR have independent Beta(errors + 1/2, correct + 1/2) posteriors, and HTER is their mean. The upper end is
+    above 0 even where no error was observed (Brown, Cai and DasGupta 2001, Interval estimation for a binomial
+    proportion).
 
     Parameters
     ----------
     rates : ErrorRates
         The rates; their counts are recovered from `n_neg` and `n_pos`.
+    effects : (float, float)
+        The design effects of FPR and FNR (`bootstrap.design_effects`), by which counts of rows are divided; 1 for
+        independent rows.
 
     Examples
     --------
@@ -86,15 +99,36 @@ def counting_intervals(rates: ErrorRates) -> tuple[Interval, Interval, Interval]
     """
     from scipy.special import betaincinv
 
-    first, second = _jeffreys(rates.fpr, rates.n_neg), _jeffreys(rates.fnr, rates.n_pos)
+    first, second = _jeffreys(rates.fpr, rates.n_neg, effects[0]), _jeffreys(rates.fnr, rates.n_pos, effects[1])
     fpr, fnr = (Interval(*(float(betaincinv(*shape, level)) for level in LEVELS)) for shape in (first, second))
     return fpr, fnr, beta_mean_interval(first, second)
 
 
-def _jeffreys(rate: float, n: int) -> tuple[float, float]:
+def widened(intervals: Intervals, rates: ErrorRates, effects: tuple[float, float] = (1.0, 1.0)) -> Intervals:
+    """Return the bootstrap intervals of FPR, FNR and HTER, widened to cover those of the counts if errors are few.
+
+    Errors are few if a class has fewer than `FEW_ERRORS`, divided by its design effect.
+
+    Parameters
+    ----------
+    intervals : (Interval, Interval, Interval)
+        Of FPR, FNR and HTER.
+    rates, effects
+        As in `counting_intervals`.
+    """
+    if min(round(rates.fpr * rates.n_neg) / effects[0], round(rates.fnr * rates.n_pos) / effects[1]) >= FEW_ERRORS:
+        return intervals
+    fpr, fnr, hter = (
+        Interval(min(one.low, other.low), max(one.high, other.high))
+        for one, other in zip(intervals, counting_intervals(rates, effects), strict=True)
+    )
+    return fpr, fnr, hter
+
+
+def _jeffreys(rate: float, n: int, effect: float = 1.0) -> tuple[float, float]:
     """Return the two shape parameters of the Beta posterior of a rate under the Jeffreys prior."""
     errors = round(rate * n)  # a measured rate gives its count of errors; an expected rate is rounded to one
-    return errors + 0.5, n - errors + 0.5
+    return errors / effect + 0.5, (n - errors) / effect + 0.5
 
 
 def beta_mean_interval(first: tuple[float, float], second: tuple[float, float]) -> Interval:
@@ -130,7 +164,9 @@ def _nodes() -> tuple[Floats, Floats]:
     return nodes, weights
 
 
-def new_set_interval(rates: ErrorRates, n_neg_new: int, n_pos_new: int) -> Interval:
+def new_set_interval(
+    rates: ErrorRates, n_neg_new: int, n_pos_new: int, effects: tuple[float, float] = (1.0, 1.0)
+) -> Interval:
     """Return the 95 % prediction interval of the HTER that is measured on a new set of images.
 
     It is wider than the interval of the HTER itself, because it covers two sources of error: that of the estimate, and
@@ -138,8 +174,7 @@ def new_set_interval(rates: ErrorRates, n_neg_new: int, n_pos_new: int) -> Inter
     new set are binomial at these rates, so their counts are beta-binomial. The distribution of the measured HTER is
     summed exactly.
 
-    Rows are assumed to be independent and drawn from the population of `rates`; the interval does not cover a shift
-    between the two sets.
+    Both sets are assumed to be drawn from one population; the interval does not cover a shift between them.
 
     Parameters
     ----------
@@ -147,6 +182,8 @@ def new_set_interval(rates: ErrorRates, n_neg_new: int, n_pos_new: int) -> Inter
         The estimate, from rows on which nothing was fitted.
     n_neg_new, n_pos_new : int
         The numbers of images of label 0 and of label 1 in the new set, at least 1 each.
+    effects : (float, float)
+        As in `counting_intervals`. The images of the new set are assumed to come in groups like those of the rows.
 
     Raises
     ------
@@ -164,8 +201,9 @@ def new_set_interval(rates: ErrorRates, n_neg_new: int, n_pos_new: int) -> Inter
             "cannot predict a new set's HTER",
             f"HTER needs both classes; got {n_neg_new} of label 0 and {n_pos_new} of label 1",
         )
-    false_pos, false_pos_probability = _error_counts(_jeffreys(rates.fpr, rates.n_neg), n_neg_new)
-    false_neg, false_neg_probability = _error_counts(_jeffreys(rates.fnr, rates.n_pos), n_pos_new)
+    n_neg_new, n_pos_new = max(round(n_neg_new / effects[0]), 1), max(round(n_pos_new / effects[1]), 1)
+    false_pos, false_pos_probability = _error_counts(_jeffreys(rates.fpr, rates.n_neg, effects[0]), n_neg_new)
+    false_neg, false_neg_probability = _error_counts(_jeffreys(rates.fnr, rates.n_pos, effects[1]), n_pos_new)
     cumulative = np.concatenate(([0.0], np.cumsum(false_neg_probability)))
 
     def at_most(total: float) -> float:

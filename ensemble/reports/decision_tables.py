@@ -60,12 +60,7 @@ def _difference_cell(row: Assessment) -> str:
 def _stacker_sentence(decision: Decision) -> str:
     if not decision.stackers:
         return "One member needs no stacker."
-    if decision.chosen != "auto":
-        return f"The stacker is {STACKER_NAMES[decision.kind]}, as requested."
-    return (
-        f"The stacker is {STACKER_NAMES[decision.kind]}: the simplest within one standard error of the best. The "
-        "nested figures repeat this choice without each fold."
-    )
+    return f"The stacker is {STACKER_NAMES[decision.kind]}."
 
 
 STACKER_NAMES = {
