@@ -257,7 +257,7 @@ class TheraClassifier(ThresholdClassifier):
         check_is_fitted(self)
         members = self._decision.stacker.members
         oof = averaged_oof(Run(self.run_), members, self._decision.views)
-        nested = cross_fit(oof.rows, stack(self._decision.kind), self._decision.objective)
+        nested = cross_fit(self._decision.aligned(oof).rows, stack(self._decision.kind), self._decision.objective)
         table = oof.table.to_pandas()
         table["label"] = self.classes_[oof.labels]
         for name, logits in zip(members, oof.logits.T, strict=True):

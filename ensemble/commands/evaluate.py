@@ -20,6 +20,7 @@ from ensemble.data.source import open_source
 from ensemble.decision.assessment import Candidate, compare_nested
 from ensemble.decision.comparison import compare_predictions, evaluate_predictions
 from ensemble.decision.cross_fitting import member_logit, of_score, stack
+from ensemble.decision.fold_offsets import aligned, find_fold_offsets
 from ensemble.decision.objective import HTER
 from ensemble.decision.rates import Labels
 from ensemble.errors import ArtifactError, ConfigError, DataError, printable, some
@@ -143,13 +144,14 @@ def read_side(folder: Path, tta: bool = True, say: Say = silent) -> Side:
         members, rule, objective = decision.stacker.members, stack(decision.kind), decision.objective
         description = f"the stack of {', '.join(members)} at {objective.description}"
     elif (path / "member.json").exists():
-        run, members = Run(path.parents[1]), (path.name,)
+        run, members, decision = Run(path.parents[1]), (path.name,), None
         rule, objective = of_score(member_logit(0)), HTER
         description = f"the member {path.name} alone at {objective.description}"
     else:
         remedy = "name checkpoints/RUN or checkpoints/RUN/members/NAME"
         raise ArtifactError(folder, "is neither a run nor a member: no run.json, no member.json", remedy)
     oof = averaged_oof(run, members, VIEW_SETS[key])
+    oof = aligned(oof, find_fold_offsets(oof) if decision is None else decision.offsets)
     candidate = Candidate.of(printable(folder), oof, rule, objective)
     return Side(folder, description, oof.table, candidate, run.read().seed)
 

@@ -5,6 +5,7 @@ objective.py       what a threshold minimises: HTER, a weighted error, or one ra
 threshold.py       the threshold that is best for an objective, by an exact sweep
 stacker.py         linear combinations of member logits
 cross_fitting.py   rules from member logits to predictions, and their nested cross-fitting
+fold_offsets.py    offsets between the logits of fold models
 bootstrap.py       stratified resampling of rows or groups
 intervals.py       intervals of error rates: Jeffreys, percentile, and for a new set of images
 comparison.py      error rates of fixed predictions, and the comparison of two sets of predictions

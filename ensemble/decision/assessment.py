@@ -21,6 +21,7 @@ from ensemble.decision.cross_fitting import (
     member_logit,
     of_score,
 )
+from ensemble.decision.fold_offsets import aligned, find_fold_offsets
 from ensemble.decision.intervals import Interval, chance_interval, new_set_interval, widened
 from ensemble.decision.objective import HTER, BoundedFnr, BoundedFpr, Objective
 from ensemble.decision.rates import ErrorRates, Floats, error_rates
@@ -47,6 +48,7 @@ class Assessment:
     refitted: bool  # whether the bootstrap refits the threshold; otherwise the nested predictions are kept fixed
     auc: float  # of the nested scores: the mean over the folds, whose scores may have different scales
     folds: tuple[FoldRow, ...]  # the nested estimate fold by fold
+    design_effects: tuple[float, float] = (1.0, 1.0)  # of groups on the FPR and the FNR, see bootstrap.design_effects
     difference: Difference | None = None  # the rule's nested HTER minus the stack's, on the same rows
 
     @property
@@ -67,12 +69,14 @@ class Assessment:
     def new_set_interval(self, n: int) -> Interval | None:
         """Return the 95 % prediction interval of the HTER on `n` new images with the class shares of these rows.
 
+        The new images are assumed to come in groups like these rows.
+
         Return None if `n` is below 2: HTER needs an image of each label.
         """
         if n < 2:
             return None
         n_neg = min(max(round(n * self.nested.n_neg / self.nested.n), 1), n - 1)
-        return new_set_interval(self.nested, n_neg, n - n_neg)
+        return new_set_interval(self.nested, n_neg, n - n_neg, self.design_effects)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +144,7 @@ def assess(candidates: Sequence[Candidate], groups: ArrayLike | None = None, see
                 refitted=candidate.fitted,
                 auc=candidate.nested.auc,
                 folds=candidate.nested.folds,
+                design_effects=design_effects(labels, candidate.nested.y_pred, groups),
                 difference=refit_differences(reference, rates, errors[j] - errors[0])[2] if j else None,
             )
         )
@@ -213,6 +218,8 @@ _FPR_ALONE, _FNR_ALONE = BoundedFnr(1.0), BoundedFpr(1.0)
 def member_report(name: str, table: FoldTable, logits: ArrayLike, seed: int = 0) -> Assessment:
     """Assess one member on its own: the rule is a threshold that is fitted to its OOF logits.
 
+    Offsets between its fold models are subtracted (see fold_offsets.py).
+
     Parameters
     ----------
     name : str
@@ -237,4 +244,5 @@ def member_report(name: str, table: FoldTable, logits: ArrayLike, seed: int = 0)
     (0.5, 0.0, 1.0)
     """
     oof = OofLogits(table, (name,), np.asarray(logits, np.float64)[:, None])
+    oof = aligned(oof, find_fold_offsets(oof))
     return assess([Candidate.of(name, oof, of_score(member_logit(0)))], oof.groups, seed=seed)[0]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ensemble.config import CORRECTIONS, seed_sequence
-from ensemble.decision.intervals import Interval, central
+from ensemble.decision.intervals import Interval, measured_interval
 from ensemble.decision.objective import HTER, Objective
 from ensemble.decision.rates import ErrorRates, Floats, apply_threshold, check_logits, error_rates
 from ensemble.decision.refits import Pair, Replicate, refit_interval
@@ -253,6 +253,7 @@ def averaging_effect(
     objective: Objective = HTER,
     prior: float | None = None,
     seed: int = 0,
+    effects: tuple[float, float] = (1.0, 1.0),
 ) -> AveragingEffect | None:
     """Estimate the error rates of the labels ``fold_logits.mean(axis=1) >= corrected threshold``.
 
@@ -287,6 +288,8 @@ def averaging_effect(
         Share of label 0 among the images; by default that of the OOF rows.
     seed : int
         Seed of the draws of images.
+    effects : (float, float)
+        The design effects of groups on FPR and FNR (`bootstrap.design_effects`), assumed of the images as well.
 
     Returns
     -------
@@ -346,5 +349,5 @@ def averaging_effect(
     n_neg = min(max(round(len(s) * share), 1), len(s) - 1)
     spread = np.array(errors) - np.mean(errors, axis=0)
     true = np.clip(np.array([rates.fpr, rates.fnr]) - spread, 0, 1)
-    measured = rng.binomial([n_neg, len(s) - n_neg], true) / [n_neg, len(s) - n_neg]
-    return AveragingEffect(chosen, candidates, interval, central(measured.sum(axis=1) / 2))
+    here = measured_interval(true, n_neg, len(s) - n_neg, effects)
+    return AveragingEffect(chosen, candidates, interval, here)

@@ -14,7 +14,6 @@ from ensemble.decision.cross_fitting import (
     MAJORITY_VOTE,
     CrossFit,
     OofLogits,
-    Rows,
     Rule,
     cross_fit,
     member_logit,
@@ -22,6 +21,7 @@ from ensemble.decision.cross_fitting import (
     stack,
     vote_share,
 )
+from ensemble.decision.fold_offsets import FoldOffset, aligned, find_fold_offsets, offsets_of
 from ensemble.decision.intervals import Interval
 from ensemble.decision.label_noise import Floor, estimate_floor
 from ensemble.decision.objective import HTER, Objective, WeightedError
@@ -30,6 +30,10 @@ from ensemble.decision.refits import RefitRule, Replicate, refit_replicates
 from ensemble.decision.stacker import STACKERS, Stacker
 from ensemble.decision.threshold import fit_thresholds
 from ensemble.errors import DataError
+
+LEAST_DEVIATION = 0.1
+"""The share of the nested HTER by which it must exceed that over random parts, so that a difference beyond chance is
+reported."""
 
 COSTS = tuple(WeightedError(cost, 10 - cost) for cost in range(1, 10))
 """The objectives of the expected-performance curve. The cost of an FPR runs from 1 to 9, and that of an FNR is the rest
@@ -69,6 +73,7 @@ class Decision:
     repeated: tuple[float, ...]  # nested HTER over each of the requested other partitions of the rows
     floor: Floor | None  # None where there are too few rows
     notes: tuple[str, ...] = ()  # what the user should know about the members, one sentence each
+    offsets: tuple[FoldOffset, ...] = ()  # of the members whose fold models differ; subtracted from their logits
 
     def __post_init__(self) -> None:
         if missing := set(self.stacker.members) - {member.name for member in self.members}:
@@ -105,6 +110,16 @@ class Decision:
         thresholds = {member.name: member.threshold for member in self.members}
         return tuple(thresholds[name] for name in self.stacker.members)
 
+    def aligned(self, oof: OofLogits) -> OofLogits:
+        """Return OOF logits less the offsets of their fold models, as the decision was fitted on them."""
+        return aligned(oof, self.offsets)
+
+    def aligned_folds(self, fold_logits: Floats) -> Floats:
+        """Return the logits (n, m, k) of the stack's members and fold models less the offsets of the fold models."""
+        if not self.offsets:
+            return fold_logits
+        return fold_logits - offsets_of(self.stacker.members, self.offsets, fold_logits.shape[2])
+
     def votes(self, logits: ArrayLike) -> tuple[Labels, Labels]:
         """Return the members' votes (n, m) on logits (n, m), and their majority (n,); an even split is a 1."""
         x = np.asarray(logits, np.float64)
@@ -123,12 +138,14 @@ def fit_decision(
     """Fit a stacker and a threshold on all OOF rows, and assess them, the members and the baselines.
 
     A member whose logits are constant within every fold carries no information and is left out of the stack and of the
-    baselines. A member whose logits are constant in only some folds stays in. `Decision.notes` names both.
+    baselines. A member whose logits are constant in only some folds stays in. Offsets between the fold models of a
+    member are subtracted (see fold_offsets.py). `Decision.notes` names all three, and a stack that is much worse over
+    the folds than over random parts of the rows.
 
     Parameters
     ----------
     oof : OofLogits
-        Averaged over `views`.
+        Averaged over `views`, as the fold models gave them.
     views : iterable of str
         They are stored in the decision, so that prediction can average over the same views.
     seed : int
@@ -145,6 +162,8 @@ def fit_decision(
     DataError
         Every member is constant.
     """
+    offsets = find_fold_offsets(oof)
+    oof = aligned(oof, offsets)
     constant = [_constant_folds(oof, column) for column in oof.logits.T]
     usable = [j for j, folds in enumerate(constant) if folds != oof.folds]
     if not usable:
@@ -157,7 +176,8 @@ def fit_decision(
     members = [Candidate.of(name, oof, of_score(member_logit(j)), objective) for j, name in enumerate(oof.members)]
     baselines = [Candidate.of(name, kept, other, objective) for name, other in _baselines(kept.members)]
     stackers = [Candidate.of(name, kept, stack(name), objective) for name in STACKERS if len(kept.members) > 1]
-    first, *others = assess([stacked, *members, *baselines, *stackers], oof.groups, seed)
+    parted = Candidate.of("stack", _in_random_parts(kept, seed), rule, objective)
+    first, *others, of_parts = assess([stacked, *members, *baselines, *stackers, parted], oof.groups, seed)
     end = len(members), len(members) + len(baselines)
     return Decision(
         kind=kind,
@@ -176,7 +196,33 @@ def fit_decision(
             f"{', '.join(map(str, folds))}; it is {'left out of' if folds == oof.folds else 'still in'} the stack"
             for name, folds in zip(oof.members, constant, strict=True)
             if folds
-        ),
+        )
+        + tuple(offset.message for offset in offsets)
+        + _deviation_note(first, of_parts),
+        offsets=offsets,
+    )
+
+
+def _in_random_parts(oof: OofLogits, seed: int, repeat: int = 0) -> OofLogits:
+    """Return the rows with random parts in place of their folds; groups stay together."""
+    from ensemble.data.folds import assign_folds
+
+    units = np.arange(oof.labels.size) if oof.groups is None else oof.groups
+    fold_seed = int(seed_sequence(seed, "parts", repeat).generate_state(1)[0])
+    fold_of = assign_folds(oof.labels, units, len(oof.folds), fold_seed).fold_of
+    return replace(oof, table=replace(oof.table, fold_of=fold_of))
+
+
+def _deviation_note(over_folds: Assessment, over_parts: Assessment) -> tuple[str, ...]:
+    """Return a sentence if the stack is worse over the folds than over random parts, beyond chance and by much."""
+    difference = over_parts.difference
+    assert difference is not None
+    if difference.interval.high >= 0 or -difference.value < LEAST_DEVIATION * over_folds.nested.hter:
+        return ()
+    return (
+        f"the fold models differ: the nested HTER is {over_folds.nested.hter:.4f} over the folds and "
+        f"{over_parts.nested.hter:.4f} over random parts of the same rows. A fold model deviates (see the fold tables "
+        "of the members), and the nested and expected figures are too high; train longer",
     )
 
 
@@ -196,16 +242,8 @@ def _performance_curve(scores: Floats, labels: Labels, nested: CrossFit) -> tupl
 
 def _repeated(oof: OofLogits, rule: Rule, objective: Objective, repeats: int, seed: int) -> tuple[float, ...]:
     """Return the nested HTER over other random partitions of the rows into as many folds, (repeats,)."""
-    from ensemble.data.folds import assign_folds
-
-    units = np.arange(oof.labels.size) if oof.groups is None else oof.groups
-    k, hters = len(oof.folds), []
-    for repeat in range(repeats):
-        fold_seed = int(seed_sequence(seed, "parts", repeat).generate_state(1)[0])
-        fold_of = assign_folds(oof.labels, units, k, fold_seed).fold_of
-        y_pred = cross_fit(Rows(oof.logits, oof.labels, fold_of, oof.members), rule, objective).y_pred
-        hters.append(error_rates(oof.labels, y_pred).hter)
-    return tuple(hters)
+    parts = (_in_random_parts(oof, seed, repeat).rows for repeat in range(repeats))
+    return tuple(error_rates(oof.labels, cross_fit(rows, rule, objective).y_pred).hter for rows in parts)
 
 
 def _constant_folds(oof: OofLogits, column: Floats) -> tuple[int, ...]:
@@ -226,7 +264,10 @@ def _baselines(members: Sequence[str]) -> list[tuple[str, Rule]]:
 
 
 def stack_replicates(decision: Decision, oof: OofLogits, seed: int, replicates: int) -> Iterable[Replicate]:
-    """Return the bootstrap replicates of a decision's stack, with refitted thresholds, on its members' OOF rows."""
+    """Return the bootstrap replicates of a decision's stack, with refitted thresholds, on its members' OOF rows.
+
+    Offsets between fold models have been subtracted from the rows (`Decision.aligned`).
+    """
     nested = cross_fit(oof.rows, stack(decision.kind), decision.objective)
     rule = RefitRule(decision.stacker.apply(oof.logits), oof.labels, nested.splits, decision.objective)
     return refit_replicates(rule, oof.labels, oof.groups, seed, replicates)

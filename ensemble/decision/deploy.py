@@ -127,7 +127,7 @@ def deploy(
     ----------
     decision : Decision
     oof : OofLogits
-        The OOF logits of the members of the stack, averaged over the decision's views.
+        The OOF logits of the members of the stack, averaged over the decision's views, as the fold models gave them.
     fold_logits : float64 array (n, m, k)
         The logits of the new images by member and fold model, averaged over the decision's views.
     logits : float64 array (n, m)
@@ -145,7 +145,9 @@ def deploy(
     if combine == "vote":
         check = check_new_share(decision, oof, fold_logits)
         assumed, effect, threshold = None, None, decision.threshold
-        y_pred, fold_votes = majority_of_folds(decision.stacker, decision.threshold, fold_logits)
+        y_pred, fold_votes = majority_of_folds(
+            decision.stacker, decision.threshold, decision.aligned_folds(fold_logits)
+        )
     else:
         check, assumed, effect, threshold = corrected(decision, oof, fold_logits, correction, prior, seed)
         y_pred, fold_votes = apply_threshold(stacked, threshold), np.empty((len(logits), 0), np.int8)
@@ -182,8 +184,8 @@ def corrected(
     The parameters are those of `deploy`. The assumed share is None for that of the OOF rows, and the effect of
     averaging is None where it cannot be measured; the threshold is then the decision's.
     """
-    check = check_new_share(decision, oof, fold_logits)
-    assumed = prior
+    check, assumed = check_new_share(decision, oof, fold_logits), prior
+    oof, fold_logits = decision.aligned(oof), decision.aligned_folds(fold_logits)
     if assumed is None and check.shifted:
         assumed = float(np.clip(check.prior, LEAST_SHARE, 1 - LEAST_SHARE))
     if prior is None and check.shifted:
@@ -201,15 +203,16 @@ def corrected(
             decision.objective,
             assumed,
             seed,
+            decision.stacked.design_effects,
         )
     return check, assumed, effect, decision.threshold if effect is None else effect.chosen.threshold
 
 
 def check_new_share(decision: Decision, oof: OofLogits, fold_logits: Floats) -> ShareCheck:
     """Return the share check of new images, from their logits (n, m, k) by member and fold model."""
-    scores = decision.stacker.apply(oof.logits)
+    scores = decision.stacker.apply(decision.aligned(oof).logits)
     rates = error_rates(oof.labels, apply_threshold(scores, decision.threshold))
-    singles = stacked_folds(decision.stacker, fold_logits)
+    singles = stacked_folds(decision.stacker, decision.aligned_folds(fold_logits))
     return check_share(scores, singles, decision.threshold, rates, oof.groups)
 
 

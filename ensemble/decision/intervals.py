@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -201,37 +201,106 @@ def new_set_interval(
             "cannot predict a new set's HTER",
             f"HTER needs both classes; got {n_neg_new} of label 0 and {n_pos_new} of label 1",
         )
-    n_neg_new, n_pos_new = max(round(n_neg_new / effects[0]), 1), max(round(n_pos_new / effects[1]), 1)
-    false_pos, false_pos_probability = _error_counts(_jeffreys(rates.fpr, rates.n_neg, effects[0]), n_neg_new)
-    false_neg, false_neg_probability = _error_counts(_jeffreys(rates.fnr, rates.n_pos, effects[1]), n_pos_new)
-    cumulative = np.concatenate(([0.0], np.cumsum(false_neg_probability)))
+    n_neg_new, n_pos_new = _effective((n_neg_new, n_pos_new), effects)
+    false_pos = _error_counts(_jeffreys(rates.fpr, rates.n_neg, effects[0]), n_neg_new)
+    false_neg = _error_counts(_jeffreys(rates.fnr, rates.n_pos, effects[1]), n_pos_new)
+    return _measured_hter([(false_pos, false_neg)], n_neg_new, n_pos_new)
+
+
+def measured_interval(rates: Floats, n_neg: int, n_pos: int, effects: tuple[float, float] = (1.0, 1.0)) -> Interval:
+    """Return the 95 % interval of the HTER that is measured on a set of images, if its true rates are one of several.
+
+    The counts of errors are binomial at each pair of rates, and the pairs are equally probable. The distribution of the
+    measured HTER is summed exactly.
+
+    Parameters
+    ----------
+    rates : float64 array (r, 2)
+        Pairs of FPR and FNR, such as those of bootstrap replicates.
+    n_neg, n_pos : int
+        The numbers of images of label 0 and of label 1, at least 1 each.
+    effects : (float, float)
+        As in `counting_intervals`.
+
+    Examples
+    --------
+    >>> measured_interval(np.array([[0.5, 0.0]]), 1, 1)
+    Interval(low=0.0, high=0.5)
+    """
+    n_neg, n_pos = _effective((n_neg, n_pos), effects)
+    pairs = [(_binomial_counts(fpr, n_neg), _binomial_counts(fnr, n_pos)) for fpr, fnr in rates.tolist()]
+    return _measured_hter(pairs, n_neg, n_pos)
+
+
+Distribution: TypeAlias = tuple[NDArray[np.int64], Floats]
+"""Consecutive counts of errors, and their probabilities."""
+
+
+def _effective(counts: tuple[int, int], effects: tuple[float, float]) -> tuple[int, int]:
+    """Return numbers of images divided by their design effects, at least 1."""
+    n_neg, n_pos = (max(round(n / effect), 1) for n, effect in zip(counts, effects, strict=True))
+    return n_neg, n_pos
+
+
+def _measured_hter(pairs: Sequence[tuple[Distribution, Distribution]], n_neg: int, n_pos: int) -> Interval:
+    """Return the central 95 % of (false positives / n_neg + false negatives / n_pos) / 2.
+
+    The distributions of the two counts are one of several pairs, each with the same probability.
+    """
+    prepared = [
+        (false_pos / n_neg, of_false_pos, false_neg[0], np.concatenate(([0.0], np.cumsum(of_false_neg))))
+        for (false_pos, of_false_pos), (false_neg, of_false_neg) in pairs
+    ]
 
     def at_most(total: float) -> float:
-        # With 1e-9 added, a sum that exceeds `total` by rounding alone counts as at most `total`.
-        most = np.floor((total - false_pos / n_neg_new) * n_pos_new + 1e-9).astype(np.int64)
-        return float(false_pos_probability @ cumulative[np.clip(most - false_neg[0] + 1, 0, false_neg.size)])
+        probability = 0.0
+        for fpr, of_false_pos, first, cumulative in prepared:
+            # With 1e-9 added, a sum that exceeds `total` by rounding alone counts as at most `total`.
+            most = np.floor((total - fpr) * n_pos + 1e-9).astype(np.int64)
+            probability += float(of_false_pos @ cumulative[np.clip(most - first + 1, 0, cumulative.size - 1)])
+        return probability / len(prepared)
 
     low, high = (_quantile(at_most, level, 0.0, 2.0) / 2 for level in LEVELS)
     return Interval(low, high)
 
 
-def _error_counts(shape: tuple[float, float], n: int) -> tuple[NDArray[np.int64], Floats]:
-    """Return the counts of errors among n new images, and their beta-binomial probabilities.
+def _error_counts(shape: tuple[float, float], n: int) -> Distribution:
+    """Return the beta-binomial distribution of the count of errors among n new images.
 
     Counts whose probability is negligible (`TAIL`) are left out, and the probabilities are scaled to a sum of 1.
     """
-    from scipy.special import betaincinv, betaln, gammaln
+    from scipy.special import betaincinv, betaln
 
-    # Rates outside [low, high] are negligible. Around n times such a rate, counts vary by less than 10 standard
-    # deviations, sqrt(n rate) each; the 10 more counts cover rates near 0, where this is too narrow.
-    low, high = betaincinv(*shape, TAIL), betaincinv(*shape, 1 - TAIL)
+    counts = _likely_counts(betaincinv(*shape, TAIL), betaincinv(*shape, 1 - TAIL), n)
+    probabilities = np.exp(_log_choose(n, counts) + betaln(counts + shape[0], n - counts + shape[1]) - betaln(*shape))
+    return counts, probabilities / probabilities.sum()
+
+
+def _binomial_counts(rate: float, n: int) -> Distribution:
+    """Return the binomial distribution of the count of errors among n images at a rate, as `_error_counts` does."""
+    from scipy.special import xlog1py, xlogy
+
+    counts = _likely_counts(rate, rate, n)
+    probabilities = np.exp(_log_choose(n, counts) + xlogy(counts, rate) + xlog1py(n - counts, -rate))
+    return counts, probabilities / probabilities.sum()
+
+
+def _likely_counts(low: float, high: float, n: int) -> NDArray[np.int64]:
+    """Return the counts of errors among n images that are not negligible at rates between `low` and `high`.
+
+    Around n times a rate, counts vary by less than 10 standard deviations, sqrt(n rate) each; the 10 more counts cover
+    rates near 0, where this is too narrow.
+    """
     first = max(0, int(n * low - 10 * np.sqrt(n * low)) - 10)
     last = min(n, int(n * high + 10 * np.sqrt(n * high)) + 10)
-    counts = np.arange(first, last + 1)
-    # The logarithm of the binomial coefficient; the coefficient itself would overflow.
-    choose = gammaln(n + 1) - gammaln(counts + 1) - gammaln(n - counts + 1)
-    probabilities = np.exp(choose + betaln(counts + shape[0], n - counts + shape[1]) - betaln(*shape))
-    return counts, probabilities / probabilities.sum()
+    return np.arange(first, last + 1)
+
+
+def _log_choose(n: int, counts: NDArray[np.int64]) -> Floats:
+    """Return the logarithms of the binomial coefficients, which themselves would overflow."""
+    from scipy.special import gammaln
+
+    return np.asarray(gammaln(n + 1) - gammaln(counts + 1) - gammaln(n - counts + 1))
 
 
 def _quantile(at_most: Callable[[float], float], level: float, low: float, high: float) -> float:
