@@ -307,7 +307,7 @@ def averaging_effect(
     s = np.asarray(fold_logits, np.float64)
     if s.ndim != 2 or not np.isfinite(s).all():
         raise DataError("cannot measure the effect of averaging", f"needs finite logits (n, k); got shape {s.shape}")
-    mean = s.mean(axis=1)
+    mean, objective = s.mean(axis=1), objective.on_rows(nested.n_neg, nested.n_pos)
     if len(s) < LEAST_IMAGES or mean.std() < LEAST_SPREAD * x.std():
         return None
     model = MeanModel(x, y, s, prior)

@@ -48,6 +48,8 @@ class Cuts:
         Finite.
     labels : int8 array (n,)
         0 or 1.
+    objective : Objective
+        What a threshold minimises.
     fitted : bool array (n,), optional
         The rows that the threshold is fitted on; it is evaluated on the others. If None, it is fitted and evaluated on
         all rows.
@@ -61,9 +63,13 @@ class Cuts:
         thresholds that predict the row as 1.
     """
 
-    def __init__(self, scores: Floats, labels: Labels, fitted: NDArray[np.bool_] | None = None) -> None:
+    def __init__(
+        self, scores: Floats, labels: Labels, objective: Objective = HTER, fitted: NDArray[np.bool_] | None = None
+    ) -> None:
         selected = slice(None) if fitted is None else fitted
         x, y = scores[selected], labels[selected]
+        n_neg, n_pos = np.bincount(y, minlength=2).tolist()
+        self._objective = objective.on_rows(n_neg, n_pos)
         order = np.argsort(x)
         x, y = x[order], y[order]
         cuts = crossings(x, y)
@@ -100,7 +106,7 @@ class Cuts:
         tables = flat.reshape(*weights.shape[:-1], self._tables, 2, -1)
         return tables[..., 0, :, :], tables[..., -1, :, :]
 
-    def best(self, table: Floats, objective: Objective) -> NDArray[np.int64]:
+    def best(self, table: Floats) -> NDArray[np.int64]:
         """Return the index of the threshold that is best for each table of counts (..., 2, c + 1).
 
         Among equally good cuts, the one with the smallest |FPR - FNR| is preferred, as in `fit_threshold` (where the
@@ -110,10 +116,10 @@ class Cuts:
         The index is -1 if `near_best` has left out a cut that may be as good.
         """
         fpr, fnr = self.rates(table)
-        at_or_below, at_or_above = objective.one_sided_losses(fpr, fnr)
+        at_or_below, at_or_above = self._objective.one_sided_losses(fpr, fnr)
         cost = at_or_below + at_or_above
         least = cost.min(axis=-1) + TOLERANCE
-        tie = np.where(cost <= least[..., None], objective.tie(fpr, fnr), np.inf)
+        tie = np.where(cost <= least[..., None], self._objective.tie(fpr, fnr), np.inf)
         first = np.argmax(tie <= tie.min(axis=-1, keepdims=True) + TOLERANCE, axis=-1)
         segment, size = np.arange(self.thresholds.size + 1), self.thresholds.size
         drawn_above = table.any(axis=-2) & (segment > first[..., None])
@@ -132,13 +138,13 @@ class Cuts:
         fpr = np.minimum(n_neg, 1) - below[..., 0, :-1] / np.maximum(n_neg, 1)
         return fpr, below[..., 1, :-1] / np.maximum(n_pos, 1)
 
-    def near_best(self, objective: Objective) -> Cuts:
+    def near_best(self) -> Cuts:
         """Return a copy with only the range of cuts whose loss on the unweighted rows is near the least."""
         table, _ = self.counts(np.ones(self.code.size))
         fpr, fnr = self.rates(table)
-        least = np.add(*objective.one_sided_losses(fpr, fnr)).min()
+        least = np.add(*self._objective.one_sided_losses(fpr, fnr)).min()
         room = _ROOM / np.sqrt(max(table.sum(axis=1).min(), 1))
-        at_or_below, at_or_above = objective.one_sided_losses(fpr - room, fnr - room)
+        at_or_below, at_or_above = self._objective.one_sided_losses(fpr - room, fnr - room)
         low = max(int(np.count_nonzero(at_or_below > least)) - 1, 0)
         high = min(int(np.count_nonzero(at_or_above <= least)) + 1, self.thresholds.size)
         near = copy(self)
@@ -186,9 +192,9 @@ class RefitRule:
     """
 
     def __init__(self, scores: Floats, labels: Labels, splits: Sequence[Split], objective: Objective = HTER) -> None:
-        self._objective, deployed = objective, Cuts(scores, labels)
-        self._all_cuts = [deployed, *(Cuts(split.scores, labels, ~split.inside) for split in splits)]
-        self._merged_row, self._near = _merged([cuts.near_best(objective) for cuts in self._all_cuts])
+        deployed = Cuts(scores, labels, objective)
+        self._all_cuts = [deployed, *(Cuts(split.scores, labels, objective, ~split.inside) for split in splits)]
+        self._merged_row, self._near = _merged([cuts.near_best() for cuts in self._all_cuts])
         self._merged_rows = self._near[0].code.size
         self._thresholds = deployed.thresholds
         self._true = np.stack(deployed.rates(deployed.counts(np.ones(labels.size))[0]), axis=1)  # (c, 2)
@@ -209,9 +215,9 @@ class RefitRule:
         """
         bins = self._merged_row + self._merged_rows * np.arange(len(weights))[:, None]
         merged = np.asarray(np.bincount(bins.ravel(), weights.ravel(), self._merged_rows * len(weights)), np.float64)
-        threshold, nested, complete = _refitted(self._near, merged.reshape(len(weights), -1), self._objective)
+        threshold, nested, complete = _refitted(self._near, merged.reshape(len(weights), -1))
         if not complete.all():
-            threshold[~complete], nested[~complete], _ = _refitted(self._all_cuts, weights[~complete], self._objective)
+            threshold[~complete], nested[~complete], _ = _refitted(self._all_cuts, weights[~complete])
         return threshold, nested, self._true[np.searchsorted(self._thresholds, threshold)]
 
     def errors(self, weights: Floats) -> Floats:
@@ -319,9 +325,7 @@ def _draws(labels: Labels, groups: ArrayLike | None, seed: int, replicates: int)
         yield np.stack([weights_of.draw() for _ in range(min(step, replicates - start))])
 
 
-def _refitted(
-    all_cuts: Sequence[Cuts], weights: Floats, objective: Objective
-) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+def _refitted(all_cuts: Sequence[Cuts], weights: Floats) -> tuple[Floats, Floats, NDArray[np.bool_]]:
     """Return the deployed thresholds (b,) and the nested FPR and FNR (b, 2) of weighted rows (b, n).
 
     The first of `all_cuts` is that of the deployed score; the others are those of the rule without each fold. The third
@@ -329,11 +333,11 @@ def _refitted(
     """
     deployed, *without = all_cuts
     table, _ = deployed.counts(weights)
-    cut = deployed.best(table, objective)
+    cut = deployed.best(table)
     complete, errors = cut >= 0, np.zeros((len(weights), 2))
     for cuts in without or (deployed,):
         fitted, held_out = cuts.counts(weights)
-        fold_cut = cuts.best(fitted, objective)
+        fold_cut = cuts.best(fitted)
         complete &= fold_cut >= 0
         below = np.take_along_axis(np.cumsum(held_out, axis=-1), fold_cut[:, None, None], axis=-1)[..., 0]
         errors += np.stack([held_out[:, 0].sum(axis=-1) - below[:, 0], below[:, 1]], axis=1)
