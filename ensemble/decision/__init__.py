@@ -11,9 +11,8 @@ intervals.py       intervals of error rates: Jeffreys, percentile, and for a new
 comparison.py      error rates of fixed predictions, and the comparison of two sets of predictions
 refits.py          the bootstrap that refits the threshold in every replicate; the interval of the nested HTER
 assessment.py      apparent and nested error rates of a rule, with intervals
-mixture.py         maximum likelihood for two classes with random label noise
 label_issues.py    confident learning: labels that the model contradicts
-label_noise.py     how much HTER label noise alone causes
+label_noise.py     how much HTER wrong labels alone cause at most
 decision.py        fits the stacker and the threshold that are deployed, and assesses them
 shift.py           whether new images have the class shares of the training images
 averaging.py       how averaging the fold models changes the error rates and the best threshold

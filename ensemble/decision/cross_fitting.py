@@ -289,6 +289,14 @@ class CrossFit:
     splits: tuple[Split, ...]  # one for each fold
 
     @property
+    def margins(self) -> Floats:
+        """The scores less the threshold of their fold's rule (n,), which puts the folds on one scale."""
+        margins = self.scores.copy()
+        for split in self.splits:
+            margins[split.inside] -= split.threshold
+        return margins
+
+    @property
     def auc(self) -> float:
         """The AUC of the scores: the mean over the folds, each with the weight of its number of pairs of rows."""
         pairs = [row.rates.n_neg * row.rates.n_pos for row in self.folds]

@@ -23,9 +23,9 @@ from ensemble.decision.cross_fitting import (
 )
 from ensemble.decision.fold_offsets import FoldOffset, aligned, find_fold_offsets, offsets_of
 from ensemble.decision.intervals import Interval
-from ensemble.decision.label_noise import Floor, estimate_floor
+from ensemble.decision.label_noise import NoiseBound, bound_noise
 from ensemble.decision.objective import HTER, Objective, WeightedError
-from ensemble.decision.rates import ErrorRates, Floats, Labels, error_rates
+from ensemble.decision.rates import ErrorRates, Floats, Labels, auc, error_rates
 from ensemble.decision.refits import RefitRule, Replicate, refit_replicates
 from ensemble.decision.stacker import STACKERS, Stacker
 from ensemble.decision.threshold import fit_thresholds
@@ -71,7 +71,7 @@ class Decision:
     stackers: tuple[Assessment, ...]  # every kind of stacker, the simplest first; empty for a single member
     curve: tuple[CostRow, ...]  # the expected-performance curve of the stack
     repeated: tuple[float, ...]  # nested HTER over each of the requested other partitions of the rows
-    floor: Floor | None  # None where there are too few rows
+    noise: NoiseBound | None = None  # of the labels; None where there are too few rows, and in files of former versions
     notes: tuple[str, ...] = ()  # what the user should know about the members, one sentence each
     offsets: tuple[FoldOffset, ...] = ()  # of the members whose fold models differ; subtracted from their logits
 
@@ -190,7 +190,7 @@ def fit_decision(
         stackers=tuple(others[end[1] :]),
         curve=_performance_curve(stacked.deployed.score(kept.logits), oof.labels, stacked.nested),
         repeated=_repeated(kept, rule, objective, repeats, seed),
-        floor=estimate_floor(stacked.nested.scores, oof.labels, seed),
+        noise=_bound_noise(kept, rule, objective),
         notes=tuple(
             f"member {name} gives the same logit to all images of fold{'s' * (len(folds) > 1)} "
             f"{', '.join(map(str, folds))}; it is {'left out of' if folds == oof.folds else 'still in'} the stack"
@@ -201,6 +201,20 @@ def fit_decision(
         + _deviation_note(first, of_parts),
         offsets=offsets,
     )
+
+
+def _bound_noise(oof: OofLogits, rule: Rule, objective: Objective) -> NoiseBound | None:
+    """Bound the noise of the labels by two halves of the members that are about equally good."""
+    order = np.argsort([-auc(logits, oof.labels) for logits in oof.logits.T], kind="stable")
+    halves = [order[np.isin(np.arange(order.size) % 4, places)] for places in ((0, 3), (1, 2))]
+    margins = [
+        cross_fit(
+            replace(oof, members=tuple(oof.members[j] for j in half), logits=oof.logits[:, half]).rows, rule, objective
+        ).margins
+        for half in halves
+        if half.size
+    ]
+    return bound_noise(margins[0], margins[1] if len(margins) > 1 else None, oof.labels)
 
 
 def _in_random_parts(oof: OofLogits, seed: int, repeat: int = 0) -> OofLogits:

@@ -13,9 +13,9 @@ from ensemble.reports.table import Table, interval_cell, rate_cells
 from ensemble.results import PredictionFacts
 
 UNMEASURED = (
-    "*: the rates are those of one fold model, not of the file. What averaging the fold models changes was not measured "
-    "(too few images, images too unlike the training images, or voting fold models), so the threshold is not corrected "
-    "and no interval is given; files that average usually have a lower HTER."
+    "*: the rates are those of one fold model, not of the file. The effect of averaging fold models was not measured "
+    "(too few images, images too unlike the training images, or voting fold models), so the threshold is not "
+    "corrected and no interval is given; files that average usually have a lower HTER."
 )
 
 

@@ -142,7 +142,7 @@ def _stack_line(decision: Decision) -> str:
 def _constant_line(decision: Decision) -> str:
     if not _better(decision.stacked):
         return f"{CONSTANT}: the stack is no better."
-    noise = noise_in_short(decision.floor, decision.nested.hter)
+    noise = noise_in_short(decision.noise)
     return f"{CONSTANT}; {noise}." if noise else f"{CONSTANT}."
 
 
