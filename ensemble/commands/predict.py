@@ -125,6 +125,7 @@ def predict_dataset(
                 options.correction,
                 options.prior,
                 facts.seed,
+                by_view,
             )
             _write(target, dataset.ids, facts, deployment, logits, request, decision)
     folder.record(f"predict {target.name}", started)

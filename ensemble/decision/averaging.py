@@ -19,6 +19,7 @@ from ensemble.decision.intervals import Interval, measured_interval
 from ensemble.decision.objective import HTER, Objective
 from ensemble.decision.rates import ErrorRates, Floats, apply_threshold, check_logits, error_rates
 from ensemble.decision.refits import Pair, Replicate, refit_interval
+from ensemble.decision.threshold import fit_threshold
 from ensemble.errors import DataError
 
 LEAST_IMAGES = 1000
@@ -226,6 +227,38 @@ def _at(threshold: float, edges: Floats, curve: tuple[Floats, Floats]) -> Pair:
     return float(np.interp(threshold, edges, curve[0])), float(np.interp(threshold, edges, curve[1]))
 
 
+def account_error(model_scores: Floats, labels: ArrayLike, objective: Objective = HTER) -> float:
+    """Return by how much `MeanModel` errs on the gain of averaging views, as a share of the gain.
+
+    What averaging the views of an image changes is predicted as for fold models, from the first view and without the
+    labels of the means. Unlike the effect of averaging fold models, it can then be measured with the labels.
+
+    Parameters
+    ----------
+    model_scores : float64 array (n, views)
+        Stacked logits of the OOF rows, one column for each view, at least two.
+    labels : int8 array (n,)
+        0 or 1, both present.
+    objective : Objective
+        What the thresholds minimise.
+
+    Returns
+    -------
+    float
+        In [0, 1]: the difference between the predicted and the measured change of the HTER, divided by the larger one.
+    """
+    y, single = np.asarray(labels), model_scores[:, 0]
+    fit = MeanModel(single, y, model_scores).fit(np.ones(y.size), np.ones(y.size))
+    threshold, averaged = fit_threshold(single, y, objective), fit.best(objective)
+    predicted = (sum(fit.of_mean(averaged)) - sum(fit.of_single(threshold))) / 2
+    measured = (
+        error_rates(y, apply_threshold(model_scores.mean(axis=1), averaged)).hter
+        - error_rates(y, apply_threshold(single, threshold)).hter
+    )
+    largest = max(abs(predicted), abs(measured))
+    return min(abs(predicted - measured) / largest, 1.0) if largest > 0 else 0.0
+
+
 def corrected_threshold(correction: str, threshold: float, fit: MeanFit, objective: Objective = HTER) -> float:
     """Return the threshold of the mean that corresponds to `threshold` of a single logit.
 
@@ -254,6 +287,7 @@ def averaging_effect(
     prior: float | None = None,
     seed: int = 0,
     effects: tuple[float, float] = (1.0, 1.0),
+    views: Floats | None = None,
 ) -> AveragingEffect | None:
     """Estimate the error rates of the labels ``fold_logits.mean(axis=1) >= corrected threshold``.
 
@@ -290,6 +324,10 @@ def averaging_effect(
         Seed of the draws of images.
     effects : (float, float)
         The design effects of groups on FPR and FNR (`bootstrap.design_effects`), assumed of the images as well.
+    views : float64 array (n, views), optional
+        Stacked logits of the OOF rows by view. If there are two or more, the intervals are widened on both sides by
+        what `MeanModel` misses of the effect of averaging views (`account_error`), as the same share of the effect of
+        averaging fold models. If not, the error of the model is in no interval.
 
     Returns
     -------
@@ -345,9 +383,17 @@ def averaging_effect(
     chosen = candidates[CORRECTIONS.index(correction)]
     rates = chosen.rates
     interval = refit_interval((rates.fpr, rates.fnr), errors)
+    missed = 0.0
+    if views is not None and views.shape[1] > 1:
+        missed = account_error(views, y, objective) * abs(rates.hter - nested.hter)
     share = nested.n_neg / nested.n if prior is None else prior
     n_neg = min(max(round(len(s) * share), 1), len(s) - 1)
     spread = np.array(errors) - np.mean(errors, axis=0)
     true = np.clip(np.array([rates.fpr, rates.fnr]) - spread, 0, 1)
     here = measured_interval(true, n_neg, len(s) - n_neg, effects)
-    return AveragingEffect(chosen, candidates, interval, here)
+    return AveragingEffect(chosen, candidates, _wider(interval, missed), _wider(here, missed))
+
+
+def _wider(interval: Interval, by: float) -> Interval:
+    """Return the interval with both ends moved outwards by an error rate, within [0, 1]."""
+    return Interval(max(interval.low - by, 0.0), min(interval.high + by, 1.0))

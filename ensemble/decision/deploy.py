@@ -120,6 +120,7 @@ def deploy(
     correction: str = "posterior",
     prior: float | None = None,
     seed: int = 0,
+    by_view: Floats | None = None,
 ) -> Deployment:
     """Return labels for new images, and the error rates to expect of them.
 
@@ -140,6 +141,8 @@ def deploy(
         The share of label 0 among the new images, if it is known to differ from that of the OOF rows.
     seed : int
         The seed of the bootstrap.
+    by_view : float64 array (n_oof, m, views), optional
+        The OOF logits by view; with two or more views, they show how well the effect of averaging is known.
     """
     stacked = decision.stacker.apply(logits)
     if combine == "vote":
@@ -149,7 +152,7 @@ def deploy(
             decision.stacker, decision.threshold, decision.aligned_folds(fold_logits)
         )
     else:
-        check, assumed, effect, threshold = corrected(decision, oof, fold_logits, correction, prior, seed)
+        check, assumed, effect, threshold = corrected(decision, oof, fold_logits, correction, prior, seed, by_view)
         y_pred, fold_votes = apply_threshold(stacked, threshold), np.empty((len(logits), 0), np.int8)
     member_votes, majority = decision.votes(logits)
     shift = 0.0 if prior is None else at_prior(decision.nested, prior).logit_shift
@@ -175,6 +178,7 @@ def corrected(
     correction: str = "posterior",
     prior: float | None = None,
     seed: int = 0,
+    by_view: Floats | None = None,
 ) -> tuple[ShareCheck, float | None, AveragingEffect | None, float]:
     """Return the share check, the assumed share of label 0, the effect of averaging, and the corrected threshold.
 
@@ -204,6 +208,7 @@ def corrected(
             assumed,
             seed,
             decision.stacked.design_effects,
+            None if by_view is None else stacked_folds(decision.stacker, by_view),
         )
     return check, assumed, effect, decision.threshold if effect is None else effect.chosen.threshold
 
@@ -244,7 +249,7 @@ def majority_of_folds(stacker: Stacker, threshold: float, fold_logits: Floats) -
 
 
 def stacked_folds(stacker: Stacker, fold_logits: Floats) -> Floats:
-    """Return the stacked logit of each fold model (n, k), from the logits of the members (n, m, k)."""
+    """Return the stacked logit of each fold model (n, k), from the logits of the members (n, m, k); or of each view."""
     return np.stack([stacker.apply(of_fold) for of_fold in np.moveaxis(fold_logits, 2, 0)], axis=1)
 
 

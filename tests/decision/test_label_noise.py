@@ -26,10 +26,10 @@ def floor_of(truth, labels):
 
 @pytest.mark.parametrize("flips", [(0.0, 0.0), (0.003, 0.003), (0.02, 0.02), (0.1, 0.02), (0.0, 0.03)])
 def test_the_bound_is_above_planted_flips_and_not_far_above(rng, flips):
-    for separation in (1.2, 1.7):
+    for separation, above in ((1.2, 0.06), (1.7, 0.035)):  # members that separate less say less
         a, b, truth, labels = drawn(rng, flips=flips, separation=separation)
         bound, floor = bound_noise(a, b, labels), floor_of(truth, labels)
-        assert bound.by_halves and floor <= bound.rates.hter <= 1.3 * floor + 0.03
+        assert bound.by_halves and floor <= bound.rates.hter <= floor + above
 
 
 def test_a_single_member_is_bounded_too(rng):
