@@ -271,9 +271,9 @@ class DecisionConfig(Frozen):
         ),
     ] = "hter"
     stacker: Annotated[
-        Literal["auto", "mean", "calibrated", "nonnegative", "logistic"],
-        option(DECISION, "Combine the members by this stacker; auto takes the simplest that is as good as the best."),
-    ] = "auto"
+        Literal["mean", "calibrated", "nonnegative", "logistic"],
+        option(DECISION, "Combine the members by this stacker; logistic may give a member a negative weight."),
+    ] = "nonnegative"
     members: Annotated[
         tuple[str, ...] | None,
         option(DECISION, "Stack these members, separated by commas.", unset="all that are finished"),

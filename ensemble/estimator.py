@@ -71,8 +71,8 @@ class TheraClassifier(ThresholdClassifier):
         Whether every member starts from timm's pretrained weights; by default as in its config.
     objective : str
         The objective of the threshold: `hter`, `cost:A,B`, `fpr:R` or `fnr:R`, see `ThresholdStacker`.
-    stacker : {"auto", "mean", "calibrated", "nonnegative", "logistic"}
-        auto: the simplest that is as good as the best.
+    stacker : {"nonnegative", "logistic", "calibrated", "mean"}
+        How the members are combined; without effect where there is one.
     tta : bool
         Average the logits of the image and its mirror image.
     resize : int, optional
@@ -140,7 +140,7 @@ class TheraClassifier(ThresholdClassifier):
         epochs: int | None = None,
         pretrained: bool | str | None = None,
         objective: str = "hter",
-        stacker: str = "auto",
+        stacker: str = "nonnegative",
         tta: bool = True,
         resize: int | None = None,
         exif: str = "ignore",
@@ -248,7 +248,7 @@ class TheraClassifier(ThresholdClassifier):
             "members": tuple(MemberConfig.model_validate({**member, "weights": None}) for member in members),
             "folds": facts.folds,
             "objective": decision.objective.text,
-            "stacker": decision.chosen,
+            "stacker": decision.kind if len(decision.stacker.members) > 1 else "nonnegative",
             "resize": facts.resize,
             "exif": facts.exif,
             "random_state": facts.seed,
@@ -271,7 +271,7 @@ class TheraClassifier(ThresholdClassifier):
         check_is_fitted(self)
         members = self._decision.stacker.members
         oof = averaged_oof(Run(self.run_), members, self._decision.views)
-        nested = cross_fit(oof.rows, stack(self._decision.chosen), self._decision.objective)
+        nested = cross_fit(self._decision.aligned(oof).rows, stack(self._decision.kind), self._decision.objective)
         table = oof.table.to_pandas()
         table["label"] = self.classes_[oof.labels]
         for name, logits in zip(members, oof.logits.T, strict=True):

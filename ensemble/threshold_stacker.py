@@ -12,7 +12,7 @@ from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ensemble.data.folds import MAX_FOLDS, FoldTable, assign_folds
-from ensemble.decision.cross_fitting import OofLogits, Rows, cross_fit, fit_stack, stack
+from ensemble.decision.cross_fitting import OofLogits, Rows, cross_fit, stack
 from ensemble.decision.objective import Objective
 from ensemble.decision.rates import Floats, Labels, apply_threshold, error_rates
 from ensemble.decision.stacker import STACKERS
@@ -86,11 +86,10 @@ class ThresholdStacker(ThresholdClassifier):
     objective : str
         The objective of the threshold: `hter`; `cost:A,B`, the costs of the FPR and of the FNR; `fpr:R` or `fnr:R`,
         where this rate is at most R on the rows of `fit`.
-    stacker : {"auto", "mean", "calibrated", "nonnegative", "logistic"}
-        auto: the simplest that is as good as the best.
+    stacker : {"nonnegative", "logistic", "calibrated", "mean"}
+        How the members are combined; without effect where there is one.
     cv : int
-        The number of folds of the nested estimate and of the choice that `auto` makes, if `fold_of` is not given to
-        `fit`.
+        The number of folds of the nested estimate, if `fold_of` is not given to `fit`.
     random_state : int, RandomState instance or None
         Seed of the folds. Nothing else is random.
 
@@ -103,8 +102,6 @@ class ThresholdStacker(ThresholdClassifier):
     weights_ : float64 array (m,)
         The weights of the members in the stacked logit; 0 for a member that is constant in every fold.
     bias_ : float
-    stacker_ : str
-        The kind of stacker that was fitted.
     nested_hter_ : float
         The nested HTER: every fold is scored by a stacker and a threshold that were fitted without it.
     n_features_in_ : int
@@ -120,10 +117,11 @@ class ThresholdStacker(ThresholdClassifier):
 
     weights_: Floats
     bias_: float
-    stacker_: str
     nested_hter_: float
 
-    def __init__(self, objective: str = "hter", stacker: str = "auto", cv: int = 5, random_state: Any = 0) -> None:
+    def __init__(
+        self, objective: str = "hter", stacker: str = "nonnegative", cv: int = 5, random_state: Any = 0
+    ) -> None:
         self.objective = objective
         self.stacker = stacker
         self.cv = cv
@@ -159,15 +157,15 @@ class ThresholdStacker(ThresholdClassifier):
             The value of a parameter is not valid.
         """
         kind, objective = self.stacker, Objective.parse(self.objective)
-        if kind not in ("auto", *STACKERS):
-            raise ConfigError("stacker", f"must be one of auto, {', '.join(STACKERS)}; got {kind!r}")
+        if kind not in STACKERS:
+            raise ConfigError("stacker", f"must be one of {', '.join(STACKERS)}; got {kind!r}")
         x, y = validate_data(self, X, y, dtype=np.float64)
         self.classes_, labels = encode_labels(y)
         table = self._fold_table(labels, groups, fold_of)
         oof = OofLogits(table, tuple(f"member {column}" for column in range(x.shape[1])), x)
         used = _varying(oof)
         rows = Rows(oof.logits[:, used], oof.labels, oof.fold_of, tuple(oof.members[column] for column in used))
-        self.stacker_, fitted = fit_stack(kind, rows, objective)
+        fitted = rows.stacker(kind)
         self.threshold_ = fit_threshold(fitted.apply(rows.logits), labels, objective)
         self.weights_, self.bias_ = np.zeros(x.shape[1]), fitted.bias
         self.weights_[used] = fitted.weights

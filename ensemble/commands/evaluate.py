@@ -18,8 +18,10 @@ from ensemble.data.labels import Labels as LabelsOfImages
 from ensemble.data.labels import read_label_file
 from ensemble.data.source import open_source
 from ensemble.data.tables import BY_NAME, Columns
+from ensemble.decision.assessment import Candidate, compare_nested
 from ensemble.decision.comparison import compare_predictions, evaluate_predictions
-from ensemble.decision.cross_fitting import cross_fit, member_logit, of_score, stack
+from ensemble.decision.cross_fitting import member_logit, of_score, stack
+from ensemble.decision.fold_offsets import aligned, find_fold_offsets
 from ensemble.decision.objective import HTER
 from ensemble.decision.rates import Labels
 from ensemble.errors import ArtifactError, ConfigError, DataError, printable, some
@@ -136,8 +138,8 @@ def compare(
 
 
 @dataclass(frozen=True, eq=False)
-class NestedPredictions:
-    """The nested predictions of a run's stack or of a member, on the rows of its run.
+class Side:
+    """The stack of a run, or a member alone, on the rows of its run.
 
     Attributes
     ----------
@@ -146,7 +148,7 @@ class NestedPredictions:
     description : str
         What predicts, and at which threshold.
     table : FoldTable
-    y_pred : int8 array (n,)
+    rule : Candidate
     seed : int
         The seed of its run.
     """
@@ -154,12 +156,12 @@ class NestedPredictions:
     folder: Path
     description: str
     table: FoldTable
-    y_pred: Labels
+    rule: Candidate
     seed: int
 
 
-def nested_predictions(folder: Path, tta: bool = True, say: Say = silent) -> NestedPredictions:
-    """Return the predictions of a run or member on its own rows, each fold by what was fitted without it.
+def read_side(folder: Path, tta: bool = True, say: Say = silent) -> Side:
+    """Return the rule of a run or member, cross-fitted on its own rows.
 
     Raises
     ------
@@ -170,36 +172,37 @@ def nested_predictions(folder: Path, tta: bool = True, say: Say = silent) -> Nes
     if (path / "run.json").exists():
         run = Run(folder)
         decision = getattr(read_decisions(run, say), key)
-        members, rule, objective = decision.stacker.members, stack(decision.chosen), decision.objective
+        members, rule, objective = decision.stacker.members, stack(decision.kind), decision.objective
         description = f"the stack of {', '.join(members)} at {objective.description}"
     elif (path / "member.json").exists():
-        run, members = Run(path.parents[1]), (path.name,)
+        run, members, decision = Run(path.parents[1]), (path.name,), None
         rule, objective = of_score(member_logit(0)), HTER
         description = f"the member {path.name} alone at {objective.description}"
     else:
         remedy = "name checkpoints/RUN or checkpoints/RUN/members/NAME"
         raise ArtifactError(folder, "is neither a run nor a member: no run.json, no member.json", remedy)
     oof = averaged_oof(run, members, VIEW_SETS[key])
-    y_pred = cross_fit(oof.rows, rule, objective).y_pred
-    return NestedPredictions(folder, description, oof.table, y_pred, run.read().seed)
+    oof = aligned(oof, find_fold_offsets(oof) if decision is None else decision.offsets)
+    candidate = Candidate.of(printable(folder), oof, rule, objective)
+    return Side(folder, description, oof.table, candidate, run.read().seed)
 
 
 def _compare_nested(a: Path, b: Path, labels: LabelSource | None, tta: bool, say: Say) -> CompareResult:
-    of_a = nested_predictions(a, tta, say)
-    of_b = _aligned(nested_predictions(b, tta, say), of_a)
+    of_a = read_side(a, tta, say)
+    of_b = _aligned(read_side(b, tta, say), of_a)
     if labels is not None:
         _refuse_other_labels(labels, of_a, say)
     groups = _joint_groups(of_a.table.groups, of_b.table.groups)
     return CompareResult(
         *_names(a, b),
-        compare_predictions(of_a.table.labels, of_a.y_pred, of_b.y_pred, groups, of_a.seed),
+        compare_nested(of_a.rule, of_b.rule, groups, of_a.seed),
         description_a=of_a.description,
         description_b=of_b.description,
         views=VIEW_SETS["tta" if tta else "plain"],
     )
 
 
-def _aligned(other: NestedPredictions, to: NestedPredictions) -> NestedPredictions:
+def _aligned(other: Side, to: Side) -> Side:
     """Return `other` in the order of the rows of `to`.
 
     Raises
@@ -214,7 +217,7 @@ def _aligned(other: NestedPredictions, to: NestedPredictions) -> NestedPredictio
         raise ArtifactError(where, problem, "compare what was trained on the same images")
     order = np.empty(len(ids), np.int64)
     order[np.argsort(ids)] = np.argsort(others)
-    aligned = replace(other, table=other.table.reordered(order), y_pred=other.y_pred[order])
+    aligned = replace(other, table=other.table.reordered(order), rule=other.rule.reordered(order))
     if relabelled := ids[to.table.labels != aligned.table.labels].tolist():
         problem = f"{len(relabelled)} images have another label in one than in the other ({some(relabelled)})"
         raise ArtifactError(where, problem, "compare what was trained on the same labels")
@@ -228,7 +231,7 @@ def _joint_groups(a: NDArray[np.int64] | None, b: NDArray[np.int64] | None) -> N
     return together(a.astype(np.bytes_), b)
 
 
-def _refuse_other_labels(true: LabelSource, of: NestedPredictions, say: Say) -> None:
+def _refuse_other_labels(true: LabelSource, of: Side, say: Say) -> None:
     given, labels, remedy = _read_labels(true, say), true.path, "leave --labels out: the run has its own"
     images = f"images of {printable(of.folder)}"
     if given.names is not None:

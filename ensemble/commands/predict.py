@@ -168,6 +168,7 @@ def predict_dataset(
                 options.prior,
                 facts.seed,
                 is_new,
+                by_view,
             )
             _write(target, dataset.ids, facts, deployment, logits, request, decision, bad, len(seen))
     folder.record(f"predict {target.name}", started)

@@ -17,8 +17,9 @@ from ensemble.commands.fold_jobs import begin_members, finish_folds
 from ensemble.commands.report import report_member
 from ensemble.config import VIEWS, ComputeConfig, DataConfig, MemberConfig, RunConfig
 from ensemble.data.folds import FoldTable, assign_folds, together
-from ensemble.decision.comparison import compare_predictions
-from ensemble.decision.rates import apply_threshold, auc
+from ensemble.decision.assessment import refit_differences
+from ensemble.decision.rates import apply_threshold, auc, error_rates
+from ensemble.decision.refits import RefitRule, refit_errors
 from ensemble.decision.threshold import fit_threshold
 from ensemble.errors import ArtifactError, ConfigError, DataError, printable, some
 from ensemble.progress import Say, silent
@@ -115,21 +116,19 @@ def _trial_rows(members: Sequence[MemberFolder], table: FoldTable, fold: int, se
     inside = table.fold_of == fold
     labels, groups = table.labels[inside], None if table.groups is None else table.groups[inside]
     logits = [member.read_oof(fold, VIEWS)[1].mean(axis=1) for member in members]
-    y_pred = [apply_threshold(each, fit_threshold(each, labels)) for each in logits]
+    rates = [error_rates(labels, apply_threshold(each, fit_threshold(each, labels))) for each in logits]
+    errors = refit_errors([RefitRule(each, labels, ()) for each in logits], labels, groups, seed)
     rows: list[TrialRow] = []
-    for member, of_member, predicted in zip(members, logits, y_pred, strict=True):
-        facts, compared = (
-            member.read().folds[str(fold)],
-            compare_predictions(labels, y_pred[0], predicted, groups, seed),
-        )
+    for j, (member, of_member) in enumerate(zip(members, logits, strict=True)):
+        facts = member.read().folds[str(fold)]
         rows.append(
             TrialRow(
                 name=member.name,
                 epochs=facts.epochs,
                 core_minutes=facts.training_seconds * facts.threads / 60,
-                rates=compared.b.rates,
+                rates=rates[j],
                 auc=auc(of_member, labels),
-                difference=compared.hter if rows else None,
+                difference=refit_differences(rates[0], rates[j], errors[j] - errors[0])[2] if j else None,
             )
         )
     return tuple(rows)

@@ -5,14 +5,14 @@ objective.py       what a threshold minimises: HTER, a weighted error, or one ra
 threshold.py       the threshold that is best for an objective, by an exact sweep
 stacker.py         linear combinations of member logits
 cross_fitting.py   rules from member logits to predictions, and their nested cross-fitting
+fold_offsets.py    offsets between the logits of fold models
 bootstrap.py       stratified resampling of rows or groups
 intervals.py       intervals of error rates: Jeffreys, percentile, and for a new set of images
 comparison.py      error rates of fixed predictions, and the comparison of two sets of predictions
 refits.py          the bootstrap that refits the threshold in every replicate; the interval of the nested HTER
 assessment.py      apparent and nested error rates of a rule, with intervals
-mixture.py         maximum likelihood for two classes with random label noise
 label_issues.py    confident learning: labels that the model contradicts
-label_noise.py     how much HTER label noise alone causes
+label_noise.py     how much HTER wrong labels alone cause at most
 decision.py        fits the stacker and the threshold that are deployed, and assesses them
 shift.py           whether new images have the class shares of the training images
 averaging.py       how averaging the fold models changes the error rates and the best threshold

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from ensemble.data.folds import FoldTable
-from ensemble.decision.comparison import Difference, differences, measure_predictions
+from ensemble.decision.bootstrap import design_effects
+from ensemble.decision.comparison import Comparison, Difference, Measured, comparison_of
 from ensemble.decision.cross_fitting import (
     CrossFit,
     FittedRule,
@@ -20,17 +21,14 @@ from ensemble.decision.cross_fitting import (
     member_logit,
     of_score,
 )
-from ensemble.decision.intervals import Interval, chance_interval, counting_intervals, new_set_interval
+from ensemble.decision.fold_offsets import aligned, find_fold_offsets
+from ensemble.decision.intervals import Interval, chance_interval, new_set_interval, widened
 from ensemble.decision.objective import HTER, BoundedFnr, BoundedFpr, Objective
-from ensemble.decision.rates import ErrorRates, Labels, auc, error_rates
-from ensemble.decision.refits import Replicate, refit_interval, refit_replicates
+from ensemble.decision.rates import ErrorRates, Floats, error_rates
+from ensemble.decision.refits import FixedRule, RefitRule, refit_errors, refit_interval
 
 REPLICATES = 1000
 """The number of replicates of the bootstrap that refits the threshold. The 2.5 % quantile then rests on 25 of them."""
-
-FEW_ERRORS = 30
-"""The number of errors on either class below which the bootstrap interval is too narrow, since the bootstrap cannot
-draw an error that was not observed. The interval is then widened to cover that of the counts alone (Jeffreys)."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +46,9 @@ class Assessment:
     fnr: Interval  # 95 % interval of the nested FNR
     interval: Interval  # 95 % interval of the nested HTER
     refitted: bool  # whether the bootstrap refits the threshold; otherwise the nested predictions are kept fixed
-    auc: float  # of the nested scores, pooled over the folds
+    auc: float  # of the nested scores: the mean over the folds, whose scores may have different scales
     folds: tuple[FoldRow, ...]  # the nested estimate fold by fold
+    design_effects: tuple[float, float] = (1.0, 1.0)  # of groups on the FPR and the FNR, see bootstrap.design_effects
     difference: Difference | None = None  # the rule's nested HTER minus the stack's, on the same rows
 
     @property
@@ -70,104 +69,156 @@ class Assessment:
     def new_set_interval(self, n: int) -> Interval | None:
         """Return the 95 % prediction interval of the HTER on `n` new images with the class shares of these rows.
 
+        The new images are assumed to come in groups like these rows.
+
         Return None if `n` is below 2: HTER needs an image of each label.
         """
         if n < 2:
             return None
         n_neg = min(max(round(n * self.nested.n_neg / self.nested.n), 1), n - 1)
-        return new_set_interval(self.nested, n_neg, n - n_neg)
+        return new_set_interval(self.nested, n_neg, n - n_neg, self.design_effects)
 
 
-def assess(
-    name: str,
-    oof: OofLogits,
-    rule: Rule,
-    objective: Objective = HTER,
-    seed: int = 0,
-    refit: bool = False,
-    stacked: Labels | None = None,
-) -> Assessment:
-    """Assess a rule on OOF rows: fitted on all of them (apparent), and cross-fitted (nested).
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A rule on OOF rows, fitted on all of them and cross-fitted, to be assessed."""
+
+    name: str  # in the tables
+    logits: Floats  # (n, m), what the rule is applied to
+    deployed: FittedRule
+    nested: CrossFit
+    fitted: bool  # whether the rule fits the threshold of its score
+    objective: Objective  # what the thresholds minimise
+
+    @classmethod
+    def of(cls, name: str, oof: OofLogits, rule: Rule, objective: Objective = HTER) -> Candidate:
+        """Fit a rule k + 1 times: on all rows, and without each of the k folds."""
+        nested = cross_fit(oof.rows, rule, objective)
+        return cls(name, oof.logits, rule(oof.rows, objective), nested, rule.threshold is None, objective)
+
+    def reordered(self, order: NDArray[np.int64]) -> Candidate:
+        """Return the same rule on the rows in another order (n,)."""
+        nested = self.nested
+        splits = (replace(each, inside=each.inside[order], scores=each.scores[order]) for each in nested.splits)
+        nested = CrossFit(nested.labels[order], nested.y_pred[order], nested.scores[order], tuple(splits))
+        return replace(self, logits=self.logits[order], nested=nested)
+
+    def for_refits(self) -> RefitRule | FixedRule:
+        """Return the rule as bootstrap replicates need it. The predictions of a vote are kept."""
+        if not self.fitted:
+            return FixedRule(self.nested.y_pred, self.nested.labels)
+        return RefitRule(self.deployed.score(self.logits), self.nested.labels, self.nested.splits, self.objective)
+
+
+def assess(candidates: Sequence[Candidate], groups: ArrayLike | None = None, seed: int = 0) -> list[Assessment]:
+    """Assess rules on the same OOF rows: fitted on all of them (apparent), and cross-fitted (nested).
+
+    All rules have the same bootstrap replicates of the rows, in which their thresholds are refitted. So the interval of
+    a difference between two rules includes that their thresholds are fitted, and what they have in common cancels.
 
     Parameters
     ----------
-    name : str
-        The name of the rule in the tables.
-    oof : OofLogits
-        The rows.
-    rule : Rule
-        It is fitted k + 1 times: on all rows, and without each of the k folds.
-    objective : Objective
-        What the thresholds minimise.
+    candidates : sequence of Candidate
+        The others are compared with the first one.
+    groups : int64 array (n,), optional
+        Rows of one group are drawn together; if None, every row is a group.
     seed : int
         The seed of the bootstrap.
-    refit : bool
-        Whether the threshold is refitted in each replicate; otherwise the nested predictions are kept fixed.
-    stacked : int8 array (n,), optional
-        The nested predictions of the stack, for `Assessment.difference`.
     """
-    rows = oof.rows
-    return assess_fitted(
-        name, oof, rule(rows, objective), cross_fit(rows, rule, objective), objective, seed, refit, stacked
+    labels = candidates[0].nested.labels
+    errors = refit_errors([each.for_refits() for each in candidates], labels, groups, seed, REPLICATES)
+    reference = error_rates(labels, candidates[0].nested.y_pred)
+    assessments = []
+    for j, candidate in enumerate(candidates):
+        rates = error_rates(labels, candidate.nested.y_pred)
+        fpr, fnr, hter = nested_intervals(candidate.nested, errors[j], groups)
+        assessments.append(
+            Assessment(
+                name=candidate.name,
+                threshold=float(candidate.deployed.threshold),
+                apparent=error_rates(labels, candidate.deployed(candidate.logits)),
+                nested=rates,
+                fpr=fpr,
+                fnr=fnr,
+                interval=hter,
+                refitted=candidate.fitted,
+                auc=candidate.nested.auc,
+                folds=candidate.nested.folds,
+                design_effects=design_effects(labels, candidate.nested.y_pred, groups),
+                difference=refit_differences(reference, rates, errors[j] - errors[0])[2] if j else None,
+            )
+        )
+    return assessments
+
+
+def compare_nested(a: Candidate, b: Candidate, groups: ArrayLike | None = None, seed: int = 0) -> Comparison:
+    """Compare two rules by their nested predictions on the same rows, with intervals as in `assess`.
+
+    Parameters
+    ----------
+    a, b : Candidate
+        On the same rows in the same order; their folds and objectives may differ.
+    groups : int64 array (n,), optional
+        Rows of one group are drawn together; if None, every row is a group.
+    seed : int
+        The seed of the bootstrap.
+
+    Returns
+    -------
+    Comparison
+        Differences are B minus A; a negative difference favours B.
+    """
+    y_true = a.nested.labels
+    errors = refit_errors([a.for_refits(), b.for_refits()], y_true, groups, seed, REPLICATES)
+    of_a, of_b = (
+        Measured(error_rates(y_true, each.nested.y_pred), *nested_intervals(each.nested, of_one, groups))
+        for each, of_one in zip((a, b), errors, strict=True)
     )
+    differences = refit_differences(of_a.rates, of_b.rates, errors[1] - errors[0])
+    return comparison_of(of_a, of_b, differences, y_true, a.nested.y_pred, b.nested.y_pred, groups)
 
 
-def assess_fitted(
-    name: str,
-    oof: OofLogits,
-    deployed: FittedRule,
-    nested: CrossFit,
-    objective: Objective,
-    seed: int,
-    refit: bool,
-    stacked: Labels | None = None,
-) -> Assessment:
-    """Assess, as `assess` does, a rule that is already fitted on all rows (`deployed`) and cross-fitted (`nested`)."""
-    rates = error_rates(oof.labels, nested.y_pred)
-    if refit:
-        pair = rates.fpr, rates.fnr
-        errors = [replicate.errors for replicate in replicates_of(oof, deployed, nested, objective, seed, REPLICATES)]
-        fpr, fnr, hter = (refit_interval(pair, errors, loss) for loss in (_FPR_ALONE, _FNR_ALONE, HTER))
-        if min(round(rates.fpr * rates.n_neg), round(rates.fnr * rates.n_pos)) < FEW_ERRORS:
-            counted = counting_intervals(rates)
-            fpr, fnr, hter = (_hull(*pair) for pair in zip((fpr, fnr, hter), counted, strict=True))
-    else:
-        measured = measure_predictions(oof.labels, nested.y_pred, oof.groups, seed)
-        fpr, fnr, hter = measured.fpr, measured.fnr, measured.hter
-    return Assessment(
-        name=name,
-        threshold=float(deployed.threshold),
-        apparent=error_rates(oof.labels, deployed(oof.logits)),
-        nested=rates,
-        fpr=fpr,
-        fnr=fnr,
-        interval=hter,
-        refitted=refit,
-        auc=auc(nested.scores, oof.labels),
-        folds=nested.folds,
-        difference=None if stacked is None else differences(oof.labels, stacked, nested.y_pred, oof.groups, seed)[2],
+def nested_intervals(nested: CrossFit, errors: Floats, groups: ArrayLike | None) -> tuple[Interval, Interval, Interval]:
+    """Return the 95 % intervals of the nested FPR, FNR and HTER.
+
+    Parameters
+    ----------
+    nested : CrossFit
+    errors : float64 array (r, 2)
+        The errors of its estimates in bootstrap replicates.
+    groups : int64 array (n,), optional
+    """
+    rates = error_rates(nested.labels, nested.y_pred)
+    fpr, fnr, hter = (refit_interval((rates.fpr, rates.fnr), errors, loss) for loss in (_FPR_ALONE, _FNR_ALONE, HTER))
+    return widened((fpr, fnr, hter), rates, design_effects(nested.labels, nested.y_pred, groups))
+
+
+def refit_differences(a: ErrorRates, b: ErrorRates, errors: Floats) -> tuple[Difference, Difference, Difference]:
+    """Return the differences in FPR, FNR and HTER of two rules, B minus A, with their 95 % intervals.
+
+    Parameters
+    ----------
+    a, b : ErrorRates
+        On the same rows.
+    errors : float64 array (r, 2)
+        The errors of B less those of A in the same bootstrap replicates.
+    """
+    values = b.fpr - a.fpr, b.fnr - a.fnr
+    fpr, fnr, hter = (
+        Difference(loss.loss(*values), refit_interval(values, errors, loss, within=(-1.0, 1.0)))
+        for loss in (_FPR_ALONE, _FNR_ALONE, HTER)
     )
-
-
-def _hull(a: Interval, b: Interval) -> Interval:
-    """Return the smallest interval that contains both."""
-    return Interval(min(a.low, b.low), max(a.high, b.high))
+    return fpr, fnr, hter
 
 
 _FPR_ALONE, _FNR_ALONE = BoundedFnr(1.0), BoundedFpr(1.0)
 """Two objectives whose losses are the FPR and the FNR: the bound of 1 on the other rate always holds."""
 
 
-def replicates_of(
-    oof: OofLogits, deployed: FittedRule, nested: CrossFit, objective: Objective, seed: int, replicates: int
-) -> Iterable[Replicate]:
-    """Return the bootstrap replicates of a fitted rule, each with refitted thresholds (see decision/refits.py)."""
-    scores = deployed.score(oof.logits)
-    return refit_replicates(scores, oof.labels, nested.splits, oof.groups, objective, seed, replicates)
-
-
 def member_report(name: str, table: FoldTable, logits: ArrayLike, seed: int = 0) -> Assessment:
     """Assess one member on its own: the rule is a threshold that is fitted to its OOF logits.
+
+    Offsets between its fold models are subtracted (see fold_offsets.py).
 
     Parameters
     ----------
@@ -193,4 +244,5 @@ def member_report(name: str, table: FoldTable, logits: ArrayLike, seed: int = 0)
     (0.5, 0.0, 1.0)
     """
     oof = OofLogits(table, (name,), np.asarray(logits, np.float64)[:, None])
-    return assess(name, oof, of_score(member_logit(0)), seed=seed, refit=True)
+    oof = aligned(oof, find_fold_offsets(oof))
+    return assess([Candidate.of(name, oof, of_score(member_logit(0)))], oof.groups, seed=seed)[0]

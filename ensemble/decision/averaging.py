@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ensemble.config import CORRECTIONS, seed_sequence
-from ensemble.decision.intervals import Interval, central
+from ensemble.decision.intervals import Interval, measured_interval
 from ensemble.decision.objective import HTER, Objective
 from ensemble.decision.rates import ErrorRates, Floats, apply_threshold, check_logits, error_rates
 from ensemble.decision.refits import Pair, Replicate, refit_interval
+from ensemble.decision.threshold import fit_threshold
 from ensemble.errors import DataError
 
 LEAST_IMAGES = 1000
@@ -226,6 +227,38 @@ def _at(threshold: float, edges: Floats, curve: tuple[Floats, Floats]) -> Pair:
     return float(np.interp(threshold, edges, curve[0])), float(np.interp(threshold, edges, curve[1]))
 
 
+def account_error(model_scores: Floats, labels: ArrayLike, objective: Objective = HTER) -> float:
+    """Return by how much `MeanModel` errs on the gain of averaging views, as a share of the gain.
+
+    What averaging the views of an image changes is predicted as for fold models, from the first view and without the
+    labels of the means. Unlike the effect of averaging fold models, it can then be measured with the labels.
+
+    Parameters
+    ----------
+    model_scores : float64 array (n, views)
+        Stacked logits of the OOF rows, one column for each view, at least two.
+    labels : int8 array (n,)
+        0 or 1, both present.
+    objective : Objective
+        What the thresholds minimise.
+
+    Returns
+    -------
+    float
+        In [0, 1]: the difference between the predicted and the measured change of the HTER, divided by the larger one.
+    """
+    y, single = np.asarray(labels), model_scores[:, 0]
+    fit = MeanModel(single, y, model_scores).fit(np.ones(y.size), np.ones(y.size))
+    threshold, averaged = fit_threshold(single, y, objective), fit.best(objective)
+    predicted = (sum(fit.of_mean(averaged)) - sum(fit.of_single(threshold))) / 2
+    measured = (
+        error_rates(y, apply_threshold(model_scores.mean(axis=1), averaged)).hter
+        - error_rates(y, apply_threshold(single, threshold)).hter
+    )
+    largest = max(abs(predicted), abs(measured))
+    return min(abs(predicted - measured) / largest, 1.0) if largest > 0 else 0.0
+
+
 def corrected_threshold(correction: str, threshold: float, fit: MeanFit, objective: Objective = HTER) -> float:
     """Return the threshold of the mean that corresponds to `threshold` of a single logit.
 
@@ -253,6 +286,8 @@ def averaging_effect(
     objective: Objective = HTER,
     prior: float | None = None,
     seed: int = 0,
+    effects: tuple[float, float] = (1.0, 1.0),
+    views: Floats | None = None,
 ) -> AveragingEffect | None:
     """Estimate the error rates of the labels ``fold_logits.mean(axis=1) >= corrected threshold``.
 
@@ -287,6 +322,12 @@ def averaging_effect(
         Share of label 0 among the images; by default that of the OOF rows.
     seed : int
         Seed of the draws of images.
+    effects : (float, float)
+        The design effects of groups on FPR and FNR (`bootstrap.design_effects`), assumed of the images as well.
+    views : float64 array (n, views), optional
+        Stacked logits of the OOF rows by view. If there are two or more, the intervals are widened on both sides by
+        what `MeanModel` misses of the effect of averaging views (`account_error`), as the same share of the effect of
+        averaging fold models. If not, the error of the model is in no interval.
 
     Returns
     -------
@@ -304,7 +345,7 @@ def averaging_effect(
     s = np.asarray(fold_logits, np.float64)
     if s.ndim != 2 or not np.isfinite(s).all():
         raise DataError("cannot measure the effect of averaging", f"needs finite logits (n, k); got shape {s.shape}")
-    mean = s.mean(axis=1)
+    mean, objective = s.mean(axis=1), objective.on_rows(nested.n_neg, nested.n_pos)
     if len(s) < LEAST_IMAGES or mean.std() < LEAST_SPREAD * x.std():
         return None
     model = MeanModel(x, y, s, prior)
@@ -342,9 +383,17 @@ def averaging_effect(
     chosen = candidates[CORRECTIONS.index(correction)]
     rates = chosen.rates
     interval = refit_interval((rates.fpr, rates.fnr), errors)
+    missed = 0.0
+    if views is not None and views.shape[1] > 1:
+        missed = account_error(views, y, objective) * abs(rates.hter - nested.hter)
     share = nested.n_neg / nested.n if prior is None else prior
     n_neg = min(max(round(len(s) * share), 1), len(s) - 1)
     spread = np.array(errors) - np.mean(errors, axis=0)
     true = np.clip(np.array([rates.fpr, rates.fnr]) - spread, 0, 1)
-    measured = rng.binomial([n_neg, len(s) - n_neg], true) / [n_neg, len(s) - n_neg]
-    return AveragingEffect(chosen, candidates, interval, central(measured.sum(axis=1) / 2))
+    here = measured_interval(true, n_neg, len(s) - n_neg, effects)
+    return AveragingEffect(chosen, candidates, _wider(interval, missed), _wider(here, missed))
+
+
+def _wider(interval: Interval, by: float) -> Interval:
+    """Return the interval with both ends moved outwards by an error rate, within [0, 1]."""
+    return Interval(max(interval.low - by, 0.0), min(interval.high + by, 1.0))

@@ -99,6 +99,39 @@ class RowWeights:
         return np.concatenate(drawn).astype(np.float64)[self._unit_of]
 
 
+def design_effects(labels: Labels, y_pred: Labels, groups: ArrayLike | None) -> tuple[float, float]:
+    """Return by how much groups raise the variance of the FPR and of the FNR over that of independent rows.
+
+    It is the ratio of the variance with whole groups as the unit to that with rows as the unit, at least 1; n rows then
+    weigh as much as n divided by it (Kish 1965, Survey Sampling). If a class has no errors or nothing but errors, the
+    rows of a group count as one.
+
+    Parameters
+    ----------
+    labels, y_pred : int8 array (n,)
+        0 or 1.
+    groups : int64 array (n,), optional
+        If None, every row is a group, and both are 1.
+
+    Examples
+    --------
+    >>> labels, y_pred = np.repeat([0, 1], 8), np.tile([0, 0, 1, 1], 4)
+    >>> design_effects(labels, y_pred, np.arange(16) // 2)
+    (2.0, 2.0)
+    """
+    if groups is None:
+        return 1.0, 1.0
+    group_of = np.unique(groups, return_inverse=True)[1]
+    effects = []
+    for label in (0, 1):
+        rows = labels == label
+        wrong = (y_pred[rows] != label).astype(np.float64)
+        residual = wrong - wrong.mean() if 0 < wrong.mean() < 1 else np.ones(wrong.size)
+        by_group = np.bincount(group_of[rows], residual)
+        effects.append(max(1.0, float((by_group**2).sum() / (residual**2).sum())))
+    return effects[0], effects[1]
+
+
 def kinds_of_group(
     outcome: NDArray[np.int64], outcomes: int, groups: ArrayLike | None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

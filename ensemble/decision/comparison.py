@@ -8,13 +8,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ensemble.config import seed_sequence
-from ensemble.decision.bootstrap import Resampler
-from ensemble.decision.intervals import Interval, central
-from ensemble.decision.rates import ErrorRates, Floats, Labels, check_predictions, error_rates
+from ensemble.decision.bootstrap import Resampler, design_effects
+from ensemble.decision.intervals import Interval, central, counting_intervals, widened
+from ensemble.decision.rates import ErrorRates, Labels, check_predictions, error_rates
+
+DRAWS = 100_000
+"""The number of draws from the posterior of a paired difference. An end of the interval then has a standard error below
+1 % of the standard deviation of the difference."""
 
 FEW = 10
-"""The number of rows or groups with disagreement below which no difference is reported as beyond chance: the bootstrap
-interval is unreliable with so few."""
+"""The number of rows or groups with disagreement below which no difference is reported as beyond chance: intervals are
+unreliable with so few."""
 
 
 @dataclass(frozen=True)
@@ -107,12 +111,13 @@ class Comparison:
 def measure_predictions(
     labels: ArrayLike, y_pred: ArrayLike, groups: ArrayLike | None = None, seed: int = 0, replicates: int = 2000
 ) -> Measured:
-    """Return FPR, FNR and HTER of fixed predictions, each with its class-stratified percentile-bootstrap interval.
+    """Return FPR, FNR and HTER of fixed predictions, each with its 95 % interval.
 
-    Whole groups are drawn with replacement within three strata: the groups with only label 0, with only label 1, and
-    with both. Groups with the same counts of the four outcomes are interchangeable, so a replicate is one multinomial
-    draw over the kinds of group, not a draw of rows. Without groups that is two binomial draws. The interval of a rate
-    has zero width if no row of that label is predicted wrongly.
+    Without groups, the intervals count errors (Jeffreys, `counting_intervals`): they hold for few errors and for none.
+    With groups, they are percentiles of a bootstrap that draws whole groups with replacement, within three strata: the
+    groups with only label 0, with only label 1, and with both. Groups with the same counts of the four outcomes are
+    interchangeable, so a replicate is one multinomial draw over the kinds of group. Where a class has fewer than
+    `FEW_ERRORS` errors, the interval is widened to that of the counts (`intervals.widened`).
 
     Parameters
     ----------
@@ -136,15 +141,19 @@ def measure_predictions(
 
     Examples
     --------
-    >>> measured = measure_predictions([0] * 100 + [1] * 100, [1] * 20 + [0] * 80 + [1] * 100)
-    >>> measured.fpr.low < 0.2 < measured.fpr.high, measured.fnr
-    (True, Interval(low=0.0, high=0.0))
+    >>> measured = measure_predictions([0] * 10 + [1] * 100, [0] * 10 + [1] * 100)
+    >>> measured.fpr.low == 0, 0.1 < measured.fpr.high < 0.25
+    (True, True)
     """
     y_true, y_pred = check_predictions("cannot measure the predictions", labels, y_pred)
+    rates = error_rates(y_true, y_pred)
+    if groups is None:
+        return Measured(rates, *counting_intervals(rates))
     totals = _totals(y_true.astype(np.int64) * 2 + y_pred, 4, groups, "bootstrap", seed, replicates)
     true_neg, false_pos, false_neg, true_pos = totals.T
-    intervals = _intervals(false_pos / (true_neg + false_pos), false_neg / (false_neg + true_pos))
-    return Measured(error_rates(y_true, y_pred), *intervals)
+    drawn = false_pos / (true_neg + false_pos), false_neg / (false_neg + true_pos)
+    intervals = central(drawn[0]), central(drawn[1]), central((drawn[0] + drawn[1]) / 2)
+    return Measured(rates, *widened(intervals, rates, design_effects(y_true, y_pred, groups)))
 
 
 def evaluate_predictions(
@@ -177,30 +186,22 @@ def evaluate_predictions(
     )
 
 
-def compare_predictions(
-    labels: ArrayLike,
-    y_pred_a: ArrayLike,
-    y_pred_b: ArrayLike,
-    groups: ArrayLike | None = None,
-    seed: int = 0,
-    replicates: int = 2000,
-) -> Comparison:
-    """Compare two sets of fixed predictions on the same rows, with paired bootstrap intervals of the differences.
+def compare_predictions(labels: ArrayLike, y_pred_a: ArrayLike, y_pred_b: ArrayLike, seed: int = 0) -> Comparison:
+    """Compare two sets of given predictions on the same rows, with paired intervals of the differences.
 
-    A replicate draws rows (whole groups where there are groups) with both of their predictions, so the variation that A
-    and B have in common cancels in the difference. A row has one of eight outcomes, label × prediction of A ×
-    prediction of B; replicates are drawn as in `measure_predictions`.
+    A row of a label is predicted correctly by both, by only one, or by neither. The shares of these four outcomes have
+    a Dirichlet posterior under the Jeffreys prior, independent for the two labels; the intervals are quantiles of
+    `DRAWS` draws from it. They hold for few rows on which the two differ (Agresti and Min 2005, Simple improved
+    confidence intervals for comparing matched proportions).
+
+    Nothing that was fitted on these rows may be compared in this way: see `compare_nested`.
 
     Parameters
     ----------
     labels, y_pred_a, y_pred_b : array (n,)
-        0 or 1; the labels contain both classes.
-    groups : int64 array (n,), optional
-        Rows of one group are drawn together; if None, every row is a group.
+        0 or 1; the labels contain both classes. Rows are assumed to be independent.
     seed : int
         The same seed gives the same intervals.
-    replicates : int
-        The number of bootstrap replicates.
 
     Returns
     -------
@@ -212,10 +213,6 @@ def compare_predictions(
     DataError
         Shapes differ, a value is neither 0 nor 1, or a class is absent from the labels.
 
-    References
-    ----------
-    Efron and Tibshirani (1993), An Introduction to the Bootstrap, chapters 8 and 13.
-
     Examples
     --------
     >>> labels = [0] * 100 + [1] * 100
@@ -226,16 +223,27 @@ def compare_predictions(
     """
     y_true, y_pred_a = check_predictions("cannot compare the predictions of A", labels, y_pred_a)
     y_pred_b = check_predictions("cannot compare the predictions of B", y_true, y_pred_b)[1]
-    a, b = (measure_predictions(y_true, y_pred, groups, seed, replicates) for y_pred in (y_pred_a, y_pred_b))
-    fpr, fnr, hter = differences(y_true, y_pred_a, y_pred_b, groups, seed, replicates)
-    of_neg, of_pos = np.bincount(_outcomes(y_true, y_pred_a, y_pred_b), minlength=8).reshape(2, 4).tolist()
+    a, b = (measure_predictions(y_true, y_pred) for y_pred in (y_pred_a, y_pred_b))
+    return comparison_of(a, b, paired_differences(y_true, y_pred_a, y_pred_b, seed), y_true, y_pred_a, y_pred_b)
+
+
+def comparison_of(
+    a: Measured,
+    b: Measured,
+    differences: tuple[Difference, Difference, Difference],
+    y_true: Labels,
+    y_pred_a: Labels,
+    y_pred_b: Labels,
+    groups: ArrayLike | None = None,
+) -> Comparison:
+    """Return the comparison with these rates and differences in FPR, FNR and HTER, and its counts of agreement."""
+    outcome = y_true.astype(np.int64) * 4 + y_pred_a * 2 + y_pred_b
+    of_neg, of_pos = np.bincount(outcome, minlength=8).reshape(2, 4).tolist()  # columns: predictions 00, 01, 10, 11
     differ = y_pred_a != y_pred_b
     return Comparison(
-        a=a,
-        b=b,
-        fpr=fpr,
-        fnr=fnr,
-        hter=hter,
+        a,
+        b,
+        *differences,
         agreement=(
             Agreement(only_a=of_neg[1], only_b=of_neg[2], both=of_neg[0], neither=of_neg[3]),
             Agreement(only_a=of_pos[2], only_b=of_pos[1], both=of_pos[3], neither=of_pos[0]),
@@ -244,25 +252,30 @@ def compare_predictions(
     )
 
 
-def differences(
-    labels: Labels,
-    y_pred_a: Labels,
-    y_pred_b: Labels,
-    groups: ArrayLike | None = None,
-    seed: int = 0,
-    replicates: int = 2000,
+def paired_differences(
+    y_true: Labels, y_pred_a: Labels, y_pred_b: Labels, seed: int = 0
 ) -> tuple[Difference, Difference, Difference]:
-    """Return the differences in FPR, FNR and HTER, as `compare_predictions` does, without checking the arrays."""
-    totals = _totals(_outcomes(labels, y_pred_a, y_pred_b), 8, groups, "paired bootstrap", seed, replicates)
-    neg, pos = totals[:, :4], totals[:, 4:]  # one label each; columns are the predictions of A and B: 00, 01, 10, 11
-    fpr, fnr, hter = _intervals((neg[:, 1] - neg[:, 2]) / neg.sum(axis=1), (pos[:, 2] - pos[:, 1]) / pos.sum(axis=1))
-    a, b = error_rates(labels, y_pred_a), error_rates(labels, y_pred_b)
-    return Difference(b.fpr - a.fpr, fpr), Difference(b.fnr - a.fnr, fnr), Difference(b.hter - a.hter, hter)
+    """Return the differences in FPR, FNR and HTER of given predictions, B minus A, as `compare_predictions` does.
 
-
-def _outcomes(labels: Labels, y_pred_a: Labels, y_pred_b: Labels) -> NDArray[np.int64]:
-    """Return the outcome of each row (n,), in 0 to 7: the bits are label, prediction of A, prediction of B."""
-    return labels.astype(np.int64) * 4 + y_pred_a * 2 + y_pred_b
+    If A and B predict the same for all rows, the differences are 0 with intervals of zero width.
+    """
+    rng, wrong_a, wrong_b = np.random.default_rng(seed_sequence(seed, "paired")), y_pred_a != y_true, y_pred_b != y_true
+    values, drawn = [], []
+    for label in (0, 1):
+        rows = y_true == label
+        only_a, only_b = (
+            int(np.count_nonzero(rows & one & ~other)) for one, other in ((wrong_a, wrong_b), (wrong_b, wrong_a))
+        )
+        n = int(np.count_nonzero(rows))
+        values.append((only_b - only_a) / n)
+        if np.array_equal(y_pred_a, y_pred_b):
+            drawn.append(np.zeros(1))
+            continue
+        # The two outcomes without a difference have a prior of 1/2 each.
+        shares = rng.dirichlet([only_a + 0.5, only_b + 0.5, n - only_a - only_b + 1.0], DRAWS)
+        drawn.append(shares[:, 1] - shares[:, 0])
+    fpr, fnr = (Difference(value, central(each)) for value, each in zip(values, drawn, strict=True))
+    return fpr, fnr, Difference(sum(values) / 2, central((drawn[0] + drawn[1]) / 2))
 
 
 def _totals(
@@ -271,8 +284,3 @@ def _totals(
     """Return how often each outcome occurs in each replicate, (replicates, outcomes), from a named random stream."""
     rng = np.random.default_rng(seed_sequence(seed, stream))
     return Resampler((outcome >= outcomes // 2).astype(np.int8), groups).draw_totals(outcome, outcomes, rng, replicates)
-
-
-def _intervals(fpr: Floats, fnr: Floats) -> tuple[Interval, Interval, Interval]:
-    """Return the intervals of FPR, FNR and HTER, or of differences in them, from replicates (r,) of FPR and FNR."""
-    return central(fpr), central(fnr), central((fpr + fnr) / 2)

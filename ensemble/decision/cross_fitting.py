@@ -12,7 +12,7 @@ them in the same way.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from typing import TypeAlias
 
@@ -148,7 +148,11 @@ class Rows:
         return self._subsets[others]
 
     def stacker(self, kind: str) -> Stacker:
-        """Return the stacker that is fitted on these rows; `kind` is a key of `STACKERS`."""
+        """Return the stacker that is fitted on these rows; `kind` is a key of `STACKERS`.
+
+        A single member needs no stacker: its logit is taken as it is.
+        """
+        kind = kind if len(self.members) > 1 else "mean"
         if kind not in self._stackers:
             # A logistic fit without negative weights is the nonnegative fit as well, so it is not fitted again.
             logistic = self.stacker("logistic") if kind == "nonnegative" else None
@@ -158,10 +162,6 @@ class Rows:
                 self._stackers[kind] = logistic
         return self._stackers[kind]
 
-
-INNER_FOLDS = 5
-"""The largest number of folds over which the kinds of stacker are compared. The choice is repeated in every outer fold,
-so more inner folds would multiply the cost of the nested estimate."""
 
 Score: TypeAlias = Callable[[Floats], Floats]
 """A function from member logits (n, m) to scores (n,)."""
@@ -238,12 +238,12 @@ published solutions of this task use."""
 
 @cache
 def stack(kind: str) -> Rule:
-    """Return the rule that fits a stacker.
+    """Return the rule that fits a stacker; with a single member, the score is that member's logit.
 
     Parameters
     ----------
     kind : str
-        A key of `STACKERS`, or "auto" for the kind that `simplest_stacker` chooses.
+        A key of `STACKERS`.
 
     Examples
     --------
@@ -256,69 +256,7 @@ def stack(kind: str) -> Rule:
 
 
 def _fit_stack(kind: str, rows: Rows, objective: Objective) -> Score:
-    return fit_stack(kind, rows, objective)[1].apply
-
-
-def fit_stack(kind: str, rows: Rows, objective: Objective = HTER) -> tuple[str, Stacker]:
-    """Return the kind that was fitted and the stacker; for "auto", `simplest_stacker` chooses the kind."""
-    if kind == "auto":
-        kind = simplest_stacker(rows, objective)
-    return kind, rows.stacker(kind)
-
-
-def simplest_stacker(rows: Rows, objective: Objective = HTER) -> str:
-    """Return the simplest kind of stacker whose nested loss is within one standard error of the least.
-
-    Every kind is cross-fitted over the folds of `rows`, merged into at most `INNER_FOLDS`. The standard error is that
-    of the paired difference in loss between a kind and the best kind, to which only the rows that the two predict
-    differently contribute (the one-standard-error rule of Breiman, Friedman, Olshen and Stone 1984, Classification and
-    Regression Trees, section 3.4.3). If all rows come from one fold, the even and the odd rows of each class form two
-    folds. With a single member, or a class of a single row, no comparison is possible and "mean" is returned.
-
-    Parameters
-    ----------
-    rows : Rows
-        The choice depends on these rows alone: a nested estimate repeats it without each fold.
-    objective : Objective
-        The objective whose loss is compared; HTER where it bounds a rate.
-
-    Returns
-    -------
-    str
-        A key of `STACKERS`.
-    """
-    if len(rows.members) == 1 or np.bincount(rows.labels).min() == 1:
-        return "mean"
-    if len(rows.folds) == 1:
-        rows = replace(rows, fold_of=_halves(rows.labels))
-    elif len(rows.folds) > INNER_FOLDS:
-        joined = np.unique(rows.fold_of, return_inverse=True)[1] % INNER_FOLDS
-        rows = replace(rows, fold_of=joined.astype(np.int8))
-    nested = {kind: cross_fit(rows, stack(kind), objective).y_pred for kind in STACKERS}
-    compared = objective.comparable
-    losses = {kind: compared.loss_of(error_rates(rows.labels, y_pred)) for kind, y_pred in nested.items()}
-    best = min(losses, key=losses.__getitem__)  # among equal losses, the simplest kind
-    for kind, y_pred in nested.items():
-        if losses[kind] - losses[best] <= _paired_error(rows.labels, y_pred, nested[best], compared):
-            return kind
-    raise AssertionError("the best kind is within one standard error of itself")
-
-
-def _halves(labels: Labels) -> Labels:
-    """Return 0 or 1 for each row (n,), alternating within each class."""
-    half = np.empty(labels.size, np.int8)
-    for label in (0, 1):
-        has_label = labels == label
-        half[has_label] = np.arange(np.count_nonzero(has_label)) % 2
-    return half
-
-
-def _paired_error(labels: Labels, a: Labels, b: Labels, objective: Objective) -> float:
-    """Return the standard error of the difference in loss between two sets of predictions on the same rows."""
-    difference = a.astype(np.int64) - b
-    variances = [float(difference[labels == label].var() / np.count_nonzero(labels == label)) for label in (0, 1)]
-    weights = objective.loss(1, 0), objective.loss(0, 1)
-    return float(np.sqrt(sum(weight**2 * variance for weight, variance in zip(weights, variances, strict=True))))
+    return rows.stacker(kind).apply
 
 
 @dataclass(frozen=True)
@@ -347,8 +285,22 @@ class CrossFit:
 
     labels: Labels  # (n,)
     y_pred: Labels  # (n,)
-    scores: Floats  # (n,)
+    scores: Floats  # (n,); those of different folds may have different scales
     splits: tuple[Split, ...]  # one for each fold
+
+    @property
+    def margins(self) -> Floats:
+        """The scores less the threshold of their fold's rule (n,), which puts the folds on one scale."""
+        margins = self.scores.copy()
+        for split in self.splits:
+            margins[split.inside] -= split.threshold
+        return margins
+
+    @property
+    def auc(self) -> float:
+        """The AUC of the scores: the mean over the folds, each with the weight of its number of pairs of rows."""
+        pairs = [row.rates.n_neg * row.rates.n_pos for row in self.folds]
+        return sum(n * row.auc for n, row in zip(pairs, self.folds, strict=True)) / sum(pairs)
 
     @cached_property
     def folds(self) -> tuple[FoldRow, ...]:

@@ -9,29 +9,31 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ensemble.config import seed_sequence
-from ensemble.decision.assessment import Assessment, assess, assess_fitted, replicates_of
+from ensemble.decision.assessment import Assessment, Candidate, assess
 from ensemble.decision.cross_fitting import (
     MAJORITY_VOTE,
     CrossFit,
-    FittedRule,
     OofLogits,
-    Rows,
     Rule,
     cross_fit,
-    fit_stack,
     member_logit,
     of_score,
     stack,
     vote_share,
 )
+from ensemble.decision.fold_offsets import FoldOffset, aligned, find_fold_offsets, offsets_of
 from ensemble.decision.intervals import Interval
-from ensemble.decision.label_noise import Floor, estimate_floor
+from ensemble.decision.label_noise import NoiseBound, bound_noise
 from ensemble.decision.objective import HTER, Objective, WeightedError
-from ensemble.decision.rates import ErrorRates, Floats, Labels, error_rates
-from ensemble.decision.refits import Replicate
+from ensemble.decision.rates import ErrorRates, Floats, Labels, auc, error_rates
+from ensemble.decision.refits import RefitRule, Replicate, refit_replicates
 from ensemble.decision.stacker import STACKERS, Stacker
-from ensemble.decision.threshold import fit_threshold, fit_thresholds
+from ensemble.decision.threshold import fit_thresholds
 from ensemble.errors import DataError
+
+LEAST_DEVIATION = 0.1
+"""The share of the nested HTER by which it must exceed that over random parts, so that a difference beyond chance is
+reported."""
 
 COSTS = tuple(WeightedError(cost, 10 - cost) for cost in range(1, 10))
 """The objectives of the expected-performance curve. The cost of an FPR runs from 1 to 9, and that of an FNR is the rest
@@ -60,7 +62,6 @@ class Decision:
     """
 
     kind: str  # of the stacker, a key of `STACKERS`
-    chosen: str  # the requested kind of stacker, or "auto"
     stacker: Stacker
     objective: Objective
     views: tuple[str, ...]  # the views over which member logits are averaged, both here and in prediction
@@ -70,8 +71,9 @@ class Decision:
     stackers: tuple[Assessment, ...]  # every kind of stacker, the simplest first; empty for a single member
     curve: tuple[CostRow, ...]  # the expected-performance curve of the stack
     repeated: tuple[float, ...]  # nested HTER over each of the requested other partitions of the rows
-    floor: Floor | None  # None where there are too few rows
+    noise: NoiseBound | None = None  # of the labels; None where there are too few rows, and in files of former versions
     notes: tuple[str, ...] = ()  # what the user should know about the members, one sentence each
+    offsets: tuple[FoldOffset, ...] = ()  # of the members whose fold models differ; subtracted from their logits
 
     def __post_init__(self) -> None:
         if missing := set(self.stacker.members) - {member.name for member in self.members}:
@@ -108,6 +110,16 @@ class Decision:
         thresholds = {member.name: member.threshold for member in self.members}
         return tuple(thresholds[name] for name in self.stacker.members)
 
+    def aligned(self, oof: OofLogits) -> OofLogits:
+        """Return OOF logits less the offsets of their fold models, as the decision was fitted on them."""
+        return aligned(oof, self.offsets)
+
+    def aligned_folds(self, fold_logits: Floats) -> Floats:
+        """Return the logits (n, m, k) of the stack's members and fold models less the offsets of the fold models."""
+        if not self.offsets:
+            return fold_logits
+        return fold_logits - offsets_of(self.stacker.members, self.offsets, fold_logits.shape[2])
+
     def votes(self, logits: ArrayLike) -> tuple[Labels, Labels]:
         """Return the members' votes (n, m) on logits (n, m), and their majority (n,); an even split is a 1."""
         x = np.asarray(logits, np.float64)
@@ -120,20 +132,21 @@ def fit_decision(
     views: Iterable[str],
     seed: int = 0,
     objective: Objective = HTER,
-    stacker: str = "auto",
+    stacker: str = "nonnegative",
     repeats: int = 0,
     forced: Collection[str] = (),
 ) -> Decision:
     """Fit a stacker and a threshold on all OOF rows, and assess them, the members and the baselines.
 
     A member whose logits are constant within every fold carries no information and is left out of the stack and of the
-    baselines, unless it is forced. A member whose logits are constant in only some folds stays in. `Decision.notes`
-    names both.
+    baselines, unless it is forced. A member whose logits are constant in only some folds stays in. Offsets between the
+    fold models of a member are subtracted (see fold_offsets.py). `Decision.notes` names all three, and a stack that is
+    much worse over the folds than over random parts of the rows.
 
     Parameters
     ----------
     oof : OofLogits
-        Averaged over `views`.
+        Averaged over `views`, as the fold models gave them.
     views : iterable of str
         They are stored in the decision, so that prediction can average over the same views.
     seed : int
@@ -141,8 +154,7 @@ def fit_decision(
     objective : Objective
         What the thresholds minimise.
     stacker : str
-        A key of `STACKERS`, or "auto" for the simplest kind within one standard error of the best. The nested estimate
-        then repeats that choice without each fold.
+        A key of `STACKERS`; without effect if there is a single member.
     repeats : int
         The number of other partitions into folds over which the nested estimate is repeated; groups stay together.
     forced : collection of str
@@ -153,6 +165,8 @@ def fit_decision(
     DataError
         Every member is constant.
     """
+    offsets = find_fold_offsets(oof)
+    oof = aligned(oof, offsets)
     constant = [_constant_folds(oof, column) for column in oof.logits.T]
     if all(folds == oof.folds for folds in constant):
         raise DataError(
@@ -161,35 +175,73 @@ def fit_decision(
     pairs = zip(oof.members, constant, strict=True)
     usable = [j for j, (name, folds) in enumerate(pairs) if folds != oof.folds or name in forced]
     kept = replace(oof, members=tuple(oof.members[j] for j in usable), logits=oof.logits[:, usable])
-    rows, rule = kept.rows, stack(stacker)
-    kind, fitted = fit_stack(stacker, rows, objective)
-    scores = fitted.apply(rows.logits)
-    deployed = FittedRule(fitted.apply, fit_threshold(scores, rows.labels, objective))
-    nested = cross_fit(rows, rule, objective)
-
-    def compared(name: str, rows_of: OofLogits, other: Rule) -> Assessment:
-        return assess(name, rows_of, other, objective, seed, stacked=nested.y_pred)
-
+    rule, kind = stack(stacker), stacker if len(kept.members) > 1 else "mean"
+    stacked = Candidate.of("stack", kept, rule, objective)
+    members = [Candidate.of(name, oof, of_score(member_logit(j)), objective) for j, name in enumerate(oof.members)]
+    baselines = [Candidate.of(name, kept, other, objective) for name, other in _baselines(kept.members)]
+    stackers = [Candidate.of(name, kept, stack(name), objective) for name in STACKERS if len(kept.members) > 1]
+    parted = Candidate.of("stack", _in_random_parts(kept, seed), rule, objective)
+    first, *others, of_parts = assess([stacked, *members, *baselines, *stackers, parted], oof.groups, seed)
+    end = len(members), len(members) + len(baselines)
     return Decision(
         kind=kind,
-        chosen=stacker,
-        stacker=fitted,
+        stacker=kept.rows.stacker(kind),
         objective=objective,
         views=tuple(views),
-        stacked=assess_fitted("stack", kept, deployed, nested, objective, seed, refit=True),
-        members=tuple(compared(name, oof, of_score(member_logit(j))) for j, name in enumerate(oof.members)),
-        baselines=tuple(compared(name, kept, other) for name, other in _baselines(kept.members)),
-        stackers=tuple(compared(name, kept, stack(name)) for name in STACKERS) if len(kept.members) > 1 else (),
-        curve=_performance_curve(scores, rows.labels, nested),
+        stacked=first,
+        members=tuple(others[: end[0]]),
+        baselines=tuple(others[end[0] : end[1]]),
+        stackers=tuple(others[end[1] :]),
+        curve=_performance_curve(stacked.deployed.score(kept.logits), oof.labels, stacked.nested),
         repeated=_repeated(kept, rule, objective, repeats, seed),
-        floor=estimate_floor(nested.scores, rows.labels, seed),
+        noise=_bound_noise(kept, rule, objective),
         notes=tuple(
             f"member {name} gives the same logit to all images of fold{'s' * (len(folds) > 1)} "
             f"{', '.join(map(str, folds))}; it is "
             + ("still in the stack" if j in usable else f"left out of the stack unless --force-members {name} is given")
             for j, (name, folds) in enumerate(zip(oof.members, constant, strict=True))
             if folds
-        ),
+        )
+        + tuple(offset.message for offset in offsets)
+        + _deviation_note(first, of_parts),
+        offsets=offsets,
+    )
+
+
+def _bound_noise(oof: OofLogits, rule: Rule, objective: Objective) -> NoiseBound | None:
+    """Bound the noise of the labels by two halves of the members that are about equally good."""
+    order = np.argsort([-auc(logits, oof.labels) for logits in oof.logits.T], kind="stable")
+    halves = [order[np.isin(np.arange(order.size) % 4, places)] for places in ((0, 3), (1, 2))]
+    margins = [
+        cross_fit(
+            replace(oof, members=tuple(oof.members[j] for j in half), logits=oof.logits[:, half]).rows, rule, objective
+        ).margins
+        for half in halves
+        if half.size
+    ]
+    return bound_noise(margins[0], margins[1] if len(margins) > 1 else None, oof.labels)
+
+
+def _in_random_parts(oof: OofLogits, seed: int, repeat: int = 0) -> OofLogits:
+    """Return the rows with random parts in place of their folds; groups stay together."""
+    from ensemble.data.folds import assign_folds
+
+    units = np.arange(oof.labels.size) if oof.groups is None else oof.groups
+    fold_seed = int(seed_sequence(seed, "parts", repeat).generate_state(1)[0])
+    fold_of = assign_folds(oof.labels, units, len(oof.folds), fold_seed).fold_of
+    return replace(oof, table=replace(oof.table, fold_of=fold_of))
+
+
+def _deviation_note(over_folds: Assessment, over_parts: Assessment) -> tuple[str, ...]:
+    """Return a sentence if the stack is worse over the folds than over random parts, beyond chance and by much."""
+    difference = over_parts.difference
+    assert difference is not None
+    if difference.interval.high >= 0 or -difference.value < LEAST_DEVIATION * over_folds.nested.hter:
+        return ()
+    return (
+        f"the fold models differ: the nested HTER is {over_folds.nested.hter:.4f} over the folds and "
+        f"{over_parts.nested.hter:.4f} over random parts of the same rows. A fold model deviates (see the fold tables "
+        "of the members), and the nested and expected figures are too high; train longer",
     )
 
 
@@ -209,16 +261,8 @@ def _performance_curve(scores: Floats, labels: Labels, nested: CrossFit) -> tupl
 
 def _repeated(oof: OofLogits, rule: Rule, objective: Objective, repeats: int, seed: int) -> tuple[float, ...]:
     """Return the nested HTER over other random partitions of the rows into as many folds, (repeats,)."""
-    from ensemble.data.folds import assign_folds
-
-    units = np.arange(oof.labels.size) if oof.groups is None else oof.groups
-    k, hters = len(oof.folds), []
-    for repeat in range(repeats):
-        fold_seed = int(seed_sequence(seed, "parts", repeat).generate_state(1)[0])
-        fold_of = assign_folds(oof.labels, units, k, fold_seed).fold_of
-        y_pred = cross_fit(Rows(oof.logits, oof.labels, fold_of, oof.members), rule, objective).y_pred
-        hters.append(error_rates(oof.labels, y_pred).hter)
-    return tuple(hters)
+    parts = (_in_random_parts(oof, seed, repeat).rows for repeat in range(repeats))
+    return tuple(error_rates(oof.labels, cross_fit(rows, rule, objective).y_pred).hter for rows in parts)
 
 
 def _constant_folds(oof: OofLogits, column: Floats) -> tuple[int, ...]:
@@ -239,7 +283,10 @@ def _baselines(members: Sequence[str]) -> list[tuple[str, Rule]]:
 
 
 def stack_replicates(decision: Decision, oof: OofLogits, seed: int, replicates: int) -> Iterable[Replicate]:
-    """Return the bootstrap replicates of a decision's stack, with refitted thresholds, on its members' OOF rows."""
-    nested = cross_fit(oof.rows, stack(decision.chosen), decision.objective)
-    deployed = FittedRule(decision.stacker.apply, decision.threshold)
-    return replicates_of(oof, deployed, nested, decision.objective, seed, replicates)
+    """Return the bootstrap replicates of a decision's stack, with refitted thresholds, on its members' OOF rows.
+
+    Offsets between fold models have been subtracted from the rows (`Decision.aligned`).
+    """
+    nested = cross_fit(oof.rows, stack(decision.kind), decision.objective)
+    rule = RefitRule(decision.stacker.apply(oof.logits), oof.labels, nested.splits, decision.objective)
+    return refit_replicates(rule, oof.labels, oof.groups, seed, replicates)

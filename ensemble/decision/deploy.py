@@ -121,6 +121,7 @@ def deploy(
     prior: float | None = None,
     seed: int = 0,
     is_new: NDArray[np.bool_] | None = None,
+    by_view: Floats | None = None,
 ) -> Deployment:
     """Return labels for new images, and the error rates to expect of them.
 
@@ -128,7 +129,7 @@ def deploy(
     ----------
     decision : Decision
     oof : OofLogits
-        The OOF logits of the members of the stack, averaged over the decision's views.
+        The OOF logits of the members of the stack, averaged over the decision's views, as the fold models gave them.
     fold_logits : float64 array (n, m, k)
         The logits of the new images by member and fold model, averaged over the decision's views.
     logits : float64 array (n, m)
@@ -144,14 +145,20 @@ def deploy(
     is_new : bool array (n,), optional
         Which images were not in training; by default all. The share check leaves the others out, because their logits
         are not those of unseen images.
+    by_view : float64 array (n_oof, m, views), optional
+        The OOF logits by view; with two or more views, they show how well the effect of averaging is known.
     """
     stacked = decision.stacker.apply(logits)
     if combine == "vote":
         check = check_new_share(decision, oof, fold_logits, is_new)
         assumed, effect, threshold = None, None, decision.threshold
-        y_pred, fold_votes = majority_of_folds(decision.stacker, decision.threshold, fold_logits)
+        y_pred, fold_votes = majority_of_folds(
+            decision.stacker, decision.threshold, decision.aligned_folds(fold_logits)
+        )
     else:
-        check, assumed, effect, threshold = corrected(decision, oof, fold_logits, correction, prior, seed, is_new)
+        check, assumed, effect, threshold = corrected(
+            decision, oof, fold_logits, correction, prior, seed, is_new, by_view
+        )
         y_pred, fold_votes = apply_threshold(stacked, threshold), np.empty((len(logits), 0), np.int8)
     member_votes, majority = decision.votes(logits)
     shift = 0.0 if prior is None else at_prior(decision.nested, prior).logit_shift
@@ -178,6 +185,7 @@ def corrected(
     prior: float | None = None,
     seed: int = 0,
     is_new: NDArray[np.bool_] | None = None,
+    by_view: Floats | None = None,
 ) -> tuple[ShareCheck, float | None, AveragingEffect | None, float]:
     """Return the share check, the assumed share of label 0, the effect of averaging, and the corrected threshold.
 
@@ -187,8 +195,8 @@ def corrected(
     The parameters are those of `deploy`. The assumed share is None for that of the OOF rows, and the effect of
     averaging is None where it cannot be measured; the threshold is then the decision's.
     """
-    check = check_new_share(decision, oof, fold_logits, is_new)
-    assumed = prior
+    check, assumed = check_new_share(decision, oof, fold_logits, is_new), prior
+    oof, fold_logits = decision.aligned(oof), decision.aligned_folds(fold_logits)
     if assumed is None and check.shifted:
         assumed = float(np.clip(check.prior, LEAST_SHARE, 1 - LEAST_SHARE))
     if prior is None and check.shifted:
@@ -206,6 +214,8 @@ def corrected(
             decision.objective,
             assumed,
             seed,
+            decision.stacked.design_effects,
+            None if by_view is None else stacked_folds(decision.stacker, by_view),
         )
     return check, assumed, effect, decision.threshold if effect is None else effect.chosen.threshold
 
@@ -214,9 +224,10 @@ def check_new_share(
     decision: Decision, oof: OofLogits, fold_logits: Floats, is_new: NDArray[np.bool_] | None = None
 ) -> ShareCheck:
     """Return the share check of the images that are new, from the logits (n, m, k) by member and fold model."""
-    scores = decision.stacker.apply(oof.logits)
+    scores = decision.stacker.apply(decision.aligned(oof).logits)
     rates = error_rates(oof.labels, apply_threshold(scores, decision.threshold))
-    singles = stacked_folds(decision.stacker, fold_logits if is_new is None else fold_logits[is_new])
+    of_new = fold_logits if is_new is None else fold_logits[is_new]
+    singles = stacked_folds(decision.stacker, decision.aligned_folds(of_new))
     return check_share(scores, singles, decision.threshold, rates, oof.groups)
 
 
@@ -248,7 +259,7 @@ def majority_of_folds(stacker: Stacker, threshold: float, fold_logits: Floats) -
 
 
 def stacked_folds(stacker: Stacker, fold_logits: Floats) -> Floats:
-    """Return the stacked logit of each fold model (n, k), from the logits of the members (n, m, k)."""
+    """Return the stacked logit of each fold model (n, k), from the logits of the members (n, m, k); or of each view."""
     return np.stack([stacker.apply(of_fold) for of_fold in np.moveaxis(fold_logits, 2, 0)], axis=1)
 
 

@@ -18,7 +18,10 @@ Counts = NDArray[np.int64]
 
 Rate = TypeVar("Rate", float, Floats)
 
-FORMS = "hter, cost:A,B (what an FPR and an FNR cost), fpr:R or fnr:R (at most that rate), e.g. cost:5,1 or fpr:0.01"
+FORMS = (
+    "hter, cost:A,B (what an FPR and an FNR cost), fpr:R or fnr:R (that rate on the OOF rows is at most R), fpr:R,C or "
+    "fnr:R,C (the true rate is at most R with confidence C), e.g. cost:5,1, fpr:0.01 or fpr:0.01,0.95"
+)
 """The forms that `Objective.parse` reads, for the message of an error."""
 
 LARGEST_COST = 10**6
@@ -32,6 +35,12 @@ differ by much more."""
 class Objective(ABC):
     """The objective that a threshold minimises.
 
+    A bound on a rate is a target for the rows that the threshold is fitted on: on new images the rate exceeds it about
+    every second time. With a confidence C, it is a guarantee: the threshold is the most favourable one at which the
+    upper confidence bound of the rate (Clopper and Pearson 1934) is within the bound. Over random draws of the rows,
+    the true rate of a single fold model then exceeds the bound at most 1 - C of the times (Bates et al. 2021,
+    Distribution-free, risk-controlling prediction sets).
+
     Subclasses define the cost of a pair of error rates, the preference among equal cuts, and the admissible cuts.
 
     >>> Objective.parse("cost:5,1").loss(0.1, 0.4), Objective.parse("fpr:0.01")
@@ -40,12 +49,12 @@ class Objective(ABC):
 
     @staticmethod
     def parse(text: str) -> Objective:
-        """Read `hter`, `cost:A,B`, `fpr:R` or `fnr:R`.
+        """Read `hter`, `cost:A,B`, `fpr:R`, `fnr:R`, `fpr:R,C` or `fnr:R,C`.
 
         Raises
         ------
         ConfigError
-            It is none of these, a cost is not positive, or a rate is not in [0, 1].
+            It is none of these, a cost is not positive, a rate is not in [0, 1], or a confidence not in [0.5, 1).
         """
         kind, colon, rest = text.strip().partition(":")
         try:
@@ -60,9 +69,12 @@ class Objective(ABC):
             divisor = math.gcd(*costs)
             if max(costs) // divisor <= LARGEST_COST:
                 return WeightedError(costs[0] // divisor, costs[1] // divisor)
-        if kind in ("fpr", "fnr") and len(values) == 1 and 0 <= values[0] <= 1:
-            rate = float(values[0])
-            return BoundedFpr(rate) if kind == "fpr" else BoundedFnr(rate)
+        if kind in ("fpr", "fnr") and len(values) in (1, 2) and 0 <= values[0] <= 1:
+            bound = BoundedFpr if kind == "fpr" else BoundedFnr
+            if len(values) == 1:
+                return bound(float(values[0]))
+            if 0.5 <= values[1] < 1:
+                return bound(float(values[0]), float(values[1]))
         raise _no_objective(text)
 
     @property
@@ -90,6 +102,10 @@ class Objective(ABC):
     def comparable(self) -> Objective:
         """The objective for comparing two rules: HTER if a rate is bounded, because a rule may exceed the bound."""
         return HTER
+
+    def on_rows(self, n_neg: int, n_pos: int) -> Objective:
+        """Return the objective for rows of these numbers: a guarantee as the bound on the rate of these rows."""
+        return self
 
     @abstractmethod
     def costs(self, false_pos: Counts, false_neg: Counts, n_neg: int, n_pos: int) -> tuple[Counts, Counts]:
@@ -192,22 +208,29 @@ class BoundedFpr(Objective):
     """The lowest FNR among the cuts whose FPR is at or below a bound."""
 
     max_fpr: float
+    confidence: float | None = None  # of a guarantee; None for a bound on the rows themselves
 
     strictest_cut = -1
 
     @property
     def text(self) -> str:
-        return "fpr:" + repr(self.max_fpr).removesuffix(".0")
+        return f"fpr:{_bound_text(self.max_fpr, self.confidence)}"
 
     @property
     def description(self) -> str:
-        return f"the least FNR with FPR <= {self.max_fpr:g}"
+        return f"the least FNR with FPR <= {self.max_fpr:g}{_with_confidence(self.confidence)}"
 
     def loss(self, fpr: Rate, fnr: Rate) -> Rate:
         return fnr
 
+    def on_rows(self, n_neg: int, n_pos: int) -> Objective:
+        if self.confidence is None:
+            return self
+        return BoundedFpr(max(_most_errors(self.max_fpr, n_neg, self.confidence), 0) / n_neg)
+
     def costs(self, false_pos: Counts, false_neg: Counts, n_neg: int, n_pos: int) -> tuple[Counts, Counts]:
-        return _bounded(false_pos, self.max_fpr, n_neg, false_neg), false_pos
+        most = _most_errors(self.max_fpr, n_neg, self.confidence)
+        return _bounded(false_pos, most, false_neg), false_pos
 
     def tie(self, fpr: Floats, fnr: Floats) -> Floats:
         return fpr
@@ -224,20 +247,27 @@ class BoundedFnr(Objective):
     """The lowest FPR among the cuts whose FNR is at or below a bound."""
 
     max_fnr: float
+    confidence: float | None = None  # of a guarantee; None for a bound on the rows themselves
 
     @property
     def text(self) -> str:
-        return "fnr:" + repr(self.max_fnr).removesuffix(".0")
+        return f"fnr:{_bound_text(self.max_fnr, self.confidence)}"
 
     @property
     def description(self) -> str:
-        return f"the least FPR with FNR <= {self.max_fnr:g}"
+        return f"the least FPR with FNR <= {self.max_fnr:g}{_with_confidence(self.confidence)}"
 
     def loss(self, fpr: Rate, fnr: Rate) -> Rate:
         return fpr
 
+    def on_rows(self, n_neg: int, n_pos: int) -> Objective:
+        if self.confidence is None:
+            return self
+        return BoundedFnr(max(_most_errors(self.max_fnr, n_pos, self.confidence), 0) / n_pos)
+
     def costs(self, false_pos: Counts, false_neg: Counts, n_neg: int, n_pos: int) -> tuple[Counts, Counts]:
-        return _bounded(false_neg, self.max_fnr, n_pos, false_pos), false_neg
+        most = _most_errors(self.max_fnr, n_pos, self.confidence)
+        return _bounded(false_neg, most, false_pos), false_neg
 
     def tie(self, fpr: Floats, fnr: Floats) -> Floats:
         return fnr
@@ -253,10 +283,38 @@ HTER = WeightedError()
 """The default objective: half total error rate."""
 
 
-def _bounded(errors: Counts, bound: float, n: int, cost: Counts) -> Counts:
-    """Return the cost of each cut; the largest integer if the bounded error exceeds its bound."""
+def _bound_text(bound: float, confidence: float | None) -> str:
+    values = (bound,) if confidence is None else (bound, confidence)
+    return ",".join(repr(value).removesuffix(".0") for value in values)
+
+
+def _with_confidence(confidence: float | None) -> str:
+    return "" if confidence is None else f" at {100 * confidence:g} % confidence"
+
+
+def _bounded(errors: Counts, most: int, cost: Counts) -> Counts:
+    """Return the cost of each cut; the largest integer if there are more errors than `most`.
+
+    If not even 0 errors are allowed, the best cut is the one at which none is possible: it has the largest cost.
+    """
+    return -cost if most < 0 else np.where(errors <= most, cost, np.iinfo(np.int64).max)
+
+
+def _most_errors(bound: float, n: int, confidence: float | None) -> int:
+    """Return the largest number of errors among n rows that a bound on their rate allows.
+
+    With a confidence, the upper confidence bound of the true rate must be within the bound; -1 if no number allows it.
+    """
     most = math.floor(Fraction(bound).limit_denominator(10**9) * n)  # so that 0.3 is 3/10, not the float just below it
-    return np.where(errors <= most, cost, np.iinfo(np.int64).max)
+    if confidence is None or bound == 1:
+        return most
+    from scipy.special import betaincinv
+
+    low, high = -1, most  # the upper confidence bound rises with the number of errors, and exceeds the observed rate
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if betaincinv(middle + 1, n - middle, confidence) <= bound else (low, middle - 1)
+    return low
 
 
 def _number(text: str) -> Fraction:

@@ -41,6 +41,10 @@ class ShareCheck:
         """Whether the p-value is below `ALARM`."""
         return self.p_value < ALARM
 
+    def contradicts(self, prior: float) -> bool:
+        """Return whether the images contradict a share of label 0, if only the class shares have changed."""
+        return abs(self.prior - prior) > ALARM_ERRORS * self.prior_error
+
     def least_visible(self, images: int) -> float:
         """Return the change of the share of predicted 0s that a check of `images` images sees every second time.
 
@@ -132,15 +136,20 @@ def check_share(
     new_share = float(votes.mean())
     units = np.arange(is_zero.size) if groups is None else np.unique(groups, return_inverse=True)[1]
     excess = np.bincount(units, is_zero - oof_share)  # for each group: its sum less what the mean predicts for it
-    error = float(np.sqrt((excess**2).sum() / is_zero.size**2 + votes.var() / max(len(votes), 1)))
+    oof_variance = float((excess**2).sum()) / is_zero.size**2
+    # New images are assumed to come in groups like the rows, which raise the variance by the same factor.
+    design_effect = max(1.0, oof_variance * is_zero.size / max(is_zero.var(), 1e-12))
+    new_variance = float(votes.var()) * design_effect / max(len(votes), 1)
+    error = float(np.sqrt(oof_variance + new_variance))
     distance = abs(new_share - oof_share)
     p_value = float(2 * norm.sf(distance / error)) if error > 0 else float(distance == 0)
-    p_value = max(p_value, float(binomtest(round(new_share * len(votes)), len(votes), oof_share).pvalue))
+    units_new = max(round(len(votes) / design_effect), 1)
+    p_value = max(p_value, float(binomtest(round(new_share * units_new), units_new, oof_share).pvalue))
     # new_share = prior * (1 - FPR) + (1 - prior) * FNR, solved for the prior; its error follows by the delta method.
     separation = max(1 - rates.fpr - rates.fnr, 1e-9)
     prior = float(np.clip((new_share - rates.fnr) / separation, 0, 1))
     fpr_term, fnr_term = prior**2 * rates.fpr * (1 - rates.fpr), (1 - prior) ** 2 * rates.fnr * (1 - rates.fnr)
-    variance = votes.var() / max(len(votes), 1) + fpr_term / rates.n_neg + fnr_term / rates.n_pos
+    variance = new_variance + fpr_term / rates.n_neg + fnr_term / rates.n_pos
     prior_error = float(np.sqrt(variance) / separation)
     return ShareCheck(oof_share, new_share, error, p_value, prior, prior_error)
 

@@ -174,7 +174,7 @@ STACKERS: dict[str, FitStacker] = {
     "nonnegative": nonnegative_logistic,
     "logistic": logistic,
 }
-"""The kinds of stacker by name, the simplest first; `simplest_stacker` prefers them in this order."""
+"""The kinds of stacker by name, the simplest first."""
 
 
 def _standardised(x: Floats) -> tuple[Floats, Floats, Floats, Labels]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ensemble.decision.assessment import Assessment
 from ensemble.decision.decision import Decision
-from ensemble.decision.label_noise import describe_floor
+from ensemble.decision.label_noise import describe_noise
 from ensemble.reports.member_tables import best_rule, chance_notes
 from ensemble.reports.table import Table, interval_cell, rate_cells
 
@@ -60,12 +60,7 @@ def _difference_cell(row: Assessment) -> str:
 def _stacker_sentence(decision: Decision) -> str:
     if not decision.stackers:
         return "One member needs no stacker."
-    if decision.chosen != "auto":
-        return f"The stacker is {STACKER_NAMES[decision.kind]}, as requested."
-    return (
-        f"The stacker is {STACKER_NAMES[decision.kind]}: the simplest within one standard error of the best. The "
-        "nested figures repeat this choice without each fold."
-    )
+    return f"The stacker is {STACKER_NAMES[decision.kind]}."
 
 
 STACKER_NAMES = {
@@ -118,24 +113,14 @@ def curve_table(decision: Decision) -> Table:
     )
 
 
-def floor_table(decision: Decision) -> Table:
-    """Return how much HTER label noise alone causes, by two estimates, and how much is left to learn."""
-    title, columns = "Floor: the HTER that label noise alone causes", ("estimate", "FPR", "FNR", "HTER", "95 %")
-    description = describe_floor(decision.floor, decision.nested.hter)
-    if decision.floor is None:
-        return Table(title, columns, (), (description,))
-    estimates = {
-        "confident learning (interval without its bias)": decision.floor.confident,
-        "mixture fit": decision.floor.mixture,
-    }
-    rows = tuple(
-        (name, *rate_cells(estimate.rates), interval_cell(estimate.interval)) for name, estimate in estimates.items()
-    )
-    most = ("upper bound (labels wrong at random)", *rate_cells(decision.floor.ceiling), "")
-    return Table(title, columns, (*rows, most), (description,))
+def noise_table(decision: Decision) -> Table:
+    """Return how much HTER labels that are wrong at random cause at most."""
+    title, columns = "Floor: the HTER that wrong labels alone cause", ("bound, 95 %", "FPR", "FNR", "HTER")
+    rows = () if decision.noise is None else (("labels wrong at random, at most", *rate_cells(decision.noise.rates)),)
+    return Table(title, columns, rows, (describe_noise(decision.noise, decision.nested.hter),))
 
 
 def decision_tables(plain: Decision, tta: Decision) -> tuple[Table, ...]:
-    """Return the stack's tables for plain prediction and TTA, then stackers, other costs and floor for TTA."""
+    """Return the stack's tables for plain prediction and TTA, then stackers, other costs and label noise for TTA."""
     stackers = (stackers_table(tta),) if tta.stackers else ()
-    return (decision_table(plain), decision_table(tta), *stackers, curve_table(tta), floor_table(tta))
+    return (decision_table(plain), decision_table(tta), *stackers, curve_table(tta), noise_table(tta))

@@ -58,7 +58,7 @@ def report_json(result: ReportResult) -> dict[str, Any]:
                     for row in decision.curve
                 ],
                 "repeated": list(decision.repeated),
-                "floor": None if decision.floor is None else asdict(decision.floor),
+                "noise": None if decision.noise is None else asdict(decision.noise),
                 "notes": list(decision.notes),
             }
             for name, decision in by_views.items()

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from ensemble.decision.deploy import Expectation
+from ensemble.decision.intervals import NORMAL
 from ensemble.decision.objective import Objective
-from ensemble.decision.shift import AtPrior, ShareCheck
+from ensemble.decision.shift import AtPrior
 from ensemble.errors import printable
 from ensemble.reports.table import Table, interval_cell, rate_cells
 from ensemble.results import PredictionFacts
 
 UNMEASURED = (
-    "*: the effect of averaging is not known (too few images, images too unlike the training images, or voting fold "
-    "models); the threshold is not corrected, and the rates are those of one fold model."
+    "*: the rates are those of one fold model, not of the file. The effect of averaging fold models was not measured "
+    "(too few images, images too unlike the training images, or voting fold models), so the threshold is not "
+    "corrected and no interval is given; files that average usually have a lower HTER."
 )
 
 
@@ -26,12 +28,12 @@ def prediction_table(predictions: Mapping[str, PredictionFacts]) -> Table:
             " + ".join(facts.request.views),
             f"{facts.share_of_label_0:.4f}",
             *rate_cells(facts.expectation.rates),
-            interval_cell(facts.expectation.interval),
-            interval_cell(facts.expectation.new_set_interval) if facts.expectation.new_set_interval else "",
+            rule_interval_cell(facts),
+            here_interval_cell(facts),
         )
         for name, facts in predictions.items()
     )
-    unmeasured = any(not facts.expectation.averaging_measured for facts in predictions.values())
+    unmeasured = not all(map(is_known, predictions.values()))
     return Table(
         "Label files: expected HTER",
         ("set", "images", "views", "share of 0", "FPR", "FNR", "HTER", "95 %", "if measured here"),
@@ -45,9 +47,25 @@ def prediction_table(predictions: Mapping[str, PredictionFacts]) -> Table:
     )
 
 
+def rule_interval_cell(facts: PredictionFacts) -> str:
+    """Return the interval of the HTER of a label file's rule; nothing where only one fold model's is known."""
+    return interval_cell(facts.expectation.interval) if is_known(facts) else ""
+
+
+def here_interval_cell(facts: PredictionFacts) -> str:
+    """Return the interval of the HTER that is measured on the images; nothing where it is not known."""
+    here = facts.expectation.new_set_interval
+    return interval_cell(here) if here is not None and is_known(facts) else ""
+
+
+def is_known(facts: PredictionFacts) -> bool:
+    """Return whether the expected rates are those of the label file, not those of one fold model."""
+    return facts.expectation.averaging_measured or is_constant(facts)
+
+
 def label_file_name(name: str, facts: PredictionFacts) -> str:
-    """Return the name of a set, marked by * where the effect of averaging is not known; `UNMEASURED` explains it."""
-    return printable(name) + ("" if facts.expectation.averaging_measured else " *")
+    """Return the name of a set, marked by * where the rates are those of one fold model; `UNMEASURED` explains it."""
+    return printable(name) + ("" if is_known(facts) else " *")
 
 
 def _notes(facts: PredictionFacts) -> Iterator[str]:
@@ -66,15 +84,16 @@ def _notes(facts: PredictionFacts) -> Iterator[str]:
             "these images."
         )
     if expectation.at_prior is not None:
-        yield from _prior_notes(expectation.at_prior, check, facts.share_of_label_0)
+        yield _prior_note(expectation.at_prior, facts.share_of_label_0)
     yield from _contradiction(facts)
+    yield from _prior_contradiction(facts)
 
 
 def label_file_warnings(facts: PredictionFacts) -> tuple[str, ...]:
-    """Return what speaks against a label file: one label for all images, a shift, rates that do not fit it."""
+    """Return what speaks against a label file: one label for all images, a shift, rates or a prior that do not fit."""
     one_label = (one_label_note(facts),) if is_constant(facts) else ()
     shift = (facts.share_check.message(facts.new_images),) if facts.share_check.shifted else ()
-    return (*one_label, *shift, *_contradiction(facts))
+    return (*one_label, *shift, *_contradiction(facts), *_prior_contradiction(facts))
 
 
 def seen_note(seen: int, images: int) -> str:
@@ -111,6 +130,17 @@ def _contradiction(facts: PredictionFacts) -> Iterator[str]:
         )
 
 
+def _prior_contradiction(facts: PredictionFacts) -> Iterator[str]:
+    """Yield a note where the images contradict the share of label 0 that the user gave."""
+    prior, check = facts.request.prior, facts.share_check
+    if prior is not None and check.contradicts(prior):
+        yield (
+            f"the images contradict --prior {prior:g}: by the labels that single fold models give, label 0 is "
+            f"{check.prior:.4f} ± {NORMAL * check.prior_error:.4f} of them, if only the class mix has changed. The "
+            "expected rates are wrong if your share is wrong; leave --prior out if you are not certain of it."
+        )
+
+
 def _correction_note(expectation: Expectation, nested_hter: float) -> str:
     chosen, none = expectation.at(expectation.correction), expectation.at("none")
     others = "; ".join(
@@ -126,16 +156,11 @@ def _correction_note(expectation: Expectation, nested_hter: float) -> str:
     )
 
 
-def _prior_notes(there: AtPrior, check: ShareCheck, share_of_label_0: float) -> Iterator[str]:
-    yield (
+def _prior_note(there: AtPrior, share_of_label_0: float) -> str:
+    return (
         f"where label 0 is {there.prior:.4f} of the images, as given, a threshold has the same FPR, FNR and HTER as "
         "elsewhere, and the best threshold for HTER is the same; only the effect of averaging depends on the mix. At "
         f"these rates {there.share_called_0:.4f} should be labelled 0 ({share_of_label_0:.4f} are), "
         f"{there.error_rate:.4f} labelled wrong, and {there.precision_of_0:.4f} of the 0s be right; the probabilities "
         "in predictions.csv are for this share."
     )
-    if abs(check.prior - there.prior) > 4 * check.prior_error:
-        yield (
-            f"the images contradict that share: if only the class mix has changed, it is {check.prior:.4f} ± "
-            f"{1.96 * check.prior_error:.4f} by the labels that single fold models give."
-        )

@@ -11,7 +11,13 @@ from ensemble.errors import printable
 from ensemble.reports.comparison_tables import comparison_tables, evaluation_tables
 from ensemble.reports.decision_tables import decision_warnings, repeated_notes
 from ensemble.reports.member_tables import best_rule, chance_notes, origin_notes, trial_table
-from ensemble.reports.prediction_tables import UNMEASURED, label_file_name, label_file_warnings
+from ensemble.reports.prediction_tables import (
+    UNMEASURED,
+    is_known,
+    label_file_name,
+    label_file_warnings,
+    rule_interval_cell,
+)
 from ensemble.reports.render import demo_table, render
 from ensemble.reports.summary import (
     compare_summary,
@@ -146,7 +152,7 @@ def _rule_row(rule: Assessment) -> tuple[str, ...]:
 
 def _label_files_table(predictions: Mapping[str, PredictionFacts]) -> Table:
     """Return the expected error rates of label files, keyed by the name of their set, and what speaks against them."""
-    unmeasured = any(not facts.expectation.averaging_measured for facts in predictions.values())
+    unmeasured = not all(map(is_known, predictions.values()))
     warnings = (
         f"warning: {printable(name)}: {warning}"
         for name, facts in predictions.items()
@@ -161,7 +167,7 @@ def _label_files_table(predictions: Mapping[str, PredictionFacts]) -> Table:
                 str(facts.images),
                 f"{facts.share_of_label_0:.4f}",
                 *rate_cells(facts.expectation.rates),
-                interval_cell(facts.expectation.interval),
+                rule_interval_cell(facts),
             )
             for name, facts in predictions.items()
         ),

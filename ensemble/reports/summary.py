@@ -11,7 +11,7 @@ from ensemble.decision.intervals import Interval
 from ensemble.decision.label_noise import noise_in_short
 from ensemble.errors import printable
 from ensemble.reports.comparison_tables import verdict
-from ensemble.reports.prediction_tables import is_constant, label_file_warnings
+from ensemble.reports.prediction_tables import is_constant, is_known, label_file_warnings
 from ensemble.reports.table import Table
 from ensemble.results import (
     CompareResult,
@@ -116,7 +116,8 @@ def _label_file_lines(predictions: Mapping[str, PredictionFacts]) -> tuple[str, 
     """Return one line for the label file, or for all of them."""
     if len(predictions) > 1:
         expected = sorted(facts.expectation.rates.hter for facts in predictions.values())
-        return (f"{len(predictions)} label files: expected HTER {expected[0]:.4f} to {expected[-1]:.4f}.",)
+        whose = "" if all(map(is_known, predictions.values())) else " (*: of one fold model)"
+        return (f"{len(predictions)} label files: expected HTER {expected[0]:.4f} to {expected[-1]:.4f}{whose}.",)
     return tuple(_label_file_line(printable(name), facts) for name, facts in predictions.items())
 
 
@@ -127,6 +128,8 @@ def _label_file_line(name: str, facts: PredictionFacts) -> str:
         )
     expected = facts.expectation
     end = "; see the warnings." if label_file_warnings(facts) else "."
+    if not is_known(facts):
+        return f"Label file {name}: one fold model has HTER {expected.rates.hter:.4f}; averaging was not measured{end}"
     return f"Label file {name}: expected HTER {expected.rates.hter:.4f} ({_interval(expected.interval)}){end}"
 
 
@@ -139,7 +142,7 @@ def _stack_line(decision: Decision) -> str:
 def _constant_line(decision: Decision) -> str:
     if not _better(decision.stacked):
         return f"{CONSTANT}: the stack is no better."
-    noise = noise_in_short(decision.floor, decision.nested.hter)
+    noise = noise_in_short(decision.noise)
     return f"{CONSTANT}; {noise}." if noise else f"{CONSTANT}."
 
 
