@@ -50,12 +50,8 @@ def test_a_small_file_has_the_defaults(tmp_path: Path) -> None:
     assert (config.run, config.seed, config.folds, config.predict) == (Path("checkpoints/x"), 0, 5, None)
     assert config.data.labels == Path("label_train.txt")
     assert config.members == (MemberConfig(arch="resnet18", name="resnet18"),)
-    assert config.decision.model_dump() == {
-        "objective": "hter",
-        "stacker": "nonnegative",
-        "members": None,
-        "repeats": 0,
-    }
+    expected = {"objective": "hter", "stacker": "nonnegative", "members": None, "repeats": 0}
+    assert config.decision.model_dump() == expected
     predict = load(tmp_path, GOOD + "predict: {images: a, out: b}\n").predict
     assert predict is not None and (predict.tta, predict.correction, predict.prior) == (True, CORRECTIONS[0], None)
 
