@@ -250,7 +250,10 @@ def test_every_command_is_in_the_readme() -> None:
             [*TRAIN, "--augment", "heavy"],
             "thera train-member: --augment must be 'none', 'light' or 'standard'; got heavy",
         ),
-        (["fit-stacker", "--run", "r", "--stacker", "best"], "thera fit-stacker: --stacker must be 'auto', 'mean', "),
+        (
+            ["fit-stacker", "--run", "r", "--stacker", "best"],
+            "thera fit-stacker: --stacker must be 'mean', ",
+        ),
         (["fit-stacker", "--run", "r", "--repeats", "-1"], "thera fit-stacker: --repeats must be >= 0; got -1"),
         (["fit-stacker", "--run", "r", "--repeats", "9999"], "thera fit-stacker: --repeats must be <= 1000; got 9999"),
         ([*PREDICT, "--prior", "1"], "thera predict: --prior must be < 1; got 1"),

@@ -50,16 +50,16 @@ def test_a_small_file_has_the_defaults(tmp_path: Path) -> None:
     assert (config.run, config.seed, config.folds, config.predict) == (Path("checkpoints/x"), 0, 5, None)
     assert config.data.labels == Path("label_train.txt")
     assert config.members == (MemberConfig(arch="resnet18", name="resnet18"),)
-    expected = {"objective": "hter", "stacker": "auto", "members": None, "force_members": None, "repeats": 0}
+    expected = {"objective": "hter", "stacker": "nonnegative", "members": None, "force_members": None, "repeats": 0}
     assert config.decision.model_dump() == expected
     predict = load(tmp_path, GOOD + "predict: {images: a, out: b}\n").predict
     assert predict is not None and (predict.tta, predict.correction, predict.prior) == (True, CORRECTIONS[0], None)
 
 
 def test_what_is_decided_may_be_given(tmp_path: Path) -> None:
-    decision = "decision: {objective: 'cost:5,1', stacker: nonnegative, repeats: 20}\n"
+    decision = "decision: {objective: 'cost:5,1', stacker: logistic, repeats: 20}\n"
     config = load(tmp_path, GOOD + decision + "predict: {images: a, out: b, correction: none, prior: 3e-1}\n")
-    assert config.decision == DecisionConfig(objective="cost:5,1", stacker="nonnegative", repeats=20)
+    assert config.decision == DecisionConfig(objective="cost:5,1", stacker="logistic", repeats=20)
     assert config.predict is not None and (config.predict.correction, config.predict.prior) == ("none", 0.3)
     assert load(tmp_path, GOOD + "decision: {}\n") == load(tmp_path, GOOD)
 
@@ -68,7 +68,7 @@ def test_the_choices_are_those_that_there_are() -> None:
     def choices(model: type[BaseModel], field: str) -> tuple[str, ...]:
         return get_args(model.model_fields[field].annotation)
 
-    assert choices(DecisionConfig, "stacker") == ("auto", *STACKERS)
+    assert choices(DecisionConfig, "stacker") == tuple(STACKERS)
     assert choices(PredictConfig, "correction") == CORRECTIONS
 
 
@@ -148,7 +148,7 @@ predict: {images: a, tta: 1, prior: 1, correction: mean}
         "members[2].epochs must be a valid integer",
         "got many",
         "decision.objektive is no known key (did you mean objective?)",
-        "decision.stacker must be 'auto', 'mean', 'calibrated', 'nonnegative' or 'logistic'",
+        "decision.stacker must be 'mean', 'calibrated', 'nonnegative' or 'logistic'",
         "got best",
         "decision.repeats must be >= 0",
         "decision.seed is no known key",

@@ -136,7 +136,7 @@ def member_logits(n: int = 200, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return logits, labels
 
 
-@pytest.mark.parametrize("kind", ["auto", "mean", "calibrated", "nonnegative", "logistic"])
+@pytest.mark.parametrize("kind", ["mean", "calibrated", "nonnegative", "logistic"])
 @pytest.mark.parametrize("objective", ["hter", "cost:3,1", "fpr:0.1"])
 def test_the_stacker_decides_as_fit_stacker_does(kind: str, objective: str) -> None:
     logits, labels = member_logits()
@@ -147,11 +147,28 @@ def test_the_stacker_decides_as_fit_stacker_does(kind: str, objective: str) -> N
     stacker = ThresholdStacker(objective, kind).fit(logits, labels, fold_of=fold_of)
     assert (stacker.threshold_, stacker.bias_) == (decision.threshold, decision.stacker.bias)
     assert stacker.weights_.tolist() == [*decision.stacker.weights, 0.0]
-    assert (stacker.stacker_, stacker.nested_hter_) == (decision.kind, decision.nested.hter)
+    assert stacker.nested_hter_ == decision.nested.hter
     expected = decision.stacker.apply(logits[:, :3]) >= decision.threshold
     assert np.array_equal(stacker.predict(logits), expected)
     drawn_folds = ThresholdStacker(objective, kind, cv=3, random_state=1).fit(logits, labels)
     assert (drawn_folds.threshold_, drawn_folds.nested_hter_) == (stacker.threshold_, stacker.nested_hter_)
+
+
+def test_the_default_stacker_has_no_negative_weights() -> None:
+    logits, labels = member_logits()
+    logits[:, 2] = -logits[:, 0] + np.random.default_rng(1).normal(size=len(logits))  # a logistic fit subtracts it
+    assert ThresholdStacker("hter", "logistic").fit(logits, labels).weights_[2] < 0
+    default, named = ThresholdStacker().fit(logits, labels), ThresholdStacker(stacker="nonnegative").fit(logits, labels)
+    assert default.get_params() == named.get_params() and not hasattr(default, "stacker_")
+    assert min(default.weights_) == 0 and default.weights_.tolist() == named.weights_.tolist()
+
+
+def test_of_one_member_every_stacker_is_its_logit() -> None:
+    logits, labels = member_logits()
+    for kind in ("mean", "calibrated", "nonnegative", "logistic"):
+        stacker = ThresholdStacker(stacker=kind).fit(logits[:, :1], labels)
+        assert (stacker.weights_.tolist(), stacker.bias_) == ([1.0], 0.0)
+        assert np.array_equal(stacker.decision_function(logits[:, :1]), logits[:, 0] - stacker.threshold_)
 
 
 def test_a_logit_at_the_threshold_is_the_second_class() -> None:
@@ -188,7 +205,7 @@ def test_groups_of_the_stacker_stay_in_one_fold() -> None:
     ("parameters", "fit", "error", "message"),
     [
         ({"objective": "accuracy"}, {}, ConfigError, "objective"),
-        ({"stacker": "forest"}, {}, ConfigError, "must be one of auto, mean"),
+        ({"stacker": "forest"}, {}, ConfigError, "must be one of mean, calibrated"),
         ({"cv": 1}, {}, ConfigError, "must be 2 to 127"),
         ({"cv": 100}, {}, DataError, "cannot fill 100 folds"),
         ({}, {"fold_of": [0, 1]}, DataError, r"fold_of: must have shape \(200,\)"),
@@ -306,6 +323,7 @@ def test_a_run_is_kept_and_gone_on_with(tmp_path: Path) -> None:
         assert (other.threshold_, other.expected_hter_) == (first.threshold_, first.expected_hter_)
         assert np.array_equal(other.predict(images), first.predict(images))
         assert other.oof_.equals(first.oof_)
+    assert stored.stacker == TheraClassifier().stacker == "nonnegative"  # of one member, the mean would do as well
     assert (stored.folds, stored.random_state, stored.members) == (2, 0, (NETWORK.model_copy(update={"epochs": 1}),))
     with pytest.raises(ArtifactError, match="other data"):
         tiny(run=run, epochs=1).fit(images[::-1], labels)

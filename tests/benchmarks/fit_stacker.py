@@ -28,7 +28,7 @@ from ensemble.decision.assessment import REPLICATES
 from ensemble.decision.cross_fitting import cross_fit, stack
 from ensemble.decision.decision import fit_decision
 from ensemble.decision.label_noise import estimate_floor
-from ensemble.decision.refits import refit_replicates
+from ensemble.decision.refits import RefitRule, refit_errors
 from ensemble.runs.member import MemberIdentity
 from ensemble.runs.run import Run, RunFacts
 
@@ -70,16 +70,17 @@ def command(folder: Path) -> None:
 
 def parts(run: Run) -> Iterator[tuple[str, Callable[[], object]]]:
     oof = averaged_oof(run, tuple(MEMBERS), VIEWS)
-    rows, rule = oof.rows, stack("auto")
-    scores, nested = rule(rows).score(rows.logits), cross_fit(rows, rule)
+    rows, rule = oof.rows, stack("nonnegative")
+    nested = cross_fit(rows, rule)
+    refit = RefitRule(rule(rows).score(rows.logits), rows.labels, nested.splits)
     yield "the whole command", lambda: command(run.folder)
     yield "its work, plain and tta", lambda: fit_stacker(run.folder, DecisionConfig())
     yield "  files read", lambda: run.oof_logits(tuple(MEMBERS))
     yield "  a decision", lambda: fit_decision(replace(oof), VIEWS)  # a copy, because rows cache what is fitted on them
-    yield "    stacker chosen, with and without each fold", lambda: cross_fit(replace(rows), rule)
+    yield "    stacker fitted, with and without each fold", lambda: cross_fit(replace(rows), rule)
     yield (
-        f"    bootstrap, {REPLICATES} replicates",
-        lambda: [each.errors for each in refit_replicates(scores, rows.labels, nested.splits, replicates=REPLICATES)],
+        f"    bootstrap of the stack, {REPLICATES} replicates",
+        lambda: refit_errors([refit], rows.labels, replicates=REPLICATES),
     )
     yield "    floor", lambda: estimate_floor(nested.scores, rows.labels)
 

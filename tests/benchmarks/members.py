@@ -15,8 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ensemble.commands.fit_stacker import averaged_oof, read_decisions
-from ensemble.decision.assessment import assess
+from ensemble.decision.assessment import Candidate, assess
 from ensemble.decision.cross_fitting import OofLogits, cross_fit, stack
+from ensemble.decision.rates import error_rates
 from ensemble.progress import say
 from ensemble.reports.table import Table
 from ensemble.runs.run import Run
@@ -27,24 +28,22 @@ def main(folder: Path) -> None:
     decision, seed = read_decisions(run, say).tta, run.read().seed
     names, kind, objective = decision.stacker.members, decision.kind, decision.objective
     oof = averaged_oof(run, names, decision.views)
-    whole = cross_fit(oof.rows, stack(kind), objective).y_pred
-    alone = {name: assess(name, _of(oof, [name]), stack("mean"), objective, seed).nested.hter for name in names}
-    best_first = sorted(names, key=lambda name: alone[name])
+    alone = {name: cross_fit(_of(oof, [name]).rows, stack(kind), objective).y_pred for name in names}
+    best_first = sorted(names, key=lambda name: error_rates(oof.labels, alone[name]).hter)
     sets = {"all": list(names)}
     sets |= {f"without {name}": [other for other in names if other != name] for name in names if len(names) > 1}
     sets |= {f"the best {k}: {', '.join(best_first[:k])}": best_first[:k] for k in range(1, len(names))}
     rows = []
-    for stack_name, members in sets.items():
-        assessed = assess(stack_name, _of(oof, members), stack(kind), objective, seed, stacked=whole)
-        assert assessed.difference is not None
-        value, interval = assessed.difference.value, assessed.difference.interval
+    stacks = [Candidate.of(name, _of(oof, members), stack(kind), objective) for name, members in sets.items()]
+    for assessed in assess(stacks, oof.groups, seed):  # the first is the stack of all
+        difference = assessed.difference
         rows.append(
             (
-                stack_name,
+                assessed.name,
                 f"{assessed.nested.hter:.4f}",
                 f"{assessed.interval.low:.4f} to {assessed.interval.high:.4f}",
-                "" if stack_name == "all" else f"{value:+.4f}",
-                "" if stack_name == "all" else f"{interval.low:+.4f} to {interval.high:+.4f}",
+                f"{difference.value:+.4f}" if difference else "",
+                f"{difference.interval.low:+.4f} to {difference.interval.high:+.4f}" if difference else "",
             )
         )
     shown = Table(

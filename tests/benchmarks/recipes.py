@@ -18,14 +18,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ensemble.commands.evaluate import NestedPredictions, nested_predictions
+from ensemble.commands.evaluate import Side, read_side
 from ensemble.commands.fit_stacker import averaged_oof
 from ensemble.commands.predict import predict
 from ensemble.commands.run import run as run_config
 from ensemble.config import VIEW_SETS, ComputeConfig, PredictConfig, seed_sequence
 from ensemble.config_reading import load_config, overridden
 from ensemble.data.labels import parse_labels
-from ensemble.decision.comparison import compare_predictions, measure_predictions
+from ensemble.decision.assessment import compare_nested
+from ensemble.decision.comparison import measure_predictions
 from ensemble.decision.rates import auc, error_rates
 from ensemble.progress import say
 from ensemble.reports.table import Table
@@ -73,7 +74,7 @@ def main(images: Path, labels: Path, n: int, jobs: int | None, out: Path) -> Non
             ComputeConfig(jobs=jobs),
             say,
         )
-    to = nested_predictions(out / "ensemble", True, say)
+    to = read_side(out / "ensemble", True, say)
     rows, scratch = [], []
     for path in files:
         run, tta = Run(out / path.stem), path.stem in FLIPPED
@@ -86,7 +87,7 @@ def main(images: Path, labels: Path, n: int, jobs: int | None, out: Path) -> Non
             if path.stem != "ensemble":
                 rows.append(_row(recipe, run, name, tta, to, facts.config["epochs"]))
         if path.stem == "ensemble":
-            whole = compare_predictions(to.table.labels, to.y_pred, to.y_pred, to.table.groups, to.seed).a
+            whole = compare_nested(to.rule, to.rule, to.table.groups, to.seed).a
             hter = f"{whole.rates.hter:.4f}", f"{whole.hter.low:.4f} to {whole.hter.high:.4f}"
             rows.append(("ensemble, stacked", str(EPOCHS.get(path.stem, FEWER)), "2", *hter, "", "", "", ""))
     tables = [
@@ -120,11 +121,11 @@ def main(images: Path, labels: Path, n: int, jobs: int | None, out: Path) -> Non
     print("\n".join(table.text() for table in tables), end="")
 
 
-def _row(recipe: str, run: Run, name: str, tta: bool, to: NestedPredictions, epochs: int) -> tuple[str, ...]:
+def _row(recipe: str, run: Run, name: str, tta: bool, to: Side, epochs: int) -> tuple[str, ...]:
     views = VIEW_SETS["tta" if tta else "plain"]
-    y_pred = nested_predictions(run.folder / "members" / name, tta, say).y_pred
+    side = read_side(run.folder / "members" / name, tta, say)
     logits = averaged_oof(run, (name,), views).logits[:, 0]
-    compared = compare_predictions(to.table.labels, to.y_pred, y_pred, to.table.groups, to.seed)
+    compared = compare_nested(to.rule, side.rule, to.table.groups, to.seed)
     return (
         recipe,
         str(epochs),

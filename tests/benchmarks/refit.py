@@ -14,7 +14,7 @@ import numpy as np
 from ensemble.data.folds import FoldTable
 from ensemble.decision.cross_fitting import OofLogits, cross_fit, stack
 from ensemble.decision.rates import apply_threshold, error_rates
-from ensemble.decision.refits import refit_replicates
+from ensemble.decision.refits import RefitRule, refit_errors
 from ensemble.decision.threshold import fit_threshold
 
 ROWS, TURNS, REPLICATES, PLAIN = 100_000, 5, 200, 10
@@ -43,7 +43,7 @@ def main() -> None:
     refit_took, plain_took = [], []
     for turn in range(TURNS):
         started = time.process_time()
-        list(refit_replicates(scores, labels, splits, seed=turn, replicates=REPLICATES))
+        refit_errors([RefitRule(scores, labels, splits)], labels, seed=turn, replicates=REPLICATES)
         refit_took.append((time.process_time() - started) / REPLICATES)
         started = time.process_time()
         plain()

@@ -16,7 +16,9 @@ from ensemble.commands import evaluate as command
 from ensemble.commands import fit_stacker as fit_stacker_command
 from ensemble.config import VIEWS, DecisionConfig
 from ensemble.data.folds import FoldTable
+from ensemble.decision.assessment import Candidate, compare_nested
 from ensemble.decision.comparison import compare_predictions, measure_predictions
+from ensemble.decision.cross_fitting import OofLogits, stack
 from ensemble.decision.rates import error_rates
 from ensemble.runs.member import MemberIdentity
 from ensemble.runs.run import Run, RunFacts
@@ -35,11 +37,12 @@ def write_run(
     ids: np.ndarray = IDS,
     groups: np.ndarray | None = None,
     fit: bool = True,
+    fold_of: np.ndarray = FOLD_OF,
 ) -> Path:
     """Write a run whose members' logits lie at ± their separation, noise 1, with its rows in the given order."""
     run, order = Run(folder), np.arange(N) if order is None else order
     run.begin(RunFacts(5, 3, N, (8, 8), None, "f", "images", "labels"))
-    table = FoldTable(ids[order], labels[order], FOLD_OF[order], None if groups is None else groups[order])
+    table = FoldTable(ids[order], labels[order], fold_of[order], None if groups is None else groups[order])
     run.write_folds(table)
     for name, separation in members.items():
         noise = np.random.default_rng(sum(map(ord, name))).normal(size=(N, len(VIEWS)))
@@ -165,6 +168,9 @@ def test_evaluate_needs_labels(made: Path, capsys: pytest.CaptureFixture[str]) -
 def test_label_files_are_compared(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = shown(capsys, "compare", made / "a.txt", made / "b.txt", "--labels", made / "truth.txt")
     compared = compare_predictions(LABELS, flipped(60), flipped(20))
+    for name, y_pred in (("A: a.txt", flipped(60)), ("B: b.txt", flipped(20))):
+        counted = measure_predictions(LABELS, y_pred).hter
+        assert row(lines, name)[7:] == [f"{counted.low:.4f}", f"{counted.high:.4f}"]
     assert row(lines, "A: a.txt")[::3] == ["0.2500"] * 3
     assert row(lines, "B: b.txt")[::3] == [f"{rate:.4f}" for rate in (5 / 60, 15 / 180, 1 / 12)]
     value, low, high = map(float, row(lines, "B minus A ")[6:])
@@ -218,12 +224,10 @@ def test_runs_and_members_are_compared_by_their_nested_predictions(
     for start, stored in (("A: poor", poor["stacked"]), ("B: strong", strong)):
         found, nested = row(lines, start), stored["nested"]
         assert found[::3] == [f"{x:.4f}" for x in (nested["fpr"], nested["fnr"], (nested["fpr"] + nested["fnr"]) / 2)]
-        side = command.nested_predictions(
-            made / ("poor" if stored is not strong else "good/members/strong"), True, print
-        )
-        interval = measure_predictions(LABELS, side.y_pred, seed=5).hter
-        assert found[7:] == [f"{interval.low:.4f}", f"{interval.high:.4f}"], "of these calls"
-        assert stored["refitted"] or found[7:] == [f"{stored['interval'][end]:.4f}" for end in ("low", "high")]
+        assert stored["refitted"]
+        for at, name in ((1, "fpr"), (4, "fnr"), (7, "interval")):
+            ends = [f"{stored[name][end]:.4f}" for end in ("low", "high")]
+            assert found[at : at + 2] == ends, "with the replicates of the report"
     assert any(line.startswith("strong's HTER is ") and line.endswith("beyond chance.") for line in lines)
     assert "A is the stack of weak at the least HTER, B is the member strong alone at the least HTER." in lines
     assert any(line.startswith("Nested: ") and "; views identity + hflip. The report's" in line for line in lines)
@@ -292,12 +296,48 @@ def test_groups_are_heeded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     )
     assert row(plain, "A: strong")[::3] == row(grouped, "A: strong")[::3]
     assert row(plain, "B minus A ") != row(grouped, "B minus A ") == row(mixed, "B minus A ")
-    called = []
-    for name in ("strong", "weak"):
-        side = command.nested_predictions(tmp_path / "grouped/members" / name, True, lambda _: None)
-        called.append(side.y_pred)
-    interval = compare_predictions(LABELS, *called, groups, seed=5).hter.interval
+    strong, weak = (command.read_side(tmp_path / "grouped/members" / name).rule for name in ("strong", "weak"))
+    interval = compare_nested(strong, weak, groups, seed=5).hter.interval
     assert row(grouped, "B minus A ")[7:] == [f"{interval.low:+.4f}", f"{interval.high:+.4f}"]
+    assert interval != compare_nested(strong, weak, seed=5).hter.interval
+
+
+def test_runs_of_other_folds_and_another_order_are_compared_row_by_row(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each side keeps its own folds, and its rows are joined by id, in the nested predictions and the replicates."""
+    members, other_folds = {"strong": 2.0, "weak": 0.6}, (np.arange(N) // 8 % 3).astype(np.int8)
+    order = np.random.default_rng(3).permutation(N)
+    moved = write_run(tmp_path / "moved", members, order, fold_of=other_folds)
+    in_place = write_run(tmp_path / "in_place", members, fold_of=other_folds)
+    compared = command.compare(made / "poor", moved).comparison
+    assert compared == command.compare(made / "poor", in_place).comparison
+    assert compared.b.rates == error_rates(LABELS, command.read_side(in_place).rule.nested.y_pred)
+
+    def candidate(folder: Path, names: tuple[str, ...], fold_of: np.ndarray) -> Candidate:
+        """Return the stack of a run's members, by the ids of their logits."""
+        run, table, logits = Run(folder), Run(folder).read_folds(), np.empty((N, len(names)))
+        at = np.searchsorted(IDS, table.ids)
+        for column, name in enumerate(names):
+            logits[at, column] = run.member(name).oof_logits(table, VIEWS).mean(axis=1)
+        return Candidate.of("side", OofLogits(FoldTable(IDS, LABELS, fold_of), names, logits), stack("nonnegative"))
+
+    sides = candidate(made / "poor", ("weak",), FOLD_OF), candidate(moved, ("strong", "weak"), other_folds)
+    assert compared == compare_nested(*sides, seed=5)
+    assert command.read_side(made / "good").rule.nested.folds != sides[1].nested.folds
+    lines = shown(capsys, "compare", made / "poor", moved)
+    assert float(row(lines, "B minus A ")[7]) == pytest.approx(compared.hter.interval.low, abs=5e-5)
+
+
+def test_equally_good_sides_are_not_told_apart_by_the_luck_of_their_thresholds(made: Path, tmp_path: Path) -> None:
+    """The interval of the difference includes that both thresholds are fitted, so it is wider than that of the calls
+    alone."""
+    folder = write_run(tmp_path / "run", {"first": 0.8, "other": 0.8}, fit=False)
+    a, b = (folder / "members" / name for name in ("first", "other"))
+    interval = command.compare(a, b).comparison.hter.interval
+    kept = compare_predictions(LABELS, *(command.read_side(side).rule.nested.y_pred for side in (a, b))).hter.interval
+    assert interval.low <= 0 <= interval.high
+    assert interval.high - interval.low > 1.05 * (kept.high - kept.low)
 
 
 def test_groups_of_two_runs_are_linked() -> None:
@@ -354,13 +394,13 @@ def test_what_a_run_lacks_is_named(made: Path, tmp_path: Path, capsys: pytest.Ca
 
 def test_the_nested_predictions_are_fitted_without_their_fold(made: Path) -> None:
     """The threshold of each fold's calls is the best on the other folds, found by trying them all."""
-    side = command.nested_predictions(made / "good/members/weak", True, lambda _: None)
+    nested = command.read_side(made / "good/members/weak").rule.nested
     table = Run(made / "good").read_folds()
     logits = Run(made / "good").member("weak").oof_logits(table, VIEWS).mean(axis=1)
     for fold in range(3):
         inside = table.fold_of == fold
         least = min(error_rates(LABELS[~inside], logits[~inside] >= cut).hter for cut in logits[~inside])
-        called = side.y_pred[inside].astype(bool)
+        called = nested.y_pred[inside].astype(bool)
         low, high = logits[inside][~called].max(), logits[inside][called].min()
         assert low < high
         cuts = [cut for cut in logits[~inside] if low < cut <= high] + [high]

@@ -242,8 +242,8 @@ def test_another_decision_in_yaml_is_made_without_training(
     shown = capsys.readouterr().out
     decisions = json.loads((tmp_path / "run/decision/decision.json").read_text())
     for key in ("plain", "tta"):
-        made = {name: decisions[key][name] for name in ("objective", "chosen", "kind")}
-        assert made == {"objective": "cost:3,1", "chosen": "mean", "kind": "mean"}
+        made = {name: decisions[key][name] for name in ("objective", "kind")}
+        assert made == {"objective": "cost:3,1", "kind": "mean"}
         assert len(decisions[key]["repeated"]) == 2
     facts = prediction_facts(tmp_path / "run/predictions/img/predictions.json")
     assert (facts["objective"], facts["requested_correction"], facts["requested_prior"]) == ("cost:3,1", "none", 0.4)

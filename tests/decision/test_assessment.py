@@ -3,20 +3,31 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from by_hand import refitted_by_hand
 from pydantic import TypeAdapter
 from scipy.stats import beta, norm
 from tiny import through_json
 
+from ensemble.config import seed_sequence
 from ensemble.data.folds import FoldTable, assign_folds
-from ensemble.decision.assessment import FEW_ERRORS, REPLICATES, assess, member_report
-from ensemble.decision.comparison import compare_predictions, measure_predictions
+from ensemble.decision.assessment import (
+    REPLICATES,
+    Candidate,
+    assess,
+    compare_nested,
+    member_report,
+    nested_intervals,
+    refit_differences,
+)
+from ensemble.decision.bootstrap import Resampler, design_effects
+from ensemble.decision.comparison import Agreement, Difference
 from ensemble.decision.cross_fitting import MAJORITY_VOTE, OofLogits, cross_fit, member_logit, of_score, stack
 from ensemble.decision.decision import COSTS, Decision, fit_decision, stack_replicates
-from ensemble.decision.intervals import Interval, chance_interval, counting_intervals
+from ensemble.decision.intervals import FEW_ERRORS, Interval, chance_interval, counting_intervals, widened
 from ensemble.decision.label_noise import estimate_floor
 from ensemble.decision.objective import HTER, BoundedFnr, BoundedFpr, Objective, WeightedError
-from ensemble.decision.rates import apply_threshold, auc, error_rates
-from ensemble.decision.refits import refit_interval, refit_replicates
+from ensemble.decision.rates import apply_threshold, error_rates
+from ensemble.decision.refits import FixedRule, RefitRule, refit_errors, refit_interval, refit_replicates
 from ensemble.decision.stacker import STACKERS
 from ensemble.decision.threshold import fit_threshold
 from ensemble.errors import ArtifactError, DataError
@@ -46,9 +57,18 @@ def reaching(interval, other):
     return Interval(min(interval.low, other.low), max(interval.high, other.high))
 
 
+def assessed(oof, rule, objective=HTER, seed=0):
+    return assess([Candidate.of("a", oof, rule, objective)], oof.groups, seed)[0]
+
+
+def width(interval):
+    return interval.high - interval.low
+
+
 def test_a_member_without_information_does_not_beat_chance(make_oof, few_replicates):
     oof = make_oof(400, (1.0, 0.0))
-    able, unable = (assess(name, oof, of_score(member_logit(j))) for j, name in enumerate(oof.members))
+    able, unable = assess([Candidate.of(name, oof, of_score(member_logit(j))) for j, name in enumerate(oof.members)])
+    assert (able.name, unable.name) == oof.members
     assert able.beats_chance and not unable.beats_chance
     assert unable.chance_interval == chance_interval(unable.auc, 100, 300)
     assert unable.chance_interval.low < unable.auc < unable.chance_interval.high
@@ -86,61 +106,84 @@ def test_where_nothing_is_fitted_nothing_is_flattered(make_oof, quick):
             assert not row.refitted
 
 
-def test_a_member_alone_is_as_it_is_in_the_decision_but_for_its_interval(make_oof, quick):
-    """In its own report the threshold is fitted anew; beside the stack the calls are kept and compared."""
+def test_a_member_alone_is_as_it_is_in_the_decision_but_for_its_difference(make_oof, quick):
     oof = make_oof()
     alone = member_report("m1", oof.table, oof.logits[:, 1], seed=4)
     beside = fit_decision(oof, (), 4, stacker="mean").members[1]
-    assert alone.refitted and not beside.refitted
+    assert alone.refitted and beside.refitted
     assert alone.difference is None and beside.difference is not None
-    own = {name: getattr(beside, name) for name in ("fpr", "fnr", "interval", "refitted", "difference")}
-    assert replace(alone, **own) == beside
+    assert replace(alone, difference=beside.difference) == beside
     assert sum(row.rates.n for row in alone.folds) == alone.nested.n == oof.labels.size
 
 
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("objective", OBJECTIVES[::2], **by_text)
-def test_intervals_are_those_of_replicates_or_of_the_calls(make_oof, objective, grouped):
+def test_intervals_are_those_of_replicates_of_the_fitted_or_of_the_kept_rule(make_oof, objective, grouped):
     few = objective != HTER  # an FPR of 5 % is 8 of 150 rows
     n = 600 if few else 1200
     oof = make_oof(n, groups=np.arange(n) // 4 if grouped else None)
-    rule = of_score(member_logit(0))
-    nested = cross_fit(oof.rows, rule, objective)
-    refitted, kept = (assess("a", oof, rule, objective, 5, refit) for refit in (True, False))
-    pair = refitted.nested.fpr, refitted.nested.fnr
-    x = oof.logits[:, 0]
-    drawn = refit_replicates(x, oof.labels, nested.splits, oof.groups, objective, 5, REPLICATES)
-    errors = [each.errors for each in drawn]
-    expected = [refit_interval(pair, errors, of) for of in (BoundedFnr(1.0), BoundedFpr(1.0), HTER)]
+    rule, given = of_score(member_logit(0)), of_score(member_logit(0), 0.3)
+    candidates = [Candidate.of(name, oof, each, objective) for name, each in (("a", rule), ("b", given))]
+    refitted, kept = assess(candidates, oof.groups, 5)
+    assert (refitted.refitted, kept.refitted) == (True, False)
+    nested, of_given = cross_fit(oof.rows, rule, objective), cross_fit(oof.rows, given, objective)
+    drawn = list(
+        refit_replicates(
+            RefitRule(oof.logits[:, 0], oof.labels, nested.splits, objective), oof.labels, oof.groups, 5, REPLICATES
+        )
+    )
+    weights = np.array([each.weights for each in drawn])
+    for row, of, errors in (
+        (refitted, nested, [each.errors for each in drawn]),
+        (kept, of_given, FixedRule(of_given.y_pred, oof.labels).errors(weights)),
+    ):
+        assert row.nested == error_rates(oof.labels, of.y_pred)
+        pair = row.nested.fpr, row.nested.fnr
+        expected = tuple(refit_interval(pair, errors, each) for each in (BoundedFnr(1.0), BoundedFpr(1.0), HTER))
+        effects = design_effects(oof.labels, of.y_pred, oof.groups)
+        wide = widened(expected, row.nested, effects)
+        counts = round(row.nested.fpr * row.nested.n_neg), round(row.nested.fnr * row.nested.n_pos)
+        assert (wide != expected) == (min(np.divide(counts, effects)) < FEW_ERRORS)
+        assert (row.fpr, row.fnr, row.interval) == wide  # whatever the objective
+        assert nested_intervals(of, np.array(errors), oof.groups) == wide
+        assert (row.auc, row.folds) == (of.auc, of.folds)
     assert (fewest_errors(refitted.nested) < FEW_ERRORS) == few
-    if few:
-        counted = counting_intervals(refitted.nested)
-        expected = [reaching(*both) for both in zip(expected, counted, strict=True)]
-    assert [refitted.fpr, refitted.fnr, refitted.interval] == expected  # whatever the objective
-    measured = measure_predictions(oof.labels, nested.y_pred, oof.groups, 5)
-    assert (kept.fpr, kept.fnr, kept.interval) == (measured.fpr, measured.fnr, measured.hter)
-    assert (kept.nested, kept.apparent, kept.folds) == (refitted.nested, refitted.apparent, refitted.folds)
-    assert kept.auc == auc(nested.scores, oof.labels)
-    blind = assess("a", replace(oof, table=replace(oof.table, groups=None)), rule, objective, 5, True)
+    blind = assessed(replace(oof, table=replace(oof.table, groups=None)), rule, objective, 5)
     assert (blind.interval != refitted.interval) == grouped
 
 
 def test_an_interval_reaches_what_the_counts_of_few_errors_leave_open(make_oof, few_replicates):
-    rule, widened = of_score(member_logit(0)), {}
+    rule, wide = of_score(member_logit(0)), {}
     for n in (200, 4000):
         oof = make_oof(n)
-        found = assess("a", oof, rule, seed=5, refit=True)
+        candidate = Candidate.of("a", oof, rule)
+        (found,) = assess([candidate], seed=5)
         intervals = found.fpr, found.fnr, found.interval
-        nested = cross_fit(oof.rows, rule)
-        drawn = refit_replicates(oof.logits[:, 0], oof.labels, nested.splits, seed=5, replicates=20)
-        pair, errors = (found.nested.fpr, found.nested.fnr), [each.errors for each in drawn]
+        (errors,) = refit_errors([candidate.for_refits()], oof.labels, seed=5, replicates=20)
+        pair = found.nested.fpr, found.nested.fnr
         alone = [refit_interval(pair, errors, of) for of in (BoundedFnr(1.0), BoundedFpr(1.0), HTER)]
-        widened[n] = list(intervals) != alone
+        wide[n] = list(intervals) != alone
         if n == 200:
             for interval, counted in zip(intervals, counting_intervals(found.nested), strict=True):
                 assert interval.low <= counted.low < counted.high <= interval.high
-        assert (fewest_errors(found.nested) < FEW_ERRORS) == widened[n]
-    assert widened == {200: True, 4000: False}
+        assert (fewest_errors(found.nested) < FEW_ERRORS) == wide[n]
+    assert wide == {200: True, 4000: False}
+
+
+def test_of_few_errors_in_groups_the_interval_reaches_further(rng, few_replicates):
+    """Each row four times, as one group: the counts are those of the groups."""
+    labels = np.arange(240) % 8 > 0
+    logits = np.where(labels, 3.0, -3.0) + rng.uniform(-1, 1, 240)
+    four = np.repeat(np.arange(240), 4)
+    once = FoldTable(np.arange(240), labels, np.arange(240) // 8 % 5)
+    table = FoldTable(np.arange(960), labels[four], once.fold_of[four], four)
+    one, blind, aware = (
+        member_report("a", of, logits[rows])
+        for of, rows in ((once, np.arange(240)), (replace(table, groups=None), four), (table, four))
+    )
+    for name in ("fpr", "fnr", "interval"):
+        highs = [getattr(each, name).high for each in (one, blind, aware)]
+        assert highs[2] == pytest.approx(highs[0]) and highs[1] < 0.4 * highs[0]
 
 
 def test_rows_that_are_separated_perfectly_are_no_promise_of_no_error(rng):
@@ -168,12 +211,11 @@ def test_of_few_rows_the_interval_holds_the_true_hter(monkeypatch):
 
 
 def test_where_the_threshold_is_hard_to_find_its_luck_widens_the_interval(make_oof):
-    oof = make_oof(400, (0.6,))
-    rule, widths = of_score(member_logit(0)), []
-    for refit in (False, True):
-        interval = assess("a", oof, rule, refit=refit).interval
-        widths.append(interval.high - interval.low)
-    assert widths[1] > 1.03 * widths[0]
+    oof = make_oof(600, (0.6,))
+    fitted = Candidate.of("a", oof, of_score(member_logit(0)))
+    of_fitted, of_kept = assess([fitted, replace(fitted, fitted=False)])
+    assert fewest_errors(of_fitted.nested) >= FEW_ERRORS
+    assert width(of_fitted.interval) > 1.03 * width(of_kept.interval)
 
 
 def test_apparent_flatters_and_nested_does_not_on_pure_noise(make_oof, quick):
@@ -185,7 +227,7 @@ def test_apparent_flatters_and_nested_does_not_on_pure_noise(make_oof, quick):
 
 def test_one_member_is_an_ensemble(make_oof, quick):
     decision = fit_decision(make_oof(separations=(1.0,)), ("plain",))
-    assert (decision.kind, decision.chosen, decision.stackers) == ("mean", "auto", ())
+    assert (decision.kind, decision.stackers) == ("mean", ())
     assert decision.threshold == decision.members[0].threshold
     assert decision.apparent == decision.members[0].apparent
     assert decision.nested == decision.members[0].nested
@@ -226,51 +268,178 @@ def test_a_constant_member_that_is_forced_stays_in(make_oof, quick, stacker):
 # --- what is beside the stack -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stacker", ["auto", *STACKERS])
+@pytest.mark.parametrize("stacker", STACKERS)
 def test_every_kind_of_stacker_is_measured_and_one_is_deployed(make_oof, quick, stacker):
     oof = make_oof(400, (1.5, 0.3, 0.1))
     decision = fit_decision(oof, (), stacker=stacker)
-    assert decision.chosen == stacker
-    assert decision.kind == (stacker if stacker != "auto" else decision.kind) in STACKERS
+    assert decision.kind == stacker
     assert [row.name for row in decision.stackers] == list(STACKERS)
     for row in decision.stackers:
         nested = cross_fit(oof.rows, stack(row.name))
         assert row.nested == error_rates(oof.labels, nested.y_pred)
-        assert row.auc == auc(nested.scores, oof.labels)
+        assert row.auc == nested.auc
     deployed = next(row for row in decision.stackers if row.name == decision.kind)
-    assert deployed.apparent == decision.apparent
-    assert deployed.threshold == decision.threshold
-    if stacker != "auto":
-        assert deployed.nested == decision.nested
-        assert deployed.difference.value == 0
+    assert replace(deployed, name="stack", difference=None) == decision.stacked
+    assert deployed.difference == Difference(0.0, Interval(0.0, 0.0))
     fitted = STACKERS[decision.kind](oof.logits, oof.labels, oof.members)
     np.testing.assert_allclose(decision.stacker.weights, fitted.weights, rtol=1e-9)
 
 
-def test_with_auto_the_nested_estimate_makes_the_choice_anew(make_oof, quick):
-    oof = make_oof(400, (1.0, 0.9, 0.7))
+def test_by_default_no_weight_of_the_stack_is_negative(make_oof, quick):
+    oof = make_oof(400, (1.5, -0.5))
     decision = fit_decision(oof, ())
-    assert decision.nested == error_rates(oof.labels, cross_fit(oof.rows, stack("auto")).y_pred)
+    assert decision.kind == "nonnegative" and min(decision.stacker.weights) == 0
+    assert fit_decision(oof, (), stacker="logistic").stacker.weights[1] < 0
 
 
-def test_differences_are_paired_with_the_stacks_calls(make_oof, quick):
+def test_differences_are_paired_with_the_stack_in_the_same_replicates(make_oof, quick):
     oof = make_oof(groups=np.arange(600) // 4)
     decision = fit_decision(oof, (), seed=3)
-    stacked = cross_fit(oof.rows, stack("auto")).y_pred
     rules = {
+        "stack": stack("nonnegative"),
         "m1": of_score(member_logit(1)),
         "m2 at 0.5": of_score(member_logit(2), 0.0),
         "majority vote": MAJORITY_VOTE,
         "calibrated": stack("calibrated"),
     }
     rows = {row.name: row for row in (decision.stacked, *decision.members, *decision.baselines, *decision.stackers)}
-    for name, rule in rules.items():
-        y_pred = cross_fit(oof.rows, rule).y_pred
-        assert rows[name].difference == compare_predictions(oof.labels, stacked, y_pred, oof.groups, 3).hter
-        assert rows[name].difference.value == pytest.approx(rows[name].nested.hter - decision.nested.hter)
-    assert decision.stacked.difference is None and decision.stacked.refitted
+    candidates = {name: Candidate.of(name, oof, rule) for name, rule in rules.items()}
+    for name in list(rules)[1:]:
+        pair = candidates["stack"], candidates[name]
+        errors = refit_errors([each.for_refits() for each in pair], oof.labels, oof.groups, 3, 20)
+        value = rows[name].nested.hter - decision.nested.hter
+        losses = (errors[1] - errors[0]).mean(axis=1)  # of HTER
+        low, high = np.quantile(losses - losses.mean(), [0.025, 0.975])
+        difference = rows[name].difference
+        assert difference.value == pytest.approx(value)
+        assert (difference.interval.low, difference.interval.high) == pytest.approx((value - high, value - low))
+        assert difference == refit_differences(decision.nested, rows[name].nested, errors[1] - errors[0])[2]
+    assert decision.stacked.difference is None
+    refitted = {name: rows[name].refitted for name in rules}
+    assert refitted == {"stack": True, "m1": True, "m2 at 0.5": False, "majority vote": False, "calibrated": True}
     worse = rows["m2 at 0.5"].difference.interval  # far worse, and on the same rows: beyond chance
     assert 0 < worse.low < worse.high
+
+
+# --- two rules --------------------------------------------------------------------------------------------------------
+
+
+def with_folds(oof, fold_of):
+    return replace(oof, table=replace(oof.table, fold_of=fold_of))
+
+
+@pytest.mark.parametrize("by_group", [False, True])
+def test_a_difference_is_that_of_refitting_both_sides_by_hand(make_oof, monkeypatch, by_group):
+    """The sides have their own folds and objectives; one is fitted by hand in each of the replicates, and the other."""
+    monkeypatch.setattr("ensemble.decision.assessment.REPLICATES", 60)
+    oof = make_oof(80, (0.7, 0.5), groups=np.arange(80) // 4 if by_group else None)
+    other, y = with_folds(oof, (np.arange(80) // 4 + 1) // 2 % 3), oof.labels
+    a = Candidate.of("a", oof, of_score(member_logit(0)), Objective.parse("cost:2,1"))
+    b = Candidate.of("b", other, stack("mean"))
+    compared, errors, thresholds = compare_nested(a, b, oof.groups, 9), [], set()
+    draws = Resampler(y, oof.groups).weights_of(np.random.default_rng(seed_sequence(9, "refit")))
+    for _ in range(60):
+        weights, of_sides = draws.draw(), []
+        for side in (a, b):
+            scores = side.deployed.score(side.logits)
+            threshold, nested = refitted_by_hand(scores, y, side.nested.splits, weights, side.objective)
+            thresholds.add(threshold)
+            true = error_rates(y, apply_threshold(scores, threshold))
+            of_sides.append((nested[0] - true.fpr, nested[1] - true.fnr))
+        errors.append(np.subtract(of_sides[1], of_sides[0]))
+    assert len(thresholds) > 10
+    of_a, of_b = (error_rates(y, each.nested.y_pred) for each in (a, b))
+    assert (compared.a.rates, compared.b.rates) == (of_a, of_b)
+    fpr, fnr = np.array(errors).T
+    for name, drawn in (("fpr", fpr), ("fnr", fnr), ("hter", (fpr + fnr) / 2)):
+        value = getattr(of_b, name) - getattr(of_a, name)
+        low, high = np.quantile(drawn - drawn.mean(), [0.025, 0.975])
+        difference = getattr(compared, name)
+        assert difference.value == pytest.approx(value, abs=1e-12)
+        assert (difference.interval.low, difference.interval.high) == pytest.approx((value - high, value - low))
+
+
+def test_two_rules_are_measured_each_as_by_itself(make_oof, few_replicates):
+    oof = make_oof(groups=np.arange(600) // 4)
+    rules = of_score(member_logit(0)), stack("mean")
+    a, b = (Candidate.of("a", oof, rule) for rule in rules)
+    compared = compare_nested(a, b, oof.groups, 4)
+    for measured, rule in ((compared.a, rules[0]), (compared.b, rules[1])):
+        alone = assessed(oof, rule, seed=4)
+        assert (measured.rates, measured.fpr, measured.fnr) == (alone.nested, alone.fpr, alone.fnr)
+        assert measured.hter == alone.interval
+    assert compared.hter == assess([a, b], oof.groups, 4)[1].difference
+    differ = a.nested.y_pred != b.nested.y_pred
+    right = a.nested.y_pred == oof.labels
+    assert compared.apart == len(set(oof.groups[differ].tolist())) < differ.sum()
+    assert compare_nested(a, b, None, 4).apart == differ.sum()
+    for label, agreement in enumerate(compared.agreement):
+        rows = oof.labels == label
+        cells = differ & right, differ & ~right, ~differ & right, ~differ & ~right
+        assert agreement == Agreement(*(int((rows & cell).sum()) for cell in cells))
+
+
+def test_a_rule_has_no_difference_from_itself(make_oof, few_replicates):
+    oof = make_oof()
+    candidate = Candidate.of("a", oof, stack("logistic"))
+    compared = compare_nested(candidate, candidate)
+    assert compared.fpr == compared.fnr == compared.hter == Difference(0.0, Interval(0.0, 0.0))
+    assert compared.apart == 0 and not compared.beyond_chance
+
+
+def test_groups_widen_a_difference(make_oof, rng, few_replicates, monkeypatch):
+    monkeypatch.setattr("ensemble.decision.assessment.REPLICATES", 200)
+    oof = make_oof(400, (1.0, 0.6))
+    four = np.repeat(np.arange(400), 4)
+    table = FoldTable(np.arange(1600), oof.labels[four], oof.fold_of[four], four)
+    repeated = OofLogits(table, oof.members, oof.logits[four])
+    once, blind, aware = (
+        compare_nested(*(Candidate.of("a", of, of_score(member_logit(j))) for j in (0, 1)), groups)
+        for of, groups in ((oof, None), (repeated, None), (repeated, four))
+    )
+    assert once.hter.value == aware.hter.value
+    assert width(aware.hter.interval) == pytest.approx(width(once.hter.interval), rel=0.2)
+    assert width(blind.hter.interval) < 0.7 * width(once.hter.interval)
+
+
+def test_the_order_of_the_rows_does_not_matter_to_a_rule(make_oof, rng):
+    oof = make_oof(120, groups=np.arange(120) // 4)
+    order = rng.permutation(120)
+    table = oof.table.reordered(order)
+    given, moved = (
+        Candidate.of("a", of, stack("mean")) for of in (oof, OofLogits(table, oof.members, oof.logits[order]))
+    )
+    turned = given.reordered(order)
+    for one, other in ((turned.nested, moved.nested), *zip(turned.nested.splits, moved.nested.splits, strict=True)):
+        np.testing.assert_array_equal(one.scores, other.scores)
+    np.testing.assert_array_equal(turned.nested.labels, table.labels)
+    np.testing.assert_array_equal(turned.nested.y_pred, moved.nested.y_pred)
+    assert turned.nested.folds == moved.nested.folds
+    errors = [
+        refit_errors([each.for_refits()], table.labels, table.groups, replicates=20)[0] for each in (turned, moved)
+    ]
+    np.testing.assert_array_equal(*errors)
+
+
+def test_two_equally_good_members_seldom_differ_beyond_chance():
+    """If the thresholds were kept, they would differ more often: the luck of each threshold would pass for a gain."""
+    n, sets = 240, 150
+    y = (np.arange(n) % 8 > 0).astype(np.int8)
+    table, rule = FoldTable(np.arange(n), y, np.arange(n) // 8 % 5), of_score(member_logit(0))
+    beyond = np.zeros(2)
+    for seed in range(sets):
+        x = np.random.default_rng(seed).normal(size=(n, 2)) + 1.2 * (2.0 * y[:, None] - 1)
+        sides = [Candidate.of("a", OofLogits(table, ("a",), column[:, None]), rule) for column in x.T]
+        rules = [side.for_refits() for side in (*sides, *(replace(side, fitted=False) for side in sides))]
+        errors = refit_errors(rules, y, seed=seed, replicates=150)
+        rates = [error_rates(y, side.nested.y_pred) for side in sides]
+        for kept in (0, 1):
+            interval = refit_differences(*rates, errors[2 * kept + 1] - errors[2 * kept])[2].interval
+            beyond[kept] += not interval.low <= 0 <= interval.high
+    assert beyond[0] / sets < 0.08 < beyond[1] / sets
+
+
+# --- the curve and what else is stored --------------------------------------------------------------------------------
 
 
 def test_the_curve_is_what_each_cost_gives_by_hand(make_oof, quick):
@@ -324,7 +493,7 @@ def test_the_objective_is_passed_through(make_oof, quick, objective):
     best = objective.loss_of(fit_decision(oof, (), stacker=decision.kind).apparent)
     if isinstance(objective, WeightedError):
         assert objective.loss_of(decision.apparent) <= best
-    assert decision.nested == error_rates(oof.labels, cross_fit(oof.rows, stack("auto"), objective).y_pred)
+    assert decision.nested == error_rates(oof.labels, cross_fit(oof.rows, stack("nonnegative"), objective).y_pred)
 
 
 def test_a_nested_rate_is_near_the_one_that_is_held(make_oof, quick):
@@ -335,8 +504,8 @@ def test_a_nested_rate_is_near_the_one_that_is_held(make_oof, quick):
 
 @pytest.mark.parametrize("objective", OBJECTIVES[:3], **by_text)
 def test_the_replicates_of_a_stored_decision_are_those_of_its_interval(make_oof, quick, objective):
-    for n in (400, 4000):
-        oof = make_oof(n)
+    for n, groups in ((400, None), (4000, None), (4000, np.arange(4000) // 4)):
+        oof = make_oof(n, groups=groups)
         decision = through_json(fit_decision(oof, (), 6, objective, "mean"))
         errors = [each.errors for each in stack_replicates(decision, oof, 6, 20)]
         expected = refit_interval((decision.nested.fpr, decision.nested.fnr), errors, HTER)
@@ -376,7 +545,7 @@ def test_the_floor_is_that_of_the_nested_scores(make_oof, few_replicates):
     oof = make_oof(400)
     decision = fit_decision(oof, (), seed=2)
     assert decision.floor is not None
-    assert decision.floor == estimate_floor(cross_fit(oof.rows, stack("auto")).scores, oof.labels, 2)
+    assert decision.floor == estimate_floor(cross_fit(oof.rows, stack("nonnegative")).scores, oof.labels, 2)
     assert fit_decision(make_oof(100), ()).floor is None
 
 
@@ -439,6 +608,16 @@ def test_a_damaged_decision_is_refused(stored, damage, tmp_path):
     files.write_json(path, damaged)
     with pytest.raises(ArtifactError, match=r"decision\.json: is damaged .*; fit it"):
         files.read_json(path, Decision, "fit it")
+
+
+def test_a_decision_of_an_earlier_version_is_read(stored, tmp_path):
+    """It names the requested kind of stacker, which may have been a choice among all of them."""
+    path = tmp_path / "decision.json"
+    files.write_json(path, stored)
+    expected = files.read_json(path, Decision, "fit it")
+    assert "chosen" not in stored
+    files.write_json(path, {"kind": stored["kind"], "chosen": "auto", **stored})
+    assert files.read_json(path, Decision, "fit it") == expected
 
 
 def test_it_is_deterministic(make_oof, quick):

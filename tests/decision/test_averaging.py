@@ -21,7 +21,7 @@ from ensemble.decision.averaging import (
 )
 from ensemble.decision.objective import HTER, BoundedFnr, BoundedFpr
 from ensemble.decision.rates import apply_threshold, error_rates
-from ensemble.decision.refits import refit_replicates
+from ensemble.decision.refits import RefitRule, refit_replicates
 from ensemble.decision.shift import check_share
 from ensemble.decision.threshold import fit_threshold
 from ensemble.errors import DataError
@@ -37,7 +37,7 @@ def draw(rng: np.random.Generator, n: int, k: int, noise: float) -> tuple[np.nda
 
 def effect_of(labels, oof, new, threshold=1.0, replicates=20, seed=0, **options):
     nested = error_rates(labels, apply_threshold(oof, threshold))
-    worlds = refit_replicates(oof, labels, (), seed=seed, replicates=replicates)
+    worlds = refit_replicates(RefitRule(oof, labels, ()), labels, seed=seed, replicates=replicates)
     return averaging_effect(oof, labels, new, threshold, nested, worlds, seed=seed, **options)
 
 

@@ -1,9 +1,18 @@
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.integrate import quad
+from scipy.stats import beta, binomtest
 from sklearn.metrics import balanced_accuracy_score, classification_report, confusion_matrix
 
-from ensemble.decision.comparison import FEW, Agreement, compare_predictions, evaluate_predictions, measure_predictions
+from ensemble.decision.comparison import (
+    FEW,
+    Agreement,
+    compare_predictions,
+    comparison_of,
+    evaluate_predictions,
+    measure_predictions,
+    paired_differences,
+)
 from ensemble.decision.intervals import Interval
 from ensemble.decision.rates import error_rates
 from ensemble.errors import DataError
@@ -32,17 +41,30 @@ def paired_closed_form(labels, a, b):
     return [(mean - 1.959964 * v**0.5, mean + 1.959964 * v**0.5) for mean, v in zip(means, variances, strict=True)]
 
 
-def paired_rows_drawn(rng, labels, a, b, groups=None, replicates=2000):
-    """Return the same intervals by drawing rows, or whole groups of one class, one by one."""
-    groups = np.arange(labels.size) if groups is None else groups
-    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
-    strata = [[rows for rows in members if labels[rows[0]] == label] for label in (0, 1)]
+def paired_rows_drawn(rng, labels, a, b, replicates=2000):
+    """Return the same intervals by drawing rows one by one."""
+    strata = [np.flatnonzero(labels == label) for label in (0, 1)]
     drawn = np.empty((replicates, 3))
     for replicate in range(replicates):
-        rows = np.concatenate([of[j] for of in strata for j in rng.integers(len(of), size=len(of))])
+        rows = np.concatenate([rng.choice(of, of.size) for of in strata])
         one, other = (error_rates(labels[rows], calls[rows]) for calls in (a, b))
         drawn[replicate] = other.fpr - one.fpr, other.fnr - one.fnr, other.hter - one.hter
     return np.quantile(drawn, [0.025, 0.975], axis=0).T
+
+
+def few_rows(rng, shares=((0.15, 0.15), (0.06, 0.02)), counts=(10, 200)):
+    """Return labels, and predictions of A and B: the rows of a label that only A and only B predict wrongly have these
+    shares, and a tenth of the rows are wrong in both."""
+    labels = np.repeat(np.array([0, 1], np.int8), counts)
+    wrong = np.zeros((2, labels.size), np.int8)
+    for label, (only_a, only_b) in enumerate(shares):
+        draw = rng.random(counts[label])
+        of_both = draw >= 0.9
+        wrong[0, labels == label], wrong[1, labels == label] = (
+            (draw < only_a) | of_both,
+            ((draw >= only_a) & (draw < only_a + only_b)) | of_both,
+        )
+    return labels, labels ^ wrong[0], labels ^ wrong[1]
 
 
 def width(interval):
@@ -51,23 +73,63 @@ def width(interval):
 
 def test_the_paired_interval_agrees_with_the_closed_form(rng):
     labels, a, b = two_calls(rng)
-    for groups in (None, np.arange(labels.size)):
-        compared = compare_predictions(labels, a, b, groups, replicates=8000)
-        for name, (low, high) in zip(DIFFERENCES, paired_closed_form(labels, a, b), strict=True):
-            interval = getattr(compared, name).interval
-            assert (interval.low, interval.high) == pytest.approx((low, high), abs=0.05 * (high - low)), name
+    compared = compare_predictions(labels, a, b)
+    for name, (low, high) in zip(DIFFERENCES, paired_closed_form(labels, a, b), strict=True):
+        interval = getattr(compared, name).interval
+        assert (interval.low, interval.high) == pytest.approx((low, high), abs=0.05 * (high - low)), name
 
 
-@pytest.mark.parametrize("size", [1, 4])
-def test_the_paired_interval_agrees_with_drawing_rows_or_groups_one_by_one(rng, size):
-    labels, a, b = (np.repeat(column, size) for column in two_calls(rng, 400))
-    keep = rng.random(labels.size) < 0.9  # groups of different sizes
-    labels, a, b, groups = labels[keep], a[keep], b[keep], np.repeat(np.arange(400), size)[keep]
-    a = np.where(rng.random(a.size) < 0.1, 1 - a, a)
-    compared = compare_predictions(labels, a, b, groups, replicates=8000)
-    for name, (low, high) in zip(DIFFERENCES, paired_rows_drawn(rng, labels, a, b, groups), strict=True):
+def test_of_many_rows_the_paired_interval_agrees_with_drawing_rows_one_by_one(rng):
+    labels, a, b = two_calls(rng, 800)
+    compared = compare_predictions(labels, a, b)
+    for name, (low, high) in zip(DIFFERENCES, paired_rows_drawn(rng, labels, a, b), strict=True):
         interval = getattr(compared, name).interval
         assert (interval.low, interval.high) == pytest.approx((low, high), abs=0.08 * (high - low)), name
+
+
+@pytest.mark.parametrize("counts", [(10, 200), (4, 3), (1, 40)])
+def test_the_paired_intervals_are_quantiles_of_the_posterior(rng, counts):
+    """The rates' by integration: only A and only B have a Beta share of the rows together, and B a Beta share of
+    these. That of the HTER by another sampler: shares are Gamma variables divided by their sum."""
+    labels, a, b = few_rows(rng, counts=counts)
+    a[0] = 1 - b[0]
+    compared, drawn = compare_predictions(labels, a, b), []
+    for label, name in enumerate(("fpr", "fnr")):
+        agreement, n = compared.agreement[label], counts[label]
+        only_a, only_b = agreement.only_b + 0.5, agreement.only_a + 0.5  # who is wrong alone
+        rest = n - only_a - only_b + 2
+        assert agreement.both + agreement.neither == rest - 1
+
+        def at_most(difference, only_a=only_a, only_b=only_b, rest=rest):
+            def given(u):
+                share = beta.ppf(u, only_a + only_b, rest)
+                return beta.cdf((difference / share + 1) / 2, only_b, only_a)
+
+            return quad(given, 0, 1, limit=200, epsabs=1e-6)[0]
+
+        interval = getattr(compared, name).interval
+        assert (at_most(interval.low), at_most(interval.high)) == pytest.approx((0.025, 0.975), abs=0.003)
+        gammas = rng.gamma([only_a, only_b, rest], size=(400_000, 3))
+        drawn.append((gammas[:, 1] - gammas[:, 0]) / gammas.sum(axis=1))
+    below = [(np.add(*drawn) / 2 <= end).mean() for end in (compared.hter.interval.low, compared.hter.interval.high)]
+    assert below == pytest.approx([0.025, 0.975], abs=0.003)
+
+
+def test_of_ten_rows_of_a_label_the_paired_intervals_still_cover_the_true_difference(rng, monkeypatch):
+    """Drawing the rows with replacement, as for many rows, covers that of the HTER less often."""
+    monkeypatch.setattr("ensemble.decision.comparison.DRAWS", 4000)
+    truth, trials = {"fpr": 0.0, "fnr": -0.04, "hter": -0.02}, 400
+    covered, by_rows = dict.fromkeys(DIFFERENCES, 0), 0
+    for trial in range(trials):
+        labels, a, b = few_rows(rng)
+        for name, difference in zip(DIFFERENCES, paired_differences(labels, a, b, trial), strict=True):
+            covered[name] += difference.interval.low <= truth[name] <= difference.interval.high
+        changes = [((b != label).astype(int) - (a != label))[labels == label] for label in (0, 1)]
+        drawn = sum(rng.choice(change, (1000, change.size)).mean(axis=1) for change in changes) / 2
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        by_rows += low <= truth["hter"] <= high
+    assert all(0.925 < inside / trials < 0.99 for inside in covered.values()), covered
+    assert by_rows / trials < 0.90
 
 
 def test_pairing_narrows_the_interval(rng):
@@ -77,23 +139,23 @@ def test_pairing_narrows_the_interval(rng):
 
 
 @pytest.mark.parametrize("errs", [((0.2, 0.1), (0.2, 0.1)), ((0.25, 0.1), (0.15, 0.12))], ids=["alike", "apart"])
-def test_the_paired_intervals_cover_the_true_difference(rng, errs):
+def test_the_paired_intervals_cover_the_true_difference(rng, errs, monkeypatch):
+    monkeypatch.setattr("ensemble.decision.comparison.DRAWS", 4000)
     (fpr_a, fnr_a), (fpr_b, fnr_b) = errs
     truth = {"fpr": fpr_b - fpr_a, "fnr": fnr_b - fnr_a}
     truth["hter"] = (truth["fpr"] + truth["fnr"]) / 2
     covered, trials = dict.fromkeys(DIFFERENCES, 0), 300
     for trial in range(trials):
-        compared = compare_predictions(*two_calls(rng, 1000, errs), seed=trial, replicates=1000)
-        for name in DIFFERENCES:
-            interval = getattr(compared, name).interval
-            covered[name] += interval.low <= truth[name] <= interval.high
+        found = paired_differences(*two_calls(rng, 1000, errs), trial)
+        for name, difference in zip(DIFFERENCES, found, strict=True):
+            covered[name] += difference.interval.low <= truth[name] <= difference.interval.high
     assert all(0.915 < inside / trials < 0.98 for inside in covered.values()), covered
 
 
 def test_a_difference_is_b_minus_a_and_swapping_turns_its_sign(rng):
     labels, a, b = two_calls(rng)
-    one, other = compare_predictions(labels, a, b, replicates=8000), compare_predictions(labels, b, a, replicates=8000)
-    assert one.hter.value == error_rates(labels, b).hter - error_rates(labels, a).hter
+    one, other = compare_predictions(labels, a, b), compare_predictions(labels, b, a)
+    assert one.hter.value == pytest.approx(error_rates(labels, b).hter - error_rates(labels, a).hter, abs=1e-15)
     assert one.fpr.value < 0 < one.fnr.value
     for name in DIFFERENCES:
         here, there = getattr(one, name), getattr(other, name)
@@ -108,23 +170,20 @@ def test_a_difference_is_b_minus_a_and_swapping_turns_its_sign(rng):
 
 def test_each_side_is_measured_as_by_itself(rng):
     labels, a, b = two_calls(rng)
-    groups = np.arange(labels.size) // 3
-    compared = compare_predictions(labels, a, b, groups, seed=4)
+    compared = compare_predictions(labels, a, b)
     for measured, calls in ((compared.a, a), (compared.b, b)):
-        assert measured == measure_predictions(labels, calls, groups, seed=4)
+        assert measured == measure_predictions(labels, calls)
         assert measured.rates == error_rates(labels, calls)
 
 
-def test_duplicated_rows_widen_the_interval_only_if_they_are_one_group(rng):
+def test_rows_that_are_repeated_pass_for_independent_rows(rng):
     labels, a, b = two_calls(rng, 1000)
-    once = compare_predictions(labels, a, b, replicates=8000)
-    labels, a, b, groups = (np.repeat(column, 4) for column in (labels, a, b, np.arange(1000)))
-    blind, aware = (compare_predictions(labels, a, b, which, replicates=8000) for which in (None, groups))
-    assert (blind.apart, aware.apart) == (4 * once.apart, once.apart)
+    once = compare_predictions(labels, a, b)
+    repeated = compare_predictions(*(np.repeat(column, 4) for column in (labels, a, b)))
+    assert repeated.apart == 4 * once.apart
     for name in DIFFERENCES:
-        of_once, of_blind, of_aware = (width(getattr(c, name).interval) for c in (once, blind, aware))
-        assert of_aware == pytest.approx(of_once, rel=0.06)
-        assert of_blind == pytest.approx(of_once / 2, rel=0.06)
+        of_once, of_repeated = (width(getattr(each, name).interval) for each in (once, repeated))
+        assert of_repeated == pytest.approx(of_once / 2, rel=0.06)
 
 
 def test_agreement_counts_who_is_right_in_each_class():
@@ -171,12 +230,16 @@ def test_beyond_chance_needs_an_interval_without_0_and_more_than_a_few_rows(rng)
 
 
 def test_a_group_is_one_disagreement_however_many_rows_it_has():
-    labels = np.repeat([0, 1], 500)
+    labels = np.repeat(np.array([0, 1], np.int8), 500)
     a = labels.copy()
     a[:400] = 1
-    groups = np.arange(1000) // 100
-    compared = compare_predictions(labels, a, labels, groups)
-    assert compared.apart == 4 and not compared.beyond_chance
+    measured, differences = measure_predictions(labels, a), paired_differences(labels, a, labels)
+    of_rows, of_groups = (
+        comparison_of(measured, measured, differences, labels, a, labels, groups)
+        for groups in (None, np.arange(1000) // 100 * 5 - 7)
+    )
+    assert of_rows.apart == 400 and of_rows.beyond_chance
+    assert of_groups.apart == 4 and not of_groups.beyond_chance
 
 
 def test_a_seed_fixes_the_intervals(rng):
@@ -190,7 +253,7 @@ def test_a_seed_fixes_the_intervals(rng):
 
 def test_the_intervals_of_the_rates_agree_with_the_closed_form(rng):
     labels, a, _ = two_calls(rng)
-    measured = measure_predictions(labels, a, replicates=8000)
+    measured = measure_predictions(labels, a)
     for rate, interval, n in (
         (measured.rates.fpr, measured.fpr, measured.rates.n_neg),
         (measured.rates.fnr, measured.fnr, measured.rates.n_pos),
@@ -232,6 +295,7 @@ def test_calls_that_cannot_be_measured_are_refused(measure, labels, y_pred, says
         measure(labels, y_pred)
 
 
-def test_groups_of_another_length_are_refused():
+@pytest.mark.parametrize("measure", [measure_predictions, evaluate_predictions])
+def test_groups_of_another_length_are_refused(measure):
     with pytest.raises(DataError, match="groups must have shape"):
-        compare_predictions([0, 1], [0, 1], [0, 1], groups=[1, 2, 3])
+        measure([0, 1], [0, 1], groups=[1, 2, 3])

@@ -3,9 +3,17 @@ import pytest
 from scipy.integrate import quad
 from scipy.stats import beta, betabinom, mannwhitneyu
 
-from ensemble.decision.bootstrap import kinds_of_group
+from ensemble.decision.bootstrap import design_effects, kinds_of_group
 from ensemble.decision.comparison import measure_predictions
-from ensemble.decision.intervals import beta_mean_interval, chance_interval, counting_intervals, new_set_interval
+from ensemble.decision.intervals import (
+    FEW_ERRORS,
+    Interval,
+    beta_mean_interval,
+    chance_interval,
+    counting_intervals,
+    new_set_interval,
+    widened,
+)
 from ensemble.decision.rates import ErrorRates, auc, error_rates
 from ensemble.errors import DataError
 
@@ -65,10 +73,115 @@ def test_kinds_of_group_are_counted(rng, largest):
         np.testing.assert_array_equal(counts, counted)
 
 
-def test_a_seed_fixes_the_interval(rng):
+def test_a_seed_fixes_the_interval_of_groups_and_rows_need_none(rng):
     labels, y_pred = independent_rows(rng)
-    assert measure_predictions(labels, y_pred, seed=3).hter == measure_predictions(labels, y_pred, seed=3).hter
-    assert measure_predictions(labels, y_pred, seed=3).hter != measure_predictions(labels, y_pred, seed=4).hter
+    groups = np.arange(labels.size) // 2
+
+    def hter(seed, of):
+        return measure_predictions(labels, y_pred, of, seed=seed).hter
+
+    assert hter(3, groups) == hter(3, groups) != hter(4, groups)
+    assert hter(3, None) == hter(4, None) == counting_intervals(error_rates(labels, y_pred))[2]
+
+
+def test_without_groups_the_intervals_are_those_of_the_counts():
+    labels, y_pred = np.repeat([0, 1], [10, 400]), np.repeat([0, 1], [10, 400])
+    measured = measure_predictions(labels, y_pred)
+    assert measured.fpr.low == pytest.approx(0, abs=1e-4)
+    assert measured.fpr.high == pytest.approx(beta.ppf(0.975, 0.5, 10.5)) and measured.fpr.high > 0.1
+    assert measured.fnr.high == pytest.approx(beta.ppf(0.975, 0.5, 400.5)) and measured.fnr.high < 0.01
+    assert (measured.fpr, measured.fnr, measured.hter) == counting_intervals(measured.rates)
+    assert measured.hter.high > 0.05
+
+
+def test_groups_without_an_error_count_as_one_row_each():
+    labels, y_pred = np.repeat([0, 1], [40, 400]), np.repeat([0, 1], [40, 400])
+    once, grouped = (measure_predictions(labels[::4], y_pred[::4]), measure_predictions(labels, y_pred, G_OF_4[:440]))
+    for name in ("fpr", "fnr", "hter"):
+        one, other = getattr(once, name), getattr(grouped, name)
+        assert other.low == 0 and other.high == pytest.approx(one.high, abs=1e-8)
+    assert grouped.fpr.high > 3 * measure_predictions(labels, y_pred).fpr.high
+
+
+G_OF_4 = np.arange(2000) // 4
+"""Groups of 4 rows each."""
+
+
+# --- groups as rows ---------------------------------------------------------------------------------------------------
+
+
+def rows_in_groups(rng, groups=300, like=0.7):
+    """Return labels, predictions and groups of 1 to 5 rows of one label, whose errors mostly coincide."""
+    size = rng.integers(1, 6, groups)
+    group_of = np.repeat(np.arange(groups), size)
+    labels = (np.arange(groups) % 3 > 0).astype(np.int8)[group_of]
+    shared, alone = rng.random(groups)[group_of], rng.random(group_of.size)
+    draw = np.where(rng.random(group_of.size) < like, shared, alone)
+    order = rng.permutation(group_of.size)
+    return labels[order], (labels ^ (draw < np.where(labels, 0.3, 0.2)))[order], group_of[order] * 7 - 50
+
+
+def test_a_design_effect_is_the_ratio_of_the_variances_of_drawing_groups_and_rows(rng):
+    labels, y_pred, groups = rows_in_groups(rng)
+    effects = design_effects(labels, y_pred, groups)
+    assert min(effects) > 1.5
+    for label, effect in zip((0, 1), effects, strict=True):
+        wrong, of = y_pred[labels == label] != label, groups[labels == label]
+        errors, sizes = np.array([(wrong[of == group].sum(), (of == group).sum()) for group in np.unique(of)]).T
+        by_group = rng.integers(0, sizes.size, (6000, sizes.size))
+        drawn = errors[by_group].sum(axis=1) / sizes[by_group].sum(axis=1)
+        by_row = wrong[rng.integers(0, wrong.size, (6000, wrong.size))].mean(axis=1)
+        assert effect == pytest.approx(drawn.var() / by_row.var(), rel=0.12)
+
+
+def test_a_design_effect_of_rows_that_are_all_right_or_all_wrong_is_that_of_equal_rows(rng):
+    labels, _, groups = rows_in_groups(rng)
+    sizes = [np.unique(groups[labels == label], return_counts=True)[1] for label in (0, 1)]
+    expected = [(each**2).sum() / each.sum() for each in sizes]  # a group's mean size, as a row sees it
+    for y_pred in (labels, 1 - labels):
+        assert design_effects(labels, y_pred, groups) == pytest.approx(expected)
+    assert min(expected) > 3
+    one_wrong = labels.copy()
+    one_wrong[np.flatnonzero(labels == 0)[0]] = 1
+    of_0, of_1 = design_effects(labels, one_wrong, groups)
+    assert of_0 < 1.5 and of_1 == pytest.approx(expected[1])
+
+
+def test_a_design_effect_is_1_without_groups_of_several_rows_or_where_errors_spread():
+    labels, y_pred = np.repeat([0, 1], 8), np.tile([0, 1], 8)  # each pair has one error
+    assert design_effects(labels, y_pred, None) == (1.0, 1.0)
+    assert design_effects(labels, y_pred, np.arange(16)) == (1.0, 1.0)
+    assert design_effects(labels, y_pred, np.arange(16) // 2) == (1.0, 1.0)
+    assert design_effects(labels, y_pred, np.tile([0, 1], 8)) == (4.0, 4.0)  # groups span both labels
+
+
+def test_counts_are_divided_by_the_design_effect():
+    rates, effects = ErrorRates(0.2, 0.1, 40, 400), (4.0, 2.0)
+    fpr, fnr, hter = counting_intervals(rates, effects)
+    assert (fpr.low, fpr.high) == pytest.approx(beta.ppf([0.025, 0.975], 2.5, 8.5))
+    assert (fnr.low, fnr.high) == pytest.approx(beta.ppf([0.025, 0.975], 20.5, 180.5))
+    assert hter == beta_mean_interval((2.5, 8.5), (20.5, 180.5))
+    alike = new_set_interval(ErrorRates(0.2, 0.1, 10, 200), 10, 200)
+    assert new_set_interval(rates, 40, 400, effects) == alike != new_set_interval(rates, 40, 400)
+    assert new_set_interval(rates, 1, 1, effects) == new_set_interval(ErrorRates(0.2, 0.1, 10, 200), 1, 1)
+
+
+def test_intervals_are_widened_where_a_class_has_few_errors():
+    narrow, wide = (Interval(0.2, 0.2001),) * 3, (Interval(0.0, 1.0),) * 3
+    few, many = ErrorRates((FEW_ERRORS - 1) / 100, 0.2, 100, 1000), ErrorRates(FEW_ERRORS / 100, 0.2, 100, 1000)
+    counted = counting_intervals(few)
+    hull = tuple(Interval(min(0.2, each.low), max(0.2001, each.high)) for each in counted)
+    assert widened(narrow, few) == hull != counted
+    assert hull[0].high > 0.3 and hull[2].high - hull[2].low > 0.05
+    assert widened(wide, few) == wide and widened(narrow, many) == narrow
+    swapped = ErrorRates(few.fnr, few.fpr, few.n_pos, few.n_neg)
+    assert widened(narrow, swapped)[1] == hull[0]
+    effects = (1.01, 1.0)  # of as many errors, fewer count
+    of_effects = counting_intervals(many, effects)[0]
+    assert widened(narrow, many, effects)[0] == Interval(min(0.2, of_effects.low), of_effects.high)
+
+
+# --- new sets and counts ----------------------------------------------------------------------------------------------
 
 
 def test_the_new_set_interval_covers_the_hter_that_is_measured(rng):

@@ -21,7 +21,7 @@ from ensemble.data.folds import FoldTable
 from ensemble.decision.averaging import averaging_effect
 from ensemble.decision.cross_fitting import OofLogits, cross_fit, stack
 from ensemble.decision.rates import Floats, apply_threshold, error_rates
-from ensemble.decision.refits import refit_interval, refit_replicates
+from ensemble.decision.refits import RefitRule, refit_interval, refit_replicates
 from ensemble.decision.threshold import fit_threshold
 
 WORLDS: dict[str, dict[str, float]] = {
@@ -70,11 +70,12 @@ def simulate(
     truth, population = world.sample(rng, size)
 
     oof = OofLogits(FoldTable(np.arange(rows), labels, fold_of), tuple("abcde"[:members]), logits)
-    rule = stack("auto")
+    rule = stack("nonnegative")
     deployed, nested = rule(oof.rows), cross_fit(oof.rows, rule)
     scores = deployed.score(logits)
     rates = error_rates(labels, nested.y_pred)
-    drawn = list(refit_replicates(scores, labels, nested.splits, seed=seed, replicates=replicates))
+    refit = RefitRule(scores, labels, nested.splits)
+    drawn = list(refit_replicates(refit, labels, seed=seed, replicates=replicates))
     interval = refit_interval((rates.fpr, rates.fnr), [replicate.errors for replicate in drawn])
 
     def stacked(of: np.ndarray) -> Floats:
