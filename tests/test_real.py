@@ -54,8 +54,8 @@ def test_decision_follows_from_the_oof_logits(key: str) -> None:
         assert one.interval.low == pytest.approx(other.interval.low, abs=1e-3)
     for point, known in zip(anew.curve, decision.curve, strict=True):
         assert point.loss == pytest.approx(known.loss, abs=1e-3)
-    assert anew.floor is not None and decision.floor is not None
-    assert anew.floor.mixture.hter == pytest.approx(decision.floor.mixture.hter, abs=1e-3)
+    assert anew.noise is not None and decision.noise is not None
+    assert anew.noise.rates.hter == pytest.approx(decision.noise.rates.hter, abs=1e-4)
 
 
 def test_every_row_counts() -> None:

@@ -27,7 +27,7 @@ from ensemble.data.folds import FoldTable
 from ensemble.decision.assessment import REPLICATES
 from ensemble.decision.cross_fitting import cross_fit, stack
 from ensemble.decision.decision import fit_decision
-from ensemble.decision.label_noise import estimate_floor
+from ensemble.decision.label_noise import bound_noise
 from ensemble.decision.refits import RefitRule, refit_errors
 from ensemble.runs.member import MemberIdentity
 from ensemble.runs.run import Run, RunFacts
@@ -82,7 +82,7 @@ def parts(run: Run) -> Iterator[tuple[str, Callable[[], object]]]:
         f"    bootstrap of the stack, {REPLICATES} replicates",
         lambda: refit_errors([refit], rows.labels, replicates=REPLICATES),
     )
-    yield "    floor", lambda: estimate_floor(nested.scores, rows.labels)
+    yield "    label noise", lambda: bound_noise(nested.margins, None, rows.labels)
 
 
 def seconds(work: Callable[[], object]) -> tuple[float, float]:

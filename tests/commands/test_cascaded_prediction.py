@@ -69,7 +69,7 @@ class Oracle:
 def _oracle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assessment, "REPLICATES", 40)
     monkeypatch.setattr("ensemble.decision.deploy.REPLICATES", 12)
-    monkeypatch.setattr(decision_room, "estimate_floor", lambda *_: None)
+    monkeypatch.setattr(decision_room, "bound_noise", lambda *_: None)
     monkeypatch.setattr("ensemble.commands.fold_logits.PILOT", PILOT)
     monkeypatch.setattr(predictor, "FoldModels", Oracle)
     monkeypatch.setattr(inference, "cost_per_image", lambda spec, _: COST[spec.config.name])
@@ -98,7 +98,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cv2.imwrite(str(folder / "new" / f"{row + 1:04d}.png"), image)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assessment, "REPLICATES", 40)
-        patch.setattr(decision_room, "estimate_floor", lambda *_: None)
+        patch.setattr(decision_room, "bound_noise", lambda *_: None)
         main(["fit-stacker", "--run", str(run.folder), "--stacker", "mean"])
     return folder
 

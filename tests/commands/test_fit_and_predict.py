@@ -29,7 +29,7 @@ from ensemble.data.store import load_dataset
 from ensemble.decision import assessment, deploy
 from ensemble.decision import decision as decision_room
 from ensemble.decision.averaging import LEAST_IMAGES
-from ensemble.decision.label_noise import estimate_floor
+from ensemble.decision.label_noise import bound_noise
 from ensemble.decision.objective import Objective
 from ensemble.decision.rates import error_rates
 from ensemble.decision.stacker import STACKERS, Stacker
@@ -62,7 +62,7 @@ def soon_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw few replicates, and no floor: neither changes what is decided."""
     monkeypatch.setattr(assessment, "REPLICATES", 40)
     monkeypatch.setattr("ensemble.decision.deploy.REPLICATES", 12)
-    monkeypatch.setattr(decision_room, "estimate_floor", lambda *_: None)
+    monkeypatch.setattr(decision_room, "bound_noise", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def fitted(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(world / "run", folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assessment, "REPLICATES", 40)
-        patch.setattr(decision_room, "estimate_floor", estimate_floor)
+        patch.setattr(decision_room, "bound_noise", bound_noise)
         main(["fit-stacker", "--run", str(folder)])
     return folder
 
@@ -322,7 +322,7 @@ def test_fitted_twice_it_is_the_same_to_the_byte(
     run: Path, fitted: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(decision_room, "estimate_floor", estimate_floor)
+        patch.setattr(decision_room, "bound_noise", bound_noise)
         main(["fit-stacker", "--run", str(run)])
     assert (run / "decision/decision.json").read_bytes() == (fitted / "decision/decision.json").read_bytes()
     options = ("--objective", "cost:2,1", "--repeats", 2)
@@ -627,12 +627,12 @@ def test_the_report_shows_all_and_its_json_has_the_same_figures(
         assert reported["stacker"] == decision["kind"] and reported["objective"] == "hter"
         assert [row["name"] for row in reported["stackers"]] == list(STACKERS)
         assert [row["cost_fpr"] for row in reported["curve"]] == [cost / 10 for cost in range(1, 10)]
-        assert reported["floor"] == decision["floor"] is not None
+        assert reported["noise"] == decision["noise"] is not None
     tta = figures["decisions"]["tta"]
     for heading in (
         "Stackers compared",
         "Expected performance at other costs",
-        "Floor: the HTER that label noise alone",
+        "Floor: the HTER that wrong labels alone",
     ):
         assert out.count(heading) == 1 and written.count(f"## {heading}") == 1, heading
     for row in tta["stackers"]:
@@ -641,10 +641,8 @@ def test_the_report_shows_all_and_its_json_has_the_same_figures(
     for row in tta["curve"]:
         least = f"| {row['cost_fpr']:.1f} FPR + {1 - row['cost_fpr']:.1f} FNR | {row['threshold']:+.4f} |"
         assert f"{least} {row['fpr']:.4f} | {row['fnr']:.4f} | {row['hter']:.4f} | {row['loss']:.4f} |" in written
-    estimates = {"confident learning (interval without its bias)": "confident", "mixture fit": "mixture"}
-    for estimate, name in estimates.items():
-        rates = tta["floor"][name]["rates"]
-        assert f"| {estimate} | {rates['fpr']:.4f} | {rates['fnr']:.4f} |" in written
+    rates = tta["noise"]["rates"]
+    assert f"| labels wrong at random, at most | {rates['fpr']:.4f} | {rates['fnr']:.4f} |" in written
     assert sorted(figures["predictions"]) == ["same", "same-plain"]
     assert "| 95 % | if measured here |" in written
     for name in figures["predictions"]:

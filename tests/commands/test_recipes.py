@@ -36,7 +36,7 @@ def soon_done() -> Iterator[None]:
     """Draw few replicates, and no floor: neither changes what is trained or decided."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assessment, "REPLICATES", 40)
-        patch.setattr(decision_room, "estimate_floor", lambda *_: None)
+        patch.setattr(decision_room, "bound_noise", lambda *_: None)
         yield
 
 

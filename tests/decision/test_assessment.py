@@ -24,7 +24,7 @@ from ensemble.decision.comparison import Agreement, Difference
 from ensemble.decision.cross_fitting import MAJORITY_VOTE, OofLogits, cross_fit, member_logit, of_score, stack
 from ensemble.decision.decision import COSTS, Decision, fit_decision, stack_replicates
 from ensemble.decision.intervals import FEW_ERRORS, Interval, chance_interval, counting_intervals, widened
-from ensemble.decision.label_noise import estimate_floor
+from ensemble.decision.label_noise import bound_noise
 from ensemble.decision.objective import HTER, BoundedFnr, BoundedFpr, Objective, WeightedError
 from ensemble.decision.rates import apply_threshold, error_rates
 from ensemble.decision.refits import FixedRule, RefitRule, refit_errors, refit_interval, refit_replicates
@@ -46,7 +46,7 @@ def few_replicates(monkeypatch):
 @pytest.fixture
 def quick(monkeypatch, few_replicates):
     """Nor a floor."""
-    monkeypatch.setattr("ensemble.decision.decision.estimate_floor", lambda logits, labels, seed: None)
+    monkeypatch.setattr("ensemble.decision.decision.bound_noise", lambda logits, labels, seed: None)
 
 
 def fewest_errors(rates):
@@ -541,12 +541,12 @@ def test_repeats_are_nested_estimates_over_other_partitions(make_oof, quick):
     assert fit_decision(oof, (), stacker="mean").repeated == ()
 
 
-def test_the_floor_is_that_of_the_nested_scores(make_oof, few_replicates):
-    oof = make_oof(400)
+def test_the_label_noise_of_a_single_member_is_bounded_by_its_nested_scores(make_oof, few_replicates):
+    oof = make_oof(400, (1.0,))
     decision = fit_decision(oof, (), seed=2)
-    assert decision.floor is not None
-    assert decision.floor == estimate_floor(cross_fit(oof.rows, stack("nonnegative")).scores, oof.labels, 2)
-    assert fit_decision(make_oof(100), ()).floor is None
+    assert decision.noise is not None
+    assert decision.noise == bound_noise(cross_fit(oof.rows, stack("mean")).margins, None, oof.labels)
+    assert fit_decision(make_oof(100), ()).noise is None
 
 
 # --- what is stored ---------------------------------------------------------------------------------------------------
@@ -556,8 +556,8 @@ def test_the_floor_is_that_of_the_nested_scores(make_oof, few_replicates):
 def test_json_keeps_every_bit(make_oof, quick, objective):
     oof = make_oof(400)
     decision = fit_decision(oof, ("plain", "flip"), 1, objective, "nonnegative", repeats=2)
-    decision = replace(decision, floor=estimate_floor(np.linspace(-3, 3, 400), oof.labels, replicates=5))
-    assert decision.floor is not None and decision.curve and decision.stackers and decision.repeated
+    decision = replace(decision, noise=bound_noise(np.linspace(-3, 3, 400), None, oof.labels))
+    assert decision.noise is not None and decision.curve and decision.stackers and decision.repeated
     assert through_json(decision) == decision
     for row in (decision.stacked, decision.members[0]):  # one with a difference, one without
         assert through_json(row) == row

@@ -135,7 +135,8 @@ def test_the_class_mix_moves_the_correction_only_if_it_is_not_told(seed: int, un
     """The best threshold for HTER does not depend on the mix; taken for that of the rows, another mix misleads."""
     rng = np.random.default_rng(seed)
     world = World.draw(rng, 3, 5)
-    labels, _, oof = world.out_of_fold(rng, 30_000)
+    table, oof = world.out_of_fold(rng, 30_000)
+    labels = table.labels
     hidden, new = world.sample(rng, 20_000, share=0.4)
     scores, singles = oof.mean(axis=1), new.mean(axis=1)
     threshold = fit_threshold(scores, labels)

@@ -10,7 +10,7 @@ from ensemble.decision.intervals import Interval
 def fitted(make_oof, monkeypatch):
     """A decision on 600 rows, and its OOF logits."""
     monkeypatch.setattr("ensemble.decision.assessment.REPLICATES", 20)
-    monkeypatch.setattr("ensemble.decision.decision.estimate_floor", lambda logits, labels, seed: None)
+    monkeypatch.setattr("ensemble.decision.decision.bound_noise", lambda logits, labels, seed: None)
     oof = make_oof()
     return fit_decision(oof, ("identity",)), oof
 

@@ -61,10 +61,10 @@ def rows_drawn(x, y, weights):
 @given(weighted, st.sampled_from(OBJECTIVES))
 def test_the_best_cut_of_weighted_rows_has_the_rates_of_the_best_cut_of_rows_drawn_so_often(drawn, objective):
     x, y, weights = drawn[:, 0].astype(float), drawn[:, 1].astype(np.int8), drawn[:, 2]
-    cuts = Cuts(x, y)
+    cuts = Cuts(x, y, objective)
     table, scored = cuts.counts(weights.astype(float))
     np.testing.assert_array_equal(table, scored)
-    best = cuts.best(table, objective)
+    best = cuts.best(table)
     rows, labels = rows_drawn(x, y, weights)
     reached = error_rates(labels, apply_threshold(rows, cuts.thresholds[best]))
     sought = error_rates(labels, apply_threshold(rows, fit_threshold(rows, labels, objective)))
@@ -83,9 +83,9 @@ def test_so_it_is_of_many_rows_and_of_a_part_that_is_fitted_on(rng, objective):
         y = (rng.random(n) < 0.7).astype(np.int8)
         x = (rng.normal(size=n) + y).round(int(rng.integers(0, 3)))
         fitted, weights = rng.random(n) < 0.6, rng.poisson(1, n)
-        cuts = Cuts(x, y, fitted)
+        cuts = Cuts(x, y, objective, fitted)
         fit, scored = cuts.counts(weights.astype(float))
-        threshold = cuts.thresholds[cuts.best(fit, objective)]
+        threshold = cuts.thresholds[cuts.best(fit)]
         rows, labels = rows_drawn(x[fitted], y[fitted], weights[fitted])
         reached = error_rates(labels, apply_threshold(rows, threshold))
         sought = error_rates(labels, apply_threshold(rows, fit_threshold(rows, labels, objective)))
@@ -101,8 +101,8 @@ def test_of_rows_that_were_each_drawn_once_the_cut_is_that_of_the_rows(rng):
         for _ in range(50):
             y = np.concatenate([[0, 1], rng.integers(0, 2, 60)]).astype(np.int8)
             x = rng.normal(size=62) + y
-            cuts = Cuts(x, y)
-            threshold = cuts.thresholds[cuts.best(cuts.counts(np.ones(62))[0], objective)]
+            cuts = Cuts(x, y, objective)
+            threshold = cuts.thresholds[cuts.best(cuts.counts(np.ones(62))[0])]
             sought = fit_threshold(x, y, objective)
             if objective == HTER or "cost" in objective.text:  # rates may tie; there are wider gaps then
                 assert objective.loss_of(error_rates(y, apply_threshold(x, threshold))) == pytest.approx(
@@ -117,17 +117,17 @@ def test_where_rows_between_two_cuts_were_not_drawn_the_middle_one_is_taken():
     cuts = Cuts(x, y)
     np.testing.assert_array_equal(cuts.thresholds, [-1.0, 1.5, 3.5, 6.0])
     table, _ = cuts.counts(np.array([1.0, 0, 0, 0, 0, 1]))
-    assert cuts.best(table, HTER) == 1
+    assert cuts.best(table) == 1
     table, _ = cuts.counts(np.array([1.0, 1, 0, 1, 0, 1]))
-    assert cuts.best(table, HTER) == 2
+    assert cuts.best(table) == 2
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, **ids)
 def test_a_class_of_which_nothing_was_drawn_has_no_errors(objective):
-    cuts = Cuts(np.arange(4.0), np.array([0, 1, 0, 1], np.int8))
+    cuts = Cuts(np.arange(4.0), np.array([0, 1, 0, 1], np.int8), objective)
     for weights, errors_of in (([0.0, 2, 0, 2], 1), ([2.0, 0, 2, 0], 0)):
         table, _ = cuts.counts(np.array(weights))
-        y_pred = apply_threshold(np.arange(4.0), cuts.thresholds[cuts.best(table, objective)])
+        y_pred = apply_threshold(np.arange(4.0), cuts.thresholds[cuts.best(table)])
         if isinstance(objective, WeightedError):
             assert (y_pred[errors_of::2] == errors_of).all()
 
@@ -143,16 +143,16 @@ def test_all_ends_are_there_and_thresholds_rise(rng):
 def test_a_batch_of_tables_has_the_best_cuts_of_each_table_alone(rng, objective):
     y = (rng.random(200) < 0.7).astype(np.int8)
     x = (rng.normal(size=200) + y).round(1)
-    cuts, weights = Cuts(x, y, rng.random(200) < 0.7), rng.poisson(1, (4, 5, 200)) * 1.0
+    cuts, weights = Cuts(x, y, objective, rng.random(200) < 0.7), rng.poisson(1, (4, 5, 200)) * 1.0
     fit, scored = cuts.counts(weights)
     assert fit.shape == scored.shape == (4, 5, 2, cuts.thresholds.size + 1)
-    best, rates = cuts.best(fit, objective), cuts.rates(scored)
+    best, rates = cuts.best(fit), cuts.rates(scored)
     assert best.shape == (4, 5) and len(np.unique(best)) > 1
     for at in np.ndindex(4, 5):
         alone, scored_alone = cuts.counts(weights[at])
         np.testing.assert_array_equal(fit[at], alone)
         np.testing.assert_array_equal(scored[at], scored_alone)
-        assert cuts.best(alone, objective) == best[at]
+        assert cuts.best(alone) == best[at]
         np.testing.assert_array_equal([each[at] for each in rates], cuts.rates(scored_alone))
 
 
@@ -163,13 +163,13 @@ def test_near_the_best_the_best_is_found_or_it_is_said_that_it_may_not_be_there(
         monkeypatch.setattr("ensemble.decision.refits._ROOM", room)
         y = (rng.random(n) < 0.7).astype(np.int8)
         x = (rng.normal(size=n) + 2 * y).round(2)
-        cuts = Cuts(x, y, rng.random(n) < 0.8)
-        near = cuts.near_best(objective)
+        cuts = Cuts(x, y, objective, rng.random(n) < 0.8)
+        near = cuts.near_best()
         fewer += cuts.thresholds.size - near.thresholds.size
         assert set(near.thresholds) <= set(cuts.thresholds)
         weights = np.concatenate([rng.poisson(1, (40, n)), rng.poisson(rng.random((20, n)) * (x + 4))]) * 1.0
         (fit, scored), (fit_near, scored_near) = cuts.counts(weights), near.counts(weights)
-        best, at = cuts.best(fit, objective), near.best(fit_near, objective)
+        best, at = cuts.best(fit), near.best(fit_near)
         sure = at >= 0
         unknown += (~sure).sum()
         if room == 3.0:

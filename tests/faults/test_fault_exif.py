@@ -60,7 +60,7 @@ def test_prediction_does_as_training_did(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ensemble.decision.assessment.REPLICATES", 40)
-    monkeypatch.setattr("ensemble.decision.decision.estimate_floor", lambda *_: None)
+    monkeypatch.setattr("ensemble.decision.decision.bound_noise", lambda *_: None)
     rng, folder = np.random.default_rng(0), tmp_path / "img"
     folder.mkdir()
     for number in range(1, 17):

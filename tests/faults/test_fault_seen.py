@@ -31,7 +31,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     All 30 have the logit of a 0 that is beyond doubt; the others have the class shares of the training images.
     """
     monkeypatch.setattr("ensemble.decision.assessment.REPLICATES", 40)
-    monkeypatch.setattr("ensemble.decision.decision.estimate_floor", lambda *_: None)
+    monkeypatch.setattr("ensemble.decision.decision.bound_noise", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     write_tiny(tmp_path / "train", IMAGES)
     write_tiny(tmp_path / "set", SEEN + NEW, seed=1)

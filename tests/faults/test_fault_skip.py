@@ -154,7 +154,7 @@ def _soon_done() -> Iterator[None]:
     """Draw few replicates, and no floor: neither is tested here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ensemble.decision.assessment.REPLICATES", 40)
-        patch.setattr("ensemble.decision.decision.estimate_floor", lambda *_: None)
+        patch.setattr("ensemble.decision.decision.bound_noise", lambda *_: None)
         yield
 
 

@@ -13,7 +13,7 @@ from results import CALM, FEW, PREDICTED, fitted, predicted, rates, reported
 from ensemble.decision.comparison import compare_predictions, evaluate_predictions
 from ensemble.decision.decision import Decision
 from ensemble.decision.intervals import Interval
-from ensemble.decision.label_noise import Floor, FloorEstimate
+from ensemble.decision.label_noise import NoiseBound
 from ensemble.decision.rates import ErrorRates
 from ensemble.reports.comparison_tables import verdict
 from ensemble.reports.render import render
@@ -95,21 +95,22 @@ def test_the_screen_fits_80_columns_and_ends_with_the_summary(decision, command:
 
 
 def test_in_short_a_report_says_label_file_stack_constant_answer_and_files(decision) -> None:
-    confident, mixture = (FloorEstimate(rates(x, x), Interval(0.0, 0.1)) for x in (0.04, 0.02))
-    floor = Floor(confident, mixture, rates(0.1, 0.1), 1.0)
-    result = reported(replace(decision, floor=floor), {"val": PREDICTED})
+    noise = NoiseBound(rates(0.05, 0.03), by_halves=True)
+    result = reported(replace(decision, noise=noise), {"val": PREDICTED})
     low, high = decision.interval.low, decision.interval.high
     assert summary(result) == [
         "Label file val: expected HTER 0.1500 (95 %: 0.1200 to 0.1800).",
         f"Stack of 2 members: nested HTER {decision.nested.hter:.4f} (95 %: {low:.4f} to {high:.4f}).",
-        "A constant answer has HTER 0.5; label noise alone causes about 0.020 to 0.040.",
+        "A constant answer has HTER 0.5; labels wrong at random cause at most 0.040.",
         "Label file: checkpoints/run/predictions/val/label_val.txt",
         "Whole report: checkpoints/run/report.md, or --full.",
     ]
-    too_weak = replace(floor, mixture=FloorEstimate(rates(0.5, 0.5), Interval(0.49, 0.5)))
-    for unknown in (None, too_weak):
-        lines = summary(reported(replace(decision, floor=unknown), {"val": PREDICTED}))
-        assert lines[2] == "A constant answer has HTER 0.5."
+    lines = summary(reported(replace(decision, noise=None), {"val": PREDICTED}))
+    assert lines[2] == "A constant answer has HTER 0.5."
+    of_one_model = replace(PREDICTED, expectation=replace(PREDICTED.expectation, averaging_measured=False))
+    assert summary(reported(decision, {"val": of_one_model}))[0] == (
+        "Label file val: one fold model has HTER 0.1500; averaging was not measured."
+    )
     both = summary(reported(decision, {"val": PREDICTED, "b\x1b[31m": predicted(rates=rates(0.2, 0.3))}))
     assert both[0] == "2 label files: expected HTER 0.1500 to 0.2500."
     assert "\x1b" not in "".join(printed(reported(decision, {"b\x1b[31m": PREDICTED})))

@@ -4,8 +4,7 @@ from dataclasses import asdict, replace
 import pytest
 from results import CALM, EXPECTED, FEW, PREDICTED, fitted, predicted, reported
 
-from ensemble.decision.intervals import Interval
-from ensemble.decision.label_noise import Floor, FloorEstimate, describe_floor
+from ensemble.decision.label_noise import NoiseBound, describe_noise
 from ensemble.decision.objective import Objective
 from ensemble.decision.rates import ErrorRates
 from ensemble.decision.shift import at_prior
@@ -13,7 +12,7 @@ from ensemble.reports.decision_tables import (
     curve_table,
     decision_table,
     decision_tables,
-    floor_table,
+    noise_table,
     stackers_table,
 )
 from ensemble.reports.documents import report_json, report_markdown
@@ -264,34 +263,26 @@ def test_the_curve_has_a_row_for_each_cost(decision):
     assert "thera fit-stacker --objective" in table.notes[0]
 
 
-def test_the_floor_is_reported_in_two_estimates(decision):
-    confident, mixture = (
-        FloorEstimate(ErrorRates(fpr, fnr, 100, 300), Interval(low, high))
-        for fpr, fnr, low, high in ((0.05, 0.03, 0.02, 0.06), (0.02, 0.01, 0.0, 0.03))
-    )
-    floor = Floor(confident, mixture, ErrorRates(0.1, 0.06, 100, 300), 1.0)
-    table = floor_table(replace(decision, floor=floor))
-    assert table.rows == (
-        ("confident learning (interval without its bias)", "0.0500", "0.0300", "0.0400", "[0.0200, 0.0600]"),
-        ("mixture fit", "0.0200", "0.0100", "0.0150", "[0.0000, 0.0300]"),
-        ("upper bound (labels wrong at random)", "0.1000", "0.0600", "0.0800", ""),
-    )
-    assert table.notes == (describe_floor(floor, decision.nested.hter),)
-    assert decision.floor is not None and len(floor_table(decision).rows) == 3
+def test_the_bound_on_the_label_noise_is_reported(decision):
+    noise = NoiseBound(ErrorRates(0.1, 0.06, 100, 300), by_halves=True)
+    table = noise_table(replace(decision, noise=noise))
+    assert table.rows == (("labels wrong at random, at most", "0.1000", "0.0600", "0.0800"),)
+    assert table.notes == (describe_noise(noise, decision.nested.hter),)
+    assert decision.noise is not None and len(noise_table(decision).rows) == 1
 
 
 def test_a_floor_that_is_not_known_is_said_to_be_so(decision):
-    table = floor_table(replace(decision, floor=None))
+    table = noise_table(replace(decision, noise=None))
     assert table.rows == ()
-    assert "cannot be estimated" in table.notes[0]
+    assert "is not known" in table.notes[0]
     for shown in (table.text(), table.markdown()):
-        assert "cannot be estimated" in " ".join(shown.split())  # a narrow table wraps it
+        assert "is not known" in " ".join(shown.split())  # a narrow table wraps it
 
 
 def test_the_tables_of_a_decision_end_with_what_they_mean(decision):
     plain, tta, stackers, curve, floor = decision_tables(replace(decision, views=("plain",)), decision)
     assert plain.title.startswith("Decision, views plain:") and tta == decision_table(decision)
-    assert (stackers, curve, floor) == (stackers_table(decision), curve_table(decision), floor_table(decision))
+    assert (stackers, curve, floor) == (stackers_table(decision), curve_table(decision), noise_table(decision))
     alone = replace(decision, stackers=())
     assert [table.title for table in decision_tables(alone, alone)][2:] == [curve.title, floor.title]
     *_, last, in_short = render(FitResult(decision, decision))
@@ -358,7 +349,7 @@ def test_the_report_holds_all_figures_unrounded(decision):
     assert [row["cost_fpr"] for row in plain["curve"]] == [cost / 10 for cost in range(1, 10)]
     assert plain["curve"][4]["loss"] == plain["curve"][4]["hter"] == decision.nested.hter
     assert plain["repeated"] == list(decision.repeated)
-    assert plain["floor"] == json.loads(json.dumps(asdict(decision.floor)))
+    assert plain["noise"] == json.loads(json.dumps(asdict(decision.noise)))
 
 
 def test_the_markdown_report_holds_every_table(decision):

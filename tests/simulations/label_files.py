@@ -17,7 +17,6 @@ from collections.abc import Iterator
 import numpy as np
 from worlds import World
 
-from ensemble.data.folds import FoldTable
 from ensemble.decision.averaging import averaging_effect
 from ensemble.decision.cross_fitting import OofLogits, cross_fit, stack
 from ensemble.decision.rates import Floats, apply_threshold, error_rates
@@ -65,11 +64,12 @@ def simulate(
     """
     rng = np.random.default_rng(seed)
     world = dataclasses.replace(World.draw(rng, members, folds), **WORLDS[kind])
-    labels, fold_of, logits = world.out_of_fold(rng, rows)
+    table, logits = world.out_of_fold(rng, rows)
+    labels = table.labels
     hidden, new = world.sample(rng, images)
     truth, population = world.sample(rng, size)
 
-    oof = OofLogits(FoldTable(np.arange(rows), labels, fold_of), tuple("abcde"[:members]), logits)
+    oof = OofLogits(table, tuple("abcde"[:members]), logits)
     rule = stack("nonnegative")
     deployed, nested = rule(oof.rows), cross_fit(oof.rows, rule)
     scores = deployed.score(logits)
