@@ -25,6 +25,7 @@ docs: $(BIN)/.ready
 
 simulate: $(BIN)/.ready
 	$(BIN)/python tests/simulations/label_files.py
+	$(BIN)/python tests/simulations/coverage.py
 
 $(BIN)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -7,15 +7,15 @@ from ensemble.reports.table import Table, interval_cell
 from ensemble.results import CompareResult, EvaluateResult
 
 RATES = "FPR: share of label 0 predicted as 1. FNR: share of label 1 predicted as 0. HTER: their mean."
-INTERVALS = "[]: 95 % interval over the draw of the images (bootstrap by class, predictions fixed)."
-PAIRED = "B minus A: below 0, B has fewer errors. The interval is a paired bootstrap over images."
+INTERVALS = "[]: 95 % interval over the draw of the images."
+PAIRED = "B minus A: below 0, B has fewer errors. The interval is paired: both are measured on the same images."
 MCNEMAR = (
     "McNemar p: exact two-sided test on the images that only one of the two predicts correctly. Label 0 tests the FPR, "
     "label 1 the FNR, all images the accuracy, not the HTER. Images count as independent, also within groups."
 )
 NESTED = (
-    "Nested: each fold is predicted by weights and threshold that were fitted without it; views {views}. The report's "
-    "intervals of a stack or member also refit the threshold."
+    "Nested: each fold is predicted by weights and threshold that were fitted without it; views {views}. The intervals "
+    "include that the thresholds were fitted: every bootstrap replicate refits them."
 )
 
 

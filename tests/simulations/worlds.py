@@ -82,9 +82,11 @@ class World:
     def out_of_fold(self, rng: np.random.Generator, n: int, told: bool = True) -> tuple[FoldTable, np.ndarray]:
         """Return a fold table of n images and their OOF logits (n, m): of each image, those of its fold's models alone.
 
-        If groups are told, they are in the table and lie in one fold each.
+        Each label has at least two images, or groups, for each fold; samples with fewer are drawn again. If groups are told, they are in the table and lie in one fold each.
         """
         labels, logits = self.sample(rng, n)
+        while np.bincount(labels[:: self.group], minlength=2).min() < 2 * self.folds:  # too few to cross-fit
+            labels, logits = self.sample(rng, n)
         groups = np.arange(n) // self.group if self.group > 1 and told else None
         units = np.arange(n) if groups is None else groups
         fold_of = assign_folds(labels, units, self.folds, int(rng.integers(2**31))).fold_of
