@@ -48,8 +48,8 @@ LEGEND = (
         "optimism of that figure. The threshold is that of the rule fitted on all images, in logits."
     ),
     (
-        "[]: 95 % interval. Every bootstrap replicate refits the threshold, and is the same for all rules; the predictions "
-        "of rules at 0.5 and of votes are fixed."
+        "[]: 95 % interval. Every bootstrap replicate refits the threshold, and is the same for all rules. The "
+        "predictions of rules at 0.5 and of votes are fixed."
     ),
 )
 AVERAGING = (

@@ -82,7 +82,8 @@ class World:
     def out_of_fold(self, rng: np.random.Generator, n: int, told: bool = True) -> tuple[FoldTable, np.ndarray]:
         """Return a fold table of n images and their OOF logits (n, m): of each image, those of its fold's models alone.
 
-        Each label has at least two images, or groups, for each fold; samples with fewer are drawn again. If groups are told, they are in the table and lie in one fold each.
+        Each label has at least two images, or groups, for each fold; samples with fewer are drawn again.
+        If groups are told, they are in the table and lie in one fold each.
         """
         labels, logits = self.sample(rng, n)
         while np.bincount(labels[:: self.group], minlength=2).min() < 2 * self.folds:  # too few to cross-fit
