@@ -140,8 +140,10 @@ class _Faults:
             if self._kind == "kill before":
                 os.kill(os.getpid(), signal.SIGKILL)
             if self._kind == "kill after":
-                work()
-                os.kill(os.getpid(), signal.SIGKILL)
+                try:
+                    work()
+                finally:
+                    os.kill(os.getpid(), signal.SIGKILL)
             self._is_full = self._kind == "ENOSPC"
             in_part()
             raise OSError(getattr(errno, self._kind), os.strerror(getattr(errno, self._kind)), str(path))
@@ -154,7 +156,8 @@ class _Faults:
 
     def _of_path(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def hooked(path: Any, *rest: Any, **named: Any) -> Any:
-            if self._is_below(path) or named.get("dir_fd") is not None:  # the latter in shutil.rmtree
+            in_rmtree = named.get("dir_fd") is not None
+            if in_rmtree or (self._is_below(path) and (name == "mkdir" or os.path.lexists(path))):
                 return self.operation(name, path, lambda: function(path, *rest, **named))
             return function(path, *rest, **named)
 

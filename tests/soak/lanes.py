@@ -133,13 +133,14 @@ class _Lane:
         for number in self._left:
             if struct.unpack_from("<q", self._shared, 16)[0]:
                 return
-            struct.pack_into("<qd", self._shared, 0, number, time.monotonic())
+            struct.pack_into("<d", self._shared, 8, time.monotonic())  # first, so that no number has an older time
+            struct.pack_into("<q", self._shared, 0, number)
             try:
                 outcome = self._trial(self._lane, number)
             except Exception:
                 outcome = Outcome(traceback.format_exc()[-SHOWN:])
             line = json.dumps([number, outcome.failure, dict(outcome.counts)]).encode() + b"\n"
-            struct.pack_into("<qd", self._shared, 0, -1, time.monotonic())
+            struct.pack_into("<q", self._shared, 0, -1)
             while line:
                 line = line[os.write(writing, line) :]
 

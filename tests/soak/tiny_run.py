@@ -30,7 +30,14 @@ COMMANDS = ("train-member", "fit-stacker", "predict")
 
 FIGURE = b"\x89PNG\r\n\x1a\n the figure of the epochs"
 
-RESULTS = ("**/weights.safetensors", "**/oof.csv", "**/folds.csv", "**/decision.json", "predictions/**/*.csv", "**/*.txt")
+RESULTS = (
+    "**/weights.safetensors",
+    "**/oof.csv",
+    "**/folds.csv",
+    "**/decision.json",
+    "predictions/**/*.csv",
+    "**/*.txt",
+)
 """The files of a run that are the same, byte for byte, whenever and however often it was interrupted."""
 
 NOT_COMPARED = (".lock", ".lock.holder", "training.png", "report.md", "report.json")
@@ -190,7 +197,12 @@ def _is_torn(path: Path, folder: Path, whole: dict[str, str]) -> bool:
 
 def left_behind(folder: Path) -> list[str]:
     """Return the temporary files and folders below a folder."""
-    found = (*folder.rglob(".*.tmp"), *folder.rglob("decoding-*"), *folder.rglob(".lock.holder"), *folder.rglob("state"))
+    found = (
+        *folder.rglob(".*.tmp"),
+        *folder.rglob("decoding-*"),
+        *folder.rglob(".lock.holder"),
+        *folder.rglob("state"),
+    )
     return sorted(str(path.relative_to(folder)) for path in found)
 
 
