@@ -57,9 +57,10 @@ class _Stage:
 
     def __init__(self, name: str, data: Path) -> None:
         self.name, self._data, (self._command, *self._more) = name, data, STAGES[name]
-        names = list(STAGES)
-        self._before, after = data / f"before-{name}", data / f"before-{(names + ['end'])[names.index(name) + 1]}"
-        if name == names[0]:
+        first, *others = STAGES
+        next_name = dict(zip(STAGES, [*others, "end"], strict=True))[name]
+        self._before, after = data / f"before-{name}", data / f"before-{next_name}"
+        if name == first:
             tiny_run.fresh(self._before)
         work = tiny_run.fresh(data / "disk-work", self._before)
         faults = _Faults(work)
@@ -70,10 +71,9 @@ class _Stage:
         self.operations = (data / "operations").read_text().splitlines()
         tiny_run.fresh(after, work)
         self._expected, self._whole = tiny_run.results(after), tiny_run.hashes(after)
-        self._older = {name: hash_ for name, hash_ in tiny_run.hashes(self._before).items()}
+        self._older = tiny_run.hashes(self._before)
 
     def _run(self, folder: Path) -> tiny_run.Ended:
-        # paths in a run are those of the command, which must be the same wherever the folder lies
         return tiny_run.run(self._command, self._data, folder / "run", *self._more)
 
     def disturb(self, folder: Path, at: int, kind: str) -> tuple[str, int]:

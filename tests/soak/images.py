@@ -33,7 +33,7 @@ FORMATS = {
     "bmp": (".bmp", [[]]),
     "webp": (".webp", [[cv2.IMWRITE_WEBP_QUALITY, 80], [cv2.IMWRITE_WEBP_QUALITY, 101]]),
 }
-"""The suffix of each format, and the settings of its kinds: baseline, progressive and with restarts; lossy, lossless."""
+"""The suffix of each format, and the settings of its kinds: baseline, progressive, with restarts; lossy, lossless."""
 
 PNG_START = 8
 """Bytes of a PNG before its first chunk."""

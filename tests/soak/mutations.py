@@ -85,6 +85,6 @@ def mutated_lines(text: str, rng: random.Random) -> tuple[str, str]:
     elif kind == "indent":
         lines[at] = rng.choice(["", " ", "  ", "\t", "- "]) + lines[at].lstrip()
     else:
-        words = text.split()
-        lines[at] = lines[at].replace(lines[at].strip() and lines[at].split()[-1] or "\n", rng.choice(words))
+        last = (lines[at].split() or ["\n"])[-1]
+        lines[at] = lines[at].replace(last, rng.choice(text.split()))
     return "".join(lines), f"{kind} line {at + 1}"
