@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import io
 import json
 import os
 import secrets
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -38,6 +40,9 @@ LOGIT_DECIMALS = 5
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "'")
 """First characters by which a spreadsheet takes a cell for a formula, and the apostrophe that escapes them."""
+
+NAMED_WITHIN_S = 0.5
+"""Seconds that a process which is refused a lock waits for the name of the holder; a refusal takes at most a second."""
 
 Tensors: TypeAlias = "dict[str, torch.Tensor]"
 
@@ -96,9 +101,9 @@ def remove_temporary_files(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_orphans(folder: Path) -> None:
-    """Remove the temporary files in a folder, not below it, whose process ran on this host and has ended."""
-    for path in folder.glob(".*.tmp"):
+def remove_orphans(folder: Path, name: str = "") -> None:
+    """Remove temporary files in a folder, or those of a name in it, whose process ran on this host and has ended."""
+    for path in folder.glob(f".{glob.escape(name)}*.tmp"):
         with contextlib.suppress(ValueError, OSError):
             host, pid, _ = path.name.removesuffix(".tmp").rsplit(".", 2)
             if host.endswith(f".{socket.gethostname()}") and not _is_running(int(pid)):
@@ -108,10 +113,8 @@ def remove_orphans(folder: Path) -> None:
 def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it is another user's
-        return True
+    except OSError as error:
+        return error.errno == errno.EPERM  # it is another user's
     return True
 
 
@@ -329,10 +332,9 @@ def write_logits(path: Path, ids: np.ndarray, logits: np.ndarray, views: Sequenc
     """Write logits (n, views) as a CSV file keyed by id (n,), rounded to `LOGIT_DECIMALS`, and return its SHA-256."""
     import pandas as pd
 
-    columns: dict[str, Any] = {"id": _text_column(ids.tolist())}
-    for name, values in zip(_logit_columns(views), np.asarray(logits).T, strict=True):
-        columns[name] = _text_column(decimals(values))
-    return write_table(path, pd.DataFrame(columns))
+    by_view = zip(_logit_columns(views), np.asarray(logits).T, strict=True)
+    columns = {name: _text_column(decimals(values)) for name, values in by_view}
+    return write_table(path, pd.DataFrame({"id": _text_column(ids.tolist()), **columns}))
 
 
 def decimals(logits: Iterable[float]) -> list[str]:
@@ -426,6 +428,7 @@ def locked(folder: Path, wait: bool = False, say: Callable[[str], object] | None
         problem = f"cannot be written ({error.strerror})"
         raise ResourceError(folder, problem, "choose a place that can be written") from None
     try:
+        remove_orphans(folder, holder.name)
         write_whole(holder, f"pid {os.getpid()} on {socket.gethostname()}".encode())
         yield
     finally:
@@ -435,6 +438,13 @@ def locked(folder: Path, wait: bool = False, say: Callable[[str], object] | None
 
 
 def _holder(path: Path) -> str:
-    with contextlib.suppress(OSError):
-        return printable(path.read_text(errors="replace").strip()) or "another process"
+    """Return who holds a lock. Its holder writes that just after it has locked, so wait a moment for a live one."""
+    until = time.monotonic() + NAMED_WITHIN_S
+    while time.monotonic() < until:
+        with contextlib.suppress(OSError, ValueError):
+            name = printable(path.read_text(errors="replace").strip())
+            _, pid, _, host = name.split()
+            if host != socket.gethostname() or _is_running(int(pid)):
+                return name
+        time.sleep(0.01)
     return "another process"

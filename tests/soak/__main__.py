@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for number, failure in sorted(result.failures.items()):
             print(f"FAILED {name} --seed {options.seed} --number {number}: {failure}")
     if options.json:
-        options.json.write_text(json.dumps({name: asdict(result) for name, result in results.items()}))
+        options.json.write_text(json.dumps({name: vars(result) for name, result in results.items()}))
     return int(any(result.failures for result in results.values()))
 
 

@@ -31,17 +31,10 @@ COMMANDS = ("train-member", "fit-stacker", "predict")
 FIGURE = b"\x89PNG\r\n\x1a\n the figure of the epochs"
 
 RESULTS = (
-    "**/weights.safetensors",
-    "**/oof.csv",
-    "**/folds.csv",
-    "**/decision.json",
-    "predictions/**/*.csv",
-    "**/*.txt",
+    *("folds.csv", "members/*/fold-*/weights.safetensors", "members/*/fold-*/oof.csv", "decision/decision.json"),
+    *("predictions/**/*.csv", "predictions/**/*.txt"),
 )
 """The files of a run that are the same, byte for byte, whenever and however often it was interrupted."""
-
-NOT_COMPARED = (".lock", ".lock.holder", "training.png", "report.md", "report.json")
-"""Files that hold no result, or times."""
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
