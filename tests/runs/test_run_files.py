@@ -112,7 +112,6 @@ def test_a_full_disk_while_weights_are_written(tmp_path: Path) -> None:
 import resource, signal, sys, torch
 from pathlib import Path
 from ensemble.runs import files
-from ensemble.runs.run import Run, RunFacts
 from ensemble.errors import ResourceError
 path = Path(sys.argv[1])
 files.write_tensors(path, {"w": torch.zeros(3)})
@@ -405,13 +404,17 @@ def test_the_next_holder_removes_what_a_killed_one_has_left(tmp_path: Path) -> N
 def test_a_label_file_is_written_anew_without_the_temporary_file_of_a_killed_process(tmp_path: Path) -> None:
     from ensemble.runs.label_files import write_label_file
 
-    names = [f".[a].txt.{os.uname().nodename}.{pid}.ab.tmp" for pid in (999999999, os.getpid())]
-    for name in (*names, f".b.txt.{os.uname().nodename}.999999999.ab.tmp"):
-        (tmp_path / name).write_bytes(b"")
+    host = os.uname().nodename
+    left = tmp_path / f".[a].txt.{host}.999999999.ab.tmp"
+    others = {tmp_path / f".[a].txt.{host}.{os.getpid()}.ab.tmp", tmp_path / f".b.txt.{host}.999999999.ab.tmp"}
+    for path in (left, *others):
+        path.write_bytes(b"")
     run = Run(tmp_path / "run")
     run.begin(RunFacts(0, 2, 4, (2, 2), None, "", "", ""))
     write_label_file(run, tmp_path / "[a].txt", b"0\n")
-    assert not (tmp_path / names[0]).exists() and len(list(tmp_path.glob(".*.tmp"))) == 2
+    assert set(tmp_path.glob(".*.tmp")) == others
+    for path in others:
+        path.unlink()
 
 
 def test_a_lock_follows_no_link(tmp_path: Path) -> None:
