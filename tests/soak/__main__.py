@@ -38,7 +38,7 @@ class Kind:
     count : int or None
         The trials of a whole soak; None for all different ones.
     seconds : float
-        What a trial takes of one core, for the share of the time that the kind gets.
+        What a trial was measured to take of one core; the kinds share the time in proportion.
     hang_s : float
         Seconds after which a trial is a hang.
     """
@@ -52,18 +52,18 @@ class Kind:
 
 def _images(kind: str) -> Kind:
     return Kind(
-        f"mutated {kind.upper()}", lambda data, seed: images.trials(data, seed, kind), 10_000, 4e-4, images.HANG_S
+        f"mutated {kind.upper()}", lambda data, seed: images.trials(data, seed, kind), 10_000, 0.002, images.HANG_S
     )
 
 
 KINDS = {
     **{kind: _images(kind) for kind in images.FORMATS},
     "configs": Kind("mutated configs", artifacts.config_trials, 10_000, 0.02, artifacts.HANG_S),
-    "labels": Kind("mutated label files", artifacts.label_trials, 10_000, 0.02, artifacts.HANG_S),
-    "workers": Kind("0, 1, 2 and 4 data workers", workers.trials, 10, 10.0, workers.HANG_S),
+    "labels": Kind("mutated label files", artifacts.label_trials, 10_000, 0.035, artifacts.HANG_S),
+    "workers": Kind("0, 1, 2 and 4 data workers", workers.trials, 10, 15.0, workers.HANG_S),
     "starts": Kind("two starts at once", starts.trials, 100, 1.0, starts.HANG_S),
-    "kills": Kind("SIGKILL", kills.trials, 500, 1.3, kills.HANG_S),
-    "disk": Kind("faults of the disk", disk.trials, None, 0.35, disk.HANG_S),
+    "kills": Kind("SIGKILL", kills.trials, 500, 2.4, kills.HANG_S),
+    "disk": Kind("faults of the disk", disk.trials, None, 0.5, disk.HANG_S),
     "artifacts": Kind("mutated files of a run", artifacts.trials, 10_000, 0.25, artifacts.HANG_S),
 }
 """All kinds, in the order in which they run: those first that take least time."""
@@ -84,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ["TMPDIR"] = tempfile.tempdir = str(data)
     try:
         results = _soak(chosen, options, data)
+    except KeyboardInterrupt:
+        sys.exit("soak: stopped by a signal")
     finally:
         shutil.rmtree(data, ignore_errors=True)
     print(table(results))

@@ -28,7 +28,8 @@ UNHASHED = ("training.png", "report.md", "report.json", ".lock")
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
-COMMANDS = ("report", "predict", "predict anew", "fit-stacker", "verify", "train-member")
+COMMANDS = ("report", *2 * ["predict"], "predict anew", "fit-stacker", *2 * ["verify"], "train-member")
+"""The commands that read a whole run, the quick ones twice, so that they are drawn more often."""
 
 MADE = {
     "train-member": ("oof.csv", "weights"),
