@@ -2,10 +2,12 @@
 # make test   the tests          make check   format, lint, types, documentation, tests
 # make docs   the documentation as a site in site/
 # make simulate   400 data sets with known truth: does the printed number hold?
+# make soak   an hour of random faults on two cores: kills, full disks, damaged files; MINUTES=10 for less
 PYTHON ?= python3
 BIN := .venv/bin
+MINUTES ?= 60
 
-.PHONY: demo test check docs simulate clean
+.PHONY: demo test check docs simulate soak clean
 
 demo: $(BIN)/.ready
 	$(BIN)/thera demo
@@ -26,6 +28,9 @@ docs: $(BIN)/.ready
 simulate: $(BIN)/.ready
 	$(BIN)/python tests/simulations/label_files.py
 	$(BIN)/python tests/simulations/coverage.py
+
+soak: $(BIN)/.ready
+	PYTHONPATH=tests $(BIN)/python -m soak --minutes $(MINUTES)
 
 $(BIN)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -38,6 +38,8 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # The markers of progressive frames, whose scans code ranges of coefficients or bits; other scans code all of them.
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _ALL_COEFFICIENTS = 2**64 - 1
+# The first column and row of each of the seven parts of an interlaced PNG, and the distances to the next ones.
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _JPEG_END = b"\xff\xd9"
 _OTHER_FORMATS = {
     b"GIF8": "GIF",
@@ -122,6 +124,8 @@ def decode(data: bytes, name: str, header: Header | None = None) -> Image:
         decoded in part.
     """
     header = header or inspect(data, name)
+    if data.startswith(b"\x89PNG"):
+        _check_png_stream(data, name)
     pixels = _decode_jpeg(data, name, header) if data.startswith(b"\xff\xd8") else _decode_other(data)
     if pixels is None or pixels.shape != (header.height, header.width, 3) or pixels.dtype != np.uint8:
         raise DataError(name, "is damaged: its header can be read, but not its pixels", "replace it")
@@ -276,6 +280,8 @@ def _inspect_png(data: bytes, name: str) -> Header:
         at += 12 + length
         if kind == b"acTL":
             raise DataError(name, "is an animated PNG", "save one frame of it")
+        if kind == b"PLTE" and header and header.grey:
+            raise DataError(name, "is damaged: it is grey and has a palette", "save the image again")
         alpha |= kind == b"tRNS"
         pixels |= kind == b"IDAT"
         if kind == b"eXIf":
@@ -284,6 +290,34 @@ def _inspect_png(data: bytes, name: str) -> Header:
             _refuse_trailing(data, at, name, "PNG")
             return replace(header, alpha=alpha, orientation=orientation)
     raise DataError(name, "is cut short or damaged: this PNG does not reach its end")
+
+
+def _check_png_stream(data: bytes, name: str) -> None:
+    """Raise `DataError` where the compressed pixels do not have their checksum or their length.
+
+    libpng only prints a warning then. The stream is unpacked without keeping it, up to the length that the header
+    declares; the pixels of an interlaced image have a filter byte in each row of each of its seven parts.
+    """
+    at, stream, unpacked, most = 8, zlib.decompressobj(), 0, 0
+    while at + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        if kind == b"IHDR":
+            width, height, depth, colour, interlaced = struct.unpack_from(">IIBBxxB", data, at + 8)
+            channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 4)
+            rows = [(width, height)]
+            if interlaced:
+                rows = [(-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in _ADAM7]
+            most = sum(h * (1 + (w * depth * channels + 7) // 8) for w, h in rows if w > 0 and h > 0)
+        elif kind == b"IDAT":
+            try:
+                unpacked += len(stream.decompress(data[at + 8 : at + 8 + length], most + 1 - unpacked))
+            except zlib.error as error:
+                raise DataError(name, f"is damaged: {error} in its pixels", "replace it") from None
+            if unpacked > most or stream.unconsumed_tail:
+                break
+        at += 12 + length
+    if unpacked != most or not stream.eof or stream.unused_data:
+        raise DataError(name, "is damaged: its compressed pixels have another length or no checksum", "replace it")
 
 
 def _refuse_chunk(kind: bytes, name: str) -> None:

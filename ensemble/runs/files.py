@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import io
 import json
@@ -109,22 +110,21 @@ def remove_temporary_files(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_orphans(folder: Path) -> None:
-    """Remove the temporary files in a folder, not below it, whose process ran on this host and has ended."""
-    for path in folder.glob(".*.tmp"):
+def remove_orphans(folder: Path, name: str = "") -> None:
+    """Remove temporary files in a folder, or those of a name in it, whose process ran on this host and has ended."""
+    for path in folder.glob(f".{glob.escape(name)}*.tmp"):
         with contextlib.suppress(ValueError, OSError):
             host, pid, _ = path.name.removesuffix(".tmp").rsplit(".", 2)
-            if host.endswith(f".{socket.gethostname()}") and not _is_running(int(pid)):
+            if host.endswith(f".{socket.gethostname()}") and not is_running(int(pid)):
                 path.unlink()
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Return whether a process of this host runs."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it is another user's
-        return True
+    except OSError as error:
+        return error.errno == errno.EPERM  # it is another user's
     return True
 
 
@@ -342,10 +342,9 @@ def write_logits(path: Path, ids: np.ndarray, logits: np.ndarray, views: Sequenc
     """Write logits (n, views) as a CSV file keyed by id (n,), rounded to `LOGIT_DECIMALS`, and return its SHA-256."""
     import pandas as pd
 
-    columns: dict[str, Any] = {"id": _text_column(ids.tolist())}
-    for name, values in zip(_logit_columns(views), np.asarray(logits).T, strict=True):
-        columns[name] = _text_column(decimals(values))
-    return write_table(path, pd.DataFrame(columns))
+    by_view = zip(_logit_columns(views), np.asarray(logits).T, strict=True)
+    columns = {name: _text_column(decimals(values)) for name, values in by_view}
+    return write_table(path, pd.DataFrame({"id": _text_column(ids.tolist()), **columns}))
 
 
 def decimals(logits: Iterable[float]) -> list[str]:

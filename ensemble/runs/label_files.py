@@ -95,5 +95,6 @@ def checked_target(run: Run, out: Path | None, ids: np.ndarray, force: bool) -> 
 
 def write_label_file(run: Run, path: Path, content: bytes) -> None:
     """Write a label file, and record it in the run first, so that the run may replace it later."""
+    files.remove_orphans(path.parent, path.name)
     run.record_label_file(path, hashlib.sha256(content).hexdigest())
     files.write_whole(path, content)

@@ -6,12 +6,13 @@ import contextlib
 import errno
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ensemble.errors import LockedError, ResourceError, printable
-from ensemble.runs.files import irregular, write_whole
+from ensemble.runs.files import irregular, is_running, remove_orphans, write_whole
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -26,6 +27,9 @@ WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 PATIENCE = 60.0
 """Seconds to wait for a marker without a note to the user. What is done without one takes milliseconds, so a marker
 that stays longer was left by a killed process of another host."""
+
+NAMED_WITHIN_S = 0.5
+"""Seconds that a process which is refused a lock waits for the name of the holder; a refusal takes at most a second."""
 
 Say = Callable[[str], object]
 
@@ -63,6 +67,7 @@ def locked(folder: Path, wait: bool = False, say: Say | None = None) -> Iterator
         problem = f"cannot be written ({error.strerror})"
         raise ResourceError(folder, problem, "choose a place that can be written") from None
     try:
+        remove_orphans(folder, HOLDER)
         write_whole(folder / HOLDER, f"pid {os.getpid()} on {socket.gethostname()}".encode())
         yield
     finally:
@@ -105,6 +110,13 @@ def _held(lock: BaseFileLock, folder: Path, wait: bool, say: Say | None) -> Base
 
 
 def _holder(folder: Path) -> str:
-    with contextlib.suppress(OSError):
-        return printable((folder / HOLDER).read_text(errors="replace").strip()) or "another process"
+    """Return who holds a lock. Its holder writes that just after it has locked, so wait a moment for a live one."""
+    until = time.monotonic() + NAMED_WITHIN_S
+    while time.monotonic() < until:
+        with contextlib.suppress(OSError, ValueError):
+            name = printable((folder / HOLDER).read_text(errors="replace").strip())
+            _, pid, _, host = name.split()
+            if host != socket.gethostname() or is_running(int(pid)):
+                return name
+        time.sleep(0.01)
     return "another process"

@@ -6,6 +6,7 @@ import io
 import random
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -41,6 +42,23 @@ def with_damaged_chunk(png: bytes, kind: bytes) -> bytes:
     return png[:33] + chunk + png[33:]
 
 
+def with_stream(png: bytes, change: Callable[[bytes], bytes]) -> bytes:
+    """Return a PNG with other compressed pixels, and the right checksum of their chunk."""
+    at = png.index(b"IDAT")
+    end = at + 4 + struct.unpack_from(">I", png, at - 4)[0]
+    stream = change(png[at + 4 : end])
+    return png[: at - 4] + png_chunk(b"IDAT", stream) + png[end + 4 :]
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def grey_with_palette() -> bytes:
+    png = encode(".png", PICTURE[..., 0])
+    return png[:33] + png_chunk(b"PLTE", bytes(3)) + png[33:]
+
+
 def mpo(jpeg: bytes) -> bytes:
     return jpeg[:2] + jpeg_segment(0xE2, b"MPF\0" + bytes(20)) + jpeg[2:] + jpeg
 
@@ -58,6 +76,17 @@ def mpo(jpeg: bytes) -> bytes:
         (FORMATS[".bmp"] + b"rest", "has 4 bytes after the end of the BMP; save the image again"),
         (FORMATS[".webp"] + b"rest", "has 4 bytes after the end of the WebP; save the image again"),
         (with_damaged_chunk(FORMATS[".png"], b"tEXt"), "is damaged outside its pixels: the checksum of its chunk tEXt"),
+        (
+            with_stream(FORMATS[".png"], lambda stream: stream[:-1] + bytes([stream[-1] ^ 1])),
+            "is damaged: Error -3 while",
+        ),
+        (with_stream(FORMATS[".png"], lambda stream: stream[:-4]), "is damaged: its compressed pixels have another"),
+        (
+            with_stream(FORMATS[".png"], lambda stream: stream + b"rest"),
+            "is damaged: its compressed pixels have another",
+        ),
+        (with_stream(FORMATS[".png"], lambda _: zlib.compress(bytes(10**6))), "is damaged: its compressed pixels have"),
+        (grey_with_palette(), "is damaged: it is grey and has a palette; save the image again"),
         (with_damaged_chunk(FORMATS[".png"], b"PLTE"), "is damaged in its header or its pixels: the checksum of its"),
     ],
 )
@@ -102,6 +131,26 @@ def test_no_mutated_image_is_accepted_on_which_a_decoder_warns(kind: str, capfd:
         assert cv2.imdecode(np.frombuffer(whole, np.uint8), cv2.IMREAD_COLOR) is not None
         assert capfd.readouterr().err == ""  # OpenCV prints what its decoders warn of
     assert (accepted == 0) == (kind == ".png")  # checksums tell of each change of a PNG
+
+
+@pytest.mark.parametrize("width", range(1, 10))
+def test_interlaced_pngs_are_read(width: int) -> None:
+    for height in range(1, 10):
+        pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
+        starts_and_steps = [
+            (0, 0, 8, 8),
+            (4, 0, 8, 8),
+            (0, 4, 4, 8),
+            (2, 0, 4, 4),
+            (0, 2, 2, 4),
+            (1, 0, 2, 2),
+            (0, 1, 1, 2),
+        ]
+        parts = [pixels[y::down, x::right] for x, y, right, down in starts_and_steps]
+        rows = b"".join(b"\0" + row.tobytes() for part in parts if part.size for row in part)
+        header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 1))
+        data = b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
+        assert np.array_equal(decode(data, "1.png").pixels, pixels)
 
 
 @pytest.mark.parametrize("kind", [".jpg", "progressive"])

@@ -236,6 +236,8 @@ def test_what_a_killed_command_leaves_in_the_folder_of_the_run_is_removed(tmp_pa
         files.write_whole(tmp_path / name, b"")
     run.record("the next command", 0.0)
     assert {name for name in (*litter, *kept) if (tmp_path / name).exists()} == set(kept)
+    for name in kept:
+        (tmp_path / name).unlink()
 
 
 # --- a member ---------------------------------------------------------------------------------------------------------

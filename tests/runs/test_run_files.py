@@ -29,6 +29,7 @@ from tiny import ODD_IDS, listing
 from ensemble.errors import ArtifactError, LockedError, ResourceError
 from ensemble.runs import files
 from ensemble.runs.locks import locked
+from ensemble.runs.run import Run, RunFacts
 
 # --- whole or not at all ----------------------------------------------------------------------------------------------
 
@@ -369,6 +370,22 @@ def test_a_second_process_learns_who_works_here(tmp_path: Path, hold: Callable[.
         raise AssertionError("the refused one spoilt the note")
 
 
+@pytest.mark.parametrize("before", [None, "pid 999999999 on " + os.uname().nodename])
+def test_who_is_refused_waits_for_the_name_of_the_holder(
+    tmp_path: Path, hold: Callable[..., subprocess.Popen[str]], before: str | None
+) -> None:
+    """A holder writes its name just after it has locked; until then there is no name, or that of a killed process."""
+    holder, note = hold(), tmp_path / ".lock.holder"
+    name = note.read_text()
+    note.unlink() if before is None else note.write_text(before)
+    threading.Timer(0.1, lambda: files.write_whole(note, name.encode())).start()
+    with pytest.raises(LockedError, match=f"pid {holder.pid} on "), locked(tmp_path):
+        raise AssertionError("both are in")
+    note.unlink()
+    with pytest.raises(LockedError, match="another process works here"), locked(tmp_path):
+        raise AssertionError("both are in")
+
+
 def test_the_lock_of_a_killed_process_is_free(tmp_path: Path, hold: Callable[..., subprocess.Popen[str]]) -> None:
     holder = hold()
     holder.kill()
@@ -376,6 +393,29 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path, hold: Callable[...
     with locked(tmp_path):
         assert (tmp_path / ".lock.holder").read_text() == f"pid {os.getpid()} on {os.uname().nodename}"
     assert not (tmp_path / ".lock.holder").exists()
+
+
+def test_the_next_holder_removes_what_a_killed_one_has_left(tmp_path: Path) -> None:
+    left = tmp_path / f"..lock.holder.{os.uname().nodename}.999999999.ab.tmp"
+    left.write_bytes(b"")
+    with locked(tmp_path):
+        assert not left.exists()
+
+
+def test_a_label_file_is_written_anew_without_the_temporary_file_of_a_killed_process(tmp_path: Path) -> None:
+    from ensemble.runs.label_files import write_label_file
+
+    host = os.uname().nodename
+    left = tmp_path / f".[a].txt.{host}.999999999.ab.tmp"
+    others = {tmp_path / f".[a].txt.{host}.{os.getpid()}.ab.tmp", tmp_path / f".b.txt.{host}.999999999.ab.tmp"}
+    for path in (left, *others):
+        path.write_bytes(b"")
+    run = Run(tmp_path / "run")
+    run.begin(RunFacts(0, 2, 4, (2, 2), None, "", "", ""))
+    write_label_file(run, tmp_path / "[a].txt", b"0\n")
+    assert set(tmp_path.glob(".*.tmp")) == others
+    for path in others:
+        path.unlink()
 
 
 def test_a_lock_follows_no_link(tmp_path: Path) -> None:
