@@ -29,7 +29,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_is_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """With THERA_LEFTOVERS=1, fail if at the end a process of the tests runs, a lock is held, or a temporary file remains.
+    """With THERA_LEFTOVERS=1, fail if at the end a process of the tests runs, a lock is held, or a file remains.
 
     The temporary folder is then another, which tests that make sockets in long paths do not expect.
     """

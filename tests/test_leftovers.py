@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from leftovers import MARK, held_locks, processes, temporary_files
 
-from ensemble.runs.files import locked
+from ensemble.runs.locks import locked
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are found in /proc")
 
