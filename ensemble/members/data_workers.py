@@ -18,7 +18,7 @@ import torch
 from ensemble.errors import ResourceError, Stopped, printable
 from ensemble.members.augment import Augmentation
 from ensemble.members.fold_job import FoldJob
-from ensemble.members.processes import POLL_S, Progress, interrupts_blocked
+from ensemble.members.processes import POLL_S, Progress, starting_processes
 
 Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor, np.ndarray]
 """Pixels (b, H, W, 3) uint8, labels (b,) float32, and the rows (b,) that they come from."""
@@ -155,7 +155,7 @@ def _loader(rows: _AugmentedRows, requests: Iterable[list[Draw]], workers: int, 
         worker_init_fn=_end_with_parent,
         generator=torch.Generator(),  # so that a start draws nothing from the generator of the training
     )
-    with interrupts_blocked():
+    with starting_processes():
         return iter(loader)
 
 

@@ -230,7 +230,7 @@ def test_runs_and_members_are_compared_by_their_nested_predictions(
             assert found[at : at + 2] == ends, "with the replicates of the report"
     assert any(line.startswith("strong's HTER is ") and line.endswith("beyond chance.") for line in lines)
     assert "A is the stack of weak at the least HTER, B is the member strong alone at the least HTER." in lines
-    assert any(line.startswith("Nested: ") and "; views identity + hflip. The report's" in line for line in lines)
+    assert any(line.startswith("Nested: ") and "; views identity + hflip. The intervals" in line for line in lines)
     assert {path: path.read_bytes() for path in made.rglob("*") if path.is_file()} == before
 
 

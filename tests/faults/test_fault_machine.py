@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from ensemble import machine
+from ensemble.errors import ResourceError
+from ensemble.members import processes
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,7 +31,8 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def without_home(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in HOMELESS:
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that it is restored even if the code under test sets it
+        monkeypatch.delenv(name)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as it is without HOME and without a user entry
 
 
@@ -69,7 +72,8 @@ def test_a_home_that_cannot_be_written_is_still_read(
     temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in HOMELESS:
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that it is restored even if the code under test sets it
+        monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert machine.cache_folder() == tmp_path / ".cache"
     machine.provide_cache_folder()
@@ -90,7 +94,66 @@ def test_no_library_makes_a_folder_called_tilde(tmp_path: Path) -> None:
     environment |= {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "tmp")}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path / "work", env=environment, capture_output=True, text=True, check=True)
-    assert all(line.startswith(f"{tmp_path}/tmp/thera-{os.getuid()}/") for line in done.stdout.splitlines()), (
-        done.stdout
-    )
+    own = f"{tmp_path}/tmp/thera-{os.getuid()}/"
+    assert [line[: len(own)] for line in done.stdout.splitlines()] == [own] * 3, done.stdout
     assert list((tmp_path / "work").iterdir()) == [] and done.stderr == ""
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+SCRIPT = """
+import jobs, numpy as np, torch
+from ensemble.config import MemberConfig
+from ensemble.machine import available_cores
+from ensemble.members.fold_job import FoldJob
+from ensemble.members.processes import MappedPixels, Workers
+from ensemble.members.sampling import batches_of
+from ensemble.progress import progress
+
+print("imported", flush=True)
+pixels, rows = MappedPixels(np.ones((8, 8, 8, 3), np.uint8)), np.arange(8)
+with Workers() as workers, progress(1, "test") as bar:
+    print(list(workers.run(jobs.total, [(pixels,)], [available_cores() + available_cores()[-1:]], bar)), flush=True)
+member = MemberConfig(arch="lenet", epochs=1, batch_size=4)
+job = FoldJob(member, pixels, rows % 2, rows.astype(str), rows, fold=0, seed=0)
+print(len(list(batches_of(job, 0, 1, torch.device("cpu")))))
+"""
+"""A script without `if __name__ == "__main__":` that starts processes in both ways of the library."""
+
+
+def test_a_script_without_a_guard_starts_processes_with_a_long_temporary_path(tmp_path: Path) -> None:
+    long = tmp_path / ("t" * 120)
+    long.mkdir()
+    (tmp_path / "script.py").write_text(SCRIPT)
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests/members")])
+    environment = os.environ | {"PYTHONPATH": paths, "TMPDIR": str(long), "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, str(tmp_path / "script.py")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "imported\n[(0, (1536, False))]\n2\n", "a process has run the script"
+    assert list(long.glob("pymp-*")) == []
+
+
+def test_processes_import_the_script_if_networks_are_registered_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = sys.modules["__main__"]
+    with processes.starting_processes():
+        assert sys.modules["__main__"] is not script
+    assert sys.modules["__main__"] is script
+    modules = processes.timm.list_modules()
+    monkeypatch.setattr(processes.timm, "list_modules", lambda: [*modules, "__main__"])
+    with processes.starting_processes():
+        assert sys.modules["__main__"] is script
+
+
+def test_a_temporary_path_that_is_too_long_without_a_shorter_one(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = temporary / ("t" * 100)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    monkeypatch.setattr(processes, "SHORT_FOLDERS", ())
+    with pytest.raises(ResourceError) as caught, processes.starting_processes():
+        raise AssertionError("started")
+    remedy = "set it to a folder with a path of at most 70 bytes"
+    assert str(caught.value) == f"TMPDIR: {long} is too long for the path of a socket; {remedy}"
+    assert list(long.iterdir()) == []

@@ -239,7 +239,7 @@ def test_an_epoch_that_no_fold_needs_is_skipped() -> None:
 def broken(one: Task) -> Task:
     """Return a task that fails in its first epoch."""
     state = train_and_predict(one.job, Kept(), one.plan, CPU, 0, one.held_out, VIEWS, None, _SilentBar()).weights
-    weights = {name: np.full_like(value, np.nan) for name, value in state.items()}
+    weights = {name: np.full_like(value, 1e30) for name, value in state.items()}
     return replace(one, job=replace(one.job, weights=weights))
 
 
