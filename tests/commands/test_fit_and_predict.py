@@ -225,7 +225,7 @@ def test_a_dearer_error_is_made_less_often(run: Path) -> None:
 
 
 WRONG = ["", "HTER", "hter:1", "cost:1", "cost:0,1", "cost:1,-1", "cost:a,b", "cost:1e9999999,1", "fpr:", "fpr:1.1"]
-WRONG += ["fpr:nan", "fnr:1/0", "eer", "fpr=0.1", "f\npr:1"]
+WRONG += ["fpr:nan", "fnr:1/0", "fpr:0.1,0.2", "fpr:0.1,1", "fpr:0.1,0.9,1", "eer", "fpr=0.1", "f\npr:1"]
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=repr)
@@ -236,8 +236,9 @@ def test_a_wrong_objective_is_reported_before_anything_is_fitted(
     monkeypatch.setattr("ensemble.commands.fit_stacker.fit_decision", lambda *_: pytest.fail("fitted"))
     told = fails(capsys, 2, "fit-stacker", "--run", run, "--objective", wrong)
     assert told == (
-        "objective: must be one of hter, cost:A,B (what an FPR and an FNR cost), fpr:R or fnr:R (at most that rate), "
-        f"e.g. cost:5,1 or fpr:0.01; got {wrong!r}"
+        "objective: must be one of hter, cost:A,B (what an FPR and an FNR cost), fpr:R or fnr:R (that rate on the OOF "
+        "rows is at most R), fpr:R,C or fnr:R,C (the true rate is at most R with confidence C), "
+        f"e.g. cost:5,1, fpr:0.01 or fpr:0.01,0.95; got {wrong!r}"
     )
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     assert fails(capsys, 2, "fit-stacker", "--run", run / "none", "--objective", wrong) == told
@@ -700,7 +701,7 @@ def test_deciding_takes_no_torch_and_reporting_no_more_than_numpy(world: Path, r
     main(predict(world, run, name="shifted"))
     report, compare = ["report", "--run", str(run)], ["compare", str(run), str(run / "members/a")]
     assert imported(report, compare, predict(world, run)) == [[], ["sklearn"], ["cv2", "sklearn"]]
-    assert imported(["fit-stacker", "--run", str(run)]) == [["cleanlab", "sklearn"]]
+    assert imported(["fit-stacker", "--run", str(run)]) == [["sklearn"]]
 
 
 def imported(*commands: list[str]) -> list[list[str]]:
