@@ -73,8 +73,9 @@ def fit_stacker(run: Path, config: DecisionConfig | None = None, say: Say = sile
         for key, views in VIEW_SETS.items():
             oof = OofLogits(table, names, logits[:, :, : len(views)].mean(axis=2))
             decisions[key] = fit_decision(oof, views, seed, objective, config.stacker, config.repeats, forced)
+        corrected = {offset.message for decision in decisions.values() for offset in decision.offsets}
         for note in sorted({note for decision in decisions.values() for note in decision.notes}):
-            say(f"warning: {note}")
+            say(f"{'note' if note in corrected else 'warning'}: {note}")
         stored = DecisionsOfChosen(parents, **decisions, left_out=left_out) if left_out else None
         write_recorded(run, folder.decision, stored or StoredDecisions(parents, **decisions))
     folder.record("fit-stacker", started)

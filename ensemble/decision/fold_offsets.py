@@ -45,7 +45,7 @@ class FoldOffset:
         direction = "above" if self.offsets[largest] > 0 else "below"
         return (
             f"the fold models of {self.member} differ by an offset: those of fold {largest} lie "
-            f"{abs(self.offsets[largest]):.2f} {direction} the mean of the folds, with a spread of {self.spread:.2f} "
+            f"{abs(self.offsets[largest]):.3g} {direction} the mean of the folds, with a spread of {self.spread:.3g} "
             "within a class. The offsets are subtracted from its logits; train it longer, so that its folds agree"
         )
 

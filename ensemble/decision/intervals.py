@@ -226,8 +226,9 @@ def measured_interval(rates: Floats, n_neg: int, n_pos: int, effects: tuple[floa
 
     Examples
     --------
-    >>> measured_interval(np.array([[0.5, 0.0]]), 1, 1)
-    Interval(low=0.0, high=0.5)
+    >>> interval = measured_interval(np.array([[0.5, 0.0]]), 1, 1)
+    >>> interval.low, round(interval.high, 6)
+    (0.0, 0.5)
     """
     n_neg, n_pos = _effective((n_neg, n_pos), effects)
     pairs = [(_binomial_counts(fpr, n_neg), _binomial_counts(fnr, n_pos)) for fpr, fnr in rates.tolist()]

@@ -44,7 +44,7 @@ class Objective(ABC):
     Subclasses define the cost of a pair of error rates, the preference among equal cuts, and the admissible cuts.
 
     >>> Objective.parse("cost:5,1").loss(0.1, 0.4), Objective.parse("fpr:0.01")
-    (0.15, BoundedFpr(max_fpr=0.01))
+    (0.15, BoundedFpr(max_fpr=0.01, confidence=None))
     """
 
     @staticmethod

@@ -93,7 +93,7 @@ def test_groups_widen_its_error(rng):
     order = rng.permutation(2000)
     whole = check_share(alike[order], new, 0.0, rates, groups[order]).error
     assert whole / single == pytest.approx(5**0.5, rel=0.03)
-    assert whole == pytest.approx(check_share(logits[:, 0], new, 0.0, rates).error)
+    assert whole == pytest.approx(check_share(logits[:, 0], new, 0.0, rates).error, rel=0.01)
 
 
 def test_the_votes_of_one_image_are_one_observation(rng):

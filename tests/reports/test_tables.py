@@ -38,7 +38,7 @@ def test_a_label_file_is_promised_an_hter():
         *("val", "500", "identity + hflip", "0.3400", "0.1000", "0.2000", "0.1500"),
         *("[0.1200, 0.1800]", "[0.1000, 0.2000]"),
     )
-    assert table.rows == (promised, ("one *", "1", *promised[2:8], ""))
+    assert table.rows == (promised, ("one *", "1", *promised[2:7], "", ""))
     assert all(len(row) == len(table.columns) for row in table.rows)
     assert table.columns[-2:] == ("95 %", "if measured here")
 
@@ -58,7 +58,7 @@ def test_what_the_correction_changed_is_reported_beside_the_others():
 
 def test_too_few_images_are_marked_and_no_correction_is_reported():
     notes = prediction_table({"one": predicted(**FEW)}).notes
-    assert UNMEASURED.startswith("*: the effect of averaging is not known (too few images, ")
+    assert UNMEASURED.startswith("*: the rates are those of one fold model, not of the file.")
     assert notes.count(UNMEASURED) == 1
     assert not any("averaging the fold models" in note for note in notes)
 
@@ -87,10 +87,12 @@ def test_a_given_prior_is_explained():
     assert not any("as given" in note for note in prediction_table({"v": PREDICTED}).notes)
     assert not any("contradict" in note for note in prediction_table({"v": given}).notes), "0.47 ± 0.04 may be 0.5"
     far = predicted(at_prior=there, assumed_share_of_label_0=0.5, share_check=replace(CALM, prior=0.12))
-    assert (
-        "v: the images contradict that share: if only the class mix has changed, it is 0.1200 ± 0.0196 by the labels "
-        "that single fold models give."
-    ) in prediction_table({"v": far}).notes
+    far = replace(far, request=replace(far.request, prior=0.5))
+    (note,) = [note for note in prediction_table({"v": far}).notes if "contradict" in note]
+    assert note.startswith(
+        "v: the images contradict --prior 0.5: by the labels that single fold models give, label 0 is 0.1200 ± 0.0196 of "
+    )
+    assert note.removeprefix("v: ") in label_file_warnings(far) and not label_file_warnings(given)
 
 
 def test_a_shift_of_unknown_cause_is_not_corrected_and_the_assumed_mix_is_named():
