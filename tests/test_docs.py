@@ -18,6 +18,9 @@ from tiny import write_tiny
 from ensemble import options
 from ensemble.cli import COMMANDS
 
+# Networks of a few updates differ from fold to fold.
+pytestmark = pytest.mark.filterwarnings("ignore:the fold models differ:UserWarning")
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"(?:^ {4}|`)(?:taskset -c 0 )?thera ([a-z][a-z-]*)([^`\n]*)", re.MULTILINE)

@@ -28,6 +28,9 @@ from ensemble.decision.objective import Objective
 from ensemble.errors import ArtifactError, ConfigError, DataError
 from ensemble.estimator import TheraClassifier, ThresholdStacker
 
+# Networks of a few updates differ from fold to fold.
+pytestmark = pytest.mark.filterwarnings("ignore:the fold models differ:UserWarning")
+
 NETWORK = MemberConfig(arch="test_resnet", pretrained=False, epochs=2, batch_size=8, ema_decay=0.9, augment="none")
 
 

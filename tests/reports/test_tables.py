@@ -88,9 +88,9 @@ def test_a_given_prior_is_explained():
     assert not any("contradict" in note for note in prediction_table({"v": given}).notes), "0.47 ± 0.04 may be 0.5"
     far = predicted(at_prior=there, assumed_share_of_label_0=0.5, share_check=replace(CALM, prior=0.12))
     far = replace(far, request=replace(far.request, prior=0.5))
-    (note,) = [note for note in prediction_table({"v": far}).notes if "contradict" in note]
+    (note,) = (note for note in prediction_table({"v": far}).notes if "contradict" in note)
     assert note.startswith(
-        "v: the images contradict --prior 0.5: by the labels that single fold models give, label 0 is 0.1200 ± 0.0196 of "
+        "v: the images contradict --prior 0.5: by the labels that single fold models give, label 0 is 0.1200 ± 0.0196 "
     )
     assert note.removeprefix("v: ") in label_file_warnings(far) and not label_file_warnings(given)
 
