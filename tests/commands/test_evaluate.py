@@ -239,7 +239,7 @@ def test_the_stacks_nested_predictions_are_those_of_its_report(made: Path, capsy
         nested = json.loads((made / "good/decision/decision.json").read_text())[key]["stacked"]["nested"]
         lines = shown(capsys, "compare", made / "good", made / "poor", option)
         assert row(lines, "A: good")[:4:3] == [f"{nested[rate]:.4f}" for rate in ("fpr", "fnr")]
-        assert any("views identity. The report" in line for line in lines) == (key == "plain")
+        assert any("views identity. The intervals" in line for line in lines) == (key == "plain")
     assert shown(capsys, "compare", made / "good", made / "poor") != lines, "--tta is the default"
 
 
