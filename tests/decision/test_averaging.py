@@ -16,6 +16,7 @@ from ensemble.decision.averaging import (
     LEAST_SPREAD,
     MOST_MISFIT,
     MeanModel,
+    account_error,
     averaging_effect,
     corrected_threshold,
 )
@@ -230,3 +231,42 @@ def test_nothing_is_read_off_fold_models_that_agree_on_nothing(unguarded: Callab
     assert abs(off) > MOST_MISFIT
     unguarded("MOST_MISFIT")
     assert effect_of(labels, oof[:, 0], strangers, replicates=2) is not None
+
+
+# --- what the account of averaging misses -----------------------------------------------------------------------------
+
+
+def test_the_account_is_right_where_views_differ_by_noise_and_wrong_where_they_do_not_average() -> None:
+    rng = np.random.default_rng(4)
+    y = (rng.random(20_000) > 0.3).astype(np.int8)
+    evidence = np.where(y == 1, 1.0, -1.0) + 0.5 * rng.normal(size=y.size)
+    independent = evidence[:, None] + rng.normal(size=(y.size, 2))
+    assert account_error(independent, y) < 0.1
+    # The noise of the second view has the sign of the label: averaging helps far more than the account predicts.
+    helpful = np.stack([independent[:, 0], 4.0 * y - 2 + rng.normal(size=y.size)], axis=1)
+    assert account_error(helpful, y) > 0.3
+    assert account_error(np.repeat(independent[:, :1], 2, axis=1), y) <= 1.0
+
+
+def test_the_interval_is_widened_by_what_the_account_misses(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    y = (rng.random(4000) > 0.3).astype(np.int8)
+    oof = np.where(y == 1, 1.0, -1.0) + rng.normal(size=y.size)
+    new_y = rng.random(3000) > 0.3
+    new = (np.where(new_y, 1.0, -1.0) + 0.5 * rng.normal(size=3000))[:, None] + 0.85 * rng.normal(size=(3000, 4))
+    threshold = fit_threshold(oof, y)
+    rates = error_rates(y, apply_threshold(oof, threshold))
+    monkeypatch.setattr(averaging, "account_error", lambda views, labels, objective: 0.5)
+
+    def effect(views: np.ndarray | None) -> averaging.AveragingEffect:
+        drawn = refit_replicates(RefitRule(oof, y, ()), y, replicates=20)
+        found = averaging.averaging_effect(oof, y, new, threshold, rates, drawn, views=views)
+        assert found is not None
+        return found
+
+    plain, wide, single = effect(None), effect(np.stack([oof, oof], axis=1)), effect(oof[:, None])
+    by = 0.5 * abs(plain.chosen.rates.hter - rates.hter)
+    assert by > 0.005 and wide.chosen == plain.chosen and single == plain
+    for name in ("interval", "new_set_interval"):
+        one, other = getattr(plain, name), getattr(wide, name)
+        assert (other.low, other.high) == pytest.approx((max(one.low - by, 0), one.high + by))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from scipy.integrate import quad
-from scipy.stats import beta, betabinom, mannwhitneyu
+from scipy.stats import beta, betabinom, binom, mannwhitneyu
 
 from ensemble.decision.bootstrap import design_effects, kinds_of_group
 from ensemble.decision.comparison import measure_predictions
@@ -11,6 +11,7 @@ from ensemble.decision.intervals import (
     beta_mean_interval,
     chance_interval,
     counting_intervals,
+    measured_interval,
     new_set_interval,
     widened,
 )
@@ -276,3 +277,27 @@ def test_a_perfect_order_of_four_images_may_be_chance():
     assert few.low < 0.5 and few.high == 1.0
     assert chance_interval(1.0, 5, 5).low > 0.5
     assert chance_interval(0.0, 5, 5).low == 0.0
+
+
+def test_the_interval_of_what_is_measured_sums_the_binomials_exactly():
+    """Against the sum over all counts of errors, for one pair of rates and for several."""
+    n_neg, n_pos = 7, 11
+    for rates in (np.array([[0.3, 0.1]]), np.array([[0.3, 0.1], [0.0, 0.4], [0.5, 0.5]])):
+        values, mass = [], []
+        for fpr, fnr in rates:
+            for a in range(n_neg + 1):
+                for b in range(n_pos + 1):
+                    values.append((a / n_neg + b / n_pos) / 2)
+                    mass.append(binom.pmf(a, n_neg, fpr) * binom.pmf(b, n_pos, fnr) / len(rates))
+        order = np.argsort(values)
+        cumulative = np.cumsum(np.array(mass)[order])
+        ends = [np.array(values)[order][np.searchsorted(cumulative, level)] for level in (0.025, 0.975)]
+        interval = measured_interval(rates, n_neg, n_pos)
+        assert (interval.low, interval.high) == pytest.approx(ends, abs=1e-8)
+
+
+def test_groups_widen_what_is_measured():
+    rates = np.array([[0.2, 0.1]])
+    alone, grouped = measured_interval(rates, 400, 400), measured_interval(rates, 400, 400, (4.0, 4.0))
+    assert grouped == measured_interval(rates, 100, 100)
+    assert grouped.high - grouped.low > 1.8 * (alone.high - alone.low)

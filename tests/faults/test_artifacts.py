@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from soak.mutations import mutate_field
 from tiny import listing, rewrite_json, write_tiny
 
 from ensemble.cli import main
@@ -348,7 +349,7 @@ def mutate(path: Path, rng: random.Random) -> str:
     kind = rng.choice(["flip", "cut", "zeros", "double", "drop", "field"])
     at = rng.randrange(len(data))
     if kind == "field" and path.suffix == ".json":
-        return f"field {mutate_field(path, rng)}"
+        return mutate_field(path, rng)
     if kind == "cut":
         del data[at:]
     elif kind == "zeros":
@@ -361,20 +362,6 @@ def mutate(path: Path, rng: random.Random) -> str:
         data[at] ^= 1 << rng.randrange(8)
     path.write_bytes(bytes(data))
     return f"{kind} at {at}"
-
-
-def mutate_field(path: Path, rng: random.Random) -> str:
-    content = json.loads(path.read_text())
-    inner, trail = content, list[str]()
-    while isinstance(inner, dict | list) and inner:
-        key = rng.choice(sorted(inner)) if isinstance(inner, dict) else rng.randrange(len(inner))
-        trail.append(str(key))
-        if not (isinstance(inner[key], dict | list) and inner[key]) or rng.random() < 0.2:
-            inner[key] = rng.choice([None, 0, 3, -1.5, "x", [], {}, [3], True, 1e300])
-            break
-        inner = inner[key]
-    path.write_text(json.dumps(content))
-    return ".".join(trail)
 
 
 def test_no_mutation_of_an_artifact_changes_a_result_in_silence(

@@ -1,4 +1,4 @@
-"""Fault 24 of the table: each command that reads images follows links if it is told to, and so does the estimator."""
+"""Fault 24 of the table: commands that read images follow links with `--follow-links`, and so does the estimator."""
 
 from __future__ import annotations
 

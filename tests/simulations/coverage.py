@@ -50,7 +50,7 @@ class Line:
     folds: int = 5
     members: int = 3
     images: int = 2000
-    told: bool = True  # whether groups are in the fold table
+    grouped: bool = True  # whether groups are in the fold table
     equal: bool = False  # whether the first two members are equally good; then they are compared
     world: dict[str, Any] = field(default_factory=dict)
 
@@ -62,9 +62,9 @@ LINES = (
     Line("2000 rows, 8 members", 2000, members=8),
     Line("500 rows, 2 folds", 500, folds=2),
     Line("2000 rows, 3 folds", 2000, folds=3),
-    Line("500 rows in groups of 5, told", 500, world={"group": 5}),
-    Line("2000 rows in groups of 5, told", 2000, world={"group": 5}),
-    Line("2000 rows in groups of 5, untold", 2000, told=False, world={"group": 5}),
+    Line("500 rows in known groups of 5", 500, world={"group": 5}),
+    Line("2000 rows in known groups of 5", 2000, world={"group": 5}),
+    Line("2000 rows in unknown groups of 5", 2000, grouped=False, world={"group": 5}),
     Line("500 rows, a fold model off by 1 sd", 500, members=1, world={"deviation": 1.0}),
     Line("2000 rows, a fold model off by 1 sd", 2000, members=1, world={"deviation": 1.0}),
     Line("2000 rows, off by 1/2 sd", 2000, members=1, world={"deviation": 0.5}),
@@ -89,7 +89,7 @@ def simulate(line: Line, seed: int) -> dict[str, float]:
     if line.equal:
         both = {name: np.repeat(getattr(world, name)[:1], 2) for name in ("strengths", "own", "noise")}
         world = dataclasses.replace(world, offsets=world.offsets * 0, **both)
-    table, logits = world.out_of_fold(rng, line.rows, line.told)
+    table, logits = world.out_of_fold(rng, line.rows, line.grouped)
     oof = OofLogits(table, tuple(f"m{j}" for j in range(line.members)), logits)
     if line.equal:
         a, b = (Candidate.of("", oof, of_score(member_logit(j))) for j in (0, 1))

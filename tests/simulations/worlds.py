@@ -79,16 +79,16 @@ class World:
             logits[:, -1] = 0.5
         return np.round(logits) if self.rounded else logits
 
-    def out_of_fold(self, rng: np.random.Generator, n: int, told: bool = True) -> tuple[FoldTable, np.ndarray]:
+    def out_of_fold(self, rng: np.random.Generator, n: int, grouped: bool = True) -> tuple[FoldTable, np.ndarray]:
         """Return a fold table of n images and their OOF logits (n, m): of each image, those of its fold's models alone.
 
         Each label has at least two images, or groups, for each fold; samples with fewer are drawn again.
-        If groups are told, they are in the table and lie in one fold each.
+        If `grouped`, the groups are in the table and lie in one fold each.
         """
         labels, logits = self.sample(rng, n)
         while np.bincount(labels[:: self.group], minlength=2).min() < 2 * self.folds:  # too few to cross-fit
             labels, logits = self.sample(rng, n)
-        groups = np.arange(n) // self.group if self.group > 1 and told else None
+        groups = np.arange(n) // self.group if self.group > 1 and grouped else None
         units = np.arange(n) if groups is None else groups
         fold_of = assign_folds(labels, units, self.folds, int(rng.integers(2**31))).fold_of
         return FoldTable(np.arange(n).astype(str), labels, fold_of, groups), logits[np.arange(n), :, fold_of]

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing import util
 from pathlib import Path
 from types import FrameType
 
@@ -79,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := [name for name in chosen if name not in KINDS]:
         sys.exit(f"soak: no such kind: {', '.join(unknown)}; there are {', '.join(KINDS)}")
     signal.signal(signal.SIGTERM, _raise_interrupt)
+    util.get_temp_dir()  # multiprocessing removes its folder at exit; it must not lie in the one that is removed here
     data = Path(tempfile.mkdtemp(prefix="thera-soak-"))
     os.environ["XDG_CACHE_HOME"] = str(data / "cache")
     os.environ["TMPDIR"] = tempfile.tempdir = str(data)
