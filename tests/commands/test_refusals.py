@@ -95,9 +95,15 @@ def test_the_names_read_off_the_source_are_those_of_timm() -> None:
 # --- every command ----------------------------------------------------------------------------------------------------
 
 
+def cpu_seconds_of_children() -> float:
+    """Return the user and system seconds of the processes that have ended; how they are divided varies by half."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def refused(command: list[str], folder: Path) -> tuple[int, str, float]:
     """Return the exit status of a command, its last line on standard error, and the seconds of CPU that it took."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    before = cpu_seconds_of_children()
     ended = subprocess.run(
         [sys.executable, "-m", "thera", *command],
         cwd=folder,
@@ -107,7 +113,7 @@ def refused(command: list[str], folder: Path) -> tuple[int, str, float]:
         timeout=60,
         check=False,
     )
-    seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+    seconds = cpu_seconds_of_children() - before
     assert "Traceback" not in ended.stderr
     return ended.returncode, ended.stderr.splitlines()[-1], seconds
 
@@ -117,9 +123,9 @@ def seconds_of_typer() -> float:
     """The CPU seconds of the import of typer, which no command line can be faster than; the median of five."""
     seconds = []
     for _ in range(5):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+        before = cpu_seconds_of_children()
         subprocess.run([sys.executable, "-c", "import typer"], check=True)
-        seconds.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before)
+        seconds.append(cpu_seconds_of_children() - before)
     return sorted(seconds)[2]
 
 
