@@ -42,6 +42,126 @@ class ErrorRates:
         return self.n_neg + self.n_pos
 
 
+@dataclass(frozen=True)
+class ClassRates:
+    """The confusion matrix of three or more classes, and the rates that follow from it.
+
+    Parameters
+    ----------
+    confusion : C tuples of C ints
+        Counts [label][prediction]; every class has at least one row.
+
+    Examples
+    --------
+    >>> rates = ClassRates(((3, 1, 0), (0, 2, 0), (0, 1, 1)))
+    >>> rates.errors, rates.mean_error, rates.accuracy
+    ((0.25, 0.0, 0.5), 0.25, 0.75)
+    """
+
+    confusion: tuple[tuple[int, ...], ...]
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The number of rows of each class (C,)."""
+        return tuple(map(sum, self.confusion))
+
+    @property
+    def predicted(self) -> tuple[int, ...]:
+        """The number of rows that are predicted as each class (C,)."""
+        return tuple(map(sum, zip(*self.confusion, strict=True)))
+
+    @property
+    def errors(self) -> tuple[float, ...]:
+        """The share of the rows of each class that are predicted as another (C,), 1 - recall."""
+        return tuple((n - row[c]) / n for c, (row, n) in enumerate(zip(self.confusion, self.counts, strict=True)))
+
+    @property
+    def recalls(self) -> tuple[float, ...]:
+        """The share of the rows of each class that are predicted as this class (C,)."""
+        return tuple(row[c] / n for c, (row, n) in enumerate(zip(self.confusion, self.counts, strict=True)))
+
+    @property
+    def precisions(self) -> tuple[float, ...]:
+        """The share of the rows predicted as each class that have this label (C,); 0 where there are none."""
+        return tuple(self.confusion[c][c] / n if n else 0.0 for c, n in enumerate(self.predicted))
+
+    @property
+    def f1_scores(self) -> tuple[float, ...]:
+        """The harmonic mean of precision and recall of each class (C,)."""
+        sums = zip(self.counts, self.predicted, strict=True)
+        return tuple(2 * self.confusion[c][c] / (n + predicted) for c, (n, predicted) in enumerate(sums))
+
+    @property
+    def mean_error(self) -> float:
+        """The mean of the error rates of the classes; of two classes, it is the HTER."""
+        return sum(self.errors) / len(self.confusion)
+
+    @property
+    def macro_f1(self) -> float:
+        """The mean of the F1 scores of the classes."""
+        return sum(self.f1_scores) / len(self.confusion)
+
+    @property
+    def accuracy(self) -> float:
+        """The share of rows that are predicted correctly."""
+        return sum(row[c] for c, row in enumerate(self.confusion)) / self.n
+
+    @property
+    def n(self) -> int:
+        """The number of rows of all classes."""
+        return sum(self.counts)
+
+
+def class_rates(labels: ArrayLike, y_pred: ArrayLike, classes: int) -> ClassRates:
+    """Return the confusion matrix of predictions.
+
+    Parameters
+    ----------
+    labels, y_pred : array (n,)
+        Class indices, 0 to `classes` - 1; the labels contain every class.
+    classes : int
+        The number of classes C.
+
+    Raises
+    ------
+    DataError
+        Shapes differ, a value is no class index, or a class is absent from the labels.
+
+    Examples
+    --------
+    >>> class_rates([0, 1, 2, 2], [0, 1, 1, 2], 3).confusion
+    ((1, 0, 0), (0, 1, 0), (0, 1, 1))
+    """
+    task = "cannot compute error rates"
+    y_true = class_indices(task, "labels", labels, classes)
+    y_pred = class_indices(task, "predictions", y_pred, classes)
+    if y_true.shape != y_pred.shape:
+        raise DataError(task, f"labels and predictions must have one shape; got {y_true.shape} and {y_pred.shape}")
+    confusion = np.bincount(y_true.astype(np.int64) * classes + y_pred, minlength=classes**2).reshape(classes, classes)
+    refuse_absent(task, y_true, classes)
+    return ClassRates(tuple(map(tuple, confusion.tolist())))
+
+
+def refuse_absent(task: str, labels: Labels, classes: int) -> None:
+    """Raise `DataError` where a class is absent from labels (n,)."""
+    counts = np.bincount(labels, minlength=classes)
+    if not counts.all():
+        absent = int(np.argmin(counts))
+        raise DataError(task, f"every class must be present; got 0 of label {absent} in {labels.size} images")
+
+
+def class_indices(task: str, what: str, values: ArrayLike, classes: int) -> Labels:
+    """Return values that must be class indices, 0 to `classes` - 1, as an int8 array (n,); see `zero_or_one`."""
+    raw: NDArray[Any] = np.asarray(values)
+    if raw.ndim != 1:
+        raise DataError(task, f"{what} must have shape (n,); got {raw.shape}")
+    bad = ~np.isin(raw, np.arange(classes))
+    if bad.any():
+        problem = f"{what} must be 0 to {classes - 1}; got {raw[bad][0]} at row {int(np.argmax(bad))}"
+        raise DataError(task, problem)
+    return raw.astype(np.int8)
+
+
 def error_rates(labels: ArrayLike, y_pred: ArrayLike) -> ErrorRates:
     """Return the FPR and FNR of predictions.
 
