@@ -24,6 +24,7 @@ from ensemble.config_fields import (
     SPEED,
     TRAINING,
     BadLabel,
+    Classes,
     Device,
     Exif,
     FollowLinks,
@@ -81,6 +82,7 @@ class DataConfig(Frozen):
 
     images: Images
     labels: LabelFile = None
+    classes: Classes = None
     positive: Positive = None
     image_column: ImageColumn = None
     label_column: LabelColumn = None
