@@ -267,12 +267,12 @@ def _mask_joint() -> Floats:
 def _gender_joint() -> Floats:
     """Return the probability of each gender and sign, (2, 2)."""
     shown = np.array([[1 - OTHER_SIGN, OTHER_SIGN], [OTHER_SIGN, 1 - OTHER_SIGN]])
-    return np.array(GENDER_SHARES)[:, None] * shown
+    return np.asarray(np.array(GENDER_SHARES)[:, None] * shown)
 
 
 def _age_joint() -> Floats:
     """Return the probability of each age and of each bin of the beard's length, (3, bins)."""
-    return np.array(AGE_SHARES)[:, None] * _binned(BEARDS, BEARD_SPREAD)
+    return np.asarray(np.array(AGE_SHARES)[:, None] * _binned(BEARDS, BEARD_SPREAD))
 
 
 def _binned(means: tuple[float, ...], spread: float) -> Floats:
