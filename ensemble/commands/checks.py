@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ensemble.commands.starting_weights import is_member_folder
 from ensemble.config import WITHOUT_WEIGHTS, MemberConfig, PredictConfig
+from ensemble.data.classes import class_count
 from ensemble.data.dataset import Source
 from ensemble.data.source import open_unlabelled
 from ensemble.errors import ArtifactError, ConfigError, DataError, printable
@@ -112,7 +113,7 @@ def check_labels(source: Source, folds: int) -> None:
     Raises
     ------
     DataError
-        There are no labels, one class only, or fewer images of a class than folds.
+        There are no labels, a class is absent, or has fewer images than there are folds.
     """
     if source.labels is None:
         is_table = source.where.lower().endswith((".csv", ".parquet"))
@@ -120,13 +121,14 @@ def check_labels(source: Source, folds: int) -> None:
             source.where, "has no labels", "give --label-column or --labels" if is_table else "give --labels"
         )
     where = source.labels_where or source.where
-    for label in (0, 1):
+    for label in range(class_count(source.classes)):
         n = int((source.labels == label).sum())
         if n == 0:
             raise DataError(where, f"both classes must be present; none of {len(source)} labels is {label}")
         if n < folds:
+            name = label if source.classes is None or len(source.classes) == 2 else printable(source.classes[label])
             remedy = f"use --folds {n} at most" if n > 1 else "more images of it are needed"
-            raise DataError(where, f"{n} images of class {label} cannot fill {folds} folds", remedy)
+            raise DataError(where, f"{n} images of class {name} cannot fill {folds} folds", remedy)
 
 
 def announce(source: Source, say: Say) -> None:

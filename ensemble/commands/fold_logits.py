@@ -214,7 +214,7 @@ def _fold_models(images: _Prediction, predictor: Predictor, models: Sequence[tup
         images.members[column].check_config()
         facts = images.members[column].read()
         as_trained = Plan(facts.precision, facts.convolutions)
-        specs[column] = predictor.spec(facts.current_config, as_trained, len(facts.folds))
+        specs[column] = predictor.spec(facts.current_config, as_trained, len(facts.folds), images.facts.class_count)
     return [
         FoldModel(
             images.members[column].name,

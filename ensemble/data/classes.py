@@ -35,6 +35,11 @@ def checked_count(n_classes: int | None, positive: str | None = None) -> int | N
     return n_classes
 
 
+def class_count(classes: Sequence[str] | None) -> int:
+    """Return the number of classes with these names; None stands for two classes that are 0 and 1."""
+    return 2 if classes is None else len(classes)
+
+
 @dataclass(frozen=True)
 class ClassOrder:
     """The label that each text stands for; the names of the labels, None for 0 and 1; and notes."""

@@ -121,7 +121,7 @@ def assign_folds(
         for stratum, rows in composition[u]:
             weight = rows * weights[stratum]
             loads = [load + weight * there for load, there in zip(loads, rows_in_folds[stratum], strict=True)]
-        fold = min(range(k), key=lambda fold: (loads[fold], rows_of_fold[fold]))  # noqa: B023  called at once
+        fold = min(range(k), key=lambda fold: (loads[fold], rows_of_fold[fold]))
         fold_of_unit[u] = fold
         rows_of_fold[fold] += size
         for stratum, rows in composition[u]:

@@ -142,6 +142,14 @@ def class_rates(labels: ArrayLike, y_pred: ArrayLike, classes: int) -> ClassRate
     return ClassRates(tuple(map(tuple, confusion.tolist())))
 
 
+def class_error(logits: Floats, labels: Labels) -> float | None:
+    """Return the mean class error of the greatest of the logits (n, C); None if a class is absent or one not finite."""
+    classes = logits.shape[1]
+    if np.unique(labels).size < classes or not np.isfinite(logits).all():
+        return None
+    return class_rates(labels, logits.argmax(axis=1), classes).mean_error
+
+
 def refuse_absent(task: str, labels: Labels, classes: int) -> None:
     """Raise `DataError` where a class is absent from labels (n,)."""
     counts = np.bincount(labels, minlength=classes)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ensemble.config import VIEWS
+from ensemble.data.classes import class_count
 from ensemble.data.dataset import BadImage
 from ensemble.data.folds import FoldTable
 from ensemble.errors import ArtifactError, ConfigError, DataError, LockedError, ResourceError
@@ -115,7 +116,7 @@ class RunFacts:
     @property
     def class_count(self) -> int:
         """The number of classes."""
-        return 2 if self.classes is None else len(self.classes)
+        return class_count(self.classes)
 
     @property
     def identity(self) -> dict[str, Any]:
