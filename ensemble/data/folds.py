@@ -184,7 +184,7 @@ class FoldTable:
     ids : str array (n,)
         Distinct.
     labels : int8 array (n,)
-        0 or 1.
+        Class indices: 0 or 1, or 0 to C - 1 where there are C > 2 classes and each of them occurs.
     fold_of : int8 array (n,)
         The fold that holds the row out.
     groups : int64 array (n,), optional
@@ -219,7 +219,10 @@ class FoldTable:
         if len(set(self.ids.tolist())) < n:
             raise DataError("fold table", f"{n} ids must be distinct")
         if not np.isin(self.labels, (0, 1)).all():
-            raise DataError("fold table", "labels must be 0 or 1")
+            # More than two classes are known only by their labels, so a gap in them would be a class without images.
+            gaps = self.labels.min() < 0 or np.unique(self.labels).size < self.classes
+            if gaps:
+                raise DataError("fold table", f"labels must be 0 or 1, or 0 to {self.classes - 1} with each of them")
         if self.groups is not None:
             _, first, group_of = np.unique(self.groups, return_index=True, return_inverse=True)
             split = self.fold_of != self.fold_of[first][group_of]
@@ -230,6 +233,11 @@ class FoldTable:
     def k(self) -> int:
         """The number of folds."""
         return int(self.fold_of.max()) + 1
+
+    @property
+    def classes(self) -> int:
+        """The number of classes C, at least 2."""
+        return max(2, int(self.labels.max(initial=0)) + 1)
 
     def reordered(self, rows: NDArray[np.int64]) -> FoldTable:
         """Return the table of `rows`, in their order."""
