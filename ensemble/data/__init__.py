@@ -15,6 +15,9 @@ store.py       decodes every image once, into a memory map on disk
 arrays.py      images that Python code passes: paths or pixels
 folds.py       assigns rows to folds, by class and group
 synthetic.py   generates the demo images
+synthetic_people.py  generates people, seven images each, of 18 classes
+bayes.py       computes the best rates of any rule where the densities are known
+drawing.py     draws the heads of the generated images
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ cross_fitting.py   rules from member logits to predictions, and their nested cro
 fold_offsets.py    offsets between the logits of fold models
 bootstrap.py       stratified resampling of rows or groups
 intervals.py       intervals of error rates: Jeffreys, percentile, and for a new set of images
+class_intervals.py intervals of the error rates of several classes and of their mean
 comparison.py      error rates of fixed predictions, and the comparison of two sets of predictions
 refits.py          the bootstrap that refits the threshold in every replicate; the interval of the nested HTER
 assessment.py      apparent and nested error rates of a rule, with intervals
