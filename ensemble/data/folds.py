@@ -121,8 +121,7 @@ def assign_folds(
         for stratum, rows in composition[u]:
             weight = rows * weights[stratum]
             loads = [load + weight * there for load, there in zip(loads, rows_in_folds[stratum], strict=True)]
-        fold = min(range(k), key=lambda fold: (loads[fold], rows_of_fold[fold]))
-        fold_of_unit[u] = fold
+        fold_of_unit[u] = fold = min(zip(loads, rows_of_fold, range(k), strict=True))[2]
         rows_of_fold[fold] += size
         for stratum, rows in composition[u]:
             rows_in_folds[stratum][fold] += rows
@@ -140,8 +139,8 @@ def refuse_small_classes(
     count = max(2, len(classes or ()), int(labels.max(initial=0)) + 1)
     names = [printable(name) for name in classes] if classes and count > 2 else list(map(str, range(count)))
     rows_of_class = np.bincount(labels, minlength=count).tolist()
-    pairs = np.unique(np.column_stack([labels.astype(np.int64), units]), axis=0)
-    units_of_class = np.bincount(pairs[:, 0], minlength=count).tolist()
+    pairs = np.unique(np.unique(units, return_inverse=True)[1] * count + labels)  # a unit and one of its classes
+    units_of_class = np.bincount(pairs % count, minlength=count).tolist()
     for name, rows, units_of_label in zip(names, rows_of_class, units_of_class, strict=True):
         if rows == 0:
             which = "both classes" if count == 2 else "every class"
