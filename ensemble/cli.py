@@ -97,8 +97,8 @@ def _recipes(file: Any, /) -> Any:
     return file.recipes()
 
 
-def _demo(file: Any, /, run: Path | None, compute: ComputeConfig) -> Any:
-    return file.demo(run, compute, _say)
+def _demo(file: Any, /, run: Path | None, people: int | None, compute: ComputeConfig) -> Any:
+    return file.demo(run, compute, _say) if people is None else file.demo_people(people, run)
 
 
 def _bench(file: Any, /, config: BenchConfig) -> Any:
@@ -208,7 +208,8 @@ COMMANDS = {
     "demo": Command(
         "run",
         "Run everything on generated images.",
-        "Their labels are flipped with a known probability, so that the least HTER of any rule is known too.",
+        "Their labels are flipped with a known probability, so that the least HTER of any rule is known too. With "
+        "--people, only the images and the manifest of a data set of 18 classes are written.",
         _demo,
     ),
     "bench": Command(

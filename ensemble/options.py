@@ -46,6 +46,18 @@ class _RemoveMember(Frozen):
     yes: Annotated[bool, option(RUN, "Remove it; without this, the command only says what would be removed.")] = False
 
 
+class _Demo(Frozen):
+    people: Annotated[
+        int | None,
+        option(
+            RUN,
+            "Draw this many people, seven images each, as data of 18 classes, and train nothing.",
+            unset="the demo of two classes",
+            ge=6,
+        ),
+    ] = None
+
+
 class _Trial(Frozen):
     config: Annotated[Path, option(RUN, "Compare the members of this YAML file, or of a recipe by its name.")]
     fold: Annotated[int, option(RUN, "Hold out this fold.", ge=0)] = 0
@@ -146,7 +158,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
     ),
     "trial": (_part(_Trial), _COMPUTE, _SCREEN),
     "recipes": (),
-    "demo": (_part(RunConfig, "run", optional=True), _COMPUTE, _SCREEN),
+    "demo": (_part(RunConfig, "run", optional=True), _part(_Demo), _COMPUTE, _SCREEN),
     "bench": (_part(BenchConfig, key="config"),),
 }
 

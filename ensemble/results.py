@@ -354,6 +354,28 @@ class DemoResult:
 
 
 @dataclass(frozen=True)
+class PeopleRow:
+    """A target of the drawn people: its classes, and the best rates of any rule that labels each image by itself."""
+
+    target: str
+    classes: int
+    least: int  # number of images of the rarest class
+    error: float
+    mean_error: float
+    macro_f1: float
+
+
+@dataclass(frozen=True)
+class PeopleResult:
+    """The drawn people: the manifest that lists their images, and a row for each column of labels."""
+
+    manifest: Path
+    people: int
+    images: int
+    rows: tuple[PeopleRow, ...]
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A YAML file for `thera run`, and what it does."""
 

@@ -16,7 +16,7 @@ from ensemble.decision.objective import Objective
 from ensemble.decision.rates import Labels, error_rates
 from ensemble.errors import ConfigError, printable
 from ensemble.progress import Say, silent
-from ensemble.results import DemoResult, Recipe, RecipesResult, ReportResult
+from ensemble.results import DemoResult, PeopleResult, PeopleRow, Recipe, RecipesResult, ReportResult
 from ensemble.runs.run import Run
 
 DEMO_IMAGES = 4000
@@ -97,6 +97,26 @@ def demo(folder: Path | None = None, compute: ComputeConfig | None = None, say: 
         true=error_rates(_read_labels(data / "truth_val.txt"), y_pred),
         bayes_hter=bayes_hter(),
     )
+
+
+def demo_people(people: int, folder: Path | None = None) -> PeopleResult:
+    """Draw people: images and a manifest of 18 classes made of three targets, and the best rates of any rule.
+
+    Parameters
+    ----------
+    people : int
+        Number of people, at least 6; seven images each.
+    folder : Path, optional
+        Where to write them; by default `checkpoints/people`.
+    """
+    from ensemble.data.synthetic_people import draw_people
+
+    facts = draw_people(folder or Path("checkpoints/people"), people)
+    rows = tuple(
+        PeopleRow(name, len(facts.counts[name]), min(facts.counts[name]), best.error, best.mean_error, best.macro_f1)
+        for name, best in facts.bayes.items()
+    )
+    return PeopleResult(facts.folder / "people.csv", facts.people, facts.images, rows)
 
 
 def recipes() -> RecipesResult:

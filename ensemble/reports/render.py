@@ -31,6 +31,7 @@ from ensemble.results import (
     EvaluateResult,
     FitResult,
     MemberReport,
+    PeopleResult,
     PredictResult,
     RecipesResult,
     RemoveResult,
@@ -126,6 +127,33 @@ def _(result: VerifyResult) -> list[Table]:
 @render.register
 def _(result: DemoResult) -> list[Table]:
     return [*report_tables(result.report), demo_table(result), demo_summary(result)]
+
+
+@render.register
+def _(result: PeopleResult) -> list[Table]:
+    rows = tuple(
+        (
+            row.target,
+            str(row.classes),
+            str(row.least),
+            f"{row.error:.4f}",
+            f"{row.mean_error:.4f}",
+            f"{row.macro_f1:.4f}",
+        )
+        for row in result.rows
+    )
+    title = f"{result.people} people, {result.images} images: {printable(result.manifest)}"
+    return [
+        Table(
+            title,
+            ("column", "classes", "rarest", "error", "mean class error", "macro F1"),
+            rows,
+            (
+                "The last three columns are the best that any rule has that labels each image by itself (Bayes). label "
+                "joins the three targets: mask * 6 + gender * 3 + age.",
+            ),
+        )
+    ]
 
 
 @render.register
