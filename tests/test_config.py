@@ -12,13 +12,14 @@ from pydantic import BaseModel
 
 from ensemble.config import (
     CORRECTIONS,
+    DataConfig,
     DecisionConfig,
     MemberConfig,
     PredictConfig,
     RunConfig,
     seed_sequence,
 )
-from ensemble.config_reading import load_config, validated
+from ensemble.config_reading import config_text, load_config, overridden, validated
 from ensemble.decision.stacker import STACKERS
 from ensemble.errors import ConfigError
 
@@ -289,3 +290,29 @@ def test_forms_of_a_value_are_named_plainly(tmp_path: Path) -> None:
     )
     assert load(tmp_path, text % "augment: {shift: 0.05, rotate: 5}").members[0].augmentation.rotate == 5
     assert load(tmp_path, text % "augment: light").members[0].augmentation.shift == 0.06
+
+
+def test_classes_and_target_are_keys_of_the_data(tmp_path: Path) -> None:
+    data = "{images: train_img, labels: label_train.txt%s}"
+    text = GOOD.replace(data % "", data)
+    config = load(tmp_path, text % ", classes: 3, target: age")
+    assert (config.data.classes, config.data.label_column) == (3, "age")
+    assert load(tmp_path, text % ", classes: 3, label_column: age") == config
+    assert config.data == DataConfig(
+        images=config.data.images, labels=config.data.labels, classes=3, label_column="age"
+    )
+    assert load(tmp_path, config_text(config, "again")) == config
+    assert message_of(tmp_path, text % ", classes: 1, target: 3") == (
+        "data.classes must be >= 2; got 1; data.target must be a valid string; got 3"
+    )
+    assert message_of(tmp_path, text % ", classes: true").startswith("data.classes must be a number; got true")
+    assert "data.target is no known key" in message_of(tmp_path, text % ", label_column: a, target: b")
+
+
+def test_classes_of_the_command_line_replace_those_of_a_file(tmp_path: Path) -> None:
+    config = load(tmp_path, GOOD.replace("labels: label_train.txt", "classes: 18, target: age"))
+    assert overridden(config).data == config.data
+    assert overridden(config, classes=3).data.classes == 3
+    other = overridden(config, images=Path("b"), classes=4).data
+    assert (other.classes, other.label_column) == (4, None)
+    assert overridden(config, images=Path("b")).data.classes is None

@@ -167,3 +167,35 @@ def test_a_flag_that_is_on_by_default_can_be_turned_off() -> None:
     }
     assert parameters("compare")["tta"].default is True
     assert parameters("train-member")["freeze"].secondary_opts == []
+
+
+@pytest.mark.parametrize("command", ["train-member", "fit", "run", "evaluate", "compare"])
+def test_target_is_a_second_name_of_the_label_column(command: str) -> None:
+    assert parameters(command)["label_column"].opts == ["--label-column", "--target"]
+    built = options.build_command(command, "", lambda **given: seen.append(given), rich=False)
+    seen: list[dict[str, Any]] = []
+    arguments = {"train-member": ["--run", "r", "--images", "i", "--arch", "a"], "fit": ["i"], "run": ["c"]}
+    arguments |= {"evaluate": ["p", "--labels", "l"], "compare": ["a", "b"]}
+    for name in ("--target", "--label-column"):
+        built([*arguments[command], name, "age"], standalone_mode=False)
+    columns = [given["data"].label_column if "data" in given else given.get("label_column") for given in seen]
+    columns = [given["config"].label_column for given in seen] if command == "fit" else columns
+    assert columns == ["age", "age"]
+
+
+@pytest.mark.parametrize("command", ["train-member", "fit", "run"])
+def test_the_number_of_classes_is_an_option(command: str) -> None:
+    help_of = "Read labels of this many classes, all of which must be present. "
+    default = "as the file says" if command == "run" else "2 to 127; default: 2"
+    assert parameters(command)["classes"].help == f"{help_of}[{default}]"
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"), [("1", "must be >= 2; got 1"), ("128", "must be <= 127; got 128"), ("x", "must be a valid")]
+)
+def test_a_number_of_classes_out_of_range_is_refused(classes: str, message: str) -> None:
+    given = dict.fromkeys(parameters("train-member")) | {"run": "r", "arch": "a", "images": "i", "no_pretrained": False}
+    given |= {"freeze": False, "clean": False}
+    assert options.checked("train-member", given | {"classes": "18"})["data"].classes == 18
+    with pytest.raises(ConfigError, match=rf"--classes {message}"):
+        options.checked("train-member", given | {"classes": classes})

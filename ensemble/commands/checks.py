@@ -12,7 +12,9 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from ensemble.commands.starting_weights import is_member_folder
 from ensemble.config import WITHOUT_WEIGHTS, MemberConfig, PredictConfig
+from ensemble.data.classes import class_count
 from ensemble.data.dataset import Source
 from ensemble.data.source import open_unlabelled
 from ensemble.errors import ArtifactError, ConfigError, DataError, printable
@@ -72,7 +74,7 @@ def check_prediction(run: Run, config: PredictConfig) -> None:
 
 
 def check_members(members: Sequence[MemberConfig]) -> None:
-    """Refuse an unknown architecture and a weights file that cannot be read.
+    """Refuse an unknown architecture, and weights that cannot be read.
 
     Raises
     ------
@@ -84,8 +86,11 @@ def check_members(members: Sequence[MemberConfig]) -> None:
     for member in members:
         if not member.from_hub:
             check_architecture(member.timm_name)
-        if member.weights is not None and not (member.weights.is_file() and os.access(member.weights, os.R_OK)):
-            raise ArtifactError(printable(member.weights), "is no file that can be read", "give a safetensors file")
+        if member.weights is None or is_member_folder(member.weights):
+            continue
+        if not (member.weights.is_file() and os.access(member.weights, os.R_OK)):
+            remedy = "give a safetensors file, or the folder of a member"
+            raise ArtifactError(printable(member.weights), "is no file that can be read", remedy)
 
 
 @cache
@@ -108,7 +113,7 @@ def check_labels(source: Source, folds: int) -> None:
     Raises
     ------
     DataError
-        There are no labels, one class only, or fewer images of a class than folds.
+        There are no labels, a class is absent, or has fewer images than there are folds.
     """
     if source.labels is None:
         is_table = source.where.lower().endswith((".csv", ".parquet"))
@@ -116,13 +121,14 @@ def check_labels(source: Source, folds: int) -> None:
             source.where, "has no labels", "give --label-column or --labels" if is_table else "give --labels"
         )
     where = source.labels_where or source.where
-    for label in (0, 1):
+    for label in range(class_count(source.classes)):
         n = int((source.labels == label).sum())
         if n == 0:
             raise DataError(where, f"both classes must be present; none of {len(source)} labels is {label}")
         if n < folds:
+            name = label if source.classes is None or len(source.classes) == 2 else printable(source.classes[label])
             remedy = f"use --folds {n} at most" if n > 1 else "more images of it are needed"
-            raise DataError(where, f"{n} images of class {label} cannot fill {folds} folds", remedy)
+            raise DataError(where, f"{n} images of class {name} cannot fill {folds} folds", remedy)
 
 
 def announce(source: Source, say: Say) -> None:

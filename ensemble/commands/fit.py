@@ -144,6 +144,7 @@ def _kept(config: FitConfig, decision: DecisionConfig, say: Say) -> RunConfig:
     changed: dict[str, tuple[object, object]] = {
         "images": (kept.data.images, config.images),
         "labels": (kept.data.labels, config.labels),
+        "classes": (kept.data.classes, config.classes),
         "positive": (kept.data.positive, config.positive),
         "resize": (kept.data.resize, config.resize),
         "image-column": (kept.data.image_column, config.image_column),
@@ -234,7 +235,7 @@ def _planned(
     n, folds = len(dataset), config.folds or folds_for(kind, len(dataset))
     assert dataset.labels is not None
     where, units = printable(config.labels or config.images), together(dataset.digests, dataset.groups)
-    assign_folds(dataset.labels, units, folds, config.seed, where)  # or it is refused here
+    assign_folds(dataset.labels, units, folds, config.seed, where, dataset.classes)  # or it is refused here
     full = members_for(kind, n, folds, dataset.size[1], config.epochs)
     prediction = _prediction(config)
     work = Work(n, folds, len(open_unlabelled(prediction)) if prediction else 0)

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ensemble.commands.starting_weights import starting_weights
 from ensemble.config import VIEWS, WITHOUT_WEIGHTS, MemberConfig, seed_sequence
+from ensemble.data.classes import class_count
 from ensemble.data.folds import FoldTable
+from ensemble.decision.rates import class_error
 from ensemble.decision.threshold import least_hter
 from ensemble.errors import ConfigError, ResourceError
 from ensemble.progress import Say, progress
@@ -28,8 +31,8 @@ if TYPE_CHECKING:
     from ensemble.members.training import FoldResult, Watch
 
 WATCHED = 2000
-"""The number of held-out images of a fold whose HTER is shown after each epoch. It never affects training; more images
-would take longer."""
+"""The number of held-out images of a fold whose HTER, or mean class error, is shown after each epoch. It never affects
+training; more images would take longer."""
 
 
 @dataclass(frozen=True)
@@ -81,17 +84,18 @@ def begin_members(
     from ensemble.members.parallel import cores_of_jobs
     from ensemble.members.processes import MappedPixels
 
-    pixels, jobs, requests = MappedPixels(dataset.pixels), [], []
+    pixels, jobs, requests, classes = MappedPixels(dataset.pixels), [], [], class_count(dataset.classes)
     for folder, member in members:
-        weights = files.read_tensors(member.weights) if member.weights else None
-        check(member, dataset.size[0], weights, say)
+        weights, sha256 = starting_weights(member, dataset, table, folds)
+        check(member, dataset.size[0], weights[0], say, classes)
         requested = member.model_dump(mode="json", exclude={"weights"})
-        requested["weights"] = files.file_sha256(member.weights) if member.weights else None
+        requested["weights"] = sha256
         config, origin = _with_origin(folder, member, dataset.size[0], say)
-        arrays = {key: value.numpy() for key, value in weights.items()} if weights is not None else None
-        for fold in folds:
+        for fold, of_fold in zip(folds, weights, strict=True):
+            arrays = {key: value.numpy() for key, value in of_fold.items()} if of_fold is not None else None
             rows = np.flatnonzero(table.fold_of != fold)
-            jobs.append(FoldJob(config, pixels, table.labels, table.ids, rows, fold, seed, arrays))
+            job = FoldJob(config, pixels, table.labels, table.ids, rows, fold, seed, arrays, classes=classes)
+            jobs.append(job)
         requests.append((requested, origin))
     begun, cores = [], cores_of_jobs(jobs, resources)
     for index, ((folder, member), (requested, origin)) in enumerate(zip(members, requests, strict=True)):
@@ -130,8 +134,6 @@ def train_jobs(
 
 def finish_folds(begun: Sequence[BegunMember], table: FoldTable, resources: Resources, say: Say) -> None:
     """Train the folds that are not finished, and write them."""
-    from ensemble.members.training import Watch
-
     owners, jobs = [], []
     for member in begun:
         for job in member.jobs:
@@ -144,7 +146,7 @@ def finish_folds(begun: Sequence[BegunMember], table: FoldTable, resources: Reso
                 say(f"warning: member {folder.name}: {problem}; it is trained again")
             if done and not (folder.fold(job.fold) / "training.png").exists():
                 _draw_training(folder, job.fold, folder.history(job.fold))
-            watch = None if done else Watch(_watched_rows(job, held_out), least_hter)
+            watch = None if done else _watch(job, held_out)
             jobs.append(JobToTrain(job, member.plan, held_out, folder.fold(job.fold), done, watch))
             owners.append(folder)
     names = begun[0].folder.name if len(begun) == 1 else f"{len(begun)} members"
@@ -200,7 +202,7 @@ def _plan(
     batches = job.images // job.batch_size
     if resources.device.type != "cpu":  # a GPU compiles once for all folds of a process
         batches *= max(1, len(folds) // (resources.jobs or 1))
-    return choose_plan(member, resources.device, size, "train", batches, len(cores))
+    return choose_plan(member, resources.device, size, "train", batches, len(cores), job.classes)
 
 
 def _with_origin(folder: MemberFolder, member: MemberConfig, size: int, say: Say) -> tuple[MemberConfig, str | None]:
@@ -232,7 +234,10 @@ def _with_origin(folder: MemberFolder, member: MemberConfig, size: int, say: Say
     return settled, FROM_TIMM if requested == "if-possible" else None
 
 
-def _watched_rows(job: FoldJob, held_out: np.ndarray) -> np.ndarray:
-    """Return up to `WATCHED` of the held-out rows, drawn at random."""
+def _watch(job: FoldJob, held_out: np.ndarray) -> Watch:
+    """Return the measurement after each epoch, on up to `WATCHED` of the held-out rows, drawn at random."""
+    from ensemble.members.training import Watch
+
     rng = np.random.default_rng(seed_sequence(job.seed, "watched", job.fold))
-    return np.sort(rng.permutation(held_out)[:WATCHED])
+    rows = np.sort(rng.permutation(held_out)[:WATCHED])
+    return Watch(rows, least_hter) if job.classes == 2 else Watch(rows, class_error, "class-error")

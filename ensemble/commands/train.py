@@ -16,7 +16,7 @@ from ensemble.commands.clean import without_issues
 from ensemble.commands.fold_jobs import begin_members, finish_folds
 from ensemble.commands.report import report_member
 from ensemble.config import VIEWS, ComputeConfig, DataConfig, MemberConfig, RunConfig
-from ensemble.data.folds import FoldTable, assign_folds, together
+from ensemble.data.folds import Folds, FoldTable, assign_folds, together
 from ensemble.decision.assessment import refit_differences
 from ensemble.decision.rates import apply_threshold, auc, error_rates
 from ensemble.decision.refits import RefitRule, refit_errors
@@ -42,6 +42,7 @@ def train_members(
     seed: int = 0,
     compute: ComputeConfig | None = None,
     say: Say = silent,
+    assigned: Folds | None = None,
 ) -> TrainResult:
     """Train members on every fold that is not finished yet, side by side, and measure them out of fold.
 
@@ -61,6 +62,8 @@ def train_members(
     compute : ComputeConfig, optional
     say : callable
         Receives notes and warnings, a line each.
+    assigned : Folds, optional
+        The folds of a new run, if they are assigned already; by default they are stratified by the labels.
 
     Raises
     ------
@@ -70,7 +73,8 @@ def train_members(
         The images or labels cannot be used.
     """
     started, folder, reports = time.time(), Run(run), []
-    with _trained(folder, members, data, folds, seed, compute or ComputeConfig(), say) as (trained, table):
+    begun = _trained(folder, members, data, folds, seed, compute or ComputeConfig(), say, assigned=assigned)
+    with begun as (trained, table):
         for member in trained:
             result = report_member(member, table, seed)
             member.update(oof=asdict(result.assessment))
@@ -144,6 +148,7 @@ def _trained(
     compute: ComputeConfig,
     say: Say,
     only: int | None = None,
+    assigned: Folds | None = None,
 ) -> Iterator[tuple[list[MemberFolder], FoldTable]]:
     """Train the folds that are not finished, or `only` one fold, while the members' folders are locked."""
     check_compute(compute.device)
@@ -158,7 +163,7 @@ def _trained(
 
         choose_device(compute.device)  # a wrong device is refused before the images are read
         dataset = _labelled_dataset(data, source, run, say)
-        table = _begin(run, folders, dataset, data, folds, seed, say)
+        table = _begin(run, folders, dataset, data, folds, seed, say, assigned)
         train_folds(list(zip(folders, members, strict=True)), dataset, table, seed, compute, say, only)
         yield folders, table
 
@@ -227,6 +232,7 @@ def _begin(
     folds: int,
     seed: int,
     say: Say,
+    assigned: Folds | None,
 ) -> FoldTable:
     """Start the run, or verify that it is the same; return its folds, which are assigned once.
 
@@ -261,10 +267,11 @@ def _begin(
     else:  # the folds are assigned first, so that impossible folds begin no run
         units = together(dataset.digests, dataset.groups)
         where = printable(labels) if isinstance(data, DataConfig) else "labels"
-        fold_of = assign_folds(dataset.labels, units, folds, seed, where).fold_of
+        assigned = assigned or assign_folds(dataset.labels, units, folds, seed, where, dataset.classes)
         run.begin(facts)
         ungrouped = dataset.groups is None and np.unique(units).size == units.size
-        run.write_folds(FoldTable(dataset.ids, dataset.labels, fold_of, None if ungrouped else units), dataset.bad)
+        groups = None if ungrouped else units
+        run.write_folds(FoldTable(dataset.ids, dataset.labels, assigned.fold_of, groups), dataset.bad)
     table = run.read_folds()
     if change := _change_since(run, table, dataset):
         raise ArtifactError(run.folder, f"was begun with other data: {change}", "restore them, or use another --run")

@@ -6,7 +6,8 @@ folders.py     images in a folder or a zip: numbered, of any names, or in a fold
 listing.py     images that are named one by one: files, globs, lists of paths
 manifest.py    tables of images, with labels and groups
 tables.py      reads CSV and Parquet tables and finds their columns
-labels.py      reads labels: 0 and 1, other spellings of these, or the names of two classes
+labels.py      reads labels: 0 and 1, other spellings of these, the names of two classes, or those of more
+classes.py     the names of classes, and which label each stands for
 joining.py     joins images to the labels of a file
 files.py       lists and reads files in folders and zips, and refuses unsafe or damaged ones
 pixels.py      decodes a file to RGB pixels under one image policy

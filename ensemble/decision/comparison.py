@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ensemble.config import seed_sequence
 from ensemble.decision.bootstrap import Resampler, design_effects
 from ensemble.decision.intervals import Interval, central, counting_intervals, widened
-from ensemble.decision.rates import ErrorRates, Labels, check_predictions, error_rates
+from ensemble.decision.rates import ErrorRates, Floats, Labels, check_predictions, error_rates
 
 DRAWS = 100_000
 """The number of draws from the posterior of a paired difference. An end of the interval then has a standard error below
@@ -73,6 +73,11 @@ class Agreement:
     only_b: int
     both: int
     neither: int
+
+    @property
+    def n(self) -> int:
+        """The number of rows."""
+        return self.only_a + self.only_b + self.both + self.neither
 
     @property
     def p_value(self) -> float:
@@ -149,7 +154,8 @@ def measure_predictions(
     rates = error_rates(y_true, y_pred)
     if groups is None:
         return Measured(rates, *counting_intervals(rates))
-    totals = _totals(y_true.astype(np.int64) * 2 + y_pred, 4, groups, "bootstrap", seed, replicates)
+    rng = np.random.default_rng(seed_sequence(seed, "bootstrap"))
+    totals = Resampler(y_true, groups).draw_totals(y_true.astype(np.int64) * 2 + y_pred, 4, rng, replicates)
     true_neg, false_pos, false_neg, true_pos = totals.T
     drawn = false_pos / (true_neg + false_pos), false_neg / (false_neg + true_pos)
     intervals = central(drawn[0]), central(drawn[1]), central((drawn[0] + drawn[1]) / 2)
@@ -237,19 +243,22 @@ def comparison_of(
     groups: ArrayLike | None = None,
 ) -> Comparison:
     """Return the comparison with these rates and differences in FPR, FNR and HTER, and its counts of agreement."""
-    outcome = y_true.astype(np.int64) * 4 + y_pred_a * 2 + y_pred_b
-    of_neg, of_pos = np.bincount(outcome, minlength=8).reshape(2, 4).tolist()  # columns: predictions 00, 01, 10, 11
+    of_neg, of_pos = agreements(y_true, y_pred_a, y_pred_b)
     differ = y_pred_a != y_pred_b
     return Comparison(
         a,
         b,
         *differences,
-        agreement=(
-            Agreement(only_a=of_neg[1], only_b=of_neg[2], both=of_neg[0], neither=of_neg[3]),
-            Agreement(only_a=of_pos[2], only_b=of_pos[1], both=of_pos[3], neither=of_pos[0]),
-        ),
+        agreement=(of_neg, of_pos),
         apart=int(np.count_nonzero(differ)) if groups is None else np.unique(np.asarray(groups)[differ]).size,
     )
+
+
+def agreements(y_true: Labels, y_pred_a: Labels, y_pred_b: Labels, classes: int = 2) -> tuple[Agreement, ...]:
+    """Return how many rows of each class A and B predict correctly (C,)."""
+    outcome = y_true.astype(np.int64) * 4 + (y_pred_a == y_true) * 2 + (y_pred_b == y_true)
+    counts = np.bincount(outcome, minlength=4 * classes).reshape(classes, 4).tolist()
+    return tuple(Agreement(only_a, only_b, both, neither) for neither, only_b, only_a, both in counts)
 
 
 def paired_differences(
@@ -259,28 +268,26 @@ def paired_differences(
 
     If A and B predict the same for all rows, the differences are 0 with intervals of zero width.
     """
-    rng, wrong_a, wrong_b = np.random.default_rng(seed_sequence(seed, "paired")), y_pred_a != y_true, y_pred_b != y_true
-    values, drawn = [], []
-    for label in (0, 1):
-        rows = y_true == label
-        only_a, only_b = (
-            int(np.count_nonzero(rows & one & ~other)) for one, other in ((wrong_a, wrong_b), (wrong_b, wrong_a))
-        )
-        n = int(np.count_nonzero(rows))
-        values.append((only_b - only_a) / n)
-        if np.array_equal(y_pred_a, y_pred_b):
-            drawn.append(np.zeros(1))
-            continue
-        # The two outcomes without a difference have a prior of 1/2 each.
-        shares = rng.dirichlet([only_a + 0.5, only_b + 0.5, n - only_a - only_b + 1.0], DRAWS)
-        drawn.append(shares[:, 1] - shares[:, 0])
+    rng = np.random.default_rng(seed_sequence(seed, "paired"))
+    of_labels, same = agreements(y_true, y_pred_a, y_pred_b), np.array_equal(y_pred_a, y_pred_b)
+    values = [(each.only_a - each.only_b) / each.n for each in of_labels]
+    drawn = [np.zeros(1) if same else paired_draws(each, rng) for each in of_labels]
     fpr, fnr = (Difference(value, central(each)) for value, each in zip(values, drawn, strict=True))
     return fpr, fnr, Difference(sum(values) / 2, central((drawn[0] + drawn[1]) / 2))
 
 
-def _totals(
-    outcome: NDArray[np.int64], outcomes: int, groups: ArrayLike | None, stream: str, seed: int, replicates: int
-) -> NDArray[np.int64]:
-    """Return how often each outcome occurs in each replicate, (replicates, outcomes), from a named random stream."""
-    rng = np.random.default_rng(seed_sequence(seed, stream))
-    return Resampler((outcome >= outcomes // 2).astype(np.int8), groups).draw_totals(outcome, outcomes, rng, replicates)
+def paired_draws(agreement: Agreement, rng: np.random.Generator, prior: float = 0.5) -> Floats:
+    """Return draws (`DRAWS`,) of the error rate of B minus that of A on the rows of a label, from its posterior.
+
+    Parameters
+    ----------
+    agreement : Agreement
+        Of the rows of the label.
+    rng : Generator
+    prior : float
+        The count that the prior adds to each of the four outcomes; 1/2 is the Jeffreys prior.
+    """
+    # The two outcomes without a difference are drawn as one.
+    alike = agreement.both + agreement.neither + 2 * prior
+    shares = rng.dirichlet([agreement.only_b + prior, agreement.only_a + prior, alike], DRAWS)
+    return np.asarray(shares[:, 1] - shares[:, 0])

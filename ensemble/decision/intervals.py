@@ -97,11 +97,8 @@ def counting_intervals(rates: ErrorRates, effects: tuple[float, float] = (1.0, 1
     >>> fpr.low < 0.001, 0.01 < fpr.high < 0.04, hter.low < 0.05 < hter.high
     (True, True, True)
     """
-    from scipy.special import betaincinv
-
-    first, second = _jeffreys(rates.fpr, rates.n_neg, effects[0]), _jeffreys(rates.fnr, rates.n_pos, effects[1])
-    fpr, fnr = (Interval(*(float(betaincinv(*shape, level)) for level in LEVELS)) for shape in (first, second))
-    return fpr, fnr, beta_mean_interval(first, second)
+    first, second = jeffreys(rates.fpr, rates.n_neg, effects[0]), jeffreys(rates.fnr, rates.n_pos, effects[1])
+    return beta_interval(first), beta_interval(second), beta_mean_interval(first, second)
 
 
 def widened(intervals: Intervals, rates: ErrorRates, effects: tuple[float, float] = (1.0, 1.0)) -> Intervals:
@@ -125,10 +122,18 @@ def widened(intervals: Intervals, rates: ErrorRates, effects: tuple[float, float
     return fpr, fnr, hter
 
 
-def _jeffreys(rate: float, n: int, effect: float = 1.0) -> tuple[float, float]:
+def jeffreys(rate: float, n: int, effect: float = 1.0) -> tuple[float, float]:
     """Return the two shape parameters of the Beta posterior of a rate under the Jeffreys prior."""
     errors = round(rate * n)  # a measured rate gives its count of errors; an expected rate is rounded to one
     return errors / effect + 0.5, (n - errors) / effect + 0.5
+
+
+def beta_interval(shape: tuple[float, float]) -> Interval:
+    """Return the 95 % interval of a Beta variable with two shape parameters."""
+    from scipy.special import betaincinv
+
+    low, high = (float(betaincinv(*shape, level)) for level in LEVELS)
+    return Interval(low, high)
 
 
 def beta_mean_interval(first: tuple[float, float], second: tuple[float, float]) -> Interval:
@@ -203,9 +208,9 @@ def new_set_interval(
             "cannot predict a new set's HTER",
             f"HTER needs both classes; got {n_neg_new} of label 0 and {n_pos_new} of label 1",
         )
-    n_neg_new, n_pos_new = _effective((n_neg_new, n_pos_new), effects)
-    false_pos = _error_counts(_jeffreys(rates.fpr, rates.n_neg, effects[0]), n_neg_new)
-    false_neg = _error_counts(_jeffreys(rates.fnr, rates.n_pos, effects[1]), n_pos_new)
+    n_neg_new, n_pos_new = effective_counts((n_neg_new, n_pos_new), effects)
+    false_pos = error_counts(jeffreys(rates.fpr, rates.n_neg, effects[0]), n_neg_new)
+    false_neg = error_counts(jeffreys(rates.fnr, rates.n_pos, effects[1]), n_pos_new)
     return _measured_hter([(false_pos, false_neg)], n_neg_new, n_pos_new)
 
 
@@ -230,7 +235,7 @@ def measured_interval(rates: Floats, n_neg: int, n_pos: int, effects: tuple[floa
     >>> interval.low, round(interval.high, 6)
     (0.0, 0.5)
     """
-    n_neg, n_pos = _effective((n_neg, n_pos), effects)
+    n_neg, n_pos = effective_counts((n_neg, n_pos), effects)
     pairs = [(_binomial_counts(fpr, n_neg), _binomial_counts(fnr, n_pos)) for fpr, fnr in rates.tolist()]
     return _measured_hter(pairs, n_neg, n_pos)
 
@@ -239,10 +244,9 @@ Distribution: TypeAlias = tuple[NDArray[np.int64], Floats]
 """Consecutive counts of errors, and their probabilities."""
 
 
-def _effective(counts: tuple[int, int], effects: tuple[float, float]) -> tuple[int, int]:
+def effective_counts(counts: Sequence[int], effects: Sequence[float]) -> tuple[int, ...]:
     """Return numbers of images divided by their design effects, at least 1."""
-    n_neg, n_pos = (max(round(n / effect), 1) for n, effect in zip(counts, effects, strict=True))
-    return n_neg, n_pos
+    return tuple(max(round(n / effect), 1) for n, effect in zip(counts, effects, strict=True))
 
 
 def _measured_hter(pairs: Sequence[tuple[Distribution, Distribution]], n_neg: int, n_pos: int) -> Interval:
@@ -267,7 +271,7 @@ def _measured_hter(pairs: Sequence[tuple[Distribution, Distribution]], n_neg: in
     return Interval(low, high)
 
 
-def _error_counts(shape: tuple[float, float], n: int) -> Distribution:
+def error_counts(shape: tuple[float, float], n: int) -> Distribution:
     """Return the beta-binomial distribution of the count of errors among n new images.
 
     Counts whose probability is negligible (`TAIL`) are left out, and the probabilities are scaled to a sum of 1.
@@ -280,7 +284,7 @@ def _error_counts(shape: tuple[float, float], n: int) -> Distribution:
 
 
 def _binomial_counts(rate: float, n: int) -> Distribution:
-    """Return the binomial distribution of the count of errors among n images at a rate, as `_error_counts` does."""
+    """Return the binomial distribution of the count of errors among n images at a rate, as `error_counts` does."""
     from scipy.special import xlog1py, xlogy
 
     counts = _likely_counts(rate, rate, n)

@@ -9,9 +9,10 @@ from typing import Any
 PANELS = (
     ("loss", "loss on training images"),
     ("hter", "least HTER on held-out images"),
+    ("class-error", "mean class error on held-out images"),
     ("lr", "learning rate"),
 )
-"""Keys of a fold's history, with the titles of their plots. The HTER is for information; it never affects training."""
+"""Keys of a fold's history, with the titles of their plots. HTER and class error never affect training."""
 
 
 def training_figure(title: str, history: Sequence[Mapping[str, Any]]) -> bytes:
