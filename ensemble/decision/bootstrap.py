@@ -117,7 +117,7 @@ def _strata(labels: Labels, units: NDArray[np.int64]) -> NDArray[np.int64]:
         _, set_of, counts = np.unique(has[mixed], axis=0, return_inverse=True, return_counts=True)
         set_of = np.where(counts[set_of] < LEAST_GROUPS, counts.size, set_of)
         strata[mixed] = classes + set_of
-    return strata
+    return np.asarray(strata, np.int64)
 
 
 def design_effects(labels: Labels, y_pred: Labels, groups: ArrayLike | None) -> tuple[float, float]:
