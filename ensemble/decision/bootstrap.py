@@ -1,9 +1,9 @@
 """The bootstrap resampler: it draws labelled rows, or whole groups, with replacement within strata of labels.
 
-The strata are the sets of labels that occur in a group: of two labels, they are the groups with only label 0, with only
-label 1, and with both. Each stratum keeps its number of groups, so the class counts hardly change and no replicate lacks
-a class (Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 8). Of more than two labels, sets of several
-labels that few groups have form one stratum together, in which the class counts vary.
+The strata are the groups with only label 0, with only label 1, and with both. Each stratum keeps its number of groups,
+so the class counts hardly change and no replicate lacks a class (Efron and Tibshirani 1993, An Introduction to the
+Bootstrap, chapter 8). Of more than two classes, every set of classes that the groups have is a stratum; sets that too
+few groups have form one stratum together, in which the class counts vary.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from ensemble.errors import DataError
 CELLS_AT_ONCE = 2**22
 """The number of int64 values that `draw_totals` draws in one chunk. They take 32 MiB, which bounds its memory."""
 
-LEAST_GROUPS = 20
-"""The number of groups below which a set of several among three or more labels has no stratum of its own. In a stratum of
-s groups, the variance of the bootstrap is too small by the factor 1 - 1/s."""
+
+LEAST_GROUPS = 5
+"""The number of groups with the same set of several classes below which this set is no stratum of its own. A stratum of
+one group is always drawn as it is, which would hide its variance."""
 
 
 class Resampler:
@@ -32,7 +33,7 @@ class Resampler:
     Parameters
     ----------
     labels : int8 array (n,)
-        Class indices from 0.
+        0 or 1; for `weights_of`, class indices.
     groups : int64 array (n,), optional
         Rows of one group are drawn together; if None, every row is a group.
 
@@ -56,14 +57,12 @@ class Resampler:
     ) -> NDArray[np.int64]:
         """Draw replicates, and return how often each outcome occurs in each.
 
-        The strata are the sets of labels that occur in a group (see `strata_of`).
-
         Parameters
         ----------
         outcome : int64 array (n,)
-            The outcome of each row, in [0, outcomes). Rows with one outcome have one label.
+            The outcome of each row, in [0, outcomes). The first half of the outcomes belong to rows of label 0.
         outcomes : int
-            The number of outcomes.
+            The number of outcomes, even.
         rng : Generator
         replicates : int
             The number of replicates.
@@ -73,17 +72,17 @@ class Resampler:
         int64 array (replicates, outcomes)
         """
         kinds, counts = kinds_of_group(outcome, outcomes, self._groups)
-        of_label = np.zeros((outcomes, int(self._labels.max()) + 1), bool)
-        of_label[outcome, self._labels] = True
-        strata = strata_of(kinds.astype(bool) @ of_label, counts)
+        half = outcomes // 2
+        has_neg, has_pos = kinds[:, :half].any(axis=1), kinds[:, half:].any(axis=1)
         totals = np.zeros((replicates, outcomes), np.int64)
-        for stratum in range(int(strata.max()) + 1):
-            kind, count = kinds[strata == stratum].astype(np.float64), counts[strata == stratum]
+        for stratum in (has_neg & ~has_pos, has_pos & ~has_neg, has_neg & has_pos):
+            kind, count = kinds[stratum], counts[stratum]
+            if not count.size:
+                continue
             step = max(1, CELLS_AT_ONCE // count.size)
             for start in range(0, replicates, step):
                 rows = totals[start : start + step]
-                drawn = rng.multinomial(count.sum(), count / count.sum(), size=len(rows))
-                rows += (drawn @ kind).astype(np.int64)  # exact, and much faster in floating point
+                rows += rng.multinomial(count.sum(), count / count.sum(), size=len(rows)) @ kind
         return totals
 
 
@@ -92,9 +91,7 @@ class RowWeights:
 
     def __init__(self, labels: Labels, groups: NDArray[np.int64] | None, rng: np.random.Generator) -> None:
         units = np.arange(labels.size) if groups is None else np.unique(groups, return_inverse=True)[1]
-        has = np.zeros((int(units.max()) + 1, max(2, int(labels.max(initial=0)) + 1)), bool)
-        has[units, labels] = True
-        strata = strata_of(has, np.ones(len(has), np.int64))
+        strata = _strata(labels, units)
         self._rng, self._sizes = rng, [int(size) for size in np.bincount(strata) if size]
         position = np.empty(strata.size, np.int64)
         position[np.argsort(strata, kind="stable")] = np.arange(strata.size)
@@ -104,6 +101,23 @@ class RowWeights:
         """Draw the next replicate, and return how often each row is drawn (n,)."""
         drawn = [np.bincount(self._rng.integers(0, size, size), minlength=size) for size in self._sizes]
         return np.concatenate(drawn).astype(np.float64)[self._unit_of]
+
+
+def _strata(labels: Labels, units: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the stratum of each group (g,), from the labels and the groups of the rows, numbered from 0.
+
+    Groups of a single class come first, class by class, then those of several classes.
+    """
+    classes = max(2, int(labels.max(initial=0)) + 1)
+    has = np.zeros((int(units.max()) + 1, classes), bool)
+    has[units, labels] = True
+    strata = has.argmax(axis=1)
+    mixed = has.sum(axis=1) > 1
+    if mixed.any():
+        _, set_of, counts = np.unique(has[mixed], axis=0, return_inverse=True, return_counts=True)
+        set_of = np.where(counts[set_of] < LEAST_GROUPS, counts.size, set_of)
+        strata[mixed] = classes + set_of
+    return np.asarray(strata, np.int64)
 
 
 def design_effects(labels: Labels, y_pred: Labels, groups: ArrayLike | None) -> tuple[float, float]:
@@ -153,36 +167,6 @@ def design_effect(wrong: NDArray[np.bool_], group_of: NDArray[np.int64]) -> floa
     residual = wrong - share if 0 < share < 1 else np.ones(wrong.size)
     by_group = np.bincount(group_of, residual)
     return max(1.0, float((by_group**2).sum() / (residual**2).sum()))
-
-
-def strata_of(has: NDArray[np.bool_], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the strata within which groups are drawn: one for each set of labels that occurs in a group.
-
-    With three or more labels, the sets of several labels that fewer than `LEAST_GROUPS` groups have are one stratum,
-    because a group that is alone in its stratum would be drawn exactly once in every replicate. A replicate may then
-    lack a label.
-
-    Parameters
-    ----------
-    has : bool array (t, C)
-        Which labels occur in each group, or in each kind of group.
-    counts : int64 array (t,)
-        The number of groups of each kind.
-
-    Returns
-    -------
-    int64 array (t,)
-        Numbers from 0. Of two labels, the sets {0}, {1} and {0, 1} come in this order.
-
-    Examples
-    --------
-    >>> strata_of(np.array([[True, True], [True, False], [True, False]]), np.array([1, 2, 3]))
-    array([1, 0, 0])
-    """
-    stratum = np.unique(has[:, ::-1], axis=0, return_inverse=True)[1].reshape(-1)
-    if has.shape[1] > 2:
-        stratum[(np.bincount(stratum, counts)[stratum] < LEAST_GROUPS) & (has.sum(axis=1) > 1)] = -1
-    return np.asarray(np.unique(stratum, return_inverse=True)[1], np.int64)
 
 
 def kinds_of_group(
