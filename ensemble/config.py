@@ -24,6 +24,7 @@ from ensemble.config_fields import (
     SPEED,
     TRAINING,
     BadLabel,
+    Classes,
     Device,
     Exif,
     FollowLinks,
@@ -81,6 +82,7 @@ class DataConfig(Frozen):
 
     images: Images
     labels: LabelFile = None
+    classes: Classes = None
     positive: Positive = None
     image_column: ImageColumn = None
     label_column: LabelColumn = None
@@ -167,7 +169,7 @@ class MemberConfig(Frozen):
     epochs: Annotated[int, option(TRAINING, "Train for this many epochs; none is chosen afterwards.", ge=1)] = 20
     batch_size: Annotated[int, option(TRAINING, "Train on batches of this many images.", ge=2)] = 128
     sampler: Annotated[
-        Literal["plain", "balanced"], option(TRAINING, "Draw both classes equally often with balanced.")
+        Literal["plain", "balanced"], option(TRAINING, "Draw all classes equally often with balanced.")
     ] = "plain"
     clean: Annotated[
         bool, option(TRAINING, "Leave out the training rows whose labels confident learning finds doubtful.")
@@ -195,17 +197,23 @@ class MemberConfig(Frozen):
     clip_norm: Annotated[float, option(OPTIMISATION, "Clip gradients to this norm.", gt=0)] = 1.0
     loss: Annotated[
         Literal["focal", "weighted-focal", "bce", "weighted-bce"],
-        option(LOSS, "Minimise this loss; weighted ones weigh a class by the inverse of its training share."),
+        option(
+            LOSS, "Minimise this loss; bce is cross-entropy; weighted ones weigh a class by the inverse of its share."
+        ),
     ] = "focal"
     gamma: Annotated[float, option(LOSS, "Set the focal loss's focusing exponent; 0 is cross-entropy.", ge=0)] = 2.0
     alpha: Annotated[
         float | None,
         option(
-            LOSS, "Weigh label 1 by this in the focal loss, and label 0 by 1 - alpha.", unset="both weigh 1", gt=0, lt=1
+            LOSS,
+            "Weigh label 1 of two classes by this in the focal loss, and label 0 by 1 - alpha.",
+            unset="all weigh 1",
+            gt=0,
+            lt=1,
         ),
     ] = None
     label_smoothing: Annotated[
-        float, option(LOSS, "Spread this share of each label evenly over both labels.", ge=0, lt=1)
+        float, option(LOSS, "Spread this share of each label evenly over all labels.", ge=0, lt=1)
     ] = 0.0
     augment: Annotated[
         Augment, option(AUGMENTATION, "Augment by none, light or standard; in YAML also by a mapping of changes.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 RUN, DATA, MODEL, TRAINING, OPTIMISATION = "Run", "Data", "Model", "Training", "Optimisation"
 LOSS, AUGMENTATION, DECISION, SPEED = "Loss", "Augmentation", "Decision", "Speed"
@@ -25,7 +25,7 @@ def option(panel: str, description: str, *, unset: str = "", **bounds: Any) -> A
     unset : str
         What happens where the value is None, shown in place of the default.
     **bounds
-        Bounds as pydantic names them: `gt`, `ge`, `lt`, `le`, `pattern`.
+        Bounds as pydantic names them (`gt`, `ge`, `lt`, `le`, `pattern`), and `validation_alias` for other names.
     """
     return Field(description=description, json_schema_extra={"panel": panel, "unset": unset}, **bounds)
 
@@ -51,7 +51,16 @@ ImageColumn = Annotated[
 ]
 LabelColumn = Annotated[
     str | None,
-    option(DATA, "Read the labels of a table from this column.", unset="label, target, class or category"),
+    option(
+        DATA,
+        "Read the labels of a table from this column; target is a second name of this setting.",
+        unset="label, target, class or category",
+        validation_alias=AliasChoices("label_column", "target"),
+    ),
+]
+Classes = Annotated[
+    int | None,
+    option(DATA, "Read labels of this many classes, all of which must be present.", unset="2", ge=2, le=127),
 ]
 OutFile = Annotated[
     Path | None,

@@ -92,13 +92,14 @@ def overridden(
     exif: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    classes: int | None = None,
 ) -> RunConfig:
     """Return the config with the given values in place of its own; None keeps what the config says.
 
-    Where `images` are given, the config's labels, columns and images to predict are not kept: they are of other data.
-    A label file inside the run's folder moves with the folder. Where `predict` is given without `out`, its label file
-    is in the run's folder. `follow_links`, `on_bad` and `image_column` hold for the images to learn from and for those
-    to predict.
+    Where `images` are given, the config's labels, classes, columns and images to predict are not kept: they are of
+    other data. A label file inside the run's folder moves with the folder. Where `predict` is given without `out`, its
+    label file is in the run's folder. `follow_links`, `on_bad` and `image_column` hold for the images to learn from and
+    for those to predict.
 
     Raises
     ------
@@ -127,7 +128,8 @@ def overridden(
         }
         prediction = prediction.model_copy(update={**reading, **of_labels})
     changed: dict[str, Any] = {"run": folder, "folds": folds or config.folds, "predict": prediction}
-    data: dict[str, Any] = {"labels": labels, "positive": positive, "label_column": label_column}
+    data: dict[str, Any] = {"labels": labels, "classes": classes, "positive": positive}
+    data |= {"label_column": label_column}
     if images is not None:
         data |= {"images": images, "image_column": None}
     else:

@@ -169,6 +169,9 @@ ARGUMENTS = {
 BY_NAME_TOO = {"predict": "images", "report": "run", "verify": "run"}
 """The argument of a command that may also be given as an option of its name, as in other commands."""
 
+SECOND_NAMES = {"label_column": "target"}
+"""Options that have a second name in every command."""
+
 DEFAULTS: dict[tuple[str, str], Any] = {("predict", "tta"): False}
 """Defaults of flags that differ from the model's: `predict` without `--tta` has always been plain prediction."""
 
@@ -268,8 +271,9 @@ def _parameter(command: str, name: str, part: Part, rich: bool) -> inspect.Param
     value: Any = Optional[list[str]] if get_origin(kind) is tuple else Optional[str]
     if name not in ARGUMENTS.get(command, ()):
         choices = _choices(field)
+        names = [name, SECOND_NAMES[name]] if name in SECOND_NAMES else [name]
         typed = typer.Option(
-            f"--{_dashed(name)}",
+            *(f"--{_dashed(each)}" for each in names),
             help=text,
             rich_help_panel=panel,
             metavar=_metavar(kind),

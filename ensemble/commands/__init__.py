@@ -5,6 +5,7 @@ choice.py       which members fit trains, and for how many epochs
 run.py          run, demo and recipes: everything in order
 checks.py       options of a training command, checked before anything slow is imported
 train.py        train-member and trial
+starting_weights.py  the weights that a member starts from, of a file or of another member
 fold_jobs.py    the fold models of members: begun, trained, written
 clean.py        training rows that are left out for doubtful labels
 fit_stacker.py  fit-stacker: the decision

@@ -12,6 +12,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from ensemble.commands.starting_weights import is_member_folder
 from ensemble.config import WITHOUT_WEIGHTS, MemberConfig, PredictConfig
 from ensemble.data.dataset import Source
 from ensemble.data.source import open_unlabelled
@@ -72,7 +73,7 @@ def check_prediction(run: Run, config: PredictConfig) -> None:
 
 
 def check_members(members: Sequence[MemberConfig]) -> None:
-    """Refuse an unknown architecture and a weights file that cannot be read.
+    """Refuse an unknown architecture, and weights that cannot be read.
 
     Raises
     ------
@@ -84,8 +85,11 @@ def check_members(members: Sequence[MemberConfig]) -> None:
     for member in members:
         if not member.from_hub:
             check_architecture(member.timm_name)
-        if member.weights is not None and not (member.weights.is_file() and os.access(member.weights, os.R_OK)):
-            raise ArtifactError(printable(member.weights), "is no file that can be read", "give a safetensors file")
+        if member.weights is None or is_member_folder(member.weights):
+            continue
+        if not (member.weights.is_file() and os.access(member.weights, os.R_OK)):
+            remedy = "give a safetensors file, or the folder of a member"
+            raise ArtifactError(printable(member.weights), "is no file that can be read", remedy)
 
 
 @cache

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ensemble.commands.starting_weights import starting_weights
 from ensemble.config import VIEWS, WITHOUT_WEIGHTS, MemberConfig, seed_sequence
 from ensemble.data.folds import FoldTable
 from ensemble.decision.threshold import least_hter
@@ -83,13 +84,13 @@ def begin_members(
 
     pixels, jobs, requests = MappedPixels(dataset.pixels), [], []
     for folder, member in members:
-        weights = files.read_tensors(member.weights) if member.weights else None
-        check(member, dataset.size[0], weights, say)
+        weights, sha256 = starting_weights(member, dataset, table, folds)
+        check(member, dataset.size[0], weights[0], say)
         requested = member.model_dump(mode="json", exclude={"weights"})
-        requested["weights"] = files.file_sha256(member.weights) if member.weights else None
+        requested["weights"] = sha256
         config, origin = _with_origin(folder, member, dataset.size[0], say)
-        arrays = {key: value.numpy() for key, value in weights.items()} if weights is not None else None
-        for fold in folds:
+        for fold, of_fold in zip(folds, weights, strict=True):
+            arrays = {key: value.numpy() for key, value in of_fold.items()} if of_fold is not None else None
             rows = np.flatnonzero(table.fold_of != fold)
             jobs.append(FoldJob(config, pixels, table.labels, table.ids, rows, fold, seed, arrays))
         requests.append((requested, origin))

@@ -25,7 +25,7 @@ from ensemble.results import CascadeFacts
 from ensemble.runs.files import LOGIT_DECIMALS, remove_temporary_files
 from ensemble.runs.member import MemberFolder
 from ensemble.runs.predictions import KeptLogits
-from ensemble.runs.run import Run
+from ensemble.runs.run import Run, RunFacts
 
 if TYPE_CHECKING:
     from ensemble.data.dataset import Dataset
@@ -42,7 +42,7 @@ class FoldLogits:
     Attributes
     ----------
     members : tuple of m str
-    by_fold : float64 array (n, m, k)
+    by_fold : float64 array (n, m, k[, C])
     known : bool array (n, m)
         Whether a member was evaluated on an image; where not, a cascade imputed its logits.
     cascade : CascadeFacts or None
@@ -55,7 +55,7 @@ class FoldLogits:
 
     @property
     def mean(self) -> np.ndarray:
-        """The mean over the fold models (n, m), rounded as it is stored."""
+        """The mean over the fold models (n, m[, C]), rounded as it is stored."""
         return np.asarray(self.by_fold.mean(axis=2).round(LOGIT_DECIMALS))
 
 
@@ -74,8 +74,17 @@ class _Prediction:
         return [self.run.member(name) for name in self.decision.stacker.members]
 
     @functools.cached_property
+    def facts(self) -> RunFacts:
+        return self.run.read()
+
+    @property
     def folds(self) -> int:
-        return self.run.read().folds
+        return self.facts.folds
+
+    def empty_logits(self) -> np.ndarray:
+        """Return an array for the logits (n, m, k[, C]) of the members and fold models."""
+        shape = (len(self.dataset), len(self.members), self.folds)
+        return np.empty(shape if self.facts.class_count == 2 else (*shape, self.facts.class_count))
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -105,7 +114,7 @@ def fold_logits(
     decision : Decision
     oof : OofLogits
         OOF logits of the stacked members, averaged over the views of the decision.
-    by_view : float64 array (n_oof, m, v)
+    by_view : float64 array (n_oof, m, v[, C])
         OOF logits of the stacked members, by view.
     dataset : Dataset
     folders : sequence of Path
@@ -122,8 +131,8 @@ def fold_logits(
     images = _Prediction(run, decision, dataset, options, compute)
     remove_temporary_files(folders[0])
     kept = [KeptLogits(folder / "logits", dataset.ids, dataset.fingerprint) for folder in dict.fromkeys(folders)]
-    shape = (len(dataset), len(images.members), images.folds)
-    logits, missing = np.empty(shape), []
+    logits, missing = images.empty_logits(), []
+    shape = logits.shape
     for column, fold in product(range(shape[1]), range(shape[2])):
         stored = _load(kept, images, images.members[column], fold, say)
         if stored is None:
@@ -159,8 +168,9 @@ def unkept_fold_logits(
         Weights are missing or damaged.
     """
     images = _Prediction(run, decision, dataset, options, compute)
-    shape = (len(dataset), len(images.members), images.folds)
-    logits, every = np.empty(shape), list(product(range(shape[1]), range(shape[2])))
+    logits = images.empty_logits()
+    shape = logits.shape
+    every = list(product(range(shape[1]), range(shape[2])))
     with progress(len(every) * len(dataset) * len(images.views), "predict", "views") as bar:
         _compute(images, every, None, logits, bar)
     return FoldLogits(decision.stacker.members, logits, np.ones(shape[:2], bool))
@@ -219,7 +229,7 @@ def _fold_models(images: _Prediction, predictor: Predictor, models: Sequence[tup
 def _load(
     kept: Sequence[KeptLogits], images: _Prediction, member: MemberFolder, fold: int, say: Say
 ) -> np.ndarray | None:
-    """Return the kept logits (n, views) of a fold model; None where there are none and they can be computed."""
+    """Return the kept logits (n, views[, C]) of a fold model; None where there are none and they can be computed."""
     damage = None
     for folder in kept:
         try:

@@ -6,7 +6,8 @@ folders.py     images in a folder or a zip: numbered, of any names, or in a fold
 listing.py     images that are named one by one: files, globs, lists of paths
 manifest.py    tables of images, with labels and groups
 tables.py      reads CSV and Parquet tables and finds their columns
-labels.py      reads labels: 0 and 1, other spellings of these, or the names of two classes
+labels.py      reads labels: 0 and 1, other spellings of these, the names of two classes, or those of more
+classes.py     the names of classes, and which label each stands for
 joining.py     joins images to the labels of a file
 files.py       lists and reads files in folders and zips, and refuses unsafe or damaged ones
 pixels.py      decodes a file to RGB pixels under one image policy
@@ -14,6 +15,9 @@ store.py       decodes every image once, into a memory map on disk
 arrays.py      images that Python code passes: paths or pixels
 folds.py       assigns rows to folds, by class and group
 synthetic.py   generates the demo images
+synthetic_people.py  generates people, seven images each, of 18 classes
+bayes.py       computes the best rates of any rule where the densities are known
+drawing.py     draws the heads of the generated images
 """
 
 from __future__ import annotations

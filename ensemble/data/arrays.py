@@ -21,6 +21,7 @@ def source_from_paths(
     labels: ArrayLike | None = None,
     groups: ArrayLike | None = None,
     on_bad: str = "error",
+    classes: tuple[str, ...] | None = None,
 ) -> Source:
     """Return a source of the images at `paths`, in their order.
 
@@ -29,11 +30,13 @@ def source_from_paths(
     paths : sequence of n paths
         Distinct. The path of an image is its id.
     labels : array (n,), optional
-        0 or 1.
+        Class indices, 0 to C - 1.
     groups : array (n,), optional
         Images of one group stay in one fold.
     on_bad : {"error", "skip"}
         What to do with paths that name no file, as in `open_source`.
+    classes : tuple of C str, optional
+        The names of the classes; by default, there are two, which are 0 and 1.
 
     Raises
     ------
@@ -42,7 +45,7 @@ def source_from_paths(
     """
     source = source_of_files([os.fspath(path) for path in paths], "paths", skip_bad=on_bad == "skip")
     n = len(source)
-    return replace(source, labels=_labels(labels, n), groups=_groups(groups, n))
+    return replace(source, labels=_labels(labels, n, classes), groups=_groups(groups, n), classes=classes)
 
 
 def dataset_from_arrays(
@@ -50,6 +53,7 @@ def dataset_from_arrays(
     labels: ArrayLike | None = None,
     groups: ArrayLike | None = None,
     ids: Sequence[str] | None = None,
+    classes: tuple[str, ...] | None = None,
 ) -> Dataset:
     """Return decoded images as a `Dataset`, without a store on disk.
 
@@ -58,11 +62,13 @@ def dataset_from_arrays(
     images : uint8 array (n, H, H, 3)
         RGB. Identical images are kept in one fold.
     labels : array (n,), optional
-        0 or 1.
+        Class indices, 0 to C - 1.
     groups : array (n,), optional
         Images of one group stay in one fold.
     ids : sequence of n str, optional
         Distinct; by default the row numbers, "000000" onwards.
+    classes : tuple of C str, optional
+        The names of the classes; by default, there are two, which are 0 and 1.
 
     Raises
     ------
@@ -83,22 +89,25 @@ def dataset_from_arrays(
         raise DataError("ids", f"must be {n} distinct strings")
     pixels = np.ascontiguousarray(pixels).view()
     digests = np.array([hashlib.sha256(image.tobytes()).hexdigest() for image in pixels], "S64")
-    y, group_of = _labels(labels, n), _groups(groups, n)
+    y, group_of = _labels(labels, n, classes), _groups(groups, n)
     fingerprint = hashlib.sha256(f"arrays, size {pixels.shape[1:3]}\n".encode())
     fingerprint.update("\0".join(names.tolist()).encode("utf-8", "surrogateescape"))
     for array in (y, group_of, digests):
         fingerprint.update(b"\0\0none" if array is None else b"\0\0" + array.tobytes())
-    return Dataset(names, y, group_of, pixels, digests, fingerprint.hexdigest())
+    return Dataset(names, y, group_of, pixels, digests, fingerprint.hexdigest(), classes=classes)
 
 
-def _labels(labels: ArrayLike | None, n: int) -> NDArray[np.int8] | None:
+def _labels(labels: ArrayLike | None, n: int, classes: tuple[str, ...] | None) -> NDArray[np.int8] | None:
     if labels is None:
         return None
     raw: NDArray[Any] = np.asarray(labels)
     if raw.shape != (n,):
         raise DataError("labels", f"must have shape ({n},); got {raw.shape}")
-    if not np.isin(raw, (0, 1)).all():
-        raise DataError("labels", f"must be 0 or 1; got {raw[~np.isin(raw, (0, 1))][0]}")
+    count = 2 if classes is None else len(classes)
+    is_label = np.isin(raw, np.arange(count))
+    if not is_label.all():
+        possible = "0 or 1" if count == 2 else f"0 to {count - 1}"
+        raise DataError("labels", f"must be {possible}; got {raw[~is_label][0]}")
     return raw.astype(np.int8)
 
 

@@ -31,6 +31,7 @@ class Source:
         The number of a numbered image, ``"000001"``; otherwise the name of its file; the path in a manifest or a list;
         ``"0/name.jpg"`` in class folders.
     labels : int8 array (n,) or None
+        Class indices, 0 to C - 1.
     groups : int64 array (n,) or None
         Rows of one group stay in one fold.
     names : tuple of str
@@ -39,8 +40,9 @@ class Source:
         Returns the bytes of a name; raises `DataError`.
     notes : tuple of str
         Remarks on how the labels were read, a line each.
-    classes : tuple of two str, or None
-        The names of label 0 and of label 1, where the labels are names.
+    classes : tuple of C str, or None
+        The names of the classes; None for two classes that are 0 and 1. Of three or more classes, integers are names
+        too: ``("0", "1", "2")``.
     labels_where : str
         Where the labels are, for messages; empty if they are where the images are.
     """
@@ -52,7 +54,7 @@ class Source:
     names: tuple[str, ...]
     fetch: Callable[[str], bytes]
     notes: tuple[str, ...] = ()
-    classes: tuple[str, str] | None = None
+    classes: tuple[str, ...] | None = None
     labels_where: str = ""
 
     def __len__(self) -> int:
@@ -78,7 +80,7 @@ class Dataset:
     ----------
     ids : str array (n,)
     labels : int8 array (n,) or None
-        0 or 1.
+        Class indices, 0 to C - 1.
     groups : int64 array (n,) or None
     pixels : uint8 memory map (n, H, W, 3)
         RGB.
@@ -89,8 +91,9 @@ class Dataset:
         the pixels.
     notes : tuple of str
         Remarks on the data, a line each.
-    classes : tuple of two str, or None
-        The names of label 0 and of label 1, where the labels are names.
+    classes : tuple of C str, or None
+        The names of the classes; None for two classes that are 0 and 1. Of three or more classes, integers are names
+        too: ``("0", "1", "2")``.
     bad : tuple of BadImage
         The images that cannot be used and were left out; the arrays have no rows for them.
     exif : {"ignore", "apply"}
@@ -104,7 +107,7 @@ class Dataset:
     digests: NDArray[np.bytes_]
     fingerprint: str
     notes: tuple[str, ...] = ()
-    classes: tuple[str, str] | None = None
+    classes: tuple[str, ...] | None = None
     bad: tuple[BadImage, ...] = ()
     exif: str = "ignore"
 

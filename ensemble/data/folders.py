@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from ensemble.data.classes import UNREAD, order_classes
 from ensemble.data.dataset import Source
 from ensemble.data.files import (
     OUTWARD_LINK,
@@ -25,13 +26,13 @@ from ensemble.data.files import (
     unread_note,
 )
 from ensemble.data.joining import with_labels
-from ensemble.data.labels import order_classes, read_labels
+from ensemble.data.labels import read_labels
 from ensemble.errors import DataError, printable
 
 Fetch = Callable[[str], bytes]
 
 SETS = ("train", "val", "test", "dev", "holdout")
-"""Beginnings of the names of folders that hold sets of images. Two such folders are not taken for two classes."""
+"""Beginnings of the names of folders that hold sets of images. Such folders are not taken for classes."""
 
 
 # --- a folder ---------------------------------------------------------------------------------------------------------
@@ -44,6 +45,7 @@ def open_folder(
     labels: Path | None = None,
     follow_links: bool = False,
     skip_bad: bool = False,
+    n_classes: int | None = None,
 ) -> Source:
     """Open a folder of images, or of one subfolder for each class, which may have subfolders in turn.
 
@@ -60,23 +62,25 @@ def open_folder(
         Whether links may lead out of the folder.
     skip_bad : bool
         Whether images that are not files are left out later, and no error here.
+    n_classes : int, optional
+        The number of three or more classes; None for two.
 
     Raises
     ------
     DataError
-        It holds no images, folders that are no two classes, or numbered images with gaps.
+        It holds no images, folders that are no such classes, or numbered images with gaps.
     """
     where, fetch = printable(folder), functools.partial(read_file, str(folder))
     images, others = files_below(folder, False, follow_links, skip_bad)
     classes = [] if images else sorted(name for name in os.listdir(folder) if _is_class(folder / name))
     if classes:
-        _refuse_other_folders(where, classes)
+        _refuse_other_folders(where, classes, n_classes)
         images, others = _images_of_classes(folder, classes, others, follow_links, skip_bad)
     if not images:
         beside = f"; {unread_note(folder, others)}" if others else ""
         raise DataError(where, f"holds no images{beside}", "name the folder that does")
     files = {name: name for name in images}
-    source = _classes(where, files, fetch, positive) if classes else _files(where, files, fetch, any_names)
+    source = _classes(where, files, fetch, positive, n_classes) if classes else _files(where, files, fetch, any_names)
     others = [name for name in others if labels is None or not _is_same(folder / name, labels)]
     return replace(source, notes=(*source.notes, unread_note(folder, others))) if others else source
 
@@ -107,7 +111,13 @@ def _images_of_classes(
 
 
 def open_zip(
-    path: Path, inner: str, positive: str | None, any_names: bool, labels: Path | None = None, find_labels: bool = True
+    path: Path,
+    inner: str,
+    positive: str | None,
+    any_names: bool,
+    labels: Path | None = None,
+    find_labels: bool = True,
+    n_classes: int | None = None,
 ) -> Source:
     """Open the images of a zip, or those of the folder `inner` in it, as `open_folder` does.
 
@@ -128,20 +138,21 @@ def open_zip(
         source = _files(where, files, archive.read, any_names)
         others = (name for name in archive.entries if name not in images)
         if labels is None and find_labels and not any(is_image(name) and not is_hidden(name) for name in others):
-            source, labels = _with_labels_beside(source, path, archive, positive)
+            source, labels = _with_labels_beside(source, path, archive, positive, n_classes)
     else:
         classes = sorted({PurePosixPath(name).parts[0] for name in files})
-        if str(root) in parents or not _are_classes(classes):
-            remedy = f"name one of them: {printable(path / parents[0])}"
+        if str(root) in parents or not _are_classes(classes, n_classes):
+            may_be = str(root) not in parents and len(classes) > 2 and n_classes is None
+            remedy = f"name one of them: {printable(path / parents[0])}{_if_classes(classes) if may_be else ''}"
             raise DataError(where, f"holds several image folders: {listed(parents)}", remedy)
-        source = _classes(where, files, archive.read, positive)
+        source = _classes(where, files, archive.read, positive, n_classes)
     unread = [name for name in names if name not in images and not (labels and _is_same(path / name, labels))]
     note = f"{len(unread)} files in it are not read: {listed(sorted(unread))}"
     return replace(source, notes=(*source.notes, note)) if unread else source
 
 
 def _with_labels_beside(
-    source: Source, path: Path, archive: Archive, positive: str | None
+    source: Source, path: Path, archive: Archive, positive: str | None, n_classes: int | None
 ) -> tuple[Source, Path | None]:
     """Return the source with the labels of the zip's only text file, or the only one named "label…", and its path."""
     texts = [name for name in archive.entries if name.lower().endswith(".txt") and not is_hidden(name)]
@@ -152,7 +163,8 @@ def _with_labels_beside(
     if not texts or not all(PurePosixPath(name).stem.isdecimal() for name in source.ids.tolist()):
         return source, None
     where = printable(path / texts[0])
-    return with_labels(source, read_labels(archive.read(texts[0]), where, positive), where), path / texts[0]
+    labels = read_labels(archive.read(texts[0]), where, positive, n_classes=n_classes)
+    return with_labels(source, labels, where), path / texts[0]
 
 
 # --- files and class folders, on disk or in a zip ---------------------------------------------------------------------
@@ -188,26 +200,37 @@ def _refuse_gaps(where: str, numbers: Sequence[int], names: Sequence[str]) -> No
         raise DataError(where, f"numbering has gaps: image {gap} is missing, before {names[gap - 1]}", remedy)
 
 
-def _refuse_other_folders(where: str, folders: Sequence[str]) -> None:
-    """Raise `DataError` unless the folders are 0 and 1, one of these alone, or two classes of other names."""
-    if set(folders) <= {"0", "1"} or _are_classes(folders):
+def _refuse_other_folders(where: str, folders: Sequence[str], n_classes: int | None) -> None:
+    """Raise `DataError` unless the folders are 0 and 1, one of these alone, or classes of other names."""
+    if (n_classes is None and set(folders) <= {"0", "1"}) or _are_classes(folders, n_classes):
         return
-    if len(folders) == 2:
-        problem = f"the folders {listed(folders)} look like two sets of images, not like two classes"
+    if len(folders) == 2 or (n_classes is not None and len(folders) > 2):
+        count = "two " if len(folders) == 2 else ""
+        problem = f"the folders {listed(folders)} look like {count}sets of images, not like {count}classes"
         raise DataError(where, problem, f"name one of them: {where}/{printable(folders[0])}")
     problem = f"holds no images, but the folders {listed(folders)}"
-    raise DataError(where, problem, "name one of them, or make one folder for each of two classes")
+    more = _if_classes(folders) if n_classes is None and len(folders) > 2 else ""
+    each = "of two classes" if n_classes is None else "class"
+    raise DataError(where, problem, f"name one of them{more}, or make one folder for each {each}")
 
 
-def _are_classes(folders: Sequence[str]) -> bool:
-    return len(folders) == 2 and not all(name.lower().startswith(SETS) for name in folders)
+def _if_classes(folders: Sequence[str]) -> str:
+    return f", or give --classes {len(folders)} if each is a class"
 
 
-def _classes(where: str, files: dict[str, str], fetch: Fetch, positive: str | None) -> Source:
+def _are_classes(folders: Sequence[str], n_classes: int | None) -> bool:
+    """Return whether folders may be classes; where there are three or more, `order_classes` compares their number."""
+    enough = len(folders) == 2 if n_classes is None else len(folders) > 1
+    return enough and not all(name.lower().startswith(SETS) for name in folders)
+
+
+def _classes(where: str, files: dict[str, str], fetch: Fetch, positive: str | None, n_classes: int | None) -> Source:
     """Label images by their folder; `files` maps ids such as ``"0/a.jpg"`` to what `fetch` takes."""
     ids = sorted(files)
-    folders = [name.partition("/")[0] for name in ids]
-    order = order_classes(sorted(set(folders)), positive, f"the folders of {where}")
-    labels = np.array([folder == order.positive for folder in folders], np.int8)
     names = tuple(files[name] for name in ids)
+    if n_classes == UNREAD:
+        return Source(where, np.array(ids), None, None, names, fetch)
+    folders = [name.partition("/")[0] for name in ids]
+    order = order_classes(folders, positive, where if n_classes else f"the folders of {where}", n_classes)
+    labels = np.array([order.label_of[folder] for folder in folders], np.int8)
     return Source(where, np.array(ids), labels, None, names, fetch, order.notes, order.classes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.config import seed_sequence
-from ensemble.errors import ConfigError, DataError
+from ensemble.errors import ConfigError, DataError, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,15 +63,23 @@ def together(digests: NDArray[np.bytes_], groups: NDArray[np.int64] | None = Non
     return first[unit].astype(np.int64)
 
 
-def assign_folds(labels: NDArray[np.int8], units: NDArray[np.int64], k: int, seed: int, where: str = "labels") -> Folds:
+def assign_folds(
+    labels: NDArray[np.integer[Any]],
+    units: NDArray[np.int64],
+    k: int,
+    seed: int,
+    where: str = "labels",
+    classes: Sequence[str] | None = None,
+    strata: NDArray[np.integer[Any]] | None = None,
+) -> Folds:
     """Assign units to `k` folds: the largest first, each to the fold with the fewest rows of the unit's classes.
 
     Where every row is a unit, the folds differ by at most one row in each class.
 
     Parameters
     ----------
-    labels : int8 array (n,)
-        0 or 1, both present.
+    labels : int array (n,)
+        Class indices, 0 to C - 1, all of them present.
     units : int64 array (n,)
         Rows of equal value stay together.
     k : int
@@ -77,6 +87,11 @@ def assign_folds(labels: NDArray[np.int8], units: NDArray[np.int64], k: int, see
     seed : int
     where : str
         Where the labels are, for messages.
+    classes : sequence of C str, optional
+        The names of three or more classes. Without them, C - 1 is the greatest label, and at least 1.
+    strata : int array (n,) or (n, t), optional
+        What is balanced over the folds in place of the labels, such as combinations of several targets. A stratum may
+        have fewer units than there are folds. Several columns are balanced at once.
 
     Raises
     ------
@@ -87,41 +102,77 @@ def assign_folds(labels: NDArray[np.int8], units: NDArray[np.int64], k: int, see
     """
     if not 2 <= k <= MAX_FOLDS:
         raise ConfigError("--folds", f"must be 2 to {MAX_FOLDS}; got {k}")
-    unit, counts = _composition(labels, units)
-    for label, (rows, units_of_label) in enumerate(zip(counts.sum(0), (counts > 0).sum(0), strict=True)):
-        if rows == 0:
-            raise DataError(
-                where,
-                f"both classes must be present; none of {len(labels)} labels is {label}",
-                "add images of this class",
-            )
-        if units_of_label < k:
-            same = "" if units_of_label == rows else f" in {units_of_label} groups that stay together"
-            remedy = f"use --folds {units_of_label} at most" if units_of_label > 1 else "add images of this class"
-            raise DataError(where, f"{rows} images of class {label}{same} cannot fill {k} folds", remedy)
+    refuse_small_classes(labels, units, k, where, classes)
+    _, unit = np.unique(units, return_inverse=True)
+    sizes = np.bincount(unit)
     rng = np.random.default_rng(seed_sequence(seed, "folds"))
-    order = np.lexsort((rng.random(len(counts)), -counts.sum(1)))
-    weight_0, weight_1 = (counts.sum(0)[::-1] ** 2).tolist()
-    rows_of_0, rows_of_1 = [0] * k, [0] * k
+    order = np.lexsort((rng.random(len(sizes)), -sizes))
+    composition, rows_of_strata = _composition(labels if strata is None else strata, unit)
 
-    # The rows of each class count in inverse proportion to its frequency, so that both classes are balanced alike.
-    def cost(fold: int) -> tuple[int, int]:
-        load = n_0 * rows_of_0[fold] * weight_0 + n_1 * rows_of_1[fold] * weight_1
-        return load, rows_of_0[fold] + rows_of_1[fold]
-
-    fold_of_unit = np.empty(len(counts), np.int8)
-    for u, (n_0, n_1) in zip(order, counts[order].tolist(), strict=True):
-        fold_of_unit[u] = fold = min(range(k), key=cost)
-        rows_of_0[fold] += n_0
-        rows_of_1[fold] += n_1
+    # The rows of a stratum count in inverse proportion to the square of its frequency, so that all are balanced alike.
+    # The weights are integers, so that equal loads are equal exactly.
+    multiple = math.lcm(*rows_of_strata)
+    weights = [(multiple // rows) ** 2 for rows in rows_of_strata]
+    rows_in_folds = [[0] * k for _ in weights]  # (strata, k)
+    rows_of_fold = [0] * k
+    fold_of_unit = np.empty(len(sizes), np.int8)
+    for u, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
+        loads = [0] * k
+        for stratum, rows in composition[u]:
+            weight = rows * weights[stratum]
+            loads = [load + weight * there for load, there in zip(loads, rows_in_folds[stratum], strict=True)]
+        fold = min(range(k), key=lambda fold: (loads[fold], rows_of_fold[fold]))  # noqa: B023  called at once
+        fold_of_unit[u] = fold
+        rows_of_fold[fold] += size
+        for stratum, rows in composition[u]:
+            rows_in_folds[stratum][fold] += rows
     return Folds(fold_of_unit[unit], k, seed)
 
 
-def _composition(labels: NDArray[np.int8], units: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the unit of each row (n,), numbered from 0, and the number of rows of each class in each unit (u, 2)."""
-    _, unit = np.unique(units, return_inverse=True)
-    counts = np.bincount(2 * unit + labels, minlength=2 * (unit.max(initial=-1) + 1)).reshape(-1, 2)
-    return unit, counts
+def refuse_small_classes(
+    labels: NDArray[np.integer[Any]],
+    units: NDArray[np.int64],
+    k: int,
+    where: str = "labels",
+    classes: Sequence[str] | None = None,
+) -> None:
+    """Raise `DataError` where a class is absent, or has fewer units than there are folds; see `assign_folds`."""
+    count = max(2, len(classes or ()), int(labels.max(initial=0)) + 1)
+    names = [printable(name) for name in classes] if classes and count > 2 else list(map(str, range(count)))
+    rows_of_class = np.bincount(labels, minlength=count).tolist()
+    pairs = np.unique(np.column_stack([labels.astype(np.int64), units]), axis=0)
+    units_of_class = np.bincount(pairs[:, 0], minlength=count).tolist()
+    for name, rows, units_of_label in zip(names, rows_of_class, units_of_class, strict=True):
+        if rows == 0:
+            which = "both classes" if count == 2 else "every class"
+            problem = f"{which} must be present; none of {len(labels)} labels is {name}"
+            raise DataError(where, problem, "add images of this class")
+        if units_of_label < k:
+            same = "" if units_of_label == rows else f" in {units_of_label} groups that stay together"
+            remedy = f"use --folds {units_of_label} at most" if units_of_label > 1 else "add images of this class"
+            raise DataError(where, f"{rows} images of class {name}{same} cannot fill {k} folds", remedy)
+
+
+def _composition(
+    strata: NDArray[np.integer[Any]], unit: NDArray[np.int64]
+) -> tuple[list[list[tuple[int, int]]], list[int]]:
+    """Return the strata of each unit, with its number of rows of each, and the number of rows of each stratum.
+
+    `strata` (n,) or (n, t) are any integers, and numbered from 0 in the result; `unit` (n,) is numbered from 0.
+    """
+    columns = strata.reshape(len(strata), -1).T
+    numbered: list[NDArray[np.int64]] = []
+    rows_of_strata: list[int] = []
+    for column in columns:
+        _, stratum, rows = np.unique(column, return_inverse=True, return_counts=True)
+        numbered.append(stratum + len(rows_of_strata))
+        rows_of_strata += rows.tolist()
+    n = len(rows_of_strata)
+    pairs, counts = np.unique(np.concatenate([unit * n + stratum for stratum in numbered]), return_counts=True)
+    composition: list[list[tuple[int, int]]] = [[] for _ in range(int(unit.max(initial=-1)) + 1)]
+    for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
+        composition[pair // n].append((pair % n, count))
+    return composition, rows_of_strata
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +184,7 @@ class FoldTable:
     ids : str array (n,)
         Distinct.
     labels : int8 array (n,)
-        0 or 1.
+        Class indices: 0 or 1, or 0 to C - 1 where there are C > 2 classes and each of them occurs.
     fold_of : int8 array (n,)
         The fold that holds the row out.
     groups : int64 array (n,), optional
@@ -168,7 +219,10 @@ class FoldTable:
         if len(set(self.ids.tolist())) < n:
             raise DataError("fold table", f"{n} ids must be distinct")
         if not np.isin(self.labels, (0, 1)).all():
-            raise DataError("fold table", "labels must be 0 or 1")
+            # More than two classes are known only by their labels, so a gap in them would be a class without images.
+            gaps = self.labels.min() < 0 or np.unique(self.labels).size < self.classes
+            if gaps:
+                raise DataError("fold table", f"labels must be 0 or 1, or 0 to {self.classes - 1} with each of them")
         if self.groups is not None:
             _, first, group_of = np.unique(self.groups, return_index=True, return_inverse=True)
             split = self.fold_of != self.fold_of[first][group_of]
@@ -179,6 +233,11 @@ class FoldTable:
     def k(self) -> int:
         """The number of folds."""
         return int(self.fold_of.max()) + 1
+
+    @property
+    def classes(self) -> int:
+        """The number of classes C, at least 2."""
+        return max(2, int(self.labels.max(initial=0)) + 1)
 
     def reordered(self, rows: NDArray[np.int64]) -> FoldTable:
         """Return the table of `rows`, in their order."""

@@ -1,18 +1,28 @@
-"""Reads labels: 0 and 1, other spellings of these, or the names of two classes."""
+"""Reads labels: 0 and 1, other spellings of these, the names of two classes, or those of more classes."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble.data.classes import (
+    MAX_CLASSES,
+    bare_text,
+    checked_count,
+    class_note,
+    number_of,
+    order_classes,
+    refuse_positive,
+    shortest,
+)
 from ensemble.data.files import as_text, listed, open_archive, reading, split_zip
 from ensemble.data.tables import BY_NAME, LABEL, PATH, Columns, csv_rows, read_columns
-from ensemble.errors import ConfigError, DataError, printable
+from ensemble.errors import DataError, printable
 
 HEADER = "label"
 """The first line of a label file that has a header and no other column."""
@@ -20,10 +30,11 @@ HEADER = "label"
 NO_NAMES = frozenset({"", "nan", "none", "null", "na", "n/a", "?"})
 """Texts that stand for a missing value, so that no class may have them as its name."""
 
+MISSING = NO_NAMES - {"none"}
+"""Those of three or more classes: a class such as a mask's may have the name none, and the number of classes tells."""
+
 MOST_NAMED = 10
 """The most different labels that a message calls names of classes; more are something else than labels."""
-
-_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?")
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,9 +44,9 @@ class Labels:
     Attributes
     ----------
     y : int8 array (n,)
-        0 or 1.
-    classes : tuple of two str, or None
-        The names of label 0 and of label 1, where the labels are names.
+        Class indices, 0 to C - 1.
+    classes : tuple of C str, or None
+        The names of the classes; None for two classes that are 0 and 1.
     names : tuple of n str, or None
         The image of each label, where the file is a table.
     notes : tuple of str
@@ -43,7 +54,7 @@ class Labels:
     """
 
     y: NDArray[np.int8]
-    classes: tuple[str, str] | None = None
+    classes: tuple[str, ...] | None = None
     names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
 
@@ -54,15 +65,16 @@ class Labels:
 def read_label_file(
     path: Path,
     positive: str | None = None,
-    classes: tuple[str, str] | None = None,
+    classes: tuple[str, ...] | None = None,
     columns: Columns = BY_NAME,
+    n_classes: int | None = None,
 ) -> Labels:
     """Read a label file, also one in a zip; see `read_labels`. Raise `DataError` where it cannot be read."""
     where = printable(path)
     with reading(where):
         archive = split_zip(path)
         data = open_archive(archive[0]).read(archive[1]) if archive else path.read_bytes()
-    return read_labels(data, where, positive, classes, columns)
+    return read_labels(data, where, positive, classes, columns, n_classes)
 
 
 def parse_labels(data: bytes, where: str) -> NDArray[np.int8]:
@@ -84,8 +96,9 @@ def read_labels(
     data: bytes,
     where: str,
     positive: str | None = None,
-    classes: tuple[str, str] | None = None,
+    classes: tuple[str, ...] | None = None,
     columns: Columns = BY_NAME,
+    n_classes: int | None = None,
 ) -> Labels:
     """Return the labels of a text file with a label in each line, or of a CSV file with the columns name,label.
 
@@ -98,42 +111,53 @@ def read_labels(
         The file, for messages.
     positive : str, optional
         Where the labels are names, the one that is label 1.
-    classes : tuple of two str, optional
-        The names of label 0 and label 1, if they are known; only these are accepted, and one of them may be absent.
+    classes : tuple of C str, optional
+        The names of the classes, if they are known; only these are accepted, and some of them may be absent. Of three
+        or more classes, the indices 0 to C - 1 are accepted too. Where the names are such numbers themselves, lines
+        hold indices and tables hold names, as the files that thera writes.
     columns : Columns
         The names of a table's columns, if they are given.
+    n_classes : int, optional
+        The number of classes, as in `read_values`; not where `classes` are given.
 
     Raises
     ------
     DataError
-        A line is blank, has another column or another value; the message names it.
+        A line is blank, has another column or another value; the message names it. Or the classes are others.
     ConfigError
-        No label has the name `positive`, or no column has a name that is given.
+        No label has the name `positive`, no column has a name that is given, or `n_classes` is out of range.
     """
-    text = as_text(data, where)
+    text, n_classes = as_text(data, where), checked_count(n_classes, positive)
     if re.search("[,;\t]", text.partition("\n")[0]):
-        return _read_table(text, where, positive, classes, columns)
+        return _read_table(text, where, positive, classes, columns, n_classes)
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     for _ in range(2):
         if lines and not lines[-1]:
             lines.pop()
-    has_header = bool(lines) and _bare(lines[0]).lower() == HEADER
+    has_header = bool(lines) and bare_text(lines[0]).lower() == HEADER
     values = lines[1:] if has_header else lines
     if not values:
-        raise DataError(where, "holds no labels", "write a 0 or 1 in each line")
+        raise DataError(where, "holds no labels", f"write {_a_label(n_classes)} in each line")
     first = 2 if has_header else 1
-    read = read_values(values, range(first, first + len(values)), where, positive, classes)
+    read = read_values(values, range(first, first + len(values)), where, positive, classes, n_classes, indices=True)
     header_note = (f"line 1 of {where} is a header; the labels begin in line 2",) if has_header else ()
     return Labels(read.y, read.classes, None, (*header_note, *read.notes))
 
 
-def _read_table(text: str, where: str, positive: str | None, classes: tuple[str, str] | None, names: Columns) -> Labels:
+def _read_table(
+    text: str,
+    where: str,
+    positive: str | None,
+    classes: tuple[str, ...] | None,
+    names: Columns,
+    n_classes: int | None,
+) -> Labels:
     rows = csv_rows(text, where)
     lines, columns, notes = read_columns(rows, where, names)
     if LABEL not in columns:
         problem = f"has no column of labels; its columns are {printable(', '.join(rows[0][1]))}"
         raise DataError(where, problem, "call it label, or give --label-column")
-    read = read_values(columns[LABEL], lines, where, positive, classes)
+    read = read_values(columns[LABEL], lines, where, positive, classes, n_classes)
     return Labels(read.y, read.classes, columns[PATH], (*notes, *read.notes))
 
 
@@ -145,12 +169,15 @@ def read_values(
     lines: Sequence[int],
     where: str,
     positive: str | None = None,
-    classes: tuple[str, str] | None = None,
+    classes: tuple[str, ...] | None = None,
+    n_classes: int | None = None,
+    indices: bool = False,
 ) -> Labels:
     """Return the labels of n texts, with a note where they are not written as 0 and 1.
 
     Accepted are decimals (`1.0`), the pair -1 and 1, quoted values, blanks at the ends, and two names of any kind, of
-    which the second in the order of the alphabet is label 1.
+    which the second in the order of the alphabet is label 1. Three or more classes are names or integers; see
+    `order_classes`.
 
     Parameters
     ----------
@@ -161,29 +188,39 @@ def read_values(
         The file, for messages.
     positive : str, optional
         The name that is label 1 instead.
-    classes : tuple of two str, optional
+    classes : tuple of C str, optional
         As in `read_labels`.
+    n_classes : int, optional
+        The number of three or more classes, all of which must be present; None for two.
+    indices : bool
+        Whether numbers that may be either names among `classes` or indices are indices.
 
     Raises
     ------
     DataError
-        A value is none of these, or both 0 and -1 occur; the message names the line.
+        A value is none of these, or both 0 and -1 occur; the message names the line. Or there are not `n_classes`
+        classes; the message names them.
     ConfigError
         No label has the name `positive`.
     """
-    if classes is not None and {_bare(value) for value in values} <= set(classes):  # also names such as 1 and 2
-        return _known([_bare(value) for value in values], lines, where, classes)
-    numbers = {value: _number(value) for value in dict.fromkeys(values)}
-    if all(number is None and _bare(value).lower() not in NO_NAMES for value, number in numbers.items()):
-        names = [_bare(value) for value in values]
+    if n_classes is not None:
+        return _read_classes(values, lines, where, n_classes)
+    if classes is not None and len(classes) > 2:
+        return _known_or_indices([bare_text(value) for value in values], lines, where, classes, indices)
+    if classes is not None and {bare_text(value) for value in values} <= set(classes):  # also names such as 1 and 2
+        return _known([bare_text(value) for value in values], lines, where, classes)
+    numbers = {value: number_of(value) for value in dict.fromkeys(values)}
+    if all(number is None and bare_text(value).lower() not in NO_NAMES for value, number in numbers.items()):
+        names = [bare_text(value) for value in values]
         return _read_names(names, lines, where, positive) if classes is None else _known(names, lines, where, classes)
     for line, value in zip(lines, values, strict=True):
         if numbers[value] not in (-1, 0, 1):
-            _refuse(where, line, value)
+            _refuse(where, line, value, values)
     if {-1, 0} <= set(numbers.values()):
         line = next(line for line, value in zip(lines, values, strict=True) if numbers[value] == -1)
-        raise DataError(f"{where}: line {line}", "is -1, and other lines are 0", "write each label as 0 or 1")
-    _refuse_positive(positive)
+        remedy = f"write each label as 0 or 1{_or_more_classes(values)}"
+        raise DataError(f"{where}: line {line}", "is -1, and other lines are 0", remedy)
+    refuse_positive(positive)
     labels = np.array([numbers[value] == 1 for value in values], np.int8)
     if set(numbers) <= {"0", "1"}:
         return Labels(labels)
@@ -199,78 +236,63 @@ def _read_names(values: Sequence[str], lines: Sequence[int], where: str, positiv
         third = next(i for i, value in enumerate(values) if len(set(values[: i + 1])) == 3)
         if len(names) > MOST_NAMED or columns is not None:
             at = third if columns is None else columns
-            _refuse(where, lines[at], values[at])
+            _refuse(where, lines[at], values[at], values)
         problem = f"is {printable(values[third])[:40]}, a third label beside {listed(sorted(set(values[:third])))}"
-        raise DataError(f"{where}: line {lines[third]}", problem, "two labels are possible")
+        raise DataError(f"{where}: line {lines[third]}", problem, f"give --classes {len(names)}")
     order = order_classes(names, positive, where)
-    return Labels(np.array([value == order.positive for value in values], np.int8), order.classes, None, order.notes)
+    return Labels(np.array([order.label_of[value] for value in values], np.int8), order.classes, None, order.notes)
 
 
-def _known(values: Sequence[str], lines: Sequence[int], where: str, classes: tuple[str, str]) -> Labels:
+def _read_classes(values: Sequence[str], lines: Sequence[int], where: str, n_classes: int) -> Labels:
+    texts = [bare_text(value) for value in values]
+    for line, text in zip(lines, texts, strict=True):
+        if text.lower() in MISSING:
+            problem = f"is {printable(text)}, which stands for a missing label" if text else "is blank"
+            raise DataError(f"{where}: line {line}", problem, f"write {_a_label(n_classes)} in each line")
+    order = order_classes(texts, None, where, n_classes)
+    return Labels(np.array([order.label_of[text] for text in texts], np.int8), order.classes, None, order.notes)
+
+
+def _known(values: Sequence[str], lines: Sequence[int], where: str, classes: tuple[str, ...]) -> Labels:
+    label_of = {name: label for label, name in enumerate(classes)}
     for line, value in zip(lines, values, strict=True):
-        if value not in classes:
-            problem = f"must be {' or '.join(map(printable, classes))}; got '{printable(value)[:40]}'"
-            raise DataError(f"{where}: line {line}", problem)
-    return Labels(np.array([value == classes[1] for value in values], np.int8), classes)
+        if value not in label_of:
+            possible = " or ".join(map(printable, classes))
+            if len(classes) > 2:
+                possible = f"one of {listed(classes)}, or its index 0 to {len(classes) - 1}"
+            raise DataError(f"{where}: line {line}", f"must be {possible}; got '{printable(value)[:40]}'")
+    return Labels(np.array([label_of[value] for value in values], np.int8), classes)
 
 
-@dataclass(frozen=True)
-class ClassOrder:
-    """Which of two names is label 1: `positive`; the names of both labels, None for 0 and 1; and a note."""
-
-    positive: str
-    classes: tuple[str, str] | None = None
-    notes: tuple[str, ...] = ()
-
-
-def order_classes(of: Iterable[str], positive: str | None, where: str) -> ClassOrder:
-    """Return which name is label 1: `positive` if given, else the second in the order of the alphabet.
-
-    Capitals and small letters are alike in this order.
-
-    Raises
-    ------
-    DataError
-        There is one name only, which may stand for either label.
-    ConfigError
-        `positive` is none of the names.
-    """
-    names = sorted(set(of), key=lambda name: (name.casefold(), name))
-    if set(names) <= {"0", "1"}:
-        _refuse_positive(positive)
-        return ClassOrder("1")
-    if len(names) != 2:
-        raise DataError(where, f"has one label only, {listed(names)}", "both classes must be present")
-    if positive is not None and positive not in names:
-        raise ConfigError("--positive", f"no class has the name {printable(positive)}", f"they are {listed(names)}")
-    one = names[1] if positive is None else positive
-    zero = names[0] if one == names[1] else names[1]
-    return ClassOrder(one, (zero, one), (class_note((zero, one)),))
+def _known_or_indices(
+    values: Sequence[str], lines: Sequence[int], where: str, classes: tuple[str, ...], indices: bool
+) -> Labels:
+    """Return labels that are either names among three or more `classes`, or all of them their indices."""
+    texts = [value if value in classes else shortest(value) for value in values]
+    numbers = tuple(map(str, range(len(classes))))
+    are_names, are_indices = set(texts) <= set(classes), set(texts) <= set(numbers)
+    if not are_indices or (are_names and (not indices or classes == numbers)):
+        return _known(texts, lines, where, classes)
+    notes = (f"labels in {where} are read as indices: {class_note(classes)}",) if are_names else ()
+    return Labels(_known(texts, lines, where, numbers).y, classes, None, notes)
 
 
-def class_note(classes: tuple[str, str]) -> str:
-    """Return the note that says which class is which label."""
-    return f"{printable(classes[0])} is label 0, {printable(classes[1])} is label 1"
+# --- messages ---------------------------------------------------------------------------------------------------------
 
 
-def _refuse_positive(positive: str | None) -> None:
-    if positive not in (None, "1"):
-        raise ConfigError("--positive", "the labels are 0 and 1 already", "leave it out")
+def _a_label(n_classes: int | None) -> str:
+    return "a 0 or 1" if n_classes is None else f"one of the {n_classes} classes"
 
 
-def _bare(value: str) -> str:
-    """Return a value without blanks and quotes around it."""
-    value = value.strip()
-    return value[1:-1].strip() if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'" else value
+def _or_more_classes(values: Sequence[str]) -> str:
+    """Return the remedy that values are three or more classes, if they may be: where some of them are repeated."""
+    names = {shortest(bare_text(value)) for value in values}
+    may_be = 2 < len(names) <= MAX_CLASSES and len(names) < len(values)
+    return f", or give --classes {len(names)}" if may_be and not {name.lower() for name in names} & MISSING else ""
 
 
-def _number(value: str) -> float | None:
-    bare = _bare(value)
-    return float(bare) if _NUMBER.fullmatch(bare) else None
-
-
-def _refuse(where: str, line: int, value: str) -> None:
-    remedy = "write a 0 or 1 in each line"
+def _refuse(where: str, line: int, value: str, values: Sequence[str]) -> None:
+    remedy = f"write a 0 or 1 in each line{_or_more_classes(values)}"
     if not value.strip():
         problem = "is blank"
     elif len(value.replace(",", " ").replace(";", " ").split()) > 1:

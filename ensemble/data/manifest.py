@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from ensemble.data.classes import UNREAD
 from ensemble.data.dataset import Source
 from ensemble.data.files import IMAGE_SUFFIXES, as_text, is_image, is_inside, listed, read_file
 from ensemble.data.labels import read_values
@@ -22,12 +23,13 @@ def open_manifest(
     follow_links: bool = False,
     skip_bad: bool = False,
     names: Columns = BY_NAME,
+    n_classes: int | None = None,
 ) -> Source:
     """Open the images that a manifest lists, with its labels and groups.
 
     Paths are relative to the folder of the manifest, or absolute. A path may lack the suffix of its image. Links may
     lead out of the folder if `follow_links`. If `skip_bad`, images that are missing or no files are left out later.
-    `names` are the names of columns that the user gives.
+    `names` are the names of columns that the user gives, `n_classes` is the number of three or more classes.
 
     Raises
     ------
@@ -50,8 +52,8 @@ def open_manifest(
     if completed:
         notes += (f"{completed} paths have no suffix or have backslashes; the image files of these names are used",)
     labels = classes = groups = None
-    if LABEL in columns:
-        read = read_values(columns[LABEL], lines, where, positive)
+    if LABEL in columns and n_classes != UNREAD:
+        read = read_values(columns[LABEL], lines, where, positive, n_classes=n_classes)
         labels, classes, notes = read.y, read.classes, notes + read.notes
     if GROUP in columns:
         if "" in columns[GROUP]:

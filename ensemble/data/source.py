@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from ensemble.config import DataConfig, PredictConfig
+from ensemble.data.classes import UNREAD, checked_count, class_note
 from ensemble.data.dataset import Source
 from ensemble.data.files import reading, split_zip
 from ensemble.data.folders import open_folder, open_zip
 from ensemble.data.joining import with_labels
-from ensemble.data.labels import Labels, class_note, read_label_file
+from ensemble.data.labels import Labels, read_label_file
 from ensemble.data.listing import open_listing
 from ensemble.data.manifest import open_manifest
 from ensemble.data.tables import Columns
@@ -28,6 +29,7 @@ def open_source(
     on_bad: str = "error",
     image_column: str | None = None,
     label_column: str | None = None,
+    n_classes: int | None = None,
 ) -> Source:
     """Recognise what `images` is and read its labels; no image is read yet.
 
@@ -52,22 +54,28 @@ def open_source(
         leaves them out.
     image_column, label_column : str, optional
         The columns of a table's images and labels; by default, they are recognised by their names.
+    n_classes : int, optional
+        The number of classes, 2 by default. More than two may be folders, names or integers; all must be present, but
+        not among images that are predicted, whose labels are not read then.
 
     Raises
     ------
     DataError
-        The images cannot be listed, or it is not clear which label an image has.
+        The images cannot be listed, it is not clear which label an image has, or there are not `n_classes` classes.
     ConfigError
-        `labels` is given for images that have labels already, no label has the name `positive`, or a table has no
-        column of a given name.
+        `labels` is given for images that have labels already, no label has the name `positive`, a table has no column
+        of a given name, `n_classes` is out of range, or `positive` is given for more than two classes.
     """
+    n_classes = checked_count(n_classes, positive)
+    if n_classes is not None and not find_labels:
+        n_classes = UNREAD
     columns = Columns(image_column, label_column)
-    given = None if labels is None else read_label_file(labels, positive, columns=columns)
+    given = None if labels is None else read_label_file(labels, positive, None, columns, n_classes)
     if columns.given and not (is_manifest(images) or (given is not None and given.names is not None)):
         (option, _), *_ = columns.given.values()
         raise ConfigError(option, "neither the images nor their labels are a table", "leave it out")
     of_images = columns if labels is None else replace(columns, label=None)
-    source = _open(images, positive, labels, given, follow_links, find_labels, on_bad == "skip", of_images)
+    source = _open(images, positive, labels, given, follow_links, find_labels, on_bad == "skip", of_images, n_classes)
     if given is not None:
         if source.labels is not None:
             raise ConfigError("--labels", f"{source.where} has labels already", "leave it out")
@@ -88,11 +96,15 @@ def open_labelled(config: DataConfig) -> Source:
         on_bad=config.on_bad,
         image_column=config.image_column,
         label_column=config.label_column,
+        n_classes=config.classes,
     )
 
 
-def open_unlabelled(config: PredictConfig) -> Source:
-    """Open the images to label of a config; see `open_source`. Only a table has a column of images."""
+def open_unlabelled(config: PredictConfig, n_classes: int | None = None) -> Source:
+    """Open the images to label of a config; see `open_source`. Only a table has a column of images.
+
+    `n_classes` is the run's number of classes: with more than two, folders of any number are read.
+    """
     column = config.image_column if is_manifest(config.images) else None
     return open_source(
         config.images,
@@ -100,6 +112,7 @@ def open_unlabelled(config: PredictConfig) -> Source:
         find_labels=False,
         on_bad=config.on_bad,
         image_column=column,
+        n_classes=n_classes,
     )
 
 
@@ -127,6 +140,7 @@ def _open(
     find_labels: bool,
     skip_bad: bool,
     columns: Columns,
+    n_classes: int | None,
 ) -> Source:
     paths = [images] if isinstance(images, Path) else list(images)
     if len(paths) != 1:
@@ -135,9 +149,9 @@ def _open(
     where, any_names = printable(path), given is not None and given.names is not None
     with reading(where):
         if archive := split_zip(path):
-            return open_zip(*archive, positive, any_names, labels, find_labels)
+            return open_zip(*archive, positive, any_names, labels, find_labels, n_classes)
         if path.is_dir():
-            return open_folder(path, positive, any_names, labels, follow_links, skip_bad)
+            return open_folder(path, positive, any_names, labels, follow_links, skip_bad, n_classes)
         if is_manifest(path):
-            return open_manifest(path, positive, follow_links, skip_bad, columns)
+            return open_manifest(path, positive, follow_links, skip_bad, columns, n_classes)
         return open_listing(paths, skip_bad)

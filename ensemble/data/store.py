@@ -422,7 +422,8 @@ def _conflict_notes(source: Source, digests: NDArray[np.bytes_]) -> Iterator[str
     if conflicting.size:
         duplicates = {int(same[row]): row for row in np.flatnonzero(differs)[::-1]}
         pairs = (f"{source.ids[first[file]]} = {source.ids[duplicates[file]]}" for file in conflicting.tolist())
-        yield f"{conflicting.size} images occur twice, byte for byte, with both labels ({_some(pairs)})"
+        both = "both" if len(source.classes or ()) <= 2 else "different"
+        yield f"{conflicting.size} images occur twice, byte for byte, with {both} labels ({_some(pairs)})"
 
 
 def _some(names: Iterator[str]) -> str:

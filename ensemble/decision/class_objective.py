@@ -89,3 +89,7 @@ class ClassObjective:
         if self.kind == "macro-f1":
             return np.asarray(1 - (2 * correct / np.maximum(counts + predicted, 1)).mean(axis=-1))
         return np.asarray(((counts - correct) / np.maximum(counts, 1)).mean(axis=-1))
+
+
+MEAN_CLASS_ERROR = ClassObjective()
+"""The default objective."""

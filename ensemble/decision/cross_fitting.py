@@ -5,33 +5,43 @@ A rule first fits a score, which is a function of the member logits, and then th
     rule.fit(rows, objective) -> score          score(logits (n, m)) -> float64 (n,)
     rule(rows, objective) -> fitted rule        fitted(logits (n, m)) -> int8 (n,), 1 iff score >= threshold
 
+Of more than two classes, logits have one more axis of length C, a score is float64 (n, C), and the offsets of the
+classes take the place of the threshold.
+
 The stack, a single member, the mean of logits and the majority vote are all rules, so `cross_fit` evaluates each of
 them in the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ensemble.data.folds import FoldTable
+from ensemble.config import seed_sequence
+from ensemble.data.folds import FoldTable, assign_folds
+from ensemble.decision.class_objective import ClassObjective
+from ensemble.decision.class_offsets import fit_cut
+from ensemble.decision.class_stacker import CLASS_STACKERS, ClassStacker
 from ensemble.decision.objective import HTER, Objective
 from ensemble.decision.rates import (
+    ClassRates,
+    Cut,
     ErrorRates,
     Floats,
     Labels,
-    apply_threshold,
+    apply_cut,
+    apply_offsets,
     auc,
     check_logits,
+    class_rates,
     error_rates,
 )
 from ensemble.decision.stacker import STACKERS, Stacker
-from ensemble.decision.threshold import fit_threshold
 from ensemble.errors import ArtifactError, DataError
 
 
@@ -42,11 +52,11 @@ class OofLogits:
     Parameters
     ----------
     table : FoldTable
-        Ids, labels, folds and groups of the n images. There are at least two folds, and each has both labels.
+        Ids, labels, folds and groups of the n images. There are at least two folds, and each has all classes.
     members : tuple of m str
         Distinct names, in the order of the columns.
     logits : float64 array (n, m)
-        Log-odds of label 1, finite.
+        Log-odds of label 1, finite. Of C > 2 classes, (n, m, C): the logit of each class.
 
     Raises
     ------
@@ -66,7 +76,8 @@ class OofLogits:
 
     def __post_init__(self) -> None:
         logits = np.asarray(self.logits, np.float64).view()
-        expected = (self.labels.size, len(self.members))
+        expected: tuple[int, ...] = (self.labels.size, len(self.members))
+        expected += (self.classes,) if self.classes > 2 else ()
         if logits.shape != expected:
             raise DataError("OOF logits", f"logits must have shape {expected}; got {logits.shape}")
         logits.flags.writeable = False
@@ -77,19 +88,24 @@ class OofLogits:
             raise DataError("OOF logits", f"at least two folds are needed; got {self.folds}")
         for fold in self.folds:
             inside = self.fold_of == fold
-            for name, column in zip(self.members, logits.T, strict=True):
+            for name, column in zip(self.members, np.moveaxis(logits, 1, 0), strict=True):
                 if not_finite := int(np.count_nonzero(~np.isfinite(column[inside]))):
                     raise ArtifactError(
                         f"member {name}",
                         f"OOF logits must be finite; got {not_finite} in fold {fold} that are not",
                         f"run: thera train-member --arch {name}",
                     )
-            check_logits(f"fold {fold}", logits[inside], self.labels[inside], ndim=2)
+            check_logits(f"fold {fold}", logits[inside], self.labels[inside], ndim=2, classes=self.classes)
 
     @property
     def labels(self) -> Labels:
-        """The labels (n,), 0 or 1."""
+        """The labels (n,), 0 or 1, or 0 to C - 1."""
         return self.table.labels
+
+    @property
+    def classes(self) -> int:
+        """The number of classes C."""
+        return self.table.classes
 
     @property
     def fold_of(self) -> Labels:
@@ -111,6 +127,22 @@ class OofLogits:
         """All rows, for a rule to be fitted on."""
         return Rows(self.logits, self.labels, self.fold_of, self.members)
 
+    def of_members(self, columns: Sequence[int]) -> OofLogits:
+        """Return the logits of some of the members, in this order."""
+        return OofLogits(self.table, tuple(self.members[j] for j in columns), self.logits[:, columns])
+
+    def constant_folds(self, column: int) -> tuple[int, ...]:
+        """Return the folds within which a member gives the same logits to all images."""
+        logits = self.logits[:, column]
+        return tuple(fold for fold in self.folds if not np.ptp(logits[self.fold_of == fold], axis=0).any())
+
+    def in_random_parts(self, seed: int, repeat: int = 0) -> OofLogits:
+        """Return the rows with random parts in place of their folds; groups stay together."""
+        units = np.arange(self.labels.size) if self.groups is None else self.groups
+        fold_seed = int(seed_sequence(seed, "parts", repeat).generate_state(1)[0])
+        fold_of = assign_folds(self.labels, units, len(self.folds), fold_seed).fold_of
+        return replace(self, table=replace(self.table, fold_of=fold_of))
+
 
 @dataclass(frozen=True, eq=False)
 class Rows:
@@ -121,12 +153,12 @@ class Rows:
     is fitted on the same rows again.
     """
 
-    logits: Floats  # (n, m)
+    logits: Floats  # (n, m) or (n, m, C)
     labels: Labels  # (n,)
     fold_of: Labels  # (n,), the fold that each row comes from
     members: tuple[str, ...]  # m names
-    fitted: dict[tuple[Rule, Objective], FittedRule] = field(default_factory=dict, init=False, repr=False)
-    _stackers: dict[str, Stacker] = field(default_factory=dict, init=False, repr=False)
+    fitted: dict[tuple[Rule, Objective | ClassObjective], FittedRule] = field(default_factory=dict, init=False, repr=False)
+    _stackers: dict[str, Stacker | ClassStacker] = field(default_factory=dict, init=False, repr=False)
     _subsets: dict[tuple[int, ...], Rows] = field(default_factory=dict, init=False, repr=False)  # keyed by their folds
 
     @cached_property
@@ -147,7 +179,7 @@ class Rows:
             self._subsets[others] = subset
         return self._subsets[others]
 
-    def stacker(self, kind: str) -> Stacker:
+    def stacker(self, kind: str) -> Stacker | ClassStacker:
         """Return the stacker that is fitted on these rows; `kind` is a key of `STACKERS`.
 
         A single member needs no stacker: its logit is taken as it is.
@@ -157,48 +189,49 @@ class Rows:
             # A logistic fit without negative weights is the nonnegative fit as well, so it is not fitted again.
             logistic = self.stacker("logistic") if kind == "nonnegative" else None
             if logistic is None or min(logistic.weights) < 0:
-                self._stackers[kind] = STACKERS[kind](self.logits, self.labels, self.members)
+                fit = CLASS_STACKERS[kind] if self.logits.ndim > 2 else STACKERS[kind]
+                self._stackers[kind] = fit(self.logits, self.labels, self.members)
             else:
                 self._stackers[kind] = logistic
         return self._stackers[kind]
 
 
 Score: TypeAlias = Callable[[Floats], Floats]
-"""A function from member logits (n, m) to scores (n,)."""
+"""A function from member logits (n, m) to scores (n,), or from (n, m, C) to (n, C)."""
 
 
 @dataclass(frozen=True)
 class FittedRule:
-    """A score and its threshold. Called on member logits (n, m), it returns int8 predictions (n,)."""
+    """A score and its threshold, or offsets. Called on member logits (n, m), it returns int8 predictions (n,)."""
 
     score: Score
-    threshold: float
+    threshold: Cut
 
     def __call__(self, logits: Floats) -> Labels:
-        return apply_threshold(self.score(logits), self.threshold)
+        return apply_cut(self.score(logits), self.threshold)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Fits a score and then, unless `threshold` is given, its threshold.
+    """Fits a score and then, unless `threshold` is given, its threshold or offsets.
 
     `rule(rows, objective)` returns the fitted rule and caches it in `rows.fitted`.
     """
 
-    fit: Callable[[Rows, Objective], Score]
-    threshold: float | None = None
+    fit: Callable[[Rows, Objective | ClassObjective], Score]
+    threshold: Cut | None = None
 
-    def __call__(self, rows: Rows, objective: Objective = HTER) -> FittedRule:
+    def __call__(self, rows: Rows, objective: Objective | ClassObjective = HTER) -> FittedRule:
         if (self, objective) not in rows.fitted:
             score, threshold = self.fit(rows, objective), self.threshold
             if threshold is None:
-                threshold = fit_threshold(score(rows.logits), rows.labels, objective)
+                threshold = fit_cut(score(rows.logits), rows.labels, objective)
             rows.fitted[self, objective] = FittedRule(score, threshold)
         return rows.fitted[self, objective]
 
 
 def member_logit(column: int) -> Score:
-    """Return the score that is one member's logit."""
+    """Return the score that is one member's logit, or its logits (n, C)."""
     return lambda logits: logits[:, column]
 
 
@@ -222,18 +255,50 @@ def vote_share(thresholds: ArrayLike) -> Score:
     return lambda logits: np.asarray((logits >= cuts).mean(axis=1))
 
 
-def of_score(score: Score, threshold: float | None = None) -> Rule:
+def plurality(offsets: ArrayLike) -> Score:
+    """Return the score that is the number of members that predict each class, at their offsets (m, C).
+
+    Among classes with equally many votes, the one with the greatest mean of the members' logits plus offsets wins: the
+    score has the rank of this mean among the classes, divided by C + 1, added.
+
+    Examples
+    --------
+    >>> vote = plurality(np.zeros((2, 3)))
+    >>> vote(np.array([[[0.0, 1.0, 2.0], [0.0, 3.0, 1.0]]]))
+    array([[0.  , 1.5 , 1.25]])
+    """
+    added = np.asarray(offsets, np.float64)
+    classes = added.shape[1]
+
+    def score(logits: Floats) -> Floats:
+        votes = (apply_offsets(logits, added)[:, :, None] == np.arange(classes)).sum(axis=1)
+        # The second sort gives ranks; a stable sort ranks the higher of two equal classes higher.
+        ranks = (logits + added).mean(axis=1).argsort(axis=1, kind="stable").argsort(axis=1)
+        return np.asarray(votes + ranks / (classes + 1))
+
+    return score
+
+
+def of_score(score: Score, threshold: Cut | None = None) -> Rule:
     """Return the rule that fits only the threshold of `score`, or nothing if `threshold` is given."""
     return Rule(lambda rows, objective: score, threshold)
 
 
-def _fit_votes(rows: Rows, objective: Objective) -> Score:
-    return vote_share([fit_threshold(column, rows.labels, objective) for column in rows.logits.T])
+def _fit_votes(rows: Rows, objective: Objective | ClassObjective) -> Score:
+    cuts = [fit_cut(logits, rows.labels, objective) for logits in np.moveaxis(rows.logits, 1, 0)]
+    return vote_share(cuts) if rows.logits.ndim == 2 else plurality(cuts)
 
 
 MAJORITY_VOTE = Rule(_fit_votes, 0.5)
 """The majority vote of the members, each at the threshold that is fitted to its logit alone. It is the baseline that
 published solutions of this task use."""
+
+
+@cache
+def plurality_vote(classes: int) -> Rule:
+    """Return the vote of the members among C classes, each at the offsets that are fitted to its logits alone."""
+    return Rule(_fit_votes, (0.0,) * classes)
+
 
 
 @cache
@@ -255,7 +320,7 @@ def stack(kind: str) -> Rule:
     return Rule(partial(_fit_stack, kind))
 
 
-def _fit_stack(kind: str, rows: Rows, objective: Objective) -> Score:
+def _fit_stack(kind: str, rows: Rows, objective: Objective | ClassObjective) -> Score:
     return rows.stacker(kind).apply
 
 
@@ -269,14 +334,23 @@ class FoldRow:
     auc: float  # on this fold
 
 
+@dataclass(frozen=True)
+class ClassFoldRow:
+    """The performance on one fold of a rule among more than two classes that was fitted on the other folds."""
+
+    fold: int
+    offsets: tuple[float, ...]  # (C,), of the rule's scores, fitted without this fold
+    rates: ClassRates  # on this fold
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """A rule that was fitted without one fold, and its scores."""
 
     fold: int
     inside: NDArray[np.bool_]  # (n,), true for the rows of the fold
-    scores: Floats  # (n,), of all rows
-    threshold: float  # fitted without the fold
+    scores: Floats  # (n,) or (n, C), of all rows
+    threshold: Cut  # fitted without the fold; offsets of the classes if the scores are (n, C)
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,15 +359,18 @@ class CrossFit:
 
     labels: Labels  # (n,)
     y_pred: Labels  # (n,)
-    scores: Floats  # (n,); those of different folds may have different scales
+    scores: Floats  # (n,) or (n, C); those of different folds may have different scales
     splits: tuple[Split, ...]  # one for each fold
 
     @property
     def margins(self) -> Floats:
-        """The scores less the threshold of their fold's rule (n,), which puts the folds on one scale."""
+        """The scores less the threshold of their fold's rule (n,), which puts the folds on one scale.
+
+        Of more than two classes, they are the scores plus the offsets of their fold's rule (n, C).
+        """
         margins = self.scores.copy()
         for split in self.splits:
-            margins[split.inside] -= split.threshold
+            margins[split.inside] -= -np.asarray(split.threshold) if self.scores.ndim > 1 else split.threshold
         return margins
 
     @property
@@ -309,11 +386,37 @@ class CrossFit:
         for split in self.splits:
             y_true, scores = self.labels[split.inside], self.scores[split.inside]
             rates = error_rates(y_true, self.y_pred[split.inside])
-            rows.append(FoldRow(split.fold, split.threshold, rates, auc(scores, y_true)))
+            rows.append(FoldRow(split.fold, one_threshold(split.threshold), rates, auc(scores, y_true)))
         return tuple(rows)
 
+    @cached_property
+    def class_folds(self) -> tuple[ClassFoldRow, ...]:
+        """The performance on each fold, among more than two classes."""
+        parts = [(split, split.inside) for split in self.splits]
+        classes = self.scores.shape[1]
+        return tuple(
+            ClassFoldRow(
+                each.fold, class_offsets(each.threshold), class_rates(self.labels[rows], self.y_pred[rows], classes)
+            )
+            for each, rows in parts
+        )
 
-def cross_fit(rows: Rows, rule: Rule, objective: Objective = HTER) -> CrossFit:
+
+def one_threshold(cut: Cut) -> float:
+    """Return a cut of two classes as the threshold that it is."""
+    if isinstance(cut, tuple):
+        raise TypeError(f"two classes have a threshold; got the offsets {cut}")
+    return float(cut)
+
+
+def class_offsets(cut: Cut) -> tuple[float, ...]:
+    """Return a cut of more than two classes as the offsets that it is."""
+    if not isinstance(cut, tuple):
+        raise TypeError(f"more than two classes have offsets; got the threshold {cut}")
+    return cut
+
+
+def cross_fit(rows: Rows, rule: Rule, objective: Objective | ClassObjective = HTER) -> CrossFit:
     """Fit `rule` without each fold in turn, and apply it to that fold.
 
     Parameters
@@ -321,8 +424,8 @@ def cross_fit(rows: Rows, rule: Rule, objective: Objective = HTER) -> CrossFit:
     rows : Rows
     rule : Rule
         Everything that it fits, the choice of a stacker included, is fitted without the fold.
-    objective : Objective
-        What its thresholds minimise.
+    objective : Objective or ClassObjective
+        What its thresholds, or offsets, minimise.
 
     Examples
     --------
@@ -332,13 +435,13 @@ def cross_fit(rows: Rows, rule: Rule, objective: Objective = HTER) -> CrossFit:
     >>> nested.y_pred, [row.threshold for row in nested.folds]
     (array([0, 1, 0, 1], dtype=int8), [1.5, 0.5])
     """
-    y_pred, scores = np.empty(rows.labels.size, np.int8), np.empty(rows.labels.size)
+    y_pred, scores = np.empty(rows.labels.size, np.int8), np.empty((rows.labels.size, *rows.logits.shape[2:]))
     splits = []
     for fold in rows.folds:
         inside = rows.fold_of == fold
         fitted = rule(rows.without(fold), objective)
-        split = Split(fold, inside, fitted.score(rows.logits), float(fitted.threshold))
+        split = Split(fold, inside, fitted.score(rows.logits), fitted.threshold)
         scores[inside] = split.scores[inside]
-        y_pred[inside] = apply_threshold(scores[inside], split.threshold)
+        y_pred[inside] = apply_cut(scores[inside], split.threshold)
         splits.append(split)
     return CrossFit(rows.labels, y_pred, scores, tuple(splits))

@@ -1,7 +1,9 @@
 """Error rates, and the checks of the logits, labels and predictions that they are computed from.
 
-An image is predicted as 1 if and only if its logit is greater than or equal to the threshold. This tie rule holds in
-the whole package.
+An image is predicted as 1 if and only if its logit is greater than or equal to the threshold. Of more than two classes,
+an image is predicted as the class with the greatest logit plus offset, and the highest of these classes in a tie. With
+the logits 0 and z and the offsets 0 and -threshold, this is the rule of two classes. These tie rules hold in the whole
+package.
 """
 
 from __future__ import annotations
@@ -16,6 +18,9 @@ from ensemble.errors import DataError
 
 Floats: TypeAlias = NDArray[np.float64]
 Labels: TypeAlias = NDArray[np.int8]
+
+Cut: TypeAlias = float | tuple[float, ...]
+"""What turns scores into predictions: a threshold for two classes, the C offsets of the classes for more."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +202,33 @@ def apply_threshold(logits: ArrayLike, threshold: float) -> Labels:
     return np.asarray(np.asarray(logits) >= threshold, dtype=np.int8)
 
 
+def apply_offsets(scores: ArrayLike, offsets: ArrayLike) -> Labels:
+    """Return the class with the greatest score plus offset, the highest one in a tie.
+
+    Parameters
+    ----------
+    scores : float64 array (..., C)
+    offsets : array (C,)
+
+    Returns
+    -------
+    int8 array (...)
+
+    Examples
+    --------
+    >>> apply_offsets([[0.0, 1.0, 2.0], [3.0, 1.0, 2.0]], [0.0, 0.0, 1.0])
+    array([2, 2], dtype=int8)
+    """
+    shifted = np.asarray(scores, np.float64) + np.asarray(offsets, np.float64)
+    highest = shifted.shape[-1] - 1
+    return np.asarray(highest - np.argmax(shifted[..., ::-1], axis=-1), np.int8)  # argmax takes the first in a tie
+
+
+def apply_cut(scores: ArrayLike, cut: Cut) -> Labels:
+    """Return the predictions (n,) of scores (n,) at a threshold, or of scores (n, C) at the offsets of the classes."""
+    return apply_offsets(scores, cut) if isinstance(cut, tuple) else apply_threshold(scores, cut)
+
+
 def auc(logits: ArrayLike, labels: ArrayLike) -> float:
     """Return the area under the ROC curve, in [0, 1].
 
@@ -226,29 +258,36 @@ def auc(logits: ArrayLike, labels: ArrayLike) -> float:
     return below / (2 * neg.size * pos.size)
 
 
-def check_logits(task: str, logits: ArrayLike, labels: ArrayLike, ndim: int = 1) -> tuple[Floats, Labels]:
+def check_logits(
+    task: str, logits: ArrayLike, labels: ArrayLike, ndim: int = 1, classes: int = 2
+) -> tuple[Floats, Labels]:
     """Check logits and labels, and return them as float64 and int8 arrays.
 
     Parameters
     ----------
     task : str
         What the caller computes; the error message begins with it.
-    logits : array (n,) or (n, m)
+    logits : array (n,) or (n, m); of more than two classes, (n, C) or (n, m, C)
         Finite.
     labels : array (n,)
-        0 or 1, both present.
+        Class indices, 0 to `classes` - 1, all present.
     ndim : int
-        The required number of dimensions of the logits, 1 or 2.
+        The required number of dimensions of the logits, 1 or 2, without the axis of the classes.
+    classes : int
+        The number of classes C.
 
     Raises
     ------
     DataError
         Shapes differ, a logit is not finite, or a class is absent.
     """
-    y = _checked_labels(task, labels)
+    y = _checked_labels(task, labels, classes)
     x = np.asarray(logits, dtype=np.float64)
+    ndim += classes > 2
     if x.ndim != ndim or x.shape[0] != y.size:
         raise DataError(task, f"needs {ndim}-dimensional logits for {y.size} labels; got shape {x.shape}")
+    if classes > 2 and x.shape[-1] != classes:
+        raise DataError(task, f"needs a logit for each of {classes} classes; got shape {x.shape}")
     if not np.isfinite(x).all():
         raise DataError(
             task, f"logits must be finite; got {np.count_nonzero(~np.isfinite(x))} of {x.size} that are not"
@@ -277,7 +316,11 @@ def check_predictions(task: str, labels: ArrayLike, y_pred: ArrayLike) -> tuple[
     return y, y_pred
 
 
-def _checked_labels(task: str, labels: ArrayLike) -> Labels:
+def _checked_labels(task: str, labels: ArrayLike, classes: int = 2) -> Labels:
+    if classes > 2:
+        y = class_indices(task, "labels", labels, classes)
+        refuse_absent(task, y, classes)
+        return y
     y = zero_or_one(task, "labels", labels)
     ones = int(np.count_nonzero(y))
     for label, count in ((0, y.size - ones), (1, ones)):

@@ -2,7 +2,7 @@
 
 To follow a training, read backbones, sampling, training. To follow a prediction, read inference, predictor.
 
-backbones.py          the name of an architecture -> a timm network with one logit; loads pretrained weights
+backbones.py          the name of an architecture -> a timm network with one logit, or one a class; pretrained weights
 weights.py            loads the weights of a file into a network
 lean_timm.py          imports timm without torch's compiler
 small_cnns.py         small CNNs of public solutions, registered with timm

@@ -1,4 +1,4 @@
-"""Build the timm network with one logit for the name of an architecture, and load its weights."""
+"""Build the timm network for the name of an architecture, with one logit or one for each class; load its weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ensemble.progress import Say, silent
 
 
 class Backbone(nn.Module):
-    """A timm network with one logit that takes uint8 pixels.
+    """A timm network that takes uint8 pixels. It has one logit for two classes and C logits for more.
 
     The features are computed in the caller's precision. Normalisation and the last layers run in float32, so that a
     logit is never rounded to half precision. Most networks have one last layer, which is applied to their features. The
@@ -33,15 +33,17 @@ class Backbone(nn.Module):
     Parameters
     ----------
     model : torch.nn.Module
-        A timm model with `num_classes=1`.
+        A timm model with `outputs(classes)` logits.
     input_size : int
         Side in pixels to which images are resampled (antialiased bilinear).
+    classes : int
+        The number of classes C.
     """
 
-    def __init__(self, model: Any, input_size: int) -> None:
+    def __init__(self, model: Any, input_size: int, classes: int = 2) -> None:
         super().__init__()
         self.model, self.input_size, self.frozen, self.compiled = model, input_size, False, False
-        self.convolutions = "native"
+        self.convolutions, self.classes = "native", classes
         self.whole = _runs_whole(model)
         if self.whole:
             _compute_in_float32(last_layers(model))
@@ -51,8 +53,13 @@ class Backbone(nn.Module):
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(timm_config[name]).view(1, 3, 1, 1) * 255, persistent=False)
 
+    @property
+    def logit_shape(self) -> tuple[int, ...]:
+        """The shape of an image's logits: () for two classes, (C,) for more."""
+        return () if self.classes == 2 else (self.classes,)
+
     def forward(self, pixels: torch.Tensor, precision: torch.dtype = torch.float32) -> torch.Tensor:
-        """pixels (b, H, W, 3) uint8 -> logits (b,) float32."""
+        """pixels (b, H, W, 3) uint8 -> logits (b,) float32, or (b, C) for more than two classes."""
         x = pixels.permute(0, 3, 1, 2).float()  # (b, 3, H, W), channels last in memory
         if x.shape[-2:] != (self.input_size, self.input_size):
             x = nn.functional.interpolate(x, (self.input_size, self.input_size), mode="bilinear", antialias=True)
@@ -61,10 +68,10 @@ class Backbone(nn.Module):
             features = self.features(x)
         with torch.autocast(pixels.device.type, enabled=False):
             logits = features.float() if self.whole else self.model.get_classifier()(features.float())
-        return logits.squeeze(1)
+        return logits.squeeze(1) if self.classes == 2 else logits
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """x (b, 3, H, W), normalised -> features (b, c), the input of the last layer; logits (b, 1) if `whole`."""
+        """x (b, 3, H, W), normalised -> features (b, c), the input of the last layer; the logits if `whole`."""
         compute = _compiled(x.device.type) if self.compiled and self.training else _features
         return compute(self.model, x, self.whole)
 
@@ -140,8 +147,17 @@ def _compiled(device_type: str) -> Callable[[Any, torch.Tensor, bool], torch.Ten
     return compiled
 
 
+def outputs(classes: int) -> int:
+    """Return the number of a network's logits: one for two classes, and one for each of more classes."""
+    return 1 if classes == 2 else classes
+
+
 def build(
-    config: MemberConfig, image_size: int, weights: Mapping[str, torch.Tensor] | None = None, say: Say = silent
+    config: MemberConfig,
+    image_size: int,
+    weights: Mapping[str, torch.Tensor] | None = None,
+    say: Say = silent,
+    classes: int = 2,
 ) -> Backbone:
     """Build a member's network; torch's global generator draws the parameters that are not loaded.
 
@@ -152,10 +168,12 @@ def build(
     image_size : int
         Side of the images in pixels; also the network's input size if `config.input_size` is None.
     weights : mapping, optional
-        A state dict to start from instead of timm's, of this class or of the timm model. Last layers whose shape does
-        not match one logit are not loaded.
+        A state dict to start from instead of timm's, of this class or of the timm model. Last layers with another
+        number of logits are not loaded.
     say : callable
         Receives notes on the weights.
+    classes : int
+        The number of classes.
 
     Raises
     ------
@@ -173,14 +191,14 @@ def build(
         _refuse_unknown(name, pretrained)
     rates = {"drop_rate": config.drop_rate, "drop_path_rate": config.drop_path_rate}
     given = {key: value for key, value in rates.items() if value is not None}
-    model = _created(name, pretrained, config.from_hub, given)
+    model = _created(name, pretrained, config.from_hub, outputs(classes), given)
     _rescale_head(model)
     if weights is not None:
         load_weights(model, last_layers(model), weights, str(config.weights), say)
     if config.stem == "half-stride":
         _halve_stem_stride(model, name)
     sample_strided(model)
-    return Backbone(model, config.input_size or image_size)
+    return Backbone(model, config.input_size or image_size, classes)
 
 
 def _refuse_unknown(name: str, pretrained: bool) -> None:
@@ -193,11 +211,11 @@ def _refuse_unknown(name: str, pretrained: bool) -> None:
         raise ConfigError(f"architecture {name}", "has no pretrained weights", hint)
 
 
-def _created(name: str, pretrained: bool, from_hub: bool, given: Mapping[str, float]) -> Any:
-    """Return the timm model with one logit; `given` are its drop rates."""
+def _created(name: str, pretrained: bool, from_hub: bool, logits: int, given: Mapping[str, float]) -> Any:
+    """Return the timm model with so many logits; `given` are its drop rates."""
     answers = not (pretrained or from_hub) or _hub_answers()
     try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=1, **given)
+        return timm.create_model(name, pretrained=pretrained, num_classes=logits, **given)
     except TypeError as error:
         lacking = [key for key in given if key in str(error)]
         if not lacking:
@@ -251,42 +269,48 @@ def _hub_answers() -> bool:
 
 
 def check(
-    config: MemberConfig, image_size: int, weights: Mapping[str, torch.Tensor] | None = None, say: Say = silent
+    config: MemberConfig,
+    image_size: int,
+    weights: Mapping[str, torch.Tensor] | None = None,
+    say: Say = silent,
+    classes: int = 2,
 ) -> None:
-    """Check that `build` can build a network, without pretrained weights, and that it gives a logit for an image.
+    """Check that `build` can build a network, without pretrained weights, and that it gives the logits of an image.
 
     Raises
     ------
     ConfigError, ArtifactError, ResourceError
-        As `build`; also if the network does not take images of this size, or does not give one logit at any size.
+        As `build`; also if the network does not take images of this size, or does not give its number of logits at
+        any size.
     """
-    network = build(config.model_copy(update={"pretrained": False}), image_size, weights, say).eval()
+    network = build(config.model_copy(update={"pretrained": False}), image_size, weights, say, classes).eval()
     if not (reason := _refusal(network)):
         return
     given, where = network.input_size, f"architecture {config.timm_name}"
     network.input_size = network.model.pretrained_cfg["input_size"][-1]
     if _refusal(network):
-        raise ConfigError(where, f"does not give one logit for an image ({reason})", "take another architecture")
+        logits = "one logit" if classes == 2 else f"{classes} logits"
+        raise ConfigError(where, f"does not give {logits} for an image ({reason})", "take another architecture")
     problem = f"cannot take images of {given} pixels ({reason})"
     raise ConfigError(where, problem, f"give --input-size {network.input_size}, or take another architecture")
 
 
 @torch.inference_mode()
 def _refusal(network: Backbone) -> str:
-    """Return why a network gives no logit for an image of its input size, or ""."""
+    """Return why a network does not give the logits of an image of its input size, or ""."""
     try:
         shape = tuple(network(torch.zeros((1, network.input_size, network.input_size, 3), dtype=torch.uint8)).shape)
     except Exception as error:  # a network's code may raise anything
         return printable((str(error) or type(error).__name__).splitlines()[0][:100])
-    return "" if shape == (1,) else f"its result has the shape {shape}"
+    return "" if shape == (1, *network.logit_shape) else f"its result has the shape {shape}"
 
 
 def _rescale_head(model: Any) -> None:
-    """Draw a last layer again if timm drew it far too large for one logit.
+    """Draw a last layer again if timm drew it far too large for its few logits.
 
     timm's MobileNets and EfficientNets draw it from U(-1, 1) / sqrt(classes). That is small for a thousand classes; for
-    one, the first logits are in the tens, and the focal loss starts at several times its value at chance. DLA draws a
-    convolution by its number of outputs, with the same effect.
+    one logit, the first logits are in the tens, and the focal loss starts at several times its value at chance. DLA
+    draws a convolution by its number of outputs, with the same effect.
     """
     for layer in last_layers(model):
         if isinstance(layer, (nn.Linear, nn.Conv2d)) and layer.weight.std() > 3 / layer.weight[0].numel() ** 0.5:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ensemble.config import MemberConfig, seed_sequence
+from ensemble.errors import DataError
+from ensemble.members.losses import refuse_alpha
 from ensemble.members.processes import MappedPixels
 
 
@@ -21,6 +23,7 @@ class FoldJob:
     mapped : MappedPixels
         uint8 array (n, H, W, 3).
     labels : int8 array (n,)
+        0 or 1, or class indices.
     ids : str array (n,)
         Names of the images, for error messages.
     rows : int array (r,)
@@ -31,6 +34,15 @@ class FoldJob:
         A state dict of arrays to start from.
     part : int, optional
         The part of the fold's training rows that is held out, when doubtful labels in this part are searched.
+    classes : int
+        The number of classes C. It is a property of the data, not of the member.
+
+    Raises
+    ------
+    ConfigError
+        The config has an option of two classes, and there are more.
+    DataError
+        The label of a training row is no class index.
     """
 
     config: MemberConfig
@@ -42,6 +54,14 @@ class FoldJob:
     seed: int
     weights: Mapping[str, np.ndarray] | None = None
     part: int | None = None
+    classes: int = 2
+
+    def __post_init__(self) -> None:
+        where, labels = f"member {self.config.name}", self.labels[self.rows]
+        refuse_alpha(where, self.config.alpha, self.classes)
+        if labels.size and not 0 <= labels.min() <= labels.max() < self.classes:
+            problem = f"labels must be from 0 to {self.classes - 1}; got {labels.min()} to {labels.max()}"
+            raise DataError(where, problem)
 
     @property
     def pixels(self) -> np.ndarray:

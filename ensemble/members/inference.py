@@ -43,12 +43,15 @@ class NetworkSpec:
         Side of the images in pixels.
     plan : Plan
     device : torch.device
+    classes : int
+        The number of classes that the fold models were trained for.
     """
 
     config: MemberConfig
     image_size: int
     plan: Plan
     device: torch.device
+    classes: int = 2
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -94,7 +97,7 @@ class FoldModels:
         views: Sequence[str],
         bar: Progress,
     ) -> tuple[np.ndarray, Plan]:
-        """Return the logits (r, views) of the fold model with these weights, and the plan that computed them.
+        """Return the logits of the fold model with these weights, as `predict_logits`, and the plan that computed them.
 
         The requested plan is first compared with the reference plan (float32, the library's convolutions) on `COMPARED`
         images of the set. If their logits differ by more than `TOLERANCE`, the reference plan computes all images.
@@ -130,7 +133,7 @@ def cost_per_image(spec: NetworkSpec, threads: int) -> float:
     """Return the cost of an image under one view, for comparing members: probed seconds on a CPU, FLOP on a GPU."""
     if spec.device.type == "cpu":
         plans = possible_plans("auto", "auto", spec.device, spec.config.input_size or spec.image_size, "predict")
-        speeds = probe(spec.config, spec.image_size, plans, "predict", threads)
+        speeds = probe(spec.config, spec.image_size, plans, "predict", threads, spec.device, spec.classes)
         return 1 / speeds.images_per_second.get(str(spec.plan), 1.0)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         _untrained(spec).eval()(torch.zeros((1, spec.image_size, spec.image_size, 3), dtype=torch.uint8))
@@ -138,7 +141,8 @@ def cost_per_image(spec: NetworkSpec, threads: int) -> float:
 
 
 def _untrained(spec: NetworkSpec) -> Backbone:
-    return build(spec.config.model_copy(update={"pretrained": False, "weights": None}), spec.image_size)
+    config = spec.config.model_copy(update={"pretrained": False, "weights": None})
+    return build(config, spec.image_size, classes=spec.classes)
 
 
 @torch.inference_mode()
@@ -169,12 +173,12 @@ def predict_logits(
 
     Returns
     -------
-    float64 array (r, views)
+    float64 array (r, views) or (r, views, C)
+        One logit for two classes, C logits for more.
     """
     network.eval()
-    logits = torch.empty(
-        (len(rows), len(views)), device=device
-    )  # copied to the host once, at the end, so that a GPU never waits
+    # copied to the host once, at the end, so that a GPU never waits
+    logits = torch.empty((len(rows), len(views), *network.logit_shape), device=device)
     for start in range(0, len(rows), BATCH):
         batch = torch.from_numpy(pixels[rows[start : start + BATCH]]).to(device, non_blocking=True)
         for column, name in enumerate(views):

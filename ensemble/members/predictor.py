@@ -87,7 +87,7 @@ class Predictor:
         """The number of threads that compute one model."""
         return len(self._cores[0])
 
-    def spec(self, config: Mapping[str, Any], as_trained: Plan, folds: int) -> NetworkSpec:
+    def spec(self, config: Mapping[str, Any], as_trained: Plan, folds: int, classes: int = 2) -> NetworkSpec:
         """Return the spec of a member's fold models; if there is enough work, a probe chooses the plan.
 
         Parameters
@@ -98,6 +98,8 @@ class Predictor:
             The plan of its training, which is used if there is too little work for a probe.
         folds : int
             How many fold models the member has.
+        classes : int
+            The number of classes that it was trained for.
         """
         device, size, n = self._resources.device, self._pixels.array.shape[1], len(self._pixels.array)
         member = MemberConfig.model_validate({**config, "pretrained": False, "weights": None})
@@ -107,14 +109,16 @@ class Predictor:
         possible = possible_plans(member.precision, member.convolutions, device, member.input_size or size, "predict")
         batches = n * folds // BATCH
         if batches < PROBE_PAYS and as_trained in possible:
-            return NetworkSpec(member, size, as_trained, device)
-        plan = choose_plan(member, device, size, "predict", batches, self.threads)
-        return NetworkSpec(member, size, plan, device)
+            return NetworkSpec(member, size, as_trained, device, classes)
+        plan = choose_plan(member, device, size, "predict", batches, self.threads, classes)
+        return NetworkSpec(member, size, plan, device, classes)
 
     def predict(
         self, models: Sequence[FoldModel], views: Sequence[str], bar: Bar, rows: np.ndarray | None = None
     ) -> Iterator[tuple[int, np.ndarray, Plan]]:
-        """Yield for each fold model its index in `models`, its logits (r, views), and the plan that computed them.
+        """Yield for each fold model its index in `models`, its logits, and the plan that computed them.
+
+        The logits are (r, views) for two classes and (r, views, C) for more.
 
         Parameters
         ----------
@@ -149,7 +153,7 @@ class Predictor:
 def predict_part(
     model: FoldModel, pixels: MappedPixels, rows: np.ndarray, views: Sequence[str], bar: Progress
 ) -> tuple[np.ndarray, Plan]:
-    """Return a fold model's logits (r, views) on some images, and the plan used; it can run in a worker process."""
+    """Return a fold model's logits on some images, and the plan used; it can run in a worker process."""
     return FoldModels(model.spec).predict(model.read_weights(), pixels.array, rows, views, bar)
 
 

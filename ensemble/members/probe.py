@@ -107,7 +107,13 @@ class Probe:
 
 
 def choose_plan(
-    config: MemberConfig, device: torch.device, image_size: int, phase: Phase, batches: int, threads: int
+    config: MemberConfig,
+    device: torch.device,
+    image_size: int,
+    phase: Phase,
+    batches: int,
+    threads: int,
+    classes: int = 2,
 ) -> Plan:
     """Return the plan for a network: if there is a choice and enough work, the fastest one in a probe.
 
@@ -123,6 +129,8 @@ def choose_plan(
         The amount of work. Below `PROBE_PAYS` the simplest possible plan is used.
     threads : int
         The threads that will compute the network.
+    classes : int
+        The number of classes.
 
     Raises
     ------
@@ -135,14 +143,14 @@ def choose_plan(
             dict.fromkeys(Plan(plan.precision) if plan.convolutions == "compiled" else plan for plan in plans)
         )
     if plans[0].convolutions == "compiled":
-        result = probe(config, image_size, plans, phase, threads, device)
+        result = probe(config, image_size, plans, phase, threads, device, classes)
         if not result.images_per_second:
             reason = next(iter(result.failed.values()), "it computes something else than the library")
             raise ConfigError(f"member {config.name}", f"cannot be compiled here: {reason}", "use --convolutions auto")
         return result.for_work(batches * config.batch_size)
     if len(plans) == 1 or batches < PROBE_PAYS:
         return plans[0]
-    return probe(config, image_size, plans, phase, threads, device).for_work(batches * config.batch_size)
+    return probe(config, image_size, plans, phase, threads, device, classes).for_work(batches * config.batch_size)
 
 
 def probe(
@@ -152,6 +160,7 @@ def probe(
     phase: Phase,
     threads: int,
     device: torch.device = CPU,
+    classes: int = 2,
 ) -> Probe:
     """Measure each plan in turn on random images, or return the cached result of the same probe.
 
@@ -162,7 +171,8 @@ def probe(
     work = "train head" if config.freeze and phase == "train" else phase
     network = (work, config.timm_name, config.stem, config.input_size or image_size, batch, threads)
     gpu = () if device.type == "cpu" else (torch.cuda.get_device_name(device),)
-    key = " | ".join(map(str, (*_machine(), *gpu, *network, *plans)))
+    logits = () if classes == 2 else (f"{classes} classes",)
+    key = " | ".join(map(str, (*_machine(), *gpu, *network, *logits, *plans)))
     cached = _cached(key, plans)
     if cached is not None:
         return cached
@@ -170,7 +180,7 @@ def probe(
     torch.set_num_threads(threads)
     try:
         with _isolated_random_state(device):
-            result = _measured(config, image_size, plans, phase, batch, device)
+            result = _measured(config, image_size, plans, phase, batch, device, classes)
     finally:
         torch.set_num_threads(before)
     if not result.failed:  # a failure may be temporary: no compiler yet, no memory
@@ -205,10 +215,17 @@ def _isolated_random_state(device: torch.device) -> AbstractContextManager[None]
 
 
 def _measured(
-    config: MemberConfig, image_size: int, plans: tuple[Plan, ...], phase: Phase, batch: int, device: torch.device
+    config: MemberConfig,
+    image_size: int,
+    plans: tuple[Plan, ...],
+    phase: Phase,
+    batch: int,
+    device: torch.device,
+    classes: int,
 ) -> Probe:
     compared = [REFERENCE, *(Plan(plan.precision) for plan in plans), *plans]
-    subjects = {plan: _subject(config, image_size, plan, phase, batch, device) for plan in dict.fromkeys(compared)}
+    given = phase, batch, device, classes
+    subjects = {plan: _subject(config, image_size, plan, *given) for plan in dict.fromkeys(compared)}
     steps = len(subjects) + (phase == "train") + PROBE_ROUNDS * len(plans)
     with progress(steps, f"probe {config.timm_name}", "batches") as bar:
         results, setup, failed = _first_steps(subjects, config.timm_name, bar)
@@ -274,7 +291,7 @@ class _Subject:
     phase: Phase
 
     def step(self) -> torch.Tensor:
-        """Return the result of a step, float32: the logits (b,), or the gradients of all parameters in one vector."""
+        """Return the result of a step, float32: the logits, or the gradients of all parameters in one vector."""
         torch.manual_seed(1)  # for dropout
         if self.phase == "predict":
             with torch.inference_mode():
@@ -295,7 +312,13 @@ class _Subject:
 
 
 def _subject(
-    config: MemberConfig, image_size: int, plan: Plan, phase: Phase, batch: int, device: torch.device
+    config: MemberConfig,
+    image_size: int,
+    plan: Plan,
+    phase: Phase,
+    batch: int,
+    device: torch.device,
+    classes: int = 2,
 ) -> _Subject:
     """Return a network with random parameters, and a batch of random images for it.
 
@@ -305,7 +328,7 @@ def _subject(
     shape = (batch, image_size, image_size, 3)
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
     torch.manual_seed(0)
-    network = build(config.model_copy(update={"pretrained": False, "weights": None}), image_size)
+    network = build(config.model_copy(update={"pretrained": False, "weights": None}), image_size, classes=classes)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if not name.endswith("bias") and (parameter == parameter.flatten()[0]).all():
@@ -313,7 +336,8 @@ def _subject(
     network = network.to(memory_format=torch.channels_last).to(device)
     if config.freeze:
         network.freeze()
-    labels = torch.arange(batch, device=device) % 8 > 0
+    numbers = torch.arange(batch, device=device)
+    labels = numbers % 8 > 0 if classes == 2 else numbers % classes
     return _Subject(prepare(network, plan), plan.dtype, pixels.to(device), labels, phase)
 
 
@@ -336,8 +360,16 @@ def _agrees(plan: Plan, results: dict[Plan, torch.Tensor], tolerance: float, rou
 
 
 def deviation(values: torch.Tensor, reference: torch.Tensor) -> float:
-    """Return the root mean square of the difference, relative to the standard deviation of the reference."""
-    spread = (reference - reference.mean()).norm().clamp_min(1e-12)
+    """Return the root mean square of the difference, relative to the standard deviation of the reference.
+
+    The standard deviation of the logits (b, C) of several classes is that of their interaction: without the mean of
+    each image, which a softmax ignores, and without the mean of each class, which is the same for all images.
+    """
+    centred = reference - reference.mean()
+    if reference.ndim == 2:
+        centred = reference - reference.mean(1, keepdim=True)
+        centred = centred - centred.mean(0)
+    spread = centred.norm().clamp_min(1e-12)
     return float((values - reference).norm() / spread)
 
 

@@ -13,21 +13,23 @@ from ensemble.members.processes import Progress
 
 
 def balanced_shares(labels: np.ndarray) -> np.ndarray:
-    """Return the probability (n,) of each row in a draw that takes both classes equally often.
+    """Return the probability (n,) of each row in a draw that takes all classes of the rows equally often.
 
     Examples
     --------
     >>> balanced_shares(np.array([0, 1, 1]))
     array([0.5 , 0.25, 0.25])
     """
-    return np.where(labels == 1, 0.5 / np.count_nonzero(labels == 1), 0.5 / np.count_nonzero(labels == 0))
+    counts = np.bincount(labels)
+    shares: np.ndarray = 1 / np.count_nonzero(counts) / counts[labels]
+    return shares
 
 
 def order(job: FoldJob, epoch: int) -> np.ndarray:
     """Return the rows of an epoch's updates, int array (updates, b).
 
     ``plain`` takes each training row once and leaves out a last partial batch. ``balanced`` draws as many rows with
-    replacement: both classes are equally likely, and so are all rows of a class.
+    replacement: all classes are equally likely, and so are all rows of a class.
     """
     rng = np.random.default_rng(job.random_seed("order", epoch))
     n = job.updates_per_epoch * job.batch_size

@@ -18,7 +18,7 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 
 from ensemble.config import VIEWS
-from ensemble.errors import TheraError, printable, some
+from ensemble.errors import ArtifactError, TheraError, printable, some
 from ensemble.members.backbones import Backbone, build
 from ensemble.members.data_workers import Batch
 from ensemble.members.fold_job import FoldJob
@@ -55,8 +55,8 @@ class FoldResult:
     ----------
     weights : mapping
         The state dict as arrays.
-    logits : float64 array (h, views)
-        Of the held-out rows.
+    logits : float64 array (h, views) or (h, views, C)
+        Of the held-out rows: one logit for two classes, C for more.
     history : list of dict
         One dictionary for each epoch, as from `train_fold`.
     parameters : int
@@ -83,11 +83,19 @@ class Watch:
     rows : int array (w,)
         Held-out rows.
     measure : callable
-        (logits (w,), labels (w,)) -> float or None.
+        (logits (w,) or (w, C), labels (w,)) -> float or None.
+    name : str
+        The name of the measurement in the history; by default that of the HTER.
     """
 
     rows: np.ndarray
     measure: Callable[[np.ndarray, np.ndarray], float | None]
+    name: str = "hter"
+
+    @property
+    def title(self) -> str:
+        """The name for people."""
+        return "HTER" if self.name == "hter" else self.name.replace("-", " ")
 
     def __call__(self, network: Backbone, job: FoldJob, plan: Plan, device: torch.device) -> float | None:
         logits = predict_logits(network, job.pixels, self.rows, VIEWS[:1], plan.precision, device, _Silent())
@@ -159,7 +167,7 @@ def predict_held_out(
     views: Sequence[str],
     bar: Progress,
 ) -> np.ndarray:
-    """Return the logits (h, views) of a fold's held-out rows.
+    """Return the logits (h, views) or (h, views, C) of a fold's held-out rows.
 
     Raises
     ------
@@ -207,8 +215,8 @@ def train_fold(
     Backbone
         The EMA of the weights, in evaluation mode, on `device`.
     list of dict
-        One dictionary for each epoch: epoch, loss (mean), lr (at its last update), seconds; with a watch also hter,
-        that of the EMA.
+        One dictionary for each epoch: epoch, loss (mean), lr (at its last update), seconds; with a watch also its
+        measurement of the EMA, by its name.
 
     Raises
     ------
@@ -251,8 +259,8 @@ class FoldTraining:
         weights = None
         if job.weights is not None:
             weights = {key: torch.from_numpy(value) for key, value in job.weights.items()}
-        network = build(start, job.pixels.shape[1], weights).to(memory_format=torch.channels_last).to(device)
-        self._learner = Learner(job, prepare(network, plan), plan, device)
+        network = build(start, job.pixels.shape[1], weights, classes=job.classes).to(memory_format=torch.channels_last)
+        self._learner = Learner(job, prepare(network.to(device), plan), plan, device)
         if tensors is not None:
             self._learner.restore(tensors)
         self._position = Position.of(_below(tensors or {}, "epoch."), self._learner.scaler.is_enabled())
@@ -299,8 +307,8 @@ class FoldTraining:
         entry: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "lr": self._learner.lr, "seconds": seconds}
         message = f"{job.config.name} fold {job.fold} epoch {epoch + 1}/{job.config.epochs} loss {loss:.3f}"
         if self._watch is not None:
-            entry["hter"] = self._watch(self._learner.ema.module, job, self._plan, self._device)
-            message += "" if entry["hter"] is None else f" HTER {entry['hter']:.3f}"
+            measured = entry[self._watch.name] = self._watch(self._learner.ema.module, job, self._plan, self._device)
+            message += "" if measured is None else f" {self._watch.title} {measured:.3f}"
         self.history = [*self.history, entry]
         self._checkpoint.save(self._learner.state(), self.history)
         bar.note(message)
@@ -363,7 +371,7 @@ class Learner:
         self.precision = plan.dtype
         if config.freeze:
             network.freeze()
-        self.class_weights = class_weights(config.loss, job.labels[job.rows])
+        self.class_weights = class_weights(config.loss, job.labels[job.rows], job.classes)
         self.ema = ModelEmaV3(network, decay=config.ema_decay, use_warmup=True)
         self.optimizer = create_optimizer_v2(
             parameter_groups(network, config), "adamw", lr=config.lr, fused=device.type == "cuda"
@@ -388,7 +396,7 @@ class Learner:
         """
         self.schedule.step_update(number)
         self.optimizer.zero_grad(set_to_none=True)
-        logits = self.network(pixels.to(self.device, non_blocking=True), self.precision)  # (b,)
+        logits = self.network(pixels.to(self.device, non_blocking=True), self.precision)  # (b,) or (b, C)
         labels = labels.to(self.device, non_blocking=True)
         loss = classification_loss(logits, labels, self.job.config, self.class_weights).mean()
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -408,9 +416,17 @@ class Learner:
         if self.scaler.is_enabled():
             scaler = self.scaler.state_dict()
             tensors["scaler"] = torch.tensor([scaler["scale"], scaler["_growth_tracker"]], dtype=torch.float64)
+        if self.job.classes > 2:  # states of two classes do not say so
+            tensors["classes"] = torch.tensor(self.job.classes)
         return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
 
     def restore(self, tensors: Tensors) -> None:
+        """Go on from a state; it is an `ArtifactError` if the training has another number of classes."""
+        classes = int(tensors["classes"]) if "classes" in tensors else 2
+        if classes != self.job.classes:
+            problem = f"was begun with {classes} classes, not {self.job.classes}"
+            remedy = "give the data that it was begun with, or train under another name"
+            raise ArtifactError(f"training {self.job.config.name} fold {self.job.fold}", problem, remedy)
         self.network.load_state_dict(_below(tensors, "network."))
         self.ema.module.load_state_dict(_below(tensors, "ema."))
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]

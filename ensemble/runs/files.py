@@ -339,11 +339,21 @@ def _numbers(texts: np.ndarray, type_: type) -> np.ndarray:
 
 
 def write_logits(path: Path, ids: np.ndarray, logits: np.ndarray, views: Sequence[str]) -> str:
-    """Write logits (n, views) as a CSV file keyed by id (n,), rounded to `LOGIT_DECIMALS`, and return its SHA-256."""
+    """Write logits as a CSV file keyed by id, rounded to `LOGIT_DECIMALS`, and return its SHA-256.
+
+    Parameters
+    ----------
+    path : Path
+    ids : str array (n,)
+    logits : float array (n, views), or (n, views, C) of more than two classes
+    views : sequence of str
+    """
     import pandas as pd
 
-    by_view = zip(_logit_columns(views), np.asarray(logits).T, strict=True)
-    columns = {name: _text_column(decimals(values)) for name, values in by_view}
+    values = np.asarray(logits)
+    names = _logit_columns(views, values.shape[2] if values.ndim == 3 else 2)
+    by_column = zip(names, values.reshape(len(values), -1).T, strict=True)
+    columns = {name: _text_column(decimals(column)) for name, column in by_column}
     return write_table(path, pd.DataFrame({"id": _text_column(ids.tolist()), **columns}))
 
 
@@ -353,14 +363,25 @@ def decimals(logits: Iterable[float]) -> list[str]:
 
 
 def read_logits(path: Path, views: Sequence[str], sha256: str, remedy: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ids (n,) and the float64 logits (n, views) of a file, once its hash is verified."""
-    names = _logit_columns(views)
+    """Return the ids (n,) and the float64 logits that `write_logits` wrote, once the file's hash is verified."""
+    classes = _classes_in(path, views[0])
+    names = _logit_columns(views, classes)
     table = read_table(path, {"id": str} | dict.fromkeys(names, np.float64), remedy, sha256)
-    return np.array(table["id"].tolist(), np.str_), table[list(names)].to_numpy(np.float64)
+    logits = table[list(names)].to_numpy(np.float64)
+    return np.array(table["id"].tolist(), np.str_), logits.reshape(-1, len(views), *([classes] if classes > 2 else []))
 
 
-def _logit_columns(views: Sequence[str]) -> tuple[str, ...]:
-    return tuple(f"logit_{view}" for view in views)
+def _classes_in(path: Path, view: str) -> int:
+    """Return the number of classes in a file of logits, by its header."""
+    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="surrogateescape") as file:
+        return max(2, file.readline().count(f",logit_{view}_"))
+    return 2
+
+
+def _logit_columns(views: Sequence[str], classes: int) -> tuple[str, ...]:
+    if classes == 2:
+        return tuple(f"logit_{view}" for view in views)
+    return tuple(f"logit_{view}_{label}" for view in views for label in range(classes))
 
 
 # --- tensors ----------------------------------------------------------------------------------------------------------

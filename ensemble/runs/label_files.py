@@ -24,7 +24,7 @@ def label_file_name(ids: np.ndarray) -> str:
     return LINES if is_numbered(ids) else TABLE
 
 
-def label_file(name: str, ids: np.ndarray, y_pred: np.ndarray, classes: tuple[str, str] | None) -> bytes:
+def label_file(name: str, ids: np.ndarray, y_pred: np.ndarray, classes: tuple[str, ...] | None) -> bytes:
     """Return the content of a label file.
 
     Parameters
@@ -33,8 +33,9 @@ def label_file(name: str, ids: np.ndarray, y_pred: np.ndarray, classes: tuple[st
         A name with the suffix .csv is that of a table.
     ids : str array (n,)
     y_pred : int8 array (n,)
-    classes : tuple of two str, or None
-        The names of label 0 and label 1, which a table has in place of 0 and 1.
+        Class indices, 0 to C - 1, which a file of lines holds.
+    classes : tuple of C str, or None
+        The names of the classes, which a table has in place of the indices.
     """
     if not is_table(name):
         return "".join(f"{label}\n" for label in y_pred.tolist()).encode()

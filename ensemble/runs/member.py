@@ -258,7 +258,7 @@ class MemberFolder:
         views: Sequence[str],
         **facts: Any,
     ) -> None:
-        """Write a fold's weights and OOF logits (n, views), record their hashes, then remove its training state."""
+        """Write a fold's weights and OOF logits (n, views[, C]), record their hashes, then remove its state."""
         folder = self.fold(fold)
         weights_sha256 = write_arrays(folder / "weights.safetensors", weights)
         oof_sha256 = write_logits(folder / "oof.csv", ids, logits, views)
@@ -276,24 +276,29 @@ class MemberFolder:
     # --- OOF logits and weights ---------------------------------------------------------------------------------------
 
     def read_oof(self, fold: int, views: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids (n,) that a fold's model scored and their logits (n, views) as float64."""
+        """Return the ids (n,) that a fold's model scored and their logits (n, views[, C]) as float64."""
         facts = self._finished(fold, "OOF logits for")
         return read_logits(self.fold(fold) / "oof.csv", views, facts.oof_sha256, TRAIN_AGAIN)
 
     def oof_logits(self, table: FoldTable, views: Sequence[str]) -> np.ndarray:
-        """Return the member's OOF logits (n, views), in the order of the fold table.
+        """Return the member's OOF logits (n, views[, C]), in the order of the fold table.
 
         Raises
         ------
         ArtifactError
             A fold is missing or damaged, or its ids are not those of the table.
         """
-        logits = np.full((len(table.ids), len(views)), np.nan)
+        logits = np.empty(0)
         for fold in range(table.k):
             ids, values = self.read_oof(fold, views)
             rows = np.flatnonzero(table.fold_of == fold)
             if not np.array_equal(ids, table.ids[rows]):
                 problem = f"OOF ids of fold {fold} are not those of folds.csv ({len(ids)} rows for {len(rows)})"
+                raise ArtifactError(f"member {self.name}", problem, TRAIN_AGAIN)
+            if not logits.size:
+                logits = np.full((len(table.ids), *values.shape[1:]), np.nan)
+            elif logits.shape[1:] != values.shape[1:]:
+                problem = f"OOF logits of fold {fold} have the shape {values.shape}, unlike those of other folds"
                 raise ArtifactError(f"member {self.name}", problem, TRAIN_AGAIN)
             logits[rows] = values
         return logits
@@ -329,13 +334,13 @@ class MemberFolder:
         return self.fold(fold) / f"cleaning-{part}"
 
     def finish_part(self, fold: int, part: int, ids: np.ndarray, logits: np.ndarray, views: Sequence[str]) -> None:
-        """Write the logits (n, views) of such a network, record their hash, then remove its training state."""
+        """Write the logits (n, views[, C]) of such a network, record their hash, then remove its training state."""
         sha256 = write_logits(self.part(fold, part) / "oof.csv", ids, logits, views)
         self.update(parts=self.read().parts | {f"{fold}/{part}": sha256})
         shutil.rmtree(self.part(fold, part) / "state", ignore_errors=True)
 
     def read_part(self, fold: int, part: int, views: Sequence[str]) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return the ids (n,) and logits (n, views) of such a network, or None if it is not finished."""
+        """Return the ids (n,) and logits (n, views[, C]) of such a network, or None if it is not finished."""
         sha256 = self.read().parts.get(f"{fold}/{part}")
         path = self.part(fold, part) / "oof.csv"
         return None if sha256 is None or not path.exists() else read_logits(path, views, sha256, TRAIN_AGAIN)

@@ -96,7 +96,7 @@ class KeptLogits:
     def load(
         self, member: MemberFolder, fold: int, views: Sequence[str], precision: str = "auto", convolutions: str = "auto"
     ) -> np.ndarray | None:
-        """Return the kept logits (n, views) of a fold model; None where there are none of these weights and views.
+        """Return the kept logits (n, views[, C]) of a fold model; None where there are none of these weights and views.
 
         Parameters
         ----------
@@ -128,7 +128,7 @@ class KeptLogits:
     def save(
         self, member: MemberFolder, fold: int, views: Sequence[str], logits: np.ndarray, **facts: Any
     ) -> np.ndarray:
-        """Write the logits (n, views) of a fold model and their facts; return the logits as written, rounded."""
+        """Write the logits (n, views[, C]) of a fold model and their facts; return them as written, rounded."""
         path = self._folder / _name(member, fold)
         sha256 = files.write_logits(path, self._ids, logits, views)
         self._note.files[_name(member, fold)] = KeptFacts(sha256, member.weights_sha256(fold), tuple(views), **facts)

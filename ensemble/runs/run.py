@@ -85,8 +85,8 @@ class RunFacts:
         Of `bad_images.csv`; None where no image was left out.
     images_sha256 : str or None
         Of `images.csv`, which has the SHA-256 of each image file; None in runs of older versions.
-    classes : tuple of two str, or None
-        The names of label 0 and label 1, where the labels were names.
+    classes : tuple of C str, or None
+        The names of the classes in the order of their labels; None for two classes without names.
     label_files : dict of str to str
         SHA-256 of each label file as it was written last, by its path as it was given.
     artifacts : dict of str to tuple of str
@@ -107,10 +107,15 @@ class RunFacts:
     folds_sha256: str | None = None
     bad_images_sha256: str | None = None
     images_sha256: str | None = None
-    classes: tuple[str, str] | None = None
+    classes: tuple[str, ...] | None = None
     label_files: dict[str, str] = field(default_factory=dict)
     artifacts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     exif: str = "ignore"
+
+    @property
+    def class_count(self) -> int:
+        """The number of classes."""
+        return 2 if self.classes is None else len(self.classes)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -333,7 +338,7 @@ class Run:
         return sorted(begun, key=lambda member: (member.read().begun, member.name))
 
     def oof_logits(self, members: Sequence[str]) -> np.ndarray:
-        """Return the OOF logits of several members, (n, m, views), in the order of the fold table.
+        """Return the OOF logits of several members, (n, m, views[, C]), in the order of the fold table.
 
         Raises
         ------

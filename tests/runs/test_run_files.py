@@ -457,3 +457,22 @@ def test_a_place_that_cannot_be_locked(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ResourceError, match="cannot be written"), locked(tmp_path / "file"):
         pass
+
+
+# --- logits -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(4, 2), (4, 2, 3), (4, 1, 11)])
+def test_logits_are_read_in_the_shape_in_which_they_were_written(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    logits, ids = np.random.default_rng(0).normal(size=shape).round(files.LOGIT_DECIMALS), np.array(list("abcd"))
+    views = ("identity", "hflip")[: shape[1]]
+    sha256 = files.write_logits(tmp_path / "oof.csv", ids, logits, views)
+    read_ids, read = files.read_logits(tmp_path / "oof.csv", views, sha256, "")
+    assert read_ids.tolist() == ids.tolist()
+    assert read.shape == shape and np.array_equal(read, logits)
+
+
+def test_logits_of_more_classes_have_a_column_for_each_view_and_class(tmp_path: Path) -> None:
+    files.write_logits(tmp_path / "oof.csv", np.array(["a"]), np.zeros((1, 2, 3)), ("identity", "hflip"))
+    header = (tmp_path / "oof.csv").read_text().splitlines()[0]
+    assert header == "id," + ",".join(f"logit_{view}_{label}" for view in ("identity", "hflip") for label in range(3))

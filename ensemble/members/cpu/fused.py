@@ -106,7 +106,7 @@ class FusedBackbone(Backbone):
     """A backbone whose features are computed by a traced graph of fused layers."""
 
     def __init__(self, network: Backbone, graph: fx.GraphModule) -> None:
-        super().__init__(network.model, network.input_size)
+        super().__init__(network.model, network.input_size, network.classes)
         self.graph, self.convolutions = graph, "fused"
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
