@@ -25,5 +25,6 @@ class_decision.py  the same among more than two classes
 shift.py           whether new images have the class shares of the training images
 averaging.py       how averaging the fold models changes the error rates and the best threshold
 deploy.py          labels for new images, and the error rates to expect
+class_deploy.py    the same for more than two classes
 cascade.py         evaluates fewer members and views on images whose label is clear early
 """
