@@ -17,10 +17,9 @@ from ensemble.errors import DataError
 CELLS_AT_ONCE = 2**22
 """The number of int64 values that `draw_totals` draws in one chunk. They take 32 MiB, which bounds its memory."""
 
-
-LEAST_GROUPS = 5
-"""The number of groups with the same set of several classes below which this set is no stratum of its own. A stratum of
-one group is always drawn as it is, which would hide its variance."""
+LEAST_GROUPS = 20
+"""The number of groups with the same set of several classes below which this set is no stratum of its own. In a stratum
+of s groups, the variance of the bootstrap is too small by the factor 1 - 1/s; one group is always drawn as it is."""
 
 
 class Resampler:
@@ -33,7 +32,7 @@ class Resampler:
     Parameters
     ----------
     labels : int8 array (n,)
-        0 or 1; for `weights_of`, class indices.
+        Class indices.
     groups : int64 array (n,), optional
         Rows of one group are drawn together; if None, every row is a group.
 
@@ -57,12 +56,14 @@ class Resampler:
     ) -> NDArray[np.int64]:
         """Draw replicates, and return how often each outcome occurs in each.
 
+        The strata are the sets of labels that occur in a group (see `strata_of`).
+
         Parameters
         ----------
         outcome : int64 array (n,)
-            The outcome of each row, in [0, outcomes). The first half of the outcomes belong to rows of label 0.
+            The outcome of each row, in [0, outcomes). Rows with one outcome have one label.
         outcomes : int
-            The number of outcomes, even.
+            The number of outcomes.
         rng : Generator
         replicates : int
             The number of replicates.
@@ -72,17 +73,17 @@ class Resampler:
         int64 array (replicates, outcomes)
         """
         kinds, counts = kinds_of_group(outcome, outcomes, self._groups)
-        half = outcomes // 2
-        has_neg, has_pos = kinds[:, :half].any(axis=1), kinds[:, half:].any(axis=1)
+        of_label = np.zeros((outcomes, int(self._labels.max()) + 1), bool)
+        of_label[outcome, self._labels] = True
+        strata = strata_of(kinds.astype(bool) @ of_label, counts)
         totals = np.zeros((replicates, outcomes), np.int64)
-        for stratum in (has_neg & ~has_pos, has_pos & ~has_neg, has_neg & has_pos):
-            kind, count = kinds[stratum], counts[stratum]
-            if not count.size:
-                continue
+        for stratum in np.unique(strata):
+            kind, count = kinds[strata == stratum].astype(np.float64), counts[strata == stratum]
             step = max(1, CELLS_AT_ONCE // count.size)
             for start in range(0, replicates, step):
                 rows = totals[start : start + step]
-                rows += rng.multinomial(count.sum(), count / count.sum(), size=len(rows)) @ kind
+                drawn = rng.multinomial(count.sum(), count / count.sum(), size=len(rows))
+                rows += (drawn @ kind).astype(np.int64)  # exact, and much faster in floating point
         return totals
 
 
@@ -104,20 +105,11 @@ class RowWeights:
 
 
 def _strata(labels: Labels, units: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the stratum of each group (g,), from the labels and the groups of the rows, numbered from 0.
-
-    Groups of a single class come first, class by class, then those of several classes.
-    """
+    """Return the stratum of each group (g,), from the labels and the groups of the rows."""
     classes = max(2, int(labels.max(initial=0)) + 1)
     has = np.zeros((int(units.max()) + 1, classes), bool)
     has[units, labels] = True
-    strata = has.argmax(axis=1)
-    mixed = has.sum(axis=1) > 1
-    if mixed.any():
-        _, set_of, counts = np.unique(has[mixed], axis=0, return_inverse=True, return_counts=True)
-        set_of = np.where(counts[set_of] < LEAST_GROUPS, counts.size, set_of)
-        strata[mixed] = classes + set_of
-    return np.asarray(strata, np.int64)
+    return strata_of(has, np.ones(len(has), np.int64))
 
 
 def design_effects(labels: Labels, y_pred: Labels, groups: ArrayLike | None) -> tuple[float, float]:
@@ -167,6 +159,38 @@ def design_effect(wrong: NDArray[np.bool_], group_of: NDArray[np.int64]) -> floa
     residual = wrong - share if 0 < share < 1 else np.ones(wrong.size)
     by_group = np.bincount(group_of, residual)
     return max(1.0, float((by_group**2).sum() / (residual**2).sum()))
+
+
+def strata_of(has: NDArray[np.bool_], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the strata within which groups are drawn, one for each set of labels that occurs in a group.
+
+    Groups of a single label come first, label by label, then those of several. Sets of several labels that fewer than
+    `LEAST_GROUPS` groups have are one stratum.
+
+    Parameters
+    ----------
+    has : bool array (t, C)
+        Which labels occur in each group, or in each kind of group.
+    counts : int64 array (t,)
+        The number of groups of each kind.
+
+    Returns
+    -------
+    int64 array (t,)
+        Numbers from 0, some of which may not occur.
+
+    Examples
+    --------
+    >>> strata_of(np.array([[True, True], [False, True], [True, False]]), np.array([1, 2, 3]))
+    array([2, 1, 0])
+    """
+    strata: NDArray[np.int64] = has.argmax(axis=1)
+    mixed = has.sum(axis=1) > 1
+    if mixed.any():
+        sets, set_of = np.unique(has[mixed], axis=0, return_inverse=True)
+        groups = np.bincount(set_of.reshape(-1), counts[mixed])[set_of.reshape(-1)]
+        strata[mixed] = has.shape[1] + np.where(groups < LEAST_GROUPS, len(sets), set_of.reshape(-1))
+    return strata
 
 
 def kinds_of_group(
