@@ -20,6 +20,7 @@ cli.py               the `thera` command
 options.py           the command line's options and --help, made from the config models
 commands/            one file a command: a run directory in, a typed result out
 results.py           the types of these results
+prediction_results.py  those of `thera predict`
 bench_results.py     those of `thera bench`
 estimator.py         TheraClassifier: images and labels, in scikit-learn's conventions
 threshold_stacker.py ThresholdStacker: the second stage alone, on logits

@@ -87,7 +87,7 @@ BadLabel = Annotated[
         "Give skipped images this label in label_val.txt, which needs a line for each image.",
         unset="the file is not written if images are skipped",
         ge=0,
-        le=1,
+        le=126,
     ),
 ]
 Seed = Annotated[int, option(RUN, "Seed every random stream with this number.", ge=0)]

@@ -5,20 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ensemble.decision.assessment import Assessment
+from ensemble.decision.class_assessment import ClassAssessment
 from ensemble.decision.class_comparison import ClassComparison, ClassEvaluation
+from ensemble.decision.class_decision import ClassDecision
 from ensemble.decision.comparison import Comparison, Difference, Evaluation
 from ensemble.decision.decision import Decision
-from ensemble.decision.deploy import Expectation
-from ensemble.decision.rates import ErrorRates
-from ensemble.decision.shift import ShareCheck
+from ensemble.decision.rates import ClassRates, ErrorRates
 from ensemble.errors import DataError
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
+from ensemble.prediction_results import ClassPredictionFacts, PredictionFacts
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
@@ -29,19 +25,23 @@ class MemberReport:
 
     Attributes
     ----------
-    assessment : Assessment
+    assessment : Assessment or ClassAssessment
+        The latter of more than two classes.
     views : tuple of str
         The views that the logits are averaged over.
+    classes : tuple of C str, or None
+        The names of the classes; None for two classes that are 0 and 1.
     from_scratch : bool
         Whether pretrained weights were requested where available, and were not.
     left_out : tuple of int
         Training rows of each fold that were left out for doubtful labels; empty where none were looked for.
     """
 
-    assessment: Assessment
+    assessment: Assessment | ClassAssessment
     views: tuple[str, ...]
     from_scratch: bool = False
     left_out: tuple[int, ...] = ()
+    classes: tuple[str, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -58,14 +58,14 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class TrialRow:
-    """A member on the rows of one fold, at the threshold that is best for these very rows."""
+    """A member on the rows of one fold, at the threshold, or offsets, that are best for these very rows."""
 
     name: str
     epochs: int
     core_minutes: float
-    rates: ErrorRates
-    auc: float
-    difference: Difference | None  # its HTER less the first member's; None for the first
+    rates: ErrorRates | ClassRates
+    auc: float | None  # None of more than two classes
+    difference: Difference | None  # its HTER or mean class error less the first member's; None for the first
 
 
 @dataclass(frozen=True)
@@ -110,149 +110,12 @@ class FitResult:
 
 
 @dataclass(frozen=True)
-class PredictionRequest:
-    """Everything that determines a prediction. The same request is not computed twice.
+class ClassFitResult:
+    """The decisions among more than two classes, and the names of the classes."""
 
-    Attributes
-    ----------
-    fingerprint : str
-        Hash of the images.
-    decision_sha256 : str
-        Hash of `decision.json`.
-    views : tuple of str
-    correction, combine, precision, convolutions : str
-    prior, cascade : float or None
-        The fields of `config.PredictConfig`.
-    bad_images_sha256 : str or None
-        Of the list of images that were left out; None where there are none.
-    """
-
-    fingerprint: str
-    decision_sha256: str
-    views: tuple[str, ...]
-    correction: str
-    prior: float | None
-    combine: str
-    cascade: float | None
-    precision: str
-    convolutions: str
-    bad_images_sha256: str | None = None
-
-
-@dataclass(frozen=True)
-class CascadeFacts:
-    """How much a cascade computed, and how many labels it may have changed.
-
-    Attributes
-    ----------
-    probability : float
-        The requested probability that a label equals that of the exact prediction, at one threshold.
-    order : tuple of (member, view)
-    oof_changed, oof_changed_upper : float
-        Share of the OOF rows whose label changed, and its upper 95 % bound.
-    oof_cost_share : float
-        Share of the exact cost, on the OOF rows.
-    images_in_full : int
-        Images for which all members and views were evaluated.
-    evaluated_share : float
-        Share of all members and views that was evaluated.
-    pilot, pilot_changed : int
-        Images of the pilot, which is evaluated in full, and how many of their labels the cascade would have changed.
-    """
-
-    probability: float
-    order: tuple[tuple[str, str], ...]
-    oof_changed: float
-    oof_changed_upper: float
-    oof_cost_share: float
-    images_in_full: int
-    evaluated_share: float
-    pilot: int
-    pilot_changed: int
-
-
-@dataclass(frozen=True)
-class PredictionFacts:
-    """Facts about a label file: `predictions/<set>/predictions.json`.
-
-    Attributes
-    ----------
-    request : PredictionRequest
-    images : int
-    objective : str
-    threshold : float
-        In logits, corrected for averaging where that was measured.
-    share_of_label_0 : float
-        Share of the images that the file labels 0.
-    nested_hter : float
-        Nested HTER of the stack of one fold model on the OOF rows.
-    expectation : Expectation
-    share_check : ShareCheck
-    assumed_share_of_label_0 : float or None
-    cascade : CascadeFacts or None
-    seen_in_training : int
-        Images that are byte for byte among the training images. The share check leaves them out.
-    files : mapping of str to str
-        SHA-256 of the label file, of `predictions.csv`, and of `bad_images.csv` where images were left out.
-    """
-
-    request: PredictionRequest
-    images: int
-    objective: str
-    threshold: float
-    share_of_label_0: float
-    nested_hter: float
-    expectation: Expectation
-    share_check: ShareCheck
-    assumed_share_of_label_0: float | None
-    cascade: CascadeFacts | None
-    files: Mapping[str, str]
-    seen_in_training: int = 0
-
-    @property
-    def new_images(self) -> int:
-        """The images that were not in training, which the share check is about."""
-        return self.images - self.seen_in_training
-
-    @property
-    def label_file(self) -> str:
-        """The name of the label file in the folder of the set."""
-        return next((name for name in self.files if name not in ("predictions.csv", "bad_images.csv")), "label_val.txt")
-
-
-@dataclass(frozen=True, eq=False)
-class PredictResult:
-    """A labelled set of images.
-
-    Attributes
-    ----------
-    name : str
-        Name of the set, and of its folder below `predictions/`.
-    folder : Path
-        Holds the label file, `predictions.csv` and `predictions.json`.
-    out : Path or None
-        The label file that the command wrote; None where only `folder` was written.
-    facts : PredictionFacts
-    table : DataFrame
-        `predictions.csv`: a row per image, with ids, labels, logits of the members and votes of the fold models.
-    ids : str array (n,)
-    y_pred : int8 array (n,)
-    stacked_logits, probabilities : float64 array (n,)
-        The stored values, rounded to five decimals.
-    incomplete : DataError or None
-        What the command reports last, and exits with, where images were left out.
-    """
-
-    name: str
-    folder: Path
-    facts: PredictionFacts
-    table: pd.DataFrame
-    ids: np.ndarray
-    y_pred: np.ndarray
-    stacked_logits: np.ndarray
-    probabilities: np.ndarray
-    out: Path | None = None
-    incomplete: DataError | None = None
+    plain: ClassDecision
+    tta: ClassDecision
+    classes: tuple[str, ...]
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
@@ -307,12 +170,14 @@ class ReportResult:
     images, folds : int
     members : tuple of MemberReport
         The members whose folds are all finished.
-    decisions : FitResult or None
+    decisions : FitResult, ClassFitResult or None
         None before `thera fit-stacker`.
-    predictions : mapping of str to PredictionFacts
+    predictions : mapping of str to PredictionFacts or ClassPredictionFacts
         The label files that the present decision made, keyed by the name of their set.
     data_notes : tuple of str
         Notes on the images from the time when they were read.
+    classes : tuple of C str, or None
+        The names of the classes; None for two classes that are 0 and 1.
     incomplete : DataError or None
         What the command reports last, and exits with, where images to label were left out.
     """
@@ -321,9 +186,10 @@ class ReportResult:
     images: int
     folds: int
     members: tuple[MemberReport, ...]
-    decisions: FitResult | None = None
-    predictions: Mapping[str, PredictionFacts] = field(default_factory=dict)
+    decisions: FitResult | ClassFitResult | None = None
+    predictions: Mapping[str, PredictionFacts | ClassPredictionFacts] = field(default_factory=dict)
     data_notes: tuple[str, ...] = ()
+    classes: tuple[str, ...] | None = None
     incomplete: DataError | None = None
 
 

@@ -22,6 +22,7 @@ LAYERS = (
     {"data"},
     {"runs"},
     {"members", "decision"},
+    {"prediction_results"},
     {"results", "bench_results"},
     {"reports", "bench"},
     {"commands"},

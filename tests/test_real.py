@@ -15,9 +15,10 @@ from ensemble.commands.fit_stacker import averaged_oof, read_decisions
 from ensemble.config import VIEW_SETS
 from ensemble.decision.decision import fit_decision
 from ensemble.decision.rates import error_rates
+from ensemble.prediction_results import PredictionFacts
 from ensemble.reports.screen import on_screen
 from ensemble.reports.summary import report_summary
-from ensemble.results import FitResult, PredictionFacts, ReportResult
+from ensemble.results import FitResult, ReportResult
 from ensemble.runs.files import file_sha256, read_json
 from ensemble.runs.migration import migrate_facts
 from ensemble.runs.run import Run

@@ -11,6 +11,7 @@ clean.py        training rows that are left out for doubtful labels
 fit_stacker.py  fit-stacker: the decision
 remove_member.py  remove-member: a member and all that it has trained
 predict.py      predict: compute, decide, write (the label file --out too)
+prediction_files.py  the label file, table and facts of a prediction, written and read
 fold_logits.py  the logits of the fold models: kept, computed, or a cascade of them
 evaluate.py     evaluate and compare
 report.py       report

@@ -61,15 +61,17 @@ def check_architecture(name: str) -> None:
         raise ConfigError(f"architecture {printable(name)}", "is not known to timm", hint)
 
 
-def check_prediction(run: Run, config: PredictConfig) -> None:
+def check_prediction(run: Run, config: PredictConfig, classes: int = 2) -> None:
     """Refuse images to label that cannot be listed, and a label file that may not be written.
+
+    `classes` is the number of classes of the run.
 
     Raises
     ------
     DataError, ConfigError, ResourceError
         As `data.source.open_unlabelled` and `runs.label_files.checked_target`.
     """
-    source = open_unlabelled(config)
+    source = open_unlabelled(config, classes)
     checked_target(run, config.out, source.ids, config.force)
 
 

@@ -17,7 +17,7 @@ from ensemble.commands.run import labelled_and_reported, run
 from ensemble.commands.train import train_members
 from ensemble.config import ComputeConfig, DataConfig, DecisionConfig, MemberConfig, PredictConfig, RunConfig
 from ensemble.config_reading import config_text, load_config
-from ensemble.decision.objective import Objective
+from ensemble.decision.class_objective import parse_objective
 from ensemble.errors import ConfigError, ResourceError, Stopped, printable
 from ensemble.fit_config import FitConfig
 from ensemble.progress import Say, silent
@@ -111,12 +111,12 @@ def _check(config: FitConfig, decision: DecisionConfig, compute: ComputeConfig) 
     """Refuse what can be refused before libraries are loaded and images are read."""
     from ensemble.data.source import open_labelled
 
-    Objective.parse(decision.objective)
+    parse_objective(decision.objective, config.classes or 2)
     check_compute(compute.device)
     check_labels(open_labelled(config), config.folds or LEAST_FOLDS)
     run, prediction = config.run, _prediction(config)
     if prediction is not None:
-        check_prediction(Run(run or _free(config.images)), prediction)
+        check_prediction(Run(run or _free(config.images)), prediction, config.classes or 2)
     if run is None or not run.exists() or (run / CONFIG).exists():
         return
     if not run.is_dir() or not {path.name for path in run.iterdir()} <= OF_AN_INTERRUPTED_START:
@@ -238,7 +238,7 @@ def _planned(
     assign_folds(dataset.labels, units, folds, config.seed, where, dataset.classes)  # or it is refused here
     full = members_for(kind, n, folds, dataset.size[1], config.epochs)
     prediction = _prediction(config)
-    work = Work(n, folds, len(open_unlabelled(prediction)) if prediction else 0)
+    work = Work(n, folds, len(open_unlabelled(prediction, config.classes)) if prediction else 0)
     images = sum(member.epochs for member in full) * n * (folds - 1)
     members, expected = full, None
     speeds: dict[str, Speed] = {}

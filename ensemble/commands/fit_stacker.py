@@ -6,20 +6,29 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ensemble.config import VIEW_SETS, DecisionConfig
 from ensemble.data.folds import FoldTable
+from ensemble.decision.class_decision import ClassDecision
+from ensemble.decision.class_objective import parse_objective
 from ensemble.decision.cross_fitting import OofLogits
 from ensemble.decision.decision import Decision, fit_decision
-from ensemble.decision.objective import Objective
+from ensemble.decision.fold_offsets import FoldOffset
 from ensemble.errors import ArtifactError, ConfigError, printable
 from ensemble.progress import Say, silent
-from ensemble.results import FitResult
+from ensemble.results import ClassFitResult, FitResult
 from ensemble.runs import files
 from ensemble.runs.artifacts import read_recorded, write_recorded
 from ensemble.runs.locks import locked
 from ensemble.runs.member import TRAIN_AGAIN
 from ensemble.runs.run import Run
+
+
+def _check_views(stored: Any) -> None:
+    for key, views in VIEW_SETS.items():
+        if (of_key := getattr(stored, key).views) != views:
+            raise ValueError(f"the views of {key} must be {', '.join(views)}; got {', '.join(of_key)}")
 
 
 @dataclass(frozen=True)
@@ -31,9 +40,7 @@ class StoredDecisions:
     tta: Decision
 
     def __post_init__(self) -> None:
-        for key, views in VIEW_SETS.items():
-            if (stored := getattr(self, key).views) != views:
-                raise ValueError(f"the views of {key} must be {', '.join(views)}; got {', '.join(stored)}")
+        _check_views(self)
 
 
 @dataclass(frozen=True)
@@ -43,8 +50,23 @@ class DecisionsOfChosen(StoredDecisions):
     left_out: tuple[str, ...] = ()
 
 
-def fit_stacker(run: Path, config: DecisionConfig | None = None, say: Say = silent) -> FitResult:
+@dataclass(frozen=True)
+class StoredClassDecisions:
+    """`decision.json` of more than two classes; see `StoredDecisions` and `DecisionsOfChosen`."""
+
+    parents: dict[str, dict[str, str]]
+    plain: ClassDecision
+    tta: ClassDecision
+    left_out: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_views(self)
+
+
+def fit_stacker(run: Path, config: DecisionConfig | None = None, say: Say = silent) -> FitResult | ClassFitResult:
     """Fit stacker and threshold for plain prediction and for TTA, and write `decision/decision.json`.
+
+    Of more than two classes, offsets of the classes take the place of the threshold.
 
     Parameters
     ----------
@@ -62,24 +84,51 @@ def fit_stacker(run: Path, config: DecisionConfig | None = None, say: Say = sile
         No member is finished, a chosen one is not, or OOF logits are not those that training wrote.
     """
     config = config or DecisionConfig()
-    started, folder, objective = time.time(), Run(run), Objective.parse(config.objective)
-    seed, table = folder.read().seed, folder.read_folds()
+    started, folder = time.time(), Run(run)
+    facts, table = folder.read(), folder.read_folds()
+    objective = parse_objective(config.objective, facts.class_count)
     names, left_out = _chosen_members(folder, table, config, say)
     forced = config.force_members or ()
-    logits = folder.oof_logits(names)  # (n, m, views)
-    parents, decisions = _parents(folder, names), {}
+    logits = folder.oof_logits(names)  # (n, m, views[, C])
+    parents, decisions = _parents(folder, names), dict[str, Any]()
     with locked(folder.decision.parent):
         files.remove_temporary_files(folder.decision.parent)
         for key, views in VIEW_SETS.items():
             oof = OofLogits(table, names, logits[:, :, : len(views)].mean(axis=2))
-            decisions[key] = fit_decision(oof, views, seed, objective, config.stacker, config.repeats, forced)
-        corrected = {offset.message for decision in decisions.values() for offset in decision.offsets}
+            decisions[key] = fit_decision(
+                oof,
+                views,
+                facts.seed,
+                objective=objective,
+                stacker=config.stacker,
+                repeats=config.repeats,
+                forced=forced,
+            )
+        corrected = {offset.message for decision in decisions.values() for offset in _fold_offsets(decision)}
         for note in sorted({note for decision in decisions.values() for note in decision.notes}):
             say(f"{'note' if note in corrected else 'warning'}: {note}")
-        stored = DecisionsOfChosen(parents, **decisions, left_out=left_out) if left_out else None
-        write_recorded(run, folder.decision, stored or StoredDecisions(parents, **decisions))
+        stored: Any
+        if facts.class_count > 2:
+            stored = StoredClassDecisions(parents, **decisions, left_out=left_out)
+        elif left_out:
+            stored = DecisionsOfChosen(parents, **decisions, left_out=left_out)
+        else:
+            stored = StoredDecisions(parents, **decisions)
+        write_recorded(run, folder.decision, stored)
     folder.record("fit-stacker", started)
-    return FitResult(**decisions)
+    return _result(stored, facts.classes)
+
+
+def _fold_offsets(decision: Decision | ClassDecision) -> tuple[FoldOffset, ...]:
+    return decision.offsets if isinstance(decision, Decision) else ()
+
+
+def _result(
+    stored: StoredDecisions | StoredClassDecisions, classes: tuple[str, ...] | None
+) -> FitResult | ClassFitResult:
+    if isinstance(stored, StoredDecisions):
+        return FitResult(stored.plain, stored.tta)
+    return ClassFitResult(stored.plain, stored.tta, classes or ())
 
 
 def _chosen_members(
@@ -124,7 +173,7 @@ def _parents(run: Run, members: Sequence[str]) -> dict[str, dict[str, str]]:
     return {name: {fold: facts.oof_sha256 for fold, facts in stored.items()} for name, stored in folds.items()}
 
 
-def read_decisions(run: Run, say: Say = silent) -> FitResult:
+def read_decisions(run: Run, say: Say = silent) -> FitResult | ClassFitResult:
     """Return the run's decisions, plain and with TTA, once the hashes of their parents are verified.
 
     Raises
@@ -133,7 +182,7 @@ def read_decisions(run: Run, say: Say = silent) -> FitResult:
         There is no decision, or the members' OOF logits have changed since.
     """
     remedy = f"run: thera fit-stacker --run {run.folder}"
-    stored = read_recorded(run.folder, run.decision, DecisionsOfChosen, remedy)
+    classes, stored = run.read().classes, _stored(run, remedy)
     members = [member.name for member in run.members()]
     if removed := [name for name in stored.parents if name not in members]:
         raise ArtifactError(run.decision, f"uses {', '.join(removed)}, which the run no longer has", remedy)
@@ -142,4 +191,10 @@ def read_decisions(run: Run, say: Say = silent) -> FitResult:
     for name in members:
         if name not in (*stored.parents, *stored.left_out):
             say(f"warning: member {name} is not in the decision; {remedy}")
-    return FitResult(stored.plain, stored.tta)
+    return _result(stored, classes)
+
+
+def _stored(run: Run, remedy: str) -> DecisionsOfChosen | StoredClassDecisions:
+    if run.read().class_count > 2:
+        return read_recorded(run.folder, run.decision, StoredClassDecisions, remedy)
+    return read_recorded(run.folder, run.decision, DecisionsOfChosen, remedy)

@@ -20,8 +20,8 @@ from ensemble.decision.cross_fitting import OofLogits
 from ensemble.decision.decision import Decision
 from ensemble.decision.deploy import corrected
 from ensemble.errors import ArtifactError
+from ensemble.prediction_results import CascadeFacts
 from ensemble.progress import Bar, Say, progress
-from ensemble.results import CascadeFacts
 from ensemble.runs.files import LOGIT_DECIMALS, remove_temporary_files
 from ensemble.runs.member import MemberFolder
 from ensemble.runs.predictions import KeptLogits

@@ -6,39 +6,40 @@ import hashlib
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ensemble.commands.checks import announce, check_compute
 from ensemble.commands.fit_stacker import read_decisions
 from ensemble.commands.fold_logits import FoldLogits, fold_logits
+from ensemble.commands.prediction_files import read_prediction, write_prediction
 from ensemble.config import ComputeConfig, PredictConfig, PredictOptions
 from ensemble.data.source import open_unlabelled, set_name
+from ensemble.decision.class_decision import ClassDecision
+from ensemble.decision.class_deploy import ClassDeployment, class_deploy, refuse_options_of_two_classes
 from ensemble.decision.cross_fitting import OofLogits
 from ensemble.decision.decision import Decision
 from ensemble.decision.deploy import Deployment, deploy
-from ensemble.errors import DataError, printable, some
+from ensemble.errors import ConfigError, DataError, printable, some
+from ensemble.prediction_results import PredictionRequest, PredictResult
 from ensemble.progress import Say, silent
 from ensemble.reports.prediction_tables import label_file_warnings, seen_note
-from ensemble.results import PredictionFacts, PredictionRequest, PredictResult
 from ensemble.runs import files
-from ensemble.runs.label_files import TABLE, checked_target, is_table, label_file, label_file_name, write_label_file
+from ensemble.runs.label_files import checked_target, is_table, label_file, write_label_file
 from ensemble.runs.locks import locked
-from ensemble.runs.migration import migrate_facts
-from ensemble.runs.predictions import is_predicted, read_facts, read_table, write_facts, write_labels
+from ensemble.runs.predictions import is_predicted
 from ensemble.runs.run import BAD_IMAGES, Run, RunFacts, bad_images_table
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from ensemble.data.dataset import Dataset, Source
 
 
 def predict(run: Path, config: PredictConfig, compute: ComputeConfig | None = None, say: Say = silent) -> PredictResult:
-    """Label a set of images and write its label file: a 0 or 1 in each line, or a table with name,label.
+    """Label a set of images and write its label file: a class index in each line, or a table with name,label.
 
-    The logits of each member are averaged over its fold models and the views, stacked, and compared with the threshold.
+    The logits of each member are averaged over its fold models and the views, stacked, and compared with the threshold;
+    among more than two classes, the greatest stacked logit plus offset gives the label.
     A set that the same decision has labelled already is not computed again. Its kept logits serve other decisions too.
 
     With `on_bad="skip"`, images that cannot be used are listed in `bad_images.csv` beside the predictions, and the
@@ -63,8 +64,9 @@ def predict(run: Path, config: PredictConfig, compute: ComputeConfig | None = No
     """
     folder, compute = Run(run), compute or ComputeConfig()
     facts = folder.read()
+    check_options(config, facts)
     read_decisions(folder, say)  # a run without a decision is refused before the images are read
-    source = open_unlabelled(config)
+    source = open_unlabelled(config, facts.class_count)
     out = checked_target(folder, config.out, source.ids, config.force)
     check_compute(compute.device)
     announce(source, say)
@@ -91,6 +93,24 @@ def _incomplete(source: Source, dataset: Dataset, result: PredictResult, out: Pa
         return DataError(source.where, found)
     remedy = f"{printable(out)} needs a line for each image and is not written"
     return DataError(source.where, found, f"{remedy}: give --bad-label 0 or 1, or --out FILE.csv for a table")
+
+
+def check_options(config: PredictOptions, facts: RunFacts) -> None:
+    """Refuse options that do not fit the number of classes of a run.
+
+    Raises
+    ------
+    ConfigError
+        An option of two classes alone is given for more, or a label for skipped images that is none of the classes.
+    """
+    classes = facts.class_count
+    bad_label = getattr(config, "bad_label", None)
+    if bad_label is not None and bad_label >= classes:
+        raise ConfigError("--bad-label", f"must be 0 to {classes - 1}; got {bad_label}")
+    if classes > 2:
+        refuse_options_of_two_classes(config.correction, config.prior)
+        if config.cascade is not None:
+            raise ConfigError("--cascade", f"is for two classes alone; this run has {classes}", "leave it out")
 
 
 def _label_file(
@@ -138,6 +158,7 @@ def predict_dataset(
     """
     started, folder = time.time(), Run(run)
     facts, decisions = folder.read(), read_decisions(folder)
+    check_options(options, facts)
     decision = decisions.tta if options.tta else decisions.plain
     if tuple(dataset.size) != tuple(facts.size):
         problem = (
@@ -158,24 +179,29 @@ def predict_dataset(
             logits = fold_logits(
                 folder, decision, oof, by_view, dataset, [target, with_tta], options, compute or ComputeConfig(), say
             )
-            deployment = deploy(
-                decision,
-                oof,
-                logits.by_fold,
-                logits.mean,
-                options.combine,
-                options.correction,
-                options.prior,
-                facts.seed,
-                is_new,
-                by_view,
-            )
-            _write(target, dataset.ids, facts, deployment, logits, request, decision, bad, len(seen))
+            deployment = _decided(decision, oof, logits, options, facts.seed, is_new, by_view)
+            write_prediction(target, dataset.ids, facts, deployment, logits, request, decision, bad, len(seen))
     folder.record(f"predict {target.name}", started)
-    result = _read(target)
+    result = read_prediction(target, facts.class_count)
     for warning in label_file_warnings(result.facts):
         say(f"warning: {printable(result.name)}: {warning}")
     return result
+
+
+def _decided(
+    decision: Decision | ClassDecision,
+    oof: OofLogits,
+    logits: FoldLogits,
+    options: PredictOptions,
+    seed: int,
+    is_new: np.ndarray,
+    by_view: np.ndarray,
+) -> Deployment | ClassDeployment:
+    """Return the labels of the images and the rates to expect."""
+    mean, combine, correction, prior = logits.mean, options.combine, options.correction, options.prior
+    if isinstance(decision, ClassDecision):
+        return class_deploy(decision, oof, logits.by_fold, mean, combine, correction, prior, is_new)
+    return deploy(decision, oof, logits.by_fold, mean, combine, correction, prior, seed, is_new, by_view)
 
 
 def _request(
@@ -192,78 +218,4 @@ def _request(
         precision=options.precision,
         convolutions=options.convolutions,
         bad_images_sha256=hashlib.sha256(bad).hexdigest() if bad else None,
-    )
-
-
-def _write(
-    folder: Path,
-    ids: np.ndarray,
-    run: RunFacts,
-    deployment: Deployment,
-    logits: FoldLogits,
-    request: PredictionRequest,
-    decision: Decision,
-    bad: bytes | None,
-    seen: int,
-) -> None:
-    """Write the label file, the table and the facts of a prediction, and the list of the images that were left out."""
-    name = label_file_name(ids) if bad is None else TABLE  # a line would not say which image it labels
-    content = label_file(name, ids, deployment.y_pred, run.classes)
-    hashes = write_labels(folder, name, content, _table(ids, deployment, logits))
-    if bad is not None:
-        hashes[BAD_IMAGES] = files.write_whole(folder / BAD_IMAGES, bad)
-    facts = PredictionFacts(
-        request=request,
-        images=len(ids),
-        objective=decision.objective.text,
-        threshold=deployment.threshold,
-        share_of_label_0=float(np.mean(deployment.y_pred == 0)),
-        nested_hter=decision.nested.hter,
-        expectation=deployment.expectation,
-        share_check=deployment.share_check,
-        assumed_share_of_label_0=deployment.assumed_share_of_label_0,
-        cascade=logits.cascade,
-        files=hashes,
-        seen_in_training=seen,
-    )
-    write_facts(folder, facts)
-
-
-def _table(ids: np.ndarray, deployment: Deployment, logits: FoldLogits) -> pd.DataFrame:
-    """Return the table `predictions.csv`: ids, logits, stacked logits, probabilities, labels and votes.
-
-    Where a cascade did not evaluate a member on an image, its cells and the majority are empty.
-    """
-    import pandas as pd
-
-    columns: dict[str, Any] = {"id": ids}
-    known = logits.known
-    for j, name in enumerate(logits.members):
-        text = pd.Series(files.decimals(deployment.logits[:, j]), dtype=object)
-        columns[f"logit_{name}"] = text.where(known[:, j], "")
-    columns["stacked_logit"] = files.decimals(deployment.stacked_logits)
-    columns["probability"] = files.decimals(deployment.probabilities)
-    columns["label"] = deployment.y_pred
-    for j, name in enumerate(logits.members):
-        columns[f"vote_{name}"] = pd.Series(deployment.member_votes[:, j], dtype=object).where(known[:, j], "")
-    columns["majority"] = pd.Series(deployment.majority, dtype=object).where(known.all(axis=1), "")
-    for fold in range(deployment.fold_votes.shape[1]):
-        columns[f"vote_fold-{fold}"] = deployment.fold_votes[:, fold]
-    return pd.DataFrame(columns)
-
-
-def _read(folder: Path) -> PredictResult:
-    facts = read_facts(folder, PredictionFacts, migrate_facts)
-    texts = read_table(folder, facts.files)
-    numbers = texts.columns[1:]  # a cell is empty where a cascade skipped the logit
-    table = texts.assign(**{name: texts[name].replace("", "nan").astype(np.float64) for name in numbers})
-    return PredictResult(
-        name=folder.name,
-        folder=folder,
-        facts=facts,
-        table=table,
-        ids=table["id"].to_numpy(),
-        y_pred=table["label"].to_numpy(np.int8),
-        stacked_logits=table["stacked_logit"].to_numpy(np.float64),
-        probabilities=table["probability"].to_numpy(np.float64),
     )

@@ -6,17 +6,17 @@ import os
 from pathlib import Path
 
 from ensemble.commands.fit_stacker import read_decisions
+from ensemble.commands.prediction_files import read_prediction_facts
 from ensemble.config import VIEWS
 from ensemble.data.folds import FoldTable
 from ensemble.decision.assessment import member_report
 from ensemble.errors import ArtifactError, printable
+from ensemble.prediction_results import ClassPredictionFacts, PredictionFacts
 from ensemble.progress import Say, silent
 from ensemble.reports.documents import report_json, report_markdown
-from ensemble.results import MemberReport, PredictionFacts, ReportResult
+from ensemble.results import MemberReport, ReportResult
 from ensemble.runs import files
 from ensemble.runs.member import FROM_SCRATCH, MemberFolder
-from ensemble.runs.migration import migrate_facts
-from ensemble.runs.predictions import read_facts
 from ensemble.runs.run import Run
 
 
@@ -47,10 +47,11 @@ def report(run: Path, say: Say = silent) -> ReportResult:
         run=Path(os.path.abspath(run)),
         images=facts.n,
         folds=table.k,
-        members=tuple(report_member(member, table, facts.seed) for member in finished),
+        members=tuple(report_member(member, table, facts.seed, facts.classes) for member in finished),
         decisions=read_decisions(folder, say) if decided else None,
-        predictions=_current_predictions(folder, say) if decided else {},
+        predictions=_current_predictions(folder, facts.class_count, say) if decided else {},
         data_notes=tuple(facts.notes),
+        classes=facts.classes,
     )
     files.remove_orphans(run)
     files.write_whole(run / "report.md", report_markdown(result).encode())
@@ -58,8 +59,13 @@ def report(run: Path, say: Say = silent) -> ReportResult:
     return result
 
 
-def report_member(member: MemberFolder, table: FoldTable, seed: int) -> MemberReport:
-    """Measure a member by its OOF logits, averaged over all views, at its own threshold."""
+def report_member(
+    member: MemberFolder, table: FoldTable, seed: int, classes: tuple[str, ...] | None = None
+) -> MemberReport:
+    """Measure a member by its OOF logits, averaged over all views, at its own threshold or offsets.
+
+    `classes` are the names of the classes of the run.
+    """
     logits, facts = member.oof_logits(table, VIEWS).mean(axis=1), member.read()
     left_out = facts.left_out
     return MemberReport(
@@ -67,15 +73,16 @@ def report_member(member: MemberFolder, table: FoldTable, seed: int) -> MemberRe
         views=VIEWS,
         from_scratch=facts.started_from == FROM_SCRATCH,
         left_out=tuple(left_out[fold].rows for fold in sorted(left_out, key=int)),
+        classes=classes,
     )
 
 
-def _current_predictions(run: Run, say: Say) -> dict[str, PredictionFacts]:
+def _current_predictions(run: Run, classes: int, say: Say) -> dict[str, PredictionFacts | ClassPredictionFacts]:
     """Return the facts of the label files that the present decision has made, by the name of their set."""
-    current, facts = files.file_sha256(run.decision), {}
+    current, facts = files.file_sha256(run.decision), dict[str, PredictionFacts | ClassPredictionFacts]()
     for path in sorted(run.folder.glob("predictions/*/predictions.json")):
         name = path.parent.name
-        stored = read_facts(path.parent, PredictionFacts, migrate_facts)
+        stored = read_prediction_facts(path.parent, classes)
         if stored.request.decision_sha256 == current:
             facts[name] = stored
         else:

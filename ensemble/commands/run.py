@@ -12,7 +12,7 @@ from ensemble.commands.report import report
 from ensemble.commands.train import train_members
 from ensemble.config import ComputeConfig, DataConfig, PredictConfig, RunConfig
 from ensemble.config_reading import load_config, shipped
-from ensemble.decision.objective import Objective
+from ensemble.decision.class_objective import parse_objective
 from ensemble.decision.rates import Labels, error_rates
 from ensemble.errors import ConfigError, printable
 from ensemble.progress import Say, silent
@@ -40,7 +40,7 @@ def run(config: RunConfig, compute: ComputeConfig | None = None, say: Say = sile
     """
     _check_decision(config)
     if config.predict is not None:
-        check_prediction(Run(config.run), config.predict)
+        check_prediction(Run(config.run), config.predict, config.data.classes or 2)
     train_members(config.run, config.members, config.data, config.folds, config.seed, compute, say)
     fit_stacker(config.run, config.decision, say)
     return labelled_and_reported(config, compute, say)
@@ -54,7 +54,7 @@ def labelled_and_reported(config: RunConfig, compute: ComputeConfig | None, say:
 
 def _check_decision(config: RunConfig) -> None:
     """Refuse a wrong objective and unknown members before anything is trained."""
-    Objective.parse(config.decision.objective)
+    parse_objective(config.decision.objective, config.data.classes or 2)
     known = [member.name for member in config.members] + [member.name for member in Run(config.run).members()]
     for key in ("members", "force_members"):
         if unknown := [name for name in getattr(config.decision, key) or () if name not in known]:

@@ -75,8 +75,9 @@ def train_members(
     started, folder, reports = time.time(), Run(run), []
     begun = _trained(folder, members, data, folds, seed, compute or ComputeConfig(), say, assigned=assigned)
     with begun as (trained, table):
+        classes = folder.read().classes
         for member in trained:
-            result = report_member(member, table, seed)
+            result = report_member(member, table, seed, classes)
             member.update(oof=asdict(result.assessment))
             files.write_whole(member.folder / "report.md", member_markdown(result).encode())
             reports.append(result)

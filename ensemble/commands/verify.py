@@ -9,8 +9,9 @@ from typing import TypeVar
 from ensemble.commands.fit_stacker import read_decisions
 from ensemble.config import VIEWS
 from ensemble.errors import ArtifactError, printable
+from ensemble.prediction_results import PredictionFacts
 from ensemble.progress import Say, silent
-from ensemble.results import PredictionFacts, VerifyResult
+from ensemble.results import VerifyResult
 from ensemble.runs import files
 from ensemble.runs.artifacts import recorded_files
 from ensemble.runs.member import TRAIN_AGAIN, MemberFolder, StateFolder

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from ensemble.decision.objective import Objective
 from ensemble.decision.rates import ClassRates, Floats
 from ensemble.errors import ConfigError
 
@@ -22,6 +23,29 @@ DESCRIPTIONS: dict[str, str] = {
     "accuracy": "the greatest accuracy",
 }
 """The objectives in words."""
+
+
+def parse_objective(text: str, classes: int) -> Objective | ClassObjective:
+    """Read the objective of a decision among so many classes.
+
+    Of two classes, `mean-class-error` is the HTER.
+
+    Raises
+    ------
+    ConfigError
+        It is no objective, or none of so many classes.
+
+    Examples
+    --------
+    >>> parse_objective("mean-class-error", 2).text, parse_objective("hter", 3).text
+    ('hter', 'mean-class-error')
+    """
+    if classes > 2:
+        return ClassObjective.parse(text)
+    kind = text.strip()
+    if kind in ("macro-f1", "accuracy"):
+        raise ConfigError("objective", f"{kind} is for more than two classes", "use hter or cost:A,B")
+    return Objective.parse("hter" if kind == "mean-class-error" else text)
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from typing import Any
 from ensemble.decision.assessment import Assessment
 from ensemble.decision.rates import ErrorRates
 from ensemble.errors import printable
+from ensemble.prediction_results import PredictionFacts
 from ensemble.reports.member_tables import trial_table
 from ensemble.reports.render import render, report_tables
 from ensemble.reports.summary import report_summary
 from ensemble.reports.table import Table, escaped
-from ensemble.results import MemberReport, PredictionFacts, ReportResult, TrialResult
+from ensemble.results import MemberReport, ReportResult, TrialResult
 
 
 def report_markdown(result: ReportResult) -> str:

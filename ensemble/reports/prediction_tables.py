@@ -9,8 +9,8 @@ from ensemble.decision.intervals import NORMAL
 from ensemble.decision.objective import Objective
 from ensemble.decision.shift import AtPrior
 from ensemble.errors import printable
+from ensemble.prediction_results import PredictionFacts
 from ensemble.reports.table import Table, interval_cell, rate_cells
-from ensemble.results import PredictionFacts
 
 UNMEASURED = (
     "*: the rates are those of one fold model, not of the file. The effect of averaging fold models was not measured "

@@ -9,6 +9,7 @@ from pathlib import Path
 from ensemble.bench_results import BenchResult
 from ensemble.decision.rates import ErrorRates
 from ensemble.errors import printable
+from ensemble.prediction_results import PredictResult
 from ensemble.reports.bench_tables import bench_tables
 from ensemble.reports.comparison_tables import comparison_tables, evaluation_tables
 from ensemble.reports.decision_tables import decision_tables
@@ -32,7 +33,6 @@ from ensemble.results import (
     FitResult,
     MemberReport,
     PeopleResult,
-    PredictResult,
     RecipesResult,
     RemoveResult,
     ReportResult,

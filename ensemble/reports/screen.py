@@ -8,6 +8,7 @@ from functools import singledispatch
 from ensemble.decision.assessment import Assessment
 from ensemble.decision.decision import Decision
 from ensemble.errors import printable
+from ensemble.prediction_results import PredictionFacts, PredictResult
 from ensemble.reports.comparison_tables import comparison_tables, evaluation_tables
 from ensemble.reports.decision_tables import decision_warnings, repeated_notes
 from ensemble.reports.member_tables import best_rule, chance_notes, origin_notes, trial_table
@@ -37,8 +38,6 @@ from ensemble.results import (
     EvaluateResult,
     FitResult,
     MemberReport,
-    PredictionFacts,
-    PredictResult,
     ReportResult,
     TrainResult,
     TrialResult,

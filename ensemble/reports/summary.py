@@ -12,6 +12,7 @@ from ensemble.decision.decision import Decision
 from ensemble.decision.intervals import Interval
 from ensemble.decision.label_noise import noise_in_short
 from ensemble.errors import printable
+from ensemble.prediction_results import PredictionFacts, PredictResult
 from ensemble.reports.comparison_tables import verdict
 from ensemble.reports.prediction_tables import is_constant, is_known, label_file_warnings
 from ensemble.reports.table import Table
@@ -20,8 +21,6 @@ from ensemble.results import (
     DemoResult,
     EvaluateResult,
     FitResult,
-    PredictionFacts,
-    PredictResult,
     ReportResult,
     TrainResult,
     TrialResult,

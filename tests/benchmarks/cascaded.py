@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ensemble.results import PredictionFacts
+from ensemble.prediction_results import PredictionFacts
 from ensemble.runs.predictions import read_facts, read_table
 
 

@@ -17,7 +17,8 @@ from ensemble.decision.deploy import Expectation
 from ensemble.decision.intervals import Interval
 from ensemble.decision.rates import ErrorRates
 from ensemble.decision.shift import ShareCheck
-from ensemble.results import FitResult, MemberReport, PredictionFacts, PredictionRequest, ReportResult
+from ensemble.prediction_results import PredictionFacts, PredictionRequest
+from ensemble.results import FitResult, MemberReport, ReportResult
 
 
 def rates(fpr: float, fnr: float) -> ErrorRates:

@@ -15,6 +15,7 @@ from ensemble.decision.decision import Decision
 from ensemble.decision.intervals import Interval
 from ensemble.decision.label_noise import NoiseBound
 from ensemble.decision.rates import ErrorRates
+from ensemble.prediction_results import PredictResult
 from ensemble.reports.comparison_tables import verdict
 from ensemble.reports.render import render
 from ensemble.reports.screen import on_screen
@@ -24,7 +25,6 @@ from ensemble.results import (
     EvaluateResult,
     FitResult,
     MemberReport,
-    PredictResult,
     TrainResult,
     TrialResult,
     TrialRow,
