@@ -16,6 +16,7 @@ import numpy as np
 
 from ensemble.config import ComputeConfig, PredictOptions, seed_sequence
 from ensemble.decision.cascade import CascadeWalk, changed_labels, fit_cascade
+from ensemble.decision.class_decision import ClassDecision
 from ensemble.decision.cross_fitting import OofLogits
 from ensemble.decision.decision import Decision
 from ensemble.decision.deploy import corrected
@@ -64,7 +65,7 @@ class _Prediction:
     """The images and options of a prediction by a decision of a run."""
 
     run: Run
-    decision: Decision
+    decision: Decision | ClassDecision
     dataset: Dataset
     options: PredictOptions
     compute: ComputeConfig
@@ -93,7 +94,7 @@ class _Prediction:
 
 def fold_logits(
     run: Run,
-    decision: Decision,
+    decision: Decision | ClassDecision,
     oof: OofLogits,
     by_view: np.ndarray,
     dataset: Dataset,
@@ -111,7 +112,7 @@ def fold_logits(
     Parameters
     ----------
     run : Run
-    decision : Decision
+    decision : Decision or ClassDecision
     oof : OofLogits
         OOF logits of the stacked members, averaged over the views of the decision.
     by_view : float64 array (n_oof, m, v[, C])
@@ -150,14 +151,14 @@ def fold_logits(
 
 
 def unkept_fold_logits(
-    run: Run, decision: Decision, dataset: Dataset, options: PredictOptions, compute: ComputeConfig
+    run: Run, decision: Decision | ClassDecision, dataset: Dataset, options: PredictOptions, compute: ComputeConfig
 ) -> FoldLogits:
     """Compute the logits of each member and fold model, as `fold_logits` does without a cascade; write nothing.
 
     Parameters
     ----------
     run : Run
-    decision : Decision
+    decision : Decision or ClassDecision
     dataset : Dataset
     options : PredictOptions
     compute : ComputeConfig
@@ -262,6 +263,7 @@ def _cascade(images: _Prediction, oof: OofLogits, by_view: np.ndarray, probabili
     """
     from ensemble.members.inference import cost_per_image
 
+    assert isinstance(images.decision, Decision), "commands.predict refuses a cascade of more classes"
     decision, seed, n = images.decision, images.run.read().seed, len(images.dataset)
     every = list(product(range(len(images.members)), range(images.folds)))
     with _predictor(images, len(every) * len(images.views)) as predictor:

@@ -16,7 +16,7 @@ from ensemble.decision.class_objective import parse_objective
 from ensemble.decision.rates import Labels, error_rates
 from ensemble.errors import ConfigError, printable
 from ensemble.progress import Say, silent
-from ensemble.results import DemoResult, PeopleResult, PeopleRow, Recipe, RecipesResult, ReportResult
+from ensemble.results import DemoResult, FitResult, PeopleResult, PeopleRow, Recipe, RecipesResult, ReportResult
 from ensemble.runs.run import Run
 
 DEMO_IMAGES = 4000
@@ -88,7 +88,7 @@ def demo(folder: Path | None = None, compute: ComputeConfig | None = None, say: 
     )
     write_demo(data, n_train=DEMO_IMAGES, n_val=DEMO_IMAGES // 2, seed=config.seed)
     result = run(config, compute, say)
-    assert result.decisions is not None
+    assert isinstance(result.decisions, FitResult)
     y_pred = _read_labels(out)
     return DemoResult(
         report=result,

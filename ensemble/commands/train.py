@@ -18,7 +18,17 @@ from ensemble.commands.report import report_member
 from ensemble.config import VIEWS, ComputeConfig, DataConfig, MemberConfig, RunConfig
 from ensemble.data.folds import Folds, FoldTable, assign_folds, together
 from ensemble.decision.assessment import refit_differences
-from ensemble.decision.rates import apply_threshold, auc, error_rates
+from ensemble.decision.class_assessment import loss_differences
+from ensemble.decision.class_refits import MEAN_ERROR, ClassFixedRule
+from ensemble.decision.rates import (
+    ClassRates,
+    ErrorRates,
+    apply_offsets,
+    apply_threshold,
+    auc,
+    class_rates,
+    error_rates,
+)
 from ensemble.decision.refits import RefitRule, refit_errors
 from ensemble.decision.threshold import fit_threshold
 from ensemble.errors import ArtifactError, ConfigError, DataError, printable, some
@@ -117,25 +127,35 @@ def trial(config: RunConfig, fold: int = 0, compute: ComputeConfig | None = None
 
 
 def _trial_rows(members: Sequence[MemberFolder], table: FoldTable, fold: int, seed: int) -> tuple[TrialRow, ...]:
-    """Compare members on the rows of a fold, each at the threshold that is best for these rows."""
+    """Compare members on the rows of a fold, each at the threshold that is best for these rows.
+
+    Of more than two classes, no offsets are fitted: the greatest logit gives the class.
+    """
     inside = table.fold_of == fold
     labels, groups = table.labels[inside], None if table.groups is None else table.groups[inside]
     logits = [member.read_oof(fold, VIEWS)[1].mean(axis=1) for member in members]
-    rates = [error_rates(labels, apply_threshold(each, fit_threshold(each, labels))) for each in logits]
-    errors = refit_errors([RefitRule(each, labels, ()) for each in logits], labels, groups, seed)
+    rates: list[ErrorRates] | list[ClassRates]
+    if logits[0].ndim == 1:
+        rates = [error_rates(labels, apply_threshold(each, fit_threshold(each, labels))) for each in logits]
+        areas: list[float | None] = [auc(each, labels) for each in logits]
+        errors = refit_errors([RefitRule(each, labels, ()) for each in logits], labels, groups, seed)
+        differences = [
+            refit_differences(rates[0], of, each - errors[0])[2] for of, each in zip(rates, errors, strict=True)
+        ]
+    else:
+        classes = logits[0].shape[1]
+        y_pred = [apply_offsets(each, np.zeros(classes)) for each in logits]
+        rates, areas = [class_rates(labels, each, classes) for each in y_pred], [None] * len(members)
+        errors = refit_errors([ClassFixedRule(each, labels, classes) for each in y_pred], labels, groups, seed)
+        differences = [
+            loss_differences(rates[0], of, each - errors[0])[MEAN_ERROR] for of, each in zip(rates, errors, strict=True)
+        ]
     rows: list[TrialRow] = []
-    for j, (member, of_member) in enumerate(zip(members, logits, strict=True)):
+    for j, member in enumerate(members):
         facts = member.read().folds[str(fold)]
-        rows.append(
-            TrialRow(
-                name=member.name,
-                epochs=facts.epochs,
-                core_minutes=facts.training_seconds * facts.threads / 60,
-                rates=rates[j],
-                auc=auc(of_member, labels),
-                difference=refit_differences(rates[0], rates[j], errors[j] - errors[0])[2] if j else None,
-            )
-        )
+        minutes = facts.training_seconds * facts.threads / 60
+        difference = differences[j] if j else None
+        rows.append(TrialRow(member.name, facts.epochs, minutes, rates[j], areas[j], difference))
     return tuple(rows)
 
 

@@ -187,6 +187,7 @@ def main() -> None:
     parser.add_argument("--sets", type=int, default=300)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", default="", help="lines whose name contains this")
+    parser.add_argument("--first", type=int, default=0, help="go on from this line, the first being 0")
     arguments = parser.parse_args()
     columns = (
         "world",
@@ -200,7 +201,7 @@ def main() -> None:
     )
     print(f"| {' | '.join(columns)} |\n| --- |{' ---: |' * (len(columns) - 1)}", flush=True)
     with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool:
-        for line in LINES:
+        for line in LINES[arguments.first :]:
             if arguments.only in line.name:
                 started = time.monotonic()
                 found = pool.map(_simulate, [(line, seed) for seed in range(arguments.sets)], chunksize=5)
