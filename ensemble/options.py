@@ -29,7 +29,18 @@ from ensemble.config import (
     PredictConfig,
     RunConfig,
 )
-from ensemble.config_fields import DATA, DECISION, PANELS, RUN, FollowLinks, ImageColumn, LabelColumn, Positive, option
+from ensemble.config_fields import (
+    DATA,
+    DECISION,
+    PANELS,
+    RUN,
+    Classes,
+    FollowLinks,
+    ImageColumn,
+    LabelColumn,
+    Positive,
+    option,
+)
 from ensemble.config_reading import Location, faults_of, part_of
 from ensemble.errors import ConfigError
 from ensemble.fit_config import FitConfig
@@ -66,6 +77,7 @@ class _Trial(Frozen):
 class _Evaluate(Frozen):
     label_file: Annotated[Path, option(DATA, "Measure this label file, such as predict writes.")]
     labels: Annotated[Path, option(DATA, "Read the true labels from a label file or from class folders.")]
+    classes: Classes = None
     positive: Positive = None
     image_column: ImageColumn = None
     label_column: LabelColumn = None
@@ -78,6 +90,7 @@ class _Compare(Frozen):
     labels: Annotated[
         Path | None, option(DATA, "Read the true labels from this file.", unset="those of the runs or members")
     ] = None
+    classes: Classes = None
     positive: Positive = None
     image_column: ImageColumn = None
     label_column: LabelColumn = None

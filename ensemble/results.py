@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ensemble.decision.assessment import Assessment
+from ensemble.decision.class_comparison import ClassComparison, ClassEvaluation
 from ensemble.decision.comparison import Comparison, Difference, Evaluation
 from ensemble.decision.decision import Decision
 from ensemble.decision.deploy import Expectation
@@ -263,7 +264,7 @@ class EvaluateResult:
 
     name: str
     labels: str
-    evaluation: Evaluation
+    evaluation: Evaluation | ClassEvaluation
 
 
 @dataclass(frozen=True)
@@ -279,15 +280,18 @@ class CompareResult:
         What the nested predictions of a run or member were made by; empty for label files.
     views : tuple of str
         The views of runs and members; empty for label files.
+    classes : tuple of C str, or None
+        The names of the classes; None for two classes that are 0 and 1.
     """
 
     name_a: str
     name_b: str
-    comparison: Comparison
+    comparison: Comparison | ClassComparison
     labels: str | None = None
     description_a: str = ""
     description_b: str = ""
     views: tuple[str, ...] = ()
+    classes: tuple[str, ...] | None = None
 
 
 # --- reporting --------------------------------------------------------------------------------------------------------

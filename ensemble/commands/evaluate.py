@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ensemble.commands.fit_stacker import averaged_oof, read_decisions
 from ensemble.config import VIEW_SETS
+from ensemble.data.classes import class_count
 from ensemble.data.dataset import is_numbered
 from ensemble.data.folds import FoldTable, together
 from ensemble.data.joining import rows_by_name
@@ -19,7 +20,8 @@ from ensemble.data.labels import read_label_file
 from ensemble.data.source import open_source
 from ensemble.data.tables import BY_NAME, Columns
 from ensemble.decision.assessment import Candidate, compare_nested
-from ensemble.decision.comparison import compare_predictions, evaluate_predictions
+from ensemble.decision.class_comparison import ClassComparison, ClassEvaluation, compare_classes, evaluate_classes
+from ensemble.decision.comparison import Comparison, Evaluation, compare_predictions, evaluate_predictions
 from ensemble.decision.cross_fitting import member_logit, of_score, stack
 from ensemble.decision.fold_offsets import aligned, find_fold_offsets
 from ensemble.decision.objective import HTER
@@ -38,6 +40,7 @@ class LabelSource:
     positive: str | None = None
     columns: Columns = BY_NAME
     follow_links: bool = False
+    classes: int | None = None
 
 
 def evaluate(
@@ -48,13 +51,14 @@ def evaluate(
     image_column: str | None = None,
     label_column: str | None = None,
     follow_links: bool = False,
+    classes: int | None = None,
 ) -> EvaluateResult:
     """Measure a label file against the true labels.
 
     Parameters
     ----------
     label_file : Path
-        A 0 or 1 in each line, or a table with name,label.
+        A label in each line, or a table with name,label.
     labels : Path
         The true labels, in either form, or a folder with a subfolder for each class. Tables are joined by name.
     positive : str, optional
@@ -65,17 +69,25 @@ def evaluate(
         The columns of a table of true labels; by default, they are recognised by their names.
     follow_links : bool
         Whether links may lead out of class folders.
+    classes : int, optional
+        The number of classes, 2 by default.
 
     Raises
     ------
     DataError
-        A file cannot be read, the images differ, or the true labels are of one class.
+        A file cannot be read, the images differ, or a class is absent from the true labels.
     ConfigError
         No label has the name `positive`, or a table has no column of a given name.
     """
-    true = _read_true_labels(LabelSource(labels, positive, Columns(image_column, label_column), follow_links), say)
+    columns = Columns(image_column, label_column)
+    true = _read_true_labels(LabelSource(labels, positive, columns, follow_links, classes), say)
     y_pred = _read_predictions(label_file, true, labels, say)
-    return EvaluateResult(*_names(label_file, labels), evaluate_predictions(true.y, y_pred))
+    evaluation: Evaluation | ClassEvaluation
+    if class_count(true.classes) == 2:
+        evaluation = evaluate_predictions(true.y, y_pred)
+    else:
+        evaluation = evaluate_classes(true.y, y_pred, true.classes or ())
+    return EvaluateResult(*_names(label_file, labels), evaluation)
 
 
 def compare(
@@ -88,6 +100,7 @@ def compare(
     image_column: str | None = None,
     label_column: str | None = None,
     follow_links: bool = False,
+    classes: int | None = None,
 ) -> CompareResult:
     """Compare two label files, or two of runs and members by their nested predictions.
 
@@ -103,7 +116,7 @@ def compare(
         As in `evaluate`.
     say : callable
         Receives warnings, a line each.
-    image_column, label_column, follow_links
+    image_column, label_column, follow_links, classes
         As in `evaluate`.
 
     Raises
@@ -124,14 +137,19 @@ def compare(
         raise ConfigError("compare", problem, "give two label files with --labels, or two runs or members")
     given = None
     if labels is not None:
-        given = LabelSource(labels, positive, Columns(image_column, label_column), follow_links)
+        given = LabelSource(labels, positive, Columns(image_column, label_column), follow_links, classes)
     if a.is_dir():
         return _compare_nested(a, b, given, tta, say)
     if labels is None or given is None:
         raise ConfigError("compare", "two label files need the true labels", "give --labels")
     true = _read_true_labels(given, say)
     y_pred_a, y_pred_b = (_read_predictions(path, true, labels, say) for path in (a, b))
-    return CompareResult(*_names(a, b), compare_predictions(true.y, y_pred_a, y_pred_b), labels=printable(labels))
+    compared: Comparison | ClassComparison
+    if (count := class_count(true.classes)) == 2:
+        compared = compare_predictions(true.y, y_pred_a, y_pred_b)
+    else:
+        compared = compare_classes(true.y, y_pred_a, y_pred_b, count)
+    return CompareResult(*_names(a, b), compared, labels=printable(labels), classes=true.classes)
 
 
 # --- runs and members -------------------------------------------------------------------------------------------------
@@ -248,16 +266,16 @@ def _refuse_other_labels(true: LabelSource, of: Side, say: Say) -> None:
 # --- label files ------------------------------------------------------------------------------------------------------
 
 
-def _read_labels(labels: LabelSource, say: Say, classes: tuple[str, str] | None = None) -> LabelsOfImages:
+def _read_labels(labels: LabelSource, say: Say, classes: tuple[str, ...] | None = None) -> LabelsOfImages:
     """Read a label file, or a folder with a subfolder for each class; say how the labels are read."""
     path = labels.path
     if path.is_dir():
-        source = open_source(path, positive=labels.positive, follow_links=labels.follow_links)
+        source = open_source(path, positive=labels.positive, follow_links=labels.follow_links, n_classes=labels.classes)
         if source.labels is None:
             raise DataError(printable(path), "has no labels", "give a label file, or a folder for each class")
         read = LabelsOfImages(source.labels, source.classes, tuple(source.ids.tolist()), source.notes)
     else:
-        read = read_label_file(path, labels.positive, classes, labels.columns)
+        read = read_label_file(path, labels.positive, classes, labels.columns, labels.classes)
     for note in read.notes:
         say(f"note: {note}")
     return read

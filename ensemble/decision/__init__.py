@@ -13,6 +13,7 @@ bootstrap.py       stratified resampling of rows or groups
 intervals.py       intervals of error rates: Jeffreys, percentile, and for a new set of images
 class_intervals.py intervals of the error rates of several classes and of their mean
 comparison.py      error rates of fixed predictions, and the comparison of two sets of predictions
+class_comparison.py the same for more than two classes
 refits.py          the bootstrap that refits the threshold in every replicate; the interval of the nested HTER
 class_refits.py    the same for the offsets of more than two classes
 assessment.py      apparent and nested error rates of a rule, with intervals
@@ -24,5 +25,6 @@ class_decision.py  the same among more than two classes
 shift.py           whether new images have the class shares of the training images
 averaging.py       how averaging the fold models changes the error rates and the best threshold
 deploy.py          labels for new images, and the error rates to expect
+class_deploy.py    the same for more than two classes
 cascade.py         evaluates fewer members and views on images whose label is clear early
 """

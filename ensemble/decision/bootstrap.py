@@ -1,9 +1,9 @@
 """The bootstrap resampler: it draws labelled rows, or whole groups, with replacement within strata of labels.
 
-The strata are the sets of labels that occur in a group: of two labels, they are the groups with only label 0, with only
-label 1, and with both. Each stratum keeps its number of groups, so the class counts hardly change and no replicate lacks
-a class (Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 8). Of more than two labels, sets of several
-labels that few groups have form one stratum together, in which the class counts vary.
+The strata are the groups with only label 0, with only label 1, and with both. Each stratum keeps its number of groups,
+so the class counts hardly change and no replicate lacks a class (Efron and Tibshirani 1993, An Introduction to the
+Bootstrap, chapter 8). Of more than two classes, every set of classes that the groups have is a stratum; sets that too
+few groups have form one stratum together, in which the class counts vary.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ CELLS_AT_ONCE = 2**22
 """The number of int64 values that `draw_totals` draws in one chunk. They take 32 MiB, which bounds its memory."""
 
 LEAST_GROUPS = 20
-"""The number of groups below which a set of several among three or more labels has no stratum of its own. In a stratum of
-s groups, the variance of the bootstrap is too small by the factor 1 - 1/s."""
+"""The number of groups with the same set of several classes below which this set is no stratum of its own. In a stratum
+of s groups, the variance of the bootstrap is too small by the factor 1 - 1/s; one group is always drawn as it is."""
 
 
 class Resampler:
@@ -32,7 +32,7 @@ class Resampler:
     Parameters
     ----------
     labels : int8 array (n,)
-        Class indices from 0.
+        Class indices.
     groups : int64 array (n,), optional
         Rows of one group are drawn together; if None, every row is a group.
 
@@ -77,7 +77,7 @@ class Resampler:
         of_label[outcome, self._labels] = True
         strata = strata_of(kinds.astype(bool) @ of_label, counts)
         totals = np.zeros((replicates, outcomes), np.int64)
-        for stratum in range(int(strata.max()) + 1):
+        for stratum in np.unique(strata):
             kind, count = kinds[strata == stratum].astype(np.float64), counts[strata == stratum]
             step = max(1, CELLS_AT_ONCE // count.size)
             for start in range(0, replicates, step):
@@ -92,9 +92,7 @@ class RowWeights:
 
     def __init__(self, labels: Labels, groups: NDArray[np.int64] | None, rng: np.random.Generator) -> None:
         units = np.arange(labels.size) if groups is None else np.unique(groups, return_inverse=True)[1]
-        has = np.zeros((int(units.max()) + 1, max(2, int(labels.max(initial=0)) + 1)), bool)
-        has[units, labels] = True
-        strata = strata_of(has, np.ones(len(has), np.int64))
+        strata = _strata(labels, units)
         self._rng, self._sizes = rng, [int(size) for size in np.bincount(strata) if size]
         position = np.empty(strata.size, np.int64)
         position[np.argsort(strata, kind="stable")] = np.arange(strata.size)
@@ -104,6 +102,14 @@ class RowWeights:
         """Draw the next replicate, and return how often each row is drawn (n,)."""
         drawn = [np.bincount(self._rng.integers(0, size, size), minlength=size) for size in self._sizes]
         return np.concatenate(drawn).astype(np.float64)[self._unit_of]
+
+
+def _strata(labels: Labels, units: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the stratum of each group (g,), from the labels and the groups of the rows."""
+    classes = max(2, int(labels.max(initial=0)) + 1)
+    has = np.zeros((int(units.max()) + 1, classes), bool)
+    has[units, labels] = True
+    return strata_of(has, np.ones(len(has), np.int64))
 
 
 def design_effects(labels: Labels, y_pred: Labels, groups: ArrayLike | None) -> tuple[float, float]:
@@ -156,11 +162,10 @@ def design_effect(wrong: NDArray[np.bool_], group_of: NDArray[np.int64]) -> floa
 
 
 def strata_of(has: NDArray[np.bool_], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the strata within which groups are drawn: one for each set of labels that occurs in a group.
+    """Return the strata within which groups are drawn, one for each set of labels that occurs in a group.
 
-    With three or more labels, the sets of several labels that fewer than `LEAST_GROUPS` groups have are one stratum,
-    because a group that is alone in its stratum would be drawn exactly once in every replicate. A replicate may then
-    lack a label.
+    Groups of a single label come first, label by label, then those of several. Sets of several labels that fewer than
+    `LEAST_GROUPS` groups have are one stratum.
 
     Parameters
     ----------
@@ -172,17 +177,20 @@ def strata_of(has: NDArray[np.bool_], counts: NDArray[np.int64]) -> NDArray[np.i
     Returns
     -------
     int64 array (t,)
-        Numbers from 0. Of two labels, the sets {0}, {1} and {0, 1} come in this order.
+        Numbers from 0, some of which may not occur.
 
     Examples
     --------
-    >>> strata_of(np.array([[True, True], [True, False], [True, False]]), np.array([1, 2, 3]))
-    array([1, 0, 0])
+    >>> strata_of(np.array([[True, True], [False, True], [True, False]]), np.array([1, 2, 3]))
+    array([2, 1, 0])
     """
-    stratum = np.unique(has[:, ::-1], axis=0, return_inverse=True)[1].reshape(-1)
-    if has.shape[1] > 2:
-        stratum[(np.bincount(stratum, counts)[stratum] < LEAST_GROUPS) & (has.sum(axis=1) > 1)] = -1
-    return np.asarray(np.unique(stratum, return_inverse=True)[1], np.int64)
+    strata: NDArray[np.int64] = has.argmax(axis=1)
+    mixed = has.sum(axis=1) > 1
+    if mixed.any():
+        sets, set_of = np.unique(has[mixed], axis=0, return_inverse=True)
+        groups = np.bincount(set_of.reshape(-1), counts[mixed])[set_of.reshape(-1)]
+        strata[mixed] = has.shape[1] + np.where(groups < LEAST_GROUPS, len(sets), set_of.reshape(-1))
+    return strata
 
 
 def kinds_of_group(

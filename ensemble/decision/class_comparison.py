@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ensemble.config import seed_sequence
-from ensemble.decision.bootstrap import Resampler
+from ensemble.decision.bootstrap import Resampler, class_design_effects, design_effect
 from ensemble.decision.class_intervals import (
     accuracy_interval,
     class_counting_intervals,
     precision_intervals,
-    priors_of_mean,
+    shapes_of_mean,
+    shares_of_prior,
 )
 from ensemble.decision.comparison import FEW, Agreement, ClassRow, Difference, agreements, paired_draws
 from ensemble.decision.intervals import FEW_ERRORS, Interval, central
@@ -142,11 +143,11 @@ def measure_classes(
     if groups is None:
         return _counted(rates, _Effects.of_rows(classes), seed)
     y_true, y_pred = np.asarray(labels, np.int8), np.asarray(y_pred, np.int8)
-    counted = _counted(rates, _Effects.of_groups(y_true, y_pred, groups, classes), seed)
-    drawn = _Drawn.of(_draw(y_true, [y_pred], classes, groups, seed, replicates)[0])
     effects = _Effects.of_groups(y_true, y_pred, groups, classes)
-    wrong = np.array([n - rates.confusion[c][c] for c, n in enumerate(rates.counts)])
-    false = np.array([n - rates.confusion[c][c] for c, n in enumerate(rates.predicted)])
+    counted = _counted(rates, effects, seed)
+    drawn = _Drawn.of(_draw(y_true, [y_pred], classes, groups, seed, replicates)[0])
+    correct = np.diag(rates.confusion)
+    wrong, false = np.array(rates.counts) - correct, np.array(rates.predicted) - correct
     few_wrong, few_false = wrong / effects.labels < FEW_ERRORS, false / effects.predictions < FEW_ERRORS
     few = bool(few_wrong.any())
     return ClassMeasured(
@@ -235,7 +236,7 @@ def compare_classes(
     mean_error = errors.mean(axis=1)
     if groups is None and differ.any():
         errors, mean_error = _posterior_differences(agreement, seed)
-    values = np.subtract(b.rates.errors, a.rates.errors)
+    values = np.array([(each.only_a - each.only_b) / each.n for each in agreement])
     return ClassComparison(
         a=a,
         b=b,
@@ -265,19 +266,9 @@ class _Effects:
     def of_groups(cls, y_true: Labels, y_pred: Labels, groups: ArrayLike, classes: int) -> _Effects:
         """Return those of groups (n,)."""
         wrong, group_of = y_true != y_pred, np.unique(groups, return_inverse=True)[1]
-        by_label, by_prediction = (
-            np.array([_design_effect(wrong[column == c], group_of[column == c]) for c in range(classes)])
-            for column in (y_true, y_pred)
-        )
-        return cls(by_label, by_prediction, _design_effect(wrong, group_of))
-
-
-def _design_effect(wrong: NDArray[np.bool_], group_of: NDArray[np.int64]) -> float:
-    """Return the design effect of groups on a share of wrong rows (n,); see `bootstrap.design_effects`."""
-    if not wrong.size:
-        return 1.0
-    residual = wrong - wrong.mean() if 0 < wrong.mean() < 1 else np.ones(wrong.size)
-    return max(1.0, float((np.bincount(group_of, residual) ** 2).sum() / (residual**2).sum()))
+        by_label = class_design_effects(y_true, y_pred, groups, classes)
+        by_prediction = class_design_effects(y_pred, y_true, groups, classes)
+        return cls(np.array(by_label), np.array(by_prediction), design_effect(wrong, group_of))
 
 
 def _counted(rates: ClassRates, effects: _Effects, seed: int) -> ClassMeasured:
@@ -309,7 +300,8 @@ def posterior_tables(rates: ClassRates, effects: Floats, rng: np.random.Generato
     rng : Generator
     """
     classes = len(rates.confusion)
-    priors = priors_of_mean(rates, effects.tolist())
+    wrong = (np.array(rates.counts) - np.diag(rates.confusion)) / effects
+    priors = np.array(shapes_of_mean(rates, effects.tolist()))[:, 0] - wrong
     prior = np.where(np.eye(classes, dtype=bool), priors[:, None], priors[:, None] / (classes - 1))
     tables = rng.standard_gamma(np.array(rates.confusion) / effects[:, None] + prior, (TABLES, classes, classes))
     # A class keeps its share of the rows in expectation, whatever its design effect is.
@@ -364,7 +356,9 @@ def _draw(
     return [table[complete] for table in tables]
 
 
-def _widened(drawn: Sequence[Floats] | Floats, counted: Sequence[Interval], few: Sequence[bool]) -> tuple[Interval, ...]:
+def _widened(
+    drawn: Sequence[Floats] | Floats, counted: Sequence[Interval], few: Sequence[bool]
+) -> tuple[Interval, ...]:
     """Return the intervals of draws, widened to cover those of the counts where errors are few."""
     intervals = []
     for of_one, other, widen in zip(drawn, counted, few, strict=True):

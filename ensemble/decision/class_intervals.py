@@ -98,9 +98,13 @@ def shapes_of_mean(rates: ClassRates, effects: Sequence[float] | None = None) ->
     """
     shapes = error_shapes(rates, effects)
     a, b = np.array(shapes).T
-    variances = a * b / ((a + b) ** 2 * (a + b + 1))
-    priors = np.clip(variances / variances.sum(), 1 / len(shapes), 0.5)
+    priors = shares_of_prior(a * b / ((a + b) ** 2 * (a + b + 1)))
     return tuple(zip((a - 0.5 + priors).tolist(), (b - 0.5 + priors).tolist(), strict=True))
+
+
+def shares_of_prior(variances: Floats) -> Floats:
+    """Return the weights of the priors of C classes in the interval of a mean, from the variances of the classes."""
+    return np.clip(variances / max(float(variances.sum()), 1e-300), 1 / variances.size, 0.5)
 
 
 def mean_interval(shapes: Sequence[Shape]) -> Interval:

@@ -169,7 +169,7 @@ class _Sweeps:
         self._offsets = offsets.astype(np.float64)
         # The classes are in descending order, because argmax returns the first of equal values.
         self._shifted = np.ascontiguousarray((x + self._offsets)[:, ::-1])
-        self._counts = np.bincount(self._y, w, x.shape[1])
+        self._counts: Floats = np.bincount(self._y, w, x.shape[1]).astype(np.float64)
         per_row = np.full(x.shape[1], w.sum()) if objective.kind == "accuracy" else x.shape[1] * self._counts
         self._cost = 1 / np.maximum(per_row, 1)  # the loss of a row that is predicted wrongly, by its label
         self._predict()
@@ -251,7 +251,8 @@ class _Sweeps:
     def counted(self, rows: NDArray[np.int64], y_pred: NDArray[np.integer]) -> tuple[Floats, Floats]:
         """Return the weights of the rows predicted correctly and of those predicted as each class, (C,) each."""
         labels, w, classes = self._y[rows], self._w[rows], self._counts.size
-        return np.bincount(labels, w * (labels == y_pred), classes), np.bincount(y_pred, w, classes)
+        correct, predicted = np.bincount(labels, w * (labels == y_pred), classes), np.bincount(y_pred, w, classes)
+        return np.asarray(correct, np.float64), np.asarray(predicted, np.float64)
 
     def reached(self, correct: Floats, predicted: Floats) -> tuple[float, float]:
         """Return the loss, and the difference between the largest and the smallest class error rate."""
@@ -271,7 +272,7 @@ class _Sweeps:
         of_c, of_rival = labels == c, labels == rivals
         if self._objective.kind != "macro-f1":
             steps = w * self._cost[labels] * (of_c.astype(np.float64) - of_rival)
-            return _cumulative(steps) + self._objective.losses(correct, predicted, self._counts)
+            return _cumulative(steps) + float(self._objective.losses(correct, predicted, self._counts))
         f1 = 2 * correct / np.maximum(self._counts + predicted, 1)
         n = self._counts[c] + predicted[c] - _cumulative(w)
         of_class = 2 * (correct[c] - _cumulative(w * of_c)) / np.maximum(n, 1)
@@ -309,7 +310,8 @@ class _Sweeps:
 
 def _cumulative(steps: Floats) -> Floats:
     """Return the sums of the first 0, 1, ..., n steps (n + 1,)."""
-    return np.concatenate(([0.0], np.cumsum(steps)))
+    sums: Floats = np.concatenate(([0.0], np.cumsum(steps)))
+    return sums
 
 
 def _lower(a: tuple[float, float], b: tuple[float, float]) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.decision.averaging import LEAST_IMAGES, AveragingEffect, CorrectedThreshold, averaging_effect
+from ensemble.decision.class_stacker import ClassStacker
 from ensemble.decision.cross_fitting import OofLogits
 from ensemble.decision.decision import Decision, stack_replicates
 from ensemble.decision.intervals import Interval
@@ -258,8 +259,11 @@ def majority_of_folds(stacker: Stacker, threshold: float, fold_logits: Floats) -
     return np.where(ones == zeros, mean, ones > zeros).astype(np.int8), votes
 
 
-def stacked_folds(stacker: Stacker, fold_logits: Floats) -> Floats:
-    """Return the stacked logit of each fold model (n, k), from the logits of the members (n, m, k); or of each view."""
+def stacked_folds(stacker: Stacker | ClassStacker, fold_logits: Floats) -> Floats:
+    """Return the stacked logit of each fold model (n, k), from the logits of the members (n, m, k); or of each view.
+
+    With more than two classes, both arrays have one more, last axis of length C.
+    """
     return np.stack([stacker.apply(of_fold) for of_fold in np.moveaxis(fold_logits, 2, 0)], axis=1)
 
 

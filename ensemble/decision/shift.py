@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ensemble.decision.intervals import NORMAL, Interval
-from ensemble.decision.rates import ErrorRates, Floats
+from ensemble.decision.rates import ErrorRates, Floats, Labels
 
 ALARM = 0.01
 """The significance level of the share check: a p-value below it is reported as a shift. At 1 %, about one in a hundred
@@ -125,26 +126,12 @@ def check_share(
     >>> check_share(oof, new - 1, 0.0, ErrorRates(0.1, 0.1, 2000, 2000)).shifted
     True
     """
-    from scipy.stats import binomtest, norm
-
     is_zero = (oof_logits < threshold).astype(np.float64)
     votes = (fold_logits < threshold).mean(axis=1)  # share of the fold models that predict 0, for each image
-    oof_share = float(is_zero.mean())
     if not votes.size:
-        share = rates.n_neg / rates.n
+        oof_share, share = float(is_zero.mean()), rates.n_neg / rates.n
         return ShareCheck(oof_share, oof_share, 0.0, 1.0, share, float(np.sqrt(share * (1 - share) / rates.n)))
-    new_share = float(votes.mean())
-    units = np.arange(is_zero.size) if groups is None else np.unique(groups, return_inverse=True)[1]
-    excess = np.bincount(units, is_zero - oof_share)  # for each group: its sum less what the mean predicts for it
-    oof_variance = float((excess**2).sum()) / is_zero.size**2
-    # New images are assumed to come in groups like the rows, which raise the variance by the same factor.
-    design_effect = max(1.0, oof_variance * is_zero.size / max(is_zero.var(), 1e-12))
-    new_variance = float(votes.var()) * design_effect / max(len(votes), 1)
-    error = float(np.sqrt(oof_variance + new_variance))
-    distance = abs(new_share - oof_share)
-    p_value = float(2 * norm.sf(distance / error)) if error > 0 else float(distance == 0)
-    units_new = max(round(len(votes) / design_effect), 1)
-    p_value = max(p_value, float(binomtest(round(new_share * units_new), units_new, oof_share).pvalue))
+    oof_share, new_share, error, new_variance, p_value = _compared_shares(is_zero, votes, groups)
     # new_share = prior * (1 - FPR) + (1 - prior) * FNR, solved for the prior; its error follows by the delta method.
     separation = max(1 - rates.fpr - rates.fnr, 1e-9)
     prior = float(np.clip((new_share - rates.fnr) / separation, 0, 1))
@@ -152,6 +139,40 @@ def check_share(
     variance = new_variance + fpr_term / rates.n_neg + fnr_term / rates.n_pos
     prior_error = float(np.sqrt(variance) / separation)
     return ShareCheck(oof_share, new_share, error, p_value, prior, prior_error)
+
+
+def _compared_shares(
+    is_one: Floats, votes: Floats, groups: ArrayLike | None
+) -> tuple[float, float, float, float, float]:
+    """Compare the share of one prediction among OOF rows and among new images; see `check_share` for the p-value.
+
+    Parameters
+    ----------
+    is_one : float64 array (n,)
+        1 where an OOF row has this prediction, else 0.
+    votes : float64 array (n_new,)
+        The share of the fold models that predict this, for each new image; at least one.
+    groups : int64 array (n,), optional
+
+    Returns
+    -------
+    The two shares, the standard error of their difference, the variance of the second, and the two-sided p-value.
+    """
+    from scipy.stats import binomtest, norm
+
+    oof_share, new_share = float(is_one.mean()), float(votes.mean())
+    units = np.arange(is_one.size) if groups is None else np.unique(groups, return_inverse=True)[1]
+    excess = np.bincount(units, is_one - oof_share)  # for each group: its sum less what the mean predicts for it
+    oof_variance = float((excess**2).sum()) / is_one.size**2
+    # New images are assumed to come in groups like the rows, which raise the variance by the same factor.
+    design_effect = max(1.0, oof_variance * is_one.size / max(is_one.var(), 1e-12))
+    new_variance = float(votes.var()) * design_effect / len(votes)
+    error = float(np.sqrt(oof_variance + new_variance))
+    distance = abs(new_share - oof_share)
+    p_value = float(2 * norm.sf(distance / error)) if error > 0 else float(distance == 0)
+    units_new = max(round(len(votes) / design_effect), 1)
+    p_value = max(p_value, float(binomtest(round(new_share * units_new), units_new, oof_share).pvalue))
+    return oof_share, new_share, error, new_variance, p_value
 
 
 def implied_share(
@@ -227,3 +248,102 @@ def at_prior(rates: ErrorRates, prior: float) -> AtPrior:
         precision_of_1=true_1 / max(true_1 + false_1, tiny),
         logit_shift=float(shift),
     )
+
+
+@dataclass(frozen=True)
+class ClassShareCheck:
+    """A test of whether single fold models predict each class for the same share of new images as of OOF rows.
+
+    The share of each class is tested as in `ShareCheck`. What the class shares of the new images are is not estimated.
+    """
+
+    oof_shares: tuple[float, ...]  # (C,), shares of the OOF rows that are predicted as each class
+    new_shares: tuple[float, ...]  # (C,), shares of the new images, averaged over the fold models
+    errors: tuple[float, ...]  # (C,), standard errors of the differences
+    p_values: tuple[float, ...]  # (C,), two-sided, of each class alone
+
+    @property
+    def p_value(self) -> float:
+        """The p-value of all classes together: C times the smallest one, at most 1 (Bonferroni)."""
+        return min(1.0, len(self.p_values) * min(self.p_values))
+
+    @property
+    def shifted(self) -> bool:
+        """Whether the p-value is below `ALARM`."""
+        return self.p_value < ALARM
+
+    def least_visible(self, images: int) -> float:
+        """Return the change of the share of a class that a check of `images` images sees every second time.
+
+        It is that of the class whose share is closest to a half; see `ShareCheck.least_visible`.
+        """
+        from scipy.stats import norm
+
+        if images == 0:
+            return float("inf")
+        most = max(share * (1 - share) for share in self.oof_shares)
+        return float(norm.isf(ALARM / (2 * len(self.oof_shares))) * np.sqrt(most / images))
+
+    def is_too_small(self, images: int) -> bool:
+        """Return whether a check of `images` images does not see a change by `VISIBLE_SHIFT`."""
+        return self.least_visible(images) > VISIBLE_SHIFT
+
+    def explains_one_label(self, label: int, images: int) -> bool:
+        """Return whether `images` images may all have got one label by chance; see `ShareCheck`."""
+        return self.oof_shares[label] ** images >= ALARM
+
+    def message(self, images: int, names: Sequence[str] | None = None) -> str:
+        """Return the result of the check of `images` new images in a sentence; `names` are those of the classes."""
+        if images == 0:
+            return "Share check: there is no new image to check."
+        if not self.shifted and self.is_too_small(images):
+            few = f"Share check: {images} image{'s are' if images > 1 else ' is'} too few to check for a shift"
+            least = self.least_visible(images)
+            return few + (f": only a change of a share by at least {least:.2f} is seen." if least < 1 else ".")
+        most = int(np.argmin(self.p_values))
+        shares = (
+            f"single fold models predict {self.new_shares[most]:.4f} of the new images as "
+            f"{most if names is None else names[most]}, and {self.oof_shares[most]:.4f} of the training images, at one "
+            f"decision (the greatest difference of {len(self.p_values)} classes, p = {self.p_value:.2g})"
+        )
+        if not self.shifted:
+            return f"Share check: {shares}: no sign of a shift."
+        return (
+            f"SHIFT: {shares}: more than chance. If only the class mix has changed, the error rates of the classes and "
+            "their mean stay as they are, and macro F1, accuracy and precisions change; if the images themselves have "
+            "changed, no figure here holds for them."
+        )
+
+
+def check_class_shares(
+    oof_pred: Labels, fold_pred: Labels, classes: int, groups: ArrayLike | None = None
+) -> ClassShareCheck:
+    """Test whether the shares of the predicted classes are the same on new images as on the OOF rows.
+
+    Parameters
+    ----------
+    oof_pred : int8 array (n,)
+        The classes predicted for the OOF rows, each by one fold model.
+    fold_pred : int8 array (n_new, k)
+        The classes predicted for the new images, one column for each fold model. The k predictions of an image count as
+        one observation. Without new images nothing is tested: the p-values are 1.
+    classes : int
+        The number of classes C.
+    groups : int64 array (n,), optional
+        The OOF rows of one group count as one observation.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> oof, new = rng.integers(0, 3, 2000), rng.integers(0, 3, (2000, 4))
+    >>> check_class_shares(oof, new, 3).shifted, check_class_shares(oof, np.minimum(new, 1), 3).shifted
+    (False, True)
+    """
+    is_class = (oof_pred[:, None] == np.arange(classes)).astype(np.float64)
+    if not len(fold_pred):
+        shares = tuple(is_class.mean(axis=0).tolist())
+        return ClassShareCheck(shares, shares, (0.0,) * classes, (1.0,) * classes)
+    votes = (fold_pred[:, :, None] == np.arange(classes)).mean(axis=1)
+    compared = [_compared_shares(is_class[:, c], votes[:, c], groups) for c in range(classes)]
+    oof_shares, new_shares, errors, _, p_values = zip(*compared, strict=True)
+    return ClassShareCheck(oof_shares, new_shares, errors, p_values)

@@ -70,7 +70,7 @@ def _log_probabilities(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torc
 
     The second one is not computed as log(1 - p), which would lose its digits where p is close to 1.
     """
-    if _classes(logits, labels) == 2:
+    if logits.ndim == labels.ndim:
         signed = logits.float() * (2 * labels.float() - 1)
         return logsigmoid(signed), logsigmoid(-signed)
     log_p, index = log_softmax(logits.float(), -1), labels.long().unsqueeze(-1)

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ensemble.decision.assessment import Assessment
+from ensemble.decision.class_comparison import ClassMeasured
+from ensemble.decision.comparison import Evaluation
 from ensemble.decision.decision import Decision
 from ensemble.decision.intervals import Interval
 from ensemble.decision.label_noise import noise_in_short
@@ -97,14 +99,36 @@ def predict_summary(result: PredictResult) -> Table:
 
 def evaluate_summary(result: EvaluateResult) -> Table:
     """Return the HTER of a label file and whether it is better than a constant answer."""
-    measured = result.evaluation.measured
-    ((true_0, false_1), (false_0, true_1)) = result.evaluation.confusion
-    if 0 in (true_0 + false_0, false_1 + true_1):
-        label = int(true_0 + false_0 == 0)
-        return in_short(f"{result.name} has label {label} for all images: it is a constant answer, with HTER 0.5.")
-    figures = f"HTER {measured.rates.hter:.4f} ({_interval(measured.hter)})"
-    beside = "a constant answer has 0.5" if measured.hter.high < 0.5 else "no better than a constant answer"
-    return in_short(f"{result.name}: {figures}; {beside}.")
+    evaluation = result.evaluation
+    if isinstance(evaluation, Evaluation):
+        measure, error, interval = "HTER", evaluation.measured.rates.hter, evaluation.measured.hter
+    else:
+        measure, error = "class error", evaluation.measured.rates.mean_error
+        interval = evaluation.measured.mean_error
+    predicted = [label for label, n in enumerate(map(sum, zip(*evaluation.confusion, strict=True))) if n]
+    constant = constant_error(len(evaluation.confusion))
+    if len(predicted) == 1:
+        name = evaluation.classes[predicted[0]].name
+        line = f"{result.name} has label {printable(name)} for all images: it is a constant answer, with"
+        return in_short(f"{line} {measure} {constant}.")
+    figures = f"{measure} {error:.4f} ({_interval(interval)})"
+    better = interval.high < 1 - 1 / len(evaluation.confusion)
+    beside = f"a constant answer has {constant}" if better else "no better than a constant answer"
+    f1 = "" if isinstance(evaluation, Evaluation) else _macro_f1_clause(evaluation.measured)
+    return in_short(f"{result.name}: {figures}; {beside}.{f1}")
+
+
+def constant_error(classes: int) -> str:
+    """Return the class error of the same answer for every image: 0.5 of two classes.
+
+    >>> constant_error(2), constant_error(18)
+    ('0.5', '0.9444')
+    """
+    return f"{1 - 1 / classes:.4f}".rstrip("0")
+
+
+def _macro_f1_clause(measured: ClassMeasured) -> str:
+    return f" Macro F1 {measured.rates.macro_f1:.4f} ({_interval(measured.macro_f1)})."
 
 
 def compare_summary(result: CompareResult) -> Table:

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.stats import chi2_contingency
+from scipy.stats import chi2_contingency, chisquare
 from torch.utils.data import WeightedRandomSampler
 
 from ensemble.config import AUGMENTATIONS, MemberConfig
 from ensemble.members.augment import Augmentation
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.processes import MappedPixels
-from ensemble.members.sampling import batches_of, order, times_before
+from ensemble.members.sampling import balanced_shares, batches_of, order, times_before
 
 N = 4000
 LABELS = (np.arange(N) % 8 != 0).astype(np.int8)
@@ -59,6 +59,26 @@ def test_balanced_draws_as_torchs_weighted_sampler_does() -> None:
         ]
         table = np.stack([np.bincount(each, minlength=6) for each in times])
         assert chi2_contingency(table[:, table.sum(axis=0) > 10]).pvalue > 1e-3
+
+
+def test_balanced_takes_each_of_many_classes_equally_often() -> None:
+    labels = np.array([0, 3, 3, 1, 4, 4, 4, 4, 0, 3], np.int8)  # no row of class 2
+    shares = balanced_shares(labels)
+    assert shares.tolist() == pytest.approx([1 / 4 / np.count_nonzero(labels == label) for label in labels])
+    many = (np.arange(N) % 100).clip(max=9).astype(np.int8)  # class 9 in 91 % of the rows
+    fold_job = replace(job(sampler="balanced"), labels=many, classes=10)
+    drawn = np.concatenate([order(fold_job, epoch).ravel() for epoch in range(40)])
+    assert set(drawn.tolist()) <= set(ROWS.tolist()), "training rows only"
+    counts = np.bincount(many[drawn])
+    assert chisquare(counts).pvalue > 1e-3, "all classes equally often"
+    of_last = np.bincount(drawn, minlength=N)[ROWS][many[ROWS] == 9]
+    assert of_last.var() == pytest.approx(of_last.mean(), rel=0.25)
+
+
+def test_two_classes_are_drawn_by_the_same_probabilities_as_ever() -> None:
+    """To the last bit: half of the draws for each label."""
+    expected = np.where(LABELS == 1, 0.5 / np.count_nonzero(LABELS == 1), 0.5 / np.count_nonzero(LABELS == 0))
+    assert balanced_shares(LABELS).tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("sampler", ["plain", "balanced"])
