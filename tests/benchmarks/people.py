@@ -104,7 +104,8 @@ def main(given: argparse.Namespace) -> None:
     )
     notes = (
         f"{given.arch} from scratch, {given.epochs} epochs, weighted focal loss; training took {trained:.0f} s. "
-        "Offsets are fitted on the other folds. Bayes: the greatest accuracy and the greatest macro F1 have different rules.",
+        "Offsets are fitted on the other folds. Bayes: the greatest accuracy and the greatest macro F1 have different "
+        "rules.",
     )
     print(Table(title, columns, tuple(rows), notes).markdown())
     pairs = [(f"three joined models instead of one, {s}, 2 views", (ONE, s, True), (THREE, s, True)) for s in SAMPLERS]
