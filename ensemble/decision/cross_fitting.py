@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ensemble.config import seed_sequence
-from ensemble.data.folds import FoldTable, assign_folds
+from ensemble.data.folds import FoldTable
 from ensemble.decision.class_objective import ClassObjective
 from ensemble.decision.class_offsets import fit_cut
 from ensemble.decision.class_stacker import CLASS_STACKERS, ClassStacker
@@ -140,6 +140,8 @@ class OofLogits:
 
     def in_random_parts(self, seed: int, repeat: int = 0) -> OofLogits:
         """Return the rows with random parts in place of their folds; groups stay together."""
+        from ensemble.data.folds import assign_folds
+
         units = np.arange(self.labels.size) if self.groups is None else self.groups
         fold_seed = int(seed_sequence(seed, "parts", repeat).generate_state(1)[0])
         fold_of = assign_folds(self.labels, units, len(self.folds), fold_seed).fold_of
