@@ -217,8 +217,8 @@ def describe_class_noise(noise: ClassNoise | None, nested_mean_error: float, nam
         f"Beside the nested mean error {nested_mean_error:.4f}, the labels that confident predictions contradict have "
         f"the mean share {noise.rates.mean_error:.4f} (95 %: {interval.low:.4f} to {interval.high:.4f}; most for label "
         f"{most if names is None else names[most]}, {errors[most]:.4f}), which is what wrong labels alone cause if "
-        "every confident prediction is right and a label is wrong independently of the image, given its class; confident "
-        "errors of the model count as wrong labels, so this is no bound."
+        "every confident prediction is right and a label is wrong independently of the image, given its class; "
+        "confident errors of the model count as wrong labels, so this is no bound."
     )
 
 
