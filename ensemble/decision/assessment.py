@@ -10,6 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from ensemble.data.folds import FoldTable
 from ensemble.decision.bootstrap import design_effects
+from ensemble.decision.class_objective import ClassObjective
+from ensemble.decision.class_offsets import class_objective
+from ensemble.decision.class_refits import ClassFixedRule, ClassRefitRule
 from ensemble.decision.comparison import Comparison, Difference, Measured, comparison_of
 from ensemble.decision.cross_fitting import (
     CrossFit,
@@ -24,11 +27,16 @@ from ensemble.decision.cross_fitting import (
 from ensemble.decision.fold_offsets import aligned, find_fold_offsets
 from ensemble.decision.intervals import Interval, chance_interval, new_set_interval, widened
 from ensemble.decision.objective import HTER, BoundedFnr, BoundedFpr, Objective
-from ensemble.decision.rates import ErrorRates, Floats, error_rates
-from ensemble.decision.refits import FixedRule, RefitRule, refit_errors, refit_interval
+from ensemble.decision.rates import ErrorRates, Floats, class_offsets, error_rates, one_threshold
+from ensemble.decision.refits import FixedRule, RefitRule, Refittable, refit_errors, refit_interval
 
 REPLICATES = 1000
 """The number of replicates of the bootstrap that refits the threshold. The 2.5 % quantile then rests on 25 of them."""
+
+
+LEAST_DEVIATION = 0.1
+"""The share of the nested loss by which it must exceed that over random parts, so that a difference beyond chance is
+reported."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +92,14 @@ class Candidate:
     """A rule on OOF rows, fitted on all of them and cross-fitted, to be assessed."""
 
     name: str  # in the tables
-    logits: Floats  # (n, m), what the rule is applied to
+    logits: Floats  # (n, m) or (n, m, C), what the rule is applied to
     deployed: FittedRule
     nested: CrossFit
-    fitted: bool  # whether the rule fits the threshold of its score
-    objective: Objective  # what the thresholds minimise
+    fitted: bool  # whether the rule fits the threshold, or the offsets, of its score
+    objective: Objective | ClassObjective  # what the thresholds, or offsets, minimise
 
     @classmethod
-    def of(cls, name: str, oof: OofLogits, rule: Rule, objective: Objective = HTER) -> Candidate:
+    def of(cls, name: str, oof: OofLogits, rule: Rule, objective: Objective | ClassObjective = HTER) -> Candidate:
         """Fit a rule k + 1 times: on all rows, and without each of the k folds."""
         nested = cross_fit(oof.rows, rule, objective)
         return cls(name, oof.logits, rule(oof.rows, objective), nested, rule.threshold is None, objective)
@@ -103,11 +111,18 @@ class Candidate:
         nested = CrossFit(nested.labels[order], nested.y_pred[order], nested.scores[order], tuple(splits))
         return replace(self, logits=self.logits[order], nested=nested)
 
-    def for_refits(self) -> RefitRule | FixedRule:
+    def for_refits(self) -> Refittable:
         """Return the rule as bootstrap replicates need it. The predictions of a vote are kept."""
+        nested = self.nested
+        if self.logits.ndim > 2:
+            if not self.fitted:
+                return ClassFixedRule(nested.y_pred, nested.labels, self.logits.shape[2])
+            offsets, objective = class_offsets(self.deployed.threshold), class_objective(self.objective)
+            return ClassRefitRule(self.deployed.score(self.logits), nested.labels, offsets, nested.splits, objective)
         if not self.fitted:
-            return FixedRule(self.nested.y_pred, self.nested.labels)
-        return RefitRule(self.deployed.score(self.logits), self.nested.labels, self.nested.splits, self.objective)
+            return FixedRule(nested.y_pred, nested.labels)
+        assert not isinstance(self.objective, ClassObjective), "fit_cut refuses it"
+        return RefitRule(self.deployed.score(self.logits), nested.labels, nested.splits, self.objective)
 
 
 def assess(candidates: Sequence[Candidate], groups: ArrayLike | None = None, seed: int = 0) -> list[Assessment]:
@@ -135,7 +150,7 @@ def assess(candidates: Sequence[Candidate], groups: ArrayLike | None = None, see
         assessments.append(
             Assessment(
                 name=candidate.name,
-                threshold=float(candidate.deployed.threshold),
+                threshold=one_threshold(candidate.deployed.threshold),
                 apparent=error_rates(labels, candidate.deployed(candidate.logits)),
                 nested=rates,
                 fpr=fpr,
@@ -209,6 +224,28 @@ def refit_differences(a: ErrorRates, b: ErrorRates, errors: Floats) -> tuple[Dif
         for loss in (_FPR_ALONE, _FNR_ALONE, HTER)
     )
     return fpr, fnr, hter
+
+
+def deviation_note(what: str, over_folds: float, over_parts: float, difference: Difference | None) -> tuple[str, ...]:
+    """Return a sentence if the stack is worse over the folds than over random parts, beyond chance and by much.
+
+    Parameters
+    ----------
+    what : str
+        The figure in words, such as "the nested HTER".
+    over_folds, over_parts : float
+        The figure over the folds and over random parts of the same rows.
+    difference : Difference
+        The second minus the first.
+    """
+    assert difference is not None
+    if difference.interval.high >= 0 or -difference.value < LEAST_DEVIATION * over_folds:
+        return ()
+    return (
+        f"the fold models differ: {what} is {over_folds:.4f} over the folds and "
+        f"{over_parts:.4f} over random parts of the same rows. A fold model deviates (see the fold tables "
+        "of the members), and the nested and expected figures are too high; train longer",
+    )
 
 
 _FPR_ALONE, _FNR_ALONE = BoundedFnr(1.0), BoundedFpr(1.0)

@@ -169,7 +169,7 @@ class _Sweeps:
         self._offsets = offsets.astype(np.float64)
         # The classes are in descending order, because argmax returns the first of equal values.
         self._shifted = np.ascontiguousarray((x + self._offsets)[:, ::-1])
-        self._counts = np.bincount(self._y, w, x.shape[1])
+        self._counts: Floats = np.bincount(self._y, w, x.shape[1]).astype(np.float64)
         per_row = np.full(x.shape[1], w.sum()) if objective.kind == "accuracy" else x.shape[1] * self._counts
         self._cost = 1 / np.maximum(per_row, 1)  # the loss of a row that is predicted wrongly, by its label
         self._predict()
@@ -224,24 +224,21 @@ class _Sweeps:
         if self._radii is not None:
             rows = np.flatnonzero(np.abs(margins + self._offsets[c]) <= self._radii[c])
         rows = rows[np.argsort(margins[rows])]
-        x = margins[rows]  # rows from a cut on are predicted as c, rows before it as their rival
+        present = self._y_pred[rows] == c
+        now = rows.size - int(np.count_nonzero(present))  # the present cut: rows from it on are predicted as c
+        if not present[now:].all():  # of rows whose score of c equals that of their rival, some are predicted as c
+            rows = rows[np.lexsort((present, margins[rows]))]
+        x = margins[rows]
         distinct = np.concatenate(([everywhere], x[1:] > x[:-1], [everywhere]))[: x.size + 1]
         if not distinct.any():
             return False
-        labels, r, w, y_pred = self._y[rows], rivals[rows], self._w[rows], self._y_pred[rows]
-        # The counts at the lowest cut: all of these rows are predicted as c.
-        of_rows = self.counted(rows, y_pred)
-        correct, predicted = self._correct - of_rows[0], self._predicted - of_rows[1]
-        correct[c] += w[labels == c].sum()
-        predicted[c] += w.sum()
-        losses = self._losses(c, labels, r, w, correct, predicted)
+        losses = self._losses(c, rows, rivals[rows])
         tied = np.flatnonzero(distinct & (losses <= losses[distinct].min() + TOLERANCE))
-        present = y_pred == c
-        if not centre and tied.size == 1 and present[tied[0] :].all() and not present[: tied[0]].any():
+        if not centre and tied.size == 1 and tied[0] == now:
             return False
-        spreads = self._spreads(c, labels, r, w, correct, tied)
-        now = self.reached(self._correct, self._predicted)
-        if not centre and not _lower((losses[tied].min(), spreads.min()), now):
+        spreads = self._spreads(c, rows, rivals[rows], tied)
+        spread = np.ptp((self._counts - self._correct) / np.maximum(self._counts, 1))
+        if not centre and not _lower((losses[tied].min(), spreads.min()), (losses[now], spread)):
             return False
         self._offsets[c] = -_preferred(x, tied[spreads <= spreads.min() + TOLERANCE]) + 0.0  # no negative zero
         self._shifted[:, -1 - c] = self._x[:, c] + self._offsets[c]
@@ -251,31 +248,33 @@ class _Sweeps:
     def counted(self, rows: NDArray[np.int64], y_pred: NDArray[np.integer]) -> tuple[Floats, Floats]:
         """Return the weights of the rows predicted correctly and of those predicted as each class, (C,) each."""
         labels, w, classes = self._y[rows], self._w[rows], self._counts.size
-        return np.bincount(labels, w * (labels == y_pred), classes), np.bincount(y_pred, w, classes)
+        correct, predicted = np.bincount(labels, w * (labels == y_pred), classes), np.bincount(y_pred, w, classes)
+        return np.asarray(correct, np.float64), np.asarray(predicted, np.float64)
 
     def reached(self, correct: Floats, predicted: Floats) -> tuple[float, float]:
         """Return the loss, and the difference between the largest and the smallest class error rate."""
         errors = (self._counts - correct) / np.maximum(self._counts, 1)
         return float(self._objective.losses(correct, predicted, self._counts)), float(errors.max() - errors.min())
 
-    def _losses(
-        self,
-        c: int,
-        labels: NDArray[np.int64],
-        rivals: NDArray[np.int64],
-        w: Floats,
-        correct: Floats,
-        predicted: Floats,
-    ) -> Floats:
-        """Return the loss at every cut of the sorted rows (n + 1,), from the counts (C,) at the lowest cut."""
+    def _at_lowest_cut(self, c: int, rows: NDArray[np.int64]) -> tuple[Floats, Floats]:
+        """Return the counts (C,) of correct and of predicted rows if all of these rows are predicted as `c`."""
+        correct, predicted = self.counted(rows, self._y_pred[rows])
+        correct, predicted = self._correct - correct, self._predicted - predicted
+        correct[c] += self._w[rows[self._y[rows] == c]].sum()
+        predicted[c] += self._w[rows].sum()
+        return correct, predicted
+
+    def _losses(self, c: int, rows: NDArray[np.int64], rivals: NDArray[np.int64]) -> Floats:
+        """Return the loss at every cut of the sorted rows (n + 1,), up to a constant for all cuts."""
+        labels, w = self._y[rows], self._w[rows]
         of_c, of_rival = labels == c, labels == rivals
         if self._objective.kind != "macro-f1":
-            steps = w * self._cost[labels] * (of_c.astype(np.float64) - of_rival)
-            return _cumulative(steps) + self._objective.losses(correct, predicted, self._counts)
-        f1 = 2 * correct / np.maximum(self._counts + predicted, 1)
+            return _cumulative(w * self._cost[labels] * (of_c.astype(np.float64) - of_rival))
+        correct, predicted = self._at_lowest_cut(c, rows)
         n = self._counts[c] + predicted[c] - _cumulative(w)
         of_class = 2 * (correct[c] - _cumulative(w * of_c)) / np.maximum(n, 1)
         # A row changes the F1 score of c and of its rival alone, so the scores of the rivals follow rival by rival.
+        f1 = 2 * correct / np.maximum(self._counts + predicted, 1)
         grouped = np.argsort(rivals.astype(np.int8), kind="stable")
         r = rivals[grouped]
         first = np.searchsorted(r, r)  # of the rows of the same rival
@@ -286,30 +285,24 @@ class _Sweeps:
         before = np.where(first == np.arange(r.size), f1[r], np.concatenate(([0.0], scores[:-1])))
         steps = np.empty(r.size)
         steps[grouped] = scores - before
-        return np.asarray(1 - (of_class + f1.sum() - f1[c] + _cumulative(steps)) / f1.size)
+        return np.asarray(-(of_class + _cumulative(steps)) / f1.size)
 
-    def _spreads(
-        self,
-        c: int,
-        labels: NDArray[np.int64],
-        rivals: NDArray[np.int64],
-        w: Floats,
-        correct: Floats,
-        cuts: NDArray[np.int64],
-    ) -> Floats:
+    def _spreads(self, c: int, rows: NDArray[np.int64], rivals: NDArray[np.int64], cuts: NDArray[np.int64]) -> Floats:
         """Return the difference between the largest and the smallest class error rate at each cut (t,)."""
-        classes = self._counts.size
+        labels, w, classes = self._y[rows], self._w[rows], self._counts.size
         changed = np.flatnonzero((labels == c) | (labels == rivals))
         segment = np.searchsorted(cuts, changed, "right")  # the number of cuts that predict the row as c
         cells = np.bincount(segment * classes + labels[changed], w[changed], (cuts.size + 1) * classes)
         gained = np.cumsum(cells.reshape(-1, classes), axis=0)[:-1]  # by the rows before each cut; lost by class c
         gained[:, c] *= -1
-        return np.asarray(np.ptp((self._counts - correct - gained) / np.maximum(self._counts, 1), axis=1))
+        wrong = self._counts - self._at_lowest_cut(c, rows)[0] - gained
+        return np.asarray(np.ptp(wrong / np.maximum(self._counts, 1), axis=1))
 
 
 def _cumulative(steps: Floats) -> Floats:
     """Return the sums of the first 0, 1, ..., n steps (n + 1,)."""
-    return np.concatenate(([0.0], np.cumsum(steps)))
+    sums: Floats = np.concatenate(([0.0], np.cumsum(steps)))
+    return sums
 
 
 def _lower(a: tuple[float, float], b: tuple[float, float]) -> bool:

@@ -1,7 +1,7 @@
 """Stackers of more than two classes: one weight for each member and one bias for each class.
 
-The stacked logit of a class is Σ weight · logit of the class + bias of the class. With the logits 0 and z of two classes,
-the fits are those of stacker.py: the stacked logits differ by the log-odds of label 1.
+The stacked logit of a class is Σ weight · logit of the class + bias of the class. With the logits 0 and z of two
+classes, the fits are those of stacker.py: the stacked logits differ by the log-odds of label 1.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class ClassStacker:
         if len(self.weights) != len(self.members) or not np.isfinite((*self.weights, *self.biases)).all():
             raise DataError(
                 "stacker",
-                f"needs a finite weight for each of {self.members} and finite biases; got {self.weights}, {self.biases}",
+                f"needs a finite weight for each of {self.members} and finite biases; got {self.weights}, "
+                f"{self.biases}",
             )
 
     def apply(self, logits: ArrayLike) -> Floats:
@@ -73,7 +74,8 @@ FitClassStacker: TypeAlias = Callable[[ArrayLike, ArrayLike, tuple[str, ...]], C
 def mean_of_logits(logits: ArrayLike, labels: ArrayLike, members: tuple[str, ...]) -> ClassStacker:
     """Return the stacker that takes the unweighted mean; nothing is fitted.
 
-    >>> mean_of_logits([[[1.0, 3.0, 0.0], [3.0, 3.0, 1.0]]], [1], ("a", "b")).apply([[[1.0, 3.0, 0.0], [3.0, 3.0, 1.0]]])
+    >>> logits = [[[1.0, 3.0, 0.0], [3.0, 3.0, 1.0]]]
+    >>> mean_of_logits(logits, [1], ("a", "b")).apply(logits)
     array([[2. , 3. , 0.5]])
     """
     classes = np.shape(logits)[2]
@@ -158,7 +160,7 @@ def _regression(x: Floats, y: Labels, members: tuple[str, ...], lowest: float | 
     from scipy.special import log_softmax
 
     n, m, classes = x.shape
-    # A constant added to all logits of a row changes no probability. So each row of a member is centred, then each class.
+    # A constant added to all logits of a row changes no probability: rows are centred first, then classes.
     z = x - x.mean(axis=2, keepdims=True)
     varies = np.ptp(z, axis=0).max(axis=1) > 1e-12 * np.abs(x).max(axis=(0, 2), initial=1.0)
     centre = z.mean(axis=0)  # (m, C)

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ensemble.config import seed_sequence
-from ensemble.data.folds import FoldTable, assign_folds
+from ensemble.data.folds import FoldTable
 from ensemble.decision.class_objective import ClassObjective
 from ensemble.decision.class_offsets import fit_cut
 from ensemble.decision.class_stacker import CLASS_STACKERS, ClassStacker
@@ -38,8 +38,10 @@ from ensemble.decision.rates import (
     apply_offsets,
     auc,
     check_logits,
+    class_offsets,
     class_rates,
     error_rates,
+    one_threshold,
 )
 from ensemble.decision.stacker import STACKERS, Stacker
 from ensemble.errors import ArtifactError, DataError
@@ -138,6 +140,8 @@ class OofLogits:
 
     def in_random_parts(self, seed: int, repeat: int = 0) -> OofLogits:
         """Return the rows with random parts in place of their folds; groups stay together."""
+        from ensemble.data.folds import assign_folds
+
         units = np.arange(self.labels.size) if self.groups is None else self.groups
         fold_seed = int(seed_sequence(seed, "parts", repeat).generate_state(1)[0])
         fold_of = assign_folds(self.labels, units, len(self.folds), fold_seed).fold_of
@@ -157,7 +161,9 @@ class Rows:
     labels: Labels  # (n,)
     fold_of: Labels  # (n,), the fold that each row comes from
     members: tuple[str, ...]  # m names
-    fitted: dict[tuple[Rule, Objective | ClassObjective], FittedRule] = field(default_factory=dict, init=False, repr=False)
+    fitted: dict[tuple[Rule, Objective | ClassObjective], FittedRule] = field(
+        default_factory=dict, init=False, repr=False
+    )
     _stackers: dict[str, Stacker | ClassStacker] = field(default_factory=dict, init=False, repr=False)
     _subsets: dict[tuple[int, ...], Rows] = field(default_factory=dict, init=False, repr=False)  # keyed by their folds
 
@@ -179,15 +185,21 @@ class Rows:
             self._subsets[others] = subset
         return self._subsets[others]
 
-    def stacker(self, kind: str) -> Stacker | ClassStacker:
+    def stacker(self, kind: str) -> Stacker:
         """Return the stacker that is fitted on these rows; `kind` is a key of `STACKERS`.
 
         A single member needs no stacker: its logit is taken as it is.
         """
+        fitted = self.any_stacker(kind)
+        assert isinstance(fitted, Stacker), "more than two classes have a ClassStacker"
+        return fitted
+
+    def any_stacker(self, kind: str) -> Stacker | ClassStacker:
+        """Return the stacker as `stacker` does, of more than two classes too."""
         kind = kind if len(self.members) > 1 else "mean"
         if kind not in self._stackers:
             # A logistic fit without negative weights is the nonnegative fit as well, so it is not fitted again.
-            logistic = self.stacker("logistic") if kind == "nonnegative" else None
+            logistic = self.any_stacker("logistic") if kind == "nonnegative" else None
             if logistic is None or min(logistic.weights) < 0:
                 fit = CLASS_STACKERS[kind] if self.logits.ndim > 2 else STACKERS[kind]
                 self._stackers[kind] = fit(self.logits, self.labels, self.members)
@@ -300,7 +312,6 @@ def plurality_vote(classes: int) -> Rule:
     return Rule(_fit_votes, (0.0,) * classes)
 
 
-
 @cache
 def stack(kind: str) -> Rule:
     """Return the rule that fits a stacker; with a single member, the score is that member's logit.
@@ -321,7 +332,7 @@ def stack(kind: str) -> Rule:
 
 
 def _fit_stack(kind: str, rows: Rows, objective: Objective | ClassObjective) -> Score:
-    return rows.stacker(kind).apply
+    return rows.any_stacker(kind).apply
 
 
 @dataclass(frozen=True)
@@ -392,28 +403,12 @@ class CrossFit:
     @cached_property
     def class_folds(self) -> tuple[ClassFoldRow, ...]:
         """The performance on each fold, among more than two classes."""
-        parts = [(split, split.inside) for split in self.splits]
-        classes = self.scores.shape[1]
-        return tuple(
-            ClassFoldRow(
-                each.fold, class_offsets(each.threshold), class_rates(self.labels[rows], self.y_pred[rows], classes)
-            )
-            for each, rows in parts
-        )
-
-
-def one_threshold(cut: Cut) -> float:
-    """Return a cut of two classes as the threshold that it is."""
-    if isinstance(cut, tuple):
-        raise TypeError(f"two classes have a threshold; got the offsets {cut}")
-    return float(cut)
-
-
-def class_offsets(cut: Cut) -> tuple[float, ...]:
-    """Return a cut of more than two classes as the offsets that it is."""
-    if not isinstance(cut, tuple):
-        raise TypeError(f"more than two classes have offsets; got the threshold {cut}")
-    return cut
+        rows = []
+        for split in self.splits:
+            y_true, y_pred = self.labels[split.inside], self.y_pred[split.inside]
+            rates = class_rates(y_true, y_pred, self.scores.shape[1])
+            rows.append(ClassFoldRow(split.fold, class_offsets(split.threshold), rates))
+        return tuple(rows)
 
 
 def cross_fit(rows: Rows, rule: Rule, objective: Objective | ClassObjective = HTER) -> CrossFit:

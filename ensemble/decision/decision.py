@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ensemble.config import seed_sequence
-from ensemble.decision.assessment import Assessment, Candidate, assess
+from ensemble.decision.assessment import Assessment, Candidate, assess, deviation_note
+from ensemble.decision.class_decision import ClassDecision, fit_kept_members
+from ensemble.decision.class_objective import ClassObjective
+from ensemble.decision.class_offsets import class_objective
 from ensemble.decision.cross_fitting import (
     MAJORITY_VOTE,
     CrossFit,
@@ -30,10 +33,6 @@ from ensemble.decision.refits import RefitRule, Replicate, refit_replicates
 from ensemble.decision.stacker import STACKERS, Stacker
 from ensemble.decision.threshold import fit_thresholds
 from ensemble.errors import DataError
-
-LEAST_DEVIATION = 0.1
-"""The share of the nested HTER by which it must exceed that over random parts, so that a difference beyond chance is
-reported."""
 
 COSTS = tuple(WeightedError(cost, 10 - cost) for cost in range(1, 10))
 """The objectives of the expected-performance curve. The cost of an FPR runs from 1 to 9, and that of an FNR is the rest
@@ -127,16 +126,44 @@ class Decision:
         return votes, np.asarray(vote_share(self.member_thresholds)(x) >= 0.5, np.int8)
 
 
+@overload
+def fit_decision(
+    oof: OofLogits,
+    views: Iterable[str],
+    seed: int = ...,
+    objective: Objective = ...,
+    stacker: str = ...,
+    repeats: int = ...,
+    forced: Collection[str] = ...,
+) -> Decision: ...
+
+
+@overload
+def fit_decision(
+    oof: OofLogits,
+    views: Iterable[str],
+    seed: int = ...,
+    *,
+    objective: ClassObjective,
+    stacker: str = ...,
+    repeats: int = ...,
+    forced: Collection[str] = ...,
+) -> ClassDecision: ...
+
+
 def fit_decision(
     oof: OofLogits,
     views: Iterable[str],
     seed: int = 0,
-    objective: Objective = HTER,
+    objective: Objective | ClassObjective = HTER,
     stacker: str = "nonnegative",
     repeats: int = 0,
     forced: Collection[str] = (),
-) -> Decision:
+) -> Decision | ClassDecision:
     """Fit a stacker and a threshold on all OOF rows, and assess them, the members and the baselines.
+
+    Of more than two classes, the offsets of the classes take the place of the threshold, and the result is a
+    `ClassDecision`; the objective HTER then means the mean of the class error rates.
 
     A member whose logits are constant within every fold carries no information and is left out of the stack and of the
     baselines, unless it is forced. A member whose logits are constant in only some folds stays in. Offsets between the
@@ -151,8 +178,8 @@ def fit_decision(
         They are stored in the decision, so that prediction can average over the same views.
     seed : int
         The seed of the bootstrap and of the partitions for `repeats`.
-    objective : Objective
-        What the thresholds minimise.
+    objective : Objective or ClassObjective
+        What the thresholds, or offsets, minimise.
     stacker : str
         A key of `STACKERS`; without effect if there is a single member.
     repeats : int
@@ -164,23 +191,35 @@ def fit_decision(
     ------
     DataError
         Every member is constant.
+    ConfigError
+        There are more than two classes, and the objective is for two classes alone.
     """
     offsets = find_fold_offsets(oof)
     oof = aligned(oof, offsets)
-    constant = [_constant_folds(oof, column) for column in oof.logits.T]
+    constant = [oof.constant_folds(j) for j in range(len(oof.members))]
     if all(folds == oof.folds for folds in constant):
         raise DataError(
             "cannot fit the stacker", f"a member must vary; all of {oof.members} are constant in every fold"
         )
     pairs = zip(oof.members, constant, strict=True)
     usable = [j for j, (name, folds) in enumerate(pairs) if folds != oof.folds or name in forced]
-    kept = replace(oof, members=tuple(oof.members[j] for j in usable), logits=oof.logits[:, usable])
+    kept = oof.of_members(usable)
+    notes = tuple(
+        f"member {name} gives the same logit to all images of fold{'s' * (len(folds) > 1)} "
+        f"{', '.join(map(str, folds))}; it is "
+        + ("still in the stack" if j in usable else f"left out of the stack unless --force-members {name} is given")
+        for j, (name, folds) in enumerate(zip(oof.members, constant, strict=True))
+        if folds
+    )
+    if oof.classes > 2:
+        return fit_kept_members(oof, kept, views, seed, class_objective(objective), stacker, repeats, notes)
+    assert not isinstance(objective, ClassObjective), "two classes have an objective of two classes"
     rule, kind = stack(stacker), stacker if len(kept.members) > 1 else "mean"
     stacked = Candidate.of("stack", kept, rule, objective)
     members = [Candidate.of(name, oof, of_score(member_logit(j)), objective) for j, name in enumerate(oof.members)]
     baselines = [Candidate.of(name, kept, other, objective) for name, other in _baselines(kept.members)]
     stackers = [Candidate.of(name, kept, stack(name), objective) for name in STACKERS if len(kept.members) > 1]
-    parted = Candidate.of("stack", _in_random_parts(kept, seed), rule, objective)
+    parted = Candidate.of("stack", kept.in_random_parts(seed), rule, objective)
     first, *others, of_parts = assess([stacked, *members, *baselines, *stackers, parted], oof.groups, seed)
     end = len(members), len(members) + len(baselines)
     return Decision(
@@ -195,15 +234,9 @@ def fit_decision(
         curve=_performance_curve(stacked.deployed.score(kept.logits), oof.labels, stacked.nested),
         repeated=_repeated(kept, rule, objective, repeats, seed),
         noise=_bound_noise(kept, rule, objective),
-        notes=tuple(
-            f"member {name} gives the same logit to all images of fold{'s' * (len(folds) > 1)} "
-            f"{', '.join(map(str, folds))}; it is "
-            + ("still in the stack" if j in usable else f"left out of the stack unless --force-members {name} is given")
-            for j, (name, folds) in enumerate(zip(oof.members, constant, strict=True))
-            if folds
-        )
+        notes=notes
         + tuple(offset.message for offset in offsets)
-        + _deviation_note(first, of_parts),
+        + deviation_note("the nested HTER", first.nested.hter, of_parts.nested.hter, of_parts.difference),
         offsets=offsets,
     )
 
@@ -212,37 +245,8 @@ def _bound_noise(oof: OofLogits, rule: Rule, objective: Objective) -> NoiseBound
     """Bound the noise of the labels by two halves of the members that are about equally good."""
     order = np.argsort([-auc(logits, oof.labels) for logits in oof.logits.T], kind="stable")
     halves = [order[np.isin(np.arange(order.size) % 4, places)] for places in ((0, 3), (1, 2))]
-    margins = [
-        cross_fit(
-            replace(oof, members=tuple(oof.members[j] for j in half), logits=oof.logits[:, half]).rows, rule, objective
-        ).margins
-        for half in halves
-        if half.size
-    ]
+    margins = [cross_fit(oof.of_members(half.tolist()).rows, rule, objective).margins for half in halves if half.size]
     return bound_noise(margins[0], margins[1] if len(margins) > 1 else None, oof.labels)
-
-
-def _in_random_parts(oof: OofLogits, seed: int, repeat: int = 0) -> OofLogits:
-    """Return the rows with random parts in place of their folds; groups stay together."""
-    from ensemble.data.folds import assign_folds
-
-    units = np.arange(oof.labels.size) if oof.groups is None else oof.groups
-    fold_seed = int(seed_sequence(seed, "parts", repeat).generate_state(1)[0])
-    fold_of = assign_folds(oof.labels, units, len(oof.folds), fold_seed).fold_of
-    return replace(oof, table=replace(oof.table, fold_of=fold_of))
-
-
-def _deviation_note(over_folds: Assessment, over_parts: Assessment) -> tuple[str, ...]:
-    """Return a sentence if the stack is worse over the folds than over random parts, beyond chance and by much."""
-    difference = over_parts.difference
-    assert difference is not None
-    if difference.interval.high >= 0 or -difference.value < LEAST_DEVIATION * over_folds.nested.hter:
-        return ()
-    return (
-        f"the fold models differ: the nested HTER is {over_folds.nested.hter:.4f} over the folds and "
-        f"{over_parts.nested.hter:.4f} over random parts of the same rows. A fold model deviates (see the fold tables "
-        "of the members), and the nested and expected figures are too high; train longer",
-    )
 
 
 def _performance_curve(scores: Floats, labels: Labels, nested: CrossFit) -> tuple[CostRow, ...]:
@@ -261,13 +265,8 @@ def _performance_curve(scores: Floats, labels: Labels, nested: CrossFit) -> tupl
 
 def _repeated(oof: OofLogits, rule: Rule, objective: Objective, repeats: int, seed: int) -> tuple[float, ...]:
     """Return the nested HTER over other random partitions of the rows into as many folds, (repeats,)."""
-    parts = (_in_random_parts(oof, seed, repeat).rows for repeat in range(repeats))
+    parts = (oof.in_random_parts(seed, repeat).rows for repeat in range(repeats))
     return tuple(error_rates(oof.labels, cross_fit(rows, rule, objective).y_pred).hter for rows in parts)
-
-
-def _constant_folds(oof: OofLogits, column: Floats) -> tuple[int, ...]:
-    """Return the folds within which a member's logits (n,) are constant."""
-    return tuple(fold for fold in oof.folds if np.ptp(column[oof.fold_of == fold]) == 0)
 
 
 def _baselines(members: Sequence[str]) -> list[tuple[str, Rule]]:

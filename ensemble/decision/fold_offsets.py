@@ -56,6 +56,8 @@ def find_fold_offsets(oof: OofLogits) -> tuple[FoldOffset, ...]:
     Two conditions must hold: the offset is beyond chance, and without it the member alone has a lower nested HTER,
     beyond chance as well (with the predictions kept, `comparison.paired_differences`).
 
+    Of more than two classes, no offsets are looked for: a fold model may then differ by an offset in each class.
+
     The location of a fold is the mean logit of each class, weighted by the class shares of all rows. It is compared
     with that of the other folds by a z-test at `ALARM`, corrected for the number of folds and members (Bonferroni).
 
@@ -75,6 +77,8 @@ def find_fold_offsets(oof: OofLogits) -> tuple[FoldOffset, ...]:
     """
     from scipy.stats import norm
 
+    if oof.classes > 2:
+        return ()
     shares = np.bincount(oof.labels, minlength=2) / oof.labels.size
     k, m = len(oof.folds), len(oof.members)
     limit = norm.isf(ALARM / (2 * k * m))

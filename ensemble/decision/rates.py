@@ -229,6 +229,20 @@ def apply_cut(scores: ArrayLike, cut: Cut) -> Labels:
     return apply_offsets(scores, cut) if isinstance(cut, tuple) else apply_threshold(scores, cut)
 
 
+def one_threshold(cut: Cut) -> float:
+    """Return a cut of two classes as the threshold that it is."""
+    if isinstance(cut, tuple):
+        raise TypeError(f"two classes have a threshold; got the offsets {cut}")
+    return float(cut)
+
+
+def class_offsets(cut: Cut) -> tuple[float, ...]:
+    """Return a cut of more than two classes as the offsets that it is."""
+    if not isinstance(cut, tuple):
+        raise TypeError(f"more than two classes have offsets; got the threshold {cut}")
+    return cut
+
+
 def auc(logits: ArrayLike, labels: ArrayLike) -> float:
     """Return the area under the ROC curve, in [0, 1].
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -289,8 +290,15 @@ def refit_replicates(
             )
 
 
+class Refittable(Protocol):
+    """A rule whose estimates can be repeated in bootstrap replicates."""
+
+    def errors(self, weights: Floats) -> Floats:
+        """Return the errors of its estimates, (b, e), in replicates with row weights (b, n)."""
+
+
 def refit_errors(
-    rules: Sequence[RefitRule | FixedRule],
+    rules: Sequence[Refittable],
     labels: Labels,
     groups: ArrayLike | None = None,
     seed: int = 0,
@@ -303,15 +311,15 @@ def refit_errors(
 
     Parameters
     ----------
-    rules : sequence of RefitRule or FixedRule
-        Of the same rows.
+    rules : sequence of Refittable
+        Of the same rows: each a `RefitRule` or `FixedRule`, or those of more than two classes (class_refits.py).
     labels, groups, seed, replicates
         As in `refit_replicates`.
 
     Returns
     -------
-    float64 array (rules, replicates, 2)
-        The errors, nested minus true, in FPR and in FNR.
+    float64 array (rules, replicates, e)
+        The errors, nested minus true, in FPR and in FNR; of more than two classes, in the measures of class_refits.py.
     """
     batches = _draws(labels, groups, seed, replicates)
     return np.concatenate([[rule.errors(batch) for rule in rules] for batch in batches], axis=1)
@@ -371,6 +379,10 @@ def refit_interval(
         The interval is clipped to these values.
     """
     losses = objective.loss(*np.asarray(errors, np.float64).T)
-    low, high = np.quantile(losses - losses.mean(), [0.025, 0.975])
-    loss = objective.loss(*estimate)
-    return Interval(float(np.clip(loss - high, *within)), float(np.clip(loss - low, *within)))
+    return centred_interval(objective.loss(*estimate), losses, within)
+
+
+def centred_interval(estimate: float, errors: Floats, within: Pair = (0.0, 1.0)) -> Interval:
+    """Return the estimate minus the 97.5 % and 2.5 % quantiles of the centred errors (r,); see `refit_interval`."""
+    low, high = np.quantile(errors - errors.mean(), [0.025, 0.975])
+    return Interval(float(np.clip(estimate - high, *within)), float(np.clip(estimate - low, *within)))

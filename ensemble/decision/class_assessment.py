@@ -1,0 +1,312 @@
+"""The assessment of a rule among more than two classes: its apparent and nested rates, and their 95 % intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ensemble.config import seed_sequence
+from ensemble.decision.assessment import Candidate
+from ensemble.decision.bootstrap import class_design_effects, design_effect
+from ensemble.decision.class_intervals import (
+    accuracy_interval,
+    class_counting_intervals,
+    precision_intervals,
+    shapes_of_mean,
+)
+from ensemble.decision.class_objective import ClassObjective
+from ensemble.decision.class_offsets import class_objective
+from ensemble.decision.class_refits import ACCURACY, MACRO_F1, MEAN_ERROR, PLACES, measures
+from ensemble.decision.comparison import Difference
+from ensemble.decision.cross_fitting import ClassFoldRow
+from ensemble.decision.intervals import FEW_ERRORS, Interval, central
+from ensemble.decision.rates import ClassRates, Floats, Labels, class_offsets, class_rates
+from ensemble.decision.refits import Refittable, centred_interval, refit_errors
+
+REPLICATES = 300
+"""The number of replicates of the bootstrap that refits the offsets. They are fewer than for a threshold, because each
+takes as many sweeps as there are classes; the 2.5 % quantile rests on seven of them."""
+
+FEW_IMAGES = 30
+"""The number of images of a class below which the intervals are said not to hold for it."""
+
+DRAWS = 4000
+"""The number of draws from the posterior of the macro F1. The ends of its interval then vary by about 2 % of its
+width."""
+
+
+@dataclass(frozen=True)
+class ClassAssessment:
+    """The rates of a rule among C > 2 classes on OOF rows, with 95 % intervals of the nested ones."""
+
+    name: str  # in the tables
+    objective: ClassObjective  # what the offsets minimise
+    offsets: tuple[float, ...]  # (C,), of the rule's scores, fitted on all rows; the offsets that are deployed
+    apparent: ClassRates  # fitted and evaluated on the same rows, hence optimistic
+    nested: ClassRates  # each fold evaluated with the rule fitted on the others, pooled; without that optimism
+    errors: tuple[Interval, ...]  # (C,), of the error rate of each class, 1 - recall
+    precisions: tuple[Interval, ...]  # (C,)
+    mean_error: Interval  # of the mean of the class error rates
+    macro_f1: Interval
+    accuracy: Interval
+    refitted: bool  # whether the bootstrap refits the offsets; otherwise the nested predictions are kept fixed
+    folds: tuple[ClassFoldRow, ...]  # the nested estimate fold by fold
+    design_effects: tuple[float, ...]  # (C,), of groups on the class error rates, see bootstrap.design_effects
+    difference: Difference | None = None  # of the objective's loss to that of the stack, on the same rows
+    macro_f1_difference: Difference | None = None  # the rule's nested macro F1 minus that of the stack
+
+    @property
+    def loss(self) -> float:
+        """The nested loss under the objective: mean class error, 1 - macro F1, or 1 - accuracy."""
+        return self.objective.loss(self.nested)
+
+    @property
+    def interval(self) -> Interval:
+        """The 95 % interval of the loss."""
+        share_right = {"macro-f1": self.macro_f1, "accuracy": self.accuracy}.get(self.objective.kind)
+        return self.mean_error if share_right is None else _complement(share_right)
+
+    @property
+    def optimism(self) -> float:
+        """The nested minus the apparent loss, the optimism of the apparent one; 0 where nothing is fitted."""
+        return self.loss - self.objective.loss(self.apparent)
+
+    @property
+    def beats_chance(self) -> bool:
+        """Whether the mean class error is below that of predictions without regard to the image, 1 - 1/C."""
+        return self.mean_error.high < 1 - 1 / len(self.offsets)
+
+    @property
+    def few(self) -> tuple[int, ...]:
+        """The classes with fewer than `FEW_IMAGES` images; intervals do not hold for them."""
+        return tuple(c for c, n in enumerate(self.nested.counts) if n < FEW_IMAGES)
+
+
+def assess_classes(
+    candidates: Sequence[Candidate], groups: ArrayLike | None = None, seed: int = 0
+) -> list[ClassAssessment]:
+    """Assess rules among more than two classes on the same OOF rows, as `assessment.assess` does for two.
+
+    Parameters
+    ----------
+    candidates : sequence of Candidate
+        The others are compared with the first one.
+    groups : int64 array (n,), optional
+        Rows of one group are drawn together; if None, every row is a group.
+    seed : int
+        The seed of the bootstrap.
+    """
+    errors = _errors(candidates, groups, seed)
+    reference = _nested_rates(candidates[0])
+    assessments = []
+    for j, candidate in enumerate(candidates):
+        labels, y_pred, rates = candidate.nested.labels, candidate.nested.y_pred, _nested_rates(candidate)
+        intervals = ClassIntervals.of(labels, y_pred, rates, errors[j], groups)
+        objective = class_objective(candidate.objective)
+        differences = loss_differences(reference, rates, errors[j] - errors[0])
+        loss, f1 = differences[PLACES[objective.kind]], differences[MACRO_F1]
+        assessments.append(
+            ClassAssessment(
+                name=candidate.name,
+                objective=objective,
+                offsets=class_offsets(candidate.deployed.threshold),
+                apparent=class_rates(labels, candidate.deployed(candidate.logits), len(rates.confusion)),
+                nested=rates,
+                errors=intervals.errors,
+                precisions=intervals.precisions,
+                mean_error=intervals.mean_error,
+                macro_f1=intervals.macro_f1,
+                accuracy=intervals.accuracy,
+                refitted=candidate.fitted,
+                folds=candidate.nested.class_folds,
+                design_effects=class_design_effects(labels, y_pred, groups, len(rates.confusion)),
+                difference=loss if j else None,
+                macro_f1_difference=Difference(-f1.value, Interval(-f1.interval.high, -f1.interval.low)) if j else None,
+            )
+        )
+    return assessments
+
+
+@dataclass(frozen=True)
+class ClassDifferences:
+    """The differences of two rules among C classes on the same rows, B minus A, with 95 % intervals.
+
+    All are differences of losses, so a negative one favours B.
+    """
+
+    errors: tuple[Difference, ...]  # (C,), of the class error rates
+    mean_error: Difference
+    macro_f1_loss: Difference  # of 1 - macro F1
+    accuracy_loss: Difference  # of 1 - accuracy
+
+    def of(self, objective: ClassObjective) -> Difference:
+        """Return the difference of the loss of an objective."""
+        losses = {MEAN_ERROR: self.mean_error, MACRO_F1: self.macro_f1_loss, ACCURACY: self.accuracy_loss}
+        return losses[PLACES[objective.kind]]
+
+
+def compare_class_nested(
+    a: Candidate, b: Candidate, groups: ArrayLike | None = None, seed: int = 0
+) -> ClassDifferences:
+    """Compare two rules by their nested predictions on the same rows, with intervals that refit the offsets of both.
+
+    The parameters are those of `assessment.compare_nested`.
+    """
+    errors = _errors((a, b), groups, seed)
+    differences = loss_differences(_nested_rates(a), _nested_rates(b), errors[1] - errors[0])
+    classes = a.logits.shape[2]
+    return ClassDifferences(
+        differences[:classes], differences[MEAN_ERROR], differences[MACRO_F1], differences[ACCURACY]
+    )
+
+
+def loss_differences(a: ClassRates, b: ClassRates, errors: Floats) -> tuple[Difference, ...]:
+    """Return the differences of the measures of two rules, B minus A, with their 95 % intervals (2C + 3,).
+
+    Parameters
+    ----------
+    a, b : ClassRates
+        On the same rows.
+    errors : float64 array (r, 2C + 3)
+        The errors of B less those of A in the same bootstrap replicates.
+    """
+    values = _measures_of(b) - _measures_of(a)
+    return tuple(
+        Difference(value, centred_interval(value, column, within=(-1.0, 1.0)))
+        for value, column in zip(values.tolist(), errors.T, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class ClassIntervals:
+    """The 95 % intervals of a rule's nested rates."""
+
+    errors: tuple[Interval, ...]
+    precisions: tuple[Interval, ...]
+    mean_error: Interval
+    macro_f1: Interval
+    accuracy: Interval
+
+    @classmethod
+    def of(
+        cls, labels: Labels, y_pred: Labels, rates: ClassRates, errors: Floats, groups: ArrayLike | None
+    ) -> ClassIntervals:
+        """Return the intervals of the bootstrap, widened to cover those of the counts where errors are few.
+
+        Errors of a class are few if there are fewer than `FEW_ERRORS`, divided by the design effect. The intervals of
+        the mean class error and of the macro F1 are widened if any class has few errors.
+
+        Parameters
+        ----------
+        labels, y_pred : int8 array (n,)
+        rates : ClassRates
+            Of these predictions.
+        errors : float64 array (r, 2C + 3)
+            The errors of the measures in bootstrap replicates.
+        groups : int64 array (n,), optional
+        """
+        classes = len(rates.confusion)
+        losses = [
+            centred_interval(value, column)
+            for value, column in zip(_measures_of(rates).tolist(), errors.T, strict=True)
+        ]
+        effects = class_design_effects(labels, y_pred, groups, classes)
+        of_predicted = class_design_effects(y_pred, labels, groups, classes)
+        wrong = labels != y_pred
+        effect = 1.0 if groups is None else design_effect(wrong, np.unique(groups, return_inverse=True)[1])
+        few = [round(e * n) / by < FEW_ERRORS for e, n, by in zip(rates.errors, rates.counts, effects, strict=True)]
+        few_of_predicted = [
+            round((1 - p) * n) / by < FEW_ERRORS
+            for p, n, by in zip(rates.precisions, rates.predicted, of_predicted, strict=True)
+        ]
+        counted, counted_mean = class_counting_intervals(rates, effects)
+        counted_precisions = precision_intervals(rates, of_predicted)
+        precisions = map(_complement, losses[classes : 2 * classes])
+        macro_f1, accuracy = _complement(losses[MACRO_F1]), _complement(losses[ACCURACY])
+        few_in_all = int(np.count_nonzero(wrong)) / effect < FEW_ERRORS
+        return cls(
+            errors=tuple(map(_covering, losses[:classes], counted, few)),
+            precisions=tuple(map(_covering, precisions, counted_precisions, few_of_predicted)),
+            mean_error=_covering(losses[MEAN_ERROR], counted_mean, any(few)),
+            macro_f1=_covering(macro_f1, counting_macro_f1(rates, effects), any(few)),
+            accuracy=_covering(accuracy, accuracy_interval(rates, effect), few_in_all),
+        )
+
+
+def counting_macro_f1(rates: ClassRates, effects: Sequence[float]) -> Interval:
+    """Return the 95 % interval of the macro F1 from the counts, at the class shares of the rows.
+
+    The predictions of the rows of each class have a Dirichlet posterior, independent of the other classes. Its prior is
+    that of the mean class error (`class_intervals.shapes_of_mean`), divided equally among the wrong classes, so the
+    error rates have the same posteriors as there. The interval is that of the quantiles of `DRAWS` draws.
+
+    Parameters
+    ----------
+    rates : ClassRates
+    effects : C floats
+        The design effects of the class error rates, by which counts are divided.
+
+    Examples
+    --------
+    >>> interval = counting_macro_f1(ClassRates(((90, 10, 0), (5, 95, 0), (0, 0, 50))), (1.0, 1.0, 1.0))
+    >>> 0.9 < interval.low < 0.95 < interval.high < 1
+    True
+    """
+    rng = np.random.default_rng(seed_sequence(0, "macro-f1"))
+    confusion, classes = np.array(rates.confusion, np.float64), len(rates.confusion)
+    shapes = np.array(shapes_of_mean(rates, effects))  # of the wrong and of the right predictions of each class
+    posterior = confusion / np.asarray(effects)[:, None]
+    prior = shapes[:, 1] - np.diagonal(posterior)
+    posterior += np.where(np.eye(classes, dtype=bool), prior[:, None], prior[:, None] / (classes - 1))
+    drawn = rng.standard_gamma(posterior, (DRAWS, classes, classes))
+    drawn *= (confusion.sum(axis=1) / drawn.sum(axis=2))[:, :, None]
+    return central(1 - measures(drawn)[:, MACRO_F1])
+
+
+def _errors(candidates: Sequence[Candidate], groups: ArrayLike | None, seed: int) -> Floats:
+    """Return the errors of the measures of each candidate in the same replicates, (candidates, replicates, 2C + 3).
+
+    Candidates whose scores are the same, such as two kinds of stacker that agree, are refitted once.
+    """
+    distinct: list[Candidate] = []
+    of_candidate = []
+    for candidate in candidates:
+        same = [j for j, other in enumerate(distinct) if _same(candidate, other)]
+        of_candidate.append(same[0] if same else len(distinct))
+        distinct += [] if same else [candidate]
+    rules: list[Refittable] = [each.for_refits() for each in distinct]
+    return refit_errors(rules, candidates[0].nested.labels, groups, seed, REPLICATES)[of_candidate]
+
+
+def _same(a: Candidate, b: Candidate) -> bool:
+    """Return whether two candidates have the same scores and cuts, on all rows and without each fold."""
+    if (a.fitted, a.objective, a.deployed.threshold) != (b.fitted, b.objective, b.deployed.threshold):
+        return False
+    return np.array_equal(a.deployed.score(a.logits), b.deployed.score(b.logits)) and all(
+        one.threshold == other.threshold
+        and np.array_equal(one.inside, other.inside)
+        and np.array_equal(one.scores, other.scores)
+        for one, other in zip(a.nested.splits, b.nested.splits, strict=True)
+    )
+
+
+def _nested_rates(candidate: Candidate) -> ClassRates:
+    return class_rates(candidate.nested.labels, candidate.nested.y_pred, candidate.logits.shape[2])
+
+
+def _measures_of(rates: ClassRates) -> Floats:
+    return measures(np.array(rates.confusion, np.float64))
+
+
+def _complement(interval: Interval) -> Interval:
+    return Interval(1 - interval.high, 1 - interval.low)
+
+
+def _covering(interval: Interval, other: Interval, widen: bool) -> Interval:
+    """Return the interval, extended to cover the other if `widen`."""
+    if not widen:
+        return interval
+    return Interval(min(interval.low, other.low), max(interval.high, other.high))

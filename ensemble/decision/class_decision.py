@@ -1,0 +1,167 @@
+"""The deployed decision among more than two classes: a stacker and offsets, with the assessment of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ensemble.decision.assessment import Candidate, deviation_note
+from ensemble.decision.class_assessment import FEW_IMAGES, ClassAssessment, assess_classes
+from ensemble.decision.class_objective import ClassObjective
+from ensemble.decision.class_stacker import CLASS_STACKERS, ClassStacker
+from ensemble.decision.cross_fitting import (
+    OofLogits,
+    Rule,
+    cross_fit,
+    member_logit,
+    of_score,
+    plurality,
+    plurality_vote,
+    stack,
+)
+from ensemble.decision.intervals import Interval
+from ensemble.decision.label_noise import NoiseBound
+from ensemble.decision.rates import ClassRates, Labels, apply_offsets, class_rates
+
+
+@dataclass(frozen=True)
+class ClassDecision:
+    """A stacker and class offsets, which turn member logits into class indices, and their assessment.
+
+    `members` has an assessment of every member, `stacker.members` the names of those in the stack.
+    """
+
+    kind: str  # of the stacker, a key of `CLASS_STACKERS`
+    stacker: ClassStacker
+    objective: ClassObjective
+    views: tuple[str, ...]  # the views over which member logits are averaged, both here and in prediction
+    stacked: ClassAssessment  # of the stack
+    members: tuple[ClassAssessment, ...]  # each at the offsets that are fitted to its logits alone
+    baselines: tuple[ClassAssessment, ...]  # members at their greatest logit, and the plurality vote
+    stackers: tuple[ClassAssessment, ...]  # every kind of stacker, the simplest first; empty for a single member
+    repeated: tuple[float, ...]  # nested loss over each of the requested other partitions of the rows
+    noise: NoiseBound | None = None  # of the labels; None where it is not known
+    notes: tuple[str, ...] = ()  # what the user should know about the members and the classes, one sentence each
+
+    def __post_init__(self) -> None:
+        if missing := set(self.stacker.members) - {member.name for member in self.members}:
+            raise ValueError(f"members of the stack are not assessed: {sorted(missing)}")
+
+    @property
+    def classes(self) -> int:
+        """The number of classes C."""
+        return len(self.offsets)
+
+    @property
+    def offsets(self) -> tuple[float, ...]:
+        """The offsets of the stacked logits (C,), fitted on all rows."""
+        return self.stacked.offsets
+
+    @property
+    def apparent(self) -> ClassRates:
+        """The apparent rates of the stack."""
+        return self.stacked.apparent
+
+    @property
+    def nested(self) -> ClassRates:
+        """The nested rates of the stack."""
+        return self.stacked.nested
+
+    @property
+    def interval(self) -> Interval:
+        """The 95 % interval of the stack's loss under the objective."""
+        return self.stacked.interval
+
+    @property
+    def optimism(self) -> float:
+        """The nested minus the apparent loss of the stack."""
+        return self.stacked.optimism
+
+    @property
+    def member_offsets(self) -> tuple[tuple[float, ...], ...]:
+        """The offsets at which `stacker.members` vote, in that order, (m, C)."""
+        offsets = {member.name: member.offsets for member in self.members}
+        return tuple(offsets[name] for name in self.stacker.members)
+
+    def predict(self, logits: ArrayLike) -> Labels:
+        """Return the predicted classes (n,) of member logits (n, m, C)."""
+        return apply_offsets(self.stacker.apply(logits), self.offsets)
+
+    def votes(self, logits: ArrayLike) -> tuple[Labels, Labels]:
+        """Return the members' votes (n, m) on logits (n, m, C), and the class with most of them (n,)."""
+        x = np.asarray(logits, np.float64)
+        score = plurality(self.member_offsets)
+        return apply_offsets(x, self.member_offsets), apply_offsets(score(x), np.zeros(self.classes))
+
+
+def fit_kept_members(
+    oof: OofLogits,
+    kept: OofLogits,
+    views: Iterable[str],
+    seed: int,
+    objective: ClassObjective,
+    stacker: str,
+    repeats: int,
+    notes: tuple[str, ...],
+) -> ClassDecision:
+    """Fit a stacker and offsets on all OOF rows, and assess them, the members and the baselines.
+
+    Parameters
+    ----------
+    oof, kept : OofLogits
+        Of all members, and of those in the stack.
+    views, seed, objective, stacker, repeats
+        As in `decision.fit_decision`.
+    notes : tuple of str
+        On the members, for `ClassDecision.notes`.
+    """
+    several = len(kept.members) > 1
+    rule, kind = stack(stacker), stacker if several else "mean"
+    zeros = (0.0,) * kept.classes
+    at_argmax = [(f"{name} without offsets", of_score(member_logit(j), zeros)) for j, name in enumerate(kept.members)]
+    rules = [*at_argmax, *([("plurality vote", plurality_vote(kept.classes))] if several else [])]
+    stacked = Candidate.of("stack", kept, rule, objective)
+    members = [Candidate.of(name, oof, of_score(member_logit(j)), objective) for j, name in enumerate(oof.members)]
+    baselines = [Candidate.of(name, kept, other, objective) for name, other in rules]
+    stackers = [Candidate.of(name, kept, stack(name), objective) for name in CLASS_STACKERS if several]
+    parted = Candidate.of("stack", kept.in_random_parts(seed), rule, objective)
+    first, *others, of_parts = assess_classes([stacked, *members, *baselines, *stackers, parted], oof.groups, seed)
+    end = len(members), len(members) + len(baselines)
+    fitted = kept.rows.any_stacker(kind)
+    assert isinstance(fitted, ClassStacker)
+    what = {"macro-f1": "nested 1 - macro F1", "accuracy": "nested 1 - accuracy"}.get(
+        objective.kind, "nested mean error"
+    )
+    return ClassDecision(
+        kind=kind,
+        stacker=fitted,
+        objective=objective,
+        views=tuple(views),
+        stacked=first,
+        members=tuple(others[: end[0]]),
+        baselines=tuple(others[end[0] : end[1]]),
+        stackers=tuple(others[end[1] :]),
+        repeated=_repeated(kept, rule, objective, repeats, seed),
+        notes=notes + deviation_note(f"the {what}", first.loss, of_parts.loss, of_parts.difference) + _few_note(first),
+    )
+
+
+def _few_note(stacked: ClassAssessment) -> tuple[str, ...]:
+    """Return a sentence that names the classes with few images, if there are any."""
+    if not stacked.few:
+        return ()
+    counts = ", ".join(f"{c} ({stacked.nested.counts[c]})" for c in stacked.few)
+    return (
+        f"some classes have fewer than {FEW_IMAGES} images: {counts}. The intervals of their rates, of the mean class "
+        "error and of the macro F1 do not hold; collect more images of them",
+    )
+
+
+def _repeated(oof: OofLogits, rule: Rule, objective: ClassObjective, repeats: int, seed: int) -> tuple[float, ...]:
+    """Return the nested loss over other random partitions of the rows into as many folds, (repeats,)."""
+    parts = (oof.in_random_parts(seed, repeat).rows for repeat in range(repeats))
+    predictions = (cross_fit(rows, rule, objective).y_pred for rows in parts)
+    return tuple(objective.loss(class_rates(oof.labels, y_pred, oof.classes)) for y_pred in predictions)
