@@ -12,6 +12,7 @@ from ensemble.decision.class_intervals import class_new_set_interval
 from ensemble.decision.class_objective import ClassObjective
 from ensemble.decision.class_stacker import ClassStacker
 from ensemble.decision.cross_fitting import OofLogits, plurality
+from ensemble.decision.decision import fit_decision
 from ensemble.decision.intervals import Interval
 from ensemble.decision.rates import apply_offsets, class_rates
 from ensemble.decision.shift import check_class_shares
@@ -179,3 +180,14 @@ def test_few_images_are_too_few_and_none_are_no_shift(rng):
     check = check_class_shares(oof, rng.integers(0, 3, (5, 4)), 3)
     assert check.is_too_small(5) and "5 images are too few" in check.message(5) and not check.is_too_small(500)
     assert check.explains_one_label(0, 3) and not check.explains_one_label(0, 10)
+
+
+def test_a_decision_that_is_fitted_deploys_as_it_predicts(fitted, rng, monkeypatch):
+    monkeypatch.setattr("ensemble.decision.class_assessment.REPLICATES", 20)
+    _, oof = fitted
+    decision = fit_decision(oof, ("identity",), objective=ClassObjective("macro-f1"))
+    logits = drawn(rng, rng.choice(3, 90, p=[0.5, 1 / 3, 1 / 6]))
+    made = class_deploy(decision, oof, folds_of(rng, logits), logits)
+    assert np.array_equal(made.y_pred, decision.predict(logits))
+    assert made.expectation.rates == decision.nested and made.expectation.interval == decision.interval
+    assert np.array_equal(made.plurality, decision.votes(logits)[1]) and not made.share_check.shifted
