@@ -91,7 +91,7 @@ def test_the_draws_of_two_classes_are_those_of_the_three_strata(drawn, grouped):
 
 
 def test_each_set_of_classes_keeps_its_number_of_groups_and_rare_sets_share_one_stratum(rng):
-    sets = [(0,)] * 6 + [(1,)] * 4 + [(0, 1)] * 8 + [(1, 2)] * 7 + [(0, 2)] * 3 + [(0, 1, 2)] * (LEAST_GROUPS - 1)
+    sets = [(0,)] * 6 + [(1,)] * 4 + [(0, 1)] * 28 + [(1, 2)] * 27 + [(0, 2)] * 3 + [(0, 1, 2)] * (LEAST_GROUPS - 1)
     labels = np.concatenate(sets).astype(np.int8)
     groups = np.repeat(np.arange(len(sets)), [len(each) for each in sets])
     weights = Resampler(labels, groups).weights_of(rng)
@@ -101,7 +101,7 @@ def test_each_set_of_classes_keeps_its_number_of_groups_and_rare_sets_share_one_
         drawn = weights.draw()
         assert (drawn == drawn[first][groups]).all()  # whole groups
         counts = [drawn[first[[s == each for s in sets]]].sum() for each in dict.fromkeys(sets)]
-        assert counts[:4] == [6, 4, 8, 7] and sum(counts[4:]) == 3 + LEAST_GROUPS - 1
+        assert counts[:4] == [6, 4, 28, 27] and sum(counts[4:]) == 3 + LEAST_GROUPS - 1
         of_rare.append(counts[4])
     assert len(set(of_rare)) > 1
 
