@@ -100,7 +100,7 @@ def fit_offsets(
     --------
     >>> scores = [[0.0, -2.0, -9.0], [0.0, -1.0, -9.0], [0.0, 1.0, -9.0], [0.0, 3.0, 0.0], [0.0, -2.0, 6.0]]
     >>> fit_offsets(scores, [0, 0, 1, 1, 2])
-    (0.0, 0.0, 0.0)
+    (0.0, 0.0, -1.5)
     """
     task = "cannot fit the class offsets"
     x = np.asarray(scores, np.float64)
