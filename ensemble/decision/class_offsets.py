@@ -23,6 +23,10 @@ MOST_ROUNDS = 100
 scores makes a cut worse than its counts."""
 
 
+LEAST_ROWS = 300
+"""The least number of rows near the cut of a class among which a refit searches; with fewer rows, it searches all."""
+
+
 def fit_cut(scores: Floats, labels: Labels, objective: Objective | ClassObjective) -> Cut:
     """Return the threshold of scores (n,), or the offsets of scores (n, C), that is best for the objective.
 
@@ -96,7 +100,7 @@ def fit_offsets(
     --------
     >>> scores = [[0.0, -2.0, -9.0], [0.0, -1.0, -9.0], [0.0, 1.0, -9.0], [0.0, 3.0, 0.0], [0.0, -2.0, 6.0]]
     >>> fit_offsets(scores, [0, 0, 1, 1, 2])
-    (0.0, 0.0, 0.0)
+    (0.0, 0.0, -1.5)
     """
     task = "cannot fit the class offsets"
     x = np.asarray(scores, np.float64)
@@ -129,7 +133,8 @@ class OffsetRefit:
 
     A replicate moves the best cut by about n^(2/3) rows (Kim and Pollard 1990, Cube root asymptotics). A visit of a
     class therefore sweeps only the cuts among the rows within a radius of the present one, which is the radius that
-    holds twice as many rows at the offsets of all rows. The next visit begins at the new cut.
+    holds three times as many rows, and at least `LEAST_ROWS`, at the offsets of all rows. The next visit begins at the
+    new cut.
 
     Parameters
     ----------
@@ -145,7 +150,7 @@ class OffsetRefit:
     def __init__(self, scores: Floats, labels: Labels, objective: ClassObjective, offsets: tuple[float, ...]) -> None:
         self._scores, self._labels, self._objective, self._offsets = scores, labels, objective, offsets
         sweeps = _Sweeps(scores, labels, np.ones(labels.size), objective, np.array(offsets))
-        self._radii = sweeps.radii(math.ceil(2 * labels.size ** (2 / 3)))
+        self._radii = sweeps.radii(max(LEAST_ROWS, math.ceil(3 * labels.size ** (2 / 3))))
 
     def refit(self, weights: Floats) -> tuple[float, ...]:
         """Return the offsets (C,) of weighted rows (n,); the first is 0."""
