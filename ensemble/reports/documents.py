@@ -149,5 +149,6 @@ def _rates_json(rates: ErrorRates | ClassRates) -> dict[str, Any]:
 def _prediction_figures(facts: Facts) -> dict[str, Any]:
     figures = asdict(facts)
     figures["expectation"]["rates"] = _rates_json(facts.expectation.rates)
+    figures["share_check"]["p_value"] = facts.share_check.p_value
     figures["share_check"]["shifted"] = facts.share_check.shifted
     return figures
