@@ -13,7 +13,7 @@ import tempfile
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
@@ -24,20 +24,28 @@ from sklearn.utils.validation import check_is_fitted
 from ensemble.config import ComputeConfig, DecisionConfig, MemberConfig, PredictOptions
 from ensemble.config_reading import validated
 from ensemble.data.arrays import dataset_from_arrays, source_from_paths
-from ensemble.decision.objective import Objective
+from ensemble.decision.class_objective import parse_objective
+from ensemble.decision.rates import Floats
 from ensemble.errors import ConfigError, DataError
 from ensemble.progress import Say, hidden
 from ensemble.progress import say as say_on_stderr
 from ensemble.runs import files
 from ensemble.runs.run import Run
-from ensemble.threshold_stacker import ThresholdClassifier, ThresholdStacker, encode_labels, seed_of
+from ensemble.threshold_stacker import (
+    DecisionClassifier,
+    StoredClasses,
+    ThresholdStacker,
+    column,
+    encode_labels,
+    labels_of_names,
+    read_labels,
+    seed_of,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from ensemble.data.dataset import Dataset, Source
-    from ensemble.decision.decision import Decision
-    from ensemble.decision.rates import Floats
 
 __all__ = ["TheraClassifier", "ThresholdStacker"]
 
@@ -49,15 +57,11 @@ NOT_EMBEDDED = {"pixels", "predictions"}
 need them."""
 
 
-@dataclass(frozen=True)
-class StoredClasses:
-    """The content of `classes.json` in a run that an estimator has fitted: the user's labels for 0 and 1."""
+class TheraClassifier(DecisionClassifier):
+    """An ensemble of networks on images of two or more classes, which minimises the mean of the class error rates.
 
-    classes: tuple[str | bool | int | float, str | bool | int | float]
-
-
-class TheraClassifier(ThresholdClassifier):
-    """An ensemble of networks on images of two classes, at the threshold with the least half total error rate (HTER).
+    Of two classes, that is the half total error rate (HTER), and a threshold of the stacked logit minimises it. Of more
+    than two, each image has a stacked logit for each class, and an offset is added to each.
 
     Parameters
     ----------
@@ -70,7 +74,8 @@ class TheraClassifier(ThresholdClassifier):
     pretrained : bool or "if-possible", optional
         Whether every member starts from timm's pretrained weights; by default as in its config.
     objective : str
-        The objective of the threshold: `hter`, `cost:A,B`, `fpr:R` or `fnr:R`, see `ThresholdStacker`.
+        The objective of the threshold: `hter`, `cost:A,B`, `fpr:R` or `fnr:R`, see `ThresholdStacker`. Of more than two
+        classes, that of the offsets: `mean-class-error`, which `hter` means too, `macro-f1` or `accuracy`.
     stacker : {"nonnegative", "logistic", "calibrated", "mean"}
         How the members are combined; without effect where there is one.
     tta : bool
@@ -95,18 +100,25 @@ class TheraClassifier(ThresholdClassifier):
         not give it in a search over parameters. By default a temporary directory that is removed with the estimator.
     verbose : bool
         Whether to print progress, notes and warnings on standard error. If False, warnings are Python warnings.
+    classes : int, optional
+        The number of classes; needed only if more than two are read from class folders, a manifest or a label file.
 
     Attributes
     ----------
-    classes_ : array (2,)
-        The labels, sorted; the second is the positive one.
+    classes_ : array (C,)
+        The labels, sorted; names that are read from files, without regard to capitals. Of two, the second is positive.
     threshold_ : float
-        The threshold of the stacked logit, fitted on all out-of-fold (OOF) rows.
+        The threshold of the stacked logit, fitted on all out-of-fold (OOF) rows; of two classes alone.
+    offsets_ : float64 array (C,)
+        What is added to the stacked logits, fitted on all OOF rows; the first is 0. Of more than two classes alone.
     expected_hter_ : float
-        The nested estimate: every fold is scored by a stacker and a threshold that were fitted without it. It describes
+        The nested HTER; of more than two classes, the mean of the class error rates, whatever the objective is. Every
+        fold is scored by a stacker and a threshold, or offsets, that were fitted without it. The estimate describes
         one fold model; `predict` uses the mean of all fold models, which is usually better.
     expected_hter_interval_ : tuple of float
-        The 95 % interval of the HTER, which includes the choice of the threshold.
+        Its 95 % interval, which includes the choice of the threshold or offsets.
+    expected_rates_ : ErrorRates or ClassRates
+        All nested rates: FPR and FNR; of more than two classes, confusion matrix, recalls, macro F1, accuracy.
     run_ : Path
         The run directory.
 
@@ -129,8 +141,6 @@ class TheraClassifier(ThresholdClassifier):
     array([1, 0, 1], dtype=int8)
     """
 
-    expected_hter_: float
-    expected_hter_interval_: tuple[float, float]
     run_: Path
 
     def __init__(
@@ -152,6 +162,7 @@ class TheraClassifier(ThresholdClassifier):
         random_state: Any = 0,
         run: str | os.PathLike[str] | None = None,
         verbose: bool = False,
+        classes: int | None = None,
     ) -> None:
         self.members = members
         self.folds = folds
@@ -170,6 +181,7 @@ class TheraClassifier(ThresholdClassifier):
         self.random_state = random_state
         self.run = run
         self.verbose = verbose
+        self.classes = classes
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -191,8 +203,8 @@ class TheraClassifier(ThresholdClassifier):
         X : path, sequence of n paths, or uint8 array (n, H, H, 3)
             The path of a folder, zip file or manifest; paths of image files; or RGB pixels.
         y : array (n,) or path, optional
-            Any two labels, in the order of the images, or a label file. Not given if the images have labels (class
-            folders or a manifest).
+            A label of each image, in their order, with at least two different labels; or a label file. Not given if the
+            images have labels (class folders or a manifest).
         groups : array (n,), optional
             Images of one group, and identical images, stay in one fold.
 
@@ -209,7 +221,6 @@ class TheraClassifier(ThresholdClassifier):
         from ensemble.commands.train import train_members
 
         members, compute, seed = self._member_configs(), self._compute(), seed_of(self.random_state)
-        Objective.parse(self.objective)  # an invalid objective is refused before hours of training
         decision = validated(DecisionConfig, {"objective": self.objective, "stacker": self.stacker}, "parameters")
         temporary = None if self.run is not None else _TemporaryFolder()
         run = temporary.path if temporary is not None else Path(self.run or "")
@@ -253,6 +264,7 @@ class TheraClassifier(ThresholdClassifier):
             "exif": facts.exif,
             "random_state": facts.seed,
             "run": run,
+            "classes": facts.class_count if facts.class_count > 2 else None,
         }
         estimator = cls(**{**of_run, **parameters})
         estimator._temporary = None
@@ -263,20 +275,14 @@ class TheraClassifier(ThresholdClassifier):
     def oof_(self) -> pd.DataFrame:
         """The OOF rows: id, label, fold, group, the logit of each member, the stacked logit and the prediction.
 
-        `stacked_logit` and `y_pred` are nested: the stacker and the threshold were fitted without the row's fold.
+        `stacked_logit` and `y_pred` are nested: the stacker and the threshold, or offsets, were fitted without the
+        row's fold. Of more than two classes, each class has its logits, such as `stacked_logit_cat`.
         """
         from ensemble.commands.fit_stacker import averaged_oof
-        from ensemble.decision.cross_fitting import cross_fit, stack
 
         check_is_fitted(self)
-        members = self._decision.stacker.members
-        oof = averaged_oof(Run(self.run_), members, self._decision.views)
-        nested = cross_fit(self._decision.aligned(oof).rows, stack(self._decision.kind), self._decision.objective)
-        table = oof.table.to_pandas()
-        table["label"] = self.classes_[oof.labels]
-        for name, logits in zip(members, oof.logits.T, strict=True):
-            table[f"logit_{name}"] = logits
-        return table.assign(stacked_logit=nested.scores, y_pred=self.classes_[nested.y_pred])
+        oof = averaged_oof(Run(self.run_), self._decision.stacker.members, self._decision.views)
+        return oof.table.to_pandas().assign(**self._oof_columns(oof))
 
     @property
     def report_(self) -> str:
@@ -320,14 +326,17 @@ class TheraClassifier(ThresholdClassifier):
     def _opened(
         self,
         X: Images,  # noqa: N803
+        n_classes: int | None,
         label_file: Path | None = None,
         on_bad: str = "error",
+        find_labels: bool = True,
     ) -> Source | NDArray[np.uint8]:
         """Return the images of `X`: a source if `X` names files, else an array."""
         from ensemble.data.source import open_source
 
         if isinstance(X, str | os.PathLike):
-            return open_source(Path(X), label_file, follow_links=self.follow_links, on_bad=on_bad)
+            links = self.follow_links
+            return open_source(Path(X), label_file, None, links, find_labels, on_bad, n_classes=n_classes)
         try:
             array = np.asarray(X)
         except ValueError as error:
@@ -337,17 +346,21 @@ class TheraClassifier(ThresholdClassifier):
         return array
 
     def _labelled(self, X: Images, y: Any, groups: Any, run: Path, say: Say) -> tuple[Dataset, NDArray[Any]]:  # noqa: N803
-        """Return the images with labels 0 and 1, and the two labels of the user that they stand for."""
+        """Return the images with labels 0 to C - 1, and the C labels of the user that they stand for."""
         label_file = Path(y) if isinstance(y, str | os.PathLike) else None
-        images = self._opened(X, label_file, self.on_bad)
+        images = self._opened(X, self.classes, label_file, self.on_bad)
         if not isinstance(images, np.ndarray) and images.labels is not None:
             if y is not None and label_file is None:
                 raise DataError("y", "is given, and the images bring their own labels", "leave it out")
-            y = images.labels if images.classes is None else np.array(images.classes)[images.labels]
-        if y is None:
+            classes, labels = labels_of_names(images.classes), images.labels
+        elif y is None:
             raise DataError("y", "fit requires y to be passed, but the target y is None", "the images bring no labels")
-        classes, labels = encode_labels(y)
-        return self._dataset(images, run, say, self.exif, labels, groups, self.on_bad), classes
+        else:
+            classes, labels = encode_labels(y, multi_class=True)
+            if self.classes not in (None, len(classes)):
+                raise DataError("y", f"must hold {self.classes} classes, as `classes` says; got {len(classes)}")
+        parse_objective(self.objective, len(classes))  # an invalid objective is refused before hours of training
+        return self._dataset(images, run, say, self.exif, labels, groups, self.on_bad, classes), classes
 
     def _dataset(
         self,
@@ -358,23 +371,23 @@ class TheraClassifier(ThresholdClassifier):
         labels: Any = None,
         groups: Any = None,
         on_bad: str = "error",
+        classes: NDArray[Any] | None = None,
     ) -> Dataset:
         """Return decoded images; images from files are stored in the run's `pixels/`."""
         from ensemble.data.store import load_dataset
 
+        names = tuple(map(str, classes)) if classes is not None and len(classes) > 2 else None
         if isinstance(images, np.ndarray):
-            dataset = dataset_from_arrays(images, labels, groups)
+            dataset = dataset_from_arrays(images, labels, groups, classes=names)
             if self.resize not in (None, dataset.size[0]):
                 raise DataError("X", f"must have {self.resize} pixels a side; got {dataset.size[0]}", "resize it first")
             return dataset
         if labels is not None and len(labels) != len(images):
             raise DataError("y", f"must hold a label for each of {len(images)} images; got {len(labels)}")
         if groups is not None:
-            of_rows = np.asarray(groups)
-            if of_rows.shape != (len(images),):
-                raise DataError("groups", f"must have shape ({len(images)},); got {of_rows.shape}")
-            images = replace(images, groups=np.unique(of_rows, return_inverse=True)[1].astype(np.int64))
-        source = replace(images, labels=labels)
+            numbers = np.unique(column("groups", groups, len(images)), return_inverse=True)[1]
+            images = replace(images, groups=numbers.astype(np.int64))
+        source = replace(images, labels=labels, classes=names or images.classes)
         return load_dataset(source, Run(run).pixels, self.resize, say=say, on_bad=on_bad, exif=exif)
 
     def _stacked_logits(self, X: Images) -> Floats:  # noqa: N803
@@ -382,11 +395,11 @@ class TheraClassifier(ThresholdClassifier):
 
         compute, options = self._compute(), PredictOptions(tta=self.tta)
         with self._messages() as say:
-            dataset = self._dataset(self._opened(X), self.run_, say, Run(self.run_).read().exif)
+            images = self._opened(X, len(self.classes_), find_labels=False)
+            dataset = self._dataset(images, self.run_, say, Run(self.run_).read().exif)
             if dataset.size != self.image_size_:
-                problem = (
-                    f"images are {dataset.size[0]} × {dataset.size[1]} pixels; the members know {self.image_size_}"
-                )
+                size = f"{dataset.size[0]} × {dataset.size[1]} pixels"
+                problem = f"images are {size}; the members know {self.image_size_}"
                 raise DataError("X", problem, "bring them to that size, or fit with resize")
             logits = unkept_fold_logits(Run(self.run_), self._decision, dataset, options, compute)
         return self._decision.stacker.apply(logits.mean)
@@ -397,16 +410,10 @@ class TheraClassifier(ThresholdClassifier):
         """Set the fitted attributes from a run directory."""
         from ensemble.commands.fit_stacker import read_decisions
 
-        folder, path = Run(run), run / "classes.json"
-        decisions = read_decisions(folder)
-        self.run_, self.image_size_ = run, tuple(folder.read().size)
-        self._decision: Decision = decisions.tta if self.tta else decisions.plain
-        self.threshold_, self.expected_hter_ = self._decision.threshold, self._decision.nested.hter
-        self.expected_hter_interval_ = self._decision.interval.low, self._decision.interval.high
-        of_commands = folder.read().classes or (0, 1)
-        self.classes_ = np.array(
-            files.read_json(path, StoredClasses, "fit again").classes if path.exists() else of_commands
-        )
+        facts, decisions = Run(run).read(), read_decisions(Run(run))
+        self.run_, self.image_size_ = run, tuple(facts.size)
+        self._decision = decisions.tta if self.tta else decisions.plain
+        self.classes_ = read_labels(run / "classes.json", facts.classes)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for a pickle or a copy, with the files of a temporary run, which may be removed later."""

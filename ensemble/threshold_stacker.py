@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -11,61 +13,74 @@ from sklearn.utils import assert_all_finite, check_random_state, column_or_1d
 from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from ensemble.data.classes import MAX_CLASSES, class_count, integer_of
 from ensemble.data.folds import MAX_FOLDS, FoldTable, assign_folds
+from ensemble.decision.class_decision import ClassDecision
+from ensemble.decision.class_deploy import softmax
 from ensemble.decision.cross_fitting import OofLogits, Rows, cross_fit, stack
+from ensemble.decision.decision import Decision
 from ensemble.decision.objective import Objective
-from ensemble.decision.rates import Floats, Labels, apply_threshold, error_rates
+from ensemble.decision.rates import ClassRates, Cut, ErrorRates, Floats, Labels, apply_cut, class_rates, error_rates
 from ensemble.decision.stacker import STACKERS
 from ensemble.decision.threshold import fit_threshold
-from ensemble.errors import ConfigError, DataError
+from ensemble.errors import ArtifactError, ConfigError, DataError
+from ensemble.runs import files
 
 LARGEST_SEED = 2**31 - 1
 """The exclusive upper bound of a seed that is drawn because `random_state` is None or a generator."""
 
 
 class ThresholdClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    """Base class of classifiers of two labels at a fitted threshold, in scikit-learn's conventions.
+    """Base class of classifiers at a fitted threshold or, of more than two classes, at fitted offsets of the classes.
 
-    A subclass defines `_stacked_logits`, and sets `classes_` and `threshold_` when it is fitted.
+    A subclass defines `_stacked_logits` and `_cut`, and sets `classes_` when it is fitted.
     """
 
     classes_: NDArray[Any]
-    threshold_: float
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_class = False
-        return tags
 
     def _stacked_logits(self, X: Any) -> Floats:  # noqa: N803
+        """Return the stacked logits (n,), or (n, C) of more than two classes."""
+        raise NotImplementedError
+
+    @property
+    def _cut(self) -> Cut:
+        """The threshold of the stacked logit, or the offsets of the C stacked logits."""
         raise NotImplementedError
 
     def decision_function(self, X: Any) -> Floats:  # noqa: N803  scikit-learn's name
-        """Return the stacked logit minus the threshold (n,): the label is `classes_[1]` iff it is >= 0."""
+        """Return the stacked logit minus the threshold (n,): the label is `classes_[1]` iff it is >= 0.
+
+        Of more than two classes, return the stacked logits plus the offsets (n, C): the label is the class with the
+        greatest value, and the last of these classes in a tie.
+        """
         check_is_fitted(self)
-        return np.asarray(self._stacked_logits(X) - self.threshold_)
+        scores, cut = self._stacked_logits(X), self._cut
+        return np.asarray(scores + np.asarray(cut) if isinstance(cut, tuple) else scores - cut)
 
     def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803
         """Return the label of each row (n,), one of `classes_`."""
-        y_pred = apply_threshold(self.decision_function(X), 0.0)
+        decision = self.decision_function(X)
+        y_pred = apply_cut(decision, 0.0 if decision.ndim == 1 else (0.0,) * decision.shape[1])
         return np.asarray(self.classes_[y_pred])
 
     def predict_proba(self, X: Any) -> Floats:  # noqa: N803
-        """Return the probabilities of `classes_` (n, 2), at the class shares of the rows of `fit`.
+        """Return the probabilities of `classes_` (n, C), at the class shares of the rows of `fit`.
 
-        The label may be the less probable class, because the threshold minimises the objective, not the error rate.
+        The label may be a less probable class, because the threshold, or the offsets, minimise the objective, not the
+        error rate.
         """
         from scipy.special import expit
 
         check_is_fitted(self)
         logits = self._stacked_logits(X)
-        return np.column_stack((expit(-logits), expit(logits)))
+        return softmax(logits) if logits.ndim > 1 else np.column_stack((expit(-logits), expit(logits)))
 
     def score(self, X: Any, y: Any) -> float:  # noqa: N803
-        """Return 1 - HTER, the balanced accuracy. Other classifiers of scikit-learn return the accuracy here.
+        """Return the balanced accuracy, 1 - the mean of the class error rates; of two classes, 1 - HTER.
 
-        If the classes differ in size, a threshold that minimises HTER lowers the accuracy. A search over parameters
-        that maximises the accuracy would then contradict the objective.
+        Other classifiers of scikit-learn return the accuracy here. If the classes differ in size, a threshold that
+        minimises HTER lowers the accuracy. A search over parameters that maximises the accuracy would then contradict
+        the objective.
 
         Raises
         ------
@@ -73,9 +88,67 @@ class ThresholdClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             `y` contains a label that is not in `classes_`, or lacks one of them.
         """
         y_pred, y_true = self.predict(X), column_or_1d(y)
-        if other := sorted(set(y_true.tolist()) - set(self.classes_.tolist()), key=str):
-            raise DataError("y", f"must hold the labels {self.classes_.tolist()}; got {other[0]!r}")
-        return 1 - error_rates(y_true == self.classes_[1], y_pred == self.classes_[1]).hter
+        code_of = {label: code for code, label in enumerate(self.classes_.tolist())}
+        if other := sorted(set(y_true.tolist()) - set(code_of), key=str):
+            raise DataError("y", f"must hold the labels {list(code_of)}; got {other[0]!r}")
+        true_codes, codes = ([code_of[label] for label in labels.tolist()] for labels in (y_true, y_pred))
+        return 1 - class_rates(true_codes, codes, len(code_of)).mean_error
+
+
+class DecisionClassifier(ThresholdClassifier):
+    """Base class of classifiers that set `_decision`, a stored decision of a run, when they are fitted."""
+
+    _decision: Decision | ClassDecision
+
+    @property
+    def _cut(self) -> Cut:
+        return self._decision.offsets if isinstance(self._decision, ClassDecision) else self._decision.threshold
+
+    @property
+    def threshold_(self) -> float:
+        check_is_fitted(self)
+        if isinstance(self._cut, tuple):
+            raise AttributeError(f"of {len(self._cut)} classes, there is no threshold_; see offsets_")
+        return self._cut
+
+    @property
+    def offsets_(self) -> Floats:
+        check_is_fitted(self)
+        if not isinstance(self._cut, tuple):
+            raise AttributeError("of two classes, there are no offsets_; see threshold_")
+        return np.array(self._cut)
+
+    @property
+    def expected_rates_(self) -> ErrorRates | ClassRates:
+        check_is_fitted(self)
+        return self._decision.nested
+
+    @property
+    def expected_hter_(self) -> float:
+        rates = self.expected_rates_
+        return rates.mean_error if isinstance(rates, ClassRates) else rates.hter
+
+    @property
+    def expected_hter_interval_(self) -> tuple[float, float]:
+        check_is_fitted(self)
+        decision = self._decision
+        interval = decision.stacked.mean_error if isinstance(decision, ClassDecision) else decision.interval
+        return interval.low, interval.high
+
+    def _oof_columns(self, oof: OofLogits) -> dict[str, NDArray[Any]]:
+        """Return columns (n,): the labels, each member's logits, the nested stacked logits and the nested predictions.
+
+        Of more than two classes, the logits have a column for each class.
+        """
+        decision = self._decision
+        rows = oof.rows if isinstance(decision, ClassDecision) else decision.aligned(oof).rows
+        nested = cross_fit(rows, stack(decision.kind), decision.objective)
+        logits = {f"logit_{name}": oof.logits[:, column] for column, name in enumerate(oof.members)}
+        logits["stacked_logit"] = nested.scores
+        if nested.scores.ndim > 1:
+            of_class = list(enumerate(self.classes_.tolist()))
+            logits = {f"{name}_{label}": x[:, c] for name, x in logits.items() for c, label in of_class}
+        return {"label": self.classes_[oof.labels], **logits, "y_pred": self.classes_[nested.y_pred]}
 
 
 class ThresholdStacker(ThresholdClassifier):
@@ -115,6 +188,7 @@ class ThresholdStacker(ThresholdClassifier):
     (0.0, array(['yes'], dtype='<U3'))
     """
 
+    threshold_: float
     weights_: Floats
     bias_: float
     nested_hter_: float
@@ -126,6 +200,15 @@ class ThresholdStacker(ThresholdClassifier):
         self.stacker = stacker
         self.cv = cv
         self.random_state = random_state
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_class = False
+        return tags
+
+    @property
+    def _cut(self) -> float:
+        return self.threshold_
 
     def fit(
         self,
@@ -174,12 +257,12 @@ class ThresholdStacker(ThresholdClassifier):
 
     def _fold_table(self, labels: Labels, groups: ArrayLike | None, fold_of: ArrayLike | None) -> FoldTable:
         n = len(labels)
-        units = None if groups is None else np.unique(_column("groups", groups, n), return_inverse=True)[1]
+        units = None if groups is None else np.unique(column("groups", groups, n), return_inverse=True)[1]
         if fold_of is None:
             seed = seed_of(self.random_state)
             folds = assign_folds(labels, np.arange(n) if units is None else units, self.cv, seed).fold_of
         else:
-            names, numbers = np.unique(_column("fold_of", fold_of, n), return_inverse=True)
+            names, numbers = np.unique(column("fold_of", fold_of, n), return_inverse=True)
             folds = numbers.astype(np.int8)
             if len(names) > MAX_FOLDS:
                 raise DataError("fold_of", f"must hold at most {MAX_FOLDS} folds; got {len(names)}")
@@ -203,20 +286,21 @@ def _varying(oof: OofLogits) -> list[int]:
     return used
 
 
-def _column(name: str, values: ArrayLike, n: int) -> NDArray[Any]:
+def column(name: str, values: ArrayLike, n: int) -> NDArray[Any]:
+    """Return values that must have shape (n,) as an array; `name` is what the message calls them."""
     array = np.asarray(values)
     if array.shape != (n,):
         raise DataError(name, f"must have shape ({n},); got {array.shape}")
     return array
 
 
-def encode_labels(y: Any) -> tuple[NDArray[Any], Labels]:
-    """Return the two labels that y holds, sorted, and y as 0 and 1 (n,).
+def encode_labels(y: Any, multi_class: bool = False) -> tuple[NDArray[Any], Labels]:
+    """Return the labels that y holds, sorted (C,), and y as indices of them (n,), 0 to C - 1.
 
     Raises
     ------
     DataError
-        `y` is not a column of exactly two different labels.
+        `y` is not a column of two different labels; if `multi_class`, of 2 to `MAX_CLASSES`.
     """
     try:
         column = column_or_1d(y, warn=True)
@@ -225,13 +309,51 @@ def encode_labels(y: Any) -> tuple[NDArray[Any], Labels]:
     except ValueError as error:
         raise DataError("y", str(error)) from None
     if kind.startswith("continuous"):
-        raise DataError("y", f"Unknown label type: {kind}; two labels are needed")
-    if kind != "binary":
+        needed = "a label for each class is" if multi_class else "two labels are"
+        raise DataError("y", f"Unknown label type: {kind}; {needed} needed")
+    if kind != "binary" and not multi_class:
         raise DataError("y", f"Only binary classification is supported. The type of the target is {kind}.")
     classes, codes = np.unique(column, return_inverse=True)
     if len(classes) < 2:
         raise DataError("y", f"two classes are needed; got {len(classes)} class in {len(column)} rows")
+    if len(classes) > MAX_CLASSES:
+        raise DataError("y", f"must hold at most {MAX_CLASSES} classes; got {len(classes)} in {len(column)} rows")
     return classes, codes.astype(np.int8)
+
+
+def labels_of_names(names: tuple[str, ...] | None) -> NDArray[Any]:
+    """Return the user's labels of the classes that have these names (C,): of more than two classes, integers are ints.
+
+    >>> labels_of_names(None).tolist(), labels_of_names(("1", "2", "3")).tolist()
+    ([0, 1], [1, 2, 3])
+    """
+    if names is None:
+        return np.array([0, 1])
+    are_integers = len(names) > 2 and all(integer_of(name) is not None for name in names)
+    return np.array(names).astype(np.int64) if are_integers else np.array(names)
+
+
+@dataclass(frozen=True)
+class StoredClasses:
+    """The content of `classes.json` in a run that an estimator has fitted: the user's labels for 0 to C - 1."""
+
+    classes: tuple[str | bool | int | float, ...]
+
+
+def read_labels(path: Path, names: tuple[str, ...] | None) -> NDArray[Any]:
+    """Return the user's labels (C,) from the `classes.json` of a run, or from the names of its classes without one.
+
+    Raises
+    ------
+    ArtifactError
+        The file is damaged, or has another number of classes than the run.
+    """
+    if not path.exists():
+        return labels_of_names(names)
+    labels = files.read_json(path, StoredClasses, "fit again").classes
+    if len(labels) != class_count(names):
+        raise ArtifactError(path, f"has {len(labels)} classes; the run has {class_count(names)}", "fit again")
+    return np.array(labels)
 
 
 def seed_of(random_state: Any) -> int:

@@ -20,11 +20,13 @@ from ensemble.data.labels import read_label_file
 from ensemble.data.source import open_source
 from ensemble.data.tables import BY_NAME, Columns
 from ensemble.decision.assessment import Candidate, compare_nested
+from ensemble.decision.class_assessment import compare_class_nested
 from ensemble.decision.class_comparison import ClassComparison, ClassEvaluation, compare_classes, evaluate_classes
+from ensemble.decision.class_objective import ClassObjective, parse_objective
 from ensemble.decision.comparison import Comparison, Evaluation, compare_predictions, evaluate_predictions
 from ensemble.decision.cross_fitting import member_logit, of_score, stack
 from ensemble.decision.fold_offsets import aligned, find_fold_offsets
-from ensemble.decision.objective import HTER
+from ensemble.decision.objective import Objective
 from ensemble.decision.rates import Labels
 from ensemble.errors import ArtifactError, ConfigError, DataError, printable, some
 from ensemble.progress import Say, silent
@@ -169,6 +171,8 @@ class Side:
     rule : Candidate
     seed : int
         The seed of its run.
+    classes : tuple of C str, or None
+        The names of the classes; None for two classes that are 0 and 1.
     """
 
     folder: Path
@@ -176,6 +180,7 @@ class Side:
     table: FoldTable
     rule: Candidate
     seed: int
+    classes: tuple[str, ...] | None
 
 
 def read_side(folder: Path, tta: bool = True, say: Say = silent) -> Side:
@@ -190,19 +195,22 @@ def read_side(folder: Path, tta: bool = True, say: Say = silent) -> Side:
     if (path / "run.json").exists():
         run = Run(folder)
         decision = getattr(read_decisions(run, say), key)
-        members, rule, objective = decision.stacker.members, stack(decision.kind), decision.objective
+        members, rule = decision.stacker.members, stack(decision.kind)
+        objective: Objective | ClassObjective = decision.objective
         description = f"the stack of {', '.join(members)} at {objective.description}"
     elif (path / "member.json").exists():
         run, members, decision = Run(path.parents[1]), (path.name,), None
-        rule, objective = of_score(member_logit(0)), HTER
+        rule, objective = of_score(member_logit(0)), parse_objective("hter", run.read().class_count)
         description = f"the member {path.name} alone at {objective.description}"
     else:
         remedy = "name checkpoints/RUN or checkpoints/RUN/members/NAME"
         raise ArtifactError(folder, "is neither a run nor a member: no run.json, no member.json", remedy)
     oof = averaged_oof(run, members, VIEW_SETS[key])
-    oof = aligned(oof, find_fold_offsets(oof) if decision is None else decision.offsets)
+    if oof.classes == 2:
+        oof = aligned(oof, find_fold_offsets(oof) if decision is None else decision.offsets)
     candidate = Candidate.of(printable(folder), oof, rule, objective)
-    return Side(folder, description, oof.table, candidate, run.read().seed)
+    facts = run.read()
+    return Side(folder, description, oof.table, candidate, facts.seed, facts.classes)
 
 
 def _compare_nested(a: Path, b: Path, labels: LabelSource | None, tta: bool, say: Say) -> CompareResult:
@@ -211,12 +219,18 @@ def _compare_nested(a: Path, b: Path, labels: LabelSource | None, tta: bool, say
     if labels is not None:
         _refuse_other_labels(labels, of_a, say)
     groups = _joint_groups(of_a.table.groups, of_b.table.groups)
+    if of_a.classes != of_b.classes:
+        of_both = " and ".join(", ".join(each.classes or ("0", "1")) for each in (of_a, of_b))
+        where = f"{printable(a)} and {printable(b)}"
+        raise ArtifactError(where, f"have other classes: {printable(of_both)}", "compare runs of the same classes")
+    compared = compare_nested if class_count(of_a.classes) == 2 else compare_class_nested
     return CompareResult(
         *_names(a, b),
-        compare_nested(of_a.rule, of_b.rule, groups, of_a.seed),
+        compared(of_a.rule, of_b.rule, groups, of_a.seed),
         description_a=of_a.description,
         description_b=of_b.description,
         views=VIEW_SETS["tta" if tta else "plain"],
+        classes=of_a.classes,
     )
 
 

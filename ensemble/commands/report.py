@@ -8,8 +8,11 @@ from pathlib import Path
 from ensemble.commands.fit_stacker import read_decisions
 from ensemble.commands.prediction_files import read_prediction_facts
 from ensemble.config import VIEWS
+from ensemble.data.classes import class_count
 from ensemble.data.folds import FoldTable
-from ensemble.decision.assessment import member_report
+from ensemble.decision.assessment import Assessment, member_report
+from ensemble.decision.class_assessment import ClassAssessment, member_class_report
+from ensemble.decision.cross_fitting import OofLogits
 from ensemble.errors import ArtifactError, printable
 from ensemble.prediction_results import ClassPredictionFacts, PredictionFacts
 from ensemble.progress import Say, silent
@@ -68,8 +71,13 @@ def report_member(
     """
     logits, facts = member.oof_logits(table, VIEWS).mean(axis=1), member.read()
     left_out = facts.left_out
+    assessment: Assessment | ClassAssessment
+    if class_count(classes) == 2:
+        assessment = member_report(member.name, table, logits, seed)
+    else:
+        assessment = member_class_report(OofLogits(table, (member.name,), logits[:, None]), seed)
     return MemberReport(
-        assessment=member_report(member.name, table, logits, seed),
+        assessment=assessment,
         views=VIEWS,
         from_scratch=facts.started_from == FROM_SCRATCH,
         left_out=tuple(left_out[fold].rows for fold in sorted(left_out, key=int)),

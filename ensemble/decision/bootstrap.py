@@ -181,10 +181,10 @@ def strata_of(has: NDArray[np.bool_], counts: NDArray[np.int64]) -> NDArray[np.i
 
     Examples
     --------
-    >>> strata_of(np.array([[True, True], [False, True], [True, False]]), np.array([1, 2, 3]))
+    >>> strata_of(np.array([[True, True], [False, True], [True, False]]), np.array([20, 2, 3]))
     array([2, 1, 0])
     """
-    strata: NDArray[np.int64] = has.argmax(axis=1)
+    strata = np.asarray(has.argmax(axis=1), np.int64)
     mixed = has.sum(axis=1) > 1
     if mixed.any():
         sets, set_of = np.unique(has[mixed], axis=0, return_inverse=True)

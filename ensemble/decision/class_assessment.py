@@ -11,24 +11,25 @@ from numpy.typing import ArrayLike
 from ensemble.config import seed_sequence
 from ensemble.decision.assessment import Candidate
 from ensemble.decision.bootstrap import class_design_effects, design_effect
+from ensemble.decision.class_comparison import ClassComparison, ClassMeasured
 from ensemble.decision.class_intervals import (
     accuracy_interval,
     class_counting_intervals,
     precision_intervals,
     shapes_of_mean,
 )
-from ensemble.decision.class_objective import ClassObjective
+from ensemble.decision.class_objective import MEAN_CLASS_ERROR, ClassObjective
 from ensemble.decision.class_offsets import class_objective
 from ensemble.decision.class_refits import ACCURACY, MACRO_F1, MEAN_ERROR, PLACES, measures
-from ensemble.decision.comparison import Difference
-from ensemble.decision.cross_fitting import ClassFoldRow
+from ensemble.decision.comparison import Difference, agreements
+from ensemble.decision.cross_fitting import ClassFoldRow, OofLogits, member_logit, of_score
 from ensemble.decision.intervals import FEW_ERRORS, Interval, central
 from ensemble.decision.rates import ClassRates, Floats, Labels, class_offsets, class_rates
 from ensemble.decision.refits import Refittable, centred_interval, refit_errors
 
-REPLICATES = 300
+REPLICATES = 200
 """The number of replicates of the bootstrap that refits the offsets. They are fewer than for a threshold, because each
-takes as many sweeps as there are classes; the 2.5 % quantile rests on seven of them."""
+takes as many sweeps as there are classes; the 2.5 % quantile rests on five of them."""
 
 FEW_IMAGES = 30
 """The number of images of a class below which the intervals are said not to hold for it."""
@@ -124,43 +125,58 @@ def assess_classes(
                 folds=candidate.nested.class_folds,
                 design_effects=class_design_effects(labels, y_pred, groups, len(rates.confusion)),
                 difference=loss if j else None,
-                macro_f1_difference=Difference(-f1.value, Interval(-f1.interval.high, -f1.interval.low)) if j else None,
+                macro_f1_difference=_of_share(f1) if j else None,
             )
         )
     return assessments
 
 
-@dataclass(frozen=True)
-class ClassDifferences:
-    """The differences of two rules among C classes on the same rows, B minus A, with 95 % intervals.
-
-    All are differences of losses, so a negative one favours B.
-    """
-
-    errors: tuple[Difference, ...]  # (C,), of the class error rates
-    mean_error: Difference
-    macro_f1_loss: Difference  # of 1 - macro F1
-    accuracy_loss: Difference  # of 1 - accuracy
-
-    def of(self, objective: ClassObjective) -> Difference:
-        """Return the difference of the loss of an objective."""
-        losses = {MEAN_ERROR: self.mean_error, MACRO_F1: self.macro_f1_loss, ACCURACY: self.accuracy_loss}
-        return losses[PLACES[objective.kind]]
-
-
-def compare_class_nested(
-    a: Candidate, b: Candidate, groups: ArrayLike | None = None, seed: int = 0
-) -> ClassDifferences:
+def compare_class_nested(a: Candidate, b: Candidate, groups: ArrayLike | None = None, seed: int = 0) -> ClassComparison:
     """Compare two rules by their nested predictions on the same rows, with intervals that refit the offsets of both.
 
     The parameters are those of `assessment.compare_nested`.
     """
-    errors = _errors((a, b), groups, seed)
-    differences = loss_differences(_nested_rates(a), _nested_rates(b), errors[1] - errors[0])
-    classes = a.logits.shape[2]
-    return ClassDifferences(
-        differences[:classes], differences[MEAN_ERROR], differences[MACRO_F1], differences[ACCURACY]
+    errors, classes, labels = _errors((a, b), groups, seed), a.logits.shape[2], a.nested.labels
+    measured = []
+    for each, of_one in zip((a, b), errors, strict=True):
+        rates = _nested_rates(each)
+        intervals = ClassIntervals.of(labels, each.nested.y_pred, rates, of_one, groups)
+        measured.append(
+            ClassMeasured(
+                rates,
+                intervals.errors,
+                intervals.precisions,
+                intervals.mean_error,
+                intervals.macro_f1,
+                intervals.accuracy,
+            )
+        )
+    differences = loss_differences(measured[0].rates, measured[1].rates, errors[1] - errors[0])
+    differ = a.nested.y_pred != b.nested.y_pred
+    return ClassComparison(
+        a=measured[0],
+        b=measured[1],
+        errors=differences[:classes],
+        mean_error=differences[MEAN_ERROR],
+        macro_f1=_of_share(differences[MACRO_F1]),
+        accuracy=_of_share(differences[ACCURACY]),
+        agreement=agreements(labels, a.nested.y_pred, b.nested.y_pred, classes),
+        apart=int(np.count_nonzero(differ)) if groups is None else np.unique(np.asarray(groups)[differ]).size,
     )
+
+
+def member_class_report(oof: OofLogits, seed: int = 0) -> ClassAssessment:
+    """Assess a single member among more than two classes, at the offsets that are fitted to its OOF logits.
+
+    Parameters
+    ----------
+    oof : OofLogits
+        Of one member.
+    seed : int
+        The seed of the bootstrap.
+    """
+    candidate = Candidate.of(oof.members[0], oof, of_score(member_logit(0)), MEAN_CLASS_ERROR)
+    return assess_classes([candidate], oof.groups, seed)[0]
 
 
 def loss_differences(a: ClassRates, b: ClassRates, errors: Floats) -> tuple[Difference, ...]:
@@ -299,6 +315,11 @@ def _nested_rates(candidate: Candidate) -> ClassRates:
 
 def _measures_of(rates: ClassRates) -> Floats:
     return measures(np.array(rates.confusion, np.float64))
+
+
+def _of_share(loss: Difference) -> Difference:
+    """Return the difference of a share from that of its loss, which is 1 less the share."""
+    return Difference(-loss.value, Interval(-loss.interval.high, -loss.interval.low))
 
 
 def _complement(interval: Interval) -> Interval:

@@ -181,12 +181,13 @@ def evaluate_classes(
     measured = measure_classes(labels, y_pred, len(names), groups, seed, replicates)
     rates = measured.rates
     columns = np.array([rates.precisions, rates.recalls, rates.f1_scores])
-    rows = [ClassRow(name, *column, n) for name, column, n in zip(names, columns.T.tolist(), rates.counts, strict=True)]
-    means = {
-        "macro avg": columns.mean(axis=1).tolist(),
-        "weighted avg": np.average(columns, axis=1, weights=rates.counts).tolist(),
-    }
-    return ClassEvaluation(measured, (*rows, *(ClassRow(name, *row, rates.n) for name, row in means.items())))
+    macro, weighted = columns.mean(axis=1), np.average(columns, axis=1, weights=rates.counts)
+    table = np.column_stack([columns, macro, weighted]).T.tolist()
+    supports = zip((*names, "macro avg", "weighted avg"), (*rates.counts, rates.n, rates.n), strict=True)
+    rows = zip(supports, table, strict=True)
+    return ClassEvaluation(
+        measured, tuple(ClassRow(name, precision, recall, f1, n) for (name, n), (precision, recall, f1) in rows)
+    )
 
 
 def compare_classes(

@@ -13,6 +13,7 @@ from ensemble.decision.class_assessment import FEW_IMAGES, ClassAssessment, asse
 from ensemble.decision.class_objective import ClassObjective
 from ensemble.decision.class_stacker import CLASS_STACKERS, ClassStacker
 from ensemble.decision.cross_fitting import (
+    CrossFit,
     OofLogits,
     Rule,
     cross_fit,
@@ -23,7 +24,8 @@ from ensemble.decision.cross_fitting import (
     stack,
 )
 from ensemble.decision.intervals import Interval
-from ensemble.decision.label_noise import NoiseBound
+from ensemble.decision.label_issues import CALIBRATION_FOLDS, confident_joint
+from ensemble.decision.label_noise import ClassNoise, class_noise
 from ensemble.decision.rates import ClassRates, Labels, apply_offsets, class_rates
 
 
@@ -43,7 +45,7 @@ class ClassDecision:
     baselines: tuple[ClassAssessment, ...]  # members at their greatest logit, and the plurality vote
     stackers: tuple[ClassAssessment, ...]  # every kind of stacker, the simplest first; empty for a single member
     repeated: tuple[float, ...]  # nested loss over each of the requested other partitions of the rows
-    noise: NoiseBound | None = None  # of the labels; None where it is not known
+    noise: ClassNoise | None = None  # of the labels; None where it is not known
     notes: tuple[str, ...] = ()  # what the user should know about the members and the classes, one sentence each
 
     def __post_init__(self) -> None:
@@ -145,8 +147,16 @@ def fit_kept_members(
         baselines=tuple(others[end[0] : end[1]]),
         stackers=tuple(others[end[1] :]),
         repeated=_repeated(kept, rule, objective, repeats, seed),
+        noise=_noise(stacked.nested, kept.classes, seed),
         notes=notes + deviation_note(f"the {what}", first.loss, of_parts.loss, of_parts.difference) + _few_note(first),
     )
+
+
+def _noise(nested: CrossFit, classes: int, seed: int) -> ClassNoise | None:
+    """Return what confident learning says of the labels, by the nested scores; None where a class has too few rows."""
+    if np.bincount(nested.labels, minlength=classes).min() < CALIBRATION_FOLDS:
+        return None
+    return class_noise(confident_joint(nested.margins, nested.labels, seed))
 
 
 def _few_note(stacked: ClassAssessment) -> tuple[str, ...]:

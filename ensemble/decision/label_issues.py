@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -15,22 +17,23 @@ CALIBRATION_FOLDS = 5
 def confident_joint(logits: ArrayLike, labels: ArrayLike, seed: int = 0) -> NDArray[np.int64]:
     """Return the confident joint: the counts of rows by given label and confidently predicted class.
 
-    Cross-fitted isotonic regression turns the logits into probabilities. A row then counts for class c if its
-    probability of c is at least the mean of that probability over the rows that are labelled c. If this holds for both
-    classes, the row counts for the more probable one; if it holds for neither, the row is not counted.
+    Cross-fitted calibration turns the logits into probabilities (`calibrated`). A row then counts for class c if its
+    probability of c is at least the mean of that probability over the rows that are labelled c. If this holds for
+    several classes, the row counts for the most probable one; if it holds for none, the row is not counted.
 
     Parameters
     ----------
-    logits : float64 array (n,)
-        Out-of-fold logits, finite; higher means label 1. Any increasing function of them gives the same counts.
+    logits : float64 array (n,) or (n, C)
+        Out-of-fold logits, finite. Of two classes, higher means label 1, and any increasing function of them gives the
+        same counts; of more, there is one column for each class.
     labels : int8 array (n,)
-        The given labels, 0 or 1; at least `CALIBRATION_FOLDS` rows of each.
+        The given labels, 0 or 1, or 0 to C - 1; at least `CALIBRATION_FOLDS` rows of each.
     seed : int
         The seed of the assignment of rows to calibration folds.
 
     Returns
     -------
-    int64 array (2, 2)
+    int64 array (2, 2) or (C, C)
         One row per given label and one column per confidently predicted class. The sum is at most n.
 
     Raises
@@ -51,9 +54,8 @@ def confident_joint(logits: ArrayLike, labels: ArrayLike, seed: int = 0) -> NDAr
     """
     from cleanlab.count import compute_confident_joint
 
-    x, y = check_logits("cannot learn confidently", logits, labels)
-    p = calibrated(x, y, seed)
-    joint = compute_confident_joint(y.astype(np.int64), np.stack([1 - p, p], axis=1), calibrate=False)
+    x, y = _checked("cannot learn confidently", logits, labels)
+    joint = compute_confident_joint(y.astype(np.int64), _of_classes(calibrated(x, y, seed)), calibrate=False)
     return np.asarray(joint, np.int64)
 
 
@@ -65,10 +67,10 @@ def find_issues(logits: ArrayLike, labels: ArrayLike, seed: int = 0) -> NDArray[
 
     Parameters
     ----------
-    logits : float64 array (n,)
-        Out-of-fold logits, finite; higher means label 1.
+    logits : float64 array (n,) or (n, C)
+        Out-of-fold logits, finite. Of two classes, higher means label 1; of more, there is one column for each class.
     labels : int8 array (n,)
-        The given labels, 0 or 1; at least `CALIBRATION_FOLDS` rows of each.
+        The given labels, 0 or 1, or 0 to C - 1; at least `CALIBRATION_FOLDS` rows of each.
     seed : int
         The seed of the assignment of rows to calibration folds.
 
@@ -91,42 +93,86 @@ def find_issues(logits: ArrayLike, labels: ArrayLike, seed: int = 0) -> NDArray[
     """
     from cleanlab.filter import find_label_issues
 
-    x, y = check_logits("cannot find label issues", logits, labels)
-    p = calibrated(x, y, seed)
-    issues = find_label_issues(y.astype(np.int64), np.stack([1 - p, p], axis=1), n_jobs=1)
+    x, y = _checked("cannot find label issues", logits, labels)
+    issues = find_label_issues(y.astype(np.int64), _of_classes(calibrated(x, y, seed)), n_jobs=1)
     return np.asarray(issues, np.bool_)
 
 
 def calibrated(logits: Floats, labels: Labels, seed: int = 0) -> Floats:
-    """Return each row's probability of label 1, by isotonic regression on the rows of the other calibration folds.
+    """Return each row's probability of label 1, or of every class, calibrated on the rows of the other folds.
 
-    The `CALIBRATION_FOLDS` folds are stratified by label.
+    The `CALIBRATION_FOLDS` folds are stratified by label. For two classes, the calibration is isotonic regression. For
+    more, it is the softmax of the logits times one factor plus a bias for each class (Guo et al. 2017, On calibration
+    of modern neural networks), because an isotonic regression for each class needs many rows of every class.
 
     Parameters
     ----------
-    logits : float64 array (n,)
-        Finite; higher means label 1.
+    logits : float64 array (n,) or (n, C)
+        Finite. Of two classes, higher means label 1; of more, there is one column for each class.
     labels : int8 array (n,)
-        0 or 1, at least `CALIBRATION_FOLDS` rows of each.
+        0 or 1, or 0 to C - 1; at least `CALIBRATION_FOLDS` rows of each.
     seed : int
         The seed of the assignment of rows to calibration folds.
 
     Returns
     -------
-    float64 array (n,)
-        Within [1e-6, 1 - 1e-6].
+    float64 array (n,) or (n, C)
+        Of two classes, the probability of label 1, within [1e-6, 1 - 1e-6]; of more, rows have the sum 1.
     """
-    from sklearn.isotonic import IsotonicRegression
-
     rng = np.random.default_rng(seed_sequence(seed, "calibration"))
     fold_of = np.empty(labels.size, np.int64)
-    for label in (0, 1):
+    for label in range(2 if logits.ndim == 1 else logits.shape[1]):
         rows = rng.permutation(np.flatnonzero(labels == label))
         fold_of[rows] = np.arange(rows.size) % CALIBRATION_FOLDS
-    p = np.empty(labels.size)
+    fit, p = _isotonic if logits.ndim == 1 else _scaled_softmax, np.empty(logits.shape)
     for fold in range(CALIBRATION_FOLDS):
         inside = fold_of == fold
-        model = IsotonicRegression(y_min=1e-6, y_max=1 - 1e-6, out_of_bounds="clip")
-        model.fit(logits[~inside], labels[~inside].astype(np.float64))
-        p[inside] = model.predict(logits[inside])
+        p[inside] = fit(logits[~inside], labels[~inside])(logits[inside])
     return p
+
+
+def _isotonic(logits: Floats, labels: Labels) -> Callable[[Floats], Floats]:
+    """Return the isotonic regression of labels 0 and 1 on logits (n,)."""
+    from sklearn.isotonic import IsotonicRegression
+
+    model = IsotonicRegression(y_min=1e-6, y_max=1 - 1e-6, out_of_bounds="clip")
+    predict: Callable[[Floats], Floats] = model.fit(logits, labels.astype(np.float64)).predict
+    return predict
+
+
+def _scaled_softmax(logits: Floats, labels: Labels) -> Callable[[Floats], Floats]:
+    """Return the softmax of factor · logits + biases that is most likely for the labels.
+
+    The biases have the penalty |biases|² / 2, which keeps them finite if a class is absent.
+    """
+    from scipy.optimize import minimize
+    from scipy.special import log_softmax, softmax
+
+    scale = max(float(logits.std()), 1e-12)
+    x, is_class = logits / scale, np.eye(logits.shape[1])[labels]
+
+    def loss(theta: Floats) -> tuple[float, Floats]:
+        factor, biases = np.exp(theta[0]), theta[1:]
+        scores = factor * x + biases
+        excess = softmax(scores, axis=1) - is_class
+        gradient = np.append((excess * x).sum() * factor, excess.sum(axis=0) + biases)
+        return float(-(is_class * log_softmax(scores, axis=1)).sum() + biases @ biases / 2), gradient
+
+    # The bounds of the logarithm of the factor keep it finite where the logits separate the classes perfectly.
+    bounds = [(-7.0, 7.0), *[(None, None)] * logits.shape[1]]
+    theta = minimize(loss, np.zeros(logits.shape[1] + 1), jac=True, method="L-BFGS-B", bounds=bounds).x
+    return lambda new: np.asarray(softmax(np.exp(theta[0]) * new / scale + theta[1:], axis=1))
+
+
+def _checked(task: str, logits: ArrayLike, labels: ArrayLike) -> tuple[Floats, Labels]:
+    """Check logits (n,) or (n, C) and labels (n,)."""
+    x = np.asarray(logits, np.float64)
+    if x.ndim != 2:
+        return check_logits(task, x, labels)
+    x, y = check_logits(task, x, labels, classes=x.shape[1])
+    return x, y
+
+
+def _of_classes(p: Floats) -> Floats:
+    """Return the probabilities of all classes (n, C), from those of label 1 (n,) or of all classes."""
+    return np.stack([1 - p, p], axis=1) if p.ndim == 1 else p

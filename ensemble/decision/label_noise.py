@@ -11,16 +11,21 @@ class in these images as clearly as in any. How often it does is counted, and bo
 
 Labels that are wrong because an image is difficult are not bounded: they look like the model's own errors. And the
 floor is no strict lower bound: a model that learns such noise can reach a lower HTER than the oracle.
+
+For more than two classes there is no such bound, but an estimate by confident learning (`class_noise`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from ensemble.decision.rates import ErrorRates, Floats, Labels, check_logits
+from ensemble.decision.class_intervals import class_counting_intervals
+from ensemble.decision.intervals import Interval
+from ensemble.decision.rates import ClassRates, ErrorRates, Floats, Labels, check_logits
 
 LEAST_ROWS = 100
 """The smallest number of rows of each class for which the floor is bounded."""
@@ -148,6 +153,77 @@ def describe_noise(noise: NoiseBound | None, nested_hter: float) -> str:
     )
 
 
-def noise_in_short(noise: NoiseBound | None) -> str:
-    """Return `describe_noise` in a clause; nothing where it is not known."""
+@dataclass(frozen=True)
+class ClassNoise:
+    """An estimate of the error rates that wrong labels cause alone, by confident learning.
+
+    Attributes
+    ----------
+    rates : ClassRates
+        The confident joint as a confusion matrix: counts [given label][confidently predicted class]. Its error rates
+        are, for each given label, the share of the counted rows of which the model is confident that they are of
+        another class.
+    """
+
+    rates: ClassRates
+
+    @property
+    def interval(self) -> Interval:
+        """The 95 % interval of the mean of these shares. It covers the sampling of the rows alone."""
+        return class_counting_intervals(self.rates)[1]
+
+
+def class_noise(joint: NDArray[np.int64]) -> ClassNoise | None:
+    """Return the estimate from the confident joint (C, C) of `label_issues.confident_joint`.
+
+    Returns
+    -------
+    ClassNoise or None
+        None if no row of a class is counted.
+
+    Examples
+    --------
+    >>> class_noise(np.array([[90, 0, 10], [0, 50, 0], [5, 0, 45]])).rates.errors
+    (0.1, 0.0, 0.1)
+    """
+    return ClassNoise(ClassRates(tuple(map(tuple, joint.tolist())))) if joint.sum(axis=1).all() else None
+
+
+def describe_class_noise(noise: ClassNoise | None, nested_mean_error: float, names: Sequence[str] | None = None) -> str:
+    """Return in a sentence how much of the nested mean error wrong labels seem to cause, and what this assumes.
+
+    Parameters
+    ----------
+    noise : ClassNoise or None
+    nested_mean_error : float
+        The model's nested mean of the class error rates.
+    names : sequence of C str, optional
+        The names of the classes; by default their indices.
+
+    Examples
+    --------
+    >>> noise = class_noise(np.array([[90, 0, 10], [0, 50, 0], [5, 0, 45]]))
+    >>> describe_class_noise(noise, 0.12)[:73]
+    'Beside the nested mean error 0.1200, the labels that confident prediction'
+    """
+    if noise is None:
+        return (
+            f"How much of the nested mean error {nested_mean_error:.4f} wrong labels cause is not known: of a class, "
+            "no image is predicted with confidence."
+        )
+    errors, interval = noise.rates.errors, noise.interval
+    most = int(np.argmax(errors))
+    return (
+        f"Beside the nested mean error {nested_mean_error:.4f}, the labels that confident predictions contradict have "
+        f"the mean share {noise.rates.mean_error:.4f} (95 %: {interval.low:.4f} to {interval.high:.4f}; most for label "
+        f"{most if names is None else names[most]}, {errors[most]:.4f}), which is what wrong labels alone cause if "
+        "every confident prediction is right and a label is wrong independently of the image, given its class; "
+        "confident errors of the model count as wrong labels, so this is no bound."
+    )
+
+
+def noise_in_short(noise: NoiseBound | ClassNoise | None) -> str:
+    """Return `describe_noise`, or `describe_class_noise`, in a clause; nothing where it is not known."""
+    if isinstance(noise, ClassNoise):
+        return f"labels that are confidently contradicted make up {noise.rates.mean_error:.3f}"
     return "" if noise is None else f"labels wrong at random cause at most {noise.rates.hter:.3f}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ensemble.decision.bootstrap import design_effect
 from ensemble.decision.intervals import NORMAL, Interval
 from ensemble.decision.rates import ErrorRates, Floats, Labels
 
@@ -142,7 +143,7 @@ def check_share(
 
 
 def _compared_shares(
-    is_one: Floats, votes: Floats, groups: ArrayLike | None
+    is_one: Floats, votes: Floats, groups: ArrayLike | None, least_effect: float = 1.0
 ) -> tuple[float, float, float, float, float]:
     """Compare the share of one prediction among OOF rows and among new images; see `check_share` for the p-value.
 
@@ -153,6 +154,8 @@ def _compared_shares(
     votes : float64 array (n_new,)
         The share of the fold models that predict this, for each new image; at least one.
     groups : int64 array (n,), optional
+    least_effect : float
+        The least factor by which groups of new images raise the variance.
 
     Returns
     -------
@@ -165,12 +168,12 @@ def _compared_shares(
     excess = np.bincount(units, is_one - oof_share)  # for each group: its sum less what the mean predicts for it
     oof_variance = float((excess**2).sum()) / is_one.size**2
     # New images are assumed to come in groups like the rows, which raise the variance by the same factor.
-    design_effect = max(1.0, oof_variance * is_one.size / max(is_one.var(), 1e-12))
-    new_variance = float(votes.var()) * design_effect / len(votes)
+    effect = max(least_effect, oof_variance * is_one.size / max(is_one.var(), 1e-12))
+    new_variance = float(votes.var()) * effect / len(votes)
     error = float(np.sqrt(oof_variance + new_variance))
     distance = abs(new_share - oof_share)
     p_value = float(2 * norm.sf(distance / error)) if error > 0 else float(distance == 0)
-    units_new = max(round(len(votes) / design_effect), 1)
+    units_new = max(round(len(votes) / effect), 1)
     p_value = max(p_value, float(binomtest(round(new_share * units_new), units_new, oof_share).pvalue))
     return oof_share, new_share, error, new_variance, p_value
 
@@ -344,6 +347,9 @@ def check_class_shares(
         shares = tuple(is_class.mean(axis=0).tolist())
         return ClassShareCheck(shares, shares, (0.0,) * classes, (1.0,) * classes)
     votes = (fold_pred[:, :, None] == np.arange(classes)).mean(axis=1)
-    compared = [_compared_shares(is_class[:, c], votes[:, c], groups) for c in range(classes)]
+    group_of = np.arange(oof_pred.size) if groups is None else np.unique(groups, return_inverse=True)[1]
+    # The effect of groups on the share of a class that no OOF row is predicted as is that of equal rows in a group.
+    effects = [design_effect(is_class[:, c] > 0, group_of) for c in range(classes)]
+    compared = [_compared_shares(is_class[:, c], votes[:, c], groups, effects[c]) for c in range(classes)]
     oof_shares, new_shares, errors, _, p_values = zip(*compared, strict=True)
     return ClassShareCheck(oof_shares, new_shares, errors, p_values)

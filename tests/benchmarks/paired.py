@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 REPLICATES = 2000
-"""The number of bootstrap replicates. An end of an interval then has a standard error of about 3 % of half its length."""
+"""The number of bootstrap replicates; the ends of an interval then have standard errors of 3 % of its half-width."""
 
 
 @dataclass(frozen=True)

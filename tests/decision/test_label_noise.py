@@ -6,7 +6,19 @@ from scipy.stats import beta
 
 from ensemble.decision.cross_fitting import OofLogits, stack
 from ensemble.decision.decision import _bound_noise
-from ensemble.decision.label_noise import CONFIDENT, LEAST_ROWS, LEVEL, TAILS, NoiseBound, bound_noise, describe_noise
+from ensemble.decision.label_issues import confident_joint
+from ensemble.decision.label_noise import (
+    CONFIDENT,
+    LEAST_ROWS,
+    LEVEL,
+    TAILS,
+    NoiseBound,
+    bound_noise,
+    class_noise,
+    describe_class_noise,
+    describe_noise,
+    noise_in_short,
+)
 from ensemble.decision.objective import HTER
 from ensemble.decision.rates import ErrorRates
 from ensemble.errors import DataError
@@ -89,3 +101,25 @@ def test_the_sentence_names_the_assumption():
     sentence = describe_noise(NoiseBound(ErrorRates(0.004, 0.002, 500, 500), by_halves=True), 0.072)
     assert "wrong at random cause at most 0.0030" in sentence and "one half of the members" in sentence
     assert "is not known" in describe_noise(None, 0.072)
+
+
+# --- more than two classes --------------------------------------------------------------------------------------------
+
+
+def test_of_several_classes_the_shares_are_those_of_planted_wrong_labels(rng):
+    truth = rng.choice(4, 8000, p=[0.1, 0.2, 0.3, 0.4])
+    labels = np.where(rng.random(8000) < 0.05, (truth + rng.integers(1, 4, 8000)) % 4, truth).astype(np.int8)
+    logits = 6.0 * np.eye(4)[truth] + rng.normal(size=(8000, 4))
+    noise = class_noise(confident_joint(logits, labels))
+    planted = [np.mean(truth[labels == c] != c) for c in range(4)]
+    assert noise.rates.errors == pytest.approx(planted, abs=0.02)
+    assert noise.interval.low <= np.mean(planted) <= noise.interval.high
+    sentence = describe_class_noise(noise, 0.12, tuple("abcd"))
+    assert f"{noise.rates.mean_error:.4f}" in sentence and "most for label a" in sentence
+    assert "if every confident prediction is right" in sentence and "no bound" in sentence and sentence.count(".") >= 1
+    assert f"{noise.rates.mean_error:.3f}" in noise_in_short(noise)
+
+
+def test_without_a_confident_row_of_a_class_nothing_is_known():
+    joint = np.array([[5, 0, 0], [0, 0, 0], [0, 1, 4]])
+    assert class_noise(joint) is None and "is not known" in describe_class_noise(None, 0.1)
