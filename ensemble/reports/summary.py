@@ -41,7 +41,8 @@ def report_summary(result: ReportResult) -> Table:
         cut = "offsets" if result.classes else "threshold"
         return in_short(*_member_lines(best), f"To combine the members and fit the {cut}, run: thera fit-stacker")
     decision = result.decisions.tta
-    return in_short(*_label_file_lines(result.predictions), _stack_line(decision), _constant_line(decision))
+    constant = _constant_line(decision, with_noise=isinstance(decision, Decision) or not result.predictions)
+    return in_short(*_label_file_lines(result.predictions), _stack_line(decision), constant)
 
 
 def report_files(result: ReportResult) -> tuple[str, ...]:
@@ -159,11 +160,12 @@ def _stack_line(decision: Decision | ClassDecision) -> str:
     return f"Stack of {n} member{'s' * (n > 1)}: nested {figure(decision.stacked).text}."
 
 
-def _constant_line(decision: Decision | ClassDecision) -> str:
+def _constant_line(decision: Decision | ClassDecision, with_noise: bool = True) -> str:
+    """Return what a constant answer has, and `with_noise` what wrong labels cause; of many classes this is long."""
     constant = figure(decision.stacked).constant_text
     if not is_better(decision.stacked):
         return f"{constant}: the stack is no better."
-    noise = noise_in_short(decision.noise)
+    noise = noise_in_short(decision.noise) if with_noise else ""
     return f"{constant}; {noise}." if noise else f"{constant}."
 
 

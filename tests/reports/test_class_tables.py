@@ -28,9 +28,10 @@ from ensemble.decision.class_assessment import ClassAssessment
 from ensemble.decision.class_intervals import class_counting_intervals
 from ensemble.decision.class_objective import ClassObjective
 from ensemble.decision.intervals import Interval
+from ensemble.decision.label_noise import ClassNoise, describe_class_noise
 from ensemble.decision.rates import ClassRates
 from ensemble.prediction_results import PredictResult
-from ensemble.reports.decision_tables import class_tables, decision_table, decision_tables, stackers_table
+from ensemble.reports.decision_tables import class_tables, decision_table, decision_tables, noise_table, stackers_table
 from ensemble.reports.documents import member_markdown, report_json, report_markdown, trial_markdown
 from ensemble.reports.measures import constant_value, figure, is_better
 from ensemble.reports.member_tables import best_rule, member_table, trial_table
@@ -139,7 +140,7 @@ def test_a_name_of_a_class_cannot_paint_the_terminal() -> None:
 
 
 def test_two_and_three_classes_have_the_same_tables() -> None:
-    """Only costs and label noise, which more classes lack, give way to the rates of the classes."""
+    """Only other costs, which are for two classes alone, give way to the rates of the classes."""
 
     def titles(result) -> list[str]:
         return [re.sub(r":.*|,.*", "", table.title) for table in render(result)]
@@ -148,7 +149,7 @@ def test_two_and_three_classes_have_the_same_tables() -> None:
     from results import reported
 
     two, three = titles(reported(fitted(), {"v": OF_TWO})), titles(class_reported(class_fitted(), {"v": PREDICTED}))
-    replaced = {"Expected performance at other costs", "Floor"}
+    replaced = {"Expected performance at other costs"}
     added = {"Classes of the stack", "Confusion matrix of the stack"}
     assert [title for title in two if title not in replaced] == [title for title in three if title not in added]
     assert replaced < set(two) and added < set(three)
@@ -337,13 +338,35 @@ def test_each_class_has_recall_precision_and_f1_of_the_nested_predictions() -> N
 
 def test_the_tables_of_a_decision_end_with_what_they_mean() -> None:
     decision = class_fitted()
-    plain, tta, stackers, *of_classes = decision_tables(replace(decision, views=("plain",)), decision, CLASSES)
+    plain, tta, stackers, *of_classes, floor = decision_tables(replace(decision, views=("plain",)), decision, CLASSES)
     assert plain.title.startswith("Decision, views plain:") and tta == decision_table(decision, CLASSES)
     assert stackers == stackers_table(decision) and tuple(of_classes) == class_tables(decision, CLASSES)
+    assert floor == noise_table(decision, CLASSES)
     alone = replace(decision, stackers=())
-    assert tuple(decision_tables(alone, alone, CLASSES)[2:]) == class_tables(alone, CLASSES)
+    assert tuple(decision_tables(alone, alone, CLASSES)[2:-1]) == class_tables(alone, CLASSES)
     *_, last, _ = render(ClassFitResult(decision, decision, CLASSES))
-    assert last.notes[1:] == (*CLASS_LEGEND, CLASS_AVERAGING)
+    assert last.notes == (*floor.notes, *CLASS_LEGEND, CLASS_AVERAGING)
+
+
+NOISE = ClassNoise(ClassRates(((90, 10, 0), (0, 50, 0), (5, 0, 45))))
+
+
+def test_what_confident_predictions_contradict_is_shown_by_label() -> None:
+    decision = replace(class_fitted("accuracy"), noise=NOISE)
+    table = noise_table(decision, CLASSES)
+    assert table.rows == (
+        ("worn", "0.1000", ""),
+        ("a|b", "0.0000", ""),
+        ("<script>", "0.1000", ""),
+        ("mean", "0.0667", cell(NOISE.interval)),
+    )
+    assert table.notes == (describe_class_noise(NOISE, decision.nested.mean_error, CLASSES),)
+    unknown = noise_table(replace(decision, noise=None), CLASSES)
+    assert unknown.rows == () and "is not known" in unknown.notes[0]
+    lines = summary(ClassFitResult(decision, decision, CLASSES))
+    assert " ".join(lines).endswith("at most; labels that are confidently contradicted make up 0.067.")
+    assert "contradicted" in " ".join(summary(class_reported(decision)))
+    assert len(summary(class_reported(decision, {"val": PREDICTED}))) == 5, "no line is left for it"
 
 
 # --- label files ------------------------------------------------------------------------------------------------------
@@ -487,12 +510,17 @@ def test_rates_have_columns() -> None:
 
 
 def test_the_report_holds_all_figures_unrounded() -> None:
-    decision = class_fitted("macro-f1")
+    decision = replace(class_fitted("macro-f1"), noise=NOISE)
     stored = json.loads(json.dumps(report_json(class_reported(decision, {"val": PREDICTED})), allow_nan=False))
     assert stored["classes"] == list(CLASSES) and set(stored["members"]) == {"cnn[b]", "a|b"}
     plain = stored["decisions"]["plain"]
     stack, stacked = plain["stack"], decision.stacked
     assert (plain["objective"], plain["stacker"], plain["curve"]) == ("macro-f1", "nonnegative", [])
+    assert plain["noise"] == {
+        "confident_joint": [list(row) for row in NOISE.rates.confusion],
+        "mean_error": NOISE.rates.mean_error,
+        "interval": [NOISE.interval.low, NOISE.interval.high],
+    }
     assert plain["repeated"] == list(decision.repeated) and plain["notes"] == list(decision.notes)
     assert stack["offsets"] == list(decision.offsets) and stack["optimism"] == decision.optimism
     nested = stack["nested"]
