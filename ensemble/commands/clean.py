@@ -35,7 +35,7 @@ def without_issues(member: BegunMember, table: FoldTable, resources: Resources, 
         parts = {job.fold: _parts(job, table) for job in member.jobs}
         _train_parts(member, parts, table, resources, say)
         for job in open_jobs:
-            logits = np.empty(len(table.ids))
+            logits = np.empty(len(table.ids) if job.classes == 2 else (len(table.ids), job.classes))
             for part in range(table.k):
                 stored = folder.read_part(job.fold, part, VIEW)
                 assert stored is not None

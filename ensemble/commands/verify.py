@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from ensemble.commands.fit_stacker import read_decisions
+from ensemble.commands.prediction_files import read_prediction_facts
 from ensemble.config import VIEWS
 from ensemble.errors import ArtifactError, printable
-from ensemble.prediction_results import PredictionFacts
 from ensemble.progress import Say, silent
 from ensemble.results import VerifyResult
 from ensemble.runs import files
 from ensemble.runs.artifacts import recorded_files
 from ensemble.runs.member import TRAIN_AGAIN, MemberFolder, StateFolder
-from ensemble.runs.migration import migrate_facts
-from ensemble.runs.predictions import PREDICT_AGAIN, read_facts, read_note
+from ensemble.runs.predictions import PREDICT_AGAIN, read_note
 from ensemble.runs.run import Run
 
 T = TypeVar("T")
@@ -53,7 +52,7 @@ def verify(run: Path, say: Say = silent) -> VerifyResult:
     if folder.decision.exists():
         checks.read(folder.decision, lambda: read_decisions(folder))
     for place in sorted(run.glob("predictions/*")):
-        _check_prediction(place, checks)
+        _check_prediction(place, facts.class_count, checks)
     for path in sorted(folder.pixels.glob("*/store.json")):
         _check_store(path, checks)
     for name in recorded_files(run):
@@ -120,9 +119,9 @@ def _check_member(member: MemberFolder, checks: _Checks) -> None:
         checks.read(state, StateFolder(state.parent).load)
 
 
-def _check_prediction(place: Path, checks: _Checks) -> None:
+def _check_prediction(place: Path, classes: int, checks: _Checks) -> None:
     if (place / "predictions.json").exists():
-        facts = checks.read(place / "predictions.json", lambda: read_facts(place, PredictionFacts, migrate_facts))
+        facts = checks.read(place / "predictions.json", lambda: read_prediction_facts(place, classes))
         for name, sha256 in facts.files.items() if facts is not None else ():
             checks.compare(place / name, sha256, PREDICT_AGAIN)
     path = place / "logits" / "made_from.json"

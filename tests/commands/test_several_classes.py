@@ -106,19 +106,19 @@ def test_a_label_file_is_evaluated_and_compared_with_names_or_indices(
     labels, y_pred = truth(made / "new"), np.array((made / "label_val.txt").read_text().split(), np.int8)
     (tmp_path / "truth.txt").write_text("".join(f"{label}\n" for label in labels))
     capsys.readouterr()
-    thera("evaluate", made / "label_val.txt", tmp_path / "truth.txt", "--classes", 3, "--full")
+    thera("evaluate", made / "label_val.txt", "--labels", tmp_path / "truth.txt", "--classes", 3, "--full")
     out = capsys.readouterr().out
     assert f"class error {1 - recall_score(labels, y_pred, average='macro'):.4f}" in out
     thera("predict", made / "new/img", "--run", made / "run", "--out", tmp_path / "labels.csv", "--tta")
     table = pd.read_csv(tmp_path / "labels.csv")
     assert table["label"].tolist() == [NAMES[label] for label in y_pred]
-    thera("evaluate", tmp_path / "labels.csv", made / "new/labels.csv", "--classes", 3)
+    thera("evaluate", tmp_path / "labels.csv", "--labels", made / "new/labels.csv", "--classes", 3)
     constant = tmp_path / "constant.txt"
     constant.write_text("0\n" * 40)
     capsys.readouterr()
     thera("compare", constant, made / "label_val.txt", "--labels", tmp_path / "truth.txt", "--classes", 3)
     assert "class error is" in capsys.readouterr().out
-    thera("evaluate", constant, tmp_path / "truth.txt", "--classes", 3)
+    thera("evaluate", constant, "--labels", tmp_path / "truth.txt", "--classes", 3)
     assert "it is a constant answer, with class error 0.6667" in " ".join(capsys.readouterr().out.split())
 
 
@@ -147,7 +147,6 @@ def test_the_same_seed_gives_the_same_bytes(made: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "start"),
     [
-        (("--correction", "shift"), "error: --correction: "),
         (("--prior", "0.3"), "error: --prior: a share of label 0 is for two classes alone"),
         (("--cascade", "0.99"), "error: --cascade: is for two classes alone; this run has 3"),
         (("--bad-label", "3", "--on-bad", "skip"), "error: --bad-label: must be 0 to 2; got 3"),
@@ -175,7 +174,7 @@ def test_folders_of_classes_are_read_and_their_names_kept(tmp_path: Path) -> Non
         (tmp_path / f"tiny/img/{row:03d}.png").rename(target / f"{row:03d}.png")
     source = open_folder(tmp_path / "classes", None, False, n_classes=3)
     assert source.classes == NAMES
-    thera("train-member", *TRAIN[:5], "1", *TRAIN[6:], "--images", tmp_path / "classes", "--classes", 3,
+    thera("train-member", *TRAIN[:4], "1", *TRAIN[5:], "--images", tmp_path / "classes", "--classes", 3,
           "--run", tmp_path / "run", "--clean")  # fmt: skip
     facts = Run(tmp_path / "run").read()
     assert facts.classes == NAMES and facts.class_count == 3
