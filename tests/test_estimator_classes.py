@@ -163,9 +163,6 @@ def test_the_oof_rows_give_the_nested_figures(fitted: TheraClassifier) -> None:
     assert rates.macro_f1 == pytest.approx(f1_score(table["label"], table["y_pred"], average="macro"))
     low, high = fitted.expected_hter_interval_
     assert low <= fitted.expected_hter_ <= high
-    for fold in (0, 1):  # the predictions of a fold follow from its stacked logits and offsets of the other fold
-        inside, others = table[table["fold"] == fold], table[table["fold"] != fold]
-        assert len(inside) == len(others) == 24
 
 
 @pytest.mark.parametrize("objective", ["hter", "macro-f1", "accuracy"])
@@ -205,8 +202,6 @@ def test_a_run_of_integers_is_kept(tmp_path: Path) -> None:
         assert other.predict(images).tolist() == first.predict(images).tolist()
         assert other.expected_rates_ == first.expected_rates_ and other.offsets_.tolist() == first.offsets_.tolist()
         assert other.oof_.equals(first.oof_)
-    assert tiny(run=run, epochs=1, classes=3).fit(images, codes + 1).predict(images).tolist()
-    (run / "classes.json").write_text((run / "classes.json").read_text().replace("1", "4", 1))
     (run / "classes.json").unlink()  # as a run of the command, whose classes have the names 1, 2 and 3
     assert TheraClassifier.from_run(run).classes_.tolist() == [1, 2, 3]
     tiny(run=tmp_path / "two", epochs=1).fit(images, codes == 1)
