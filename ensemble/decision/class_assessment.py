@@ -27,9 +27,9 @@ from ensemble.decision.intervals import FEW_ERRORS, Interval, central
 from ensemble.decision.rates import ClassRates, Floats, Labels, class_offsets, class_rates
 from ensemble.decision.refits import Refittable, centred_interval, refit_errors
 
-REPLICATES = 300
+REPLICATES = 200
 """The number of replicates of the bootstrap that refits the offsets. They are fewer than for a threshold, because each
-takes as many sweeps as there are classes; the 2.5 % quantile rests on seven of them."""
+takes as many sweeps as there are classes; the 2.5 % quantile rests on five of them."""
 
 FEW_IMAGES = 30
 """The number of images of a class below which the intervals are said not to hold for it."""

@@ -4,6 +4,7 @@ screen.py             what a command prints: short tables, or all of them
 render.py             a command's result -> all tables: which, in what order, with which notes
 summary.py            what matters of a result, in at most five lines
 table.py              one table, as Markdown and as text that fits the screen
+measures.py           HTER, or the measure of the objective of more classes, in words
 member_tables.py      members, and a trial of several
 decision_tables.py    the stack beside members and baselines
 prediction_tables.py  label files

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ensemble.decision.assessment import Assessment
-from ensemble.decision.rates import ErrorRates
+from ensemble.decision.class_assessment import ClassAssessment
+from ensemble.decision.comparison import Difference
+from ensemble.decision.decision import Decision
+from ensemble.decision.intervals import Interval
+from ensemble.decision.rates import ClassRates, ErrorRates
 from ensemble.errors import printable
-from ensemble.prediction_results import PredictionFacts
+from ensemble.reports.measures import Rule
 from ensemble.reports.member_tables import trial_table
+from ensemble.reports.prediction_tables import Facts
 from ensemble.reports.render import render, report_tables
 from ensemble.reports.summary import report_summary
 from ensemble.reports.table import Table, escaped
@@ -39,24 +43,28 @@ def _markdown(title: str, tables: Iterable[Table]) -> str:
 
 
 def report_json(result: ReportResult) -> dict[str, Any]:
-    """Return the report's figures, unrounded, as plain dicts: members, decisions by view set, predictions by set."""
-    decisions = result.decisions
+    """Return the report's figures, unrounded, as plain dicts: members, decisions by view set, predictions by set.
+
+    The names of more than two classes are listed first; the figures of a class stand under its name.
+    """
+    decisions, classes = result.decisions, result.classes or ()
     by_views = {} if decisions is None else {"plain": decisions.plain, "tta": decisions.tta}
-    return {
-        "members": {member.name: _figures(member.assessment) for member in result.members},
+    names = {"classes": list(classes)} if classes else {}
+    return names | {
+        "members": {member.name: _figures(member.assessment, classes) for member in result.members},
         "decisions": {
             name: {
                 "views": list(decision.views),
-                "stack": _figures(decision.stacked),
-                "members": [_figures(row) for row in decision.members],
-                "baselines": [_figures(row) for row in decision.baselines],
+                "stack": _figures(decision.stacked, classes),
+                "members": [_figures(row, classes) for row in decision.members],
+                "baselines": [_figures(row, classes) for row in decision.baselines],
                 "objective": decision.objective.text,
                 "stacker": decision.kind,
-                "stackers": [_figures(row) for row in decision.stackers],
+                "stackers": [_figures(row, classes) for row in decision.stackers],
                 "curve": [
                     {"cost_fpr": row.cost_fpr / 10, "threshold": row.threshold, "loss": row.loss}
                     | _rates_json(row.rates)
-                    for row in decision.curve
+                    for row in (decision.curve if isinstance(decision, Decision) else ())
                 ],
                 "repeated": list(decision.repeated),
                 "noise": None if decision.noise is None else asdict(decision.noise),
@@ -69,16 +77,17 @@ def report_json(result: ReportResult) -> dict[str, Any]:
     }
 
 
-def _figures(row: Assessment) -> dict[str, Any]:
+def _figures(row: Rule, classes: Sequence[str]) -> dict[str, Any]:
+    """Return the figures of a rule; of more than two classes, each class has its rates under its name."""
+    if isinstance(row, ClassAssessment):
+        return _class_figures(row, classes)
     return {
         "name": row.name,
         "threshold": row.threshold,
         "nested": _rates_json(row.nested)
-        | {"interval": [row.interval.low, row.interval.high], "refitted": row.refitted}
-        | {f"{name}_interval": [i.low, i.high] for name, i in (("fpr", row.fpr), ("fnr", row.fnr))},
-        "less_the_stack": None
-        if row.difference is None
-        else {"hter": row.difference.value, "interval": [row.difference.interval.low, row.difference.interval.high]},
+        | {"interval": _ends(row.interval), "refitted": row.refitted}
+        | {f"{name}_interval": _ends(interval) for name, interval in (("fpr", row.fpr), ("fnr", row.fnr))},
+        "less_the_stack": _difference_json("hter", row.difference),
         "apparent": _rates_json(row.apparent),
         "optimism": row.optimism,
         "auc": row.auc,
@@ -89,11 +98,55 @@ def _figures(row: Assessment) -> dict[str, Any]:
     }
 
 
-def _rates_json(rates: ErrorRates) -> dict[str, Any]:
-    return {"n_neg": rates.n_neg, "n_pos": rates.n_pos, "fpr": rates.fpr, "fnr": rates.fnr, "hter": rates.hter}
+def _class_figures(row: ClassAssessment, classes: Sequence[str]) -> dict[str, Any]:
+    rates, of_all = row.nested, (("mean_error", row.mean_error), ("macro_f1", row.macro_f1), ("accuracy", row.accuracy))
+    return {
+        "name": row.name,
+        "offsets": list(row.offsets),
+        "nested": _rates_json(rates)
+        | {"loss": row.loss, "interval": _ends(row.interval), "refitted": row.refitted}
+        | {f"{name}_interval": _ends(interval) for name, interval in of_all},
+        "classes": {
+            name: {
+                "images": rates.counts[c],
+                "recall": rates.recalls[c],
+                "recall_interval": [1 - row.errors[c].high, 1 - row.errors[c].low],
+                "precision": rates.precisions[c],
+                "precision_interval": _ends(row.precisions[c]),
+                "f1": rates.f1_scores[c],
+                "offset": row.offsets[c],
+            }
+            for c, name in enumerate(classes or map(str, range(len(row.offsets))))
+        },
+        "less_the_stack": _difference_json("loss", row.difference),
+        "macro_f1_less_the_stack": _difference_json("macro_f1", row.macro_f1_difference),
+        "apparent": _rates_json(row.apparent),
+        "optimism": row.optimism,
+        "folds": [{"fold": fold.fold, "offsets": list(fold.offsets)} | _rates_json(fold.rates) for fold in row.folds],
+    }
 
 
-def _prediction_figures(facts: PredictionFacts) -> dict[str, Any]:
+def _ends(interval: Interval) -> list[float]:
+    return [interval.low, interval.high]
+
+
+def _difference_json(measure: str, difference: Difference | None) -> dict[str, Any] | None:
+    """Return a difference to the stack; None for the stack itself."""
+    return None if difference is None else {measure: difference.value, "interval": _ends(difference.interval)}
+
+
+def _rates_json(rates: ErrorRates | ClassRates) -> dict[str, Any]:
+    if isinstance(rates, ErrorRates):
+        return {"n_neg": rates.n_neg, "n_pos": rates.n_pos, "fpr": rates.fpr, "fnr": rates.fnr, "hter": rates.hter}
+    return {
+        "confusion": [list(row) for row in rates.confusion],
+        "mean_error": rates.mean_error,
+        "macro_f1": rates.macro_f1,
+        "accuracy": rates.accuracy,
+    }
+
+
+def _prediction_figures(facts: Facts) -> dict[str, Any]:
     figures = asdict(facts)
     figures["expectation"]["rates"] = _rates_json(facts.expectation.rates)
     figures["share_check"]["shifted"] = facts.share_check.shifted

@@ -9,10 +9,12 @@ from typing import Any
 PANELS = (
     ("loss", "loss on training images"),
     ("hter", "least HTER on held-out images"),
-    ("class-error", "mean class error on held-out images"),
     ("lr", "learning rate"),
 )
-"""Keys of a fold's history, with the titles of their plots. HTER and class error never affect training."""
+"""Keys of a fold's history, with the titles of their plots. The HTER never affects training."""
+
+CLASS_ERROR = ("class-error", "mean class error on held-out images")
+"""What takes the place of the HTER among more than two classes. It never affects training either."""
 
 
 def training_figure(title: str, history: Sequence[Mapping[str, Any]]) -> bytes:
@@ -22,12 +24,13 @@ def training_figure(title: str, history: Sequence[Mapping[str, Any]]) -> bytes:
     ----------
     title : str
     history : sequence of mappings
-        One mapping per epoch: `epoch`, and those keys of `PANELS` that were recorded.
+        One mapping per epoch: `epoch`, and those keys of `PANELS` that were recorded, or that of `CLASS_ERROR`.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    shown = [(key, name) for key, name in PANELS if any(entry.get(key) is not None for entry in history)]
+    panels = (*PANELS[:-1], CLASS_ERROR, PANELS[-1])
+    shown = [(key, name) for key, name in panels if any(entry.get(key) is not None for entry in history)]
     figure = Figure(figsize=(4 * max(1, len(shown)), 3), dpi=100, layout="constrained")
     figure.suptitle(title, parse_math=False)
     for index, (key, name) in enumerate(shown, 1):

@@ -7,11 +7,12 @@ from functools import singledispatch
 from pathlib import Path
 
 from ensemble.bench_results import BenchResult
+from ensemble.decision.class_assessment import ClassAssessment
 from ensemble.decision.rates import ErrorRates
 from ensemble.errors import printable
 from ensemble.prediction_results import PredictResult
 from ensemble.reports.bench_tables import bench_tables
-from ensemble.reports.comparison_tables import comparison_tables, evaluation_tables
+from ensemble.reports.comparison_tables import CLASS_RATES, comparison_tables, evaluation_tables
 from ensemble.reports.decision_tables import decision_tables
 from ensemble.reports.member_tables import member_table, trial_table
 from ensemble.reports.prediction_tables import prediction_table
@@ -27,6 +28,7 @@ from ensemble.reports.summary import (
 )
 from ensemble.reports.table import Table
 from ensemble.results import (
+    ClassFitResult,
     CompareResult,
     DemoResult,
     EvaluateResult,
@@ -58,6 +60,24 @@ AVERAGING = (
     "measured on the images to predict: it corrects the threshold and gives the expected HTER of their label file."
 )
 
+CLASS_LEGEND = (
+    f"{CLASS_RATES} Accuracy: the share of all images that are predicted correctly.",
+    (
+        "All are nested: whatever a rule fits (weights, offsets) is fitted without the fold that it is scored on. "
+        "Apparent is the same figure of the rule fitted on all images and scored on the same images; the gap is its "
+        "optimism, above 0 where it is too good. An image gets the class with the greatest logit plus offset; the "
+        "offsets are those of the rule fitted on all images."
+    ),
+    (
+        "[]: 95 % interval. Every bootstrap replicate refits the offsets, and is the same for all rules. The "
+        "predictions of rules without offsets and of votes are fixed."
+    ),
+)
+CLASS_AVERAGING = (
+    "Prediction averages k fold models, while each logit measured here came from one. Among more than two classes the "
+    "effect of averaging is not measured: the rates of a label file are those of one fold model."
+)
+
 
 @singledispatch
 def render(result: object) -> list[Table]:
@@ -73,7 +93,11 @@ def render(result: object) -> list[Table]:
 
 @render.register
 def _(result: MemberReport) -> list[Table]:
-    return [member_table(result).with_notes(*LEGEND)]
+    return [member_table(result).with_notes(*_legend(result))]
+
+
+def _legend(report: MemberReport) -> tuple[str, ...]:
+    return CLASS_LEGEND if isinstance(report.assessment, ClassAssessment) else LEGEND
 
 
 @render.register
@@ -93,7 +117,7 @@ def _(result: RemoveResult) -> list[Table]:
 
 
 @render.register
-def _(result: FitResult) -> list[Table]:
+def _(result: FitResult | ClassFitResult) -> list[Table]:
     return [*_fit_tables(result), fit_summary(result)]
 
 
@@ -171,14 +195,17 @@ def report_tables(result: ReportResult) -> list[Table]:
     """Return all tables of a run, without the summary."""
     members = [member_table(member) for member in result.members]
     if result.decisions is None:
-        return [*members[:-1], members[-1].with_notes(*LEGEND)]
+        return [*members[:-1], members[-1].with_notes(*_legend(result.members[-1]))]
     tables = [*members, *_fit_tables(result.decisions)]
     return [*tables, prediction_table(result.predictions)] if result.predictions else tables
 
 
-def _fit_tables(result: FitResult) -> list[Table]:
-    *first, last = decision_tables(result.plain, result.tta)
-    return [*first, last.with_notes(*LEGEND, AVERAGING)]
+def _fit_tables(result: FitResult | ClassFitResult) -> list[Table]:
+    if isinstance(result, FitResult):
+        *first, last = decision_tables(result.plain, result.tta)
+        return [*first, last.with_notes(*LEGEND, AVERAGING)]
+    *first, last = decision_tables(result.plain, result.tta, result.classes)
+    return [*first, last.with_notes(*CLASS_LEGEND, CLASS_AVERAGING)]
 
 
 def demo_table(result: DemoResult) -> Table:

@@ -6,18 +6,23 @@ from collections.abc import Mapping
 from functools import singledispatch
 
 from ensemble.decision.assessment import Assessment
+from ensemble.decision.class_decision import ClassDecision
 from ensemble.decision.decision import Decision
 from ensemble.errors import printable
-from ensemble.prediction_results import PredictionFacts, PredictResult
-from ensemble.reports.comparison_tables import comparison_tables, evaluation_tables
-from ensemble.reports.decision_tables import decision_warnings, repeated_notes
+from ensemble.prediction_results import ClassPredictionFacts, PredictResult
+from ensemble.reports.comparison_tables import CLASS_RATES, comparison_tables, evaluation_tables
+from ensemble.reports.decision_tables import decision_warnings, objective_sentence, repeated_notes
+from ensemble.reports.measures import Rule, nested_cells, nested_columns
 from ensemble.reports.member_tables import best_rule, chance_notes, origin_notes, trial_table
 from ensemble.reports.prediction_tables import (
-    UNMEASURED,
-    is_known,
+    Facts,
+    expected_cells,
+    expected_columns,
+    expected_measure,
     label_file_name,
     label_file_warnings,
-    rule_interval_cell,
+    shares_note,
+    unmeasured_notes,
 )
 from ensemble.reports.render import demo_table, render
 from ensemble.reports.summary import (
@@ -31,8 +36,9 @@ from ensemble.reports.summary import (
     train_summary,
     trial_summary,
 )
-from ensemble.reports.table import Table, interval_cell, rate_cells
+from ensemble.reports.table import Table
 from ensemble.results import (
+    ClassFitResult,
     CompareResult,
     DemoResult,
     EvaluateResult,
@@ -42,9 +48,6 @@ from ensemble.results import (
     TrainResult,
     TrialResult,
 )
-
-RULES = ("", "FPR", "FNR", "HTER", "95 %", "AUC")
-"""The columns of the short tables of members and stack."""
 
 LEGEND = "FPR: error rate on images of label 0; FNR: on label 1; HTER: their mean."
 
@@ -77,7 +80,7 @@ def _(result: TrialResult) -> list[Table]:
 
 
 @_short.register
-def _(result: FitResult) -> list[Table]:
+def _(result: FitResult | ClassFitResult) -> list[Table]:
     return [_decision_table(result.tta), fit_summary(result)]
 
 
@@ -121,23 +124,23 @@ def _members_table(members: tuple[MemberReport, ...]) -> Table:
     notes = [f"{member.name}: {note}" for member in members for note in origin_notes(member)]
     return Table(
         f"Members on {rules[0].nested.n} images, out of fold, views {' + '.join(members[0].views)}",
-        RULES,
+        _rule_columns(rules[0]),
         tuple(map(_rule_row, rules)),
-        (LEGEND, *chance_notes(rules), *notes),
+        (_legend(rules[0]), *chance_notes(rules), *notes),
         best=best_rule(rules),
     )
 
 
-def _decision_table(decision: Decision) -> Table:
+def _decision_table(decision: Decision | ClassDecision) -> Table:
     """Return the stack and the members."""
-    rules = [decision.stacked, *decision.members]
+    rules: list[Rule] = [decision.stacked, *decision.members]
     return Table(
         f"Stack and members on {decision.nested.n} images, nested, views {' + '.join(decision.views)}",
-        RULES,
+        _rule_columns(rules[0]),
         tuple(map(_rule_row, rules)),
         (
-            LEGEND,
-            f"The threshold is that of {decision.objective.description}.",
+            _legend(rules[0]),
+            objective_sentence(decision),
             *repeated_notes(decision),
             *decision_warnings(decision),
         ),
@@ -145,30 +148,46 @@ def _decision_table(decision: Decision) -> Table:
     )
 
 
-def _rule_row(rule: Assessment) -> tuple[str, ...]:
-    return (rule.name, *rate_cells(rule.nested), interval_cell(rule.interval), f"{rule.auc:.4f}")
+def _legend(rule: Rule) -> str:
+    return LEGEND if isinstance(rule, Assessment) else CLASS_RATES
 
 
-def _label_files_table(predictions: Mapping[str, PredictionFacts]) -> Table:
+def _rule_columns(rule: Rule) -> tuple[str, ...]:
+    """Return the columns of the short tables of members and stack."""
+    last = ("AUC",) if isinstance(rule, Assessment) else ()
+    return ("", *_shown(rule, nested_columns(rule)), *last)
+
+
+def _rule_row(rule: Rule) -> tuple[str, ...]:
+    last = (f"{rule.auc:.4f}",) if isinstance(rule, Assessment) else ()
+    return (rule.name, *_shown(rule, nested_cells(rule)), *last)
+
+
+def _shown(rule: Rule, cells: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the cells that fit 80 columns: of more than two classes, all but the accuracy, unless it is judged by."""
+    if isinstance(rule, Assessment):
+        return cells
+    return (*cells[:2], *cells[4:]) if rule.objective.kind == "accuracy" else cells[:4]
+
+
+def _label_files_table(predictions: Mapping[str, Facts]) -> Table:
     """Return the expected error rates of label files, keyed by the name of their set, and what speaks against them."""
-    unmeasured = not all(map(is_known, predictions.values()))
+    shares = (
+        f"{printable(name)}: {shares_note(facts)}"
+        for name, facts in predictions.items()
+        if isinstance(facts, ClassPredictionFacts)
+    )
     warnings = (
         f"warning: {printable(name)}: {warning}"
         for name, facts in predictions.items()
         for warning in label_file_warnings(facts)
     )
     return Table(
-        "Label files: expected HTER",
-        ("set", "images", "share of 0", "FPR", "FNR", "HTER", "95 %"),
+        f"Label files: expected {expected_measure(predictions)}",
+        ("set", "images", *expected_columns(predictions)),
         tuple(
-            (
-                label_file_name(name, facts),
-                str(facts.images),
-                f"{facts.share_of_label_0:.4f}",
-                *rate_cells(facts.expectation.rates),
-                rule_interval_cell(facts),
-            )
+            (label_file_name(name, facts), str(facts.images), *expected_cells(facts))
             for name, facts in predictions.items()
         ),
-        (*((UNMEASURED,) if unmeasured else ()), *warnings),
+        (*unmeasured_notes(predictions), *shares, *warnings),
     )

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ensemble.decision.assessment import Assessment
 from ensemble.decision.class_comparison import ClassMeasured
+from ensemble.decision.class_decision import ClassDecision
 from ensemble.decision.comparison import Evaluation
 from ensemble.decision.decision import Decision
-from ensemble.decision.intervals import Interval
 from ensemble.decision.label_noise import noise_in_short
 from ensemble.errors import printable
-from ensemble.prediction_results import PredictionFacts, PredictResult
+from ensemble.prediction_results import PredictResult
 from ensemble.reports.comparison_tables import verdict
-from ensemble.reports.prediction_tables import is_constant, is_known, label_file_warnings
+from ensemble.reports.measures import Rule, constant_error, figure, four_decimals, interval_text, is_better, loss
+from ensemble.reports.member_tables import measure_of_trial, trial_error
+from ensemble.reports.prediction_tables import Facts, is_constant, is_known, label_file_warnings, only_label
 from ensemble.reports.table import Table
 from ensemble.results import (
+    ClassFitResult,
     CompareResult,
     DemoResult,
     EvaluateResult,
@@ -25,8 +27,6 @@ from ensemble.results import (
     TrainResult,
     TrialResult,
 )
-
-CONSTANT = "A constant answer has HTER 0.5"
 
 
 def in_short(*lines: str) -> Table:
@@ -38,7 +38,8 @@ def report_summary(result: ReportResult) -> Table:
     """Return the figures of a run that matter most: the label files' and the stack's, or the best member's."""
     if result.decisions is None:
         best = _best(member.assessment for member in result.members)
-        return in_short(*_member_lines(best), "To combine the members and fit the threshold, run: thera fit-stacker")
+        cut = "offsets" if result.classes else "threshold"
+        return in_short(*_member_lines(best), f"To combine the members and fit the {cut}, run: thera fit-stacker")
     decision = result.decisions.tta
     return in_short(*_label_file_lines(result.predictions), _stack_line(decision), _constant_line(decision))
 
@@ -62,7 +63,7 @@ def demo_summary(result: DemoResult) -> Table:
     )
 
 
-def fit_summary(result: FitResult) -> Table:
+def fit_summary(result: FitResult | ClassFitResult) -> Table:
     """Return the figures of the stack, with test-time augmentation."""
     return in_short(_stack_line(result.tta), _constant_line(result.tta))
 
@@ -76,9 +77,10 @@ def train_summary(result: TrainResult) -> Table:
 
 def trial_summary(result: TrialResult) -> Table:
     """Return the best member on the fold of a trial."""
-    best = min(result.rows, key=lambda row: row.rates.hter)
+    best = min(result.rows, key=trial_error)
+    where = "without offsets" if best.auc is None else "at the best threshold for these images"
     return in_short(
-        f"Best on fold {result.fold}: {best.name}, HTER {best.rates.hter:.4f} at the best threshold for these images.",
+        f"Best on fold {result.fold}: {best.name}, {measure_of_trial(best)} {trial_error(best):.4f} {where}.",
         "Use this to choose members; confirm the choice on the other folds.",
     )
 
@@ -93,7 +95,8 @@ def predict_summary(result: PredictResult) -> Table:
     else:
         shift = f"No sign that the new images differ from the training images (p = {check.p_value:.2g})."
     where = () if result.out is None else (f"Label file: {printable(_shown(result.out))}",)
-    return in_short(*_label_file_lines({result.name: result.facts}), shift, f"{CONSTANT}.", *where)
+    constant = figure(result.facts.expectation).constant_text
+    return in_short(*_label_file_lines({result.name: result.facts}), shift, f"{constant}.", *where)
 
 
 def evaluate_summary(result: EvaluateResult) -> Table:
@@ -110,24 +113,15 @@ def evaluate_summary(result: EvaluateResult) -> Table:
         name = evaluation.classes[predicted[0]].name
         line = f"{result.name} has label {printable(name)} for all images: it is a constant answer, with"
         return in_short(f"{line} {measure} {constant}.")
-    figures = f"{measure} {error:.4f} ({_interval(interval)})"
+    figures = f"{measure} {error:.4f} ({interval_text(interval)})"
     better = interval.high < 1 - 1 / len(evaluation.confusion)
     beside = f"a constant answer has {constant}" if better else "no better than a constant answer"
     f1 = "" if isinstance(evaluation, Evaluation) else _macro_f1_clause(evaluation.measured)
     return in_short(f"{result.name}: {figures}; {beside}.{f1}")
 
 
-def constant_error(classes: int) -> str:
-    """Return the class error of the same answer for every image: 0.5 of two classes.
-
-    >>> constant_error(2), constant_error(18)
-    ('0.5', '0.9444')
-    """
-    return f"{1 - 1 / classes:.4f}".rstrip("0")
-
-
 def _macro_f1_clause(measured: ClassMeasured) -> str:
-    return f" Macro F1 {measured.rates.macro_f1:.4f} ({_interval(measured.macro_f1)})."
+    return f" Macro F1 {measured.rates.macro_f1:.4f} ({interval_text(measured.macro_f1)})."
 
 
 def compare_summary(result: CompareResult) -> Table:
@@ -135,59 +129,51 @@ def compare_summary(result: CompareResult) -> Table:
     return in_short(verdict(result.name_a, result.name_b, result.comparison))
 
 
-def _label_file_lines(predictions: Mapping[str, PredictionFacts]) -> tuple[str, ...]:
+def _label_file_lines(predictions: Mapping[str, Facts]) -> tuple[str, ...]:
     """Return one line for the label file, or for all of them."""
     if len(predictions) > 1:
-        expected = sorted(facts.expectation.rates.hter for facts in predictions.values())
+        figures = [figure(facts.expectation) for facts in predictions.values()]
+        expected = sorted(each.value for each in figures)
         whose = "" if all(map(is_known, predictions.values())) else " (*: of one fold model)"
-        return (f"{len(predictions)} label files: expected HTER {expected[0]:.4f} to {expected[-1]:.4f}{whose}.",)
+        what = f"expected {figures[0].name} {expected[0]:.4f} to {expected[-1]:.4f}"
+        return (f"{len(predictions)} label files: {what}{whose}.",)
     return tuple(_label_file_line(printable(name), facts) for name, facts in predictions.items())
 
 
-def _label_file_line(name: str, facts: PredictionFacts) -> str:
+def _label_file_line(name: str, facts: Facts) -> str:
+    expected = figure(facts.expectation)
     if is_constant(facts):
-        return (
-            f"Label file {name}: HTER 0.5, since all {facts.images} images got label {1 - int(facts.share_of_label_0)}."
-        )
-    expected = facts.expectation
+        value = four_decimals(expected.constant if expected.is_error else expected.value)
+        since = f"since all {facts.images} images got label {only_label(facts)}"
+        return f"Label file {name}: {expected.name} {value}, {since}."
     end = "; see the warnings." if label_file_warnings(facts) else "."
     if not is_known(facts):
-        return f"Label file {name}: one fold model has HTER {expected.rates.hter:.4f}; averaging was not measured{end}"
-    return f"Label file {name}: expected HTER {expected.rates.hter:.4f} ({_interval(expected.interval)}){end}"
+        one = f"one fold model has {expected.name} {expected.value:.4f}"
+        return f"Label file {name}: {one}; averaging was not measured{end}"
+    return f"Label file {name}: expected {expected.text}{end}"
 
 
-def _stack_line(decision: Decision) -> str:
+def _stack_line(decision: Decision | ClassDecision) -> str:
     n = len(decision.stacker.members)
-    figures = f"nested HTER {decision.nested.hter:.4f} ({_interval(decision.interval)})"
-    return f"Stack of {n} member{'s' * (n > 1)}: {figures}."
+    return f"Stack of {n} member{'s' * (n > 1)}: nested {figure(decision.stacked).text}."
 
 
-def _constant_line(decision: Decision) -> str:
-    if not _better(decision.stacked):
-        return f"{CONSTANT}: the stack is no better."
+def _constant_line(decision: Decision | ClassDecision) -> str:
+    constant = figure(decision.stacked).constant_text
+    if not is_better(decision.stacked):
+        return f"{constant}: the stack is no better."
     noise = noise_in_short(decision.noise)
-    return f"{CONSTANT}; {noise}." if noise else f"{CONSTANT}."
+    return f"{constant}; {noise}." if noise else f"{constant}."
 
 
-def _member_lines(member: Assessment) -> tuple[str, str]:
-    better = "." if _better(member) else f": {member.name} is no better."
-    return (
-        f"Member {member.name}: nested HTER {member.nested.hter:.4f} ({_interval(member.interval)}).",
-        CONSTANT + better,
-    )
+def _member_lines(member: Rule) -> tuple[str, str]:
+    of_member = figure(member)
+    better = "." if is_better(member) else f": {member.name} is no better."
+    return f"Member {member.name}: nested {of_member.text}.", of_member.constant_text + better
 
 
-def _better(row: Assessment) -> bool:
-    """Return whether a rule is better than a constant answer beyond chance, by its HTER and by its AUC."""
-    return row.interval.high < 0.5 and row.beats_chance
-
-
-def _best(members: Iterable[Assessment]) -> Assessment:
-    return min(members, key=lambda member: member.nested.hter)
-
-
-def _interval(interval: Interval) -> str:
-    return f"95 %: {interval.low:.4f} to {interval.high:.4f}"
+def _best(members: Iterable[Rule]) -> Rule:
+    return min(members, key=loss)
 
 
 def _shown(path: Path) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ensemble.decision.intervals import Interval
-from ensemble.decision.rates import ErrorRates
+from ensemble.decision.rates import ClassRates, ErrorRates
 
 WIDTH = 80
 """The width of a text in columns where that of the terminal is not known."""
@@ -141,9 +141,16 @@ def _wrapped(text: str, width: int, whole_words: bool = True) -> list[str]:
     return textwrap.wrap(text, width, break_long_words=not whole_words, break_on_hyphens=False)
 
 
-def rate_cells(rates: ErrorRates) -> tuple[str, str, str]:
-    """Return FPR, FNR and HTER with four decimals."""
-    return f"{rates.fpr:.4f}", f"{rates.fnr:.4f}", f"{rates.hter:.4f}"
+def rate_columns(rates: ErrorRates | ClassRates) -> tuple[str, str, str]:
+    """Return the columns of `rate_cells`."""
+    return ("FPR", "FNR", "HTER") if isinstance(rates, ErrorRates) else ("class error", "macro F1", "accuracy")
+
+
+def rate_cells(rates: ErrorRates | ClassRates) -> tuple[str, str, str]:
+    """Return FPR, FNR and HTER with four decimals; of more than two classes class error, macro F1 and accuracy."""
+    if isinstance(rates, ErrorRates):
+        return f"{rates.fpr:.4f}", f"{rates.fnr:.4f}", f"{rates.hter:.4f}"
+    return f"{rates.mean_error:.4f}", f"{rates.macro_f1:.4f}", f"{rates.accuracy:.4f}"
 
 
 def interval_cell(interval: Interval, form: str = ".4f") -> str:
