@@ -258,6 +258,14 @@ def test_names_of_folders_are_the_labels(names: tuple[str, ...], tmp_path: Path)
         tiny(classes=len(names)).fit(tmp_path / "classes", codes)
 
 
+def test_classes_that_differ_clearly_are_learnt() -> None:
+    images, codes = pictures(48)
+    new_images, new_codes = pictures(40, seed=5)
+    classifier = tiny(epochs=12).fit(images, NAMES[codes])
+    assert classifier.score(new_images, NAMES[new_codes]) > 0.9
+    assert classifier.expected_hter_ < 0.1
+
+
 def test_models_are_selected_by_balanced_accuracy() -> None:
     images, codes = pictures(48)
     scores = cross_val_score(tiny(epochs=1), images, NAMES[codes], cv=2)
