@@ -215,6 +215,11 @@ def test_a_temporary_run_is_pickled(fitted: TheraClassifier) -> None:
     other = pickle.loads(pickle.dumps(fitted))
     assert other.run_ != fitted.run_
     assert np.array_equal(other.decision_function(images), fitted.decision_function(images))
+    state = fitted.__getstate__()
+    del state["classes"]  # a pickle of a version that had no such parameter
+    older = TheraClassifier.__new__(TheraClassifier)
+    older.__setstate__(state)
+    assert clone(older).get_params() == fitted.get_params()
 
 
 def test_a_label_file_and_the_commands_give_the_same_as_arrays(tmp_path: Path) -> None:
