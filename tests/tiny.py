@@ -101,3 +101,24 @@ def prediction_facts(path: Path) -> dict[str, Any]:
         "expected_interval": ends(expectation["new_set_interval"]),
         "at_prior": expectation["at_prior"],
     }
+
+
+def write_three(folder: Path, n: int, seed: int = 0, size: int = 16) -> np.ndarray:
+    """Write n images of three classes, and return the labels (n,): bright above 0 (half), below 1, in the middle 2.
+
+    ``labels.txt`` has the indices, ``labels.csv`` the names low, top and mid by name, which are in another order.
+    """
+    rng = np.random.default_rng(seed)
+    labels = np.array([0, 1, 0, 2], np.int8)[np.arange(n) % 4]
+    (folder / "img").mkdir(parents=True)
+    third = size // 3
+    for row, label in enumerate(labels.tolist(), 1):
+        image = rng.integers(0, 120, (size, size, 3), dtype=np.uint8)
+        start = (0, size - third, third)[label]
+        image[start : start + third] += 130
+        cv2.imwrite(str(folder / "img" / f"{row:03d}.png"), image)
+    (folder / "labels.txt").write_text("".join(f"{label}\n" for label in labels))
+    names = np.array(["top", "low", "mid"])[labels]
+    rows = (f"{row:03d}.png,{name}\n" for row, name in enumerate(names.tolist(), 1))
+    (folder / "labels.csv").write_text("name,label\n" + "".join(rows))
+    return labels

@@ -24,8 +24,8 @@ scores makes a cut worse than its counts."""
 
 
 REFIT_ROUNDS = 1
-"""The number of visits of each class in a refit. On drawn data of 3 to 18 classes, the first visit brought 70 to 97 % of
-the improvement, and the spread of the errors was that at rest to within 8 %, in a third of the time."""
+"""The number of visits of each class in a refit. On drawn data of 3 to 18 classes, the first visit brought 70 to 97 %
+of the improvement, and the spread of the errors was that at rest to within 8 %, in a third of the time."""
 
 LEAST_ROWS = 300
 """The least number of rows near the cut of a class among which a refit searches; with fewer rows, it searches all."""

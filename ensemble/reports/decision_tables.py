@@ -10,7 +10,7 @@ from ensemble.decision.class_assessment import FEW_IMAGES
 from ensemble.decision.class_decision import ClassDecision
 from ensemble.decision.decision import Decision
 from ensemble.decision.intervals import Interval
-from ensemble.decision.label_noise import describe_noise
+from ensemble.decision.label_noise import describe_class_noise, describe_noise
 from ensemble.reports.comparison_tables import confusion_table
 from ensemble.reports.measures import (
     apparent_cells,
@@ -164,11 +164,26 @@ def curve_table(decision: Decision) -> Table:
     )
 
 
-def noise_table(decision: Decision) -> Table:
-    """Return how much HTER labels that are wrong at random cause at most."""
+def noise_table(decision: Decision | ClassDecision, classes: Sequence[str] | None = None) -> Table:
+    """Return how much HTER labels that are wrong at random cause at most; of more classes, an estimate."""
+    if isinstance(decision, ClassDecision):
+        return _class_noise_table(decision, class_names(classes, decision.classes))
     title, columns = "Floor: the HTER that wrong labels alone cause", ("bound, 95 %", "FPR", "FNR", "HTER")
     rows = () if decision.noise is None else (("labels wrong at random, at most", *rate_cells(decision.noise.rates)),)
     return Table(title, columns, rows, (describe_noise(decision.noise, decision.nested.hter),))
+
+
+def _class_noise_table(decision: ClassDecision, names: Sequence[str]) -> Table:
+    noise, rows = decision.noise, list[tuple[str, ...]]()
+    if noise is not None:
+        rows = [(name, f"{error:.4f}", "") for name, error in zip(names, noise.rates.errors, strict=True)]
+        rows.append(("mean", f"{noise.rates.mean_error:.4f}", interval_cell(noise.interval)))
+    return Table(
+        "Floor: the class error that wrong labels alone seem to cause",
+        ("label", "contradicted with confidence", "95 %"),
+        tuple(rows),
+        (describe_class_noise(noise, decision.nested.mean_error, names),),
+    )
 
 
 def decision_tables(
@@ -176,9 +191,8 @@ def decision_tables(
 ) -> tuple[Table, ...]:
     """Return the stack's tables for plain prediction and TTA, then stackers, other costs and label noise for TTA.
 
-    Among more than two classes, whose names are `classes`, the rates of the classes take the place of other costs and
-    label noise.
+    Among more than two classes, whose names are `classes`, the rates of the classes take the place of other costs.
     """
     stackers = (stackers_table(tta),) if tta.stackers else ()
-    last = (curve_table(tta), noise_table(tta)) if isinstance(tta, Decision) else class_tables(tta, classes)
-    return (decision_table(plain, classes), decision_table(tta, classes), *stackers, *last)
+    rates = (curve_table(tta),) if isinstance(tta, Decision) else class_tables(tta, classes)
+    return (decision_table(plain, classes), decision_table(tta, classes), *stackers, *rates, noise_table(tta, classes))

@@ -10,6 +10,7 @@ from ensemble.decision.class_assessment import ClassAssessment
 from ensemble.decision.comparison import Difference
 from ensemble.decision.decision import Decision
 from ensemble.decision.intervals import Interval
+from ensemble.decision.label_noise import ClassNoise, NoiseBound
 from ensemble.decision.rates import ClassRates, ErrorRates
 from ensemble.errors import printable
 from ensemble.reports.measures import Rule
@@ -67,7 +68,7 @@ def report_json(result: ReportResult) -> dict[str, Any]:
                     for row in (decision.curve if isinstance(decision, Decision) else ())
                 ],
                 "repeated": list(decision.repeated),
-                "noise": None if decision.noise is None else asdict(decision.noise),
+                "noise": _noise_json(decision.noise),
                 "notes": list(decision.notes),
             }
             for name, decision in by_views.items()
@@ -135,6 +136,14 @@ def _difference_json(measure: str, difference: Difference | None) -> dict[str, A
     return None if difference is None else {measure: difference.value, "interval": _ends(difference.interval)}
 
 
+def _noise_json(noise: NoiseBound | ClassNoise | None) -> dict[str, Any] | None:
+    if isinstance(noise, ClassNoise):
+        rates = noise.rates
+        confusion = [list(row) for row in rates.confusion]
+        return {"confident_joint": confusion, "mean_error": rates.mean_error, "interval": _ends(noise.interval)}
+    return None if noise is None else asdict(noise)
+
+
 def _rates_json(rates: ErrorRates | ClassRates) -> dict[str, Any]:
     if isinstance(rates, ErrorRates):
         return {"n_neg": rates.n_neg, "n_pos": rates.n_pos, "fpr": rates.fpr, "fnr": rates.fnr, "hter": rates.hter}
@@ -149,5 +158,6 @@ def _rates_json(rates: ErrorRates | ClassRates) -> dict[str, Any]:
 def _prediction_figures(facts: Facts) -> dict[str, Any]:
     figures = asdict(facts)
     figures["expectation"]["rates"] = _rates_json(facts.expectation.rates)
+    figures["share_check"]["p_value"] = facts.share_check.p_value
     figures["share_check"]["shifted"] = facts.share_check.shifted
     return figures

@@ -60,8 +60,8 @@ class Figure:
     @property
     def constant_text(self) -> str:
         """What a constant answer has, in a clause."""
-        most = "" if self.is_error else " at most"
-        return f"A constant answer has {self.name} {four_decimals(self.constant)}{most}"
+        value = error_text(self.constant) if self.is_error else f"{self.constant:.4f} at most"
+        return f"A constant answer has {self.name} {value}"
 
 
 def figure(of: Rule | Expectation | ClassExpectation) -> Figure:
@@ -101,7 +101,12 @@ def constant_error(classes: int) -> str:
     >>> constant_error(2), constant_error(18)
     ('0.5', '0.9444')
     """
-    return four_decimals(1 - 1 / classes)
+    return error_text(1 - 1 / classes)
+
+
+def error_text(error: float) -> str:
+    """Return an error of at least 0.5 with at most four decimals."""
+    return f"{error:.4f}".rstrip("0")
 
 
 def is_better(rule: Rule) -> bool:
@@ -176,12 +181,3 @@ def offsets_text(names: Sequence[str], offsets: Sequence[float]) -> str:
 def interval_text(interval: Interval) -> str:
     """Return a 95 % interval in words."""
     return f"95 %: {interval.low:.4f} to {interval.high:.4f}"
-
-
-def four_decimals(value: float) -> str:
-    """Return at most four decimals, without zeros at the end.
-
-    >>> four_decimals(0.5), four_decimals(2 / 3)
-    ('0.5', '0.6667')
-    """
-    return f"{value:.4f}".rstrip("0")

@@ -129,15 +129,15 @@ def trial_table(result: TrialResult, full: bool = True) -> Table:
     shown = slice(0, 3) if full else slice(2, 3) if two else slice(0, 1)
     rates, area = rate_columns(first.rates)[shown], ("AUC",) if two else ()
     if two:
-        about = "The threshold of each member is the best one for these images, so the figures are optimistic. "
+        about = "The threshold of each member is the best one for these images, so the figures are optimistic. Use them"
     else:
-        about = "The class with the greatest logit is predicted; offsets, which are fitted later, may improve it. "
+        about = "An image gets the class with the greatest logit; no offsets are fitted. Use the figures"
     return Table(
         f"Trial: {first.rates.n} images of fold {result.fold}, views {' + '.join(result.views)}",
         ("member", "epochs", "core minutes", *rates, *area, f"{measure_of_trial(first)} less {first.name}'s"),
         tuple(_trial_cells(row, shown) for row in result.rows),
         (
-            f"{about}Use them to choose members, and confirm the choice on the other folds.",
+            f"{about} to choose members, and confirm the choice on the other folds.",
             *(note for row in result.rows for note in _trial_chance(row)),
         ),
         best=errors.index(min(errors)) if min(errors) < max(errors) else None,

@@ -25,8 +25,8 @@ UNMEASURED = (
 
 
 CLASS_UNMEASURED = (
-    "*: the rates and the interval are those of one fold model, not of the file. The effect of averaging fold models "
-    "is not measured among more than two classes; files that average usually have a lower class error."
+    "*: the figures are those of one fold model, not of the file. The effect of averaging fold models is not measured "
+    "among more than two classes; files that average usually have a lower class error."
 )
 
 

@@ -11,9 +11,9 @@ from ensemble.decision.comparison import Evaluation
 from ensemble.decision.decision import Decision
 from ensemble.decision.label_noise import noise_in_short
 from ensemble.errors import printable
-from ensemble.prediction_results import PredictResult
+from ensemble.prediction_results import PredictionFacts, PredictResult
 from ensemble.reports.comparison_tables import verdict
-from ensemble.reports.measures import Rule, constant_error, figure, four_decimals, interval_text, is_better, loss
+from ensemble.reports.measures import Rule, constant_error, error_text, figure, interval_text, is_better, loss
 from ensemble.reports.member_tables import measure_of_trial, trial_error
 from ensemble.reports.prediction_tables import Facts, is_constant, is_known, label_file_warnings, only_label
 from ensemble.reports.table import Table
@@ -41,7 +41,8 @@ def report_summary(result: ReportResult) -> Table:
         cut = "offsets" if result.classes else "threshold"
         return in_short(*_member_lines(best), f"To combine the members and fit the {cut}, run: thera fit-stacker")
     decision = result.decisions.tta
-    return in_short(*_label_file_lines(result.predictions), _stack_line(decision), _constant_line(decision))
+    constant = _constant_line(decision, with_noise=isinstance(decision, Decision) or not result.predictions)
+    return in_short(*_label_file_lines(result.predictions), _stack_line(decision), constant)
 
 
 def report_files(result: ReportResult) -> tuple[str, ...]:
@@ -143,13 +144,14 @@ def _label_file_lines(predictions: Mapping[str, Facts]) -> tuple[str, ...]:
 def _label_file_line(name: str, facts: Facts) -> str:
     expected = figure(facts.expectation)
     if is_constant(facts):
-        value = four_decimals(expected.constant if expected.is_error else expected.value)
+        value = error_text(expected.constant) if expected.is_error else f"{expected.value:.4f}"
         since = f"since all {facts.images} images got label {only_label(facts)}"
         return f"Label file {name}: {expected.name} {value}, {since}."
     end = "; see the warnings." if label_file_warnings(facts) else "."
     if not is_known(facts):
-        one = f"one fold model has {expected.name} {expected.value:.4f}"
-        return f"Label file {name}: {one}; averaging was not measured{end}"
+        # Among more than two classes averaging is never measured, as the table says.
+        unmeasured = "; averaging was not measured" if isinstance(facts, PredictionFacts) else ""
+        return f"Label file {name}: one fold model has {expected.name} {expected.value:.4f}{unmeasured}{end}"
     return f"Label file {name}: expected {expected.text}{end}"
 
 
@@ -158,11 +160,12 @@ def _stack_line(decision: Decision | ClassDecision) -> str:
     return f"Stack of {n} member{'s' * (n > 1)}: nested {figure(decision.stacked).text}."
 
 
-def _constant_line(decision: Decision | ClassDecision) -> str:
+def _constant_line(decision: Decision | ClassDecision, with_noise: bool = True) -> str:
+    """Return what a constant answer has, and `with_noise` what wrong labels cause; of many classes this is long."""
     constant = figure(decision.stacked).constant_text
     if not is_better(decision.stacked):
         return f"{constant}: the stack is no better."
-    noise = noise_in_short(decision.noise)
+    noise = noise_in_short(decision.noise) if with_noise else ""
     return f"{constant}; {noise}." if noise else f"{constant}."
 
 

@@ -288,17 +288,12 @@ class MemberFolder:
         ArtifactError
             A fold is missing or damaged, or its ids are not those of the table.
         """
-        logits = np.empty(0)
-        for fold in range(table.k):
-            ids, values = self.read_oof(fold, views)
+        of_folds = [self.read_oof(fold, views) for fold in range(table.k)]
+        logits = np.full((len(table.ids), *of_folds[0][1].shape[1:]), np.nan)
+        for fold, (ids, values) in enumerate(of_folds):
             rows = np.flatnonzero(table.fold_of == fold)
             if not np.array_equal(ids, table.ids[rows]):
                 problem = f"OOF ids of fold {fold} are not those of folds.csv ({len(ids)} rows for {len(rows)})"
-                raise ArtifactError(f"member {self.name}", problem, TRAIN_AGAIN)
-            if not logits.size:
-                logits = np.full((len(table.ids), *values.shape[1:]), np.nan)
-            elif logits.shape[1:] != values.shape[1:]:
-                problem = f"OOF logits of fold {fold} have the shape {values.shape}, unlike those of other folds"
                 raise ArtifactError(f"member {self.name}", problem, TRAIN_AGAIN)
             logits[rows] = values
         return logits
