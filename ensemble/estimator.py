@@ -427,7 +427,7 @@ class TheraClassifier(DecisionClassifier):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         embedded = state.pop("_embedded", None)
-        super().__setstate__({"_temporary": None, **state})
+        super().__setstate__({"_temporary": None, "classes": None, **state})
         if embedded is not None:
             self._temporary = _TemporaryFolder()
             self.run_ = self._temporary.path

@@ -132,7 +132,7 @@ def test_scripts_of_a_page_exist(page: Path) -> None:
 def test_snippets_of_the_python_page_run_in_order(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, object] = {}
     blocks = python_blocks(text_of(ROOT / "docs" / "python.md"))
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         exec(compile(block, "docs/python.md", "exec"), names)
     assert len(capsys.readouterr().out.splitlines()) >= 5

@@ -28,8 +28,12 @@ from ensemble.decision.objective import Objective
 from ensemble.errors import ArtifactError, ConfigError, DataError
 from ensemble.estimator import TheraClassifier, ThresholdStacker
 
-# Networks of a few updates differ from fold to fold.
-pytestmark = pytest.mark.filterwarnings("ignore:the fold models differ:UserWarning")
+pytestmark = [
+    # Networks of a few updates differ from fold to fold.
+    pytest.mark.filterwarnings("ignore:the fold models differ:UserWarning"),
+    # scikit-learn's checks fit three classes of a few rows each.
+    pytest.mark.filterwarnings("ignore:some classes have fewer than 30 images:UserWarning"),
+]
 
 NETWORK = MemberConfig(arch="test_resnet", pretrained=False, epochs=2, batch_size=8, ema_decay=0.9, augment="none")
 
@@ -40,6 +44,7 @@ def _quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ensemble.reports.figures.training_figure", lambda title, history: b"no figure")
         patch.setattr("ensemble.decision.assessment.REPLICATES", 50)
+        patch.setattr("ensemble.decision.class_assessment.REPLICATES", 20)
         yield
 
 
@@ -403,7 +408,10 @@ def replace_parameters(estimator: TheraClassifier, **parameters: Any) -> TheraCl
         ({"device": "tpu"}, {}, ConfigError, "--device"),
         ({"folds": 1}, {}, ConfigError, "must be 2 to 127"),
         ({}, {"y": np.zeros(12)}, DataError, "got 1 class in 12 rows"),
-        ({}, {"y": np.arange(12)}, DataError, "Only binary"),
+        ({}, {"y": np.arange(12)}, DataError, "cannot fill 2 folds"),
+        ({"classes": 3}, {"y": np.arange(12) % 2}, DataError, "must hold 3 classes, as `classes` says; got 2"),
+        ({"objective": "cost:2,1"}, {"y": np.arange(12) % 3}, ConfigError, "for two classes alone"),
+        ({}, {"y": np.arange(12)[:, None] % 2 == [0, 1]}, DataError, "y should be a 1d array"),
         ({}, {"y": np.arange(12) / 7}, DataError, "Unknown label type"),
         ({}, {"y": None}, DataError, "y is None"),
         ({}, {"y": np.arange(10) % 2}, DataError, r"must have shape \(12,\)"),
