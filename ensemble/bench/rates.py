@@ -7,7 +7,7 @@ import time
 import numpy as np
 import torch
 
-from ensemble.bench.throughput import QuietBar, TrainingOnCpu, TrainingOnGpu
+from ensemble.bench.throughput import QuietBar, TrainingOnCpu, TrainingOnGpu, classes_of
 from ensemble.config import MemberConfig
 from ensemble.members.inference import default_workers
 from ensemble.members.parallel import Resources
@@ -53,7 +53,8 @@ def training_speed(
     config = config.model_copy(update={"pretrained": False})
     batches = config.epochs * max(1, len(labels) * (folds - 1) // folds // config.batch_size)
     side_by_side = at_once(folds, max(batches, PROCESS_PAYS), device, resources.jobs, mapped.copied_bytes)
-    plan = choose_plan(config, device, pixels.shape[1], "train", batches, len(shares(folds, side_by_side)[0]))
+    cores = len(shares(folds, side_by_side)[0])
+    plan = choose_plan(config, device, pixels.shape[1], "train", batches, cores, classes_of(labels))
     if device.type != "cpu":
         workers = resources.workers or default_workers(device)
         n = min(ROWS_ON_GPU, len(labels))

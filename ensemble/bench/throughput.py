@@ -59,8 +59,11 @@ class TrainingOnCpu:
         self._cores, self._processes = shares(at_once, at_once), Workers()
         config = config.model_copy(update={"epochs": EPOCHS})
         rows = np.resize(np.arange(len(labels)), images // at_once)
-        ids = np.arange(len(labels)).astype(str)
-        self._jobs = [(FoldJob(config, mapped, labels, ids, rows, fold, 0), plan) for fold in range(at_once)]
+        ids, classes = np.arange(len(labels)).astype(str), classes_of(labels)
+        self._jobs = [
+            (FoldJob(config, mapped, labels, ids, rows, fold, 0, classes=classes_of(labels)), plan)
+            for fold in range(at_once)
+        ]
 
     def run(self, bar: Any) -> int:
         """Train one more epoch of each fold, and return the number of images."""
@@ -99,14 +102,24 @@ class TrainingOnGpu:
     ) -> None:
         config, every = config.model_copy(update={"epochs": EPOCHS}), np.arange(len(labels))
         self._jobs = [
-            FoldJob(config, mapped, labels, every.astype(str), every[every % folds != fold], fold, 0)
+            FoldJob(
+                config,
+                mapped,
+                labels,
+                every.astype(str),
+                every[every % folds != fold],
+                fold,
+                0,
+                classes=classes_of(labels),
+            )
             for fold in range(folds)
         ]
         self._images, self._epoch = ResidentEpochs(self._jobs, [0] * folds, workers, device), -1
         self._learners = []
         for job in self._jobs:
             torch.manual_seed(job.fold)
-            network = build(config, job.pixels.shape[1]).to(memory_format=torch.channels_last).to(device)
+            network = build(config, job.pixels.shape[1], classes=job.classes).to(memory_format=torch.channels_last)
+            network = network.to(device)
             self._learners.append(Learner(job, prepare(network, plan), plan, device))
 
     def run(self, bar: Any) -> int:
@@ -122,12 +135,17 @@ class TrainingOnGpu:
         del self._images
 
 
+def classes_of(labels: np.ndarray) -> int:
+    """Return the number of classes among labels (n,), at least 2."""
+    return max(2, int(labels.max(initial=0)) + 1)
+
+
 def train_epoch(job: FoldJob, plan: Plan, bar: Any) -> int:
     """Train the next epoch of a fold, in a process that keeps its network; return the number of images."""
     key = (job.config.name, job.fold, plan, len(available_cores()))
     if key not in _networks:
         torch.manual_seed(0)
-        network = build(job.config, job.pixels.shape[1]).to(memory_format=torch.channels_last)
+        network = build(job.config, job.pixels.shape[1], classes=job.classes).to(memory_format=torch.channels_last)
         _networks.clear()
         _networks[key] = (
             Learner(job, prepare(network, plan), plan, CPU),
