@@ -61,8 +61,7 @@ class TrainingOnCpu:
         rows = np.resize(np.arange(len(labels)), images // at_once)
         ids, classes = np.arange(len(labels)).astype(str), classes_of(labels)
         self._jobs = [
-            (FoldJob(config, mapped, labels, ids, rows, fold, 0, classes=classes_of(labels)), plan)
-            for fold in range(at_once)
+            (FoldJob(config, mapped, labels, ids, rows, fold, 0, classes=classes), plan) for fold in range(at_once)
         ]
 
     def run(self, bar: Any) -> int:
