@@ -53,7 +53,16 @@ def _train_member(
     return file.train_members(run, [member], data, folds, seed, compute, _say)
 
 
+def _targets_of(run: Path) -> Any:
+    """Return the module of several targets if the folder holds their runs, else None."""
+    if not (run / "targets.json").is_file():
+        return None
+    return import_module("ensemble.commands.targets")
+
+
 def _fit_stacker(file: Any, /, run: Path, config: DecisionConfig) -> Any:
+    if targets := _targets_of(run):
+        return targets.fit_targets(run, config, _say)
     return file.fit_stacker(run, config, _say)
 
 
@@ -62,6 +71,8 @@ def _remove_member(file: Any, /, run: Path, name: str, yes: bool) -> Any:
 
 
 def _predict(file: Any, /, run: Path, config: PredictConfig, compute: ComputeConfig) -> Any:
+    if targets := _targets_of(run):
+        return targets.predict_targets(run, config, compute, _say)
     return file.predict(run, config, compute, _say)
 
 
@@ -74,6 +85,8 @@ def _compare(file: Any, /, **given: Any) -> Any:
 
 
 def _report(file: Any, /, run: Path) -> Any:
+    if targets := _targets_of(run):
+        return targets.report_targets(run, _say)
     return file.report(run, _say)
 
 
@@ -84,7 +97,10 @@ def _verify(file: Any, /, run: Path) -> Any:
 def _run(file: Any, /, config: Path, compute: ComputeConfig, **given: Any) -> Any:
     from ensemble.config_reading import config_file, load_config, overridden
 
-    return file.run(overridden(load_config(config_file(config)), **given), compute, _say)
+    loaded = overridden(load_config(config_file(config)), **given)
+    if loaded.targets is not None:
+        return import_module("ensemble.commands.targets").run_targets(loaded, compute, _say)
+    return file.run(loaded, compute, _say)
 
 
 def _trial(file: Any, /, config: Path, fold: int, compute: ComputeConfig) -> Any:

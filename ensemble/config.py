@@ -391,6 +391,18 @@ class RunConfig(Frozen):
     run: Annotated[Path, option(RUN, "Use this folder for the run, for example checkpoints/faces.")]
     seed: Seed = 0
     folds: Annotated[int, option(RUN, "Cross-validate with this many folds.", ge=2, le=100)] = 5
+    targets: Annotated[
+        tuple[str, ...] | None,
+        option(
+            RUN,
+            "Make a run for each of these columns of the manifest, below the run's folder and on the same folds.",
+            unset="one run for the column of labels",
+        ),
+    ] = None
+    joined: Annotated[
+        str | None,
+        option(RUN, "Read the class that the targets make together from this column of the manifest.", unset="none"),
+    ] = None
     data: DataConfig
     members: tuple[MemberConfig, ...]
     decision: DecisionConfig = DecisionConfig()
@@ -405,6 +417,22 @@ class RunConfig(Frozen):
         if doubled := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"must have different names; {', '.join(doubled)} stands twice: set name")
         return members
+
+    @model_validator(mode="after")
+    def _targets_have_the_columns(self) -> Self:
+        if self.targets is None:
+            if self.joined is not None:
+                raise ValueError("joined needs targets: leave it out, or list the columns of the targets")
+            return self
+        for name in self.targets:
+            if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
+                raise ValueError(f"targets must be names of columns that can be names of folders; got {name!r}")
+        if len(self.targets) < 2 or len(set(self.targets)) < len(self.targets):
+            raise ValueError("targets must be at least two different columns")
+        for key in ("label_column", "classes", "labels", "positive"):
+            if getattr(self.data, key) is not None:
+                raise ValueError(f"with targets, leave {key} out of data: labels and classes are those of the columns")
+        return self
 
 
 def seed_sequence(seed: int, *names: str | int) -> np.random.SeedSequence:

@@ -216,6 +216,8 @@ UNSET = {"run": "as the file says", "demo": "checkpoints/demo"}
 
 YAML_ONLY = {
     "RunConfig.about": "it describes the file that it stands in",
+    "RunConfig.targets": "they belong to the data of the file",
+    "RunConfig.joined": "it belongs to the data of the file",
     **{f"AugmentConfig.{name}": "a mapping is written in YAML" for name in AugmentConfig.model_fields},
 }
 """Fields without an option in any command, with the reason."""

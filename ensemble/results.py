@@ -12,9 +12,10 @@ from ensemble.decision.class_comparison import ClassComparison, ClassEvaluation
 from ensemble.decision.class_decision import ClassDecision
 from ensemble.decision.comparison import Comparison, Difference, Evaluation
 from ensemble.decision.decision import Decision
+from ensemble.decision.joint import JointRates
 from ensemble.decision.rates import ClassRates, ErrorRates
 from ensemble.errors import DataError
-from ensemble.prediction_results import ClassPredictionFacts, PredictionFacts
+from ensemble.prediction_results import ClassPredictionFacts, PredictionFacts, PredictResult
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
@@ -191,6 +192,57 @@ class ReportResult:
     data_notes: tuple[str, ...] = ()
     classes: tuple[str, ...] | None = None
     incomplete: DataError | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class TargetsPrediction:
+    """A set of images labelled by several targets.
+
+    Attributes
+    ----------
+    name : str
+        Name of the set.
+    folder : Path
+        Holds `predictions.csv` and `labels.csv` of all targets.
+    out : Path
+        The table of labels that the command wrote.
+    targets : mapping of str to PredictResult
+    incomplete : DataError or None
+        What the command reports last, and exits with, where images were left out.
+    """
+
+    name: str
+    folder: Path
+    out: Path
+    targets: Mapping[str, PredictResult]
+    incomplete: DataError | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class TargetsResult:
+    """The results of the runs of several targets.
+
+    Attributes
+    ----------
+    run : Path
+    targets : mapping of str to ReportResult
+    joint : JointRates or None
+        The rates of the combination of all targets, nested; None before the stackers are fitted.
+    classes : mapping of str to tuple of str
+        The names of the classes of each target.
+    predicted : TargetsPrediction or None
+    """
+
+    run: Path
+    targets: Mapping[str, ReportResult]
+    joint: JointRates | None
+    classes: Mapping[str, tuple[str, ...]]
+    predicted: TargetsPrediction | None = None
+
+    @property
+    def incomplete(self) -> DataError | None:
+        """What the command reports last, and exits with, where images to label were left out."""
+        return None if self.predicted is None else self.predicted.incomplete
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 fit.py          fit: everything, from images and labels alone
 choice.py       which members fit trains, and for how many epochs
 run.py          run, demo and recipes: everything in order
+targets.py      several targets of the same images: run, fit-stacker, predict and report for each
 checks.py       options of a training command, checked before anything slow is imported
 train.py        train-member and trial
 starting_weights.py  the weights that a member starts from, of a file or of another member

@@ -9,11 +9,11 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from ensemble.data.classes import UNREAD
+from ensemble.data.classes import UNREAD, bare_text, shortest
 from ensemble.data.dataset import Source
-from ensemble.data.files import IMAGE_SUFFIXES, as_text, is_image, is_inside, listed, read_file
+from ensemble.data.files import IMAGE_SUFFIXES, as_text, is_image, is_inside, listed, read_file, reading
 from ensemble.data.labels import read_values
-from ensemble.data.tables import BY_NAME, GROUP, LABEL, PATH, Columns, csv_rows, parquet_rows, read_columns
+from ensemble.data.tables import BY_NAME, GROUP, LABEL, PATH, Columns, Rows, csv_rows, parquet_rows, read_columns
 from ensemble.errors import DataError, printable
 
 
@@ -38,9 +38,7 @@ def open_manifest(
         twice, names no file, or leads out of the folder of the manifest.
     """
     where = printable(path)
-    is_csv = path.suffix.lower() == ".csv"
-    rows = csv_rows(as_text(path.read_bytes(), where), where) if is_csv else parquet_rows(path)
-    lines, columns, notes = read_columns(rows, where, names)
+    lines, columns, notes = read_columns(_rows(path), where, names)
     root, given = os.path.realpath(path.parent), columns[PATH]
     paths = _completed(where, root, lines, given)
     missing = _missing(where, root, lines, paths, follow_links)
@@ -61,6 +59,25 @@ def open_manifest(
             raise DataError(f"{where}: line {line}", "has a blank group", "write a group that no other image has")
         groups = np.unique(np.array(columns[GROUP]), return_inverse=True)[1].astype(np.int64)
     return Source(where, np.array(paths), labels, groups, paths, functools.partial(read_file, root), notes, classes)
+
+
+def count_classes(path: Path, column: str) -> int:
+    """Return the number of different labels in a column of a manifest.
+
+    Raises
+    ------
+    DataError, ConfigError
+        The table is damaged, or has no such column.
+    """
+    values = read_columns(_rows(path), printable(path), Columns(label=column))[1][LABEL]
+    return len({shortest(bare_text(value)) for value in values})
+
+
+def _rows(path: Path) -> Rows:
+    if path.suffix.lower() != ".csv":
+        return parquet_rows(path)
+    with reading(printable(path)):
+        return csv_rows(as_text(path.read_bytes(), printable(path)), printable(path))
 
 
 def _completed(where: str, root: str, lines: Sequence[int], paths: Sequence[str]) -> tuple[str, ...]:

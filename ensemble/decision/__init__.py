@@ -18,6 +18,7 @@ refits.py          the bootstrap that refits the threshold in every replicate; t
 class_refits.py    the same for the offsets of more than two classes
 assessment.py      apparent and nested error rates of a rule, with intervals
 class_assessment.py the same among more than two classes
+joint.py           the rates of several targets together
 label_issues.py    confident learning: labels that the model contradicts
 label_noise.py     how much HTER wrong labels alone cause at most
 decision.py        fits the stacker and the threshold that are deployed, and assesses them

@@ -9,6 +9,7 @@ member_tables.py      members, and a trial of several
 decision_tables.py    the stack beside members and baselines
 prediction_tables.py  label files
 comparison_tables.py  evaluate and compare
+targets_tables.py     several targets, and their combination
 bench_tables.py       how well a machine is used
 documents.py          the tables as report.md and report.json
 figures.py            pictures

@@ -19,7 +19,8 @@ from ensemble.reports.prediction_tables import Facts
 from ensemble.reports.render import render, report_tables
 from ensemble.reports.summary import report_summary
 from ensemble.reports.table import Table, escaped
-from ensemble.results import MemberReport, ReportResult, TrialResult
+from ensemble.reports.targets_tables import targets_tables
+from ensemble.results import MemberReport, ReportResult, TargetsResult, TrialResult
 
 
 def report_markdown(result: ReportResult) -> str:
@@ -32,6 +33,11 @@ def report_markdown(result: ReportResult) -> str:
 def member_markdown(report: MemberReport) -> str:
     """Return the report of a member as Markdown."""
     return _markdown(f"Member {report.name}", render(report))
+
+
+def targets_markdown(result: TargetsResult) -> str:
+    """Return the report of several targets as Markdown; each target has its own report too."""
+    return _markdown(f"Targets of {printable(result.run.name)}", targets_tables(result))
 
 
 def trial_markdown(result: TrialResult) -> str:

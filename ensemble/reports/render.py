@@ -27,6 +27,7 @@ from ensemble.reports.summary import (
     train_summary,
 )
 from ensemble.reports.table import Table
+from ensemble.reports.targets_tables import prediction_of_targets_table, targets_summary, targets_tables
 from ensemble.results import (
     ClassFitResult,
     CompareResult,
@@ -38,6 +39,8 @@ from ensemble.results import (
     RecipesResult,
     RemoveResult,
     ReportResult,
+    TargetsPrediction,
+    TargetsResult,
     TrainResult,
     TrialResult,
     VerifyResult,
@@ -178,6 +181,16 @@ def _(result: PeopleResult) -> list[Table]:
             ),
         )
     ]
+
+
+@render.register
+def _(result: TargetsResult) -> list[Table]:
+    return [*targets_tables(result), targets_summary(result)]
+
+
+@render.register
+def _(result: TargetsPrediction) -> list[Table]:
+    return [prediction_of_targets_table(result)]
 
 
 @render.register

@@ -39,6 +39,9 @@ from ensemble.runs.predictions import fingerprint_of
 LABEL_FILES = ("label_val.txt", "labels.csv")
 """Names of label files: a 0 or 1 in each line for images numbered 1 to n, and a table with name,label for others."""
 
+TARGETS = "targets.json"
+"""The file in a folder whose subfolders are runs of several targets of the same images."""
+
 BAD_IMAGES = "bad_images.csv"
 """The table of the images that cannot be used and were left out, with name,reason."""
 
@@ -136,7 +139,8 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.pixels = folder / "pixels"
+        of_targets = (folder.parent / TARGETS).exists()  # several targets share the decoded images
+        self.pixels = (folder.parent if of_targets else folder) / "pixels"
         self.decision = folder / "decision" / "decision.json"
         self.bad_images = folder / BAD_IMAGES
         self.images = folder / "images.csv"
