@@ -123,12 +123,13 @@ def check_labels(source: Source, folds: int) -> None:
             source.where, "has no labels", "give --label-column or --labels" if is_table else "give --labels"
         )
     where = source.labels_where or source.where
-    for label in range(class_count(source.classes)):
+    names = ("0", "1") if class_count(source.classes) == 2 else tuple(map(printable, source.classes or ()))
+    for label, name in enumerate(names):
         n = int((source.labels == label).sum())
         if n == 0:
-            raise DataError(where, f"both classes must be present; none of {len(source)} labels is {label}")
+            which = "both classes" if len(names) == 2 else "every class"
+            raise DataError(where, f"{which} must be present; none of {len(source)} labels is {name}")
         if n < folds:
-            name = label if source.classes is None or len(source.classes) == 2 else printable(source.classes[label])
             remedy = f"use --folds {n} at most" if n > 1 else "more images of it are needed"
             raise DataError(where, f"{n} images of class {name} cannot fill {folds} folds", remedy)
 

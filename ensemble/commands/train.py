@@ -16,6 +16,8 @@ from ensemble.commands.clean import without_issues
 from ensemble.commands.fold_jobs import begin_members, finish_folds
 from ensemble.commands.report import report_member
 from ensemble.config import VIEWS, ComputeConfig, DataConfig, MemberConfig, RunConfig
+from ensemble.data.classes import class_count
+from ensemble.data.files import listed
 from ensemble.data.folds import Folds, FoldTable, assign_folds, together
 from ensemble.decision.assessment import refit_differences
 from ensemble.decision.class_assessment import loss_differences
@@ -305,7 +307,11 @@ def _change_since(run: Run, table: FoldTable, dataset: Dataset) -> str:
     if not np.array_equal(table.ids, dataset.ids):
         only = sorted(set(dataset.ids.tolist()) ^ set(table.ids.tolist()))
         return f"{len(only)} images are in one of the two only ({some(only)})" if only else "the images' order"
-    if run.read().fingerprint == dataset.fingerprint:
+    facts = run.read()
+    if max(facts.class_count, class_count(dataset.classes)) > 2 and facts.classes != dataset.classes:
+        former, present = (listed(classes or ("0", "1")) for classes in (facts.classes, dataset.classes))
+        return f"its classes are {former}, not {present}"
+    if facts.fingerprint == dataset.fingerprint:
         return ""
     assert dataset.labels is not None
     relabelled, changes = table.ids[table.labels != dataset.labels].tolist(), []

@@ -161,6 +161,25 @@ def test_what_holds_for_two_classes_alone_is_refused_in_one_line(
     assert listing(made) == before
 
 
+def test_a_run_does_not_go_on_with_other_classes(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, labels = made / "tiny/img", truth(made / "tiny")
+    two, renamed = tmp_path / "two.txt", tmp_path / "renamed.csv"
+    two.write_text("".join(f"{min(label, 1)}\n" for label in labels))
+    renamed.write_text((made / "tiny/labels.csv").read_text().replace("mid", "middle"))  # the indices stay the same
+    for file, count, classes in ((two, 2, "0, 1"), (renamed, 3, "low, middle, top")):
+        given = ("--labels", file, "--classes", count, "--run", made / "run", "--name", "c")
+        line = fails(capsys, 4, "train-member", *TRAIN, "--images", images, *given)
+        assert f"was begun with other data: its classes are low, mid, top, not {classes}; restore them" in line
+    of_two = tmp_path / "run"
+    given = ("--images", images, "--labels", two, "--run", of_two)
+    thera("train-member", *TRAIN[:4], "1", *TRAIN[5:], *given)
+    given = ("--labels", made / "tiny/labels.csv", "--classes", 3, "--run", of_two)
+    line = fails(capsys, 4, "train-member", *TRAIN, "--images", images, *given)
+    assert "its classes are 0, 1, not low, mid, top; restore them" in line
+
+
 def test_objectives_of_two_classes_are_refused(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = fails(capsys, 2, "fit-stacker", "--run", made / "run", "--objective", "fpr:0.01")
     assert line.startswith("error: objective: fpr:0.01 is for two classes alone; use mean-class-error, macro-f1")
