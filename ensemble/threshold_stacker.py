@@ -16,7 +16,6 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from ensemble.data.classes import MAX_CLASSES, class_count, integer_of
 from ensemble.data.folds import MAX_FOLDS, FoldTable, assign_folds
 from ensemble.decision.class_decision import ClassDecision
-from ensemble.decision.class_deploy import softmax
 from ensemble.decision.cross_fitting import OofLogits, Rows, cross_fit, stack
 from ensemble.decision.decision import Decision
 from ensemble.decision.objective import Objective
@@ -69,11 +68,13 @@ class ThresholdClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         The label may be a less probable class, because the threshold, or the offsets, minimise the objective, not the
         error rate.
         """
-        from scipy.special import expit
+        from scipy.special import expit, softmax
 
         check_is_fitted(self)
         logits = self._stacked_logits(X)
-        return softmax(logits) if logits.ndim > 1 else np.column_stack((expit(-logits), expit(logits)))
+        return np.asarray(
+            softmax(logits, axis=1) if logits.ndim > 1 else np.column_stack((expit(-logits), expit(logits)))
+        )
 
     def score(self, X: Any, y: Any) -> float:  # noqa: N803
         """Return the balanced accuracy, 1 - the mean of the class error rates; of two classes, 1 - HTER.

@@ -103,6 +103,7 @@ def fit_stacker(run: Path, config: DecisionConfig | None = None, say: Say = sile
                 stacker=config.stacker,
                 repeats=config.repeats,
                 forced=forced,
+                classes=facts.classes,
             )
         corrected = {offset.message for decision in decisions.values() for offset in _fold_offsets(decision)}
         for note in sorted({note for decision in decisions.values() for note in decision.notes}):

@@ -226,25 +226,31 @@ def refit_differences(a: ErrorRates, b: ErrorRates, errors: Floats) -> tuple[Dif
     return fpr, fnr, hter
 
 
-def deviation_note(what: str, over_folds: float, over_parts: float, difference: Difference | None) -> tuple[str, ...]:
+def deviation_note(
+    measure: str, over_folds: float, over_parts: float, difference: Difference | None, is_error: bool = True
+) -> tuple[str, ...]:
     """Return a sentence if the stack is worse over the folds than over random parts, beyond chance and by much.
 
     Parameters
     ----------
-    what : str
-        The figure in words, such as "the nested HTER".
+    measure : str
+        The name of the measure, such as "HTER".
     over_folds, over_parts : float
-        The figure over the folds and over random parts of the same rows.
+        The nested loss over the folds and over random parts of the same rows.
     difference : Difference
         The second minus the first.
+    is_error : bool
+        Whether the measure is the loss; otherwise it is 1 minus the loss.
     """
     assert difference is not None
     if difference.interval.high >= 0 or -difference.value < LEAST_DEVIATION * over_folds:
         return ()
+    if not is_error:
+        over_folds, over_parts = 1 - over_folds, 1 - over_parts
     return (
-        f"the fold models differ: {what} is {over_folds:.4f} over the folds and "
+        f"the fold models differ: the nested {measure} is {over_folds:.4f} over the folds and "
         f"{over_parts:.4f} over random parts of the same rows. A fold model deviates (see the fold tables "
-        "of the members), and the nested and expected figures are too high; train longer",
+        f"of the members), and the nested and expected figures are too {'high' if is_error else 'low'}; train longer",
     )
 
 

@@ -8,23 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ensemble.config import seed_sequence
 from ensemble.decision.assessment import Candidate
-from ensemble.decision.bootstrap import class_design_effects, design_effect
-from ensemble.decision.class_comparison import ClassComparison, ClassMeasured
-from ensemble.decision.class_intervals import (
-    accuracy_interval,
-    class_counting_intervals,
-    precision_intervals,
-    shapes_of_mean,
-)
+from ensemble.decision.bootstrap import class_design_effects
+from ensemble.decision.class_comparison import ClassComparison, ClassMeasured, class_widened
 from ensemble.decision.class_objective import MEAN_CLASS_ERROR, ClassObjective
 from ensemble.decision.class_offsets import class_objective
 from ensemble.decision.class_refits import ACCURACY, MACRO_F1, MEAN_ERROR, PLACES, measures
-from ensemble.decision.comparison import Difference, agreements
+from ensemble.decision.comparison import Difference, agreements, count_apart
 from ensemble.decision.cross_fitting import ClassFoldRow, OofLogits, member_logit, of_score
-from ensemble.decision.intervals import FEW_ERRORS, Interval, central
-from ensemble.decision.rates import ClassRates, Floats, Labels, class_offsets, class_rates
+from ensemble.decision.intervals import Interval
+from ensemble.decision.rates import ClassRates, Floats, class_offsets, class_rates
 from ensemble.decision.refits import Refittable, centred_interval, refit_errors
 
 REPLICATES = 200
@@ -33,10 +26,6 @@ takes as many sweeps as there are classes; the 2.5 % quantile rests on five of t
 
 FEW_IMAGES = 30
 """The number of images of a class below which the intervals are said not to hold for it."""
-
-DRAWS = 4000
-"""The number of draws from the posterior of the macro F1. The ends of its interval then vary by about 2 % of its
-width."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +56,7 @@ class ClassAssessment:
     @property
     def interval(self) -> Interval:
         """The 95 % interval of the loss."""
-        share_right = {"macro-f1": self.macro_f1, "accuracy": self.accuracy}.get(self.objective.kind)
-        return self.mean_error if share_right is None else _complement(share_right)
+        return self.objective.loss_interval(self)
 
     @property
     def optimism(self) -> float:
@@ -104,8 +92,9 @@ def assess_classes(
     reference = _nested_rates(candidates[0])
     assessments = []
     for j, candidate in enumerate(candidates):
-        labels, y_pred, rates = candidate.nested.labels, candidate.nested.y_pred, _nested_rates(candidate)
-        intervals = ClassIntervals.of(labels, y_pred, rates, errors[j], groups)
+        labels, y_pred = candidate.nested.labels, candidate.nested.y_pred
+        measured = _measured(candidate, errors[j], groups)
+        rates = measured.rates
         objective = class_objective(candidate.objective)
         differences = loss_differences(reference, rates, errors[j] - errors[0])
         loss, f1 = differences[PLACES[objective.kind]], differences[MACRO_F1]
@@ -116,16 +105,16 @@ def assess_classes(
                 offsets=class_offsets(candidate.deployed.threshold),
                 apparent=class_rates(labels, candidate.deployed(candidate.logits), len(rates.confusion)),
                 nested=rates,
-                errors=intervals.errors,
-                precisions=intervals.precisions,
-                mean_error=intervals.mean_error,
-                macro_f1=intervals.macro_f1,
-                accuracy=intervals.accuracy,
+                errors=measured.errors,
+                precisions=measured.precisions,
+                mean_error=measured.mean_error,
+                macro_f1=measured.macro_f1,
+                accuracy=measured.accuracy,
                 refitted=candidate.fitted,
                 folds=candidate.nested.class_folds,
                 design_effects=class_design_effects(labels, y_pred, groups, len(rates.confusion)),
                 difference=loss if j else None,
-                macro_f1_difference=_of_share(f1) if j else None,
+                macro_f1_difference=-f1 if j else None,
             )
         )
     return assessments
@@ -137,31 +126,17 @@ def compare_class_nested(a: Candidate, b: Candidate, groups: ArrayLike | None = 
     The parameters are those of `assessment.compare_nested`.
     """
     errors, classes, labels = _errors((a, b), groups, seed), a.logits.shape[2], a.nested.labels
-    measured = []
-    for each, of_one in zip((a, b), errors, strict=True):
-        rates = _nested_rates(each)
-        intervals = ClassIntervals.of(labels, each.nested.y_pred, rates, of_one, groups)
-        measured.append(
-            ClassMeasured(
-                rates,
-                intervals.errors,
-                intervals.precisions,
-                intervals.mean_error,
-                intervals.macro_f1,
-                intervals.accuracy,
-            )
-        )
-    differences = loss_differences(measured[0].rates, measured[1].rates, errors[1] - errors[0])
-    differ = a.nested.y_pred != b.nested.y_pred
+    of_a, of_b = _measured(a, errors[0], groups), _measured(b, errors[1], groups)
+    differences = loss_differences(of_a.rates, of_b.rates, errors[1] - errors[0])
     return ClassComparison(
-        a=measured[0],
-        b=measured[1],
+        a=of_a,
+        b=of_b,
         errors=differences[:classes],
         mean_error=differences[MEAN_ERROR],
-        macro_f1=_of_share(differences[MACRO_F1]),
-        accuracy=_of_share(differences[ACCURACY]),
+        macro_f1=-differences[MACRO_F1],
+        accuracy=-differences[ACCURACY],
         agreement=agreements(labels, a.nested.y_pred, b.nested.y_pred, classes),
-        apart=int(np.count_nonzero(differ)) if groups is None else np.unique(np.asarray(groups)[differ]).size,
+        apart=count_apart(a.nested.y_pred, b.nested.y_pred, groups),
     )
 
 
@@ -196,90 +171,28 @@ def loss_differences(a: ClassRates, b: ClassRates, errors: Floats) -> tuple[Diff
     )
 
 
-@dataclass(frozen=True)
-class ClassIntervals:
-    """The 95 % intervals of a rule's nested rates."""
-
-    errors: tuple[Interval, ...]
-    precisions: tuple[Interval, ...]
-    mean_error: Interval
-    macro_f1: Interval
-    accuracy: Interval
-
-    @classmethod
-    def of(
-        cls, labels: Labels, y_pred: Labels, rates: ClassRates, errors: Floats, groups: ArrayLike | None
-    ) -> ClassIntervals:
-        """Return the intervals of the bootstrap, widened to cover those of the counts where errors are few.
-
-        Errors of a class are few if there are fewer than `FEW_ERRORS`, divided by the design effect. The intervals of
-        the mean class error and of the macro F1 are widened if any class has few errors.
-
-        Parameters
-        ----------
-        labels, y_pred : int8 array (n,)
-        rates : ClassRates
-            Of these predictions.
-        errors : float64 array (r, 2C + 3)
-            The errors of the measures in bootstrap replicates.
-        groups : int64 array (n,), optional
-        """
-        classes = len(rates.confusion)
-        losses = [
-            centred_interval(value, column)
-            for value, column in zip(_measures_of(rates).tolist(), errors.T, strict=True)
-        ]
-        effects = class_design_effects(labels, y_pred, groups, classes)
-        of_predicted = class_design_effects(y_pred, labels, groups, classes)
-        wrong = labels != y_pred
-        effect = 1.0 if groups is None else design_effect(wrong, np.unique(groups, return_inverse=True)[1])
-        few = [round(e * n) / by < FEW_ERRORS for e, n, by in zip(rates.errors, rates.counts, effects, strict=True)]
-        few_of_predicted = [
-            round((1 - p) * n) / by < FEW_ERRORS
-            for p, n, by in zip(rates.precisions, rates.predicted, of_predicted, strict=True)
-        ]
-        counted, counted_mean = class_counting_intervals(rates, effects)
-        counted_precisions = precision_intervals(rates, of_predicted)
-        precisions = map(_complement, losses[classes : 2 * classes])
-        macro_f1, accuracy = _complement(losses[MACRO_F1]), _complement(losses[ACCURACY])
-        few_in_all = int(np.count_nonzero(wrong)) / effect < FEW_ERRORS
-        return cls(
-            errors=tuple(map(_covering, losses[:classes], counted, few)),
-            precisions=tuple(map(_covering, precisions, counted_precisions, few_of_predicted)),
-            mean_error=_covering(losses[MEAN_ERROR], counted_mean, any(few)),
-            macro_f1=_covering(macro_f1, counting_macro_f1(rates, effects), any(few)),
-            accuracy=_covering(accuracy, accuracy_interval(rates, effect), few_in_all),
-        )
-
-
-def counting_macro_f1(rates: ClassRates, effects: Sequence[float]) -> Interval:
-    """Return the 95 % interval of the macro F1 from the counts, at the class shares of the rows.
-
-    The predictions of the rows of each class have a Dirichlet posterior, independent of the other classes. Its prior is
-    that of the mean class error (`class_intervals.shapes_of_mean`), divided equally among the wrong classes, so the
-    error rates have the same posteriors as there. The interval is that of the quantiles of `DRAWS` draws.
+def _measured(candidate: Candidate, errors: Floats, groups: ArrayLike | None) -> ClassMeasured:
+    """Return the nested rates of a rule with the intervals of the bootstrap, widened where errors are few.
 
     Parameters
     ----------
-    rates : ClassRates
-    effects : C floats
-        The design effects of the class error rates, by which counts are divided.
-
-    Examples
-    --------
-    >>> interval = counting_macro_f1(ClassRates(((90, 10, 0), (5, 95, 0), (0, 0, 50))), (1.0, 1.0, 1.0))
-    >>> 0.9 < interval.low < 0.95 < interval.high < 1
-    True
+    candidate : Candidate
+    errors : float64 array (r, 2C + 3)
+        The errors of the measures in bootstrap replicates.
+    groups : int64 array (n,), optional
     """
-    rng = np.random.default_rng(seed_sequence(0, "macro-f1"))
-    confusion, classes = np.array(rates.confusion, np.float64), len(rates.confusion)
-    shapes = np.array(shapes_of_mean(rates, effects))  # of the wrong and of the right predictions of each class
-    posterior = confusion / np.asarray(effects)[:, None]
-    prior = shapes[:, 1] - np.diagonal(posterior)
-    posterior += np.where(np.eye(classes, dtype=bool), prior[:, None], prior[:, None] / (classes - 1))
-    drawn = rng.standard_gamma(posterior, (DRAWS, classes, classes))
-    drawn *= (confusion.sum(axis=1) / drawn.sum(axis=2))[:, :, None]
-    return central(1 - measures(drawn)[:, MACRO_F1])
+    rates, nested = _nested_rates(candidate), candidate.nested
+    classes, pairs = len(rates.confusion), zip(_measures_of(rates).tolist(), errors.T, strict=True)
+    losses = [centred_interval(value, column) for value, column in pairs]
+    bootstrapped = ClassMeasured(
+        rates=rates,
+        errors=tuple(losses[:classes]),
+        precisions=tuple(loss.complement for loss in losses[classes : 2 * classes]),
+        mean_error=losses[MEAN_ERROR],
+        macro_f1=losses[MACRO_F1].complement,
+        accuracy=losses[ACCURACY].complement,
+    )
+    return class_widened(bootstrapped, nested.labels, nested.y_pred, groups)
 
 
 def _errors(candidates: Sequence[Candidate], groups: ArrayLike | None, seed: int) -> Floats:
@@ -315,19 +228,3 @@ def _nested_rates(candidate: Candidate) -> ClassRates:
 
 def _measures_of(rates: ClassRates) -> Floats:
     return measures(np.array(rates.confusion, np.float64))
-
-
-def _of_share(loss: Difference) -> Difference:
-    """Return the difference of a share from that of its loss, which is 1 less the share."""
-    return Difference(-loss.value, Interval(-loss.interval.high, -loss.interval.low))
-
-
-def _complement(interval: Interval) -> Interval:
-    return Interval(1 - interval.high, 1 - interval.low)
-
-
-def _covering(interval: Interval, other: Interval, widen: bool) -> Interval:
-    """Return the interval, extended to cover the other if `widen`."""
-    if not widen:
-        return interval
-    return Interval(min(interval.low, other.low), max(interval.high, other.high))

@@ -17,7 +17,7 @@ from ensemble.decision.class_intervals import (
     shapes_of_mean,
     shares_of_prior,
 )
-from ensemble.decision.comparison import FEW, Agreement, ClassRow, Difference, agreements, paired_draws
+from ensemble.decision.comparison import FEW, Agreement, ClassRow, Difference, agreements, count_apart, paired_draws
 from ensemble.decision.intervals import FEW_ERRORS, Interval, central
 from ensemble.decision.rates import ClassRates, Floats, Labels, class_indices, class_rates
 
@@ -43,7 +43,7 @@ class ClassMeasured:
     @property
     def recalls(self) -> tuple[Interval, ...]:
         """The intervals of the recall of each class (C,)."""
-        return tuple(Interval(1 - error.high, 1 - error.low) for error in self.errors)
+        return tuple(error.complement for error in self.errors)
 
 
 @dataclass(frozen=True)
@@ -140,23 +140,42 @@ def measure_classes(
     (True, True, True)
     """
     rates = class_rates(labels, y_pred, classes)
-    if groups is None:
-        return _counted(rates, _Effects.of_rows(classes), seed)
     y_true, y_pred = np.asarray(labels, np.int8), np.asarray(y_pred, np.int8)
-    effects = _Effects.of_groups(y_true, y_pred, groups, classes)
-    counted = _counted(rates, effects, seed)
+    if groups is None:
+        return _counted(rates, _Effects.of(y_true, y_pred, None, classes), seed)
     drawn = _Drawn.of(_draw(y_true, [y_pred], classes, groups, seed, replicates)[0])
-    correct = np.diag(rates.confusion)
+    bootstrapped = ClassMeasured(
+        rates=rates,
+        errors=tuple(map(central, drawn.errors.T)),
+        precisions=tuple(map(central, drawn.precisions.T)),
+        mean_error=central(drawn.errors.mean(axis=1)),
+        macro_f1=central(drawn.macro_f1),
+        accuracy=central(drawn.accuracy),
+    )
+    return class_widened(bootstrapped, y_true, y_pred, groups, seed)
+
+
+def class_widened(
+    measured: ClassMeasured, labels: Labels, y_pred: Labels, groups: ArrayLike | None = None, seed: int = 0
+) -> ClassMeasured:
+    """Return intervals of a bootstrap, each extended to cover that of the counts where errors are few.
+
+    Errors of a class are few if there are fewer than `FEW_ERRORS`, divided by the design effect of the groups. The
+    intervals of the mean error and of macro F1 are extended if any class has few errors.
+    """
+    rates, classes = measured.rates, len(measured.rates.confusion)
+    effects = _Effects.of(labels, y_pred, groups, classes)
+    counted, correct = _counted(rates, effects, seed), np.diag(rates.confusion)
     wrong, false = np.array(rates.counts) - correct, np.array(rates.predicted) - correct
     few_wrong, few_false = wrong / effects.labels < FEW_ERRORS, false / effects.predictions < FEW_ERRORS
-    few = bool(few_wrong.any())
+    few, few_in_all = bool(few_wrong.any()), bool(wrong.sum() / effects.rows < FEW_ERRORS)
     return ClassMeasured(
         rates=rates,
-        errors=_widened(drawn.errors.T, counted.errors, few_wrong.tolist()),
-        precisions=_widened(drawn.precisions.T, counted.precisions, few_false.tolist()),
-        mean_error=_widened([drawn.errors.mean(axis=1)], [counted.mean_error], [few])[0],
-        macro_f1=_widened([drawn.macro_f1], [counted.macro_f1], [few])[0],
-        accuracy=_widened([drawn.accuracy], [counted.accuracy], [bool(wrong.sum() / effects.rows < FEW_ERRORS)])[0],
+        errors=tuple(map(_covering, measured.errors, counted.errors, few_wrong)),
+        precisions=tuple(map(_covering, measured.precisions, counted.precisions, few_false)),
+        mean_error=_covering(measured.mean_error, counted.mean_error, few),
+        macro_f1=_covering(measured.macro_f1, counted.macro_f1, few),
+        accuracy=_covering(measured.accuracy, counted.accuracy, few_in_all),
     )
 
 
@@ -232,10 +251,10 @@ def compare_classes(
     y_true = class_indices("cannot compare the predictions", "labels", labels, classes)
     of_a, of_b = np.asarray(y_pred_a, np.int8), np.asarray(y_pred_b, np.int8)
     drawn_a, drawn_b = map(_Drawn.of, _draw(y_true, [of_a, of_b], classes, groups, seed, replicates))
-    agreement, differ = agreements(y_true, of_a, of_b, classes), of_a != of_b
+    agreement, apart = agreements(y_true, of_a, of_b, classes), count_apart(of_a, of_b, groups)
     errors = drawn_b.errors - drawn_a.errors
     mean_error = errors.mean(axis=1)
-    if groups is None and differ.any():
+    if groups is None and apart:
         errors, mean_error = _posterior_differences(agreement, seed)
     values = np.array([(each.only_a - each.only_b) / each.n for each in agreement])
     return ClassComparison(
@@ -246,7 +265,7 @@ def compare_classes(
         macro_f1=Difference(b.rates.macro_f1 - a.rates.macro_f1, central(drawn_b.macro_f1 - drawn_a.macro_f1)),
         accuracy=Difference(b.rates.accuracy - a.rates.accuracy, central(drawn_b.accuracy - drawn_a.accuracy)),
         agreement=agreement,
-        apart=int(np.count_nonzero(differ)) if groups is None else np.unique(np.asarray(groups)[differ]).size,
+        apart=apart,
     )
 
 
@@ -259,13 +278,10 @@ class _Effects:
     rows: float
 
     @classmethod
-    def of_rows(cls, classes: int) -> _Effects:
-        """Return those of independent rows, which are 1."""
-        return cls(np.ones(classes), np.ones(classes), 1.0)
-
-    @classmethod
-    def of_groups(cls, y_true: Labels, y_pred: Labels, groups: ArrayLike, classes: int) -> _Effects:
-        """Return those of groups (n,)."""
+    def of(cls, y_true: Labels, y_pred: Labels, groups: ArrayLike | None, classes: int) -> _Effects:
+        """Return those of groups (n,); all are 1 without groups."""
+        if groups is None:
+            return cls(np.ones(classes), np.ones(classes), 1.0)
         wrong, group_of = y_true != y_pred, np.unique(groups, return_inverse=True)[1]
         by_label = class_design_effects(y_true, y_pred, groups, classes)
         by_prediction = class_design_effects(y_pred, y_true, groups, classes)
@@ -357,15 +373,11 @@ def _draw(
     return [table[complete] for table in tables]
 
 
-def _widened(
-    drawn: Sequence[Floats] | Floats, counted: Sequence[Interval], few: Sequence[bool]
-) -> tuple[Interval, ...]:
-    """Return the intervals of draws, widened to cover those of the counts where errors are few."""
-    intervals = []
-    for of_one, other, widen in zip(drawn, counted, few, strict=True):
-        one = central(of_one)
-        intervals.append(Interval(min(one.low, other.low), max(one.high, other.high)) if widen else one)
-    return tuple(intervals)
+def _covering(interval: Interval, other: Interval, widen: bool) -> Interval:
+    """Return the interval, extended to cover the other if `widen`."""
+    if not widen:
+        return interval
+    return Interval(min(interval.low, other.low), max(interval.high, other.high))
 
 
 def _posterior_differences(agreement: Sequence[Agreement], seed: int) -> tuple[Floats, Floats]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,7 @@ from ensemble.decision.intervals import Interval
 from ensemble.decision.label_issues import CALIBRATION_FOLDS, confident_joint
 from ensemble.decision.label_noise import ClassNoise, class_noise
 from ensemble.decision.rates import ClassRates, Labels, apply_offsets, class_rates
+from ensemble.errors import printable
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ def fit_kept_members(
     stacker: str,
     repeats: int,
     notes: tuple[str, ...],
+    classes: Sequence[str] | None = None,
 ) -> ClassDecision:
     """Fit a stacker and offsets on all OOF rows, and assess them, the members and the baselines.
 
@@ -115,7 +117,7 @@ def fit_kept_members(
     ----------
     oof, kept : OofLogits
         Of all members, and of those in the stack.
-    views, seed, objective, stacker, repeats
+    views, seed, objective, stacker, repeats, classes
         As in `decision.fit_decision`.
     notes : tuple of str
         On the members, for `ClassDecision.notes`.
@@ -134,9 +136,6 @@ def fit_kept_members(
     end = len(members), len(members) + len(baselines)
     fitted = kept.rows.any_stacker(kind)
     assert isinstance(fitted, ClassStacker)
-    what = {"macro-f1": "nested 1 - macro F1", "accuracy": "nested 1 - accuracy"}.get(
-        objective.kind, "nested mean error"
-    )
     return ClassDecision(
         kind=kind,
         stacker=fitted,
@@ -148,7 +147,9 @@ def fit_kept_members(
         stackers=tuple(others[end[1] :]),
         repeated=_repeated(kept, rule, objective, repeats, seed),
         noise=_noise(stacked.nested, kept.classes, seed),
-        notes=notes + deviation_note(f"the {what}", first.loss, of_parts.loss, of_parts.difference) + _few_note(first),
+        notes=notes
+        + deviation_note(objective.measure, first.loss, of_parts.loss, of_parts.difference, objective.is_error)
+        + _few_note(first, classes),
     )
 
 
@@ -159,14 +160,14 @@ def _noise(nested: CrossFit, classes: int, seed: int) -> ClassNoise | None:
     return class_noise(confident_joint(nested.margins, nested.labels, seed))
 
 
-def _few_note(stacked: ClassAssessment) -> tuple[str, ...]:
+def _few_note(stacked: ClassAssessment, classes: Sequence[str] | None) -> tuple[str, ...]:
     """Return a sentence that names the classes with few images, if there are any."""
     if not stacked.few:
         return ()
-    counts = ", ".join(f"{c} ({stacked.nested.counts[c]})" for c in stacked.few)
+    counts = ", ".join(f"{printable(classes[c]) if classes else c} ({stacked.nested.counts[c]})" for c in stacked.few)
     return (
-        f"some classes have fewer than {FEW_IMAGES} images: {counts}. The intervals of their rates, of the mean class "
-        "error and of the macro F1 do not hold; collect more images of them",
+        f"some classes have fewer than {FEW_IMAGES} images: {counts}. The intervals of their rates, of the class error "
+        "and of the macro F1 do not hold; collect more images of them",
     )
 
 

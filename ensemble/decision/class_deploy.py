@@ -102,10 +102,7 @@ class ClassExpectation:
     @property
     def interval(self) -> Interval:
         """The 95 % interval of the loss under the objective: the mean error, 1 - macro F1, or 1 - accuracy."""
-        if self.objective.kind == "mean-class-error":
-            return self.mean_error
-        of_share = self.macro_f1 if self.objective.kind == "macro-f1" else self.accuracy
-        return Interval(1 - of_share.high, 1 - of_share.low)
+        return self.objective.loss_interval(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,6 +177,8 @@ def class_deploy(
     ConfigError
         A correction or a prior is given that is for two classes alone.
     """
+    from scipy.special import softmax
+
     refuse_options_of_two_classes(correction, prior)
     offsets, stacked = decision.stacked.offsets, decision.stacker.apply(logits)
     check = check_new_class_shares(decision, oof, fold_logits, is_new)
@@ -192,7 +191,7 @@ def class_deploy(
         y_pred=y_pred,
         logits=logits,
         stacked_logits=stacked,
-        probabilities=softmax(stacked),
+        probabilities=np.asarray(softmax(stacked, axis=1)),
         offsets=offsets,
         member_votes=member_votes,
         plurality=plurality,
@@ -291,9 +290,3 @@ def of_one_class(rates: ClassRates, label: int) -> ClassRates:
     """
     classes = range(len(rates.confusion))
     return ClassRates(tuple(tuple(n if c == label else 0 for c in classes) for n in rates.counts))
-
-
-def softmax(logits: Floats) -> Floats:
-    """Return the probabilities (n, C) of logits (n, C)."""
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))

@@ -7,10 +7,11 @@ of the class, the rows predicted as the class, and the rows that are both.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from ensemble.decision.intervals import Interval
 from ensemble.decision.objective import Objective
 from ensemble.decision.rates import ClassRates, Floats
 from ensemble.errors import ConfigError
@@ -23,6 +24,13 @@ DESCRIPTIONS: dict[str, str] = {
     "accuracy": "the greatest accuracy",
 }
 """The objectives in words."""
+
+MEASURES: dict[str, tuple[str, str]] = {
+    "mean-class-error": ("class error", "mean_error"),
+    "macro-f1": ("macro F1", "macro_f1"),
+    "accuracy": ("accuracy", "accuracy"),
+}
+"""The measure of each objective: its name in reports, and that of the attribute that holds it."""
 
 
 def parse_objective(text: str, classes: int) -> Objective | ClassObjective:
@@ -89,11 +97,25 @@ class ClassObjective:
         """The objective in words."""
         return DESCRIPTIONS[self.kind]
 
+    @property
+    def measure(self) -> str:
+        """The name of the measure in reports."""
+        return MEASURES[self.kind][0]
+
+    @property
+    def is_error(self) -> bool:
+        """Whether the measure is the loss itself, the smaller the better; otherwise the loss is 1 minus the measure."""
+        return self.kind == "mean-class-error"
+
     def loss(self, rates: ClassRates) -> float:
         """Return the loss, in [0, 1]."""
-        if self.kind == "mean-class-error":
-            return rates.mean_error
-        return 1 - (rates.macro_f1 if self.kind == "macro-f1" else rates.accuracy)
+        value: float = getattr(rates, MEASURES[self.kind][1])
+        return value if self.is_error else 1 - value
+
+    def loss_interval(self, intervals: Any) -> Interval:
+        """Return the interval of the loss, of an object with the intervals `mean_error`, `macro_f1` and `accuracy`."""
+        interval: Interval = getattr(intervals, MEASURES[self.kind][1])
+        return interval if self.is_error else interval.complement
 
     def losses(self, correct: Floats, predicted: Floats, counts: Floats) -> Floats:
         """Return the losses of several confusion matrices.

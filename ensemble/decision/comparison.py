@@ -64,6 +64,10 @@ class Difference:
     value: float
     interval: Interval
 
+    def __neg__(self) -> Difference:
+        """Return A minus B; of shares that are 1 minus an error rate, this is B minus A."""
+        return Difference(0.0 - self.value, Interval(0.0 - self.interval.high, 0.0 - self.interval.low))
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -244,14 +248,19 @@ def comparison_of(
 ) -> Comparison:
     """Return the comparison with these rates and differences in FPR, FNR and HTER, and its counts of agreement."""
     of_neg, of_pos = agreements(y_true, y_pred_a, y_pred_b)
-    differ = y_pred_a != y_pred_b
     return Comparison(
         a,
         b,
         *differences,
         agreement=(of_neg, of_pos),
-        apart=int(np.count_nonzero(differ)) if groups is None else np.unique(np.asarray(groups)[differ]).size,
+        apart=count_apart(y_pred_a, y_pred_b, groups),
     )
+
+
+def count_apart(y_pred_a: Labels, y_pred_b: Labels, groups: ArrayLike | None) -> int:
+    """Return the number of groups with a row on which A and B differ; without groups, the number of such rows."""
+    differ = y_pred_a != y_pred_b
+    return int(np.count_nonzero(differ)) if groups is None else np.unique(np.asarray(groups)[differ]).size
 
 
 def agreements(y_true: Labels, y_pred_a: Labels, y_pred_b: Labels, classes: int = 2) -> tuple[Agreement, ...]:

@@ -135,6 +135,7 @@ def fit_decision(
     stacker: str = ...,
     repeats: int = ...,
     forced: Collection[str] = ...,
+    classes: Sequence[str] | None = ...,
 ) -> Decision: ...
 
 
@@ -148,6 +149,7 @@ def fit_decision(
     stacker: str = ...,
     repeats: int = ...,
     forced: Collection[str] = ...,
+    classes: Sequence[str] | None = ...,
 ) -> ClassDecision: ...
 
 
@@ -159,6 +161,7 @@ def fit_decision(
     stacker: str = "nonnegative",
     repeats: int = 0,
     forced: Collection[str] = (),
+    classes: Sequence[str] | None = None,
 ) -> Decision | ClassDecision:
     """Fit a stacker and a threshold on all OOF rows, and assess them, the members and the baselines.
 
@@ -186,6 +189,8 @@ def fit_decision(
         The number of other partitions into folds over which the nested estimate is repeated; groups stay together.
     forced : collection of str
         Members that stay in although they are constant. At least one member must vary all the same.
+    classes : sequence of C str, optional
+        The names of more than two classes, for the notes; by default their indices.
 
     Raises
     ------
@@ -212,7 +217,7 @@ def fit_decision(
         if folds
     )
     if oof.classes > 2:
-        return fit_kept_members(oof, kept, views, seed, class_objective(objective), stacker, repeats, notes)
+        return fit_kept_members(oof, kept, views, seed, class_objective(objective), stacker, repeats, notes, classes)
     assert not isinstance(objective, ClassObjective), "two classes have an objective of two classes"
     rule, kind = stack(stacker), stacker if len(kept.members) > 1 else "mean"
     stacked = Candidate.of("stack", kept, rule, objective)
@@ -236,7 +241,7 @@ def fit_decision(
         noise=_bound_noise(kept, rule, objective),
         notes=notes
         + tuple(offset.message for offset in offsets)
-        + deviation_note("the nested HTER", first.nested.hter, of_parts.nested.hter, of_parts.difference),
+        + deviation_note("HTER", first.nested.hter, of_parts.nested.hter, of_parts.difference),
         offsets=offsets,
     )
 

@@ -39,6 +39,11 @@ class Interval:
     low: float
     high: float
 
+    @property
+    def complement(self) -> Interval:
+        """The interval of 1 minus the value."""
+        return Interval(1 - self.high, 1 - self.low)
+
 
 Intervals: TypeAlias = tuple[Interval, Interval, Interval]
 """Intervals of FPR, FNR and HTER."""

@@ -203,18 +203,18 @@ def describe_class_noise(noise: ClassNoise | None, nested_mean_error: float, nam
     Examples
     --------
     >>> noise = class_noise(np.array([[90, 0, 10], [0, 50, 0], [5, 0, 45]]))
-    >>> describe_class_noise(noise, 0.12)[:73]
-    'Beside the nested mean error 0.1200, the labels that confident prediction'
+    >>> describe_class_noise(noise, 0.12)[:74]
+    'Beside the nested class error 0.1200, the labels that confident prediction'
     """
     if noise is None:
         return (
-            f"How much of the nested mean error {nested_mean_error:.4f} wrong labels cause is not known: of a class, "
+            f"How much of the nested class error {nested_mean_error:.4f} wrong labels cause is not known: of a class, "
             "no image is predicted with confidence."
         )
     errors, interval = noise.rates.errors, noise.interval
     most = int(np.argmax(errors))
     return (
-        f"Beside the nested mean error {nested_mean_error:.4f}, the labels that confident predictions contradict have "
+        f"Beside the nested class error {nested_mean_error:.4f}, the labels that confident predictions contradict have "
         f"the mean share {noise.rates.mean_error:.4f} (95 %: {interval.low:.4f} to {interval.high:.4f}; most for label "
         f"{most if names is None else names[most]}, {errors[most]:.4f}), which is what wrong labels alone cause if "
         "every confident prediction is right and a label is wrong independently of the image, given its class; "

@@ -152,7 +152,7 @@ def class_error(logits: Floats, labels: Labels) -> float | None:
     classes = logits.shape[1]
     if np.unique(labels).size < classes or not np.isfinite(logits).all():
         return None
-    return class_rates(labels, logits.argmax(axis=1), classes).mean_error
+    return class_rates(labels, apply_offsets(logits, np.zeros(classes)), classes).mean_error
 
 
 def refuse_absent(task: str, labels: Labels, classes: int) -> None:

@@ -9,7 +9,6 @@ from ensemble.decision.assessment import Assessment
 from ensemble.decision.class_assessment import FEW_IMAGES
 from ensemble.decision.class_decision import ClassDecision
 from ensemble.decision.decision import Decision
-from ensemble.decision.intervals import Interval
 from ensemble.decision.label_noise import describe_class_noise, describe_noise
 from ensemble.reports.comparison_tables import confusion_table
 from ensemble.reports.measures import (
@@ -116,7 +115,7 @@ def stackers_table(decision: Decision | ClassDecision) -> Table:
 def class_tables(decision: ClassDecision, classes: Sequence[str] | None = None) -> tuple[Table, Table]:
     """Return the nested recall, precision and F1 of the stack for each class, and its confusion matrix."""
     names, stacked, rates = class_names(classes, decision.classes), decision.stacked, decision.nested
-    recalls = (Interval(1 - error.high, 1 - error.low) for error in stacked.errors)
+    recalls = (error.complement for error in stacked.errors)
     columns = (rates.recalls, recalls, rates.precisions, stacked.precisions, rates.f1_scores, decision.offsets)
     rows = tuple(
         (

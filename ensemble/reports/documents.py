@@ -117,7 +117,7 @@ def _class_figures(row: ClassAssessment, classes: Sequence[str]) -> dict[str, An
             name: {
                 "images": rates.counts[c],
                 "recall": rates.recalls[c],
-                "recall_interval": [1 - row.errors[c].high, 1 - row.errors[c].low],
+                "recall_interval": _ends(row.errors[c].complement),
                 "precision": rates.precisions[c],
                 "precision_interval": _ends(row.precisions[c]),
                 "f1": rates.f1_scores[c],

@@ -9,8 +9,7 @@ from typing import TypeAlias
 from ensemble.decision.assessment import Assessment
 from ensemble.decision.class_assessment import ClassAssessment
 from ensemble.decision.class_deploy import ClassExpectation
-from ensemble.decision.class_objective import ClassObjective
-from ensemble.decision.comparison import Difference
+from ensemble.decision.class_objective import MEASURES, ClassObjective
 from ensemble.decision.deploy import Expectation
 from ensemble.decision.intervals import Interval
 from ensemble.decision.rates import ClassRates
@@ -18,13 +17,6 @@ from ensemble.errors import printable
 from ensemble.reports.table import interval_cell, rate_cells
 
 Rule: TypeAlias = Assessment | ClassAssessment
-
-MEASURES = {
-    "mean-class-error": ("class error", "mean_error"),
-    "macro-f1": ("macro F1", "macro_f1"),
-    "accuracy": ("accuracy", "accuracy"),
-}
-"""The measure of each objective among more than two classes: its name, and that of the attribute that holds it."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +147,7 @@ def difference_cell(rule: Rule) -> str:
     if difference is None:
         return ""
     if not figure(rule).is_error:  # the difference is that of the loss
-        low, high = difference.interval.low, difference.interval.high
-        difference = Difference(0.0 - difference.value, Interval(0.0 - high, 0.0 - low))
+        difference = -difference
     return f"{difference.value:+.4f} {interval_cell(difference.interval, '+.4f')}"
 
 

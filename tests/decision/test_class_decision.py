@@ -12,11 +12,10 @@ from ensemble.decision import class_assessment, class_offsets
 from ensemble.decision.assessment import Candidate, deviation_note
 from ensemble.decision.bootstrap import LEAST_GROUPS, Resampler, class_design_effects, design_effects
 from ensemble.decision.class_assessment import (
-    ClassIntervals,
     assess_classes,
     compare_class_nested,
-    counting_macro_f1,
 )
+from ensemble.decision.class_comparison import ClassMeasured, class_widened, measure_classes
 from ensemble.decision.class_decision import ClassDecision
 from ensemble.decision.class_intervals import class_counting_intervals
 from ensemble.decision.class_objective import DESCRIPTIONS, ClassObjective
@@ -35,7 +34,7 @@ from ensemble.decision.cross_fitting import (
 from ensemble.decision.decision import fit_decision
 from ensemble.decision.intervals import Interval
 from ensemble.decision.objective import Objective
-from ensemble.decision.rates import ClassRates, apply_offsets, class_rates
+from ensemble.decision.rates import apply_offsets, class_rates
 from ensemble.errors import ConfigError, DataError
 from ensemble.runs.files import read_json, write_json
 
@@ -248,29 +247,22 @@ def test_few_errors_widen_to_the_counts(rng):
     y_pred = labels.copy()
     y_pred[:60], y_pred[200:260] = 1, 0
     rates = class_rates(labels, y_pred, 3)
-    no_variation = np.zeros((5, 9))
-    found = ClassIntervals.of(labels, y_pred, rates, no_variation, None)
-    counted, mean = class_counting_intervals(rates)
-    assert found.errors == (
+
+    def points(values):
+        return tuple(Interval(value, value) for value in values)
+
+    of_all = points((rates.mean_error, rates.macro_f1, rates.accuracy))
+    without_variation = ClassMeasured(rates, points(rates.errors), points(rates.precisions), *of_all)
+    widened = class_widened(without_variation, labels, y_pred)
+    counted, (_, mean) = measure_classes(labels, y_pred, 3), class_counting_intervals(rates)
+    assert widened.errors == (
         Interval(0.3, 0.3),
         Interval(0.3, 0.3),
-        Interval(0.0, counted[2].high),
+        Interval(0.0, counted.errors[2].high),
     )  # only class 2 has few
-    assert found.mean_error == mean and found.macro_f1 == counting_macro_f1(rates, (1.0,) * 3)
-    assert found.precisions[0] == Interval(0.7, 0.7) and found.precisions[2].low < 0.95
-    assert (found.accuracy.low, found.accuracy.high) == pytest.approx((rates.accuracy, rates.accuracy))
-
-
-def test_the_counting_interval_of_macro_f1_holds_the_true_one(rng):
-    """Drawn from a known confusion matrix, the macro F1 at these class counts is within it about 95 times in 100."""
-    counts = np.array([300, 100, 40])
-    shares = np.array([[0.9, 0.07, 0.03], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]])
-    true, held = 1 - measures(shares * counts[:, None])[-2], 0
-    for _ in range(60):
-        drawn = np.stack([rng.multinomial(n, p) for n, p in zip(counts, shares, strict=True)])
-        interval = counting_macro_f1(ClassRates(tuple(map(tuple, drawn.tolist()))), (1.0, 1.0, 1.0))
-        held += interval.low <= true <= interval.high
-    assert held >= 51
+    assert widened.mean_error == mean and widened.macro_f1 == counted.macro_f1
+    assert widened.precisions[0] == Interval(0.7, 0.7) and widened.precisions[2].low < 0.95
+    assert widened.accuracy == of_all[2]
 
 
 # --- the decision -----------------------------------------------------------------------------------------------------
@@ -313,6 +305,8 @@ def test_a_constant_member_is_left_out_and_classes_with_few_images_are_named(mak
     assert decision.stacker.members == ("m0", "m2") and [each.name for each in decision.members] == ["m0", "m1", "m2"]
     assert "member m1 gives the same logit to all images of folds 0, 1, 2; it is left out" in decision.notes[0]
     assert decision.stacked.few == (2,) and "fewer than 30 images: 2 (24)" in decision.notes[-1]
+    named = fit_decision(oof, (), objective=ClassObjective(), classes=("none", "worn", "in\ncorrect"))
+    assert r"fewer than 30 images: in\ncorrect (24)" in named.notes[-1]
 
 
 def test_a_single_member_is_itself(make):
@@ -324,9 +318,12 @@ def test_a_single_member_is_itself(make):
 
 def test_a_deviation_beyond_chance_and_by_much_is_a_note():
     lower, by_little = Difference(-0.03, Interval(-0.05, -0.01)), Difference(-0.03, Interval(-0.05, 0.01))
-    assert (
-        "the nested mean error is 0.1000 over the folds" in deviation_note("the nested mean error", 0.1, 0.07, lower)[0]
-    )
+    (note,) = deviation_note("class error", 0.1, 0.07, lower)
+    assert "the nested class error is 0.1000 over the folds and 0.0700 over random parts" in note
+    assert "the nested and expected figures are too high" in note
+    (note,) = deviation_note("macro F1", 0.1, 0.07, lower, is_error=False)
+    assert "the nested macro F1 is 0.9000 over the folds and 0.9300 over random parts" in note
+    assert "the nested and expected figures are too low" in note
     assert deviation_note("", 0.1, 0.07, by_little) == () == deviation_note("", 0.5, 0.47, lower)
 
 
