@@ -182,16 +182,8 @@ def _measured(candidate: Candidate, errors: Floats, groups: ArrayLike | None) ->
     groups : int64 array (n,), optional
     """
     rates, nested = _nested_rates(candidate), candidate.nested
-    classes, pairs = len(rates.confusion), zip(_measures_of(rates).tolist(), errors.T, strict=True)
-    losses = [centred_interval(value, column) for value, column in pairs]
-    bootstrapped = ClassMeasured(
-        rates=rates,
-        errors=tuple(losses[:classes]),
-        precisions=tuple(loss.complement for loss in losses[classes : 2 * classes]),
-        mean_error=losses[MEAN_ERROR],
-        macro_f1=losses[MACRO_F1].complement,
-        accuracy=losses[ACCURACY].complement,
-    )
+    pairs = zip(_measures_of(rates).tolist(), errors.T, strict=True)
+    bootstrapped = ClassMeasured.of_losses(rates, [centred_interval(value, column) for value, column in pairs])
     return class_widened(bootstrapped, nested.labels, nested.y_pred, groups)
 
 

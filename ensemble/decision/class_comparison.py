@@ -17,6 +17,7 @@ from ensemble.decision.class_intervals import (
     shapes_of_mean,
     shares_of_prior,
 )
+from ensemble.decision.class_refits import ACCURACY, MACRO_F1, MEAN_ERROR, measures
 from ensemble.decision.comparison import FEW, Agreement, ClassRow, Difference, agreements, count_apart, paired_draws
 from ensemble.decision.intervals import FEW_ERRORS, Interval, central
 from ensemble.decision.rates import ClassRates, Floats, Labels, class_indices, class_rates
@@ -39,6 +40,19 @@ class ClassMeasured:
     mean_error: Interval
     macro_f1: Interval
     accuracy: Interval
+
+    @classmethod
+    def of_losses(cls, rates: ClassRates, losses: Sequence[Interval]) -> ClassMeasured:
+        """Return rates with the intervals of their measures (2C + 3,), all of them losses; see class_refits.py."""
+        classes = len(rates.confusion)
+        return cls(
+            rates=rates,
+            errors=tuple(losses[:classes]),
+            precisions=tuple(loss.complement for loss in losses[classes : 2 * classes]),
+            mean_error=losses[MEAN_ERROR],
+            macro_f1=losses[MACRO_F1].complement,
+            accuracy=losses[ACCURACY].complement,
+        )
 
     @property
     def recalls(self) -> tuple[Interval, ...]:
@@ -143,15 +157,8 @@ def measure_classes(
     y_true, y_pred = np.asarray(labels, np.int8), np.asarray(y_pred, np.int8)
     if groups is None:
         return _counted(rates, _Effects.of(y_true, y_pred, None, classes), seed)
-    drawn = _Drawn.of(_draw(y_true, [y_pred], classes, groups, seed, replicates)[0])
-    bootstrapped = ClassMeasured(
-        rates=rates,
-        errors=tuple(map(central, drawn.errors.T)),
-        precisions=tuple(map(central, drawn.precisions.T)),
-        mean_error=central(drawn.errors.mean(axis=1)),
-        macro_f1=central(drawn.macro_f1),
-        accuracy=central(drawn.accuracy),
-    )
+    losses = measures(_draw(y_true, [y_pred], classes, groups, seed, replicates)[0])
+    bootstrapped = ClassMeasured.of_losses(rates, list(map(central, losses.T)))
     return class_widened(bootstrapped, y_true, y_pred, groups, seed)
 
 
@@ -250,10 +257,10 @@ def compare_classes(
     a, b = (measure_classes(labels, each, classes, groups, seed, replicates) for each in (y_pred_a, y_pred_b))
     y_true = class_indices("cannot compare the predictions", "labels", labels, classes)
     of_a, of_b = np.asarray(y_pred_a, np.int8), np.asarray(y_pred_b, np.int8)
-    drawn_a, drawn_b = map(_Drawn.of, _draw(y_true, [of_a, of_b], classes, groups, seed, replicates))
+    losses_a, losses_b = map(measures, _draw(y_true, [of_a, of_b], classes, groups, seed, replicates))
     agreement, apart = agreements(y_true, of_a, of_b, classes), count_apart(of_a, of_b, groups)
-    errors = drawn_b.errors - drawn_a.errors
-    mean_error = errors.mean(axis=1)
+    losses = losses_b - losses_a
+    errors, mean_error = losses[:, :classes], losses[:, MEAN_ERROR]
     if groups is None and apart:
         errors, mean_error = _posterior_differences(agreement, seed)
     values = np.array([(each.only_a - each.only_b) / each.n for each in agreement])
@@ -262,8 +269,8 @@ def compare_classes(
         b=b,
         errors=tuple(Difference(float(value), central(each)) for value, each in zip(values, errors.T, strict=True)),
         mean_error=Difference(float(values.mean()), central(mean_error)),
-        macro_f1=Difference(b.rates.macro_f1 - a.rates.macro_f1, central(drawn_b.macro_f1 - drawn_a.macro_f1)),
-        accuracy=Difference(b.rates.accuracy - a.rates.accuracy, central(drawn_b.accuracy - drawn_a.accuracy)),
+        macro_f1=Difference(b.rates.macro_f1 - a.rates.macro_f1, central(-losses[:, MACRO_F1])),
+        accuracy=Difference(b.rates.accuracy - a.rates.accuracy, central(-losses[:, ACCURACY])),
         agreement=agreement,
         apart=apart,
     )
@@ -297,7 +304,7 @@ def _counted(rates: ClassRates, effects: _Effects, seed: int) -> ClassMeasured:
         errors=errors,
         precisions=precision_intervals(rates, effects.predictions.tolist()),
         mean_error=mean_error,
-        macro_f1=central(_Drawn.of(tables).macro_f1),
+        macro_f1=central(1 - measures(tables * rates.n)[:, MACRO_F1]),
         accuracy=accuracy_interval(rates, effects.rows),
     )
 
@@ -324,29 +331,6 @@ def posterior_tables(rates: ClassRates, effects: Floats, rng: np.random.Generato
     # A class keeps its share of the rows in expectation, whatever its design effect is.
     tables *= effects[:, None]
     return np.asarray(tables / tables.sum(axis=(1, 2), keepdims=True))
-
-
-@dataclass(frozen=True, eq=False)
-class _Drawn:
-    """The rates of each of r draws of the confusion matrix."""
-
-    errors: Floats  # (r, C)
-    precisions: Floats  # (r, C); 0 where no row is predicted as the class
-    macro_f1: Floats  # (r,)
-    accuracy: Floats  # (r,)
-
-    @classmethod
-    def of(cls, tables: Floats) -> _Drawn:
-        """Return the rates of confusion matrices (r, C, C) of counts or shares."""
-        correct = np.diagonal(tables, axis1=1, axis2=2)
-        counts, predicted = tables.sum(axis=2), tables.sum(axis=1)
-        precisions = np.divide(correct, predicted, out=np.zeros(correct.shape), where=predicted > 0)
-        return cls(
-            errors=1 - correct / counts,
-            precisions=precisions,
-            macro_f1=np.asarray((2 * correct / (counts + predicted)).mean(axis=1)),
-            accuracy=np.asarray(correct.sum(axis=1) / counts.sum(axis=1)),
-        )
 
 
 def _draw(
