@@ -276,7 +276,8 @@ class DecisionConfig(Frozen):
         option(
             DECISION,
             "Minimise hter, or cost:A,B, the costs of a false positive and of a false negative; or hold fpr:R or fnr:R "
-            "to at most R on the OOF rows (fpr:R,0.95: with 95 % confidence).",
+            "to at most R on the OOF rows (fpr:R,0.95: with 95 % confidence). Of more than two classes: "
+            "mean-class-error, macro-f1 or accuracy.",
         ),
     ] = "hter"
     stacker: Annotated[
