@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from ensemble.config import SHORT_NAMES, Frozen
-from ensemble.config_fields import DATA, RUN, Device, LabelFile, option
+from ensemble.config import SHORT_NAMES
+from ensemble.config_fields import DATA, RUN, Device, Frozen, LabelFile, option
 
 
 class BenchConfig(Frozen):

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Tag, ValidationInfo, field_validator, model_validator
+from pydantic import Discriminator, Tag, field_validator, model_validator
 
 from ensemble.config_fields import (
     AUGMENTATION,
@@ -29,6 +29,7 @@ from ensemble.config_fields import (
     Exif,
     FollowLinks,
     Force,
+    Frozen,
     ImageColumn,
     Images,
     LabelColumn,
@@ -60,21 +61,6 @@ VIEW_SETS = {"plain": VIEWS[:1], "tta": VIEWS}
 Correction = Literal["posterior", "none"]
 CORRECTIONS: tuple[Correction, ...] = get_args(Correction)
 """How the threshold of one fold model becomes that of their mean (decision/averaging.py); the default first."""
-
-
-class Frozen(BaseModel):
-    """A model that refuses unknown keys, changes, numbers that are not finite, and true or false for a number."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _refuse_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse true and false for a number: pydantic reads them as 1 and 0."""
-        annotation = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, bool) and {int, float} & {annotation, *get_args(annotation)}:
-            raise ValueError(f"must be a number; got {str(value).lower()}")
-        return value
 
 
 class DataConfig(Frozen):
@@ -148,7 +134,14 @@ class MemberConfig(Frozen):
         Literal[True, False, "if-possible"],
         option(MODEL, "Start from timm's pretrained weights; if-possible: from scratch where they cannot be loaded."),
     ] = True
-    weights: Annotated[Path | None, option(MODEL, "Start from this safetensors file instead of timm's weights.")] = None
+    weights: Annotated[
+        Path | None,
+        option(
+            MODEL,
+            "Start from this safetensors file, or from the fold models of the member in this folder, not from timm's "
+            "weights; in YAML also by from: RUN/MEMBER.",
+        ),
+    ] = None
     stem: Annotated[
         Literal["standard", "half-stride"], option(MODEL, "Give the first convolution stride 1 with half-stride.")
     ] = "standard"
@@ -234,6 +227,14 @@ class MemberConfig(Frozen):
             values = {**values, "name": re.sub("[^A-Za-z0-9._-]+", "-", values["arch"])}
         return values
 
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _folder_of_a_member(cls, value: Any) -> Any:
+        if isinstance(value, dict) and set(value) == {"from"} and isinstance(value["from"], str):
+            path = Path(value["from"])
+            return path.parent / "members" / path.name
+        return value
+
     @model_validator(mode="after")
     def _one_weight(self) -> Self:
         if self.alpha is not None and self.loss != "focal":
@@ -275,7 +276,8 @@ class DecisionConfig(Frozen):
         option(
             DECISION,
             "Minimise hter, or cost:A,B, the costs of a false positive and of a false negative; or hold fpr:R or fnr:R "
-            "to at most R on the OOF rows (fpr:R,0.95: with 95 % confidence).",
+            "to at most R on the OOF rows (fpr:R,0.95: with 95 % confidence). Of more than two classes: "
+            "mean-class-error, macro-f1 or accuracy.",
         ),
     ] = "hter"
     stacker: Annotated[

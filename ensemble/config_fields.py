@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 RUN, DATA, MODEL, TRAINING, OPTIMISATION = "Run", "Data", "Model", "Training", "Optimisation"
 LOSS, AUGMENTATION, DECISION, SPEED = "Loss", "Augmentation", "Decision", "Speed"
 PANELS = (RUN, DATA, MODEL, TRAINING, OPTIMISATION, LOSS, AUGMENTATION, DECISION, SPEED)
 """The panels of `--help` in their order: each option belongs to one."""
+
+
+class Frozen(BaseModel):
+    """A model that refuses unknown keys, changes, numbers that are not finite, and true or false for a number."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false for a number: pydantic reads them as 1 and 0."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and {int, float} & {annotation, *get_args(annotation)}:
+            raise ValueError(f"must be a number; got {str(value).lower()}")
+        return value
 
 
 def option(panel: str, description: str, *, unset: str = "", **bounds: Any) -> Any:

@@ -14,7 +14,8 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError, create_model
 
-from ensemble.config import AugmentConfig, DataConfig, DecisionConfig, Frozen, MemberConfig, PredictConfig, RunConfig
+from ensemble.config import AugmentConfig, DataConfig, DecisionConfig, MemberConfig, PredictConfig, RunConfig
+from ensemble.config_fields import Frozen
 from ensemble.errors import ConfigError, printable
 
 M = TypeVar("M", bound=BaseModel)

@@ -147,7 +147,7 @@ def test_a_new_field_is_an_option_without_another_edit(monkeypatch: pytest.Monke
 
 def test_values_are_those_of_the_models() -> None:
     others = {"labels": None, "positive": None, "tta": True, "full": False}
-    others |= {"image_column": None, "label_column": None, "follow_links": False}
+    others |= {"image_column": None, "label_column": None, "follow_links": False, "classes": None}
     assert options.checked("compare", {"a": "x", "b": "y"} | others) == {"a": Path("x"), "b": Path("y")} | others
 
 

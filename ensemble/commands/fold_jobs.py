@@ -216,7 +216,8 @@ def _with_origin(folder: MemberFolder, member: MemberConfig, size: int, say: Say
     from ensemble.members.backbones import build
 
     requested = member.pretrained
-    if member.arch in WITHOUT_WEIGHTS and "pretrained" not in member.model_fields_set and not folder.has_begun:
+    unset = "pretrained" not in member.model_fields_set and member.weights is None
+    if member.arch in WITHOUT_WEIGHTS and unset and not folder.has_begun:
         say(f"note: {member.arch} has no pretrained weights; member {member.name} starts from scratch")
     settled = member.model_copy(update={"pretrained": bool(requested)})
     if not requested or folder.has_begun or member.weights is not None:

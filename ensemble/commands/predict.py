@@ -22,7 +22,7 @@ from ensemble.decision.cross_fitting import OofLogits
 from ensemble.decision.decision import Decision
 from ensemble.decision.deploy import Deployment, deploy
 from ensemble.errors import ConfigError, DataError, printable, some
-from ensemble.prediction_results import PredictionRequest, PredictResult
+from ensemble.prediction_results import ClassPredictionFacts, PredictionRequest, PredictResult
 from ensemble.progress import Say, silent
 from ensemble.reports.prediction_tables import label_file_warnings, seen_note
 from ensemble.runs import files
@@ -92,7 +92,9 @@ def _incomplete(source: Source, dataset: Dataset, result: PredictResult, out: Pa
     if result.out is not None:
         return DataError(source.where, found)
     remedy = f"{printable(out)} needs a line for each image and is not written"
-    return DataError(source.where, found, f"{remedy}: give --bad-label 0 or 1, or --out FILE.csv for a table")
+    classes = len(result.facts.classes) if isinstance(result.facts, ClassPredictionFacts) else 2
+    labels = "0 or 1" if classes == 2 else f"0 to {classes - 1}"
+    return DataError(source.where, found, f"{remedy}: give --bad-label {labels}, or --out FILE.csv for a table")
 
 
 def check_options(config: PredictOptions, facts: RunFacts) -> None:

@@ -22,13 +22,16 @@ from ensemble.commands import train
 from ensemble.config import VIEWS, RunConfig
 from ensemble.config_reading import config_file, load_config, overridden
 from ensemble.data.synthetic import write_demo
-from ensemble.decision import assessment
+from ensemble.data.synthetic_people import draw_people
+from ensemble.decision import assessment, class_assessment
 from ensemble.decision import decision as decision_room
 from ensemble.decision.threshold import least_hter
 from ensemble.errors import ConfigError
 from ensemble.runs.run import Run
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs/recipes").glob("*.yaml"))
+OF_PEOPLE = [path for path in RECIPES if path.stem.startswith("age-gender-mask")]
+OF_FACES = [path for path in RECIPES if path not in OF_PEOPLE]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -75,7 +78,7 @@ def test_recipes_are_listed_with_what_they_are(capsys: pytest.CaptureFixture[str
     lines = out.splitlines()
     names = max(len(path.stem) for path in RECIPES)
     text = " ".join(line[names:].strip() for line in lines)
-    assert len(RECIPES) == 6 and max(map(len, lines)) <= 80
+    assert len(RECIPES) == 8 and max(map(len, lines)) <= 80
     for path in RECIPES:
         config = load_config(path)
         assert config.about and " ".join(config.about.split()) in text
@@ -97,7 +100,7 @@ def test_a_recipe_runs_by_its_name_from_anywhere(
     [
         ("simple-cn", "did you mean simple-cnn"),
         ("Simple_CNN", "did you mean simple-cnn"),
-        ("qqq", "the recipes are focal-oversampling, lenet-cleaned, "),
+        ("qqq", "the recipes are age-gender-mask, age-gender-mask-targets, "),
         ("missing.yaml", "missing.yaml: cannot be read"),
     ],
 )
@@ -120,7 +123,31 @@ def test_a_file_comes_before_a_recipe_of_its_name(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.usefixtures("no_weights")
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_recipes_of_several_classes_run_on_drawn_people(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(class_assessment, "REPLICATES", 10)
+    draw_people(tmp_path / "people", 60, size=32)
+    joined, of_targets = (load_config(path) for path in sorted(OF_PEOPLE, key=lambda path: len(path.stem)))
+    (member,) = joined.members
+    assert (member.arch, member.loss, member.sampler) == ("resnet18", "weighted-focal", "balanced")
+    assert (joined.data.classes, joined.decision.objective) == (18, "macro-f1")
+    assert of_targets.targets == ("mask", "gender", "age") and of_targets.members == joined.members
+    for name, config in (("joined", joined), ("targets", of_targets)):
+        values = config.model_dump(mode="json", exclude={"predict"}, exclude_none=True)
+        values["data"] |= {"images": str(tmp_path / "people/people.csv")}
+        values |= {"run": str(tmp_path / name), "folds": 2}
+        values["members"][0] |= {"epochs": 1, "input_size": 16, "stem": "standard"}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values))
+        out, err = run(capsys, "run", tmp_path / f"{name}.yaml", "--device", "cpu", "--jobs", 1)
+        assert name == "targets" or "fewer than 30 images" in err
+        assert "macro F1" in out
+    assert len(Run(tmp_path / "joined").read().classes or ()) == 18
+    assert (tmp_path / "targets/report.md").read_text().count("/") > 18
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("path", OF_FACES, ids=lambda path: path.stem)
 def test_every_recipe_runs_on_the_demo_data(
     path: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

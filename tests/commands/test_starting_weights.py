@@ -91,3 +91,10 @@ def test_an_unfinished_member_is_refused(trained: Path, tmp_path: Path) -> None:
             target.write_bytes(path.read_bytes())
     with pytest.raises(ArtifactError, match="lacks the weights of fold 2"):
         train_members(tmp_path / "new", [member("b", weights=folder)], data(trained / "tiny"), 3, 0, COMPUTE)
+
+
+def test_a_config_may_name_the_member_of_a_run() -> None:
+    weights = {"from": "checkpoints/age/resnet18"}
+    assert member("b", weights=weights).weights == Path("checkpoints/age/members/resnet18")
+    with pytest.raises(ValueError, match="weights"):
+        member("b", weights={"from": "a", "fold": 1})
