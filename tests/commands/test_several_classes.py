@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from ensemble.cli import main
 from ensemble.commands.fit_stacker import averaged_oof, read_decisions
 from ensemble.commands.prediction_files import read_prediction
 from ensemble.data.folders import open_folder
+from ensemble.decision import class_assessment
 from ensemble.decision.class_decision import ClassDecision
 from ensemble.decision.cross_fitting import cross_fit, stack
 from ensemble.decision.rates import apply_offsets
@@ -37,6 +39,14 @@ def fails(capsys: pytest.CaptureFixture[str], status: int, *arguments: object) -
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert stopped.value.code == status, line
     return line
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_replicates() -> Iterator[None]:
+    """Draw few replicates; they change intervals alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(class_assessment, "REPLICATES", 20)
+        yield
 
 
 @pytest.fixture(scope="module")

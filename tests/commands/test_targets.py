@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -15,6 +16,7 @@ from ensemble.cli import main
 from ensemble.commands.fit_stacker import averaged_oof, read_decisions
 from ensemble.commands.targets import read_targets, report_targets
 from ensemble.config import RunConfig
+from ensemble.decision import class_assessment
 from ensemble.decision.cross_fitting import cross_fit, stack
 from ensemble.runs.run import Run
 
@@ -64,6 +66,14 @@ def fails(capsys: pytest.CaptureFixture[str], status: int, *arguments: object) -
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert stopped.value.code == status, line
     return line
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_replicates() -> Iterator[None]:
+    """Draw few replicates; they change intervals alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(class_assessment, "REPLICATES", 20)
+        yield
 
 
 @pytest.fixture(scope="module")

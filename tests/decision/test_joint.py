@@ -31,7 +31,7 @@ def test_shapes_that_differ_are_refused() -> None:
 
 
 def test_intervals_hold_the_true_rates_of_fixed_rules_also_with_groups() -> None:
-    rng, held, sets = np.random.default_rng(0), np.zeros(2), 300
+    rng, held, sets = np.random.default_rng(0), np.zeros(2), 200
     accuracy = 0.8  # of groups of four images, which are right together or not; of each combination alike
 
     def drawn(people: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -41,12 +41,12 @@ def test_intervals_hold_the_true_rates_of_fixed_rules_also_with_groups() -> None
         y_pred = np.where(right[:, None], labels, wrong)
         return np.repeat(labels, 4, axis=0), np.repeat(y_pred, 4, axis=0), np.repeat(np.arange(people), 4)
 
-    truth = measure_joint(*drawn(60_000)[:2], replicates=1)
+    truth = measure_joint(*drawn(30_000)[:2], replicates=1)
     for _ in range(sets):
         labels, y_pred, groups = drawn(240)
-        rates = measure_joint(labels, y_pred, groups, replicates=200)
+        rates = measure_joint(labels, y_pred, groups, replicates=100)
         for j, (value, interval) in enumerate(
             ((truth.accuracy, rates.accuracy_interval), (truth.macro_f1, rates.macro_f1_interval))
         ):
             held[j] += interval.low <= value <= interval.high
-    assert (held / sets > 0.90).all() and (held / sets < 0.985).all(), held / sets
+    assert (held / sets > 0.89).all() and (held / sets < 0.985).all(), held / sets
