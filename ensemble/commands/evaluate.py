@@ -264,7 +264,9 @@ def _joint_groups(a: NDArray[np.int64] | None, b: NDArray[np.int64] | None) -> N
 
 
 def _refuse_other_labels(true: LabelSource, of: Side, say: Say) -> None:
-    given, labels, remedy = _read_labels(true, say), true.path, "leave --labels out: the run has its own"
+    of_many = of.classes if class_count(of.classes) > 2 else None  # the run knows its classes
+    given, labels = _read_labels(replace(true, classes=None) if of_many else true, say, of_many), true.path
+    remedy = "leave --labels out: the run has its own"
     images = f"images of {printable(of.folder)}"
     if given.names is not None:
         y = given.y[rows_by_name(given.names, printable(labels), of.table.ids.tolist(), images)[0]]

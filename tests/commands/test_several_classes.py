@@ -136,6 +136,10 @@ def test_members_and_runs_are_compared_and_reported(made: Path, capsys: pytest.C
     capsys.readouterr()
     thera("compare", made / "run/members/a", made / "run")
     assert "B minus A" in capsys.readouterr().out
+    thera("compare", made / "run/members/a", made / "run", "--labels", made / "tiny/labels.csv")
+    (made / "other.txt").write_text("0\n" * 96)
+    line = fails(capsys, 3, "compare", made / "run", made / "run/members/a", "--labels", made / "other.txt")
+    assert "labels are not those of" in line
     thera("report", "--run", made / "run")
     stored = json.loads((made / "run/report.json").read_text())
     assert stored["decisions"]["tta"]["stack"]["name"] == "stack"
