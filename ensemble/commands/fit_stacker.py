@@ -11,10 +11,11 @@ from typing import Any
 from ensemble.config import VIEW_SETS, DecisionConfig
 from ensemble.data.folds import FoldTable
 from ensemble.decision.class_decision import ClassDecision
-from ensemble.decision.class_objective import parse_objective
+from ensemble.decision.class_objective import DESCRIPTIONS, parse_objective
 from ensemble.decision.cross_fitting import OofLogits
 from ensemble.decision.decision import Decision, fit_decision
 from ensemble.decision.fold_offsets import FoldOffset
+from ensemble.decision.objective import Objective
 from ensemble.errors import ArtifactError, ConfigError, printable
 from ensemble.progress import Say, silent
 from ensemble.results import ClassFitResult, FitResult
@@ -85,6 +86,8 @@ def fit_stacker(run: Path, config: DecisionConfig | None = None, say: Say = sile
     """
     config = config or DecisionConfig()
     started, folder = time.time(), Run(run)
+    if config.objective.strip() not in DESCRIPTIONS:
+        Objective.parse(config.objective)  # what is no objective at all is refused before the run is read
     facts, table = folder.read(), folder.read_folds()
     objective = parse_objective(config.objective, facts.class_count)
     names, left_out = _chosen_members(folder, table, config, say)
