@@ -255,7 +255,7 @@ def _begin(
     folds: int,
     seed: int,
     say: Say,
-    assigned: Folds | None,
+    assigned: Folds | None = None,
 ) -> FoldTable:
     """Start the run, or verify that it is the same; return its folds, which are assigned once.
 
