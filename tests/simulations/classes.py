@@ -25,7 +25,7 @@ from ensemble.decision.cross_fitting import OofLogits, stack
 from ensemble.decision.rates import class_rates
 
 REPLICATES = 200
-"""Bootstrap replicates of every interval, fewer than the commands draw; this widens nothing on average."""
+"""Bootstrap replicates of every interval, as many as the commands draw."""
 
 POPULATION = 100_000
 """Images of the sample that stands for the population."""
