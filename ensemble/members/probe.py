@@ -366,7 +366,7 @@ def deviation(values: torch.Tensor, reference: torch.Tensor) -> float:
     each image, which a softmax ignores, and without the mean of each class, which is the same for all images.
     """
     centred = reference - reference.mean()
-    if reference.ndim == 2:
+    if reference.ndim == 2 and reference.shape[1] > 1:
         centred = reference - reference.mean(1, keepdim=True)
         centred = centred - centred.mean(0)
     spread = centred.norm().clamp_min(1e-12)
