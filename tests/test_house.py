@@ -44,6 +44,7 @@ OWNERS = {
     "sklearn": ("decision/", "estimator.py", "threshold_stacker.py"),
     "pandas": ("data/", "runs/", "commands/", "estimator.py"),
     "matplotlib": ("reports/",),
+    "jinja2": ("reports/html.py",),
     "safetensors": ("runs/files.py",),
     "filelock": ("runs/locks.py",),
     "yaml": ("config_reading.py",),
@@ -54,7 +55,19 @@ OWNERS = {
 }
 """The files and wings that may import a library; a change of library stays within them."""
 
-SLOW = {"torch", "timm", "albumentations", "cleanlab", "pandas", "sklearn", "scipy", "matplotlib", "pyarrow", "rich"}
+SLOW = {
+    "torch",
+    "timm",
+    "albumentations",
+    "cleanlab",
+    "pandas",
+    "sklearn",
+    "scipy",
+    "matplotlib",
+    "pyarrow",
+    "rich",
+    "jinja2",
+}
 """Libraries that take long to load. Outside the wings that consist of them they are imported where they are used."""
 
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}

@@ -13,4 +13,5 @@ targets_tables.py     several targets, and their combination
 bench_tables.py       how well a machine is used
 documents.py          the tables as report.md and report.json
 figures.py            pictures
+html.py               pages in one HTML file each, from templates/
 """
