@@ -91,6 +91,8 @@ def _report(file: Any, /, run: Path) -> Any:
 
 
 def _verify(file: Any, /, run: Path) -> Any:
+    if targets := _targets_of(run):
+        return targets.verify_targets(run, _say)
     return file.verify(run, _say)
 
 

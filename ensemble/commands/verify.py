@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -74,7 +75,7 @@ class _Checks:
 
     def read(self, path: Path, read: Callable[[], T]) -> T | None:
         """Read a file; return None where it is damaged."""
-        name = path.relative_to(self._run).as_posix()
+        name = Path(os.path.relpath(path, self._run)).as_posix()  # targets share the decoded images beside their runs
         self.checked.append(name)
         try:
             return read()

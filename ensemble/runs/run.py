@@ -147,6 +147,7 @@ class Run:
         self._json = folder / "run.json"
 
     def read(self) -> RunFacts:
+        self.refuse_targets()
         return read_json(self._json, RunFacts, RESTORE if self._json.exists() else TRAIN_FIRST)
 
     @contextlib.contextmanager
@@ -173,14 +174,21 @@ class Run:
                 write_json(self._json, replace(facts, versions=versions()))
         refuse_differences(self._json, self.read().identity, facts.identity, "use another --run")
 
+    def refuse_targets(self) -> None:
+        """Raise `ArtifactError` where the folder holds the runs of several targets in place of one run."""
+        if (self.folder / TARGETS).exists():
+            example = min(self.folder.glob("*/run.json"), default=self.folder / "TARGET" / "run.json").parent
+            raise ArtifactError(self.folder, "holds the runs of several targets", f"name one of them: {example}")
+
     def refuse_other(self, folds: int, seed: int) -> None:
-        """Refuse other folds or another seed than those of the run, once an epoch is finished in it.
+        """Refuse other folds or another seed than those of the run, once an epoch is finished in it; and several runs.
 
         Raises
         ------
         ArtifactError
-            The differences are named.
+            The differences are named; or the folder holds the runs of several targets.
         """
+        self.refuse_targets()
         if self._json.exists() and any(member.has_begun for member in self.members()):
             stored = self.read()
             now = {"seed": seed, "folds": folds}
