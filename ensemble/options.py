@@ -134,6 +134,7 @@ def _part(model: type[BaseModel], *names: str, key: str = "", optional: bool = F
 
 _COMPUTE = _part(ComputeConfig, key="compute")
 _RENAMED = {"clean": "cleaning"}  # --clean is a flag without a value, see `ALIASES`
+_MEMBER: Any = {_RENAMED.get(name, name): name for name in MemberConfig.model_fields}
 _SCREEN = _part(_Screen)  # the command line takes it out before it calls the command's function
 
 PARTS: dict[str, tuple[Part, ...]] = {
@@ -146,7 +147,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
     "train-member": (
         _part(RunConfig, "run", "folds", "seed"),
         _part(DataConfig, key="data"),
-        _part(MemberConfig, key="member", **{_RENAMED.get(name, name): name for name in MemberConfig.model_fields}),
+        _part(MemberConfig, key="member", **_MEMBER),
         _COMPUTE,
         _SCREEN,
     ),

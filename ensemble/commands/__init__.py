@@ -18,6 +18,7 @@ evaluate.py     evaluate and compare
 report.py       report
 clean.py        clean: the labels that are likely to be wrong, and an overlay that mends them
 label_review.py  a review of doubtful labels, checked and applied
+reviewed_scores.py  the score on the labels of an overlay, a secondary figure of the report
 verify.py       verify: every file against its type and its recorded hash
 bench.py        bench
 """

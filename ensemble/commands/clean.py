@@ -150,7 +150,9 @@ def _find(run: Run, facts: RunFacts, table: FoldTable, config: CleanConfig, say:
             changes = changes_of(config.auto, issues.rows, given, issues.suggested, issues.probability)
             contents[OVERLAY] = overlay_bytes(changes, table.ids, facts.classes)
         hashes = {name: files.write_whole(target / name, content) for name, content in contents.items()}
-        kept = {name: sha for name, sha in read_facts(folder).files.items() if name == OVERLAY or name not in (ISSUES, PAGE)}
+        kept = {
+            name: sha for name, sha in read_facts(folder).files.items() if name == OVERLAY or name not in (ISSUES, PAGE)
+        }
         if PAGE not in contents:
             (target / PAGE).unlink(missing_ok=True)  # it would show the issues of before
         counts = {each.name: each.issues for each in of_classes}

@@ -78,9 +78,7 @@ def apply_review(run: Run, facts: RunFacts, table: FoldTable, path: Path, out: P
     if left_in:
         say(f"note: {printable(target)} keeps the labels of {left_in} dropped images: it needs one for each image")
     counts = Counter(decision for decision, _ in decisions.values())
-    return ReviewResult(
-        run.folder, path, {name: counts[name] for name in DECISIONS}, target, left_in, folder / OVERLAY
-    )
+    return ReviewResult(run.folder, path, {name: counts[name] for name in DECISIONS}, target, left_in, folder / OVERLAY)
 
 
 def read_review(path: Path, table: FoldTable, classes: Sequence[str] | None) -> dict[int, tuple[str, int]]:
@@ -153,7 +151,11 @@ def refuse_changed(run: Path, path: Path) -> None:
 def _form(facts: RunFacts, table: FoldTable) -> str:
     """Return the name of the new file: a manifest for one or for class folders, a table, or a label in each line."""
     images = Path(facts.images)
-    if facts.labels == facts.images and images.exists() and (images.is_dir() or images.suffix.lower() in (".csv", ".parquet")):
+    if (
+        facts.labels == facts.images
+        and images.exists()
+        and (images.is_dir() or images.suffix.lower() in (".csv", ".parquet"))
+    ):
         return "manifest.csv"
     return "labels.csv" if is_table(facts.labels) or not is_numbered(table.ids) else "labels.txt"
 
@@ -177,7 +179,10 @@ def _labels(
     root = Path(os.path.abspath(facts.images))
     root = root if root.is_dir() else root.parent
     beside = root == Path(os.path.abspath(target)).parent
-    columns = {"path": table.ids if beside else np.array([str(root / name) for name in table.ids], object), "label": names}
+    columns = {
+        "path": table.ids if beside else np.array([str(root / name) for name in table.ids], object),
+        "label": names,
+    }
     if table.groups is not None:
         columns["group"] = table.groups
     kept = np.delete(np.arange(len(table.ids)), dropped)

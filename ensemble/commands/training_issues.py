@@ -14,7 +14,7 @@ import numpy as np
 from ensemble.commands.fold_jobs import BegunMember, JobToTrain, train_jobs
 from ensemble.config import VIEWS
 from ensemble.data.folds import FoldTable, assign_folds
-from ensemble.data.overlay import Overlay, changes_of
+from ensemble.data.overlay import Action, Overlay, changes_of
 from ensemble.errors import DataError
 from ensemble.progress import Say
 from ensemble.runs.changed_rows import read_changed, write_changed, write_overlay
@@ -33,9 +33,7 @@ OVERLAY_NOTE = (
 """What is said of a member with an overlay, whose source is not known to be independent of the held-out labels."""
 
 
-def with_changed_rows(
-    member: BegunMember, table: FoldTable, resources: Resources, say: Say
-) -> BegunMember:
+def with_changed_rows(member: BegunMember, table: FoldTable, resources: Resources, say: Say) -> BegunMember:
     """Return a member whose jobs train the rows, labels and weights that its config requests."""
     if member.overlay is not None:
         say(f"note: member {member.folder.name}: {OVERLAY_NOTE}")
@@ -85,9 +83,7 @@ def _changed(job: FoldJob, overlay: Overlay, dropped: np.ndarray) -> FoldJob:
 # --- the nested search ------------------------------------------------------------------------------------------------
 
 
-def _without_issues(
-    member: BegunMember, table: FoldTable, resources: Resources, say: Say
-) -> tuple[FoldJob, ...]:
+def _without_issues(member: BegunMember, table: FoldTable, resources: Resources, say: Say) -> tuple[FoldJob, ...]:
     """Return a member's jobs with the training rows whose labels confident learning doubts left out or changed.
 
     For each fold the same network is cross-fitted within its training rows. The held-out rows do not influence what is
@@ -129,7 +125,7 @@ def _write_issues(member: BegunMember, job: FoldJob, logits: np.ndarray, table: 
         member.folder.write_left_out(job.fold, table.ids[job.rows[doubted]])
         return
     issues = rank_issues(logits, labels, job.seed)
-    action = "flip" if job.config.clean == "flip" else "weight"
+    action: Action = "flip" if job.config.clean == "flip" else "weight"
     changes = changes_of(action, job.rows[issues.rows], labels[issues.rows], issues.suggested, issues.probability)
     write_changed(member.folder, job.fold, changes, table)
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,9 +106,7 @@ def changes_of(
     return {row: Change(action, label, weight) for row, label, weight in each}
 
 
-def overlay_bytes(
-    changes: Mapping[int, Change], ids: NDArray[np.str_], classes: Sequence[str] | None = None
-) -> bytes:
+def overlay_bytes(changes: Mapping[int, Change], ids: NDArray[np.str_], classes: Sequence[str] | None = None) -> bytes:
     """Return an overlay as CSV, in the order of the rows.
 
     Parameters
@@ -168,8 +166,10 @@ def read_overlay(
 
 def _change(cells: Mapping[str, str], given: int, classes: Sequence[str] | None, at: str) -> Change:
     if cells["action"] not in ACTIONS:
-        raise DataError(at, f"the action must be {', '.join(ACTIONS)}; got '{printable(cells['action'])}'", "correct it")
-    action = cast(Action, cells["action"])
+        raise DataError(
+            at, f"the action must be {', '.join(ACTIONS)}; got '{printable(cells['action'])}'", "correct it"
+        )
+    action: Action = cells["action"]  # type: ignore[assignment]  # it is one of them
     label = given if not cells["label"] and action != "flip" else label_of(cells["label"], classes, at)
     if (label == given) == (action == "flip") and cells["label"]:
         problem = "the label is the given one" if action == "flip" else "the label is not the given one"

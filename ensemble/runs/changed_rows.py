@@ -69,9 +69,7 @@ def read_own_overlay(member: MemberFolder, table: FoldTable, classes: Sequence[s
     return None if sha256 is None else _read(member, OVERLAY, sha256, table, classes)
 
 
-def _read(
-    member: MemberFolder, name: str, sha256: str, table: FoldTable, classes: Sequence[str] | None
-) -> Overlay:
+def _read(member: MemberFolder, name: str, sha256: str, table: FoldTable, classes: Sequence[str] | None) -> Overlay:
     path = member.folder / name
     if not path.is_file():
         raise ArtifactError(path, "is not there", TRAIN_AGAIN)

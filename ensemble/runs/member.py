@@ -82,7 +82,7 @@ class FoldFacts:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """The training rows of a fold that are left out, or changed, for doubtful labels: hash of their table, and number."""
+    """The training rows of a fold that are left out or changed for doubtful labels: hash of the table, number of rows."""
 
     sha256: str
     rows: int
@@ -194,7 +194,8 @@ class MemberFolder:
         if not self._json.exists():
             return False
         facts = self.read()
-        return bool(facts.folds or facts.parts or facts.left_out or facts.changed) or any(self.folder.glob("fold-*/**/state/*"))
+        known = facts.folds or facts.parts or facts.left_out or facts.changed
+        return bool(known) or any(self.folder.glob("fold-*/**/state/*"))
 
     def read(self) -> MemberFacts:
         return read_recorded(self._run, self._json, MemberFacts, RESTORE)

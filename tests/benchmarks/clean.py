@@ -46,7 +46,9 @@ def of_seed(seed: int, folder: Path, options: argparse.Namespace) -> tuple[dict[
     write_demo(folder, options.images, options.fresh, seed, size=options.size, flip=options.flip)
     data, run = DataConfig(images=folder / "train_img", labels=folder / "label_train.txt"), folder.parent / "run"
     compute = ComputeConfig(device="cpu", jobs=1)
-    base = MemberConfig(arch="small_cnn", name="none", epochs=options.epochs, batch_size=32, augment="light", ema_decay=0.98)
+    base = MemberConfig(
+        arch="small_cnn", name="none", epochs=options.epochs, batch_size=32, augment="light", ema_decay=0.98
+    )
 
     def train(*members: MemberConfig) -> None:
         train_members(run, members, data, options.folds, seed, compute)
@@ -85,7 +87,7 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("images", 3000), ("fresh", 2000), ("size", 32), ("epochs", 8), ("folds", 3), ("seeds", 8)):
+    for name, default in (("images", 3000), ("fresh", 2000), ("size", 32), ("epochs", 8), ("folds", 2), ("seeds", 8)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--flip", type=float, default=0.05)
     parser.add_argument("--minutes", type=float, default=23, help="begin no seed after this time")
