@@ -186,4 +186,4 @@ def _labels(
     if table.groups is not None:
         columns["group"] = table.groups
     kept = np.delete(np.arange(len(table.ids)), dropped)
-    return files.table_bytes(pd.DataFrame(columns).iloc[kept]), 0
+    return files.table_bytes(pd.DataFrame(columns).iloc[kept].reset_index(drop=True)), 0

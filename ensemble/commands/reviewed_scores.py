@@ -12,8 +12,11 @@ from ensemble.config import VIEWS
 from ensemble.data.folds import FoldTable
 from ensemble.data.overlay import Overlay
 from ensemble.decision.class_decision import ClassDecision
+from ensemble.decision.class_objective import MEAN_CLASS_ERROR
 from ensemble.decision.cross_fitting import OofLogits, cross_fit, member_logit, of_score, stack
 from ensemble.decision.decision import Decision
+from ensemble.decision.fold_offsets import aligned, find_fold_offsets
+from ensemble.decision.objective import HTER
 from ensemble.decision.rates import class_rates, error_rates
 from ensemble.runs.changed_rows import read_own_overlay
 from ensemble.runs.member import MemberFolder
@@ -59,9 +62,11 @@ def reviewed_scores(
         )
     for member in members:
         if (own := overlays[member.name]) is not None:
-            logits = member.oof_logits(table, VIEWS).mean(axis=1)
-            oof = OofLogits(table, (member.name,), logits[:, None])
-            scores.append(_score(member.name, oof, cross_fit(oof.rows, of_score(member_logit(0))).y_pred, own))
+            oof = OofLogits(table, (member.name,), member.oof_logits(table, VIEWS).mean(axis=1)[:, None])
+            objective = HTER if oof.classes == 2 else MEAN_CLASS_ERROR
+            oof = aligned(oof, find_fold_offsets(oof)) if oof.classes == 2 else oof  # as `assessment.member_report`
+            y_pred = cross_fit(oof.rows, of_score(member_logit(0)), objective).y_pred
+            scores.append(_score(member.name, oof, y_pred, own))
     return tuple(scores)
 
 

@@ -169,7 +169,7 @@ def _change(cells: Mapping[str, str], given: int, classes: Sequence[str] | None,
         raise DataError(
             at, f"the action must be {', '.join(ACTIONS)}; got '{printable(cells['action'])}'", "correct it"
         )
-    action: Action = cells["action"]  # type: ignore[assignment]  # it is one of them
+    action: Action = cells["action"]
     label = given if not cells["label"] and action != "flip" else label_of(cells["label"], classes, at)
     if (label == given) == (action == "flip") and cells["label"]:
         problem = "the label is the given one" if action == "flip" else "the label is not the given one"

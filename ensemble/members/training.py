@@ -395,8 +395,7 @@ class Learner:
     ) -> torch.Tensor:
         """Make one update with pixels (b, H, W, 3) uint8 and labels (b,); return the mean loss, on the device.
 
-        With `weights` (b,) it is the sum of weight times loss, divided by b. Nothing is read back from the device, so
-        that the next update is queued while a GPU computes this one.
+        With `weights` (b,), it is the mean of weight times loss. Nothing is read back, so that a GPU never waits.
         """
         self.schedule.step_update(number)
         self.optimizer.zero_grad(set_to_none=True)

@@ -82,7 +82,7 @@ class FoldFacts:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """The training rows of a fold that are left out or changed for doubtful labels: hash of the table, number of rows."""
+    """The training rows of a fold that are left out or changed for doubtful labels: hash of the table, and number."""
 
     sha256: str
     rows: int

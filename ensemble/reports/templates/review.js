@@ -9,7 +9,7 @@
   const rowOf = new Map(issues.map(([id], index) => [id, index]));
   let undone = []; // what each decision replaced: [index, what was there before]
   let current = 0;
-  const WORDS = { keep: "keep", flip: "flip", drop: "drop", unsure: "unsure" };
+  const DECISIONS = ["keep", "flip", "drop", "unsure"];
 
   function store() {
     const kept = decisions.flatMap((each, index) => (each ? [[issues[index][0], ...each]] : []));
@@ -35,7 +35,7 @@
   function valid(index, decision, label) {
     const given = issues[index][1];
     if (decision === "flip") return label !== given && classes.includes(label);
-    return Object.hasOwn(WORDS, decision) && (label === "" || label === given);
+    return DECISIONS.includes(decision) && (label === "" || label === given);
   }
 
   function say(text) {
@@ -61,7 +61,17 @@
     const decision = decisions[index];
     byId("decision").textContent = decision ? "decided: " + sentence(decision) : "not decided yet";
     if (byId("choice")) byId("choice").value = classes.indexOf(decision && decision[0] === "flip" ? decision[1] : given);
-    cards[index].scrollIntoView({ block: "nearest" });
+    reveal(cards[index]);
+  }
+
+  function reveal(card) {
+    // scrolls the list alone, so that the image under review stays where it is
+    const list = byId("cards");
+    const top = card.offsetTop;
+    if (top < list.scrollTop) list.scrollTop = top;
+    else if (top + card.offsetHeight > list.scrollTop + list.clientHeight) {
+      list.scrollTop = top + card.offsetHeight - list.clientHeight;
+    }
   }
 
   function sentence([decision, label]) {
@@ -145,7 +155,7 @@
       return say("This file is no saved review: its first line must be id,given,decision,label.");
     }
     let taken = 0;
-    for (const [id, given, decision, label] of rows.slice(1)) {
+    for (const [id, given, decision, label = ""] of rows.slice(1)) {
       const index = rowOf.get(id);
       if (index === undefined || issues[index][1] !== given || !valid(index, decision, label)) continue;
       decisions[index] = [decision, label];
