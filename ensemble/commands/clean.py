@@ -24,14 +24,14 @@ from ensemble.decision.decision import Decision
 from ensemble.decision.fold_offsets import aligned, find_fold_offsets
 from ensemble.decision.label_noise import NoiseBound, class_noise
 from ensemble.decision.objective import HTER
-from ensemble.errors import ArtifactError, DataError, printable
+from ensemble.errors import ArtifactError, ConfigError, DataError, printable
 from ensemble.progress import Say, silent
 from ensemble.runs import files
 from ensemble.runs.artifacts import write_recorded
 from ensemble.runs.label_issues import FACTS, ISSUES, OVERLAY, PAGE, LabelIssuesFacts, read_facts
 from ensemble.runs.locks import locked
 from ensemble.runs.member import TRAIN_AGAIN
-from ensemble.runs.run import Run, RunFacts
+from ensemble.runs.run import TARGETS, Run, RunFacts
 
 if TYPE_CHECKING:
     from ensemble.decision.label_issues import LabelIssues
@@ -67,6 +67,8 @@ def clean(run: Path, config: CleanConfig | None = None, say: Say = silent) -> Cl
     """
     config = config or CleanConfig()
     started, folder = time.time(), Run(run)
+    if (run / TARGETS).is_file():
+        raise ConfigError(printable(run), "holds the runs of several targets", "give the folder of one of them")
     facts, table = folder.read(), folder.read_folds()
     if config.apply is not None:
         result: CleanResult | ReviewResult = apply_review(folder, facts, table, config.apply, config.out, say)
@@ -135,6 +137,9 @@ def _parents(run: Run, oof: OofLogits) -> dict[str, dict[str, str]]:
 def _find(run: Run, facts: RunFacts, table: FoldTable, config: CleanConfig, say: Say) -> CleanResult:
     classes = facts.classes or ("0", "1")
     evidence = oof_evidence(run, table, say)
+    for name in evidence.parents:
+        if run.member(name).read().config.get("overlay") is not None:
+            say(f"note: member {name} was trained with an overlay, whose labels it has learnt")
     issues, of_classes = _label_issues(evidence, table, classes, facts.seed)
     folder, target = run.folder, run.folder / FACTS.parent
     listed = tuple(
