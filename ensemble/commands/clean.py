@@ -160,13 +160,11 @@ def _find(run: Run, facts: RunFacts, table: FoldTable, config: CleanConfig, say:
             changes = changes_of(config.auto, issues.rows, given, issues.suggested, issues.probability)
             contents[OVERLAY] = overlay_bytes(changes, table.ids, facts.classes)
         hashes = {name: files.write_whole(target / name, content) for name, content in contents.items()}
-        kept = {
-            name: sha for name, sha in read_facts(folder).files.items() if name == OVERLAY or name not in (ISSUES, PAGE)
-        }
+        former = {name: sha for name, sha in read_facts(folder).files.items() if name not in (ISSUES, PAGE)}
         if PAGE not in contents:
             (target / PAGE).unlink(missing_ok=True)  # it would show the issues of before
         counts = {each.name: each.issues for each in of_classes}
-        stored = LabelIssuesFacts(evidence.source, evidence.parents, counts, {**kept, **hashes})
+        stored = LabelIssuesFacts(evidence.source, evidence.parents, counts, {**former, **hashes})
         write_recorded(folder, folder / FACTS, stored)
     return CleanResult(
         run=folder,

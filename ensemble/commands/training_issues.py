@@ -50,7 +50,8 @@ def _with_overlay(member: BegunMember, overlay: Overlay, table: FoldTable) -> tu
     folder, jobs = member.folder, []
     write_overlay(folder, overlay)
     for job in member.jobs:
-        inside = {row: change for row, change in overlay.changes.items() if row in set(job.rows.tolist())}
+        training = set(job.rows.tolist())
+        inside = {row: change for row, change in overlay.changes.items() if row in training}
         of_fold = Overlay(inside)
         dropped = of_fold.rows("drop")
         kept = {row: change for row, change in inside.items() if change.action != "drop"}

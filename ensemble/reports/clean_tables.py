@@ -21,10 +21,13 @@ def clean_tables(result: CleanResult) -> list[Table]:
         "predicted as another class; confident errors of the model count as wrong labels.",
     ]
     if bounded:
-        notes.append("At most: the 95 % upper bound if labels are wrong at random, whatever the image shows.")
+        notes.append(
+            "At random: the 95 % upper bound on labels that are wrong whatever the image shows. What exceeds it are errors "
+            "of the model, or labels that are wrong because the image is difficult."
+        )
     classes = Table(
         f"Labels that are likely to be wrong: {len(result.issues)} of {sum(each.images for each in result.classes)}",
-        ("label", "images", "doubtful", "probably wrong", "95 %", *(("at most",) if bounded else ())),
+        ("label", "images", "doubtful", "probably wrong", "95 %", *(("at random",) if bounded else ())),
         tuple(_class_row(each, bounded) for each in result.classes),
         tuple(notes),
     )

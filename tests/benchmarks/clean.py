@@ -9,8 +9,8 @@ and the same network is trained again with an overlay that drops, flips or weigh
 - for each way, the HTER of the label file of fresh images against their true classes, and the difference to training
   without cleaning, paired over the seeds, with its 95 % interval (Student's t).
 
-The threshold of each way is fitted on the labels as given of the training images, as thera does. It takes about two
-minutes a seed on one core.
+The threshold of each way is fitted on the labels as given of the training images, as thera does. It takes about six
+minutes a seed on one core that other work shares; no seed is begun that would not end within `--minutes`.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def main() -> None:
     print(f"\n{len(counts)} seeds\n\n| | mean | 95 % |\n| --- | ---: | ---: |")
     for name in counts[0]:
         mean, low, high = interval(np.array([each[name] for each in counts]))
-        print(f"| {name} | {mean:.3f} | {low:.3f} to {high:.3f} |")
+        print(f"| {name} | {mean:.3f} | {max(0.0, low):.3f} to {min(1.0, high):.3f} |")
     print("\n| way | HTER on true classes | less that without cleaning | 95 %, paired |\n| --- | ---: | ---: | ---: |")
     for way in WAYS:
         mean = float(np.mean([each[way] for each in hters]))
