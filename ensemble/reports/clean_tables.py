@@ -22,8 +22,8 @@ def clean_tables(result: CleanResult) -> list[Table]:
     ]
     if bounded:
         notes.append(
-            "At random: the 95 % upper bound on labels that are wrong whatever the image shows. What exceeds it are errors "
-            "of the model, or labels that are wrong because the image is difficult."
+            "At random: the 95 % upper bound on labels that are wrong whatever the image shows. What exceeds it are "
+            "errors of the model, or labels that are wrong because the image is difficult."
         )
     classes = Table(
         f"Labels that are likely to be wrong: {len(result.issues)} of {sum(each.images for each in result.classes)}",
