@@ -76,7 +76,7 @@ def apply_review(run: Run, facts: RunFacts, table: FoldTable, path: Path, out: P
         stored = read_facts(run.folder)
         write_recorded(run.folder, run.folder / FACTS, replace(stored, files={**stored.files, OVERLAY: sha256}))
     if left_in:
-        say(f"note: {printable(target)} keeps the labels of {left_in} dropped images: it needs one for each image")
+        say(f"note: {printable(target)} has a label for each image, dropped ones included: {left_in}")
     counts = Counter(decision for decision, _ in decisions.values())
     return ReviewResult(run.folder, path, {name: counts[name] for name in DECISIONS}, target, left_in, folder / OVERLAY)
 

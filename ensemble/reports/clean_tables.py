@@ -59,7 +59,9 @@ def _class_row(each: ClassIssues, bounded: bool) -> tuple[str, ...]:
 def _files(result: CleanResult) -> Table:
     lines = [f"All of them: {printable(_shown(result.table))}"]
     if result.page is not None:
-        lines.append(f"To review them, open {printable(_shown(result.page))}, save, and run: thera clean --apply")
+        run = printable(_shown(result.run))
+        lines.append(f"To review them, open {printable(_shown(result.page))} and save review.csv; then run:")
+        lines.append(f"thera clean {run} --apply review.csv")
     if result.overlay is not None:
         lines.append(f"Overlay ({result.action}): {printable(_shown(result.overlay))}, for train-member --overlay")
     return Table("In short", (), (), tuple(lines))

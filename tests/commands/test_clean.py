@@ -198,7 +198,7 @@ def test_a_review_gives_new_labels_and_an_overlay(copy: Path, capsys: pytest.Cap
     assert [row for row in range(N) if written[row] != given[row]] == [1, 4]
     overlay = (copy / "run/label_issues/overlay.csv").read_text()
     assert overlay == f"id,action,label,weight\n002,flip,{written[1]},1.0\n003,drop,,0.0\n005,flip,{written[4]},1.0\n"
-    assert "keeps the labels of 1 dropped images" in capsys.readouterr().err
+    assert "has a label for each image, dropped ones included: 1" in capsys.readouterr().err
     thera("verify", copy / "run")
     thera("clean", copy / "run", "--apply", review(path, lines[0]))  # its own files are replaced
     assert (copy / "run/label_issues/labels.txt").read_bytes() == before
