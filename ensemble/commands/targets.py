@@ -85,6 +85,9 @@ def run_targets(config: RunConfig, compute: ComputeConfig | None = None, say: Sa
     compute = compute or ComputeConfig()
     check_compute(compute.device)
     check_members(config.members)
+    if with_overlay := [member.name for member in config.members if member.overlay is not None]:
+        problem = f"member {with_overlay[0]} has an overlay, which is of the labels of one target"
+        raise ConfigError("targets", problem, "use clean in its config, or train that target alone")
     of_targets = _data_of_targets(config)
     for data in of_targets.values():
         parse_objective(_objective(config.decision, data.classes or 2), data.classes or 2)
