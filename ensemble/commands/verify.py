@@ -14,6 +14,8 @@ from ensemble.progress import Say, silent
 from ensemble.results import VerifyResult
 from ensemble.runs import files
 from ensemble.runs.artifacts import recorded_files
+from ensemble.runs.attribution import FOLDER as ATTRIBUTION
+from ensemble.runs.attribution import read_maps
 from ensemble.runs.member import TRAIN_AGAIN, MemberFolder, StateFolder
 from ensemble.runs.predictions import PREDICT_AGAIN, read_note
 from ensemble.runs.run import Run
@@ -51,6 +53,8 @@ def verify(run: Path, say: Say = silent) -> VerifyResult:
         _check_member(MemberFolder(path.parent), checks)
     if folder.decision.exists():
         checks.read(folder.decision, lambda: read_decisions(folder))
+    for path in sorted(run.glob(f"{ATTRIBUTION}/*.json")):
+        checks.read(path, lambda name=path.stem: read_maps(run, name))  # type: ignore[misc]
     for place in sorted(run.glob("predictions/*")):
         _check_prediction(place, facts.class_count, checks)
     for path in sorted(folder.pixels.glob("*/store.json")):

@@ -20,6 +20,7 @@ parallel.py           folds in parallel: on the cores of a CPU, on one GPU, in s
 resident.py           an epoch's images on a GPU, augmented once for all folds
 processes.py          a pool of processes, each pinned to its cores
 predictor.py          the logits of many fold models on one set of images
+attribution.py        what a network looks at: the change of its logit where a square of an image is covered
 precision.py          number formats, and which of them this CPU has
 plans.py              the plans (precision and kind of convolutions) that a device can compute
 probe.py              measures and checks the plans, and chooses and caches the fastest

@@ -89,6 +89,11 @@ class FoldModels:
         self._plan, self._device = spec.plan, spec.device
         self._network = _untrained(spec).to(memory_format=torch.channels_last).to(spec.device).eval()
 
+    def network(self, weights: Mapping[str, torch.Tensor]) -> Backbone:
+        """Return the network with these weights (a state dict), in evaluation mode; the next call changes it."""
+        self._network.load_state_dict(weights)
+        return self._network.eval()  # some networks cache values derived from their weights, and clear them here
+
     def predict(
         self,
         weights: Mapping[str, torch.Tensor],
@@ -113,9 +118,7 @@ class FoldModels:
         bar : Progress
             Advanced by one for each image and view.
         """
-        self._network.load_state_dict(weights)
-        self._network.eval()  # some networks cache values derived from their weights, and clear them here
-        network, plan = self._network, self._plan
+        network, plan = self.network(weights), self._plan
         if plan != REFERENCE:
             exact = self._network
             network = prepare(copy.deepcopy(exact) if plan.convolutions == "lowered" else exact, plan)
