@@ -13,6 +13,7 @@ config.py            the config models: type, default, help text and panel of ea
 config_fields.py     the panels of `--help`, and the fields that several config models have
 fit_config.py        the config model of `thera fit`
 bench_config.py      the config model of `thera bench`
+report_config.py     the config model of `thera report`
 config_reading.py    from YAML and options to config models
 machine.py           cores, memory and cache folder that this process may use
 progress.py          progress and signals of long work

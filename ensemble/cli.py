@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         PredictConfig,
     )
     from ensemble.fit_config import FitConfig
+    from ensemble.report_config import ReportConfig
 
 # --- the commands -----------------------------------------------------------------------------------------------------
 
@@ -84,10 +85,10 @@ def _compare(file: Any, /, **given: Any) -> Any:
     return file.compare(**given, say=_say)
 
 
-def _report(file: Any, /, run: Path) -> Any:
+def _report(file: Any, /, run: Path, config: ReportConfig) -> Any:
     if targets := _targets_of(run):
-        return targets.report_targets(run, _say)
-    return file.report(run, _say)
+        return targets.report_targets(run, _say, config)
+    return file.report(run, _say, config)
 
 
 def _verify(file: Any, /, run: Path) -> Any:

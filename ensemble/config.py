@@ -34,6 +34,7 @@ from ensemble.config_fields import (
     Images,
     LabelColumn,
     LabelFile,
+    Log,
     OnBad,
     OutFile,
     Positive,
@@ -317,10 +318,9 @@ class PredictOptions(Frozen):
         Literal["mean", "vote"],
         option(DECISION, "Combine the fold models by the mean of their logits, or by the majority of their labels."),
     ] = "mean"
-    correction: Annotated[
-        Correction,
-        option(DECISION, "Correct the threshold for averaging the fold models."),
-    ] = "posterior"
+    correction: Annotated[Correction, option(DECISION, "Correct the threshold for averaging the fold models.")] = (
+        "posterior"
+    )
     prior: Annotated[
         float | None,
         option(DECISION, "Assume this share of label 0, if it is known to differ.", unset="as in training", gt=0, lt=1),
@@ -384,6 +384,7 @@ class ComputeConfig(Frozen):
     save_every: Annotated[
         float, option(SPEED, "Save a training within an epoch after this many seconds; no result changes.", ge=0)
     ] = 60.0
+    log: Log = None
 
 
 class RunConfig(Frozen):

@@ -44,6 +44,7 @@ from ensemble.config_fields import (
 from ensemble.config_reading import Location, faults_of, part_of
 from ensemble.errors import ConfigError
 from ensemble.fit_config import FitConfig
+from ensemble.report_config import ReportConfig
 
 # --- options that exist on the command line alone ---------------------------------------------------------------------
 
@@ -158,7 +159,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
     ),
     "evaluate": (_part(_Evaluate), _SCREEN),
     "compare": (_part(_Compare), _SCREEN),
-    "report": (_part(RunConfig, "run"), _SCREEN),
+    "report": (_part(RunConfig, "run"), _part(ReportConfig, key="config"), _SCREEN),
     "verify": (_part(RunConfig, "run"),),
     "run": (
         _part(_RunFile),

@@ -18,7 +18,7 @@ LAYERS = (
     {"config_fields"},
     {"config", "progress", "machine", "runs/files"},
     {"runs/locks"},
-    {"config_reading", "fit_config", "bench_config"},
+    {"config_reading", "fit_config", "bench_config", "report_config"},
     {"data"},
     {"runs"},
     {"members", "decision"},
@@ -38,6 +38,7 @@ layer do not know each other. The package's own `__init__` names the public face
 OWNERS = {
     "torch": ("members/", "bench/", "runs/files.py"),
     "torchvision": ("members/",),
+    "tensorboard": ("members/tensorboard_log.py",),
     "timm": ("members/", "bench/"),
     "albumentations": ("members/",),
     "cleanlab": ("decision/label_issues.py",),
@@ -57,6 +58,7 @@ OWNERS = {
 
 SLOW = {
     "torch",
+    "tensorboard",
     "timm",
     "albumentations",
     "cleanlab",

@@ -16,6 +16,7 @@ prediction_files.py  the label file, table and facts of a prediction, written an
 fold_logits.py  the logits of the fold models: kept, computed, or a cascade of them
 evaluate.py     evaluate and compare
 report.py       report
+maps.py         what the members look at: report --maps
 verify.py       verify: every file against its type and its recorded hash
 bench.py        bench
 """

@@ -112,7 +112,7 @@ def _check(config: FitConfig, decision: DecisionConfig, compute: ComputeConfig) 
     from ensemble.data.source import open_labelled
 
     parse_objective(decision.objective, config.classes or 2)
-    check_compute(compute.device)
+    check_compute(compute.device, compute.log)
     check_labels(open_labelled(config), config.folds or LEAST_FOLDS)
     run, prediction = config.run, _prediction(config)
     if prediction is not None:

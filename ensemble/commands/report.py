@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from ensemble.commands.fit_stacker import read_decisions
+from ensemble.commands.maps import compute_maps
 from ensemble.commands.prediction_files import read_prediction_facts
 from ensemble.config import VIEWS
 from ensemble.data.classes import class_count
@@ -16,6 +17,7 @@ from ensemble.decision.cross_fitting import OofLogits
 from ensemble.errors import ArtifactError, printable
 from ensemble.prediction_results import ClassPredictionFacts, PredictionFacts
 from ensemble.progress import Say, silent
+from ensemble.report_config import ReportConfig
 from ensemble.reports.documents import report_json, report_markdown
 from ensemble.results import MemberReport, ReportResult
 from ensemble.runs import files
@@ -23,7 +25,7 @@ from ensemble.runs.member import FROM_SCRATCH, MemberFolder
 from ensemble.runs.run import Run
 
 
-def report(run: Path, say: Say = silent) -> ReportResult:
+def report(run: Path, say: Say = silent, config: ReportConfig | None = None) -> ReportResult:
     """Return what is known of a run, and write it as `report.md` and `report.json` beside `run.json`.
 
     A run whose stacker is not fitted yet is reported by its finished members alone.
@@ -34,6 +36,8 @@ def report(run: Path, say: Say = silent) -> ReportResult:
         The run's folder.
     say : callable
         Receives notes and warnings, a line each.
+    config : ReportConfig, optional
+        What to compute beside the tables.
 
     Raises
     ------
@@ -45,6 +49,8 @@ def report(run: Path, say: Say = silent) -> ReportResult:
     finished = [member for member in folder.members() if all(map(member.has_oof, range(table.k)))]
     if not finished:
         raise ArtifactError(run, "has no finished member", "train one: thera train-member --help")
+    if config is not None and config.maps:
+        compute_maps(folder, finished, config, say)
     decided = folder.decision.exists()
     result = ReportResult(
         run=Path(os.path.abspath(run)),

@@ -38,6 +38,8 @@ def run(config: RunConfig, compute: ComputeConfig | None = None, say: Say = sile
     TheraError
         A command that it runs raises it; what was finished before stays.
     """
+    compute = compute or ComputeConfig()
+    check_compute(compute.device, compute.log)
     _check_decision(config)
     if config.predict is not None:
         check_prediction(Run(config.run), config.predict, config.data.classes or 2)
@@ -73,7 +75,8 @@ def demo(folder: Path | None = None, compute: ComputeConfig | None = None, say: 
     say : callable
         Receives notes and warnings, a line each.
     """
-    check_compute((compute or ComputeConfig()).device)  # before the images are generated
+    compute = compute or ComputeConfig()
+    check_compute(compute.device, compute.log)  # before the images are generated
     from ensemble.data.synthetic import bayes_hter, write_demo
 
     config = load_config(demo_config())

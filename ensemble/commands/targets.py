@@ -28,6 +28,7 @@ from ensemble.decision.cross_fitting import cross_fit, stack
 from ensemble.decision.joint import JointRates, measure_joint
 from ensemble.errors import ConfigError, DataError, printable
 from ensemble.progress import Say, silent
+from ensemble.report_config import ReportConfig
 from ensemble.reports.documents import targets_markdown
 from ensemble.results import TargetsPrediction, TargetsResult
 from ensemble.runs import files
@@ -82,7 +83,7 @@ def run_targets(config: RunConfig, compute: ComputeConfig | None = None, say: Sa
         A command that it runs raises it; what was finished before stays.
     """
     compute = compute or ComputeConfig()
-    check_compute(compute.device)
+    check_compute(compute.device, compute.log)
     check_members(config.members)
     of_targets = _data_of_targets(config)
     for data in of_targets.values():
@@ -167,10 +168,10 @@ def predict_targets(
     return TargetsPrediction(folder.name, folder, out, results, incomplete)
 
 
-def report_targets(run: Path, say: Say = silent) -> TargetsResult:
+def report_targets(run: Path, say: Say = silent, config: ReportConfig | None = None) -> TargetsResult:
     """Return and write the report of every target, and the joint rates of all targets, nested."""
     facts = read_targets(run)
-    reports = {name: report(run / name, say) for name in facts.targets}
+    reports = {name: report(run / name, say, config) for name in facts.targets}
     joint = None
     if all(each.decisions is not None for each in reports.values()):
         joint = _joint(run, facts.targets)

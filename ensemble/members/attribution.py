@@ -10,13 +10,14 @@ convolutional networks", 2014, section 4.2; they cover with grey.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import torch
 
 from ensemble.config import VIEWS
+from ensemble.members.backbones import Backbone
 from ensemble.members.inference import predict_logits
 from ensemble.members.processes import Progress
 
@@ -25,30 +26,22 @@ MEAN_ROWS = 2000
 standard deviation of 80 grey levels has a standard error of 2."""
 
 
-class Network(Protocol):
-    """A network on pixels, such as a `Backbone`."""
-
-    @property
-    def logit_shape(self) -> tuple[int, ...]: ...
-
-    def eval(self) -> object: ...
-
-    def __call__(self, pixels: torch.Tensor, precision: torch.dtype = torch.float32) -> torch.Tensor: ...
-
-
-def mean_image(pixels: np.ndarray) -> np.ndarray:
+def mean_image(pixels: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
     """Return the mean of up to `MEAN_ROWS` images, which are evenly spaced.
 
     Parameters
     ----------
     pixels : uint8 array (n, H, W, 3)
         It may be a memory map.
+    rows : int array (r,), optional
+        The images to average; all by default.
 
     Returns
     -------
     uint8 array (H, W, 3)
     """
-    rows = np.unique(np.linspace(0, len(pixels) - 1, MEAN_ROWS).astype(int))
+    rows = np.arange(len(pixels)) if rows is None else rows
+    rows = rows[np.unique(np.linspace(0, len(rows) - 1, MEAN_ROWS).astype(int))]
     total = np.zeros(pixels.shape[1:], np.int64)
     for row in rows:
         total += pixels[row]
@@ -65,8 +58,8 @@ def squares(height: int, width: int, grid: int) -> Iterator[tuple[slice, slice]]
     [(0, 3), (3, 7), (7, 10)]
     """
     down, across = (np.round(np.linspace(0, side, grid + 1)).astype(int).tolist() for side in (height, width))
-    for top, bottom in zip(down[:-1], down[1:], strict=True):
-        for left, right in zip(across[:-1], across[1:], strict=True):
+    for top, bottom in pairwise(down):
+        for left, right in pairwise(across):
             yield slice(top, bottom), slice(left, right)
 
 
@@ -102,7 +95,7 @@ def class_logits(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def occlusion(
-    network: Network,
+    network: Backbone,
     pixels: np.ndarray,
     labels: np.ndarray,
     mean: np.ndarray,
@@ -114,7 +107,7 @@ def occlusion(
 
     Parameters
     ----------
-    network : Network
+    network : Backbone
         On `device`. It is set to evaluation mode, and computed in float32.
     pixels : uint8 array (n, H, W, 3)
     labels : int array (n,)
