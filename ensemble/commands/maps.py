@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from ensemble.decision.threshold import fit_threshold
 from ensemble.errors import ArtifactError, ConfigError, DataError, ResourceError, printable
 from ensemble.progress import Bar, Say, progress, silent
 from ensemble.report_config import ReportConfig
+from ensemble.reports.attribution_figures import Attribution
 from ensemble.runs.attribution import ClassMap, ErrorMap, Grid, MemberMaps, write_maps
 from ensemble.runs.member import MemberFolder
 from ensemble.runs.run import Run, RunFacts
@@ -32,25 +33,6 @@ ERRORS = 12
 
 DECIMALS = 5
 """Decimals of the effects, as of the logits that they are differences of."""
-
-
-@dataclass(frozen=True)
-class Attribution:
-    """The maps of a run's members, with pictures of the images where the decoded images are there.
-
-    Attributes
-    ----------
-    members : tuple of MemberMaps
-        In the order of the members.
-    means : mapping of int to uint8 array (H, W, 3)
-        The mean image of each class; empty where the decoded images are not there.
-    images : mapping of str to uint8 array (H, W, 3)
-        The images of the error maps by id; empty where the decoded images are not there.
-    """
-
-    members: tuple[MemberMaps, ...]
-    means: Mapping[int, np.ndarray] = field(default_factory=dict)
-    images: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def read_attribution(run: Run, members: Sequence[MemberFolder], table: FoldTable, say: Say = silent) -> Attribution:

@@ -13,5 +13,6 @@ targets_tables.py     several targets, and their combination
 bench_tables.py       how well a machine is used
 documents.py          the tables as report.md and report.json
 figures.py            pictures
+attribution_figures.py  what the members look at: heat maps
 html.py               pages in one HTML file each, from templates/
 """
