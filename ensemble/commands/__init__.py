@@ -16,6 +16,8 @@ prediction_files.py  the label file, table and facts of a prediction, written an
 fold_logits.py  the logits of the fold models: kept, computed, or a cascade of them
 evaluate.py     evaluate and compare
 report.py       report
+report_evidence.py  what the page of a report shows beside the tables: logits, histories, thumbnails
+model_card_file.py  where the model card is written
 verify.py       verify: every file against its type and its recorded hash
 bench.py        bench
 """

@@ -13,5 +13,8 @@ targets_tables.py     several targets, and their combination
 bench_tables.py       how well a machine is used
 documents.py          the tables as report.md and report.json
 figures.py            pictures
+report_page.py        report.html: the page of a run
+report_figures.py     its figures
+model_card.py         the model card of a run
 html.py               pages in one HTML file each, from templates/
 """
