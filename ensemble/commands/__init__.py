@@ -17,6 +17,8 @@ fold_logits.py  the logits of the fold models: kept, computed, or a cascade of t
 evaluate.py     evaluate and compare
 report.py       report
 maps.py         what the members look at: report --maps
+report_evidence.py  what the page of a report shows beside the tables: logits, histories, thumbnails
+model_card_file.py  where the model card is written
 verify.py       verify: every file against its type and its recorded hash
 bench.py        bench
 """

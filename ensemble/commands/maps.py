@@ -36,8 +36,11 @@ DECIMALS = 5
 
 
 def read_attribution(run: Run, members: Sequence[MemberFolder], table: FoldTable, say: Say = silent) -> Attribution:
-    """Return the maps of the members that have maps of their present weights."""
-    maps = tuple(each for member in members if (each := run.attribution(member.name)) is not None)
+    """Return the maps of the members that have maps of their present weights.
+
+    Damaged maps are left out with a warning: they are only drawn.
+    """
+    maps = tuple(each for member in members if (each := _maps(run, member, say)) is not None)
     pixels = _stored_pixels(run, say) if maps else None
     if pixels is None:
         return Attribution(maps)
@@ -48,6 +51,14 @@ def read_attribution(run: Run, members: Sequence[MemberFolder], table: FoldTable
     shown = {error.id for each in maps for error in each.errors} & row_of.keys()
     means = {label: mean_image(pixels, rows) for label, rows in of_class.items()}
     return Attribution(maps, means, {id_: np.asarray(pixels[row_of[id_]]) for id_ in shown})
+
+
+def _maps(run: Run, member: MemberFolder, say: Say) -> MemberMaps | None:
+    try:
+        return run.attribution(member.name)
+    except ArtifactError as error:
+        say(f"warning: {printable(error)}")
+        return None
 
 
 def compute_maps(run: Run, members: Sequence[MemberFolder], config: ReportConfig, say: Say = silent) -> None:
@@ -85,7 +96,7 @@ def compute_maps(run: Run, members: Sequence[MemberFolder], config: ReportConfig
     if not able:
         return
     chosen = _choose(run, members, table, facts, config.map_images)
-    due = [member for member in able if not _is_current(run, member, chosen, config)]
+    due = [member for member in able if not _is_current(_maps(run, member, say), table.ids[chosen.errors], config)]
     if not due:
         say("note: the maps are there already, computed from the same weights and images")
         return
@@ -154,9 +165,13 @@ def _choose(run: Run, members: Sequence[MemberFolder], table: FoldTable, facts: 
     return _Chosen(of_class, scale, errors, predicted[errors])
 
 
-def _is_current(run: Run, member: MemberFolder, chosen: _Chosen, config: ReportConfig) -> bool:
-    maps, ids = run.attribution(member.name), run.read_folds().ids[chosen.errors].tolist()
-    return maps is not None and maps.requested == config.map_images and [error.id for error in maps.errors] == ids
+def _is_current(maps: MemberMaps | None, errors: np.ndarray, config: ReportConfig) -> bool:
+    """Return whether maps of the present weights are of these images."""
+    return (
+        maps is not None
+        and maps.requested == config.map_images
+        and [error.id for error in maps.errors] == errors.tolist()
+    )
 
 
 # --- the images -------------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from ensemble.errors import ConfigError, DataError, printable
 from ensemble.progress import Say, silent
 from ensemble.report_config import ReportConfig
 from ensemble.reports.documents import targets_markdown
+from ensemble.reports.report_page import targets_page
 from ensemble.results import TargetsPrediction, TargetsResult
 from ensemble.runs import files
 from ensemble.runs.locks import locked
@@ -178,6 +179,7 @@ def report_targets(run: Path, say: Say = silent, config: ReportConfig | None = N
     classes = {name: reports[name].classes or ("0", "1") for name in facts.targets}
     result = TargetsResult(run, reports, joint, classes)
     files.write_whole(run / "report.md", targets_markdown(result).encode())
+    files.write_whole(run / "report.html", targets_page(result))
     return result
 
 

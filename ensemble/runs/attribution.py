@@ -11,7 +11,7 @@ from ensemble.runs.artifacts import read_recorded, write_recorded
 FOLDER = "attribution"
 """The folder of the maps in a run's folder."""
 
-MAPS_AGAIN = "remove it, and run: thera report --maps"
+MAPS_AGAIN = "run: thera report --maps"
 """The remedy where a file of maps is damaged."""
 
 Grid = tuple[tuple[float, ...], ...]
