@@ -22,8 +22,8 @@ its ends apart."""
 PANELS_IN_A_ROW = 4
 """The largest number of heat maps beside each other."""
 
-PANEL = 2.1
-"""The side of a heat map in inches."""
+PANEL, LEAST_PANEL = 2.1, 1.5
+"""The side of a heat map in inches where two stand in a row, and where more do: the page has room for 7 inches."""
 
 WRITTEN = 0.3
 """Effects of at least this share of the figure's largest are written into their squares; more numbers hide the map."""
@@ -135,8 +135,8 @@ def _error_figure(attribution: Attribution, names: Sequence[str]) -> Figure | No
         image = attribution.images.get(error.id)
         heat = _Panel(f"{_short(error.id)}\n{_short(text, 2 * LONGEST_TITLE)}", values)
         groups.append([heat] if image is None else [heat, _Panel("", np.zeros((0, 0)), image)])
-    in_a_row = 3 if attribution.images else PANELS_IN_A_ROW
     width = max(map(len, groups))
+    in_a_row = PANELS_IN_A_ROW // width
     return Figure(
         "What the members look at where they err most confidently",
         "Orange squares speak for the predicted class, which is not the label: look there for what misled the members, "
@@ -165,8 +165,9 @@ def _effects(member: MemberMaps, id_: str) -> NDArray[np.float64]:
 
 def _size(groups: int, width: int, in_a_row: int = PANELS_IN_A_ROW, titles: int = 1) -> tuple[float, float]:
     """Return the size in inches of groups of so many panels each; the colour bar takes 0.9 inches."""
-    columns, rows = min(groups, in_a_row), math.ceil(groups / in_a_row)
-    return max(2, columns * width) * PANEL + 0.9, rows * (PANEL + 0.2 + 0.15 * titles)
+    columns, rows = max(2, min(groups, in_a_row) * width), math.ceil(groups / in_a_row)
+    panel = PANEL if columns == 2 else LEAST_PANEL
+    return columns * panel + 0.9, rows * (panel + 0.1 + 0.15 * titles)
 
 
 def _largest(panels: Iterable[_Panel]) -> float:
@@ -187,16 +188,16 @@ def _draw(figure: Any, groups: Sequence[Sequence[_Panel]], in_a_row: int, larges
     for index, group in enumerate(groups):
         row, first = index // in_a_row, index % in_a_row * width
         for column, panel in enumerate(group):
-            _draw_panel(grid[row, first + column], panel, shades, largest)
-    bar = figure.colorbar(shades, ax=list(grid.flat), shrink=0.8)
+            _draw_panel(grid[row, first + column], panel, shades, largest, numbers=width == 1)
+    bar = figure.colorbar(shades, ax=list(grid.flat), shrink=max(0.25, 0.8 / len(grid)))
     bar.set_label("fall of the logit, standard deviations", fontsize=8)
     bar.ax.tick_params(labelsize=8)
 
 
-def _draw_panel(axes: Any, panel: _Panel, shades: Any, largest: float) -> None:
+def _draw_panel(axes: Any, panel: _Panel, shades: Any, largest: float, numbers: bool) -> None:
     down, across = panel.values.shape if panel.values.size else (1, 1)
     extent = (0, across, down, 0)
-    axes.set_title(panel.title, fontsize=8, loc="left")
+    axes.set_title(panel.title, fontsize=8, loc="left", pad=3)
     if panel.image is not None:
         # under a heat map in grey, so that colours are those of the effects alone
         shown = panel.image if not panel.values.size else np.repeat(_grey(panel.image)[..., None], 3, axis=2)
@@ -213,9 +214,9 @@ def _draw_panel(axes: Any, panel: _Panel, shades: Any, largest: float) -> None:
         axes.axvline(line, color="white", lw=0.4)
     axes.add_patch(_frame(across, down))
     for (row, column), value in np.ndenumerate(panel.values):
-        if abs(value) >= WRITTEN * largest:
+        if numbers and abs(value) >= WRITTEN * largest:
             ink = "white" if abs(value) > 0.75 * largest else "black"
-            axes.text(column + 0.5, row + 0.5, _number(value), ha="center", va="center", fontsize=6.5, color=ink)
+            axes.text(column + 0.5, row + 0.5, _number(value), ha="center", va="center", fontsize=5, color=ink)
 
 
 def _number(value: float) -> str:
