@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from ensemble.config_fields import RUN, SPEED, Frozen, option
+from ensemble.config_fields import RUN, Device, Frozen, option
 
 
 class ReportConfig(Frozen):
@@ -19,4 +19,4 @@ class ReportConfig(Frozen):
         ),
     ] = False
     map_images: Annotated[int, option(RUN, "Average the maps over this many images of each class.", ge=2)] = 200
-    map_device: Annotated[str, option(SPEED, "Compute the maps on auto, cpu, cuda or cuda:N.")] = "auto"
+    device: Device = "auto"

@@ -83,7 +83,7 @@ def compute_maps(run: Run, members: Sequence[MemberFolder], config: ReportConfig
     ArtifactError
         Weights are damaged.
     """
-    check_compute(config.map_device)
+    check_compute(config.device)
     facts, table = run.read(), run.read_folds()
     able = []
     for member in members:
@@ -233,7 +233,7 @@ def _compute(
     from ensemble.members.plans import REFERENCE
     from ensemble.members.processes import keep_freed_memory
 
-    device, mean, grid = choose_device(config.map_device), mean_image(pixels), min(GRID, *facts.size)
+    device, mean, grid = choose_device(config.device), mean_image(pixels), min(GRID, *facts.size)
     images = sum(sum(map(len, chosen.of_class[member.name])) + len(chosen.errors) for member in members)
     keep_freed_memory()
     with progress(passes(images, grid), "maps", "images") as bar:

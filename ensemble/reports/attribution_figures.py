@@ -142,7 +142,7 @@ def _error_figure(attribution: Attribution, names: Sequence[str]) -> Figure | No
         "Orange squares speak for the predicted class, which is not the label: look there for what misled the members, "
         "or for what shows that the label is wrong; where a map has no colours, no single square decides (mean over "
         "the members, in standard deviations of their logits).",
-        f"Heat maps of the {len(shared)} most confident errors"
+        f"Heat maps of the {len(shared)} most confident error{'s' * (len(shared) > 1)}"
         + (", each beside its image. " if width > 1 else ". ")
         + " ".join(_in_words(group[0]) for group in groups),
         picture(

@@ -75,9 +75,7 @@ def test_the_scalars_are_the_recorded_history(data: DataConfig, tmp_path: Path) 
         assert [step for step, _ in logged["loss"]] == [1, 2, 3]
 
 
-def test_an_epoch_is_logged_when_it_ends(
-    data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_epoch_is_logged_when_it_ends(data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, seen = Bar.note, []
 
     def note(self: Bar, text: str) -> None:
