@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     )
     from ensemble.estimator import TheraClassifier, ThresholdStacker
     from ensemble.fit_config import FitConfig
+    from ensemble.report_config import ReportConfig
 
 __all__ = [
     "ArtifactError",
@@ -83,6 +84,7 @@ __all__ = [
     "MemberConfig",
     "Objective",
     "PredictConfig",
+    "ReportConfig",
     "ResourceError",
     "RunConfig",
     "Stopped",
@@ -137,6 +139,7 @@ _MODULES = {
     ),
     "ensemble.estimator": ("TheraClassifier", "ThresholdStacker"),
     "ensemble.fit_config": ("FitConfig",),
+    "ensemble.report_config": ("ReportConfig",),
 }
 """Where each public name is defined. Type checkers read the imports above; a test keeps the two equal."""
 
