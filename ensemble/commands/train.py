@@ -16,7 +16,7 @@ from ensemble.commands.clean import without_issues
 from ensemble.commands.fold_jobs import begin_members, finish_folds
 from ensemble.commands.report import report_member
 from ensemble.config import VIEWS, ComputeConfig, DataConfig, MemberConfig, RunConfig
-from ensemble.data.classes import class_count
+from ensemble.data.classes import class_count, refuse_alpha
 from ensemble.data.files import listed
 from ensemble.data.folds import Folds, FoldTable, assign_folds, together
 from ensemble.decision.assessment import refit_differences
@@ -179,6 +179,9 @@ def _trained(
     check_members(members)
     run.refuse_other(folds, seed)
     source = _checked_source(data, folds, say)
+    if source is not None:
+        for member in members:
+            refuse_alpha(f"member {member.name}", member.alpha, class_count(source.classes))
     folders = [run.member(member.name) for member in members]
     with run.removed_unless_begun(folders), contextlib.ExitStack() as locks:
         for folder in folders:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ensemble.config import MemberConfig, seed_sequence
+from ensemble.data.classes import refuse_alpha
 from ensemble.errors import DataError
-from ensemble.members.losses import refuse_alpha
 from ensemble.members.processes import MappedPixels
 
 

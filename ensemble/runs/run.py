@@ -209,6 +209,8 @@ class Run:
             before = {**former.identity, "images": former.fingerprint}
             now = {**facts.identity, "images": facts.fingerprint}
             changed = [name for name in now if before[name] != now[name]]
+            if max(former.class_count, facts.class_count) > 2 and former.classes != facts.classes:
+                changed.append("classes")
             members = [MemberFolder(path) for path in (self.folder / "members").glob("*") if path.is_dir()]
             if not changed or any(member.has_begun for member in members):
                 return ""
@@ -222,8 +224,8 @@ class Run:
             for path in (self.bad_images, self.images):
                 path.unlink(missing_ok=True)
             self._json.unlink()
-        shown = [name if name == "images" else f"{name} was {before[name]} and is {now[name]}" for name in changed]
-        return ", ".join("other images or labels" if each == "images" else each for each in shown)
+        other = {"images": "other images or labels", "classes": "other names of the classes"}
+        return ", ".join(other.get(name) or f"{name} was {before[name]} and is {now[name]}" for name in changed)
 
     @contextlib.contextmanager
     def removed_unless_begun(self, members: Sequence[MemberFolder]) -> Iterator[None]:
