@@ -15,6 +15,7 @@ documents.py          the tables as report.md and report.json
 figures.py            pictures
 report_page.py        report.html: the page of a run
 report_figures.py     its figures
+galleries.py          the images that the page shows one by one
 model_card.py         the model card of a run
 html.py               pages in one HTML file each, from templates/
 """
