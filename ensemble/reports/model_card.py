@@ -16,8 +16,11 @@ from ensemble.reports.prediction_tables import Facts, is_known, label_file_warni
 from ensemble.reports.report_page import Evidence, place, verdict
 from ensemble.results import ReportResult
 
-SPECIAL = re.compile(r"[\\`*_\[\]<>&|~$@]|:(?=//)|(?<=www)\.|^[#+=-]|(?<=^\d)[.)]", re.IGNORECASE)
-"""What means something in Markdown, in HTML within it, or in the extensions of GitHub, such as links without brackets."""
+SPECIAL = re.compile(r"[\\`*_\[\]|]|^[#+=-]|(?<=^\d)[.)]|(?<=^\d\d)[.)]")
+"""What means something in Markdown: within a line, or at its beginning."""
+
+OF_HTML = re.compile(r"[<>&~$@]|:(?=//)|(?<=www)\.", re.IGNORECASE)
+"""What means something in HTML, or in extensions of Markdown: links and mentions without brackets, formulas."""
 
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """Names that need no quotes in a shell and no escapes in Python."""
@@ -37,9 +40,10 @@ def in_markdown(text: object) -> str:
     """Return a text as one line of Markdown that shows it as it is.
 
     >>> print(in_markdown("<b> [x](y) a_b"))
-    \\<b\\> \\[x\\](y) a\\_b
+    &#60;b&#62; \\[x\\](y) a\\_b
     """
-    return SPECIAL.sub(r"\\\g<0>", printable(text))
+    escaped = SPECIAL.sub(r"\\\g<0>", printable(text))
+    return OF_HTML.sub(lambda found: f"&#{ord(found[0])};", escaped)
 
 
 def _metadata(result: ReportResult, evidence: Evidence) -> str:
