@@ -15,8 +15,9 @@ from ensemble.data.folds import FoldTable
 from ensemble.decision.diagnostics import Diagnostics, diagnose
 from ensemble.errors import ArtifactError, TheraError, printable
 from ensemble.progress import Say
+from ensemble.reports.galleries import shown_rows
 from ensemble.reports.report_figures import History
-from ensemble.reports.report_page import Evidence, shown_rows
+from ensemble.reports.report_page import Evidence
 from ensemble.results import ReportResult
 from ensemble.runs.run import Run, RunFacts
 

@@ -141,7 +141,7 @@ def _diagnose_two(decision: Decision, oof: OofLogits, seed: int) -> Diagnostics:
         probabilities=probabilities,
         threshold=decision.threshold,
     )
-    against = np.sum([each.y_pred != labels for each in members], axis=0, dtype=np.int64)
+    against = np.asarray(sum((each.y_pred != labels).astype(np.int64) for each in members), np.int64)
     given = np.where(labels == 1, probabilities, 1 - probabilities)
     return _diagnostics(oof, nested, nested.margins * sign, given, against, seed, logits)
 
@@ -154,7 +154,7 @@ def _diagnose_many(decision: ClassDecision, oof: OofLogits, seed: int) -> Diagno
     margins = nested.margins
     others = margins.copy()
     others[every, labels] = -np.inf
-    against = (oof.logits.argmax(axis=2) != labels[:, None]).sum(axis=1)
+    against = np.asarray((oof.logits.argmax(axis=2) != labels[:, None]).sum(axis=1), np.int64)
     given = np.asarray(softmax(nested.scores, axis=1), np.float64)[every, labels]
     contradiction = others.max(axis=1) - margins[every, labels]
     return _diagnostics(oof, nested, contradiction, given, against, seed, None)
@@ -247,7 +247,5 @@ def reliability(
         rows, share = int(inside.sum()), float(y[inside].mean())
         effect = 1.0 if group_of is None else design_effect(y[inside] == 1, group_of[inside])
         interval = beta_interval(jeffreys(share, rows, effect))
-        found.append(
-            ProbabilityBin(number / bins, (number + 1) / bins, rows, float(p[inside].mean()), share, interval)
-        )
+        found.append(ProbabilityBin(number / bins, (number + 1) / bins, rows, float(p[inside].mean()), share, interval))
     return tuple(found)

@@ -10,13 +10,17 @@ from ensemble.decision.decision import Decision
 from ensemble.decision.label_noise import describe_class_noise, describe_noise
 from ensemble.errors import printable
 from ensemble.prediction_results import PredictionFacts
+from ensemble.reports.measures import Figure as Measured
 from ensemble.reports.measures import Rule, class_names, error_text, figure, interval_text, loss
 from ensemble.reports.prediction_tables import Facts, is_known, label_file_warnings
 from ensemble.reports.report_page import Evidence, place, verdict
 from ensemble.results import ReportResult
 
-SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~&:@=\"'$])")
-"""The characters that mean something in Markdown, in HTML within it, or in the extensions of GitHub."""
+SPECIAL = re.compile(r"[\\`*_\[\]|]|^[#+=-]|(?<=^\d)[.)]|(?<=^\d\d)[.)]")
+"""What means something in Markdown: within a line, or at its beginning."""
+
+OF_HTML = re.compile(r"[<>&~$@]|:(?=//)|(?<=www)\.", re.IGNORECASE)
+"""What means something in HTML, or in extensions of Markdown: links and mentions without brackets, formulas."""
 
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """Names that need no quotes in a shell and no escapes in Python."""
@@ -36,9 +40,10 @@ def in_markdown(text: object) -> str:
     """Return a text as one line of Markdown that shows it as it is.
 
     >>> print(in_markdown("<b> [x](y) a_b"))
-    \\<b\\> \\[x\\]\\(y\\) a\\_b
+    &#60;b&#62; \\[x\\](y) a\\_b
     """
-    return SPECIAL.sub(r"\\\1", printable(text))
+    escaped = SPECIAL.sub(r"\\\g<0>", printable(text))
+    return OF_HTML.sub(lambda found: f"&#{ord(found[0])};", escaped)
 
 
 def _metadata(result: ReportResult, evidence: Evidence) -> str:
@@ -48,31 +53,26 @@ def _metadata(result: ReportResult, evidence: Evidence) -> str:
     data = printable(place(evidence.facts.images).rsplit("/", 1)[-1]) or "images"
     evaluations = []
 
-    def add(rule: str, split: str, value: float, interval: tuple[float, float] | None, name: str) -> None:
-        kind = name.lower().replace(" ", "_")
-        args = {"rule": rule} | ({} if interval is None else {"interval_95": [round(end, 6) for end in interval]})
+    def add(rule: str, dataset: str, split: str, measured: Measured) -> None:
+        interval = [round(end, 6) for end in (measured.interval.low, measured.interval.high)]
         evaluations.append(
             EvalResult(
                 task_type="image-classification",
                 dataset_type="imagefolder",
-                dataset_name=data,
+                dataset_name=dataset,
                 dataset_split=split,
-                metric_type=kind,
-                metric_name=name,
-                metric_value=round(value, 6),
-                metric_args=args,
+                metric_type=measured.name.lower().replace(" ", "_"),
+                metric_name=measured.name,
+                metric_value=round(measured.value, 6),
+                metric_args={"rule": rule, "interval_95": interval},
             )
         )
 
     for name, rule in _rules(result):
-        measured = figure(rule)
-        ends = measured.interval.low, measured.interval.high
-        add(name, "training images, out of fold, nested", measured.value, ends, measured.name)
+        add(name, data, "training images, out of fold, nested", figure(rule))
     for name, facts in result.predictions.items():
         if is_known(facts):
-            expected = figure(facts.expectation)
-            ends = expected.interval.low, expected.interval.high
-            add("label file", f"expected of {printable(name)}", expected.value, ends, expected.name)
+            add("label file", printable(name), "expected, not measured", figure(facts.expectation))
     card = ModelCardData(
         language=None,
         library_name="thera",
@@ -108,8 +108,8 @@ def _kind(result: ReportResult, evidence: Evidence) -> Iterator[str]:
     names = ", ".join(in_markdown(member.name) for member in result.members)
     yield (
         f"An image classifier of thera: {count} network{'s' * (count > 1)} ({names}), each trained on {folds} folds, "
-        f"so that there are {count * folds} sets of weights. Their logits are averaged over the folds and combined by a "
-        "linear stacker."
+        f"so that there are {count * folds} sets of weights. Their logits are averaged over the folds and combined by "
+        "a linear stacker."
     )
 
 
@@ -125,7 +125,7 @@ def _use(result: ReportResult, evidence: Evidence) -> Iterator[str]:
         objective = result.decisions.tta.objective
         cut = "threshold is that" if isinstance(result.decisions.tta, Decision) else "offsets are those"
         yield f"The {cut} of {in_markdown(objective.description)}."
-    yield "It is not meant to decide about people alone, nor for images from other sources without a measurement on them."
+    yield "It is not meant to decide about people alone, nor to label other images without a measurement on them."
 
 
 def _data(result: ReportResult, evidence: Evidence) -> Iterator[str]:
@@ -200,9 +200,10 @@ def _share_check(facts: Facts) -> str:
 def _loading(result: ReportResult) -> Iterator[str]:
     name = result.run.name
     run = name if PLAIN.fullmatch(name) else "RUN"
-    yield f"`pip install thera`, and put this folder at `{run}`; the weights of all folds must be in it."
+    yield f"Install thera, and put this folder at `{run}`; the weights of all folds must be in it."
     yield f"    thera predict --run {run} --images new_photos --tta --out labels.csv"
-    yield f'    import thera\n    model = thera.TheraClassifier.from_run("{run}")\n    print(model.predict("new_photos"))'
+    lines = "import thera", f'model = thera.TheraClassifier.from_run("{run}")', 'print(model.predict("new_photos"))'
+    yield "\n".join(f"    {line}" for line in lines)
 
 
 def _provenance(result: ReportResult, evidence: Evidence) -> Iterator[str]:

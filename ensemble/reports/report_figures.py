@@ -38,7 +38,8 @@ FOLD_COLOURS = (BLUE, ORANGE, GREEN, "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 STYLE = {
     "svg.hashsalt": "thera",  # without it, ids in the SVG differ between two drawings
     "svg.fonttype": "none",  # text stays text: smaller files, and the reader's fonts have the characters of all names
-    "font.family": ["DejaVu Sans", "Verdana", "sans-serif"],
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -71,12 +72,13 @@ SIZE = (5.2, 3.6)
 
 def rate_figures(decision: Decision, diagnostics: Diagnostics, logits: TwoClassLogits) -> tuple[Figure, ...]:
     """Return FPR against FNR, other costs, HTER against the threshold, logits by class, and the calibration."""
+    table = diagnostics.table
     return (
         tradeoff_figure(decision, diagnostics, logits),
         costs_figure(decision),
         threshold_figure(decision, diagnostics, logits),
         logits_figure(diagnostics, logits),
-        reliability_figure(decision, reliability(logits.probabilities, diagnostics.table.labels, diagnostics.table.groups)),
+        reliability_figure(decision, reliability(logits.probabilities, table.labels, table.groups)),
     )
 
 
@@ -90,7 +92,7 @@ def tradeoff_figure(decision: Decision, diagnostics: Diagnostics, logits: TwoCla
         axes = figure.add_subplot()
         total = rates.fpr + rates.fnr
         axes.plot([0, total], [total, 0], color=GREY, ls="--", lw=1, label=f"HTER {rates.hter:.4f}")
-        axes.plot(curve.fpr, curve.fnr, color=BLUE, label="stack, out of fold")
+        axes.plot(curve.fpr, curve.fnr, color=BLUE, label="stack, nested")
         axes.plot(
             [row.rates.fpr for row in decision.curve],
             [row.rates.fnr for row in decision.curve],
@@ -116,8 +118,8 @@ def tradeoff_figure(decision: Decision, diagnostics: Diagnostics, logits: TwoCla
 
     return Figure(
         "FPR against FNR",
-        "Nested: no point of the curve below the dashed line would mean that no other threshold has a lower HTER; the "
-        "circles are the points for the costs of the next figure.",
+        "Nested: where the curve runs below the dashed line, another threshold would have had a lower HTER; the "
+        "circles are the points of the costs in the next figure.",
         f"Curve of the FNR over the FPR, falling from (0, 1) to (1, 0); the operating point is at FPR {rates.fpr:.4f} "
         f"and FNR {rates.fnr:.4f}.",
         picture(draw),
@@ -139,8 +141,8 @@ def costs_figure(decision: Decision) -> Figure:
     half = next(row for row in decision.curve if row.cost_fpr == 5)
     return Figure(
         "Other costs of the two errors",
-        "Nested: the lower the curve lies below the dashed line, the more the stack is worth at that weight of the FPR; "
-        "at 0.5 the weighted error is the HTER.",
+        "Nested: the lower the curve lies below the dashed line, the more the stack is worth at that weight of the "
+        "FPR; at 0.5 the weighted error is the HTER.",
         f"Curve of the weighted error over the weight of the FPR from 0.1 to 0.9; at 0.5 it is {half.loss:.4f}.",
         picture(draw),
     )
@@ -163,16 +165,14 @@ def threshold_figure(decision: Decision, diagnostics: Diagnostics, logits: TwoCl
         axes.errorbar(
             [chosen], [rates.hter], yerr=_bars(rates.hter, decision.interval), fmt="D", color=BLUE, ms=5, capsize=3
         )
-        axes.annotate(
-            f"{chosen:+.3f}", (chosen, 0.5), (4, -4), textcoords="offset points", va="top", fontsize="small"
-        )
+        axes.annotate(f"{chosen:+.3f}", (chosen, 0.5), (4, -4), textcoords="offset points", va="top", fontsize="small")
         axes.set(xlabel="threshold of the stacked logit", ylabel="error rate", ylim=(0, 0.5), xlim=(grid[0], grid[-1]))
-        axes.legend(loc="upper left", fontsize="small")
+        figure.legend(loc="outside lower center", ncols=4, fontsize="x-small")
 
     return Figure(
         "HTER against the threshold",
-        "The chosen threshold should stand in the flat bottom of the nested curve; the apparent curve, of a stacker that "
-        "was fitted on the same images, is the optimistic one.",
+        "The chosen threshold should stand in the flat bottom of the nested curve; the apparent curve, of a stacker "
+        "that was fitted on the same images, is the optimistic one.",
         f"HTER over the threshold, with its least value near the chosen threshold {chosen:+.4f}, where the nested HTER "
         f"is {rates.hter:.4f} ({interval_text(decision.interval)}).",
         picture(draw),
@@ -237,6 +237,7 @@ def reliability_figure(decision: Decision, bins: Sequence[ProbabilityBin]) -> Fi
         above.legend()
         below.bar([each.low for each in bins], [each.rows for each in bins], 0.1, align="edge", color=BLUE, alpha=0.5)
         below.set(xlabel="predicted probability of label 1", ylabel="images", yscale="log")
+        below.yaxis.set_major_formatter("{x:g}")
 
     made = PROBABILITIES[decision.kind if len(decision.stacker.members) > 1 else "mean"]
     outside = sum(not each.interval.low <= each.predicted <= each.interval.high for each in bins)
@@ -329,8 +330,8 @@ def training_figures(histories: Mapping[str, Sequence[History]]) -> tuple[Figure
         "loss": "The folds should lie on each other; one that leaves the others has trained otherwise.",
         "hter": "The least HTER of each epoch, at a threshold chosen on the held-out images themselves, is optimistic "
         "and chooses nothing: see where the curves flatten.",
-        "class-error": "Each curve is the mean class error on the held-out images of a fold, which chooses nothing: see "
-        "where the curves flatten.",
+        "class-error": "Each curve is the mean class error on the held-out images of a fold, which chooses nothing: "
+        "see where the curves flatten.",
     }
     titles = {key: title for key, title in (*PANELS, CLASS_ERROR) if key in captions}
     figures = []
@@ -338,11 +339,11 @@ def training_figures(histories: Mapping[str, Sequence[History]]) -> tuple[Figure
         curves = {name: [_points(fold, key) for fold in folds] for name, folds in histories.items()}
         curves = {name: folds for name, folds in curves.items() if any(map(len, folds))}
         if curves:
-            figures.append(_training_figure(f"Training: {title}", captions[key], curves, key == "loss"))
+            figures.append(_training_figure(title[0].upper() + title[1:], captions[key], curves))
     return tuple(figures)
 
 
-def _training_figure(title: str, caption: str, curves: Mapping[str, Sequence[Any]], log: bool) -> Figure:
+def _training_figure(title: str, caption: str, curves: Mapping[str, Sequence[Any]]) -> Figure:
     columns = min(4, len(curves))
     rows = -(-len(curves) // columns)
 
@@ -354,8 +355,10 @@ def _training_figure(title: str, caption: str, curves: Mapping[str, Sequence[Any
                     colour = FOLD_COLOURS[fold % len(FOLD_COLOURS)]
                     axes.plot(*points.T, color=colour, lw=1.2, marker="o" if len(points) < 4 else None, ms=3)
             axes.set_title(_short(name, 26), fontsize=9, parse_math=False)
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.08 * max(points[:, 1].max() for points in folds if len(points)) or 1)
             axes.xaxis.get_major_locator().set_params(integer=True)
+            if all(len(points) < 2 for points in folds):
+                axes.set_xticks([1])
         for axes in panels[len(curves) :]:
             axes.set_axis_off()
         for axes in panels[max(0, len(curves) - columns) : len(curves)]:
@@ -387,7 +390,10 @@ def picture(draw: Callable[[Any], None], size: tuple[float, float] = SIZE) -> by
         for text in figure.findobj(matplotlib.text.Text):
             text.set_parse_math(False)  # a $ in a name is no formula
         figure.savefig(svg, format="svg", transparent=True, metadata=NO_METADATA)
-    return LONG_DECIMALS.sub(lambda number: b"%.2f" % float(number[0]), svg.getvalue())
+    start = svg.getvalue().index(b"<svg")
+    return re.sub(
+        rb"\n\s*", b"\n", LONG_DECIMALS.sub(lambda number: b"%.2f" % float(number[0]), svg.getvalue()[start:])
+    )
 
 
 def _bars(value: float, interval: Interval) -> Any:

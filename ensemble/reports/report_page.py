@@ -6,18 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath, PurePosixPath
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ensemble.decision.class_decision import ClassDecision
 from ensemble.decision.decision import Decision
 from ensemble.decision.diagnostics import Diagnostics
+from ensemble.decision.intervals import NORMAL
 from ensemble.decision.label_noise import noise_in_short
 from ensemble.decision.rates import ErrorRates
 from ensemble.errors import printable
-from ensemble.prediction_results import ClassPredictionFacts, PredictionFacts
+from ensemble.prediction_results import PredictionFacts
 from ensemble.reports.decision_tables import decision_warnings
-from ensemble.reports.html import Figure, data_uri, page
+from ensemble.reports.galleries import doubtful_galleries, doubtful_note, error_galleries
+from ensemble.reports.html import Figure, page
 from ensemble.reports.measures import class_names, error_text, figure, interval_text, is_better
 from ensemble.reports.member_tables import chance_notes, origin_notes
 from ensemble.reports.prediction_tables import Facts, is_constant, is_known, label_file_warnings, prediction_table
@@ -36,11 +35,8 @@ from ensemble.reports.targets_tables import targets_tables
 from ensemble.results import ReportResult, TargetsResult
 from ensemble.runs.run import RunFacts
 
-SHOWN_OF_CLASS = 12
-"""The number of confident errors of each of two classes that are shown; of more classes, twice as many in all."""
-
-SHOWN_DOUBTFUL = 24
-"""The number of doubtful labels that are shown."""
+WIDE = 8
+"""The number of classes above which a figure needs the whole width of the page."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,39 +69,6 @@ class Evidence:
     attribution: tuple[Figure, ...] = ()
 
 
-@dataclass(frozen=True)
-class ShownRow:
-    """An image of a gallery, in words; `uri` is its thumbnail as a data URI, or empty."""
-
-    id: str
-    label: str
-    predicted: str
-    ahead: str
-    probability: str
-    against: str
-    uri: str = ""
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """Images with what the decision says of them: cards where all of them have thumbnails, else a table."""
-
-    title: str
-    caption: str
-    rows: tuple[ShownRow, ...]
-
-    @property
-    def has_images(self) -> bool:
-        return bool(self.rows) and all(row.uri for row in self.rows)
-
-    @property
-    def table(self) -> Table:
-        """Return the rows as a table."""
-        columns = ("id", "label", "predicted", "ahead, logits", "P(label)", "members against it")
-        cells = ((row.id, row.label, row.predicted, row.ahead, row.probability, row.against) for row in self.rows)
-        return Table(self.title, columns, tuple(cells), (self.caption,))
-
-
 def report_page(result: ReportResult, evidence: Evidence) -> bytes:
     """Return the page of a run as HTML. The same results give the same bytes."""
     decision = None if result.decisions is None else result.decisions.tta
@@ -121,14 +84,14 @@ def report_page(result: ReportResult, evidence: Evidence) -> bytes:
         tables=on_screen(result)[:-1],
         all_tables=report_tables(result),
         figures=_rate_figures(decision, diagnostics, names),
-        confusion=() if decision is None else (confusion_figure(confusion_of(decision), names),),
+        wide=len(names) > WIDE,
         training=training_figures(evidence.histories),
-        errors=None if diagnostics is None else _errors(diagnostics, names, evidence),
-        doubtful=None if diagnostics is None else _doubtful(diagnostics, names, evidence),
-        doubtful_note="" if diagnostics is None else _doubtful_note(diagnostics, names),
+        errors=None if diagnostics is None else error_galleries(diagnostics, names, evidence.thumbnails),
+        doubtful=None if diagnostics is None else doubtful_galleries(diagnostics, names, evidence.thumbnails),
+        doubtful_note="" if diagnostics is None else doubtful_note(diagnostics, names),
         without_thumbnails=evidence.without_thumbnails,
         attribution=evidence.attribution,
-        shift=[prediction_table(result.predictions)] if result.predictions else [],
+        shift=[prediction_table(result.predictions), _shares_table(result.predictions)] if result.predictions else [],
         provenance=_provenance(result, evidence),
         history=_history_table(evidence.facts),
     )
@@ -268,97 +231,38 @@ def _rate_figures(
     decision: Decision | ClassDecision | None, diagnostics: Diagnostics | None, names: Sequence[str]
 ) -> tuple[Figure, ...]:
     if isinstance(decision, ClassDecision):
-        return (class_rates_figure(decision, names),)
+        return (class_rates_figure(decision, names), confusion_figure(confusion_of(decision), names))
     if decision is None or diagnostics is None or diagnostics.logits is None:
         return ()
-    return rate_figures(decision, diagnostics, diagnostics.logits)
+    curves = rate_figures(decision, diagnostics, diagnostics.logits)
+    return (*curves, confusion_figure(confusion_of(decision), names))
 
 
-# --- images of errors and doubtful labels -----------------------------------------------------------------------------
+def _shares(facts: Facts) -> list[tuple[str, float, float, float, float]]:
+    """Return class, shares of training and new images, standard error and p-value: of two classes for label 0 alone."""
+    if isinstance(facts, PredictionFacts):
+        check = facts.share_check
+        return [("0", check.oof_share, check.new_share, check.error, check.p_value)]
+    checks, names = facts.share_check, class_names(facts.classes, len(facts.classes))
+    return [*zip(names, checks.oof_shares, checks.new_shares, checks.errors, checks.p_values, strict=True)]
 
 
-def confident_errors(diagnostics: Diagnostics) -> list[NDArray[np.int64]]:
-    """Return the rows of the most confident errors, of each of two classes, or of all classes together."""
-    labels, wrong = diagnostics.table.labels, diagnostics.wrong
-    if diagnostics.logits is None:
-        return [_first(wrong, diagnostics.contradiction, 2 * SHOWN_OF_CLASS)]
-    return [_first(wrong & (labels == label), diagnostics.contradiction, SHOWN_OF_CLASS) for label in (0, 1)]
-
-
-def most_doubtful(diagnostics: Diagnostics) -> NDArray[np.int64]:
-    """Return the rows of the most doubtful labels: those that most members contradict, then the greatest logits."""
-    if diagnostics.doubtful is None:
-        return np.empty(0, np.int64)
-    order = np.lexsort((-diagnostics.contradiction, -diagnostics.against))
-    return np.asarray(order[diagnostics.doubtful[order]][:SHOWN_DOUBTFUL], np.int64)
-
-
-def shown_rows(diagnostics: Diagnostics) -> NDArray[np.int64]:
-    """Return the rows that the page shows one by one, in ascending order."""
-    return np.unique(np.concatenate([*confident_errors(diagnostics), most_doubtful(diagnostics)]))
-
-
-def _first(chosen: NDArray[np.bool_], contradiction: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    order = np.argsort(-contradiction, kind="stable")
-    return np.asarray(order[chosen[order]][:count], np.int64)
-
-
-def _errors(diagnostics: Diagnostics, names: Sequence[str], evidence: Evidence) -> tuple[Gallery, ...]:
-    rows = confident_errors(diagnostics)
-    if len(rows) == 1:
-        titles: tuple[str, ...] = ("All classes",)
-    else:
-        titles = tuple(f"Label {label}, predicted as {other}" for label, other in (names, names[::-1]))
-    caption = "The prediction is nested; ahead: by how much the predicted class is ahead of the label."
-    return tuple(
-        Gallery(title, caption, _rows_of(diagnostics, of_class, names, evidence))
-        for title, of_class in zip(titles, rows, strict=True)
-        if of_class.size
+def _shares_table(predictions: Mapping[str, Facts]) -> Table:
+    """Return which shares single fold models predict of training and of new images, at one decision."""
+    rows = []
+    for name, facts in predictions.items():
+        for label, before, now, error, p_value in _shares(facts):
+            cells = f"{before:.4f}", f"{now:.4f}", f"{now - before:+.4f} ± {NORMAL * error:.4f}", f"{p_value:.2g}"
+            rows.append((printable(name), label, *cells))
+    return Table(
+        "Shares of the predicted classes",
+        ("set", "predicted", "training images", "new images", "difference, 95 %", "p"),
+        tuple(rows),
+        (
+            "Of single fold models, at one threshold or with the same offsets: a difference beyond chance means other "
+            "images, or another mix of classes, than in training.",
+        ),
     )
-
-
-def _doubtful(diagnostics: Diagnostics, names: Sequence[str], evidence: Evidence) -> tuple[Gallery, ...]:
-    rows = most_doubtful(diagnostics)
-    caption = (
-        "First those that most members contradict, each by itself; then those that the stack contradicts by the most."
-    )
-    shown = Gallery("Doubtful labels", caption, _rows_of(diagnostics, rows, names, evidence))
-    return (shown,) if rows.size else ()
-
-
-def _doubtful_note(diagnostics: Diagnostics, names: Sequence[str]) -> str:
-    if diagnostics.doubtful is None:
-        return "A class has too few images for confident learning to look for doubtful labels."
-    labels = diagnostics.table.labels[diagnostics.doubtful]
-    counts = np.bincount(labels, minlength=len(names)).tolist()
-    by_class = ", ".join(f"{n} of {name}" for name, n in zip(names, counts, strict=True) if n)
-    return (
-        f"Confident learning takes {labels.size} of {diagnostics.table.labels.size} labels for wrong"
-        + (f" ({by_class})" if by_class else "")
-        + ". Each is to be looked at: a difficult image with a correct label looks the same. All figures of this page "
-        "are on the labels as given."
-    )
-
-
-def _rows_of(
-    diagnostics: Diagnostics, rows: NDArray[np.int64], names: Sequence[str], evidence: Evidence
-) -> tuple[ShownRow, ...]:
-    table = diagnostics.table
-
-    def shown(row: int) -> ShownRow:
-        name = str(table.ids[row])
-        thumbnail = evidence.thumbnails.get(name)
-        return ShownRow(
-            id=printable(name),
-            label=names[int(table.labels[row])],
-            predicted=names[int(diagnostics.y_pred[row])],
-            ahead=f"{diagnostics.contradiction[row]:+.2f}",
-            probability=f"{diagnostics.given_probability[row]:.4f}",
-            against=f"{diagnostics.against[row]} of {diagnostics.members}",
-            uri="" if thumbnail is None else data_uri(thumbnail),
-        )
-
-    return tuple(map(shown, rows.tolist()))
 
 
 # --- provenance -------------------------------------------------------------------------------------------------------
@@ -373,7 +277,7 @@ def _provenance(result: ReportResult, evidence: Evidence) -> tuple[Table, ...]:
         ("labels", place(facts.labels)),
         ("seed", str(facts.seed)),
         *((f"objective of {key}", each.objective.text) for key, each in _decisions(result)),
-        *((f"version of {name}", version) for name, version in sorted(facts.versions.items())),
+        ("versions", ", ".join(f"{name} {version}" for name, version in sorted(facts.versions.items()))),
     ]
     hashes = [
         ("data: ids, labels, groups, images", facts.fingerprint),
