@@ -147,7 +147,7 @@ def _choose(run: Run, members: Sequence[MemberFolder], table: FoldTable, facts: 
             by_class = np.stack([-z, z], axis=1)
         else:
             by_class = z
-        spread = float(np.std(class_logits(z, labels) if classes > 2 else z)) or 1.0
+        spread = _spread_within_folds(class_logits(z, labels) if classes > 2 else z, table.fold_of)
         support += by_class / spread / len(members)
         right = by_class.argmax(axis=1) == labels
         drawn = []
@@ -163,6 +163,16 @@ def _choose(run: Run, members: Sequence[MemberFolder], table: FoldTable, facts: 
     worst = np.argsort(margin, kind="stable")[:ERRORS]
     errors = worst[margin[worst] < 0]
     return _Chosen(of_class, scale, errors, predicted[errors])
+
+
+def _spread_within_folds(logits: np.ndarray, fold_of: np.ndarray) -> float:
+    """Return the standard deviation of logits (n,) about the mean of their fold; 1 where they are constant.
+
+    Fold models may differ by an offset, which is no measure of what changes a logit.
+    """
+    of_folds = [logits[fold_of == fold] for fold in np.unique(fold_of)]
+    squares = sum(float(np.square(each - each.mean()).sum()) for each in of_folds)
+    return float(np.sqrt(squares / len(logits))) or 1.0
 
 
 def _is_current(maps: MemberMaps | None, errors: np.ndarray, config: ReportConfig) -> bool:
@@ -287,7 +297,7 @@ def _record(member: MemberFolder, table: FoldTable, chosen: _Chosen, effects: np
         for row, predicted, each in zip(chosen.errors, chosen.predicted, of_errors, strict=True)
     )
     weights = {fold: facts.weights_sha256 for fold, facts in member.read().folds.items()}
-    return MemberMaps(member.name, requested, round(chosen.scale[member.name], DECIMALS), classes, errors, weights)
+    return MemberMaps(member.name, requested, float(f"{chosen.scale[member.name]:.6g}"), classes, errors, weights)
 
 
 def _standard_error(effects: np.ndarray) -> np.ndarray:

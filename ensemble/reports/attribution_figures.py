@@ -28,6 +28,9 @@ PANEL, LEAST_PANEL = 2.1, 1.5
 WRITTEN = 0.3
 """Effects of at least this share of the figure's largest are written into their squares; more numbers hide the map."""
 
+LEAST_END = 0.05
+"""The least end of the colours, in standard deviations of the logits: smaller effects are pale, they decide nothing."""
+
 LONGEST_TITLE = 18
 """The number of characters of an id or a name that fit above a heat map."""
 
@@ -171,7 +174,7 @@ def _size(groups: int, width: int, in_a_row: int = PANELS_IN_A_ROW, titles: int 
 
 
 def _largest(panels: Iterable[_Panel]) -> float:
-    return max((float(np.abs(panel.values).max()) for panel in panels if panel.values.size), default=0) or 1.0
+    return max([LEAST_END, *(float(np.abs(panel.values).max()) for panel in panels if panel.values.size)])
 
 
 def _draw(figure: Any, groups: Sequence[Sequence[_Panel]], in_a_row: int, largest: float) -> None:
@@ -188,9 +191,9 @@ def _draw(figure: Any, groups: Sequence[Sequence[_Panel]], in_a_row: int, larges
     for index, group in enumerate(groups):
         row, first = index // in_a_row, index % in_a_row * width
         for column, panel in enumerate(group):
-            _draw_panel(grid[row, first + column], panel, shades, largest, numbers=width == 1)
+            _draw_panel(grid[row, first + column], panel, shades, largest, numbers=width == 1 and largest > LEAST_END)
     bar = figure.colorbar(shades, ax=list(grid.flat), shrink=max(0.25, 0.8 / len(grid)))
-    bar.set_label("fall of the logit, standard deviations", fontsize=8)
+    bar.set_label("fall of the logit, in sd", fontsize=8)
     bar.ax.tick_params(labelsize=8)
 
 

@@ -67,8 +67,8 @@ class MemberMaps:
     requested : int
         The number of images of each class that was requested; there may be fewer.
     scale : float
-        The standard deviation of the member's OOF logits, by which effects of different members become comparable. For
-        more than two classes, that of the logits of the images' classes less the mean of the others.
+        The standard deviation of the member's OOF logits within a fold, by which effects of different members become
+        comparable. For more than two classes, that of the logits of the images' classes less the mean of the others.
     classes : tuple of ClassMap
     errors : tuple of ErrorMap
         Of the images on which all members together err most confidently, the most confident first.

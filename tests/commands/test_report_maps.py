@@ -105,6 +105,14 @@ class Oracle:
         return np.asarray(of_class[0] - of_class[1:]).reshape(8, 8)
 
 
+def within_folds(z: np.ndarray, fold_of: np.ndarray) -> float:
+    """Return the standard deviation about the mean of the fold."""
+    centred = z.copy()
+    for fold in range(fold_of.max() + 1):
+        centred[fold_of == fold] -= z[fold_of == fold].mean()
+    return float(centred.std())
+
+
 def test_each_image_is_shown_to_the_fold_model_that_was_not_trained_on_it(trained: Path) -> None:
     run = Run(trained / "run")
     table, maps, oracle = run.read_folds(), maps_of(run), Oracle(trained, run.member("a"))
@@ -133,7 +141,7 @@ def test_the_map_of_a_class_is_the_mean_over_images_that_the_member_assigns_to_i
         np.testing.assert_allclose(of_class.effects, each.mean(axis=0), atol=2e-5)
         error = each.std(axis=0, ddof=1) / np.sqrt(len(rows)) if len(rows) > 1 else np.zeros((8, 8))
         np.testing.assert_allclose(of_class.standard_errors, error, atol=2e-5)
-    assert maps.scale == pytest.approx(np.std(z), abs=1e-5)
+    assert maps.scale == pytest.approx(within_folds(z, table.fold_of), rel=1e-5)
 
 
 def test_errors_are_those_of_all_members_together_the_most_confident_first(trained: Path) -> None:
@@ -141,7 +149,9 @@ def test_errors_are_those_of_all_members_together_the_most_confident_first(train
     table, margins = run.read_folds(), []
     for name in ("a", "b"):
         z = run.member(name).oof_logits(table, ("identity", "hflip"))[:, 0]
-        margins.append(np.where(table.labels == 1, 1, -1) * (z - fit_threshold(z, table.labels)) / z.std())
+        margins.append(
+            np.where(table.labels == 1, 1, -1) * (z - fit_threshold(z, table.labels)) / within_folds(z, table.fold_of)
+        )
     margin = np.mean(margins, axis=0)
     order = [row for row in np.argsort(margin, kind="stable").tolist() if margin[row] < 0][:12]
     errors = maps_of(run).errors

@@ -63,6 +63,15 @@ def test_classes_share_their_colours() -> None:
         assert any(image.shape[:2] == (8, 8) for image in colours)
 
 
+def test_effects_that_decide_nothing_are_pale() -> None:
+    zero = grid(0, 0, 0.0)
+    weak = replace(maps(), classes=(ClassMap(0, 9, grid(2, 5, 0.01), zero),), errors=())
+    (figure,) = attribution_figures(Attribution((weak,)), NAMES)
+    (shown, *_) = [image for image in pixels_of(figure.picture) if image.shape == (8, 8, 4)]
+    assert shown[..., :3].min() > 200  # at the end of the colours, orange has a channel below 30
+    assert "+.00" not in texts(figure.picture) and "+.01" not in texts(figure.picture)
+
+
 def pixels_of(picture: bytes) -> list[np.ndarray]:
     """Return the images that an SVG holds, as RGBA."""
     found = re.findall(r'data:image/png;base64,\s*([^"]+)"', picture.decode())
