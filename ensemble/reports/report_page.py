@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePath, PurePosixPath
 
 from ensemble.decision.class_decision import ClassDecision
 from ensemble.decision.decision import Decision
@@ -304,8 +303,8 @@ def place(path: str) -> str:
     >>> place("photos/hat"), place("/home/ann/photos/hat")
     ('photos/hat', 'hat')
     """
-    pure = PurePosixPath(path.replace("\\", "/"))
-    return pure.name if pure.is_absolute() or PurePath(path).is_absolute() or ":" in pure.parts[:1] else path
+    parts = path.replace("\\", "/").split("/")
+    return parts[-1] if parts[0] == "" or parts[0].endswith(":") else path
 
 
 def _history_table(facts: RunFacts) -> Table:
