@@ -194,7 +194,8 @@ COMMANDS = {
     "report": Command(
         "report",
         "Print the members' HTER and the stack's.",
-        "All tables are written to report.md and report.json in the run's folder; --full prints them.",
+        "report.html in the run's folder shows figures, errors and doubtful labels; report.md and report.json have all "
+        "tables, which --full prints; README.md is the model card.",
         _report,
     ),
     "verify": Command(

@@ -82,7 +82,9 @@ def error_galleries(
     """Return the most confident errors."""
     rows = confident_errors(diagnostics)
     titles = [f"Label {label}, predicted as {other}" for label, other in (names, names[::-1])] if rows[1:] else []
-    caption = "Ahead: by how much the logit of the prediction, less its threshold, is ahead of the label."
+    caption = "Ahead: how far, in logits, the nested prediction is beyond the threshold."
+    if diagnostics.logits is None:
+        caption = "Ahead: by how much the nested logit of the prediction, with its offset, exceeds that of the label."
     return _galleries(titles or ["All classes"], caption, rows, diagnostics, names, thumbnails)
 
 

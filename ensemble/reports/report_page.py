@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePath, PurePosixPath
 
 from ensemble.decision.class_decision import ClassDecision
 from ensemble.decision.decision import Decision
@@ -85,6 +84,7 @@ def report_page(result: ReportResult, evidence: Evidence) -> bytes:
         all_tables=report_tables(result),
         figures=_rate_figures(decision, diagnostics, names),
         wide=len(names) > WIDE,
+        wide_training=len(evidence.histories) > 2,
         training=training_figures(evidence.histories),
         errors=None if diagnostics is None else error_galleries(diagnostics, names, evidence.thumbnails),
         doubtful=None if diagnostics is None else doubtful_galleries(diagnostics, names, evidence.thumbnails),
@@ -192,7 +192,7 @@ def _warnings(result: ReportResult) -> tuple[str, ...]:
         of_rules: tuple[str, ...] = chance_notes([member.assessment for member in result.members])
     else:
         of_rules = decision_warnings(result.decisions.tta)
-    return (
+    sentences = (
         *of_rules,
         *(f"{member.name}: {note}" for member in result.members for note in origin_notes(member)),
         *(
@@ -201,6 +201,7 @@ def _warnings(result: ReportResult) -> tuple[str, ...]:
             for warning in label_file_warnings(facts)
         ),
     )
+    return tuple(sentence[0].upper() + sentence[1:].removesuffix(".") + "." for sentence in sentences)
 
 
 def _data_table(result: ReportResult, evidence: Evidence, names: Sequence[str]) -> Table:
@@ -304,8 +305,8 @@ def place(path: str) -> str:
     >>> place("photos/hat"), place("/home/ann/photos/hat")
     ('photos/hat', 'hat')
     """
-    pure = PurePosixPath(path.replace("\\", "/"))
-    return pure.name if pure.is_absolute() or PurePath(path).is_absolute() or ":" in pure.parts[:1] else path
+    parts = path.replace("\\", "/").split("/")
+    return parts[-1] if parts[0] == "" or parts[0].endswith(":") else path
 
 
 def _history_table(facts: RunFacts) -> Table:
