@@ -89,8 +89,8 @@ def compute_maps(run: Run, members: Sequence[MemberFolder], config: ReportConfig
     for member in members:
         absent = [fold for fold in range(table.k) if not (member.fold(fold) / "weights.safetensors").exists()]
         if absent:
-            folds = ", ".join(map(str, absent))
-            say(f"note: no maps of member {member.name}: the weights of folds {folds} are missing")
+            folds = f"fold{'s' * (len(absent) > 1)} {', '.join(map(str, absent))}"
+            say(f"note: no maps of member {member.name}: the weights of {folds} are missing")
         else:
             able.append(member)
     if not able:
