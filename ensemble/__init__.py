@@ -12,12 +12,15 @@ errors.py            everything that is raised on purpose, with exit statuses
 config.py            the config models: type, default, help text and panel of each option
 config_fields.py     the panels of `--help`, and the fields that several config models have
 fit_config.py        the config model of `thera fit`
+predict_config.py    the config models of `thera predict`
 bench_config.py      the config model of `thera bench`
 clean_config.py      the config model of `thera clean`
+report_config.py     the config model of `thera report`
 config_reading.py    from YAML and options to config models
 machine.py           cores, memory and cache folder that this process may use
 progress.py          progress and signals of long work
 cli.py               the `thera` command
+command_options.py   which options each command has
 options.py           the command line's options and --help, made from the config models
 commands/            one file a command: a run directory in, a typed result out
 results.py           the types of these results
@@ -46,15 +49,7 @@ if TYPE_CHECKING:
     from ensemble.commands.predict import predict
     from ensemble.commands.report import report
     from ensemble.commands.train import train_members
-    from ensemble.config import (
-        AugmentConfig,
-        ComputeConfig,
-        DataConfig,
-        DecisionConfig,
-        MemberConfig,
-        PredictConfig,
-        RunConfig,
-    )
+    from ensemble.config import AugmentConfig, ComputeConfig, DataConfig, DecisionConfig, MemberConfig, RunConfig
     from ensemble.config_reading import load_config
     from ensemble.data.source import open_source
     from ensemble.data.store import load_dataset
@@ -72,6 +67,8 @@ if TYPE_CHECKING:
     )
     from ensemble.estimator import TheraClassifier, ThresholdStacker
     from ensemble.fit_config import FitConfig
+    from ensemble.predict_config import PredictConfig
+    from ensemble.report_config import ReportConfig
 
 __all__ = [
     "ArtifactError",
@@ -87,6 +84,7 @@ __all__ = [
     "MemberConfig",
     "Objective",
     "PredictConfig",
+    "ReportConfig",
     "ResourceError",
     "RunConfig",
     "Stopped",
@@ -124,7 +122,6 @@ _MODULES = {
         "DataConfig",
         "DecisionConfig",
         "MemberConfig",
-        "PredictConfig",
         "RunConfig",
     ),
     "ensemble.config_reading": ("load_config",),
@@ -144,6 +141,8 @@ _MODULES = {
     ),
     "ensemble.estimator": ("TheraClassifier", "ThresholdStacker"),
     "ensemble.fit_config": ("FitConfig",),
+    "ensemble.predict_config": ("PredictConfig",),
+    "ensemble.report_config": ("ReportConfig",),
 }
 """Where each public name is defined. Type checkers read the imports above; a test keeps the two equal."""
 

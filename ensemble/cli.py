@@ -26,14 +26,10 @@ from ensemble.errors import ConfigError, ResourceError, Stopped, TheraError, out
 if TYPE_CHECKING:
     from ensemble.bench_config import BenchConfig
     from ensemble.clean_config import CleanConfig
-    from ensemble.config import (
-        ComputeConfig,
-        DataConfig,
-        DecisionConfig,
-        MemberConfig,
-        PredictConfig,
-    )
+    from ensemble.config import ComputeConfig, DataConfig, DecisionConfig, MemberConfig
     from ensemble.fit_config import FitConfig
+    from ensemble.predict_config import PredictConfig
+    from ensemble.report_config import ReportConfig
 
 # --- the commands -----------------------------------------------------------------------------------------------------
 
@@ -85,10 +81,10 @@ def _compare(file: Any, /, **given: Any) -> Any:
     return file.compare(**given, say=_say)
 
 
-def _report(file: Any, /, run: Path) -> Any:
+def _report(file: Any, /, run: Path, config: ReportConfig) -> Any:
     if targets := _targets_of(run):
-        return targets.report_targets(run, _say)
-    return file.report(run, _say)
+        return targets.report_targets(run, _say, config)
+    return file.report(run, _say, config)
 
 
 def _verify(file: Any, /, run: Path) -> Any:
@@ -200,7 +196,8 @@ COMMANDS = {
     "report": Command(
         "report",
         "Print the members' HTER and the stack's.",
-        "All tables are written to report.md and report.json in the run's folder; --full prints them.",
+        "report.html in the run's folder shows figures, errors and doubtful labels; report.md and report.json have all "
+        "tables, which --full prints; README.md is the model card.",
         _report,
     ),
     "clean": Command(

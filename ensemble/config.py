@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Tag, field_validator, model_validator
 
@@ -23,27 +23,24 @@ from ensemble.config_fields import (
     RUN,
     SPEED,
     TRAINING,
-    BadLabel,
     Classes,
     Clean,
     Device,
     Exif,
     FollowLinks,
-    Force,
     Frozen,
     ImageColumn,
     Images,
     LabelColumn,
     LabelFile,
+    Log,
     OnBad,
-    OutFile,
     Overlay,
     Positive,
     Seed,
-    ToLabel,
-    one_or_several,
     option,
 )
+from ensemble.predict_config import Precision, PredictConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,10 +56,6 @@ VIEWS = ("identity", "hflip")
 
 VIEW_SETS = {"plain": VIEWS[:1], "tta": VIEWS}
 """The views that plain prediction and `--tta` average; each set has its own stacker and threshold."""
-
-Correction = Literal["posterior", "none"]
-CORRECTIONS: tuple[Correction, ...] = get_args(Correction)
-"""How the threshold of one fold model becomes that of their mean (decision/averaging.py); the default first."""
 
 
 class DataConfig(Frozen):
@@ -120,8 +113,6 @@ AUGMENTATIONS = {
     "standard": AugmentConfig(flip=True, shift=0.06, rotate=8, scale=0.1, colour=0.2),
 }
 """The augmentations that have a name."""
-
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 class MemberConfig(Frozen):
@@ -310,61 +301,6 @@ class DecisionConfig(Frozen):
         return tuple(dict.fromkeys(names))
 
 
-class PredictOptions(Frozen):
-    """How a set of images is labelled."""
-
-    tta: Annotated[bool, option(DECISION, "Average the logits of the image and its mirror image.")] = True
-    combine: Annotated[
-        Literal["mean", "vote"],
-        option(DECISION, "Combine the fold models by the mean of their logits, or by the majority of their labels."),
-    ] = "mean"
-    correction: Annotated[
-        Correction,
-        option(DECISION, "Correct the threshold for averaging the fold models."),
-    ] = "posterior"
-    prior: Annotated[
-        float | None,
-        option(DECISION, "Assume this share of label 0, if it is known to differ.", unset="as in training", gt=0, lt=1),
-    ] = None
-    cascade: Annotated[
-        float | None,
-        option(
-            SPEED,
-            "Skip members and views that settle no label; at one threshold this share of the labels is as without.",
-            unset="off",
-            gt=0.5,
-            lt=1,
-        ),
-    ] = None
-    precision: Annotated[Precision, option(SPEED, "Compute in this number format; auto measures the fastest.")] = "auto"
-    convolutions: Annotated[
-        Literal["auto", "native", "lowered", "fused"],
-        option(SPEED, "Compute convolutions natively, as matrix products or fused; auto measures the fastest."),
-    ] = "auto"
-
-    @model_validator(mode="after")
-    def _all_vote(self) -> Self:
-        if self.combine == "vote" and self.cascade is not None:
-            raise ValueError("cascade skips fold models, but with combine: vote all of them vote: leave one out")
-        if self.combine == "vote" and self.prior is not None:
-            raise ValueError("prior moves the threshold of a mean, and combine: vote has none: leave one out")
-        return self
-
-
-class PredictConfig(PredictOptions):
-    """A set of images to label, and the label file to write."""
-
-    images: ToLabel
-    image_column: ImageColumn = None
-    follow_links: FollowLinks = False
-    on_bad: OnBad = "error"
-    bad_label: BadLabel = None
-    out: OutFile = None
-    force: Force = False
-
-    _paths = field_validator("images", mode="before")(one_or_several)
-
-
 class ComputeConfig(Frozen):
     """Where to compute. It changes how long a run takes; of the results, only the order of floating-point sums."""
 
@@ -385,6 +321,7 @@ class ComputeConfig(Frozen):
     save_every: Annotated[
         float, option(SPEED, "Save a training within an epoch after this many seconds; no result changes.", ge=0)
     ] = 60.0
+    log: Log = None
 
 
 class RunConfig(Frozen):

@@ -123,6 +123,15 @@ Overlay = Annotated[
     ),
 ]
 Seed = Annotated[int, option(RUN, "Seed every random stream with this number.", ge=0)]
+Log = Annotated[
+    Literal["tensorboard"] | None,
+    option(
+        TRAINING,
+        "Write loss, HTER on held-out images and learning rate of each epoch for this tracker to tensorboard/ in the "
+        "run's folder.",
+        unset="no log",
+    ),
+]
 Device = Annotated[str, option(SPEED, "Compute on auto, cpu, cuda or cuda:N.")]
 """Options that several models have."""
 

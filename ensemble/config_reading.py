@@ -14,9 +14,10 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError, create_model
 
-from ensemble.config import AugmentConfig, DataConfig, DecisionConfig, MemberConfig, PredictConfig, RunConfig
+from ensemble.config import AugmentConfig, DataConfig, DecisionConfig, MemberConfig, RunConfig
 from ensemble.config_fields import Frozen
 from ensemble.errors import ConfigError, printable
+from ensemble.predict_config import PredictConfig
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -21,12 +21,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from ensemble.config import ComputeConfig, DecisionConfig, MemberConfig, PredictOptions
+from ensemble.config import ComputeConfig, DecisionConfig, MemberConfig
 from ensemble.config_reading import validated
 from ensemble.data.arrays import dataset_from_arrays, source_from_paths
 from ensemble.decision.class_objective import parse_objective
 from ensemble.decision.rates import Floats
 from ensemble.errors import ConfigError, DataError
+from ensemble.predict_config import PredictOptions
 from ensemble.progress import Say, hidden
 from ensemble.progress import say as say_on_stderr
 from ensemble.runs import files

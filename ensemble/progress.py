@@ -74,6 +74,7 @@ class Bar:
         self._printed_at, self._skipped = -1, 0
         self._started = self._printed = time.monotonic()
         self._hidden = _hidden.get()
+        self.on_note: Callable[[], None] | None = None  # called at each note
         self._tqdm = None
         if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not self._hidden:
             self._tqdm = tqdm(
@@ -121,6 +122,8 @@ class Bar:
             self._tqdm.set_description_str(text if len(text) <= room else f"…{text[1 - room :]}")
         else:
             self._print(text)
+        if self.on_note is not None:
+            self.on_note()
 
     def say(self, line: str) -> None:
         """Print a line above the bar that stays there."""

@@ -584,7 +584,7 @@ def test_trial_passes_on_what_was_given(tmp_path: Path, monkeypatch: pytest.Monk
 def test_full_prints_all_tables_and_reaches_no_function(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stand_in(monkeypatch, "report", report=lambda run, say: [TABLE] * 5)
+    stand_in(monkeypatch, "report", report=lambda run, say, config: [TABLE] * 5)
     assert thera("report", "--run", "r") == 0
     assert capsys.readouterr().out == f"{TABLE.text()}\n{TABLE.text()}"
     assert thera("report", "--run", "r", "--full") == 0
@@ -636,7 +636,7 @@ from types import SimpleNamespace
 from ensemble import cli
 tables = [SimpleNamespace(text=lambda *_: "x" * 99 * 9999 + chr(10))]
 commands = {
-    "report": SimpleNamespace(report=lambda run, say: tables),
+    "report": SimpleNamespace(report=lambda run, say, config: tables),
     "predict": SimpleNamespace(predict=lambda run, config, compute, say: (say("a note"), tables)[1]),
 }
 sys.modules.update({f"ensemble.commands.{file}": module for file, module in commands.items()})

@@ -20,13 +20,14 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from tiny import write_tiny
 
 import ensemble
-from ensemble.config import MemberConfig, PredictConfig
+from ensemble.config import MemberConfig
 from ensemble.data.folds import FoldTable, assign_folds
 from ensemble.decision.cross_fitting import OofLogits
 from ensemble.decision.decision import fit_decision
 from ensemble.decision.objective import Objective
 from ensemble.errors import ArtifactError, ConfigError, DataError
 from ensemble.estimator import TheraClassifier, ThresholdStacker
+from ensemble.predict_config import PredictConfig
 
 pytestmark = [
     # Networks of a few updates differ from fold to fold.

@@ -15,10 +15,11 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score
 from sklearn.model_selection import cross_val_score
 
 import ensemble
-from ensemble.config import MemberConfig, PredictConfig
+from ensemble.config import MemberConfig
 from ensemble.decision.class_offsets import fit_offsets
 from ensemble.errors import ArtifactError, ConfigError, DataError
 from ensemble.estimator import TheraClassifier
+from ensemble.predict_config import PredictConfig
 from ensemble.runs.run import Run
 from ensemble.threshold_stacker import ThresholdClassifier
 

@@ -9,20 +9,13 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from ensemble import options
+from ensemble import command_options, options
 from ensemble.clean_config import CleanConfig
 from ensemble.cli import COMMANDS
-from ensemble.config import (
-    AugmentConfig,
-    ComputeConfig,
-    DataConfig,
-    DecisionConfig,
-    MemberConfig,
-    PredictConfig,
-    RunConfig,
-)
+from ensemble.config import AugmentConfig, ComputeConfig, DataConfig, DecisionConfig, MemberConfig, RunConfig
 from ensemble.errors import ConfigError
 from ensemble.fit_config import FitConfig
+from ensemble.predict_config import PredictConfig
 
 MODELS = (
     AugmentConfig,
@@ -144,7 +137,9 @@ def test_a_new_field_is_an_option_without_another_edit(monkeypatch: pytest.Monke
         momentum: options.Annotated[float, options.option("Optimisation", "Momentum of AdamW.", ge=0, lt=1)] = 0.9
 
     parts = tuple(
-        options.Part(Longer, {**options._MEMBER, "momentum": "momentum"}, "member") if part.key == "member" else part
+        options.Part(Longer, {**command_options._MEMBER, "momentum": "momentum"}, "member")
+        if part.key == "member"
+        else part
         for part in options.PARTS["train-member"]
     )
     monkeypatch.setitem(options.PARTS, "train-member", parts)

@@ -19,6 +19,9 @@ report.py       report
 clean.py        clean: the labels that are likely to be wrong, and an overlay that mends them
 label_review.py  a review of doubtful labels, checked and applied
 reviewed_scores.py  the score on the labels of an overlay, a secondary figure of the report
+maps.py         what the members look at: report --maps
+report_evidence.py  what the page of a report shows beside the tables: logits, histories, thumbnails
+model_card_file.py  where the model card is written
 verify.py       verify: every file against its type and its recorded hash
 bench.py        bench
 """

@@ -13,12 +13,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ensemble.commands.starting_weights import is_member_folder
-from ensemble.config import WITHOUT_WEIGHTS, MemberConfig, PredictConfig
+from ensemble.config import WITHOUT_WEIGHTS, MemberConfig
 from ensemble.data.classes import class_count
 from ensemble.data.dataset import Source
 from ensemble.data.overlay import read_overlay
 from ensemble.data.source import open_unlabelled
-from ensemble.errors import ArtifactError, ConfigError, DataError, printable
+from ensemble.errors import ArtifactError, ConfigError, DataError, ResourceError, printable
+from ensemble.predict_config import PredictConfig
 from ensemble.progress import Say
 from ensemble.runs.label_files import checked_target
 from ensemble.runs.run import Run
@@ -30,14 +31,18 @@ DEPRECATED = re.compile(r"^register_model_deprecations\((.*?)^}", re.MULTILINE |
 """Finds the table of former names in a source file of timm: `'former': 'present'` a line."""
 
 
-def check_compute(device: str) -> None:
-    """Refuse a device that does not exist, as far as that is known without torch.
+def check_compute(device: str, log: str | None = None) -> None:
+    """Refuse a device that does not exist, as far as that is known without torch, and a tracker that is not installed.
 
     Raises
     ------
     ConfigError
         It is none of auto, cpu, cuda, cuda:N, or CUDA is requested on Linux without an NVIDIA driver.
+    ResourceError
+        The package of the tracker is missing.
     """
+    if log is not None and find_spec(log) is None:
+        raise ResourceError(f"--log {log}", f"needs the package {log}", f"pip install 'thera[{log}]'")
     if not re.fullmatch("auto|cpu|cuda(:[0-9]+)?", device):
         raise ConfigError("--device", f"must be auto, cpu, cuda or cuda:N; got {device}")
     # Under WSL the driver has no /dev/nvidiactl but /dev/dxg; an AMD card of a ROCm build of torch has /dev/kfd.

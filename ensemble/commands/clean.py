@@ -225,17 +225,16 @@ def _page(
     say: Say,
 ) -> bytes | None:
     """Return the review page; None, with a note, where the decoded images are not there."""
-    from ensemble.data.stored_pixels import find_pixels
+    from ensemble.data.stored import find_pixels
     from ensemble.reports.review_page import review_page
 
     digests = run.read_images()
-    found = None if digests is None else find_pixels(run.pixels, digests, facts.size)
-    if found is None:
+    pixels = None if digests is None else find_pixels(run.pixels, digests, facts.resize, facts.exif)
+    if pixels is None:
         say(f"note: {printable(run.pixels)} does not hold the decoded images, so that there is no page for a review")
         return None
-    pixels, rows = found
     shown = listed[:limit]
-    images = (pixels[rows[row]] for row in issues.rows[:limit].tolist())
+    images = (pixels[row] for row in issues.rows[:limit].tolist())
     name = printable(run.folder.absolute().name)
     names = facts.classes or tuple(map(str, range(class_count(facts.classes))))
     return review_page(name, facts.fingerprint, shown, list(images), names, len(listed), facts.n, evidence.source)

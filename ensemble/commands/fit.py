@@ -15,11 +15,12 @@ from ensemble.commands.choice import LEAST_OF_FULL, Speed, Work, fitting, folds_
 from ensemble.commands.fit_stacker import fit_stacker
 from ensemble.commands.run import labelled_and_reported, run
 from ensemble.commands.train import train_members
-from ensemble.config import ComputeConfig, DataConfig, DecisionConfig, MemberConfig, PredictConfig, RunConfig
+from ensemble.config import ComputeConfig, DataConfig, DecisionConfig, MemberConfig, RunConfig
 from ensemble.config_reading import config_text, load_config
 from ensemble.decision.class_objective import parse_objective
 from ensemble.errors import ConfigError, ResourceError, Stopped, printable
 from ensemble.fit_config import FitConfig
+from ensemble.predict_config import PredictConfig
 from ensemble.progress import Say, silent
 from ensemble.results import ReportResult
 from ensemble.runs import files
@@ -112,7 +113,7 @@ def _check(config: FitConfig, decision: DecisionConfig, compute: ComputeConfig) 
     from ensemble.data.source import open_labelled
 
     parse_objective(decision.objective, config.classes or 2)
-    check_compute(compute.device)
+    check_compute(compute.device, compute.log)
     check_labels(open_labelled(config), config.folds or LEAST_FOLDS)
     run, prediction = config.run, _prediction(config)
     if prediction is not None:

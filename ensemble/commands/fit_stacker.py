@@ -13,7 +13,7 @@ from ensemble.data.folds import FoldTable
 from ensemble.decision.class_decision import ClassDecision
 from ensemble.decision.class_objective import DESCRIPTIONS, parse_objective
 from ensemble.decision.cross_fitting import OofLogits
-from ensemble.decision.decision import Decision, fit_decision
+from ensemble.decision.decision import Decision, fit_decision, small_set_notes
 from ensemble.decision.fold_offsets import FoldOffset
 from ensemble.decision.objective import Objective
 from ensemble.errors import ArtifactError, ConfigError, printable
@@ -108,9 +108,10 @@ def fit_stacker(run: Path, config: DecisionConfig | None = None, say: Say = sile
                 forced=forced,
                 classes=facts.classes,
             )
-        corrected = {offset.message for decision in decisions.values() for offset in _fold_offsets(decision)}
+        no_fault = {offset.message for decision in decisions.values() for offset in _fold_offsets(decision)}
+        no_fault.update(small_set_notes(table.labels, table.groups))
         for note in sorted({note for decision in decisions.values() for note in decision.notes}):
-            say(f"{'note' if note in corrected else 'warning'}: {note}")
+            say(f"{'note' if note in no_fault else 'warning'}: {note}")
         stored: Any
         if facts.class_count > 2:
             stored = StoredClassDecisions(parents, **decisions, left_out=left_out)

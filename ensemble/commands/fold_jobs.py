@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ensemble.members.fold_job import FoldJob
     from ensemble.members.parallel import Resources
     from ensemble.members.plans import Plan
+    from ensemble.members.tensorboard_log import TensorBoardLog
     from ensemble.members.training import FoldResult, Watch
 
 WATCHED = 2000
@@ -118,9 +119,17 @@ def begin_members(
 
 
 def train_jobs(
-    jobs: Sequence[JobToTrain], views: Sequence[str], title: str, resources: Resources, say: Say
+    jobs: Sequence[JobToTrain],
+    views: Sequence[str],
+    title: str,
+    resources: Resources,
+    say: Say,
+    on_epoch: Callable[[], None] | None = None,
 ) -> Iterator[tuple[int, FoldResult, int]]:
-    """Train the jobs that are not done, in parallel; yield each one's index in `jobs`, its result and its threads."""
+    """Train the jobs that are not done, in parallel; yield each one's index in `jobs`, its result and its threads.
+
+    `on_epoch` is called in this process after each epoch of each job, once its history is written.
+    """
     from ensemble.members.parallel import Task, cores_of_jobs, train_tasks
 
     cores = cores_of_jobs([each.job for each in jobs], resources)
@@ -131,6 +140,7 @@ def train_jobs(
     ]
     steps = [each.job.images + len(each.held_out) * len(views) for each in jobs]
     with progress(sum(steps), title) as bar:
+        bar.on_note = on_epoch
         bar.skip(sum(steps) - sum(steps[index] for index in todo))
         for position, result in train_tasks(tasks, [cores[index] for index in todo], resources, bar):
             for warning in result.warnings:
@@ -138,8 +148,10 @@ def train_jobs(
             yield todo[position], result, len(cores[todo[position]])
 
 
-def finish_folds(begun: Sequence[BegunMember], table: FoldTable, resources: Resources, say: Say) -> None:
-    """Train the folds that are not finished, and write them."""
+def finish_folds(
+    begun: Sequence[BegunMember], table: FoldTable, resources: Resources, say: Say, log: TensorBoardLog | None = None
+) -> None:
+    """Train the folds that are not finished, and write them; `log` follows the epochs of all of them."""
     owners, jobs = [], []
     for member in begun:
         for job in member.jobs:
@@ -152,13 +164,25 @@ def finish_folds(begun: Sequence[BegunMember], table: FoldTable, resources: Reso
                 say(f"warning: member {folder.name}: {problem}; it is trained again")
             if done and not (folder.fold(job.fold) / "training.png").exists():
                 _draw_training(folder, job.fold, folder.history(job.fold))
+            if log is not None:
+                if done:
+                    log.write(_log_name(folder, job.fold), folder.history(job.fold))
+                else:
+                    log.follow(_log_name(folder, job.fold), folder.history_path(job.fold))
             watch = None if done else _watch(job, held_out)
             jobs.append(JobToTrain(job, member.plan, held_out, folder.fold(job.fold), done, watch))
             owners.append(folder)
     names = begun[0].folder.name if len(begun) == 1 else f"{len(begun)} members"
     folds = f"{len(begun[0].jobs)} folds" if len(begun[0].jobs) > 1 else f"fold {begun[0].jobs[0].fold}"
-    for index, result, threads in train_jobs(jobs, VIEWS, f"{names}, {folds}", resources, say):
+    on_epoch = None if log is None else log.update
+    for index, result, threads in train_jobs(jobs, VIEWS, f"{names}, {folds}", resources, say, on_epoch):
+        if log is not None:
+            log.finish(_log_name(owners[index], jobs[index].job.fold), result.history)
         _write_fold(owners[index], jobs[index], table.ids, result, str(resources.device), threads)
+
+
+def _log_name(folder: MemberFolder, fold: int) -> str:
+    return f"{folder.name}/fold-{fold}"
 
 
 def _write_fold(

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ensemble.config import ComputeConfig, PredictOptions, seed_sequence
+from ensemble.config import ComputeConfig, seed_sequence
 from ensemble.decision.cascade import CascadeWalk, changed_labels, fit_cascade
 from ensemble.decision.class_decision import ClassDecision
 from ensemble.decision.cross_fitting import OofLogits
 from ensemble.decision.decision import Decision
 from ensemble.decision.deploy import corrected
 from ensemble.errors import ArtifactError
+from ensemble.predict_config import PredictOptions
 from ensemble.prediction_results import CascadeFacts
 from ensemble.progress import Bar, Say, progress
 from ensemble.runs.files import LOGIT_DECIMALS, remove_temporary_files

@@ -14,7 +14,7 @@ from ensemble.commands.checks import announce, check_compute
 from ensemble.commands.fit_stacker import read_decisions
 from ensemble.commands.fold_logits import FoldLogits, fold_logits
 from ensemble.commands.prediction_files import read_prediction, write_prediction
-from ensemble.config import ComputeConfig, PredictConfig, PredictOptions
+from ensemble.config import ComputeConfig
 from ensemble.data.source import open_unlabelled, set_name
 from ensemble.decision.class_decision import ClassDecision
 from ensemble.decision.class_deploy import ClassDeployment, class_deploy, refuse_options_of_two_classes
@@ -22,6 +22,7 @@ from ensemble.decision.cross_fitting import OofLogits
 from ensemble.decision.decision import Decision
 from ensemble.decision.deploy import Deployment, deploy
 from ensemble.errors import ConfigError, DataError, printable, some
+from ensemble.predict_config import PredictConfig, PredictOptions
 from ensemble.prediction_results import ClassPredictionFacts, PredictionRequest, PredictResult
 from ensemble.progress import Say, silent
 from ensemble.reports.prediction_tables import label_file_warnings, seen_note

@@ -13,6 +13,7 @@ from ensemble.progress import Say, silent
 from ensemble.results import RemoveResult
 from ensemble.runs import files
 from ensemble.runs.artifacts import forget_below
+from ensemble.runs.attribution import maps_path
 from ensemble.runs.locks import locked
 from ensemble.runs.run import Run
 
@@ -55,6 +56,8 @@ def remove_member(run: Path, name: str, yes: bool = False, say: Say = silent) ->
     with locked(member.folder):
         # Under another name first, so that an interruption leaves no half of a member.
         forget_below(run, member.folder)
+        forget_below(run, maps_path(run, name))
+        maps_path(run, name).unlink(missing_ok=True)
         removed = folder.folder / f".removed-{secrets.token_hex(4)}"
         member.folder.rename(removed)
     for path in (*folder.folder.glob(".removed-*"), *folder.folder.glob(f"predictions/*/logits/{name}")):

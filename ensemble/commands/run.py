@@ -10,11 +10,12 @@ from ensemble.commands.fit_stacker import fit_stacker
 from ensemble.commands.predict import predict
 from ensemble.commands.report import report
 from ensemble.commands.train import train_members
-from ensemble.config import ComputeConfig, DataConfig, PredictConfig, RunConfig
+from ensemble.config import ComputeConfig, DataConfig, RunConfig
 from ensemble.config_reading import load_config, shipped
 from ensemble.decision.class_objective import parse_objective
 from ensemble.decision.rates import Labels, error_rates
 from ensemble.errors import ConfigError, printable
+from ensemble.predict_config import PredictConfig
 from ensemble.progress import Say, silent
 from ensemble.results import DemoResult, FitResult, PeopleResult, PeopleRow, Recipe, RecipesResult, ReportResult
 from ensemble.runs.run import Run
@@ -38,6 +39,8 @@ def run(config: RunConfig, compute: ComputeConfig | None = None, say: Say = sile
     TheraError
         A command that it runs raises it; what was finished before stays.
     """
+    compute = compute or ComputeConfig()
+    check_compute(compute.device, compute.log)
     _check_decision(config)
     if config.predict is not None:
         check_prediction(Run(config.run), config.predict, config.data.classes or 2)
@@ -73,7 +76,8 @@ def demo(folder: Path | None = None, compute: ComputeConfig | None = None, say: 
     say : callable
         Receives notes and warnings, a line each.
     """
-    check_compute((compute or ComputeConfig()).device)  # before the images are generated
+    compute = compute or ComputeConfig()
+    check_compute(compute.device, compute.log)  # before the images are generated
     from ensemble.data.synthetic import bayes_hter, write_demo
 
     config = load_config(demo_config())

@@ -20,7 +20,7 @@ from ensemble.commands.predict import predict_dataset
 from ensemble.commands.report import report
 from ensemble.commands.train import train_members
 from ensemble.commands.verify import verify
-from ensemble.config import ComputeConfig, DataConfig, DecisionConfig, PredictConfig, RunConfig
+from ensemble.config import ComputeConfig, DataConfig, DecisionConfig, RunConfig
 from ensemble.data.classes import class_count
 from ensemble.data.folds import Folds, assign_folds, refuse_small_classes, together
 from ensemble.data.source import is_manifest, open_labelled, open_unlabelled, set_name
@@ -28,8 +28,11 @@ from ensemble.decision.class_objective import parse_objective
 from ensemble.decision.cross_fitting import cross_fit, stack
 from ensemble.decision.joint import JointRates, measure_joint
 from ensemble.errors import ArtifactError, ConfigError, DataError, printable
+from ensemble.predict_config import PredictConfig
 from ensemble.progress import Say, silent
+from ensemble.report_config import ReportConfig
 from ensemble.reports.documents import targets_markdown
+from ensemble.reports.report_page import targets_page
 from ensemble.results import TargetsPrediction, TargetsResult, VerifyResult
 from ensemble.runs import files
 from ensemble.runs.locks import locked
@@ -83,7 +86,7 @@ def run_targets(config: RunConfig, compute: ComputeConfig | None = None, say: Sa
         A command that it runs raises it; what was finished before stays.
     """
     compute = compute or ComputeConfig()
-    check_compute(compute.device)
+    check_compute(compute.device, compute.log)
     check_members(config.members)
     if with_overlay := [member.name for member in config.members if member.overlay is not None]:
         problem = f"member {with_overlay[0]} has an overlay, which is of the labels of one target"
@@ -171,16 +174,17 @@ def predict_targets(
     return TargetsPrediction(folder.name, folder, out, results, incomplete)
 
 
-def report_targets(run: Path, say: Say = silent) -> TargetsResult:
+def report_targets(run: Path, say: Say = silent, config: ReportConfig | None = None) -> TargetsResult:
     """Return and write the report of every target, and the joint rates of all targets, nested."""
     facts = read_targets(run)
-    reports = {name: report(run / name, say) for name in facts.targets}
+    reports = {name: report(run / name, say, config) for name in facts.targets}
     joint = None
     if all(each.decisions is not None for each in reports.values()):
         joint = _joint(run, facts.targets)
     classes = {name: reports[name].classes or ("0", "1") for name in facts.targets}
     result = TargetsResult(run, reports, joint, classes)
     files.write_whole(run / "report.md", targets_markdown(result).encode())
+    files.write_whole(run / "report.html", targets_page(result))
     return result
 
 

@@ -44,6 +44,7 @@ from ensemble.runs.run import Run, RunFacts
 
 if TYPE_CHECKING:
     from ensemble.data.dataset import Dataset, Source
+    from ensemble.members.tensorboard_log import TensorBoardLog
 
 
 def train_members(
@@ -174,7 +175,7 @@ def _trained(
     assigned: Folds | None = None,
 ) -> Iterator[tuple[list[MemberFolder], FoldTable]]:
     """Train the folds that are not finished, or `only` one fold, while the members' folders are locked."""
-    check_compute(compute.device)
+    check_compute(compute.device, compute.log)
     check_members(members)
     run.refuse_other(folds, seed)
     source = _checked_source(data, folds, say)
@@ -220,7 +221,20 @@ def train_folds(
     folds = range(table.k) if only is None else (only,)
     begun = begin_members(members, dataset, table, folds, seed, resources, say)
     begun = [with_changed_rows(member, table, resources, say) for member in begun]
-    finish_folds(begun, table, resources, say)
+    with _log(members[0][0].folder.parents[1], compute) as log:
+        finish_folds(begun, table, resources, say, log)
+
+
+@contextlib.contextmanager
+def _log(run: Path, compute: ComputeConfig) -> Iterator[TensorBoardLog | None]:
+    """Open the log of a run's trainings, which lies in `tensorboard/` in its folder; None where none is requested."""
+    if compute.log is None:
+        yield None
+        return
+    from ensemble.members.tensorboard_log import TensorBoardLog
+
+    with contextlib.closing(TensorBoardLog(run / compute.log)) as log:
+        yield log
 
 
 def _checked_source(data: DataConfig | Dataset, folds: int, say: Say) -> Source | None:

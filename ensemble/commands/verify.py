@@ -15,6 +15,8 @@ from ensemble.progress import Say, silent
 from ensemble.results import VerifyResult
 from ensemble.runs import files
 from ensemble.runs.artifacts import recorded_files
+from ensemble.runs.attribution import FOLDER as ATTRIBUTION
+from ensemble.runs.attribution import read_maps
 from ensemble.runs.changed_rows import CHANGED, OVERLAY
 from ensemble.runs.label_issues import FACTS, FIND_AGAIN, read_facts
 from ensemble.runs.member import TRAIN_AGAIN, MemberFolder, StateFolder
@@ -58,6 +60,8 @@ def verify(run: Path, say: Say = silent) -> VerifyResult:
         issues = checks.read(run / FACTS, lambda: read_facts(run))
         for name, sha256 in issues.files.items() if issues is not None else ():
             checks.compare(run / FACTS.parent / name, sha256, FIND_AGAIN)
+    for path in sorted(run.glob(f"{ATTRIBUTION}/*.json")):
+        checks.read(path, lambda name=path.stem: read_maps(run, name))  # type: ignore[misc]
     for place in sorted(run.glob("predictions/*")):
         _check_prediction(place, facts.class_count, checks)
     for path in sorted(folder.pixels.glob("*/store.json")):

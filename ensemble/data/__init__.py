@@ -13,7 +13,7 @@ joining.py     joins images to the labels of a file
 files.py       lists and reads files in folders and zips, and refuses unsafe or damaged ones
 pixels.py      decodes a file to RGB pixels under one image policy
 store.py       decodes every image once, into a memory map on disk
-stored_pixels.py  finds decoded images again in the store
+stored.py      finds the decoded images of a run without its image files
 arrays.py      images that Python code passes: paths or pixels
 folds.py       assigns rows to folds, by class and group
 synthetic.py   generates the demo images

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ensemble.config import DataConfig, PredictConfig
+from ensemble.config import DataConfig
 from ensemble.data.classes import UNREAD, checked_count, class_note
 from ensemble.data.dataset import Source
 from ensemble.data.files import reading, split_zip
@@ -18,6 +18,7 @@ from ensemble.data.listing import open_listing
 from ensemble.data.manifest import open_manifest
 from ensemble.data.tables import Columns
 from ensemble.errors import ConfigError, printable
+from ensemble.predict_config import PredictConfig
 
 
 def open_source(

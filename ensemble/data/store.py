@@ -133,8 +133,7 @@ def load_dataset(
         readable = _other_rows(len(source), unreadable)
         source, digests = source.rows(readable), digests[readable]
     form = Form(resize, exif == "apply")
-    key = hashlib.sha256(digests.tobytes() + f"{resize} {form.policy} {SCHEMA_VERSION}".encode()).hexdigest()
-    folder = store / key[:16]
+    folder = store / store_key(digests, form)
     try:
         stored = _open_store(folder, digests, silent)
         if stored is None:
@@ -158,6 +157,12 @@ def load_dataset(
     return Dataset(
         source.ids, source.labels, source.groups, pixels, digests, fingerprint, notes, source.classes, bad, exif
     )
+
+
+def store_key(digests: NDArray[np.bytes_], form: Form) -> str:
+    """Return the name of the folder of the decoded images whose files have these hashes."""
+    key = hashlib.sha256(digests.tobytes() + f"{form.resize} {form.policy} {SCHEMA_VERSION}".encode()).hexdigest()
+    return key[:16]
 
 
 def _refuse_unknown(name: str, value: str, *known: str) -> None:

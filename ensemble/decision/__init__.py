@@ -23,6 +23,7 @@ label_issues.py    confident learning: labels that the model contradicts
 label_noise.py     how much HTER wrong labels alone cause at most
 decision.py        fits the stacker and the threshold that are deployed, and assesses them
 class_decision.py  the same among more than two classes
+diagnostics.py     what a report shows of a decision row by row: nested logits, curves, doubtful labels
 shift.py           whether new images have the class shares of the training images
 averaging.py       how averaging the fold models changes the error rates and the best threshold
 deploy.py          labels for new images, and the error rates to expect

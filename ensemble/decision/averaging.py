@@ -14,13 +14,14 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ensemble.config import CORRECTIONS, seed_sequence
+from ensemble.config import seed_sequence
 from ensemble.decision.intervals import Interval, measured_interval
 from ensemble.decision.objective import HTER, Objective
 from ensemble.decision.rates import ErrorRates, Floats, apply_threshold, check_logits, error_rates
 from ensemble.decision.refits import Pair, Replicate, refit_interval
 from ensemble.decision.threshold import fit_threshold
 from ensemble.errors import DataError
+from ensemble.predict_config import CORRECTIONS
 
 LEAST_IMAGES = 1000
 """The smallest number of unlabelled images on which the effect of averaging is estimated."""

@@ -11,7 +11,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ensemble.config import CORRECTIONS
 from ensemble.decision.class_intervals import class_new_set_interval
 from ensemble.decision.class_objective import ClassObjective
 from ensemble.decision.class_stacker import ClassStacker
@@ -21,6 +20,7 @@ from ensemble.decision.intervals import Interval
 from ensemble.decision.rates import ClassRates, Floats, Labels, apply_offsets
 from ensemble.decision.shift import ClassShareCheck, check_class_shares
 from ensemble.errors import ConfigError
+from ensemble.predict_config import CORRECTIONS
 
 
 class Assessed(Protocol):

@@ -138,7 +138,7 @@ def deploy(
     combine : {"mean", "vote"}
         How the fold models are combined: by the mean of their logits, or by the majority of their labels.
     correction : str
-        One of `config.CORRECTIONS`.
+        One of `predict_config.CORRECTIONS`.
     prior : float, optional
         The share of label 0 among the new images, if it is known to differ from that of the OOF rows.
     seed : int

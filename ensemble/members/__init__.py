@@ -17,9 +17,11 @@ position.py           the position of a training within an epoch
 training.py           one member, one fold: updates, EMA of the weights, epochs, resuming from the last saved state
 inference.py          one network: pixels -> logits, one column a view
 parallel.py           folds in parallel: on the cores of a CPU, on one GPU, in several processes on a GPU
+tensorboard_log.py    writes the histories of trainings for TensorBoard while they are trained
 resident.py           an epoch's images on a GPU, augmented once for all folds
 processes.py          a pool of processes, each pinned to its cores
 predictor.py          the logits of many fold models on one set of images
+attribution.py        what a network looks at: the change of its logit where a square of an image is covered
 precision.py          number formats, and which of them this CPU has
 plans.py              the plans (precision and kind of convolutions) that a device can compute
 probe.py              measures and checks the plans, and chooses and caches the fastest

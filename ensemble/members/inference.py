@@ -83,11 +83,16 @@ def default_workers(device: torch.device) -> int:
 
 
 class FoldModels:
-    """The fold models of one member: one network on the device, which loads the weights of each fold model in turn."""
+    """The fold models of one member: one network on `device`, which loads the weights of each fold model in turn."""
 
     def __init__(self, spec: NetworkSpec) -> None:
-        self._plan, self._device = spec.plan, spec.device
+        self._plan, self.device = spec.plan, spec.device
         self._network = _untrained(spec).to(memory_format=torch.channels_last).to(spec.device).eval()
+
+    def network(self, weights: Mapping[str, torch.Tensor]) -> Backbone:
+        """Return the network with these weights (a state dict), in evaluation mode; the next call changes it."""
+        self._network.load_state_dict(weights)
+        return self._network.eval()  # some networks cache values derived from their weights, and clear them here
 
     def predict(
         self,
@@ -113,20 +118,18 @@ class FoldModels:
         bar : Progress
             Advanced by one for each image and view.
         """
-        self._network.load_state_dict(weights)
-        self._network.eval()  # some networks cache values derived from their weights, and clear them here
-        network, plan = self._network, self._plan
+        network, plan = self.network(weights), self._plan
         if plan != REFERENCE:
             exact = self._network
             network = prepare(copy.deepcopy(exact) if plan.convolutions == "lowered" else exact, plan)
             plan = plan if is_followed(network, plan) else Plan(plan.precision)
             # The images do not depend on `rows`, so that all parts of a set choose the same plan.
             some = np.unique(np.linspace(0, len(pixels) - 1, COMPARED).astype(int))
-            batch = torch.from_numpy(pixels[some]).to(self._device)
+            batch = torch.from_numpy(pixels[some]).to(self.device)
             with torch.inference_mode():
                 if not deviation(network(batch, plan.dtype), exact(batch)) <= TOLERANCE:  # also true for NaN
                     network, plan = exact, REFERENCE
-        return predict_logits(network, pixels, rows, views, plan.precision, self._device, bar), plan
+        return predict_logits(network, pixels, rows, views, plan.precision, self.device, bar), plan
 
 
 def cost_per_image(spec: NetworkSpec, threads: int) -> float:

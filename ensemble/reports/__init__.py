@@ -15,5 +15,10 @@ bench_tables.py       how well a machine is used
 documents.py          the tables as report.md and report.json
 figures.py            pictures
 review_page.py        the page on which doubtful labels are reviewed
+attribution_figures.py  what the members look at: heat maps
+report_page.py        report.html: the page of a run
+report_figures.py     its figures
+galleries.py          the images that the page shows one by one
+model_card.py         the model card of a run
 html.py               pages in one HTML file each, from templates/
 """

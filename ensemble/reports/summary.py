@@ -50,7 +50,7 @@ def report_files(result: ReportResult) -> tuple[str, ...]:
     run = printable(_shown(result.run))
     labels = [f"{run}/predictions/{printable(name)}/{facts.label_file}" for name, facts in result.predictions.items()]
     where = (f"Label file: {labels[0]}",) if len(labels) == 1 else ()
-    return (*where, f"Whole report: {run}/report.md, or --full.")
+    return (*where, f"Whole report: {run}/report.html, report.md, or --full.")
 
 
 def demo_summary(result: DemoResult) -> Table:

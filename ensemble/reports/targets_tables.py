@@ -73,7 +73,7 @@ def targets_summary(result: TargetsResult) -> Table:
     if result.predicted is not None:
         lines.append(f"Labels: {printable(result.predicted.out)}")
     run = printable(result.run)
-    return in_short(*lines, f"Whole reports: {run}/report.md, and {run}/TARGET/report.md of each target.")
+    return in_short(*lines, f"Whole reports: {run}/report.html, and {run}/TARGET/report.html of each target.")
 
 
 def prediction_of_targets_table(result: TargetsPrediction) -> Table:

@@ -22,6 +22,7 @@ from ensemble.data.dataset import BadImage
 from ensemble.data.folds import FoldTable
 from ensemble.errors import ArtifactError, ConfigError, DataError, LockedError, ResourceError
 from ensemble.runs.artifacts import RESTORE, forget_below
+from ensemble.runs.attribution import MemberMaps, read_maps
 from ensemble.runs.files import (
     file_sha256,
     read_json,
@@ -351,6 +352,17 @@ class Run:
         """Return the members that training has begun for, in the order in which they were begun."""
         begun = [MemberFolder(path.parent) for path in (self.folder / "members").glob("*/member.json")]
         return sorted(begun, key=lambda member: (member.read().begun, member.name))
+
+    def attribution(self, name: str) -> MemberMaps | None:
+        """Return what a member looks at; None where that was not computed for the weights that it has now.
+
+        Raises
+        ------
+        ArtifactError
+            The file is not as it was written.
+        """
+        folds = self.member(name).read().folds
+        return read_maps(self.folder, name, {fold: facts.weights_sha256 for fold, facts in folds.items()})
 
     def oof_logits(self, members: Sequence[str]) -> np.ndarray:
         """Return the OOF logits of several members, (n, m, views[, C]), in the order of the fold table.

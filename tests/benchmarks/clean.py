@@ -28,10 +28,11 @@ from ensemble.commands.clean import clean
 from ensemble.commands.fit_stacker import fit_stacker
 from ensemble.commands.predict import predict
 from ensemble.commands.train import train_members
-from ensemble.config import ComputeConfig, DataConfig, DecisionConfig, MemberConfig, PredictConfig
+from ensemble.config import ComputeConfig, DataConfig, DecisionConfig, MemberConfig
 from ensemble.data.overlay import read_overlay
 from ensemble.data.synthetic import write_demo
 from ensemble.decision.rates import error_rates
+from ensemble.predict_config import PredictConfig
 from ensemble.runs.run import Run
 
 WAYS = ("none", "drop", "flip", "weight")

@@ -22,12 +22,13 @@ from ensemble.commands.evaluate import Side, read_side
 from ensemble.commands.fit_stacker import averaged_oof
 from ensemble.commands.predict import predict
 from ensemble.commands.run import run as run_config
-from ensemble.config import VIEW_SETS, ComputeConfig, PredictConfig, seed_sequence
+from ensemble.config import VIEW_SETS, ComputeConfig, seed_sequence
 from ensemble.config_reading import load_config, overridden
 from ensemble.data.labels import parse_labels
 from ensemble.decision.assessment import compare_nested
 from ensemble.decision.comparison import measure_predictions
 from ensemble.decision.rates import auc, error_rates
+from ensemble.predict_config import PredictConfig
 from ensemble.progress import say
 from ensemble.reports.table import Table
 from ensemble.runs.files import write_whole

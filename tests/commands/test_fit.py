@@ -113,13 +113,13 @@ def test_one_command_does_everything_in_a_new_folder_each_time(data: Path, capsy
     assert "chosen for the CPU: a, b; 2 epochs each, 2 folds" in err
     assert "nested, views identity + hflip" in out
     assert "Label file: checkpoints/img/predictions/img/label_val.txt" in out
-    assert out.splitlines()[-1] == "Whole report: checkpoints/img/report.md, or --full."
+    assert out.splitlines()[-1] == "Whole report: checkpoints/img/report.html, report.md, or --full."
     assert len((run / "label_val.txt").read_text().splitlines()) == 12
     config = load_config(run / "config.yaml")
     assert config.run == Path("checkpoints/img") and [member.name for member in config.members] == ["a", "b"]
     before = listing(run)
     main(["run", "checkpoints/img/config.yaml", "--device", "cpu"])
-    changing = {"run.json", "report.md", "report.json", "predictions/img/predictions.json"}
+    changing = {"run.json", "report.html", "report.md", "report.json", "README.md", "predictions/img/predictions.json"}
     assert {k: v for k, v in listing(run).items() if k not in changing} == {
         k: v for k, v in before.items() if k not in changing
     }, "nothing is computed again"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from samples import encode, fill, pack, text
 
-from ensemble.config import DataConfig, PredictConfig
+from ensemble.config import DataConfig
 from ensemble.data.arrays import dataset_from_arrays, source_from_paths
 from ensemble.data.classes import MAX_CLASSES, class_note
 from ensemble.data.dataset import Source
@@ -21,6 +21,7 @@ from ensemble.data.labels import MISSING, Labels, read_label_file, read_labels, 
 from ensemble.data.source import open_labelled, open_source, open_unlabelled
 from ensemble.data.store import load_dataset
 from ensemble.errors import ConfigError, DataError, TheraError
+from ensemble.predict_config import PredictConfig
 from ensemble.runs.label_files import label_file
 
 WORDS = ("Worn", "incorrect", "none", *(f"class {letter}" for letter in "QPONMLKJIHGFEDC"))

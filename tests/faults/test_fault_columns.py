@@ -8,10 +8,11 @@ import pytest
 from samples import fill, text
 
 from ensemble.cli import main
-from ensemble.config import DataConfig, PredictConfig
+from ensemble.config import DataConfig
 from ensemble.config_reading import load_config, overridden
 from ensemble.data.source import open_labelled, open_source, open_unlabelled
 from ensemble.errors import ConfigError, DataError
+from ensemble.predict_config import PredictConfig
 
 TABLE = "file,x_ray,verdict,second\n1.jpg,b.jpg,0,1\n2.jpg,a.jpg,1,1\n"
 

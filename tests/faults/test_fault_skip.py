@@ -15,12 +15,12 @@ from tiny import listing, write_tiny
 
 from ensemble.cli import main
 from ensemble.commands.verify import verify
-from ensemble.config import PredictConfig
 from ensemble.data import store as module
 from ensemble.data.dataset import BadImage, Dataset
 from ensemble.data.source import open_source
 from ensemble.data.store import load_dataset
 from ensemble.errors import ArtifactError, DataError, ResourceError
+from ensemble.predict_config import PredictConfig
 
 CUT = "is cut short or damaged: this PNG does not reach its end"
 

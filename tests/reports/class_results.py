@@ -29,13 +29,19 @@ COUNTS = (240, 140, 20)
 
 
 @functools.cache
-def class_fitted(kind: str = "mean-class-error") -> ClassDecision:
-    """Return a decision among three classes on 400 rows, whose bootstrap has few replicates."""
+def class_fitted_rows() -> OofLogits:
+    """Return the 400 rows of `class_fitted`."""
     rng = np.random.default_rng(3)
     labels = np.repeat(np.arange(3), COUNTS).astype(np.int8)
     truth = np.eye(3)[labels]
     logits = np.stack([strength * truth + rng.normal(size=(400, 3)) for strength in (2.0, 1.0)], axis=1)
-    oof = OofLogits(FoldTable(np.arange(400), labels, np.arange(400) % 4), ("cnn[b]", "a|b"), logits)
+    return OofLogits(FoldTable(np.arange(400), labels, np.arange(400) % 4), ("cnn[b]", "a|b"), logits)
+
+
+@functools.cache
+def class_fitted(kind: str = "mean-class-error") -> ClassDecision:
+    """Return a decision among three classes on 400 rows, whose bootstrap has few replicates."""
+    oof = class_fitted_rows()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ensemble.decision.class_assessment.REPLICATES", 30)
         return fit_decision(oof, ("plain", "flip"), objective=ClassObjective.parse(kind), repeats=3)

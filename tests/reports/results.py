@@ -70,12 +70,18 @@ def reported(decision, predictions=None) -> ReportResult:
 
 
 @functools.cache
-def fitted() -> Decision:
-    """Return a decision on 400 rows, whose bootstrap has few replicates."""
+def fitted_rows() -> OofLogits:
+    """Return the 400 rows of `fitted`."""
     rng = np.random.default_rng(3)
     labels = (np.arange(400) % 4 > 0).astype(np.int8)
     logits = rng.normal(size=(400, 2)) + np.outer(2.0 * labels - 1, (1.0, 0.5))
-    oof = OofLogits(FoldTable(np.arange(400), labels, np.arange(400) // 4 % 4), ("cnn[b]", "a|b"), logits)
+    return OofLogits(FoldTable(np.arange(400), labels, np.arange(400) // 4 % 4), ("cnn[b]", "a|b"), logits)
+
+
+@functools.cache
+def fitted() -> Decision:
+    """Return a decision on 400 rows, whose bootstrap has few replicates."""
+    oof = fitted_rows()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ensemble.decision.assessment.REPLICATES", 50)
         return fit_decision(oof, ("plain", "flip"), repeats=3)

@@ -454,7 +454,7 @@ def test_in_short_a_report_says_label_file_stack_constant_answer_and_files(kind:
         f"(95 %: {of_stack.interval.low:.4f} to {of_stack.interval.high:.4f}).",
         f"A constant answer has {name} {constant}.",
         "Label file: checkpoints/run/predictions/val/label_val.txt",
-        "Whole report: checkpoints/run/report.md, or --full.",
+        "Whole report: checkpoints/run/report.html, report.md, or --full.",
     ]
     worse = replace(decision.stacked, mean_error=Interval(0.5, 0.67))
     lines = summary(ClassFitResult(decision, replace(decision, stacked=worse), CLASSES))

@@ -103,7 +103,7 @@ def test_in_short_a_report_says_label_file_stack_constant_answer_and_files(decis
         f"Stack of 2 members: nested HTER {decision.nested.hter:.4f} (95 %: {low:.4f} to {high:.4f}).",
         "A constant answer has HTER 0.5; labels wrong at random cause at most 0.040.",
         "Label file: checkpoints/run/predictions/val/label_val.txt",
-        "Whole report: checkpoints/run/report.md, or --full.",
+        "Whole report: checkpoints/run/report.html, report.md, or --full.",
     ]
     lines = summary(reported(replace(decision, noise=None), {"val": PREDICTED}))
     assert lines[2] == "A constant answer has HTER 0.5."
@@ -119,7 +119,7 @@ def test_in_short_a_report_says_label_file_stack_constant_answer_and_files(decis
 def test_a_path_is_relative_to_the_working_directory_if_it_lies_in_it(decision) -> None:
     for run, shown in ((Path.cwd() / "checkpoints/x", "checkpoints/x"), (Path("/elsewhere/x"), "/elsewhere/x")):
         result = replace(reported(decision), run=run)
-        assert summary(result)[-1] == f"Whole report: {shown}/report.md, or --full."
+        assert summary(result)[-1] == f"Whole report: {shown}/report.html, report.md, or --full."
 
 
 def test_a_stack_that_is_no_better_than_a_constant_answer_is_said_to_be_so(decision) -> None:
@@ -140,7 +140,7 @@ def test_before_the_stacker_is_fitted_the_best_member_is_reported(decision) -> N
     assert lines[1:] == [
         "A constant answer has HTER 0.5.",
         "To combine the members and fit the threshold, run: thera fit-stacker",
-        "Whole report: checkpoints/run/report.md, or --full.",
+        "Whole report: checkpoints/run/report.html, report.md, or --full.",
     ]
 
 
@@ -225,7 +225,7 @@ def test_a_comparison_ends_with_the_verdict() -> None:
 def test_the_demo_holds_its_result_against_the_least_possible(decision) -> None:
     lines = summary(results(decision)["demo"])
     assert lines[2] == "Any rule has at least 0.1428 (Bayes), a constant answer has 0.5."
-    assert lines[-1] == "Whole report: checkpoints/run/report.md, or --full."
+    assert lines[-1] == "Whole report: checkpoints/run/report.html, report.md, or --full."
     assert any(line.startswith("label_val.txt against the true classes") for line in printed(results(decision)["demo"]))
 
 

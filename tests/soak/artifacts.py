@@ -23,7 +23,7 @@ from .mutations import mutate_file, mutated, mutated_lines
 
 HANG_S = 60.0
 
-UNHASHED = ("training.png", "report.md", "report.json", ".lock")
+UNHASHED = ("training.png", "report.html", "report.md", "report.json", "README.md", "model-card.md", ".lock")
 """Files of a run that no command reads."""
 
 CONFIGS = Path(__file__).parents[2] / "configs"
