@@ -1,0 +1,435 @@
+"""Images that are identical or nearly identical: equal pixels, or one photograph in two versions.
+
+The search has three steps. A hash of 64 bits says where each low frequency of an image is bright; copies differ in few
+bits. An exact search by bands lists all pairs whose hashes differ in at most `RADIUS` bits, without comparing all
+pairs. A check on the pixels then keeps the copies and drops the images that merely look alike, such as two faces before
+a white wall.
+
+The limits were chosen by measurement on 80,000 photographs of faces and on copies that were made of them: recompressed,
+shifted by one or two pixels, brighter, darker, made smaller and enlarged again, with noise, cropped by one pixel and
+mirrored. `tests/benchmarks/explore.py` measures them on drawn images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble.data.blocks import each_block, grey
+from ensemble.data.folds import together
+from ensemble.machine import available_cores
+from ensemble.progress import progress
+
+Rows = NDArray[np.int64]
+
+BANDS, BITS = 4, 16
+"""A hash is cut into four bands of 16 bits, so that a band is the index of a table of 65,536 entries."""
+
+RADIUS = 11
+"""Two hashes are similar if at most this many of 64 bits differ. Eleven is the most that two flipped bits in one of four
+bands reach. It holds 0.997 of the copies shifted by one pixel (7 bits hold 0.949), and all recompressed ones."""
+
+LEAST_SHAPE = 0.95
+"""The least cosine of the low frequencies of two copies. It drops nineteen of twenty pairs with similar hashes before
+their pixels are read; of the copies shifted by one pixel, the lowest cosine in 1,000 was 0.967."""
+
+LEAST_CORRELATION = 0.88
+"""The least correlation of the details of two copies, at the best shift. Of the pairs of faces with similar hashes, those
+that look alike lie about 0.55 and the copies above 0.9. Between 0.84 and 0.88 there are few of either; of the pairs above
+0.88 that were looked at, all were copies."""
+
+CHECKED_SIZE = 64
+"""The side in pixels at which details are compared. Larger images are made smaller, so that the check takes equally long
+for all sizes."""
+
+SHIFT = 2
+"""The largest shift between two copies, in pixels of `CHECKED_SIZE`, down and across."""
+
+FINE, COARSE = 1.0, 3.0
+"""Standard deviations of the two Gaussian blurs, in pixels of `CHECKED_SIZE`, whose difference is called the details. It
+has neither the noise of a codec, nor brightness and large areas, in which portraits resemble each other."""
+
+LEAST_CONTRAST = 4.0
+"""The least standard deviation of the luma, in grey levels, of an image that is compared. In flatter ones, a codec's noise
+decides on the hash. Constant and blank images are reported as such."""
+
+CANDIDATES = 2**21
+"""The pairs that the search holds at a time."""
+
+CHECKED = 4096
+"""The pairs that are checked at a time. In between, the pairs that others connect already are dropped."""
+
+
+def _lowest_frequencies() -> NDArray[np.int64]:
+    """Return the 64 lowest frequencies (64, 2), down and across, without the mean."""
+    pairs = [(u, v) for u in range(10) for v in range(10) if u + v]
+    return np.array(sorted(pairs, key=lambda pair: (pair[0] ** 2 + pair[1] ** 2, pair))[:64])
+
+
+FREQUENCIES = _lowest_frequencies()
+MIRRORED = np.where(FREQUENCIES[:, 1] % 2, -1, 1).astype(np.float32)
+"""The sign that the coefficient of each frequency gets where an image is mirrored left to right."""
+
+BIT_ORDER = np.argsort(np.arange(64) % BANDS, kind="stable")
+"""The frequency of each bit: neighbours go to different bands, so that all bands tell images apart equally well."""
+
+
+@dataclass(frozen=True)
+class Descriptors:
+    """What the search knows of each image.
+
+    Attributes
+    ----------
+    digests : bytes array (n,), dtype S32
+        A hash of the pixels, in hexadecimal: equal where all pixels are equal.
+    shapes : float32 array (n, 64)
+        The coefficients of the cosine transform of the luma at `FREQUENCIES`, of length 1.
+    flat : bool array (n,)
+        Whether the contrast is below `LEAST_CONTRAST`, so that the image has no copies but identical ones.
+    """
+
+    digests: NDArray[np.bytes_]
+    shapes: NDArray[np.float32]
+    flat: NDArray[np.bool_]
+
+    def hashes(self, mirrored: bool = False) -> NDArray[np.uint64]:
+        """Return the perceptual hashes, uint64 (n,), or those of the mirrored images."""
+        shapes = self.shapes * MIRRORED if mirrored else self.shapes
+        bits = np.packbits((shapes > 0)[:, BIT_ORDER], axis=1)
+        return np.ascontiguousarray(bits).view(np.uint64).reshape(-1)
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Pairs of nearly identical images.
+
+    Attributes
+    ----------
+    first, second : int64 arrays (p,)
+        Rows.
+    correlation : float32 array (p,)
+        Of the details, from `LEAST_CORRELATION` to 1.
+    mirrored : bool array (p,)
+        Whether the second is a copy of the mirrored first.
+    """
+
+    first: Rows
+    second: Rows
+    correlation: NDArray[np.float32]
+    mirrored: NDArray[np.bool_]
+
+    @classmethod
+    def joined(cls, parts: list[tuple[Rows, Rows, NDArray[np.float32], bool]]) -> Copies:
+        """Return the pairs of several searches, in the order of their rows."""
+        if not parts:
+            empty = np.empty(0, np.int64)
+            return cls(empty, empty, np.empty(0, np.float32), np.empty(0, bool))
+        first, second, correlation = (np.concatenate([part[k] for part in parts]) for k in range(3))
+        mirrored = np.concatenate([np.full(len(part[0]), part[3]) for part in parts])
+        order = np.lexsort((second, first))
+        return cls(first[order], second[order], correlation[order].astype(np.float32), mirrored[order])
+
+
+def describe(pixels: NDArray[np.uint8], what: str = "compare") -> Descriptors:
+    """Describe images (n, H, W, 3) for the search for copies."""
+    height, width = pixels.shape[1:3]
+    down, across = _cosines(height), _cosines(width)
+
+    def of_block(start: int, block: NDArray[np.uint8]) -> tuple[list[bytes], NDArray[np.float32], NDArray[np.bool_]]:
+        digests = [hashlib.blake2b(image.data, digest_size=16).hexdigest().encode() for image in block]
+        luma = grey(block).astype(np.float32)
+        coefficients = (down @ luma @ across.T)[:, FREQUENCIES[:, 0], FREQUENCIES[:, 1]]
+        length = np.linalg.norm(coefficients, axis=1, keepdims=True)
+        flat = luma.reshape(len(luma), -1).std(axis=1) < LEAST_CONTRAST
+        return digests, coefficients / np.maximum(length, np.finfo(np.float32).tiny), flat
+
+    parts = list(each_block(pixels, of_block, what))
+    return Descriptors(
+        np.array([digest for part in parts for digest in part[0]], "S32"),
+        np.concatenate([part[1] for part in parts]) if parts else np.empty((0, 64), np.float32),
+        np.concatenate([part[2] for part in parts]) if parts else np.empty(0, bool),
+    )
+
+
+def similar_pairs(
+    hashes: NDArray[np.uint64], others: NDArray[np.uint64] | None = None, radius: int = RADIUS
+) -> Iterator[tuple[Rows, Rows]]:
+    """Yield the pairs of hashes that differ in at most `radius` bits, each pair once.
+
+    Of four bands, one differs in at most ``radius // 4`` bits (the pigeonhole principle). For each band, a table lists
+    the hashes of each of its values; a hash is compared with those in its own entry and in the entries that differ from
+    it in so few bits (Norouzi, Punjani and Fleet, 2014: Fast exact search in Hamming space with multi-index hashing). A
+    pair is yielded in the first band that finds it.
+
+    Parameters
+    ----------
+    hashes : uint64 array (n,)
+    others : uint64 array (m,), optional
+        Pairs of a hash and another are sought. By default both are among `hashes`, and the first row is less than the
+        second.
+    radius : int
+        0 to 63.
+    """
+    database = hashes if others is None else others
+    flips = min(radius // BANDS, BITS)
+    masks = [sum(1 << bit for bit in bits) for k in range(flips + 1) for bits in itertools.combinations(range(BITS), k)]
+    with progress(BANDS * len(masks), "search for copies", "tables") as bar:
+        for band in range(BANDS):
+            keys, other_keys = _band(hashes, band), _band(database, band)
+            order, row_of = np.argsort(other_keys, kind="stable"), np.argsort(keys, kind="stable")
+            ends = np.cumsum(np.bincount(other_keys, minlength=1 << BITS))
+            ordered = keys[row_of]
+            for mask in masks:
+                entry = ordered ^ mask
+                starts, stops = np.where(entry > 0, ends[entry - 1], 0), ends[entry]
+                if others is None:  # of two entries, the one with the lower value looks into the other
+                    starts = np.arange(1, len(ordered) + 1) if mask == 0 else starts
+                    stops = np.where(entry >= ordered, stops, starts)
+                for position, found in _expanded(starts, stops):
+                    first, second = row_of[position], order[found]
+                    difference = hashes[first] ^ database[second]
+                    close = np.bitwise_count(difference) <= radius
+                    for earlier in range(band):
+                        close &= np.bitwise_count(_band(difference, earlier)) > flips
+                    first, second = first[close], second[close]
+                    if others is None:
+                        first, second = np.minimum(first, second), np.maximum(first, second)
+                    if first.size:
+                        yield first, second
+                bar.advance()
+
+
+def correlations(
+    first: Callable[[int], NDArray[np.uint8]],
+    second: Callable[[int], NDArray[np.uint8]],
+    pairs: int,
+    mirrored: bool,
+) -> NDArray[np.float32]:
+    """Return the correlation of the details of pairs of images, at the shift where it is highest.
+
+    Parameters
+    ----------
+    first, second : callables
+        The number of a pair -> the pixels (H, W, 3) of its image.
+    pairs : int
+    mirrored : bool
+        Whether the second image is mirrored.
+
+    Returns
+    -------
+    float32 array (pairs,)
+    """
+
+    def of_pair(pair: int) -> float:
+        template = _details(first(pair))[SHIFT:-SHIFT, SHIFT:-SHIFT]
+        other = second(pair)
+        found = cv2.matchTemplate(_details(other[:, ::-1] if mirrored else other), template, cv2.TM_CCOEFF_NORMED)
+        return float(found.max())
+
+    def of_range(rows: range) -> list[float]:
+        return [of_pair(row) for row in rows]
+
+    step = -(-pairs // len(available_cores())) or 1
+    with ThreadPoolExecutor(len(available_cores())) as pool:
+        parts = pool.map(of_range, [range(start, min(start + step, pairs)) for start in range(0, pairs, step)])
+        return np.array([value for part in parts for value in part], np.float32)
+
+
+def find_copies(pixels: NDArray[np.uint8], descriptors: Descriptors) -> Copies:
+    """Find the pairs of nearly identical images in a set.
+
+    Of identical images, only the first takes part. Pairs of images that other pairs connect already may be left out, so
+    that a thousand copies of one image need a thousand checks and not a million.
+
+    Parameters
+    ----------
+    pixels : uint8 array (n, H, W, 3)
+    descriptors : Descriptors
+        Of these images.
+    """
+    rows = _searched(descriptors)
+    unit = np.arange(len(rows))
+    parts: list[tuple[Rows, Rows, NDArray[np.float32], bool]] = []
+    for mirrored in (False, True):
+        hashes = descriptors.hashes()[rows]
+        turned = descriptors.hashes(mirrored=True)[rows] if mirrored else None
+        for first, second in _batches(similar_pairs(hashes, turned), descriptors.shapes[rows], None, mirrored):
+            for start in range(0, len(first), CHECKED):
+                a, b = first[start : start + CHECKED], second[start : start + CHECKED]
+                apart = unit[a] != unit[b]
+                a, b = a[apart], b[apart]
+                kept, correlation = _checked(pixels, rows[a], pixels, rows[b], mirrored)
+                parts.append((rows[a[kept]], rows[b[kept]], correlation[kept], mirrored))
+                if kept.any():
+                    unit = _connected(unit, a[kept], b[kept])
+    return Copies.joined(parts)
+
+
+def find_overlaps(
+    pixels: NDArray[np.uint8],
+    descriptors: Descriptors,
+    others: NDArray[np.uint8],
+    other_descriptors: Descriptors,
+) -> Copies:
+    """Find the images of another set that are in this one too, identically or nearly so.
+
+    Returns
+    -------
+    Copies
+        The first row is one of `pixels`, the second one of `others`; of each of the others, at most one pair. Identical
+        images have the correlation 1 and come before nearly identical ones.
+    """
+    known, first_row = np.unique(descriptors.digests, return_index=True)
+    at = np.minimum(np.searchsorted(known, other_descriptors.digests), max(len(known) - 1, 0))
+    same = np.flatnonzero(known[at] == other_descriptors.digests) if len(known) else np.empty(0, np.int64)
+    parts: list[tuple[Rows, Rows, NDArray[np.float32], bool]] = []
+    parts.append((first_row[at[same]].astype(np.int64), same, np.ones(len(same), np.float32), False))
+    paired = other_descriptors.flat.copy()
+    paired[same] = True
+    rows = _searched(descriptors)
+    for mirrored in (False, True):
+        hashes, other_hashes = descriptors.hashes()[rows], other_descriptors.hashes(mirrored)
+        open_rows = np.flatnonzero(~paired)
+        pairs = similar_pairs(hashes, other_hashes[open_rows])
+        shapes, other_shapes = descriptors.shapes[rows], other_descriptors.shapes[open_rows]
+        for first, second in _batches(pairs, shapes, other_shapes, mirrored):
+            a, b = rows[first], open_rows[second]
+            a, b = a[~paired[b]], b[~paired[b]]
+            kept, correlation = _checked(pixels, a, others, b, mirrored)
+            a, b, correlation = a[kept], b[kept], correlation[kept]
+            order = np.lexsort((a, -correlation, b))
+            best = order[np.unique(b[order], return_index=True)[1]]
+            parts.append((a[best], b[best], correlation[best], mirrored))
+            paired[b] = True
+    return Copies.joined(parts)
+
+
+def copy_groups(descriptors: Descriptors, copies: Copies, groups: Rows | None = None) -> Rows:
+    """Return the unit of each row: identical and nearly identical images, and those of one group, share a unit.
+
+    Parameters
+    ----------
+    descriptors : Descriptors
+    copies : Copies
+        What `find_copies` found.
+    groups : int64 array (n,), optional
+
+    Returns
+    -------
+    int64 array (n,)
+        The number of the first row of the unit.
+    """
+    identical = together(descriptors.digests, groups)
+    return _connected(identical, copies.first, copies.second)
+
+
+def near_groups(pixels: NDArray[np.uint8], digests: NDArray[np.bytes_], groups: Rows | None = None) -> Rows:
+    """Return the unit of each row, as `folds.together` does, with nearly identical images in one unit.
+
+    Parameters
+    ----------
+    pixels : uint8 array (n, H, W, 3)
+    digests : bytes array (n,)
+        Of the files.
+    groups : int64 array (n,), optional
+    """
+    descriptors = describe(pixels, "find nearly identical images")
+    return copy_groups(descriptors, find_copies(pixels, descriptors), together(digests, groups))
+
+
+def _searched(descriptors: Descriptors) -> Rows:
+    """Return the rows that are compared: the first of identical images, where it is not flat."""
+    _, first = np.unique(descriptors.digests, return_index=True)
+    return np.sort(first[~descriptors.flat[first]]).astype(np.int64)
+
+
+def _cosines(size: int) -> NDArray[np.float32]:
+    """Return the cosine transform (10, size) of the lowest frequencies of a row or column."""
+    at = (np.arange(size) + 0.5) / size
+    return (np.cos(np.pi * np.arange(10)[:, None] * at) / np.sqrt(size)).astype(np.float32)
+
+
+def _band(hashes: NDArray[np.uint64], band: int) -> Rows:
+    return (hashes >> np.uint64(BITS * band) & np.uint64((1 << BITS) - 1)).astype(np.int64)
+
+
+def _expanded(starts: Rows, stops: Rows) -> Iterator[tuple[Rows, Rows]]:
+    """Yield each position with every number from its start to before its stop, at most about `CANDIDATES` at a time."""
+    counts = np.maximum(stops - starts, 0)
+    positions = np.flatnonzero(counts)
+    totals = np.cumsum(counts[positions])
+    begin = 0
+    while begin < len(positions):
+        done = int(totals[begin - 1]) if begin else 0
+        end = max(begin + 1, int(np.searchsorted(totals, done + CANDIDATES, side="right")))
+        chosen = positions[begin:end]
+        repeated = np.repeat(chosen, counts[chosen])
+        within = np.arange(len(repeated)) - np.repeat(totals[begin:end] - counts[chosen] - done, counts[chosen])
+        yield repeated, starts[repeated] + within
+        begin = end
+
+
+def _batches(
+    pairs: Iterator[tuple[Rows, Rows]],
+    shapes: NDArray[np.float32],
+    others: NDArray[np.float32] | None,
+    mirrored: bool,
+) -> Iterator[tuple[Rows, Rows]]:
+    """Yield the pairs whose low frequencies agree, gathered to batches of about `CHECKED` pairs."""
+    database = shapes if others is None else others
+    signs = MIRRORED if mirrored else np.float32(1)
+    held: list[tuple[Rows, Rows]] = []
+    count = 0
+    for first, second in pairs:
+        if others is None and mirrored:  # a pair is found from both sides
+            ordered = first < second
+            first, second = first[ordered], second[ordered]
+        agrees = np.einsum("ij,ij->i", shapes[first] * signs, database[second]) >= LEAST_SHAPE
+        held.append((first[agrees], second[agrees]))
+        count += int(agrees.sum())
+        if count >= CHECKED:
+            yield np.concatenate([each[0] for each in held]), np.concatenate([each[1] for each in held])
+            held, count = [], 0
+    if count:
+        yield np.concatenate([each[0] for each in held]), np.concatenate([each[1] for each in held])
+
+
+def _checked(
+    pixels: NDArray[np.uint8], first: Rows, others: NDArray[np.uint8], second: Rows, mirrored: bool
+) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    """Return which pairs are copies, and the correlations of all of them."""
+    correlation = correlations(
+        lambda pair: pixels[first[pair]], lambda pair: others[second[pair]], len(first), mirrored
+    )
+    return correlation >= LEAST_CORRELATION, correlation
+
+
+def _details(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    luma = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)
+    if luma.shape != (CHECKED_SIZE, CHECKED_SIZE):
+        shrinks = min(luma.shape) >= CHECKED_SIZE
+        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        luma = cv2.resize(luma, (CHECKED_SIZE, CHECKED_SIZE), interpolation=method)
+    values = luma.astype(np.float32)
+    fine, coarse = (cv2.GaussianBlur(values, (0, 0), sigma) for sigma in (FINE, COARSE))
+    return np.asarray(fine - coarse, np.float32)
+
+
+def _connected(unit: Rows, first: Rows, second: Rows) -> Rows:
+    """Return the units, each named by its lowest row, once these rows are connected too."""
+    from scipy.sparse import coo_array  # type: ignore[import-untyped, unused-ignore]
+    from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped, unused-ignore]
+
+    n = len(unit)
+    starts, ends = np.concatenate([np.arange(n), first]), np.concatenate([unit, second])
+    links = coo_array((np.ones(len(starts), np.int8), (starts, ends)), shape=(n, n))
+    component = connected_components(links, directed=False)[1]
+    _, lowest, component = np.unique(component, return_index=True, return_inverse=True)
+    return lowest[component].astype(np.int64)
