@@ -34,9 +34,11 @@ from ensemble.config_fields import (
     Images,
     LabelColumn,
     LabelFile,
+    NearDuplicates,
     OnBad,
     OutFile,
     Positive,
+    Resize,
     Seed,
     ToLabel,
     one_or_several,
@@ -75,10 +77,8 @@ class DataConfig(Frozen):
     follow_links: FollowLinks = False
     on_bad: OnBad = "error"
     exif: Exif = "ignore"
-    resize: Annotated[
-        int | None,
-        option(DATA, "Resize every image to this size in pixels.", unset="as they are", ge=16, le=4096),
-    ] = None
+    resize: Resize = None
+    near_duplicates: NearDuplicates = "ignore"
 
 
 class AugmentConfig(Frozen):

@@ -23,9 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.data.blocks import each_block, grey
+from ensemble.data.dataset import Dataset
 from ensemble.data.folds import together
 from ensemble.machine import available_cores
-from ensemble.progress import progress
+from ensemble.progress import Say, progress, silent
 
 Rows = NDArray[np.int64]
 
@@ -330,18 +331,31 @@ def copy_groups(descriptors: Descriptors, copies: Copies, groups: Rows | None = 
     return _connected(identical, copies.first, copies.second)
 
 
-def near_groups(pixels: NDArray[np.uint8], digests: NDArray[np.bytes_], groups: Rows | None = None) -> Rows:
-    """Return the unit of each row, as `folds.together` does, with nearly identical images in one unit.
+def fold_units(dataset: Dataset, near_duplicates: str = "ignore", say: Say = silent) -> Rows:
+    """Return the unit of each row: rows of one unit are held out together.
 
     Parameters
     ----------
-    pixels : uint8 array (n, H, W, 3)
-    digests : bytes array (n,)
-        Of the files.
-    groups : int64 array (n,), optional
+    dataset : Dataset
+    near_duplicates : {"ignore", "group"}
+        With "group", nearly identical images share a unit, as images of equal files and of one group always do.
+    say : callable
+        Receives a line that counts the images that are grouped.
+
+    Returns
+    -------
+    int64 array (n,)
+        The number of the first row of the unit.
     """
-    descriptors = describe(pixels, "find nearly identical images")
-    return copy_groups(descriptors, find_copies(pixels, descriptors), together(digests, groups))
+    units = together(dataset.digests, dataset.groups)
+    if near_duplicates == "ignore":
+        return units
+    descriptors = describe(dataset.pixels, "compare images")
+    copies = find_copies(dataset.pixels, descriptors)
+    sizes = np.unique(copy_groups(descriptors, copies), return_counts=True)[1]
+    grouped = sizes[sizes > 1]
+    say(f"{grouped.sum()} identical or nearly identical images are kept together in folds, in {len(grouped)} groups")
+    return copy_groups(descriptors, copies, units)
 
 
 def _searched(descriptors: Descriptors) -> Rows:
