@@ -12,6 +12,7 @@ errors.py            everything that is raised on purpose, with exit statuses
 config.py            the config models: type, default, help text and panel of each option
 config_fields.py     the panels of `--help`, and the fields that several config models have
 fit_config.py        the config model of `thera fit`
+explore_config.py    the config model of `thera explore`
 bench_config.py      the config model of `thera bench`
 config_reading.py    from YAML and options to config models
 machine.py           cores, memory and cache folder that this process may use
@@ -22,6 +23,7 @@ commands/            one file a command: a run directory in, a typed result out
 results.py           the types of these results
 prediction_results.py  those of `thera predict`
 bench_results.py     those of `thera bench`
+explore_results.py   those of `thera explore`
 estimator.py         TheraClassifier: images and labels, in scikit-learn's conventions
 threshold_stacker.py ThresholdStacker: the second stage alone, on logits
 
@@ -37,6 +39,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ensemble.commands.evaluate import compare, evaluate
+    from ensemble.commands.explore import explore
     from ensemble.commands.fit import fit
     from ensemble.commands.fit_stacker import fit_stacker
     from ensemble.commands.predict import predict
@@ -67,6 +70,7 @@ if TYPE_CHECKING:
         TheraError,
     )
     from ensemble.estimator import TheraClassifier, ThresholdStacker
+    from ensemble.explore_config import ExploreConfig
     from ensemble.fit_config import FitConfig
 
 __all__ = [
@@ -77,6 +81,7 @@ __all__ = [
     "DataConfig",
     "DataError",
     "DecisionConfig",
+    "ExploreConfig",
     "FitConfig",
     "LockedError",
     "MemberConfig",
@@ -92,6 +97,7 @@ __all__ = [
     "compare",
     "error_rates",
     "evaluate",
+    "explore",
     "fit",
     "fit_stacker",
     "fit_threshold",
@@ -105,6 +111,7 @@ __all__ = [
 
 _MODULES = {
     "ensemble.commands.evaluate": ("compare", "evaluate"),
+    "ensemble.commands.explore": ("explore",),
     "ensemble.commands.fit": ("fit",),
     "ensemble.commands.fit_stacker": ("fit_stacker",),
     "ensemble.commands.predict": ("predict",),
@@ -135,6 +142,7 @@ _MODULES = {
         "TheraError",
     ),
     "ensemble.estimator": ("TheraClassifier", "ThresholdStacker"),
+    "ensemble.explore_config": ("ExploreConfig",),
     "ensemble.fit_config": ("FitConfig",),
 }
 """Where each public name is defined. Type checkers read the imports above; a test keeps the two equal."""

@@ -43,6 +43,7 @@ from ensemble.config_fields import (
 )
 from ensemble.config_reading import Location, faults_of, part_of
 from ensemble.errors import ConfigError
+from ensemble.explore_config import ExploreConfig
 from ensemble.fit_config import FitConfig
 
 # --- options that exist on the command line alone ---------------------------------------------------------------------
@@ -141,6 +142,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
         _COMPUTE,
         _SCREEN,
     ),
+    "explore": (_part(ExploreConfig, key="config"), _SCREEN),
     "train-member": (
         _part(RunConfig, "run", "folds", "seed"),
         _part(DataConfig, key="data"),
@@ -179,6 +181,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
 
 ARGUMENTS = {
     "fit": ("images",),
+    "explore": ("images",),
     "remove-member": ("name",),
     "predict": ("images",),
     "report": ("run",),
