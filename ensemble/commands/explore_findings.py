@@ -114,8 +114,7 @@ def duplicates(of: ExploredSet, copies: Copies, units: np.ndarray) -> list[Findi
             finding = Finding(str(of.data.ids[row]), kind, detail, of.name, labels[row], number, row, partner)
             findings.append(finding)
             if differ:
-                own = f"labels of the group: {', '.join(sorted({printable(labels[each]) for each in rows}))}; {detail}"
-                findings.append(Finding(finding.id, "conflict", own, of.name, labels[row], number, row, partner))
+                findings.append(Finding(finding.id, "conflict", detail, of.name, labels[row], number, row, partner))
     return findings
 
 

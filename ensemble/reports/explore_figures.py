@@ -62,14 +62,11 @@ def webp(image: np.ndarray, quality: int) -> bytes:
 
 
 def explore_figures(result: ExploreResult) -> list[Figure]:
-    """Return the figures of a labelled set: mean images, their difference, and the telling pixels."""
+    """Return the figures of a labelled set: the mean image of each class, and where the classes differ."""
     pictures, names = result.pictures, [count.name for count in result.classes]
     if pictures.means is None:
         return []
-    figures = [_means(pictures.means, names), _difference(pictures.means, names)]
-    if pictures.scores is not None and pictures.telling is not None:
-        figures.append(_telling(result))
-    return figures
+    return [_means(pictures.means, names), _differences(result, pictures.means, names)]
 
 
 def _means(means: np.ndarray, names: Sequence[str]) -> Figure:
@@ -91,46 +88,40 @@ def _means(means: np.ndarray, names: Sequence[str]) -> Figure:
     )
 
 
-def _difference(means: np.ndarray, names: Sequence[str]) -> Figure:
-    """Draw how the mean images differ: of two classes the difference in grey levels, of more their spread."""
+def _differences(result: ExploreResult, means: np.ndarray, names: Sequence[str]) -> Figure:
+    """Draw how the mean images differ, and how much of each pixel's variance the classes explain."""
+    scores, telling = result.pictures.scores, result.pictures.telling
     luma = means @ np.array([0.299, 0.587, 0.114])
-    figure = _blank(6.4, 3.4)
-    axes = figure.add_subplot(1, 1, 1)
+    figure = _blank(6.4, 3.2)
+    axes = figure.add_subplot(1, 2 if scores is not None else 1, 1)
     if len(names) == 2:
         difference = luma[1] - luma[0]
-        limit = max(float(np.nanmax(np.abs(difference), initial=0)), 1.0)
+        limit = float(np.nanmax(np.abs(difference), initial=1))
         image = axes.imshow(difference, cmap="PuOr", vmin=-limit, vmax=limit, interpolation="nearest")
-        title = f"{_short(names[1])} minus {_short(names[0])}"
-        caption = "Purple pixels are brighter in the mean of the second class, orange ones in that of the first."
+        _bare(axes, f"mean of {_short(names[1])} minus mean of {_short(names[0])}")
+        caption = f"Left: purple pixels are brighter in class {_short(names[1])}, orange ones in class {_short(names[0])}."
     else:
         image = axes.imshow(np.nanstd(luma, axis=0), cmap="cividis", vmin=0, interpolation="nearest")
-        title = "spread of the mean images"
-        caption = "The means of the classes differ most where the map is yellow."
-    _bare(axes, title)
-    figure.colorbar(image, ax=axes, label="grey levels")
+        _bare(axes, "spread of the mean images")
+        caption = "Left: the mean images differ most where the map is yellow."
+    figure.colorbar(image, ax=axes, label="grey levels", shrink=0.8)
+    if scores is not None and telling is not None:
+        axes = figure.add_subplot(1, 2, 2)
+        most = max(100 * float(scores.max()), 1e-4)
+        image = axes.imshow(100 * scores, cmap="cividis", vmin=0, vmax=most, interpolation="nearest")
+        if telling.any() and not telling.all():
+            axes.contour(telling, levels=[0.5], colors="white", linewidths=0.8)
+        _bare(axes, "variance explained by the classes")
+        figure.colorbar(image, ax=axes, label="%", shrink=0.8)
+        caption += (
+            f" Right: the classes explain at most {most:.2g} % of the variance of a pixel's grey level; a line surrounds "
+            "the tenth of the pixels with the most. If this tenth lies where the classes should not differ, such as at "
+            "the border, they differ in how the images were made."
+        )
     return Figure(
-        "Where the mean images differ", caption, "A map of the differences between the mean images.", _svg(figure)
-    )
-
-
-def _telling(result: ExploreResult) -> Figure:
-    """Draw how much of each pixel's variance the classes explain, and mark the tenth with the most."""
-    scores, telling = result.pictures.scores, result.pictures.telling
-    assert scores is not None and telling is not None
-    figure = _blank(6.4, 3.2)
-    axes = figure.add_subplot(1, 2, 1)
-    most = max(float(scores.max()), 1e-6)
-    image = axes.imshow(100 * scores, cmap="cividis", vmin=0, vmax=100 * most, interpolation="nearest")
-    _bare(axes, "variance that the classes explain")
-    figure.colorbar(image, ax=axes, label="%", shrink=0.7)
-    axes = figure.add_subplot(1, 2, 2)
-    axes.imshow(np.where(telling, 1.0, 0.0), cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
-    _bare(axes, "the most telling tenth of the pixels")
-    return Figure(
-        "Pixels that tell the classes apart",
-        f"Single pixels explain at most {100 * most:.1f} % of the variance of their grey level; yellow pixels differ most. "
-        "If they lie at the border or where nothing should be, the classes differ in how the images were made.",
-        "A map of the share of variance that the classes explain at each pixel, and a map of the tenth with the most.",
+        "Where the classes differ",
+        caption,
+        "Two maps of the pixels: the difference of the mean images, and the variance that the classes explain.",
         _svg(figure),
     )
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 from ensemble.explore_results import KINDS, SHOWN_EACH, ExploreResult, Finding
 from ensemble.reports.explore_figures import explore_figures, mosaics, thumbnails
@@ -23,8 +24,11 @@ THUMBNAIL_BYTES, SAMPLE_BYTES = 600_000, 450_000
 """The most bytes of all thumbnails and of all samples. In a data URI they take a third more, so that a page stays below
 2 MB with its figures."""
 
-MOST_GROUPS = 12
-"""The groups of copies that are shown of a kind."""
+MOST_OF_A_GROUP = 4
+"""The images that are shown of a group of copies."""
+
+GROUPED = ("conflict", "identical", "near-identical")
+"""The kinds of findings that are shown by groups."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,12 @@ class Card:
 
 @dataclass(frozen=True)
 class Section:
-    """The findings of a kind: how many there are, what they mean, and the first of them as cards."""
+    """The findings of a kind: how many there are, how many are not shown, what they mean, and the others as cards."""
 
     kind: str
     meaning: Meaning
     count: int
+    hidden: int
     share: str
     cards: tuple[Card, ...]
 
@@ -57,7 +62,8 @@ def explore_page(result: ExploreResult) -> bytes:
         numbers.append((str(len(result.classes)), "classes"))
     if result.against_where:
         numbers.append((f"{result.against:,}", "images in the second set"))
-    numbers.append((f"{len({(each.set, each.id) for each in result.findings}):,}", "images with findings"))
+    n = len({each.id for each in result.findings if each.set == "images"})
+    numbers.append((f"{n:,}", "images with findings"))
     tables = [count_table("Sizes in pixels", "width × height", result.sizes)]
     tables.append(count_table("Formats", "format", result.formats))
     if result.classes:
@@ -70,7 +76,7 @@ def explore_page(result: ExploreResult) -> bytes:
         numbers=numbers,
         warnings=warnings(result),
         tables=tables,
-        findings=findings_table(result),
+        findings=replace(findings_table(result), notes=()),  # they stand beside the pictures
         samples=[(name, len(result.pictures.samples[name]), data_uri(picture)) for name, picture in samples.items()],
         figures=explore_figures(result),
         sections=list(_sections(result, uris)),
@@ -79,24 +85,46 @@ def explore_page(result: ExploreResult) -> bytes:
     )
 
 
-def _sections(result: ExploreResult, uris: dict[tuple[str, int], str]) -> Iterator[Section]:
+def _sections(result: ExploreResult, uris: Mapping[tuple[str, int], str]) -> Iterator[Section]:
     for kind in KINDS:
         found = result.of_kind(kind)
         if found:
             n = result.against if kind == "overlap" else result.images
-            cards = tuple(_card(each, uris) for each in found[:SHOWN_EACH])
-            yield Section(kind, MEANINGS[kind], len(found), percent(len(found) / max(n, 1)), cards)
+            make = _group_cards if kind in GROUPED else _cards
+            cards, shown = make(found[:SHOWN_EACH], uris)
+            yield Section(kind, MEANINGS[kind], len(found), len(found) - shown, percent(len(found) / max(n, 1)), cards)
 
 
-def _card(finding: Finding, uris: dict[tuple[str, int], str]) -> Card:
-    keys = [(finding.set, finding.row), ("images", finding.partner)]
-    alts = (finding.id, f"what {finding.id} is a copy of")
-    images = tuple((alt, uris[key]) for alt, key in zip(alts, keys, strict=True) if key in uris)  # type: ignore[index]
-    lines = [finding.detail]
-    if finding.label:
-        lines.insert(0, f"label {finding.label}" if finding.kind != "overlap" else f"label in the first set: {finding.label}")
-    if finding.group is not None:
-        lines.append(f"group {finding.group}")
-    if finding.set == "against" and finding.kind != "overlap":
-        lines.append("in the second set")
-    return Card(images, finding.id, tuple(lines))
+def _cards(found: Sequence[Finding], uris: Mapping[tuple[str, int], str]) -> tuple[tuple[Card, ...], int]:
+    """Return a card for each finding, with the image that it is a copy of, and the number of findings that it shows."""
+    cards = []
+    for each in found:
+        shown = [(each.id, (each.set, each.row)), (f"what {each.id} is a copy of", ("images", each.partner))]
+        lines = [each.detail]
+        if each.label:
+            lines.append(f"label{' in the first set' if each.kind == 'overlap' else ''}: {each.label}")
+        if each.set == "against" and each.kind != "overlap":
+            lines.append("in the second set")
+        cards.append(Card(_images(shown, uris), each.id, tuple(lines)))
+    return tuple(cards), len(cards)
+
+
+def _group_cards(found: Sequence[Finding], uris: Mapping[tuple[str, int], str]) -> tuple[tuple[Card, ...], int]:
+    """Return a card for each group of copies. A group that is cut off by the number of findings is left out."""
+    groups = [list(group) for _, group in groupby(found, key=lambda each: each.group)]
+    if len(found) == SHOWN_EACH and len(groups) > 1:
+        groups.pop()
+    cards, shown = [], 0
+    for group in groups:
+        pictured = group[:MOST_OF_A_GROUP]
+        lines = [f"{each.id}{f', label {each.label}' if each.label else ''}: {each.detail}" for each in pictured]
+        images = _images([(each.id, (each.set, each.row)) for each in pictured], uris)
+        cards.append(Card(images, f"Group {group[0].group}", tuple(lines)))
+        shown += len(pictured)
+    return tuple(cards), shown
+
+
+def _images(
+    shown: Sequence[tuple[str, tuple[str, int | None]]], uris: Mapping[tuple[str, int], str]
+) -> tuple[tuple[str, str], ...]:
+    return tuple((alt, uris[set_, row]) for alt, (set_, row) in shown if row is not None and (set_, row) in uris)

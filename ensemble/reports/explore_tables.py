@@ -46,7 +46,7 @@ MEANINGS = {
     "identical": Meaning(
         "Identical images",
         "Several files have exactly the same pixels.",
-        "Nothing needs to be done, if the files are equal: they stay in one fold. Remove all but one to save time.",
+        "Equal files stay in one fold anyway; --near-duplicates group also keeps together different files of equal pixels.",
     ),
     "near-identical": Meaning(
         "Nearly identical images",
