@@ -93,6 +93,9 @@ MIRRORED = np.where(FREQUENCIES[:, 1] % 2, -1, 1).astype(np.float32)
 BIT_ORDER = np.argsort(np.arange(64) % BANDS, kind="stable")
 """The frequency of each bit: neighbours go to different bands, so that all bands tell images apart equally well."""
 
+MIRROR_BITS = np.ascontiguousarray(np.packbits(MIRRORED[BIT_ORDER] < 0)).view(np.uint64)[0]
+"""The bits that change where an image is mirrored left to right, which changes the sign of every other frequency across."""
+
 
 @dataclass(frozen=True)
 class Descriptors:
@@ -112,10 +115,10 @@ class Descriptors:
     shapes: NDArray[np.float32]
     flat: NDArray[np.bool_]
 
-    def hashes(self, mirrored: bool = False) -> NDArray[np.uint64]:
-        """Return the perceptual hashes, uint64 (n,), or those of the mirrored images."""
-        shapes = self.shapes * MIRRORED if mirrored else self.shapes
-        bits = np.packbits((shapes > 0)[:, BIT_ORDER], axis=1)
+    @property
+    def hashes(self) -> NDArray[np.uint64]:
+        """The perceptual hashes, uint64 (n,): which coefficients are positive."""
+        bits = np.packbits((self.shapes > 0)[:, BIT_ORDER], axis=1)
         return np.ascontiguousarray(bits).view(np.uint64).reshape(-1)
 
 
@@ -172,7 +175,10 @@ def describe(pixels: NDArray[np.uint8], what: str = "compare") -> Descriptors:
 
 
 def similar_pairs(
-    hashes: NDArray[np.uint64], others: NDArray[np.uint64] | None = None, radius: int = RADIUS
+    hashes: NDArray[np.uint64],
+    others: NDArray[np.uint64] | None = None,
+    radius: int = RADIUS,
+    changed: np.uint64 = np.uint64(0),
 ) -> Iterator[tuple[Rows, Rows]]:
     """Yield the pairs of hashes that differ in at most `radius` bits, each pair once.
 
@@ -189,6 +195,8 @@ def similar_pairs(
         second.
     radius : int
         0 to 63.
+    changed : uint64
+        Bits of the second hash that are changed before the two are compared, such as `MIRROR_BITS`.
     """
     database = hashes if others is None else others
     flips = min(radius // BANDS, BITS)
@@ -197,20 +205,21 @@ def similar_pairs(
         for band in range(BANDS):
             keys, other_keys = _band(hashes, band), _band(database, band)
             order, row_of = np.argsort(other_keys, kind="stable"), np.argsort(keys, kind="stable")
-            ends = np.cumsum(np.bincount(other_keys, minlength=1 << BITS))
+            bounds = np.concatenate([[0], np.cumsum(np.bincount(other_keys, minlength=1 << BITS))])
             ordered = keys[row_of]
-            for mask in masks:
+            for mask in (flip ^ int(_band(changed, band)) for flip in masks):
                 entry = ordered ^ mask
-                starts, stops = np.where(entry > 0, ends[entry - 1], 0), ends[entry]
+                starts, stops = bounds[entry], bounds[entry + 1]
                 if others is None:  # of two entries, the one with the lower value looks into the other
                     starts = np.arange(1, len(ordered) + 1) if mask == 0 else starts
                     stops = np.where(entry >= ordered, stops, starts)
                 for position, found in _expanded(starts, stops):
                     first, second = row_of[position], order[found]
-                    difference = hashes[first] ^ database[second]
-                    close = np.bitwise_count(difference) <= radius
+                    difference = hashes[first] ^ database[second] ^ changed
+                    close = np.flatnonzero(np.bitwise_count(difference) <= radius)
                     for earlier in range(band):
-                        close &= np.bitwise_count(_band(difference, earlier)) > flips
+                        new = np.bitwise_count(_band(difference[close], earlier)) > flips
+                        close = close[new]
                     first, second = first[close], second[close]
                     if others is None:
                         first, second = np.minimum(first, second), np.maximum(first, second)
@@ -287,9 +296,8 @@ def find_copies(pixels: NDArray[np.uint8], descriptors: Descriptors) -> Copies:
     unit = np.arange(len(rows))
     parts: list[tuple[Rows, Rows, NDArray[np.float32], bool]] = []
     for mirrored in (False, True):
-        hashes = descriptors.hashes()[rows]
-        turned = descriptors.hashes(mirrored=True)[rows] if mirrored else None
-        for first, second in _batches(similar_pairs(hashes, turned), descriptors.shapes[rows], None, mirrored):
+        pairs = similar_pairs(descriptors.hashes[rows], changed=MIRROR_BITS if mirrored else np.uint64(0))
+        for first, second in _batches(pairs, descriptors.shapes[rows], None, mirrored):
             for start in range(0, len(first), CHECKED):
                 a, b = first[start : start + CHECKED], second[start : start + CHECKED]
                 apart = unit[a] != unit[b]
@@ -324,9 +332,9 @@ def find_overlaps(
     paired[same] = True
     rows = _searched(descriptors)
     for mirrored in (False, True):
-        hashes, other_hashes = descriptors.hashes()[rows], other_descriptors.hashes(mirrored)
         open_rows = np.flatnonzero(~paired)
-        pairs = similar_pairs(hashes, other_hashes[open_rows])
+        changed = MIRROR_BITS if mirrored else np.uint64(0)
+        pairs = similar_pairs(descriptors.hashes[rows], other_descriptors.hashes[open_rows], changed=changed)
         shapes, other_shapes = descriptors.shapes[rows], other_descriptors.shapes[open_rows]
         for first, second in _batches(pairs, shapes, other_shapes, mirrored):
             a, b = rows[first], open_rows[second]
@@ -398,8 +406,8 @@ def _cosines(size: int) -> NDArray[np.float32]:
     return (np.cos(np.pi * np.arange(10)[:, None] * at) / np.sqrt(size)).astype(np.float32)
 
 
-def _band(hashes: NDArray[np.uint64], band: int) -> Rows:
-    return (hashes >> np.uint64(BITS * band) & np.uint64((1 << BITS) - 1)).astype(np.int64)
+def _band(hashes: NDArray[np.uint64] | np.uint64, band: int) -> Rows:
+    return np.asarray(hashes >> np.uint64(BITS * band) & np.uint64((1 << BITS) - 1), np.int64)
 
 
 def _expanded(starts: Rows, stops: Rows) -> Iterator[tuple[Rows, Rows]]:
@@ -430,9 +438,6 @@ def _batches(
     held: list[tuple[Rows, Rows]] = []
     count = 0
     for first, second in pairs:
-        if others is None and mirrored:  # a pair is found from both sides
-            ordered = first < second
-            first, second = first[ordered], second[ordered]
         agrees = np.einsum("ij,ij->i", shapes[first] * signs, database[second]) >= LEAST_SHAPE
         held.append((first[agrees], second[agrees]))
         count += int(agrees.sum())
