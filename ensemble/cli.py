@@ -159,8 +159,8 @@ COMMANDS = {
     "explore": Command(
         "explore",
         "Look at images and labels before training.",
-        "It counts classes, sizes and formats, and lists damaged, blank, dark, blurred and odd images, copies, and images "
-        "that are in two sets. It writes explore.html, and explore.csv with all findings.",
+        "It counts classes, sizes and formats, and lists damaged, blank, dark, blurred and odd images, copies, and "
+        "images that are in two sets. It writes explore.html, and explore.csv with all findings.",
         _explore,
     ),
     "train-member": Command(

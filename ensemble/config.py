@@ -15,7 +15,6 @@ from pydantic import Discriminator, Tag, field_validator, model_validator
 
 from ensemble.config_fields import (
     AUGMENTATION,
-    DATA,
     DECISION,
     LOSS,
     MODEL,

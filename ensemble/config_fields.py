@@ -101,7 +101,7 @@ Resize = Annotated[
 ]
 NearDuplicates = Annotated[
     Literal["ignore", "group"],
-    option(DATA, "Keep nearly identical images in one fold with group, as identical ones always are."),
+    option(DATA, "Hold out nearly identical images together with group, as identical ones always are."),
 ]
 BadLabel = Annotated[
     int | None,

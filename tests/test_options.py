@@ -21,9 +21,20 @@ from ensemble.config import (
     RunConfig,
 )
 from ensemble.errors import ConfigError
+from ensemble.explore_config import ExploreConfig
 from ensemble.fit_config import FitConfig
 
-MODELS = (AugmentConfig, ComputeConfig, DataConfig, DecisionConfig, FitConfig, MemberConfig, PredictConfig, RunConfig)
+MODELS = (
+    AugmentConfig,
+    ComputeConfig,
+    DataConfig,
+    DecisionConfig,
+    ExploreConfig,
+    FitConfig,
+    MemberConfig,
+    PredictConfig,
+    RunConfig,
+)
 PARTS_OF_A_RUN = {"RunConfig.data", "RunConfig.members", "RunConfig.decision", "RunConfig.predict"}
 """Fields that are models themselves."""
 

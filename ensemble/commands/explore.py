@@ -130,7 +130,8 @@ def _pixel_folder(run: Path | None) -> Iterator[Path]:
 def _explored(
     config: ExploreConfig, source: Source, other: Source | None, store: Path, page: Path, table: Path, say: Say
 ) -> ExploreResult:
-    from ensemble.data.duplicates import copy_groups, describe, find_copies, find_overlaps
+    from ensemble.data.duplicates import copy_groups, find_copies, find_overlaps
+    from ensemble.data.hashes import describe
     from ensemble.data.quality import find_faults, measure, read_headers
     from ensemble.data.store import load_dataset
 
@@ -147,8 +148,8 @@ def _explored(
         sets.append(ExploredSet(name, data, of_rows, describe(data.pixels)))
     first = sets[0]
     found = [finding for each in sets for finding in (*damaged(each), *odd_sizes(each))]
-    for each in sets:
-        found += faulty(each, find_faults(measure(each.data.pixels)))
+    for explored in sets:
+        found += faulty(explored, find_faults(measure(explored.data.pixels)))
     copies = find_copies(first.data.pixels, first.descriptors)
     found += duplicates(first, copies, copy_groups(first.descriptors, copies))
     if other is not None:

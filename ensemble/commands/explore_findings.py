@@ -15,7 +15,8 @@ from ensemble.runs import files
 
 if TYPE_CHECKING:
     from ensemble.data.dataset import Dataset
-    from ensemble.data.duplicates import Copies, Descriptors
+    from ensemble.data.duplicates import Copies
+    from ensemble.data.hashes import Descriptors
     from ensemble.data.quality import Fault, FileHeader
 
 COMMON_SHARE = 0.9

@@ -14,6 +14,7 @@ pixels.py      decodes a file to RGB pixels under one image policy
 store.py       decodes every image once, into a memory map on disk
 arrays.py      images that Python code passes: paths or pixels
 blocks.py      walks over decoded images in blocks, in threads
+hashes.py      perceptual hashes of images, and the search for similar ones
 duplicates.py  images that are identical or nearly identical
 quality.py     images that may be faulty: constant, blank, dark, bright, blurred or odd
 pixel_maps.py  the mean image of each class, and the pixels that differ most between classes

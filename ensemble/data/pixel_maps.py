@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from ensemble.data.blocks import each_block, grey
 
 MOST_IMAGES = 30_000
-"""The images that the scores of pixels are computed from, evenly spaced over the set. More of them change no picture."""
+"""The images that the scores of pixels are computed from, evenly spaced over the set. More of them change no
+picture."""
 
 LARGEST_MAP = 64
 """The largest side in pixels of the images that scores are computed from. Larger images are made smaller."""
@@ -86,9 +87,13 @@ def telling_pixels(pixels: NDArray[np.uint8], labels: NDArray[np.integer]) -> Te
     x = np.concatenate([part for part in each_block(pixels, of_block, "score pixels") if len(part)])
 
     def scores_of(x: NDArray[np.uint8], y: NDArray[np.integer]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        with np.errstate(divide="ignore", invalid="ignore"):  # a pixel that is the same in all images has no score
-            parts = [f_classif(x[:, k : k + COLUMNS].astype(np.float64), y) for k in range(0, x.shape[1], COLUMNS)]
-        return np.nan_to_num(np.concatenate([part[0] for part in parts])), np.concatenate([part[1] for part in parts])
+        f, p = np.zeros(x.shape[1]), np.ones(x.shape[1])
+        varying = np.flatnonzero((x != x[0]).any(axis=0))  # a pixel that is the same in all images has no score
+        for start in range(0, len(varying), COLUMNS):
+            columns = varying[start : start + COLUMNS]
+            with np.errstate(divide="ignore"):  # a pixel that is the same within each class separates them
+                f[columns], p[columns] = f_classif(x[:, columns].astype(np.float64), y)
+        return np.nan_to_num(f, posinf=1e300), p
 
     selector = SelectPercentile(scores_of, percentile=PERCENTILE).fit(x, y)
     f, inside = selector.scores_, n - classes

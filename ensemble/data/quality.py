@@ -17,23 +17,24 @@ from numpy.typing import NDArray
 
 from ensemble.data.blocks import each_block, grey
 from ensemble.data.dataset import Source
-from ensemble.data.duplicates import LEAST_CONTRAST
+from ensemble.data.hashes import LEAST_CONTRAST
 from ensemble.data.pixels import file_format, inspect
 from ensemble.errors import DataError
 from ensemble.machine import available_cores
 from ensemble.progress import progress
 
 DARK, BRIGHT = 64, 192
-"""Grey levels of 0 to 255, a quarter and three quarters of the range. In a dark image 95 % of the pixels are below the
-first, in a bright one 95 % are above the second. Of 80,000 photographs of faces, 8 were that dark and none that bright."""
+"""Grey levels of 0 to 255, a quarter and three quarters of the range. In a dark image 95 % of the pixels are below
+the first, in a bright one 95 % are above the second. Of 80,000 photographs of faces, 8 were that dark and none that
+bright."""
 
 RELATIVE = 3.5
 """The distance from the median, in robust standard deviations, beyond which an image is blurred or odd. A normal
 distribution has one value in 4,300 on one side beyond it. Iglewicz and Hoaglin (1993) recommend it for outliers."""
 
 ALSO_DARKER = 3.0
-"""The distance from the median, in robust standard deviations, that a dark or a bright image must have too, so that a set
-of dark images, such as of stars, is not listed whole."""
+"""The distance from the median, in robust standard deviations, that a dark or a bright image must have too, so that a
+set of dark images, such as of stars, is not listed whole."""
 
 BLURRED_SHARE = 0.25
 """A blurred image has at most this share of the median sharpness too, so that a set of equally sharp images has none. A
@@ -43,7 +44,8 @@ THUMBNAIL = 8
 """The side in pixels of the thumbnails by which odd images are found. They show layout and colours and no details."""
 
 COMPONENTS = 24
-"""The principal components of the thumbnails that are typical of the set. They explain 93 % of the variance of the faces."""
+"""The principal components of the thumbnails that are typical of the set. They explain 93 % of the variance of the
+faces."""
 
 IMAGES_PER_COMPONENT = 10
 """The least images for each component: with fewer, an image itself decides on what is typical."""

@@ -22,11 +22,14 @@ COLUMNS = 12
 NAME_LENGTH = 24
 """The characters of the name of a class in a picture."""
 
+MAP_SIDE = 64
+"""The largest side of a map of pixels."""
+
 MEANS_IN_A_ROW = 6
 """The mean images of a row."""
 
-SMALL_MEANS = 20
-"""The classes beyond which mean images have half the side, so that 127 of them take no more bytes than 32 others."""
+MEAN_SIDES = {20: 64, 50: 32, 127: 16}
+"""The most classes -> the largest side of their mean images, in pixels, which bounds the bytes that they take."""
 
 K = TypeVar("K", bound=Hashable)
 
@@ -71,14 +74,14 @@ def explore_figures(result: ExploreResult) -> list[Figure]:
 
 def _means(means: np.ndarray, names: Sequence[str]) -> Figure:
     """Draw the mean image of each class."""
-    step = 2 if len(names) > SMALL_MEANS else 1
+    side = next(side for most, side in MEAN_SIDES.items() if len(names) <= most)
     columns = min(len(names), MEANS_IN_A_ROW)
     rows = -(-len(names) // columns)
     figure = _blank(6.4, 0.4 + rows * (6.4 / columns + 0.2) if columns > 1 else 3.4)
     for index, (mean, name) in enumerate(zip(means, names, strict=True), 1):
         axes = figure.add_subplot(rows, columns, index)
         if np.isfinite(mean).all():
-            axes.imshow(mean[::step, ::step].round().astype(np.uint8), interpolation="nearest")
+            axes.imshow(_at_most(mean, side).round().astype(np.uint8), interpolation="nearest")
         _bare(axes, _short(name))
     return Figure(
         "Mean image of each class",
@@ -91,6 +94,7 @@ def _means(means: np.ndarray, names: Sequence[str]) -> Figure:
 def _differences(result: ExploreResult, means: np.ndarray, names: Sequence[str]) -> Figure:
     """Draw how the mean images differ, and how much of each pixel's variance the classes explain."""
     scores, telling = result.pictures.scores, result.pictures.telling
+    means = np.stack([_at_most(mean, MAP_SIDE) for mean in means])
     luma = means @ np.array([0.299, 0.587, 0.114])
     figure = _blank(6.4, 3.2)
     axes = figure.add_subplot(1, 2 if scores is not None else 1, 1)
@@ -99,7 +103,9 @@ def _differences(result: ExploreResult, means: np.ndarray, names: Sequence[str])
         limit = float(np.nanmax(np.abs(difference), initial=1))
         image = axes.imshow(difference, cmap="PuOr", vmin=-limit, vmax=limit, interpolation="nearest")
         _bare(axes, f"mean of {_short(names[1])} minus mean of {_short(names[0])}")
-        caption = f"Left: purple pixels are brighter in class {_short(names[1])}, orange ones in class {_short(names[0])}."
+        caption = (
+            f"Left: purple pixels are brighter in class {_short(names[1])}, orange ones in class {_short(names[0])}."
+        )
     else:
         image = axes.imshow(np.nanstd(luma, axis=0), cmap="cividis", vmin=0, interpolation="nearest")
         _bare(axes, "spread of the mean images")
@@ -114,9 +120,9 @@ def _differences(result: ExploreResult, means: np.ndarray, names: Sequence[str])
         _bare(axes, "variance explained by the classes")
         figure.colorbar(image, ax=axes, label="%", shrink=0.8)
         caption += (
-            f" Right: the classes explain at most {most:.2g} % of the variance of a pixel's grey level; a line surrounds "
-            "the tenth of the pixels with the most. If this tenth lies where the classes should not differ, such as at "
-            "the border, they differ in how the images were made."
+            f" Right: the classes explain at most {most:.2g} % of the variance of a pixel's grey level; a line "
+            "surrounds the tenth of the pixels with the most. If it lies where the classes should not differ, such as "
+            "at the border, they differ in how the images were made."
         )
     return Figure(
         "Where the classes differ",

@@ -14,8 +14,8 @@ MOST_ROWS = 12
 """The rows of a table of counts, after which the rest is counted together."""
 
 LEAST_GAIN = 0.01
-"""The share of the images that format and size must tell beyond the most frequent class to be a warning: less changes no
-error rate that is printed."""
+"""The share of the images that format and size must tell beyond the most frequent class to be a warning: less changes
+no error rate that is printed."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,17 @@ MEANINGS = {
     ),
     "overlap": Meaning(
         "Images in both sets",
-        "The image of the second set is in the first set too. Its label is known, so that error rates do not hold for it.",
+        "The image of the second set is in the first set too. Its label is known, so that no error rate holds for it.",
         "Remove it from the images to train on if the second set measures the error.",
     ),
     "identical": Meaning(
         "Identical images",
         "Several files have exactly the same pixels.",
-        "Equal files stay in one fold anyway; --near-duplicates group also keeps together different files of equal pixels.",
+        "Equal files stay in one fold anyway; --near-duplicates group keeps other files of equal pixels together, too.",
     ),
     "near-identical": Meaning(
         "Nearly identical images",
-        "The images are versions of one picture: recompressed, resized, slightly shifted, brighter, darker or mirrored.",
+        "The images are versions of one picture: recompressed, resized, shifted, brighter, darker or mirrored.",
         "Train with --near-duplicates group, which keeps them in one fold. Otherwise the error rates are too low.",
     ),
     "constant": Meaning(
@@ -68,7 +68,7 @@ MEANINGS = {
     ),
     "bright": Meaning(
         "Bright images",
-        "95 % of the pixels are brighter than three quarters of the range, and the image is much brighter than the others.",
+        "95 % of the pixels are brighter than three quarters of the range, and the others are much darker.",
         "Look whether the label can be seen; if not, remove the image.",
     ),
     "blurred": Meaning(
@@ -166,8 +166,8 @@ def warnings(result: ExploreResult) -> tuple[str, ...]:
         error = math.sqrt(chance * (1 - chance) / max(result.images, 1))
         if by_form - chance > max(LEAST_GAIN, 3 * error):
             warned.append(
-                f"warning: format and size of a file alone tell the class of {percent(by_form)} of the images; its most "
-                f"frequent class is right for {percent(chance)}. A network may learn how the files were made"
+                f"warning: format and size of a file alone tell the class of {percent(by_form)} of the images; its "
+                f"most frequent class is right for {percent(chance)}. A network may learn how the files were made"
             )
     return tuple(warned)
 

@@ -10,19 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemble.data import duplicates
-from ensemble.data.duplicates import (
-    MIRROR_BITS,
-    MIRRORED,
-    Copies,
-    Descriptors,
-    copy_groups,
-    describe,
-    find_copies,
-    find_overlaps,
-    fold_units,
-    similar_pairs,
-)
+from ensemble.data import duplicates, hashes
+from ensemble.data.duplicates import Copies, copy_groups, find_copies, find_overlaps, fold_units
+from ensemble.data.hashes import MIRROR_BITS, MIRRORED, Descriptors, describe, similar_pairs
 from ensemble.data.synthetic import draw_head
 
 
@@ -89,23 +79,22 @@ def test_the_search_finds_each_pair_of_brute_force_once(
 def test_the_search_takes_few_steps_where_all_hashes_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of pairs that are looked at grows by far less than the number of all pairs."""
     looked_at = []
-    expanded = duplicates._expanded
+    expanded = hashes._expanded
 
     def counted(starts: np.ndarray, stops: np.ndarray):  # type: ignore[no-untyped-def]
         for pair in expanded(starts, stops):
             looked_at.append(len(pair[0]))
             yield pair
 
-    monkeypatch.setattr(duplicates, "_expanded", counted)
+    monkeypatch.setattr(hashes, "_expanded", counted)
     n = 20_000
     list(similar_pairs(np.random.default_rng(0).integers(0, 2**64, n, dtype=np.uint64), radius=7))
     assert sum(looked_at) < n * n / 2 / 500
 
 
 def test_pairs_come_in_parts_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duplicates, "CANDIDATES", 50)
-    hashes = np.full(40, 7, np.uint64)
-    parts = [len(first) for first, _ in similar_pairs(hashes)]
+    monkeypatch.setattr(hashes, "CANDIDATES", 50)
+    parts = [len(first) for first, _ in similar_pairs(np.full(40, 7, np.uint64))]
     assert sum(parts) == 40 * 39 // 2 and max(parts) <= 50
 
 
@@ -211,7 +200,9 @@ def test_overlaps_name_the_image_that_each_other_one_equals() -> None:
 
 
 def test_groups_join_identical_images_copies_and_given_groups() -> None:
-    descriptors = Descriptors(np.array([b"a", b"b", b"a", b"c", b"d", b"e"]), np.zeros((6, 64), np.float32), np.zeros(6, bool))
+    descriptors = Descriptors(
+        np.array([b"a", b"b", b"a", b"c", b"d", b"e"]), np.zeros((6, 64), np.float32), np.zeros(6, bool)
+    )
     ones, plain = np.ones(1, np.float32), np.zeros(1, bool)
     copies = Copies(np.array([2]), np.array([3]), ones, plain)
     assert copy_groups(descriptors, copies).tolist() == [0, 1, 0, 0, 4, 5]
