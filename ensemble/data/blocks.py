@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -42,6 +43,16 @@ def each_block(pixels: NDArray[np.uint8], work: Callable[[int, NDArray[np.uint8]
                 yield result
     finally:
         pool.shutdown(cancel_futures=True)
+        _release(pixels)
+
+
+def _release(pixels: NDArray[np.uint8]) -> None:
+    """Let the system take back the memory of pixels that are mapped from a file; they are read again when needed."""
+    base: object = pixels
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED") and not pixels.flags.writeable:
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def grey(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 
 from ensemble.explore_results import KINDS, SHOWN_EACH, ExploreResult, Finding
@@ -11,6 +11,7 @@ from ensemble.reports.explore_figures import explore_figures, mosaics, thumbnail
 from ensemble.reports.explore_tables import (
     MEANINGS,
     Meaning,
+    absent,
     count_table,
     data_notes,
     findings_table,
@@ -76,7 +77,8 @@ def explore_page(result: ExploreResult) -> bytes:
         numbers=numbers,
         warnings=warnings(result),
         tables=tables,
-        findings=replace(findings_table(result), notes=()),  # they stand beside the pictures
+        findings=findings_table(result, full=False),
+        absent=absent(result),
         samples=[(name, len(result.pictures.samples[name]), data_uri(picture)) for name, picture in samples.items()],
         figures=explore_figures(result),
         sections=list(_sections(result, uris)),

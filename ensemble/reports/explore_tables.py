@@ -135,6 +135,16 @@ def findings_table(result: ExploreResult, full: bool = True) -> Table:
     return Table("Findings", columns, tuple(rows), tuple(notes)) if rows else Table("Nothing was found", (), ())
 
 
+def absent(result: ExploreResult) -> str:
+    """Return a sentence that names the kinds without findings; empty if all have some."""
+    names = [
+        MEANINGS[kind].title.lower()
+        for kind in KINDS
+        if not result.of_kind(kind) and (kind != "overlap" or result.against_where)
+    ]
+    return f"Not found: {', '.join(names)}." if names else ""
+
+
 def verdict(result: ExploreResult) -> str:
     """Return one sentence on the whole set."""
     n = len({each.id for each in result.findings if each.set == "images"})

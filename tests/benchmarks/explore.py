@@ -53,10 +53,10 @@ NEAR: dict[str, Change] = {
 }
 FAULTS: dict[str, Change] = {
     "blurred": lambda image, rng: cv2.GaussianBlur(image, (0, 0), rng.uniform(2, 4)),
-    "dark": lambda image, rng: (image * rng.uniform(0.05, 0.2)).astype(np.uint8),
-    "bright": lambda image, rng: (255 - (255 - image) * rng.uniform(0.05, 0.2)).astype(np.uint8),
+    "dark": lambda image, rng: (image * rng.uniform(0.12, 0.22)).astype(np.uint8),
+    "bright": lambda image, rng: (255 - (255 - image) * rng.uniform(0.12, 0.22)).astype(np.uint8),
     "blank": lambda image, rng: np.clip(rng.normal(rng.uniform(20, 230), 2, image.shape), 0, 255).astype(np.uint8),
-    "constant": lambda image, rng: np.full_like(image, rng.integers(0, 256)),
+    "constant": lambda image, rng: np.broadcast_to(rng.integers(0, 256, 3), image.shape).astype(np.uint8),
 }
 
 
@@ -125,10 +125,9 @@ def timed(arguments: argparse.Namespace) -> None:
     run = arguments.run
     result = explore(ExploreConfig(images=arguments.folder, labels=arguments.labels, against=against, run=run))
     seconds, memory = time.monotonic() - started, resource.getrusage(resource.RUSAGE_SELF)
-    print(
-        f"{result.images} and {result.against} images: {seconds:.0f} s, {memory.ru_utime + memory.ru_stime:.0f} s of CPU, "
-        f"{memory.ru_maxrss / 1e6:.2f} GB at most, page {result.page.stat().st_size / 1e6:.2f} MB"
-    )
+    cpu, gigabytes = memory.ru_utime + memory.ru_stime, memory.ru_maxrss / 1e6
+    print(f"{result.images} and {result.against} images: {seconds:.0f} s, {cpu:.0f} s of CPU")
+    print(f"{gigabytes:.2f} GB of memory at most; the page has {result.page.stat().st_size / 1e6:.2f} MB")
 
 
 def main() -> None:
