@@ -14,6 +14,7 @@ config_fields.py     the panels of `--help`, and the fields that several config 
 fit_config.py        the config model of `thera fit`
 explore_config.py    the config model of `thera explore`
 bench_config.py      the config model of `thera bench`
+clean_config.py      the config model of `thera clean`
 config_reading.py    from YAML and options to config models
 machine.py           cores, memory and cache folder that this process may use
 progress.py          progress and signals of long work
@@ -24,6 +25,7 @@ results.py           the types of these results
 prediction_results.py  those of `thera predict`
 bench_results.py     those of `thera bench`
 explore_results.py   those of `thera explore`
+clean_results.py     those of `thera clean`
 estimator.py         TheraClassifier: images and labels, in scikit-learn's conventions
 threshold_stacker.py ThresholdStacker: the second stage alone, on logits
 
@@ -38,6 +40,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from ensemble.clean_config import CleanConfig
+    from ensemble.commands.clean import clean
     from ensemble.commands.evaluate import compare, evaluate
     from ensemble.commands.explore import explore
     from ensemble.commands.fit import fit
@@ -76,6 +80,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ArtifactError",
     "AugmentConfig",
+    "CleanConfig",
     "ComputeConfig",
     "ConfigError",
     "DataConfig",
@@ -94,6 +99,7 @@ __all__ = [
     "TheraError",
     "ThresholdStacker",
     "__version__",
+    "clean",
     "compare",
     "error_rates",
     "evaluate",
@@ -110,6 +116,8 @@ __all__ = [
 ]
 
 _MODULES = {
+    "ensemble.clean_config": ("CleanConfig",),
+    "ensemble.commands.clean": ("clean",),
     "ensemble.commands.evaluate": ("compare", "evaluate"),
     "ensemble.commands.explore": ("explore",),
     "ensemble.commands.fit": ("fit",),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ensemble.commands.fit_stacker import read_decisions
 from ensemble.commands.prediction_files import read_prediction_facts
+from ensemble.commands.reviewed_scores import reviewed_scores
 from ensemble.config import VIEWS
 from ensemble.data.classes import class_count
 from ensemble.data.folds import FoldTable
@@ -46,15 +47,17 @@ def report(run: Path, say: Say = silent) -> ReportResult:
     if not finished:
         raise ArtifactError(run, "has no finished member", "train one: thera train-member --help")
     decided = folder.decision.exists()
+    decisions = read_decisions(folder, say) if decided else None
     result = ReportResult(
         run=Path(os.path.abspath(run)),
         images=facts.n,
         folds=table.k,
         members=tuple(report_member(member, table, facts.seed, facts.classes) for member in finished),
-        decisions=read_decisions(folder, say) if decided else None,
+        decisions=decisions,
         predictions=_current_predictions(folder, facts.class_count, say) if decided else {},
         data_notes=tuple(facts.notes),
         classes=facts.classes,
+        reviewed=reviewed_scores(folder, table, finished, None if decisions is None else decisions.tta, facts.classes),
     )
     files.remove_orphans(run)
     files.write_whole(run / "report.md", report_markdown(result).encode())
@@ -70,7 +73,7 @@ def report_member(
     `classes` are the names of the classes of the run.
     """
     logits, facts = member.oof_logits(table, VIEWS).mean(axis=1), member.read()
-    left_out = facts.left_out
+    left_out, changed = facts.left_out, facts.changed
     assessment: Assessment | ClassAssessment
     if class_count(classes) == 2:
         assessment = member_report(member.name, table, logits, seed)
@@ -82,6 +85,8 @@ def report_member(
         from_scratch=facts.started_from == FROM_SCRATCH,
         left_out=tuple(left_out[fold].rows for fold in sorted(left_out, key=int)),
         classes=classes,
+        changed=tuple(changed[fold].rows for fold in sorted(changed, key=int)),
+        overlay=facts.config.get("overlay") is not None,
     )
 
 

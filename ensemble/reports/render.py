@@ -7,12 +7,14 @@ from functools import singledispatch
 from pathlib import Path
 
 from ensemble.bench_results import BenchResult
+from ensemble.clean_results import CleanResult, ReviewResult
 from ensemble.decision.class_assessment import ClassAssessment
 from ensemble.decision.rates import ErrorRates
 from ensemble.errors import printable
 from ensemble.explore_results import ExploreResult
 from ensemble.prediction_results import PredictResult
 from ensemble.reports.bench_tables import bench_tables
+from ensemble.reports.clean_tables import clean_tables, review_table, reviewed_tables
 from ensemble.reports.comparison_tables import CLASS_RATES, comparison_tables, evaluation_tables
 from ensemble.reports.decision_tables import decision_tables
 from ensemble.reports.explore_tables import explore_tables
@@ -211,12 +213,23 @@ def _(result: ExploreResult) -> list[Table]:
     return explore_tables(result)
 
 
+@render.register
+def _(result: CleanResult) -> list[Table]:
+    return clean_tables(result)
+
+
+@render.register
+def _(result: ReviewResult) -> list[Table]:
+    return [review_table(result)]
+
+
 def report_tables(result: ReportResult) -> list[Table]:
     """Return all tables of a run, without the summary."""
     members = [member_table(member) for member in result.members]
+    reviewed = reviewed_tables(result)
     if result.decisions is None:
-        return [*members[:-1], members[-1].with_notes(*_legend(result.members[-1]))]
-    tables = [*members, *_fit_tables(result.decisions)]
+        return [*members[:-1], members[-1].with_notes(*_legend(result.members[-1])), *reviewed]
+    tables = [*members, *_fit_tables(result.decisions), *reviewed]
     return [*tables, prediction_table(result.predictions)] if result.predictions else tables
 
 
