@@ -13,6 +13,7 @@ config.py            the config models: type, default, help text and panel of ea
 config_fields.py     the panels of `--help`, and the fields that several config models have
 fit_config.py        the config model of `thera fit`
 predict_config.py    the config models of `thera predict`
+explore_config.py    the config model of `thera explore`
 bench_config.py      the config model of `thera bench`
 clean_config.py      the config model of `thera clean`
 report_config.py     the config model of `thera report`
@@ -26,6 +27,7 @@ commands/            one file a command: a run directory in, a typed result out
 results.py           the types of these results
 prediction_results.py  those of `thera predict`
 bench_results.py     those of `thera bench`
+explore_results.py   those of `thera explore`
 clean_results.py     those of `thera clean`
 estimator.py         TheraClassifier: images and labels, in scikit-learn's conventions
 threshold_stacker.py ThresholdStacker: the second stage alone, on logits
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from ensemble.clean_config import CleanConfig
     from ensemble.commands.clean import clean
     from ensemble.commands.evaluate import compare, evaluate
+    from ensemble.commands.explore import explore
     from ensemble.commands.fit import fit
     from ensemble.commands.fit_stacker import fit_stacker
     from ensemble.commands.predict import predict
@@ -66,6 +69,7 @@ if TYPE_CHECKING:
         TheraError,
     )
     from ensemble.estimator import TheraClassifier, ThresholdStacker
+    from ensemble.explore_config import ExploreConfig
     from ensemble.fit_config import FitConfig
     from ensemble.predict_config import PredictConfig
     from ensemble.report_config import ReportConfig
@@ -79,6 +83,7 @@ __all__ = [
     "DataConfig",
     "DataError",
     "DecisionConfig",
+    "ExploreConfig",
     "FitConfig",
     "LockedError",
     "MemberConfig",
@@ -96,6 +101,7 @@ __all__ = [
     "compare",
     "error_rates",
     "evaluate",
+    "explore",
     "fit",
     "fit_stacker",
     "fit_threshold",
@@ -111,6 +117,7 @@ _MODULES = {
     "ensemble.clean_config": ("CleanConfig",),
     "ensemble.commands.clean": ("clean",),
     "ensemble.commands.evaluate": ("compare", "evaluate"),
+    "ensemble.commands.explore": ("explore",),
     "ensemble.commands.fit": ("fit",),
     "ensemble.commands.fit_stacker": ("fit_stacker",),
     "ensemble.commands.predict": ("predict",),
@@ -140,6 +147,7 @@ _MODULES = {
         "TheraError",
     ),
     "ensemble.estimator": ("TheraClassifier", "ThresholdStacker"),
+    "ensemble.explore_config": ("ExploreConfig",),
     "ensemble.fit_config": ("FitConfig",),
     "ensemble.predict_config": ("PredictConfig",),
     "ensemble.report_config": ("ReportConfig",),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ensemble.bench_config import BenchConfig
     from ensemble.clean_config import CleanConfig
     from ensemble.config import ComputeConfig, DataConfig, DecisionConfig, MemberConfig
+    from ensemble.explore_config import ExploreConfig
     from ensemble.fit_config import FitConfig
     from ensemble.predict_config import PredictConfig
     from ensemble.report_config import ReportConfig
@@ -42,6 +43,10 @@ def _say(line: str) -> None:
 
 def _fit(file: Any, /, config: FitConfig, decision: DecisionConfig, compute: ComputeConfig) -> Any:
     return file.fit(config, decision, compute, _say)
+
+
+def _explore(file: Any, /, config: ExploreConfig) -> Any:
+    return file.explore(config, _say)
 
 
 def _train_member(
@@ -153,6 +158,13 @@ COMMANDS = {
         "The members suit the device and the number of images; --time limits how long everything takes. What is chosen "
         "is written to config.yaml in the run's folder, and `thera run` goes on with that file after an interruption.",
         _fit,
+    ),
+    "explore": Command(
+        "explore",
+        "Look at images and labels before training.",
+        "It counts classes, sizes and formats, and lists damaged, blank, dark, blurred and odd images, copies, and "
+        "images that are in two sets. It writes explore.html, and explore.csv with all findings.",
+        _explore,
     ),
     "train-member": Command(
         "train",

@@ -27,6 +27,7 @@ from ensemble.config_fields import (
     Positive,
     option,
 )
+from ensemble.explore_config import ExploreConfig
 from ensemble.fit_config import FitConfig
 from ensemble.predict_config import PredictConfig
 from ensemble.report_config import ReportConfig
@@ -129,6 +130,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
         _COMPUTE,
         _SCREEN,
     ),
+    "explore": (_part(ExploreConfig, key="config"), _SCREEN),
     "train-member": (
         _part(RunConfig, "run", "folds", "seed"),
         _part(DataConfig, key="data"),

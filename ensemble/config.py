@@ -15,7 +15,6 @@ from pydantic import Discriminator, Tag, field_validator, model_validator
 
 from ensemble.config_fields import (
     AUGMENTATION,
-    DATA,
     DECISION,
     LOSS,
     MODEL,
@@ -34,9 +33,11 @@ from ensemble.config_fields import (
     LabelColumn,
     LabelFile,
     Log,
+    NearDuplicates,
     OnBad,
     Overlay,
     Positive,
+    Resize,
     Seed,
     option,
 )
@@ -70,10 +71,8 @@ class DataConfig(Frozen):
     follow_links: FollowLinks = False
     on_bad: OnBad = "error"
     exif: Exif = "ignore"
-    resize: Annotated[
-        int | None,
-        option(DATA, "Resize every image to this size in pixels.", unset="as they are", ge=16, le=4096),
-    ] = None
+    resize: Resize = None
+    near_duplicates: NearDuplicates = "ignore"
 
 
 class AugmentConfig(Frozen):

@@ -95,6 +95,14 @@ Exif = Annotated[
     Literal["ignore", "apply"],
     option(DATA, "Use the pixels as they are stored, or apply EXIF orientations; prediction does as training did."),
 ]
+Resize = Annotated[
+    int | None,
+    option(DATA, "Resize every image to this size in pixels.", unset="as they are", ge=16, le=4096),
+]
+NearDuplicates = Annotated[
+    Literal["ignore", "group"],
+    option(DATA, "Hold out nearly identical images together with group, as identical ones always are."),
+]
 BadLabel = Annotated[
     int | None,
     option(

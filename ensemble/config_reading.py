@@ -92,6 +92,7 @@ def overridden(
     follow_links: bool = False,
     on_bad: str | None = None,
     exif: str | None = None,
+    near_duplicates: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     classes: int | None = None,
@@ -136,8 +137,8 @@ def overridden(
         data |= {"images": images, "image_column": None}
     else:
         data = {key: each for key, each in data.items() if each is not None}
-    if exif is not None:
-        data["exif"] = exif
+    kept_unless_given = {"exif": exif, "near_duplicates": near_duplicates}
+    data |= {key: each for key, each in kept_unless_given.items() if each is not None}
     changed["data"] = config.data.model_copy(update={**data, **reading})
     if epochs is not None:
         changed["members"] = tuple(member.model_copy(update={"epochs": epochs}) for member in config.members)

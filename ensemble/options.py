@@ -29,12 +29,9 @@ from ensemble.errors import ConfigError
 # --- what differs on the command line ---------------------------------------------------------------------------------
 
 ARGUMENTS = {
-    "fit": ("images",),
+    **dict.fromkeys(("fit", "explore", "predict"), ("images",)),
+    **dict.fromkeys(("report", "clean", "verify"), ("run",)),
     "remove-member": ("name",),
-    "predict": ("images",),
-    "report": ("run",),
-    "clean": ("run",),
-    "verify": ("run",),
     "evaluate": ("label_file",),
     "compare": ("a", "b"),
     "run": ("config",),

@@ -27,6 +27,8 @@ from ensemble.errors import ArtifactError, ConfigError, DataError, LockedError, 
 
 COMMANDS = {
     "fit": "fit",
+    "explore": "explore",
+    "clean": "clean",
     "remove-member": "remove_member",
     "train-member": "train",
     "fit-stacker": "fit_stacker",
@@ -404,6 +406,7 @@ def test_train_member_passes_on_what_was_given(
     assert (run, folds, seed, compute) == (Path("r"), 3, 7, ComputeConfig(device="cpu", workers=1, jobs=3))
     where = {"images": Path("img"), "labels": Path("l"), "positive": "p", "follow_links": True, "resize": 48}
     where |= {"on_bad": "skip", "exif": "apply", "image_column": "file", "label_column": "y", "classes": None}
+    where |= {"near_duplicates": "ignore"}
     assert data.model_dump() == where
     expected = {"arch": "resnet18", "name": "n", "epochs": 2, "batch_size": 4, "lr": 1e-3, "gamma": 1, "alpha": 0.25}
     expected |= {"augment": "none", "stem": "half-stride", "input_size": 32, "precision": "fp32", "pretrained": False}

@@ -14,6 +14,7 @@ from ensemble.clean_config import CleanConfig
 from ensemble.cli import COMMANDS
 from ensemble.config import AugmentConfig, ComputeConfig, DataConfig, DecisionConfig, MemberConfig, RunConfig
 from ensemble.errors import ConfigError
+from ensemble.explore_config import ExploreConfig
 from ensemble.fit_config import FitConfig
 from ensemble.predict_config import PredictConfig
 
@@ -23,6 +24,7 @@ MODELS = (
     ComputeConfig,
     DataConfig,
     DecisionConfig,
+    ExploreConfig,
     FitConfig,
     MemberConfig,
     PredictConfig,

@@ -1,5 +1,7 @@
 """The commands, a file each, and the parts that they share. A run directory goes in, a typed result comes out.
 
+explore.py      explore: what there is in a set of images, before training
+explore_findings.py  the findings of explore, and their table
 fit.py          fit: everything, from images and labels alone
 choice.py       which members fit trains, and for how many epochs
 run.py          run, demo and recipes: everything in order

@@ -151,6 +151,7 @@ def _kept(config: FitConfig, decision: DecisionConfig, say: Say) -> RunConfig:
         "image-column": (kept.data.image_column, config.image_column),
         "label-column": (kept.data.label_column, config.label_column),
         "exif": (kept.data.exif, config.exif),
+        "near-duplicates": (kept.data.near_duplicates, config.near_duplicates),
         "on-bad": (kept.data.on_bad, config.on_bad),
         "seed": (kept.seed, config.seed),
         "folds": (kept.folds, config.folds or kept.folds),

@@ -22,7 +22,7 @@ from ensemble.commands.train import train_members
 from ensemble.commands.verify import verify
 from ensemble.config import ComputeConfig, DataConfig, DecisionConfig, RunConfig
 from ensemble.data.classes import class_count
-from ensemble.data.folds import Folds, assign_folds, refuse_small_classes, together
+from ensemble.data.folds import Folds, assign_folds, refuse_small_classes
 from ensemble.data.source import is_manifest, open_labelled, open_unlabelled, set_name
 from ensemble.decision.class_objective import parse_objective
 from ensemble.decision.cross_fitting import cross_fit, stack
@@ -286,6 +286,7 @@ def _assigned(config: RunConfig, sources: Mapping[str, Source], say: Say) -> Fol
     DataError
         A class of a target has fewer images, or groups of images, than there are folds, or a fold lacks a class.
     """
+    from ensemble.data.duplicates import fold_units
     from ensemble.data.store import load_dataset
 
     data, where = config.data, printable(config.data.images)
@@ -294,7 +295,7 @@ def _assigned(config: RunConfig, sources: Mapping[str, Source], say: Say) -> Fol
     dataset = load_dataset(first, pixels, data.resize, say=say, on_bad=data.on_bad, exif=data.exif)
     rows = np.flatnonzero(np.isin(first.ids, dataset.ids))  # images that cannot be used have no rows
     labels = np.stack([_labels_of(source)[rows] for source in sources.values()], axis=1)
-    units = together(dataset.digests, dataset.groups)
+    units = fold_units(dataset, data.near_duplicates, say)
     for column, (name, source) in enumerate(sources.items()):
         refuse_small_classes(labels[:, column], units, config.folds, f"{where}: column {name}", source.classes)
     combination = np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1, 1)

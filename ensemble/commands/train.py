@@ -18,7 +18,7 @@ from ensemble.commands.training_issues import with_changed_rows
 from ensemble.config import VIEWS, ComputeConfig, DataConfig, MemberConfig, RunConfig
 from ensemble.data.classes import class_count, refuse_alpha
 from ensemble.data.files import listed
-from ensemble.data.folds import Folds, FoldTable, assign_folds, together
+from ensemble.data.folds import Folds, FoldTable, assign_folds
 from ensemble.decision.assessment import refit_differences
 from ensemble.decision.class_assessment import loss_differences
 from ensemble.decision.class_refits import MEAN_ERROR, ClassFixedRule
@@ -282,9 +282,10 @@ def _begin(
         The run was begun with another seed, other folds or other data.
     """
     assert dataset.labels is not None
-    images, labels, resize = "arrays", "arrays", None
+    images, labels, resize, near_duplicates = "arrays", "arrays", None, "ignore"
     if isinstance(data, DataConfig):
         images, labels, resize = str(data.images), str(data.labels or data.images), data.resize
+        near_duplicates = data.near_duplicates
     facts = RunFacts(
         seed=seed,
         folds=folds,
@@ -297,13 +298,16 @@ def _begin(
         labels=labels,
         notes=dataset.notes,
         classes=dataset.classes,
+        near_duplicates=near_duplicates,
     )
     if change := run.forget_untrained(facts, members):
         say(f"note: nothing was trained in {printable(run.folder)} yet; it begins anew: {change}")
     if (run.folder / "folds.csv").exists():
         run.begin(facts)
     else:  # the folds are assigned first, so that impossible folds begin no run
-        units = together(dataset.digests, dataset.groups)
+        from ensemble.data.duplicates import fold_units
+
+        units = fold_units(dataset, facts.near_duplicates, say)
         where = printable(labels) if isinstance(data, DataConfig) else "labels"
         assigned = assigned or assign_folds(dataset.labels, units, folds, seed, where, dataset.classes)
         run.begin(facts)

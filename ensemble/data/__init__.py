@@ -15,6 +15,11 @@ pixels.py      decodes a file to RGB pixels under one image policy
 store.py       decodes every image once, into a memory map on disk
 stored.py      finds the decoded images of a run without its image files
 arrays.py      images that Python code passes: paths or pixels
+blocks.py      walks over decoded images in blocks, in threads
+hashes.py      perceptual hashes of images, and the search for similar ones
+duplicates.py  images that are identical or nearly identical
+quality.py     images that may be faulty: constant, blank, dark, bright, blurred or odd
+pixel_maps.py  the mean image of each class, and the pixels that differ most between classes
 folds.py       assigns rows to folds, by class and group
 synthetic.py   generates the demo images
 synthetic_people.py  generates people, seven images each, of 18 classes

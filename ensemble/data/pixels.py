@@ -194,6 +194,11 @@ def inspect(data: bytes, name: str) -> Header:
     raise DataError(name, "is not a JPEG, PNG, BMP or WebP file")
 
 
+def file_format(data: bytes) -> str:
+    """Return the format of a file that `inspect` accepts: JPEG, PNG, BMP or WebP."""
+    return {b"\xff\xd8": "JPEG", b"\x89P": "PNG", b"BM": "BMP"}.get(data[:2], "WebP")
+
+
 def _refuse_trailing(data: bytes, end: int, name: str, kind: str) -> None:
     """Raise `DataError` where bytes follow the image: they may be another image, or the rest of another file."""
     if len(data) > end:

@@ -12,6 +12,9 @@ comparison_tables.py  evaluate and compare
 targets_tables.py     several targets, and their combination
 clean_tables.py       doubtful labels, their review, and the score on reviewed labels
 bench_tables.py       how well a machine is used
+explore_tables.py    classes, sizes, formats and findings of a set of images
+explore_figures.py   thumbnails, mean images and maps of a set of images
+explore_page.py      the page of a set of images
 documents.py          the tables as report.md and report.json
 figures.py            pictures
 review_page.py        the page on which doubtful labels are reviewed

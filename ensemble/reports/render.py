@@ -11,11 +11,13 @@ from ensemble.clean_results import CleanResult, ReviewResult
 from ensemble.decision.class_assessment import ClassAssessment
 from ensemble.decision.rates import ErrorRates
 from ensemble.errors import printable
+from ensemble.explore_results import ExploreResult
 from ensemble.prediction_results import PredictResult
 from ensemble.reports.bench_tables import bench_tables
 from ensemble.reports.clean_tables import clean_tables, review_table, reviewed_tables
 from ensemble.reports.comparison_tables import CLASS_RATES, comparison_tables, evaluation_tables
 from ensemble.reports.decision_tables import decision_tables
+from ensemble.reports.explore_tables import explore_tables
 from ensemble.reports.member_tables import member_table, trial_table
 from ensemble.reports.prediction_tables import prediction_table
 from ensemble.reports.summary import (
@@ -204,6 +206,11 @@ def _(result: RecipesResult) -> list[Table]:
 @render.register
 def _(result: BenchResult) -> list[Table]:
     return bench_tables(result)
+
+
+@render.register
+def _(result: ExploreResult) -> list[Table]:
+    return explore_tables(result)
 
 
 @render.register

@@ -9,10 +9,12 @@ from ensemble.decision.assessment import Assessment
 from ensemble.decision.class_decision import ClassDecision
 from ensemble.decision.decision import Decision
 from ensemble.errors import printable
+from ensemble.explore_results import ExploreResult
 from ensemble.prediction_results import ClassPredictionFacts, PredictResult
 from ensemble.reports.clean_tables import reviewed_tables
 from ensemble.reports.comparison_tables import CLASS_RATES, comparison_tables, evaluation_tables
 from ensemble.reports.decision_tables import decision_warnings, objective_sentence, repeated_notes
+from ensemble.reports.explore_tables import explore_tables
 from ensemble.reports.measures import Rule, nested_cells, nested_columns
 from ensemble.reports.member_tables import best_rule, chance_notes, origin_notes, trial_table
 from ensemble.reports.prediction_tables import (
@@ -100,6 +102,11 @@ def _(result: EvaluateResult) -> list[Table]:
 def _(result: CompareResult) -> list[Table]:
     rates, *_ = comparison_tables(result, full=False)
     return [rates, compare_summary(result)]
+
+
+@_short.register
+def _(result: ExploreResult) -> list[Table]:
+    return explore_tables(result, full=False)
 
 
 @_short.register

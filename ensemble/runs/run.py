@@ -75,6 +75,8 @@ class RunFacts:
         The size that every image was brought to.
     exif : {"ignore", "apply"}
         Whether EXIF orientations are ignored or applied, in training and in prediction.
+    near_duplicates : {"ignore", "group"}
+        Whether nearly identical images are kept in one fold.
     fingerprint : str
         Of the images, labels and groups.
     images, labels : str
@@ -116,6 +118,7 @@ class RunFacts:
     label_files: dict[str, str] = field(default_factory=dict)
     artifacts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     exif: str = "ignore"
+    near_duplicates: str = "ignore"
 
     @property
     def class_count(self) -> int:
@@ -126,7 +129,8 @@ class RunFacts:
     def identity(self) -> dict[str, Any]:
         """What must stay the same as long as the run goes on."""
         size = list(self.size)
-        return {"seed": self.seed, "folds": self.folds, "exif": self.exif, "size": size, "resize": self.resize}
+        form = {"exif": self.exif, "size": size, "resize": self.resize}
+        return {"seed": self.seed, "folds": self.folds, **form, "near-duplicates": self.near_duplicates}
 
 
 class Run:
