@@ -14,6 +14,7 @@ from ensemble.clean_config import CleanConfig
 from ensemble.clean_results import ClassIssues, CleanResult, LabelIssue, ReviewResult
 from ensemble.commands.fit_stacker import averaged_oof, read_decisions
 from ensemble.commands.label_review import apply_review, refuse_changed
+from ensemble.commands.training_images import stored_pixels
 from ensemble.config import VIEWS
 from ensemble.data.classes import class_count
 from ensemble.data.folds import FoldTable
@@ -225,11 +226,9 @@ def _page(
     say: Say,
 ) -> bytes | None:
     """Return the review page; None, with a note, where the decoded images are not there."""
-    from ensemble.data.stored import find_pixels
     from ensemble.reports.review_page import review_page
 
-    digests = run.read_images()
-    pixels = None if digests is None else find_pixels(run.pixels, digests, facts.resize, facts.exif)
+    pixels = stored_pixels(run, say)
     if pixels is None:
         say(f"note: {printable(run.pixels)} does not hold the decoded images, so that there is no page for a review")
         return None

@@ -13,7 +13,7 @@ from ensemble.decision.class_decision import ClassDecision
 from ensemble.decision.cross_fitting import CrossFit, OofLogits, cross_fit, member_logit, of_score, stack
 from ensemble.decision.decision import Decision
 from ensemble.decision.intervals import Interval, beta_interval, jeffreys
-from ensemble.decision.label_issues import CALIBRATION_FOLDS, find_issues
+from ensemble.decision.label_issues import CALIBRATION_FOLDS, LabelIssues, rank_issues
 from ensemble.decision.rates import Floats, Labels
 
 PROBABILITY_BINS = 10
@@ -61,7 +61,7 @@ class Diagnostics:
         The number of members that contradict the given label, each by itself.
     members : int
         The number of members of the stack.
-    doubtful : bool array (n,) or None
+    doubtful : LabelIssues or None
         The labels that confident learning takes for wrong; None where a class has too few rows for it.
     logits : TwoClassLogits or None
         None of more than two classes.
@@ -73,7 +73,7 @@ class Diagnostics:
     given_probability: Floats
     against: NDArray[np.int64]
     members: int
-    doubtful: NDArray[np.bool_] | None
+    doubtful: LabelIssues | None
     logits: TwoClassLogits | None
 
     @property
@@ -177,7 +177,7 @@ def _diagnostics(
         given_probability=given_probability,
         against=against,
         members=len(oof.members),
-        doubtful=find_issues(nested.margins, oof.labels, seed) if enough else None,
+        doubtful=rank_issues(nested.margins, oof.labels, seed) if enough else None,
         logits=logits,
     )
 
@@ -241,11 +241,13 @@ def reliability(
     p, y = np.asarray(probabilities, np.float64), np.asarray(labels)
     group_of = None if groups is None else np.unique(groups, return_inverse=True)[1]
     place = np.minimum((p * bins).astype(np.int64), bins - 1)
-    found = []
+    filled = []
     for number in np.unique(place).tolist():
         inside = place == number
         rows, share = int(inside.sum()), float(y[inside].mean())
         effect = 1.0 if group_of is None else design_effect(y[inside] == 1, group_of[inside])
         interval = beta_interval(jeffreys(share, rows, effect))
-        found.append(ProbabilityBin(number / bins, (number + 1) / bins, rows, float(p[inside].mean()), share, interval))
-    return tuple(found)
+        filled.append(
+            ProbabilityBin(number / bins, (number + 1) / bins, rows, float(p[inside].mean()), share, interval)
+        )
+    return tuple(filled)

@@ -62,8 +62,8 @@ def made(classes: int, name: str = "class", noise: bool = True) -> ExploreResult
         pictures=pictures,
         page=Path("explore.html"),
         table=Path("explore.csv"),
-        told_by_form=1 / classes,
-        told_by_chance=1 / classes,
+        form_accuracy=1 / classes,
+        majority_share=1 / classes,
         against_where=f"/data/{name} new",
         against=20_000,
         notes=(f"note on {name}",),
@@ -120,8 +120,8 @@ def test_warnings_need_a_difference_beyond_chance() -> None:
 
     result = replace(made(2), findings=())
     assert not warnings(result)
-    assert "52 %" in "".join(warnings(replace(result, told_by_form=0.52)))
-    assert not warnings(replace(result, images=200, told_by_form=0.52))
+    assert "52 %" in "".join(warnings(replace(result, form_accuracy=0.52)))
+    assert not warnings(replace(result, images=200, form_accuracy=0.52))
     assert percent(0) == "0 %" and percent(0.0999) == "10.0 %"
 
 
