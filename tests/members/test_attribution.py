@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ensemble.config import seed_sequence
+from ensemble.data.pixel_maps import mean_image
 from ensemble.data.synthetic import draw_head
-from ensemble.members.attribution import class_logits, mean_image, occlusion, passes, squares
+from ensemble.members.attribution import class_logits, occlusion, passes, squares
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)
