@@ -107,7 +107,7 @@ def test_the_mean_image_is_the_mean() -> None:
 
 
 def test_of_many_images_the_mean_takes_some_that_are_evenly_spaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ensemble.members.attribution.MEAN_ROWS", 3)
+    monkeypatch.setattr("ensemble.data.pixel_maps.MEAN_ROWS", 3)
     pixels = random_images(11, 4, 4)
     np.testing.assert_array_equal(mean_image(pixels), np.round(pixels[[0, 5, 10]].mean(axis=0)))
 
