@@ -6,6 +6,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 MINUTES ?= 60
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 .PHONY: demo test check docs simulate soak clean
 
@@ -13,14 +14,14 @@ demo: $(BIN)/.ready
 	$(BIN)/thera demo
 
 test: $(BIN)/.ready
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: $(BIN)/.ready
 	$(BIN)/ruff format
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 docs: $(BIN)/.ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

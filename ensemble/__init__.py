@@ -13,6 +13,7 @@ config.py            the config models: type, default, help text and panel of ea
 config_fields.py     the panels of `--help`, and the fields that several config models have
 fit_config.py        the config model of `thera fit`
 bench_config.py      the config model of `thera bench`
+clean_config.py      the config model of `thera clean`
 config_reading.py    from YAML and options to config models
 machine.py           cores, memory and cache folder that this process may use
 progress.py          progress and signals of long work
@@ -22,6 +23,7 @@ commands/            one file a command: a run directory in, a typed result out
 results.py           the types of these results
 prediction_results.py  those of `thera predict`
 bench_results.py     those of `thera bench`
+clean_results.py     those of `thera clean`
 estimator.py         TheraClassifier: images and labels, in scikit-learn's conventions
 threshold_stacker.py ThresholdStacker: the second stage alone, on logits
 
@@ -36,6 +38,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from ensemble.clean_config import CleanConfig
+    from ensemble.commands.clean import clean
     from ensemble.commands.evaluate import compare, evaluate
     from ensemble.commands.fit import fit
     from ensemble.commands.fit_stacker import fit_stacker
@@ -72,6 +76,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ArtifactError",
     "AugmentConfig",
+    "CleanConfig",
     "ComputeConfig",
     "ConfigError",
     "DataConfig",
@@ -89,6 +94,7 @@ __all__ = [
     "TheraError",
     "ThresholdStacker",
     "__version__",
+    "clean",
     "compare",
     "error_rates",
     "evaluate",
@@ -104,6 +110,8 @@ __all__ = [
 ]
 
 _MODULES = {
+    "ensemble.clean_config": ("CleanConfig",),
+    "ensemble.commands.clean": ("clean",),
     "ensemble.commands.evaluate": ("compare", "evaluate"),
     "ensemble.commands.fit": ("fit",),
     "ensemble.commands.fit_stacker": ("fit_stacker",),

@@ -25,6 +25,7 @@ from ensemble.errors import ConfigError, ResourceError, Stopped, TheraError, out
 
 if TYPE_CHECKING:
     from ensemble.bench_config import BenchConfig
+    from ensemble.clean_config import CleanConfig
     from ensemble.config import (
         ComputeConfig,
         DataConfig,
@@ -91,7 +92,13 @@ def _report(file: Any, /, run: Path) -> Any:
 
 
 def _verify(file: Any, /, run: Path) -> Any:
+    if targets := _targets_of(run):
+        return targets.verify_targets(run, _say)
     return file.verify(run, _say)
+
+
+def _clean(file: Any, /, run: Path, config: CleanConfig) -> Any:
+    return file.clean(run, config, _say)
 
 
 def _run(file: Any, /, config: Path, compute: ComputeConfig, **given: Any) -> Any:
@@ -196,6 +203,14 @@ COMMANDS = {
         "report.html in the run's folder shows figures, errors and doubtful labels; report.md and report.json have all "
         "tables, which --full prints; README.md is the model card.",
         _report,
+    ),
+    "clean": Command(
+        "clean",
+        "Find wrong labels, review them on a page, mend them.",
+        "Confident learning ranks the labels that models contradict which have not seen the images. The page saves "
+        "decisions that --apply checks and turns into new labels and an overlay; train-member --overlay trains by it. "
+        "Held-out images keep their labels.",
+        _clean,
     ),
     "verify": Command(
         "verify",

@@ -25,6 +25,7 @@ from ensemble.config_fields import (
     TRAINING,
     BadLabel,
     Classes,
+    Clean,
     Device,
     Exif,
     FollowLinks,
@@ -36,6 +37,7 @@ from ensemble.config_fields import (
     LabelFile,
     OnBad,
     OutFile,
+    Overlay,
     Positive,
     Seed,
     ToLabel,
@@ -164,9 +166,8 @@ class MemberConfig(Frozen):
     sampler: Annotated[
         Literal["plain", "balanced"], option(TRAINING, "Draw all classes equally often with balanced.")
     ] = "plain"
-    clean: Annotated[
-        bool, option(TRAINING, "Leave out the training rows whose labels confident learning finds doubtful.")
-    ] = False
+    clean: Clean = False
+    overlay: Overlay = None
     lr: Annotated[float, option(OPTIMISATION, "Raise the learning rate of AdamW to this peak.", gt=0)] = 2e-3
     weight_decay: Annotated[float, option(OPTIMISATION, "Apply this weight decay in AdamW.", ge=0)] = 0.05
     warmup_epochs: Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 RUN, DATA, MODEL, TRAINING, OPTIMISATION = "Run", "Data", "Model", "Training", "Optimisation"
 LOSS, AUGMENTATION, DECISION, SPEED = "Loss", "Augmentation", "Decision", "Speed"
@@ -103,6 +103,23 @@ BadLabel = Annotated[
         unset="the file is not written if images are skipped",
         ge=0,
         le=126,
+    ),
+]
+Clean = Annotated[
+    Literal[True, False, "drop", "flip", "weight"],
+    BeforeValidator(lambda value: True if value == "drop" else value),
+    option(
+        TRAINING,
+        "Leave out (drop; yes is the same), flip or weigh down the training rows whose labels are doubtful, found "
+        "within the training rows of each fold.",
+    ),
+]
+Overlay = Annotated[
+    Path | None,
+    option(
+        TRAINING,
+        "Change training rows as this table says, which thera clean writes; held-out rows keep their labels.",
+        unset="none",
     ),
 ]
 Seed = Annotated[int, option(RUN, "Seed every random stream with this number.", ge=0)]

@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
 from ensemble.bench_config import BenchConfig
+from ensemble.clean_config import CleanConfig
 from ensemble.config import (
     AugmentConfig,
     ComputeConfig,
@@ -132,6 +133,8 @@ def _part(model: type[BaseModel], *names: str, key: str = "", optional: bool = F
 
 
 _COMPUTE = _part(ComputeConfig, key="compute")
+_RENAMED = {"clean": "cleaning"}  # --clean is a flag without a value, see `ALIASES`
+_MEMBER: Any = {_RENAMED.get(name, name): name for name in MemberConfig.model_fields}
 _SCREEN = _part(_Screen)  # the command line takes it out before it calls the command's function
 
 PARTS: dict[str, tuple[Part, ...]] = {
@@ -144,7 +147,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
     "train-member": (
         _part(RunConfig, "run", "folds", "seed"),
         _part(DataConfig, key="data"),
-        _part(MemberConfig, key="member"),
+        _part(MemberConfig, key="member", **_MEMBER),
         _COMPUTE,
         _SCREEN,
     ),
@@ -159,6 +162,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
     "evaluate": (_part(_Evaluate), _SCREEN),
     "compare": (_part(_Compare), _SCREEN),
     "report": (_part(RunConfig, "run"), _SCREEN),
+    "clean": (_part(RunConfig, "run"), _part(CleanConfig, key="config")),
     "verify": (_part(RunConfig, "run"),),
     "run": (
         _part(_RunFile),
@@ -182,6 +186,7 @@ ARGUMENTS = {
     "remove-member": ("name",),
     "predict": ("images",),
     "report": ("run",),
+    "clean": ("run",),
     "verify": ("run",),
     "evaluate": ("label_file",),
     "compare": ("a", "b"),
@@ -191,7 +196,7 @@ ARGUMENTS = {
 }
 """Options that are given by position, without a name."""
 
-BY_NAME_TOO = {"predict": "images", "report": "run", "verify": "run"}
+BY_NAME_TOO = {"predict": "images", "report": "run", "clean": "run", "verify": "run"}
 """The argument of a command that may also be given as an option of its name, as in other commands."""
 
 SECOND_NAMES = {"label_column": "target"}
@@ -200,7 +205,7 @@ SECOND_NAMES = {"label_column": "target"}
 DEFAULTS: dict[tuple[str, str], Any] = {("predict", "tta"): False}
 """Defaults of flags that differ from the model's: `predict` without `--tta` has always been plain prediction."""
 
-ALIASES = {("train-member", "no_pretrained"): ("pretrained", "no")}
+ALIASES = {("train-member", "no_pretrained"): ("pretrained", "no"), ("train-member", "clean"): ("cleaning", "yes")}
 """Hidden flags, each mapped to the option that it sets and the value."""
 
 DESCRIPTIONS = {
@@ -441,5 +446,5 @@ def _shown(command: str, location: Location) -> str:
     """Return the option at fault as the user typed it."""
     if not location:
         return ""
-    name = str(location[0])
+    name = _RENAMED.get(str(location[0]), str(location[0]))
     return name.upper() if name in ARGUMENTS.get(command, ()) else f"--{_dashed(name)}"

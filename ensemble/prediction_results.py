@@ -147,8 +147,6 @@ class ClassPredictionFacts:
         Of the stacked logits.
     shares : tuple of C floats
         Share of the images that the file gives each label.
-    nested_loss : float
-        Nested loss under the objective of the stack of one fold model on the OOF rows.
     expectation : ClassExpectation
     share_check : ClassShareCheck
     seen_in_training, files
@@ -161,7 +159,6 @@ class ClassPredictionFacts:
     objective: str
     offsets: tuple[float, ...]
     shares: tuple[float, ...]
-    nested_loss: float
     expectation: ClassExpectation
     share_check: ClassShareCheck
     files: Mapping[str, str]

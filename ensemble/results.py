@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ensemble.clean_results import ReviewedScore
 from ensemble.decision.assessment import Assessment
 from ensemble.decision.class_assessment import ClassAssessment
 from ensemble.decision.class_comparison import ClassComparison, ClassEvaluation
@@ -36,6 +37,10 @@ class MemberReport:
         Whether pretrained weights were requested where available, and were not.
     left_out : tuple of int
         Training rows of each fold that were left out for doubtful labels; empty where none were looked for.
+    changed : tuple of int
+        Training rows of each fold that had another label or weight; empty as `left_out`.
+    overlay : bool
+        Whether an overlay changed them, which is not nested.
     """
 
     assessment: Assessment | ClassAssessment
@@ -43,6 +48,8 @@ class MemberReport:
     from_scratch: bool = False
     left_out: tuple[int, ...] = ()
     classes: tuple[str, ...] | None = None
+    changed: tuple[int, ...] = ()
+    overlay: bool = False
 
     @property
     def name(self) -> str:
@@ -181,6 +188,8 @@ class ReportResult:
         The names of the classes; None for two classes that are 0 and 1.
     incomplete : DataError or None
         What the command reports last, and exits with, where images to label were left out.
+    reviewed : tuple of ReviewedScore
+        The secondary scores on reviewed labels; empty where no member has an overlay.
     """
 
     run: Path
@@ -192,6 +201,7 @@ class ReportResult:
     data_notes: tuple[str, ...] = ()
     classes: tuple[str, ...] | None = None
     incomplete: DataError | None = None
+    reviewed: tuple[ReviewedScore, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

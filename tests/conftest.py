@@ -14,6 +14,9 @@ from hypothesis import settings
 from leftovers import MARK, held_locks, processes, temporary_files
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the model hub
 settings.register_profile("thera", deadline=None)  # a busy machine is no fault
 settings.load_profile("thera")

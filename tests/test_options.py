@@ -10,6 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from ensemble import options
+from ensemble.clean_config import CleanConfig
 from ensemble.cli import COMMANDS
 from ensemble.config import (
     AugmentConfig,
@@ -23,7 +24,17 @@ from ensemble.config import (
 from ensemble.errors import ConfigError
 from ensemble.fit_config import FitConfig
 
-MODELS = (AugmentConfig, ComputeConfig, DataConfig, DecisionConfig, FitConfig, MemberConfig, PredictConfig, RunConfig)
+MODELS = (
+    AugmentConfig,
+    CleanConfig,
+    ComputeConfig,
+    DataConfig,
+    DecisionConfig,
+    FitConfig,
+    MemberConfig,
+    PredictConfig,
+    RunConfig,
+)
 PARTS_OF_A_RUN = {"RunConfig.data", "RunConfig.members", "RunConfig.decision", "RunConfig.predict"}
 """Fields that are models themselves."""
 
@@ -133,7 +144,7 @@ def test_a_new_field_is_an_option_without_another_edit(monkeypatch: pytest.Monke
         momentum: options.Annotated[float, options.option("Optimisation", "Momentum of AdamW.", ge=0, lt=1)] = 0.9
 
     parts = tuple(
-        options.Part(Longer, {name: name for name in Longer.model_fields}, "member") if part.key == "member" else part
+        options.Part(Longer, {**options._MEMBER, "momentum": "momentum"}, "member") if part.key == "member" else part
         for part in options.PARTS["train-member"]
     )
     monkeypatch.setitem(options.PARTS, "train-member", parts)

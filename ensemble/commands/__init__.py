@@ -8,7 +8,7 @@ checks.py       options of a training command, checked before anything slow is i
 train.py        train-member and trial
 starting_weights.py  the weights that a member starts from, of a file or of another member
 fold_jobs.py    the fold models of members: begun, trained, written
-clean.py        training rows that are left out for doubtful labels
+training_issues.py  training rows that are left out, relabelled or weighed for doubtful labels, or by an overlay
 fit_stacker.py  fit-stacker: the decision
 remove_member.py  remove-member: a member and all that it has trained
 predict.py      predict: compute, decide, write (the label file --out too)
@@ -18,6 +18,9 @@ evaluate.py     evaluate and compare
 report.py       report
 report_evidence.py  what the page of a report shows beside the tables: logits, histories, thumbnails
 model_card_file.py  where the model card is written
+clean.py        clean: the labels that are likely to be wrong, and an overlay that mends them
+label_review.py  a review of doubtful labels, checked and applied
+reviewed_scores.py  the score on the labels of an overlay, a secondary figure of the report
 verify.py       verify: every file against its type and its recorded hash
 bench.py        bench
 """

@@ -16,6 +16,7 @@ from ensemble.commands.starting_weights import is_member_folder
 from ensemble.config import WITHOUT_WEIGHTS, MemberConfig, PredictConfig
 from ensemble.data.classes import class_count
 from ensemble.data.dataset import Source
+from ensemble.data.overlay import read_overlay
 from ensemble.data.source import open_unlabelled
 from ensemble.errors import ArtifactError, ConfigError, DataError, printable
 from ensemble.progress import Say
@@ -93,6 +94,26 @@ def check_members(members: Sequence[MemberConfig]) -> None:
         if not (member.weights.is_file() and os.access(member.weights, os.R_OK)):
             remedy = "give a safetensors file, or the folder of a member"
             raise ArtifactError(printable(member.weights), "is no file that can be read", remedy)
+
+
+def check_overlays(members: Sequence[MemberConfig], source: Source | None) -> None:
+    """Refuse overlays that do not fit the labelled images, as far as these are known already.
+
+    Raises
+    ------
+    ConfigError
+        A member has both an overlay and `clean`.
+    DataError
+        An overlay cannot be read, or a line of it is not valid.
+    """
+    for member in members:
+        if member.overlay is None:
+            continue
+        if member.clean:
+            problem = "has clean and an overlay, which both change training rows"
+            raise ConfigError(f"member {member.name}", problem, "leave one of them out")
+        if source is not None and source.labels is not None:
+            read_overlay(member.overlay, source.ids, source.labels, source.classes)
 
 
 @cache

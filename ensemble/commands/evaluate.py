@@ -203,6 +203,7 @@ def read_side(folder: Path, tta: bool = True, say: Say = silent) -> Side:
         rule, objective = of_score(member_logit(0)), parse_objective("hter", run.read().class_count)
         description = f"the member {path.name} alone at {objective.description}"
     else:
+        Run(folder).refuse_targets()
         remedy = "name checkpoints/RUN or checkpoints/RUN/members/NAME"
         raise ArtifactError(folder, "is neither a run nor a member: no run.json, no member.json", remedy)
     oof = averaged_oof(run, members, VIEW_SETS[key])

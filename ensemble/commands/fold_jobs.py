@@ -1,6 +1,6 @@
 """Training of fold models: begin members, train the folds that are left, write each trained fold.
 
-`train.py` uses it for the folds of a run, `clean.py` for the networks that find doubtful labels.
+`train.py` uses it for the folds of a run, `training_issues.py` for the networks that find doubtful labels.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from ensemble.commands.starting_weights import starting_weights
 from ensemble.config import VIEWS, WITHOUT_WEIGHTS, MemberConfig, seed_sequence
 from ensemble.data.classes import class_count
 from ensemble.data.folds import FoldTable
+from ensemble.data.overlay import Overlay, read_overlay
 from ensemble.decision.rates import class_error
 from ensemble.decision.threshold import least_hter
 from ensemble.errors import ConfigError, ResourceError
@@ -37,11 +38,12 @@ training; more images would take longer."""
 
 @dataclass(frozen=True)
 class BegunMember:
-    """A member that may be trained: its folder, a job for each fold to train, and the plan of its computation."""
+    """A member that may be trained: its folder, a job for each fold, the plan of its computation, and its overlay."""
 
     folder: MemberFolder
     jobs: tuple[FoldJob, ...]
     plan: Plan
+    overlay: Overlay | None = None
 
 
 @dataclass(frozen=True)
@@ -90,15 +92,19 @@ def begin_members(
         check(member, dataset.size[0], weights[0], say, classes)
         requested = member.model_dump(mode="json", exclude={"weights"})
         requested["weights"] = sha256
+        overlay = None
+        if member.overlay is not None:
+            overlay = read_overlay(member.overlay, table.ids, table.labels, dataset.classes)
+        requested["overlay"] = None if overlay is None else overlay.sha256
         config, origin = _with_origin(folder, member, dataset.size[0], say)
         for fold, of_fold in zip(folds, weights, strict=True):
             arrays = {key: value.numpy() for key, value in of_fold.items()} if of_fold is not None else None
             rows = np.flatnonzero(table.fold_of != fold)
             job = FoldJob(config, pixels, table.labels, table.ids, rows, fold, seed, arrays, classes=classes)
             jobs.append(job)
-        requests.append((requested, origin))
+        requests.append((requested, origin, overlay))
     begun, cores = [], cores_of_jobs(jobs, resources)
-    for index, ((folder, member), (requested, origin)) in enumerate(zip(members, requests, strict=True)):
+    for index, ((folder, member), (requested, origin, overlay)) in enumerate(zip(members, requests, strict=True)):
         first = index * len(folds)
         of_member = tuple(jobs[first : first + len(folds)])
         plan = _plan(folder, of_member[0], folds, resources, cores[first], say)
@@ -107,7 +113,7 @@ def begin_members(
             MemberIdentity(dataset.fingerprint, seed, plan.precision, plan.convolutions, origin),
             MemberConfig.model_validate({"arch": member.arch}).model_dump(mode="json"),
         )
-        begun.append(BegunMember(folder, of_member, plan))
+        begun.append(BegunMember(folder, of_member, plan, overlay))
     return begun
 
 

@@ -69,7 +69,6 @@ def write_prediction(
             objective=decision.objective.text,
             offsets=deployment.offsets,
             shares=tuple((counts / len(ids)).tolist()),
-            nested_loss=decision.stacked.loss,
             expectation=deployment.expectation,
             share_check=deployment.share_check,
             files=hashes,

@@ -10,6 +10,7 @@ from ensemble.commands.fit_stacker import read_decisions
 from ensemble.commands.model_card_file import write_card
 from ensemble.commands.prediction_files import read_prediction_facts
 from ensemble.commands.report_evidence import read_evidence
+from ensemble.commands.reviewed_scores import reviewed_scores
 from ensemble.config import VIEWS
 from ensemble.data.classes import class_count
 from ensemble.data.folds import FoldTable
@@ -68,6 +69,7 @@ def report(run: Path, say: Say = silent) -> ReportResult:
         predictions={} if decisions is None else _current_predictions(folder, facts.class_count, say),
         data_notes=tuple(facts.notes),
         classes=facts.classes,
+        reviewed=reviewed_scores(folder, table, finished, None if decisions is None else decisions.tta, facts.classes),
     )
     evidence = read_evidence(folder, table, result, say)  # reads the logits: what is damaged is refused before writing
     page, card = report_page(result, evidence), model_card(result, evidence)
@@ -92,13 +94,15 @@ def report_member(
     already, on the same rows and views: its bootstrap is not repeated.
     """
     facts = member.read()
-    left_out = facts.left_out
+    left_out, changed = facts.left_out, facts.changed
     return MemberReport(
         assessment=assessed or _assessed(member, table, seed, classes),
         views=VIEWS,
         from_scratch=facts.started_from == FROM_SCRATCH,
         left_out=tuple(left_out[fold].rows for fold in sorted(left_out, key=int)),
         classes=classes,
+        changed=tuple(changed[fold].rows for fold in sorted(changed, key=int)),
+        overlay=facts.config.get("overlay") is not None,
     )
 
 

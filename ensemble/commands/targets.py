@@ -19,6 +19,7 @@ from ensemble.commands.fit_stacker import averaged_oof, fit_stacker, read_decisi
 from ensemble.commands.predict import predict_dataset
 from ensemble.commands.report import report
 from ensemble.commands.train import train_members
+from ensemble.commands.verify import verify
 from ensemble.config import ComputeConfig, DataConfig, DecisionConfig, PredictConfig, RunConfig
 from ensemble.data.classes import class_count
 from ensemble.data.folds import Folds, assign_folds, refuse_small_classes, together
@@ -26,11 +27,11 @@ from ensemble.data.source import is_manifest, open_labelled, open_unlabelled, se
 from ensemble.decision.class_objective import parse_objective
 from ensemble.decision.cross_fitting import cross_fit, stack
 from ensemble.decision.joint import JointRates, measure_joint
-from ensemble.errors import ConfigError, DataError, printable
+from ensemble.errors import ArtifactError, ConfigError, DataError, printable
 from ensemble.progress import Say, silent
 from ensemble.reports.documents import targets_markdown
 from ensemble.reports.report_page import targets_page
-from ensemble.results import TargetsPrediction, TargetsResult
+from ensemble.results import TargetsPrediction, TargetsResult, VerifyResult
 from ensemble.runs import files
 from ensemble.runs.locks import locked
 from ensemble.runs.run import TARGETS, TRAIN_FIRST, Run
@@ -85,6 +86,9 @@ def run_targets(config: RunConfig, compute: ComputeConfig | None = None, say: Sa
     compute = compute or ComputeConfig()
     check_compute(compute.device)
     check_members(config.members)
+    if with_overlay := [member.name for member in config.members if member.overlay is not None]:
+        problem = f"member {with_overlay[0]} has an overlay, which is of the labels of one target"
+        raise ConfigError("targets", problem, "use clean in its config, or train that target alone")
     of_targets = _data_of_targets(config)
     for data in of_targets.values():
         parse_objective(_objective(config.decision, data.classes or 2), data.classes or 2)
@@ -180,6 +184,27 @@ def report_targets(run: Path, say: Say = silent) -> TargetsResult:
     files.write_whole(run / "report.md", targets_markdown(result).encode())
     files.write_whole(run / "report.html", targets_page(result))
     return result
+
+
+def verify_targets(run: Path, say: Say = silent) -> VerifyResult:
+    """Check every file of the runs of all targets; see `verify.verify`.
+
+    Raises
+    ------
+    ArtifactError
+        Files are damaged or missing; the runs that have such files are named.
+    """
+    checked, damaged = [TARGETS], []
+    for name in read_targets(run).targets:
+        try:
+            checked += [f"{name}/{path}" for path in verify(run / name, say).checked]
+        except ArtifactError as error:
+            say(f"damaged: {printable(error)}")
+            damaged.append(name)
+    if damaged:
+        problem = f"has damaged or missing files in {', '.join(map(printable, damaged))}"
+        raise ArtifactError(printable(run), problem, "the lines above say what rebuilds them")
+    return VerifyResult(run, tuple(checked))
 
 
 def read_targets(run: Path) -> TargetsFacts:

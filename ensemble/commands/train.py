@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ensemble.commands.checks import announce, check_compute, check_labels, check_members
-from ensemble.commands.clean import without_issues
+from ensemble.commands.checks import announce, check_compute, check_labels, check_members, check_overlays
 from ensemble.commands.fold_jobs import begin_members, finish_folds
 from ensemble.commands.report import report_member
+from ensemble.commands.training_issues import with_changed_rows
 from ensemble.config import VIEWS, ComputeConfig, DataConfig, MemberConfig, RunConfig
-from ensemble.data.classes import class_count
+from ensemble.data.classes import class_count, refuse_alpha
 from ensemble.data.files import listed
 from ensemble.data.folds import Folds, FoldTable, assign_folds, together
 from ensemble.decision.assessment import refit_differences
@@ -178,6 +178,10 @@ def _trained(
     check_members(members)
     run.refuse_other(folds, seed)
     source = _checked_source(data, folds, say)
+    check_overlays(members, source)
+    if source is not None:
+        for member in members:
+            refuse_alpha(f"member {member.name}", member.alpha, class_count(source.classes))
     folders = [run.member(member.name) for member in members]
     with run.removed_unless_begun(folders), contextlib.ExitStack() as locks:
         for folder in folders:
@@ -215,10 +219,7 @@ def train_folds(
     resources = Resources.of(compute)
     folds = range(table.k) if only is None else (only,)
     begun = begin_members(members, dataset, table, folds, seed, resources, say)
-    begun = [
-        replace(member, jobs=without_issues(member, table, resources, say)) if member.jobs[0].config.clean else member
-        for member in begun
-    ]
+    begun = [with_changed_rows(member, table, resources, say) for member in begun]
     finish_folds(begun, table, resources, say)
 
 

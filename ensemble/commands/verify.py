@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +15,8 @@ from ensemble.progress import Say, silent
 from ensemble.results import VerifyResult
 from ensemble.runs import files
 from ensemble.runs.artifacts import recorded_files
+from ensemble.runs.changed_rows import CHANGED, OVERLAY
+from ensemble.runs.label_issues import FACTS, FIND_AGAIN, read_facts
 from ensemble.runs.member import TRAIN_AGAIN, MemberFolder, StateFolder
 from ensemble.runs.predictions import PREDICT_AGAIN, read_note
 from ensemble.runs.run import Run
@@ -51,6 +54,10 @@ def verify(run: Path, say: Say = silent) -> VerifyResult:
         _check_member(MemberFolder(path.parent), checks)
     if folder.decision.exists():
         checks.read(folder.decision, lambda: read_decisions(folder))
+    if (run / FACTS).exists():
+        issues = checks.read(run / FACTS, lambda: read_facts(run))
+        for name, sha256 in issues.files.items() if issues is not None else ():
+            checks.compare(run / FACTS.parent / name, sha256, FIND_AGAIN)
     for place in sorted(run.glob("predictions/*")):
         _check_prediction(place, facts.class_count, checks)
     for path in sorted(folder.pixels.glob("*/store.json")):
@@ -74,7 +81,7 @@ class _Checks:
 
     def read(self, path: Path, read: Callable[[], T]) -> T | None:
         """Read a file; return None where it is damaged."""
-        name = path.relative_to(self._run).as_posix()
+        name = Path(os.path.relpath(path, self._run)).as_posix()  # targets share the decoded images beside their runs
         self.checked.append(name)
         try:
             return read()
@@ -112,6 +119,10 @@ def _check_member(member: MemberFolder, checks: _Checks) -> None:
             checks.read(folder / "history.jsonl", lambda number=number: member.history(number))  # type: ignore[misc]
     for fold, left_out in sorted(facts.left_out.items()):
         checks.compare(member.folder / f"fold-{fold}" / "left_out.csv", left_out.sha256, "restore it")
+    for fold, changed in sorted(facts.changed.items()):
+        checks.compare(member.folder / f"fold-{fold}" / CHANGED, changed.sha256, "restore it")
+    if (overlay := facts.config.get("overlay")) is not None:
+        checks.compare(member.folder / OVERLAY, overlay, "restore it, or train the member again by the same command")
     for part, sha256 in sorted(facts.parts.items()):
         if (path := member.part(*map(int, part.split("/"))) / "oof.csv").exists():
             checks.compare(path, sha256, TRAIN_AGAIN)

@@ -8,10 +8,12 @@ manifest.py    tables of images, with labels and groups
 tables.py      reads CSV and Parquet tables and finds their columns
 labels.py      reads labels: 0 and 1, other spellings of these, the names of two classes, or those of more
 classes.py     the names of classes, and which label each stands for
+overlay.py     tables of training rows to leave out, relabel or weigh
 joining.py     joins images to the labels of a file
 files.py       lists and reads files in folders and zips, and refuses unsafe or damaged ones
 pixels.py      decodes a file to RGB pixels under one image policy
 store.py       decodes every image once, into a memory map on disk
+stored_pixels.py  finds decoded images again in the store
 arrays.py      images that Python code passes: paths or pixels
 folds.py       assigns rows to folds, by class and group
 synthetic.py   generates the demo images

@@ -139,6 +139,13 @@ def refuse_positive(positive: str | None) -> None:
         raise ConfigError("--positive", "the labels are 0 and 1 already", "leave it out")
 
 
+def refuse_alpha(where: str, alpha: float | None, classes: int) -> None:
+    """Raise `ConfigError` where alpha is given for more than two classes."""
+    if alpha is not None and classes > 2:
+        problem = f"alpha weighs two classes, not {classes}"
+        raise ConfigError(where, problem, "leave it out; weighted-focal weighs every class")
+
+
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 

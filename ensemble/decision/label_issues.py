@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -96,6 +97,64 @@ def find_issues(logits: ArrayLike, labels: ArrayLike, seed: int = 0) -> NDArray[
     x, y = _checked("cannot find label issues", logits, labels)
     issues = find_label_issues(y.astype(np.int64), _of_classes(calibrated(x, y, seed)), n_jobs=1)
     return np.asarray(issues, np.bool_)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelIssues:
+    """The labels that are likely to be wrong, the most doubtful first.
+
+    Attributes
+    ----------
+    rows : int64 array (s,)
+    suggested : int64 array (s,)
+        The most probable other class.
+    probability : float64 array (s,)
+        The calibrated probability of the given label.
+    """
+
+    rows: NDArray[np.int64]
+    suggested: NDArray[np.int64]
+    probability: Floats
+
+
+def rank_issues(logits: ArrayLike, labels: ArrayLike, seed: int = 0) -> LabelIssues:
+    """Return the rows of `find_issues`, those whose given label is least probable first.
+
+    Calibration gives many rows the same probability. Among those, the row comes first whose logits favour the suggested
+    class over the given one most.
+
+    Parameters
+    ----------
+    logits : float64 array (n,) or (n, C)
+        Out-of-fold logits, finite. Of two classes, higher means label 1; of more, there is one column for each class.
+    labels : int8 array (n,)
+        The given labels, 0 or 1, or 0 to C - 1; at least `CALIBRATION_FOLDS` rows of each.
+    seed : int
+        The seed of the assignment of rows to calibration folds.
+
+    Raises
+    ------
+    DataError
+        Shapes differ, a logit is not finite, or a class is absent.
+
+    Examples
+    --------
+    >>> logits, labels = np.linspace(-4.0, 4.0, 100), np.repeat([0, 1], 50)
+    >>> labels[:5] = 1
+    >>> issues = rank_issues(logits, labels)
+    >>> np.sort(issues.rows), issues.suggested
+    (array([0, 1, 2, 3, 4]), array([0, 0, 0, 0, 0]))
+    """
+    x, y = _checked("cannot find label issues", logits, labels)
+    rows = np.flatnonzero(find_issues(x, y, seed))
+    p, given, each = _of_classes(calibrated(x, y, seed))[rows], y[rows].astype(np.int64), np.arange(rows.size)
+    others = p.copy()
+    others[each, given] = -1.0
+    suggested = others.argmax(axis=1)
+    scores = np.stack([-x, x], axis=1)[rows] if x.ndim == 1 else x[rows]
+    favour = scores[each, suggested] - scores[each, given]
+    order = np.lexsort((rows, -favour, p[each, given]))
+    return LabelIssues(rows[order], suggested[order], p[each, given][order])
 
 
 def calibrated(logits: Floats, labels: Labels, seed: int = 0) -> Floats:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ensemble.config import MemberConfig, seed_sequence
+from ensemble.data.classes import refuse_alpha
 from ensemble.errors import DataError
-from ensemble.members.losses import refuse_alpha
 from ensemble.members.processes import MappedPixels
 
 
@@ -23,7 +23,7 @@ class FoldJob:
     mapped : MappedPixels
         uint8 array (n, H, W, 3).
     labels : int8 array (n,)
-        0 or 1, or class indices.
+        0 or 1, or class indices. Those of training rows may be changed; those of the other rows are as given.
     ids : str array (n,)
         Names of the images, for error messages.
     rows : int array (r,)
@@ -36,6 +36,8 @@ class FoldJob:
         The part of the fold's training rows that is held out, when doubtful labels in this part are searched.
     classes : int
         The number of classes C. It is a property of the data, not of the member.
+    row_weights : float32 array (n,), optional
+        The factor of each row's loss, in [0, 1]; by default, all are 1.
 
     Raises
     ------
@@ -55,6 +57,7 @@ class FoldJob:
     weights: Mapping[str, np.ndarray] | None = None
     part: int | None = None
     classes: int = 2
+    row_weights: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         where, labels = f"member {self.config.name}", self.labels[self.rows]
@@ -66,6 +69,10 @@ class FoldJob:
     @property
     def pixels(self) -> np.ndarray:
         return self.mapped.array
+
+    def weights_of(self, rows: np.ndarray) -> np.ndarray | None:
+        """Return the factor of the loss of these rows (b,), float32; None where all are 1."""
+        return None if self.row_weights is None else self.row_weights[rows]
 
     def random_seed(self, *names: str | int) -> int:
         """Return a 32-bit seed for a random stream of these names; it differs by member, fold and part."""

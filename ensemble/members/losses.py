@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import log_softmax, logsigmoid
 
 from ensemble.config import MemberConfig
-from ensemble.errors import ConfigError
+from ensemble.data.classes import refuse_alpha
 
 
 def focal_loss(logits: torch.Tensor, labels: torch.Tensor, gamma: float, alpha: float | None) -> torch.Tensor:
@@ -56,13 +56,6 @@ def focal_loss(logits: torch.Tensor, labels: torch.Tensor, gamma: float, alpha: 
     log_p, log_others = _log_probabilities(logits, labels)
     loss = -torch.exp(gamma * log_others) * log_p
     return loss if alpha is None else loss * _by_label(labels, (1 - alpha, alpha))
-
-
-def refuse_alpha(where: str, alpha: float | None, classes: int) -> None:
-    """Raise `ConfigError` where alpha is given for more than two classes."""
-    if alpha is not None and classes > 2:
-        problem = f"alpha weighs two classes, not {classes}"
-        raise ConfigError(where, problem, "leave it out; weighted-focal weighs every class")
 
 
 def _log_probabilities(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -97,7 +97,6 @@ class ResidentEpochs:
         self._codes: dict[int, np.ndarray] = {}
         self._held: dict[int, _Epoch] = {}
         self._updates = 0  # of all jobs, in the current epoch
-        self._labels = torch.from_numpy(jobs[0].labels.astype(np.float32)).to(device)
         self._incoming = AugmentedBatches(jobs[0], self._draws(), 0 if self._once else workers, device, bar)
 
     def close(self) -> None:
@@ -125,15 +124,16 @@ class ResidentEpochs:
         """
         held, rows = self._held[self._number(epoch)], order(job, epoch)
         positions = np.searchsorted(held.codes, code(job, rows))
-        of_pixels, of_labels = (torch.from_numpy(each).to(self._device) for each in (positions, rows))
+        labels = job.labels[rows].astype(np.float32)  # of this job: another may train some rows with other labels
+        of_pixels, of_labels = (torch.from_numpy(each).to(self._device) for each in (positions, labels))
         updates = sum(each.updates_per_epoch for each in self._due(epoch))
         self._updates += first_update
         left = (each[first_update:] for each in (rows, of_pixels, of_labels))
-        for batch, of_pixel, of_label in zip(*left, strict=True):
+        for batch, of_pixel, label in zip(*left, strict=True):
             self._updates += 1
             if not self._once:
                 self._load(epoch + 1, self._updates / updates)
-            yield held.pixels[of_pixel], self._labels[of_label], batch
+            yield held.pixels[of_pixel], label, batch
 
     def _number(self, epoch: int) -> int:
         """Return the epoch whose images an epoch uses; without augmentation, all epochs use those of the first."""

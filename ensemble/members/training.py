@@ -320,7 +320,8 @@ class FoldTraining:
         self._learner.network.train()
         while self.update < job.updates_per_epoch:
             pixels, labels, rows = next(batches)
-            losses.append(self._learner.update(self.epoch * job.updates_per_epoch + self.update, pixels, labels))
+            number = self.epoch * job.updates_per_epoch + self.update
+            losses.append(self._learner.update(number, pixels, labels, job.weights_of(rows)))
             last = self.update == job.updates_per_epoch
             is_due = not last and time.monotonic() - saved >= self._checkpoint.save_every
             if last or is_due or self.update % FINITE_CHECK_INTERVAL == 0:
@@ -389,16 +390,19 @@ class Learner:
         self.schedule.step_update(update)
         return self.lr
 
-    def update(self, number: int, pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def update(
+        self, number: int, pixels: torch.Tensor, labels: torch.Tensor, weights: np.ndarray | None = None
+    ) -> torch.Tensor:
         """Make one update with pixels (b, H, W, 3) uint8 and labels (b,); return the mean loss, on the device.
 
-        Nothing is read back from the device, so that the next update is queued while a GPU computes this one.
+        With `weights` (b,), it is the mean of weight times loss. Nothing is read back, so that a GPU never waits.
         """
         self.schedule.step_update(number)
         self.optimizer.zero_grad(set_to_none=True)
         logits = self.network(pixels.to(self.device, non_blocking=True), self.precision)  # (b,) or (b, C)
         labels = labels.to(self.device, non_blocking=True)
-        loss = classification_loss(logits, labels, self.job.config, self.class_weights).mean()
+        losses = classification_loss(logits, labels, self.job.config, self.class_weights)
+        loss = (losses if weights is None else losses * torch.from_numpy(weights).to(self.device)).mean()
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)  # before clipping, which needs the true norm
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.job.config.clip_norm)

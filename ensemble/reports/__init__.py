@@ -10,6 +10,7 @@ decision_tables.py    the stack beside members and baselines
 prediction_tables.py  label files
 comparison_tables.py  evaluate and compare
 targets_tables.py     several targets, and their combination
+clean_tables.py       doubtful labels, their review, and the score on reviewed labels
 bench_tables.py       how well a machine is used
 documents.py          the tables as report.md and report.json
 figures.py            pictures
@@ -17,5 +18,6 @@ report_page.py        report.html: the page of a run
 report_figures.py     its figures
 galleries.py          the images that the page shows one by one
 model_card.py         the model card of a run
+review_page.py        the page on which doubtful labels are reviewed
 html.py               pages in one HTML file each, from templates/
 """

@@ -81,6 +81,7 @@ def report_json(result: ReportResult) -> dict[str, Any]:
         },
         "predictions": {name: _prediction_figures(facts) for name, facts in result.predictions.items()},
         "data_notes": list(result.data_notes),
+        **({"on_reviewed_labels": [asdict(score) for score in result.reviewed]} if result.reviewed else {}),
     }
 
 

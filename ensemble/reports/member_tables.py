@@ -115,6 +115,14 @@ def origin_notes(report: MemberReport) -> tuple[str, ...]:
     if report.left_out:
         images = ", ".join(map(str, report.left_out))
         notes.append(f"Training images of each fold that were left out for doubtful labels: {images}.")
+    if report.changed:
+        images = ", ".join(map(str, report.changed))
+        notes.append(f"Training images of each fold with another label or weight for doubtful labels: {images}.")
+    if report.overlay:
+        notes.append(
+            "An overlay changed them, by what models say that were also trained on labels of the held-out images, so "
+            "that the nested error rates may be slightly too good."
+        )
     return tuple(notes)
 
 

@@ -7,11 +7,13 @@ from functools import singledispatch
 from pathlib import Path
 
 from ensemble.bench_results import BenchResult
+from ensemble.clean_results import CleanResult, ReviewResult
 from ensemble.decision.class_assessment import ClassAssessment
 from ensemble.decision.rates import ErrorRates
 from ensemble.errors import printable
 from ensemble.prediction_results import PredictResult
 from ensemble.reports.bench_tables import bench_tables
+from ensemble.reports.clean_tables import clean_tables, review_table, reviewed_tables
 from ensemble.reports.comparison_tables import CLASS_RATES, comparison_tables, evaluation_tables
 from ensemble.reports.decision_tables import decision_tables
 from ensemble.reports.member_tables import member_table, trial_table
@@ -204,12 +206,23 @@ def _(result: BenchResult) -> list[Table]:
     return bench_tables(result)
 
 
+@render.register
+def _(result: CleanResult) -> list[Table]:
+    return clean_tables(result)
+
+
+@render.register
+def _(result: ReviewResult) -> list[Table]:
+    return [review_table(result)]
+
+
 def report_tables(result: ReportResult) -> list[Table]:
     """Return all tables of a run, without the summary."""
     members = [member_table(member) for member in result.members]
+    reviewed = reviewed_tables(result)
     if result.decisions is None:
-        return [*members[:-1], members[-1].with_notes(*_legend(result.members[-1]))]
-    tables = [*members, *_fit_tables(result.decisions)]
+        return [*members[:-1], members[-1].with_notes(*_legend(result.members[-1])), *reviewed]
+    tables = [*members, *_fit_tables(result.decisions), *reviewed]
     return [*tables, prediction_table(result.predictions)] if result.predictions else tables
 
 

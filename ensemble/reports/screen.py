@@ -10,6 +10,7 @@ from ensemble.decision.class_decision import ClassDecision
 from ensemble.decision.decision import Decision
 from ensemble.errors import printable
 from ensemble.prediction_results import ClassPredictionFacts, PredictResult
+from ensemble.reports.clean_tables import reviewed_tables
 from ensemble.reports.comparison_tables import CLASS_RATES, comparison_tables, evaluation_tables
 from ensemble.reports.decision_tables import decision_warnings, objective_sentence, repeated_notes
 from ensemble.reports.measures import Rule, nested_cells, nested_columns
@@ -113,9 +114,9 @@ def _(result: DemoResult) -> list[Table]:
 
 def _report_tables(result: ReportResult) -> list[Table]:
     if result.decisions is None:
-        return [_members_table(result.members)]
+        return [_members_table(result.members), *reviewed_tables(result)]
     label_files = [_label_files_table(result.predictions)] if result.predictions else []
-    return [_decision_table(result.decisions.tta), *label_files]
+    return [_decision_table(result.decisions.tta), *reviewed_tables(result), *label_files]
 
 
 def _members_table(members: tuple[MemberReport, ...]) -> Table:

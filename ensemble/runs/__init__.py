@@ -5,7 +5,9 @@ locks.py        a folder is held by one process at a time
 artifacts.py    JSON files whose hashes run.json records
 run.py          a run's folder: run.json, the fold table, where members and predictions lie
 member.py       a member's folder: weights, OOF logits, training state (StateFolder)
+changed_rows.py  the training rows of a fold that have another label or weight, and the overlay of a member
 predictions.py  one set of images: kept logits, label file, predictions.csv, facts
+label_issues.py label_issues/: the doubtful labels, the page of their review, the overlay
 label_files.py  the two forms of a label file, and where it may be written
 migration.py    files of older versions -> the current form
 """

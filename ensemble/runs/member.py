@@ -82,7 +82,7 @@ class FoldFacts:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """The training rows of a fold that are left out for doubtful labels: hash of `left_out.csv`, and their number."""
+    """The training rows of a fold that are left out or changed for doubtful labels: hash of the table, and number."""
 
     sha256: str
     rows: int
@@ -117,6 +117,8 @@ class MemberFacts:
         Hashes of the logits of networks that find doubtful labels, by "fold/part".
     left_out : dict of str to LeftOut
         The rows that each fold leaves out, keyed by fold.
+    changed : dict of str to LeftOut
+        The rows that each fold trains with another label or weight, keyed by fold; see `runs.changed_rows`.
     oof : dict or None
         The member's assessment, for readers of the file.
     parameters : int or None
@@ -133,6 +135,7 @@ class MemberFacts:
     folds: dict[str, FoldFacts] = field(default_factory=dict)
     parts: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, LeftOut] = field(default_factory=dict)
+    changed: dict[str, LeftOut] = field(default_factory=dict)
     oof: dict[str, Any] | None = None
     parameters: int | None = None
 
@@ -191,7 +194,8 @@ class MemberFolder:
         if not self._json.exists():
             return False
         facts = self.read()
-        return bool(facts.folds or facts.parts or facts.left_out) or any(self.folder.glob("fold-*/**/state/*"))
+        known = facts.folds or facts.parts or facts.left_out or facts.changed
+        return bool(known) or any(self.folder.glob("fold-*/**/state/*"))
 
     def read(self) -> MemberFacts:
         return read_recorded(self._run, self._json, MemberFacts, RESTORE)

@@ -147,6 +147,7 @@ class Run:
         self._json = folder / "run.json"
 
     def read(self) -> RunFacts:
+        self.refuse_targets()
         return read_json(self._json, RunFacts, RESTORE if self._json.exists() else TRAIN_FIRST)
 
     @contextlib.contextmanager
@@ -173,14 +174,21 @@ class Run:
                 write_json(self._json, replace(facts, versions=versions()))
         refuse_differences(self._json, self.read().identity, facts.identity, "use another --run")
 
+    def refuse_targets(self) -> None:
+        """Raise `ArtifactError` where the folder holds the runs of several targets in place of one run."""
+        if (self.folder / TARGETS).exists():
+            example = min(self.folder.glob("*/run.json"), default=self.folder / "TARGET" / "run.json").parent
+            raise ArtifactError(self.folder, "holds the runs of several targets", f"name one of them: {example}")
+
     def refuse_other(self, folds: int, seed: int) -> None:
-        """Refuse other folds or another seed than those of the run, once an epoch is finished in it.
+        """Refuse other folds or another seed than those of the run, once an epoch is finished in it; and several runs.
 
         Raises
         ------
         ArtifactError
-            The differences are named.
+            The differences are named; or the folder holds the runs of several targets.
         """
+        self.refuse_targets()
         if self._json.exists() and any(member.has_begun for member in self.members()):
             stored = self.read()
             now = {"seed": seed, "folds": folds}
@@ -208,6 +216,8 @@ class Run:
             before = {**former.identity, "images": former.fingerprint}
             now = {**facts.identity, "images": facts.fingerprint}
             changed = [name for name in now if before[name] != now[name]]
+            if max(former.class_count, facts.class_count) > 2 and former.classes != facts.classes:
+                changed.append("classes")
             members = [MemberFolder(path) for path in (self.folder / "members").glob("*") if path.is_dir()]
             if not changed or any(member.has_begun for member in members):
                 return ""
@@ -221,8 +231,8 @@ class Run:
             for path in (self.bad_images, self.images):
                 path.unlink(missing_ok=True)
             self._json.unlink()
-        shown = [name if name == "images" else f"{name} was {before[name]} and is {now[name]}" for name in changed]
-        return ", ".join("other images or labels" if each == "images" else each for each in shown)
+        other = {"images": "other images or labels", "classes": "other names of the classes"}
+        return ", ".join(other.get(name) or f"{name} was {before[name]} and is {now[name]}" for name in changed)
 
     @contextlib.contextmanager
     def removed_unless_begun(self, members: Sequence[MemberFolder]) -> Iterator[None]:

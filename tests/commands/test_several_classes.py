@@ -213,3 +213,41 @@ def test_folders_of_classes_are_read_and_their_names_kept(tmp_path: Path) -> Non
     assert facts.classes == NAMES and facts.class_count == 3
     member = Run(tmp_path / "run").member("test_resnet").read()
     assert set(member.left_out) == {"0", "1"}
+
+
+def test_alpha_is_refused_before_the_images_are_decoded(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = ("--images", made / "tiny/img", "--labels", made / "tiny/labels.csv", "--classes", 3)
+    line = fails(capsys, 2, "train-member", *TRAIN, *data, "--run", made / "alpha", "--alpha", "0.3")
+    assert line == (
+        "error: member test_resnet: alpha weighs two classes, not 3; leave it out; weighted-focal weighs every class"
+    )
+    assert not (made / "alpha").exists()
+
+
+def test_a_run_without_an_epoch_begins_anew_with_other_names(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = (made / "tiny/labels.csv").read_text()
+    (tmp_path / "other.csv").write_text(labels.replace("low", "least"))  # also the first in the alphabet
+
+    def train(path: Path) -> None:
+        thera(
+            "train-member",
+            *TRAIN,
+            "--images",
+            made / "tiny/img",
+            "--labels",
+            path,
+            "--classes",
+            3,
+            "--run",
+            tmp_path / "run",
+        )
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):  # the run is bound, and nothing is trained
+        patch.setattr("ensemble.commands.train.finish_folds", lambda *_: (_ for _ in ()).throw(KeyError("broken")))
+        train(made / "tiny/labels.csv")
+    assert Run(tmp_path / "run").read().classes == NAMES
+    train(tmp_path / "other.csv")
+    assert "begins anew: other names of the classes" in capsys.readouterr().err
+    assert Run(tmp_path / "run").read().classes == ("least", "mid", "top")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -190,3 +191,24 @@ def test_the_config_of_targets_is_checked() -> None:
     data = {"images": "a.csv"}
     with pytest.raises(ValueError, match="names of folders"):
         RunConfig.model_validate({"run": "r", "data": data, "members": [{"arch": "lenet"}], "targets": ["a/b", "c"]})
+
+
+def test_every_file_of_every_target_is_verified(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copied = tmp_path / "run"
+    shutil.copytree(made / "run", copied)
+    main(["verify", str(copied)])
+    main(["verify", str(copied / "place")])
+    assert " ".join(capsys.readouterr().out.split()).count("is as it was written") == 2
+    oof = copied / "colour/members/test_resnet/fold-0/oof.csv"
+    oof.write_bytes(oof.read_bytes()[:-3])
+    line = fails(capsys, 4, "verify", copied)
+    assert line.endswith("has damaged or missing files in colour; the lines above say what rebuilds them")
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["remove-member test_resnet --run {}", "compare {} {}", "train-member --arch test_resnet --run {} --images x"],
+)
+def test_a_command_of_one_target_asks_for_it(command: str, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = fails(capsys, 4, *(word.format(made / "run") for word in command.split()))
+    assert line == f"error: {made}/run: holds the runs of several targets; name one of them: {made}/run/colour"

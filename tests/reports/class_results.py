@@ -64,7 +64,6 @@ PREDICTED = ClassPredictionFacts(
     objective="macro-f1",
     offsets=(0.0, 0.25, -0.5),
     shares=(0.5, 0.3, 0.2),
-    nested_loss=0.16,
     expectation=EXPECTED,
     share_check=CALM,
     files={},
