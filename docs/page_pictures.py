@@ -27,11 +27,12 @@ WIDTH = 1200
 """The width of the window, in pixels."""
 
 PAGES = {
-    "explore": ("explore.html", 1960),
-    "report": ("report.html", 1830),
-    "review": ("label_issues/review.html", 1040),
+    "explore": ("explore.html", 1960, ()),
+    "report": ("report.html", 2080, ("data", "members", "training")),
+    "review": ("label_issues/review.html", 1040, ()),
 }
-"""The name of a picture -> the page in the run's folder, and how many pixels of its height are shown."""
+"""The name of a picture -> the page in the run's folder, how many pixels of its height are shown, and the sections that
+are left out."""
 
 TRAINING = "--epochs 6 --lr 3e-3 --ema-decay 0.98 --folds 3 --pretrained no"
 
@@ -73,9 +74,11 @@ def draw(out: Path) -> None:
                     sys.exit(status)
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-            for picture, (page, height) in PAGES.items():
+            for picture, (page, height, left_out) in PAGES.items():
                 tab = browser.new_page(viewport={"width": WIDTH, "height": height})
                 tab.goto((folder / "heads" / page).as_uri())
+                for section in left_out:
+                    tab.evaluate(f"document.getElementById('{section}').hidden = true")
                 tab.screenshot(path=str(out / f"{picture}.png"))
                 with Image.open(out / f"{picture}.png") as shot:
                     small = shot.convert("RGB").quantize(256)  # a third of the bytes

@@ -216,7 +216,7 @@ COMMANDS = {
         "clean",
         "Find labels that are likely to be wrong, review and correct them.",
         "Confident learning ranks the labels that are contradicted by models which have not seen the image. The page "
-        "saves decisions; --apply checks them and writes new labels and an overlay, which train-member --overlay reads. "
+        "saves decisions; --apply checks them and writes new labels, and an overlay that train-member --overlay reads. "
         "Held-out images keep their labels.",
         _clean,
     ),

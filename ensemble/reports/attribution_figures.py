@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.reports.html import Figure
-from ensemble.reports.svg import LONGEST_NAME, picture, short
+from ensemble.reports.svg import picture, short
 from ensemble.runs.attribution import ErrorMap, MemberMaps
 
 COLOURS = "PuOr_r"
@@ -29,6 +29,10 @@ WRITTEN = 0.3
 
 LEAST_END = 0.05
 """The least end of the colours, in standard deviations of the logits: smaller effects are pale, they decide nothing."""
+
+
+LONGEST_TITLE = 18
+"""The number of characters of an id or a name that fit above a heat map."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +136,7 @@ def _error_figure(attribution: Attribution, names: Sequence[str]) -> Figure | No
         values = np.mean([_effects(member, error.id) for member in attribution.members], axis=0)
         text = f"label {names[error.label]}, predicted {names[error.predicted]}"
         image = attribution.images.get(error.id)
-        heat = _Panel(f"{short(error.id, keep_end=True)}\n{short(text, 2 * LONGEST_NAME, keep_end=True)}", values)
+        heat = _Panel(f"{short(error.id, LONGEST_TITLE)}\n{short(text, 2 * LONGEST_TITLE)}", values)
         groups.append([heat] if image is None else [heat, _Panel("", np.zeros((0, 0)), image)])
     width = max(map(len, groups))
     in_a_row = ERROR_PANELS_IN_A_ROW // width

@@ -143,7 +143,8 @@ def doubtful_note(diagnostics: Diagnostics, names: Sequence[str]) -> str:
         f"Confident learning takes {labels.size} of {diagnostics.table.labels.size} labels for wrong"
         + (f" ({by_class})" if by_class else "")
         + ". Each is to be looked at: a difficult image with a correct label looks the same. thera clean lists all of "
-        "them and makes a page for their review. All figures of this page are on the labels as given."
+        "them and makes a page for their review. The figures of this page are on the labels as given, unless a table "
+        "names others."
     )
 
 

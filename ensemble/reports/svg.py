@@ -35,8 +35,8 @@ LONG_DECIMALS = re.compile(rb"(?<=[\s\"(,ML])-?\d+\.\d{3,}(?=[\s\"),])")
 SIZE = (5.2, 3.6)
 """The width and height of a figure in inches."""
 
-LONGEST_NAME = 18
-"""The number of characters of a name that fit an axis or the title of a panel; the tables have the whole names."""
+LONGEST_NAME = 28
+"""The number of characters of a name that fit an axis; the tables have the whole names."""
 
 
 def picture(draw: Callable[[Any], None], size: tuple[float, float] = SIZE) -> bytes:
@@ -58,13 +58,11 @@ def picture(draw: Callable[[Any], None], size: tuple[float, float] = SIZE) -> by
     )
 
 
-def short(name: str, longest: int = LONGEST_NAME, keep_end: bool = False) -> str:
-    """Return a name of at most `longest` characters; a longer one loses its end, or its beginning with `keep_end`.
+def short(name: str, longest: int = LONGEST_NAME) -> str:
+    """Return a name of at most `longest` characters, without its middle: joined classes differ at both ends.
 
-    >>> short("small_cnn", 6), short("photos/hat/0001.jpg", 9, keep_end=True)
-    ('small…', '…0001.jpg')
+    >>> short("small_cnn", 9), short("photos/hat/0001.jpg", 12)
+    ('small_cnn', 'photo…01.jpg')
     """
-    text = printable(name)
-    if len(text) <= longest:
-        return text
-    return f"…{text[1 - longest :]}" if keep_end else f"{text[: longest - 1]}…"
+    text, half = printable(name), longest // 2
+    return text if len(text) <= longest else f"{text[: longest - half - 1]}…{text[-half:]}"

@@ -22,6 +22,7 @@ from ensemble.reports import report_figures
 from ensemble.reports.galleries import confident_errors, most_doubtful, shown_rows
 from ensemble.reports.html import Figure
 from ensemble.reports.report_page import Evidence, confusion_of, place, report_page, targets_page, verdict
+from ensemble.reports.svg import LONGEST_NAME, short
 from ensemble.results import ReportResult, TargetsResult
 from ensemble.runs.run import HistoryEntry, RunFacts
 
@@ -232,6 +233,12 @@ def test_a_matrix_of_18_classes_has_all_counts_and_names() -> None:
     picture = report_figures.confusion_figure(counts.tolist(), names).picture.decode()
     assert all(f">{count}<" in picture for count in counts.ravel())
     assert all(f">{name}<" in picture for name in names)
+
+
+def test_a_long_name_keeps_its_ends() -> None:
+    name = short("incorrectly worn, " + "x" * 40 + ", female, 60+")
+    assert len(name) == LONGEST_NAME
+    assert name.startswith("incorrectly") and name.endswith("female, 60+")
 
 
 def test_a_page_of_targets_links_to_each() -> None:
