@@ -19,12 +19,11 @@ from ensemble.config import VIEWS
 from ensemble.data.classes import class_count
 from ensemble.data.folds import FoldTable
 from ensemble.data.overlay import changes_of, overlay_bytes
-from ensemble.decision.class_objective import MEAN_CLASS_ERROR
-from ensemble.decision.cross_fitting import OofLogits, cross_fit, stack
+from ensemble.decision.cross_fitting import OofLogits
 from ensemble.decision.decision import Decision
+from ensemble.decision.diagnostics import margins_for_issues
 from ensemble.decision.fold_offsets import aligned, find_fold_offsets
 from ensemble.decision.label_noise import NoiseBound, class_noise
-from ensemble.decision.objective import HTER
 from ensemble.errors import ArtifactError, ConfigError, DataError, printable
 from ensemble.progress import Say, silent
 from ensemble.runs import files
@@ -124,10 +123,8 @@ def oof_evidence(run: Run, table: FoldTable, say: Say = silent) -> OofEvidence:
             raise ArtifactError(run.folder, "has no finished member", TRAIN_AGAIN)
         oof = averaged_oof(run, finished, VIEWS)
         oof = aligned(oof, find_fold_offsets(oof)) if oof.classes == 2 else oof
-    # at these objectives, whatever the decision minimises: their thresholds put the folds on one scale
-    nested = cross_fit(oof.rows, stack(kind), HTER if oof.classes == 2 else MEAN_CLASS_ERROR)
     source = f"the stack of {len(oof.members)} members" if len(oof.members) > 1 else f"member {oof.members[0]}"
-    return OofEvidence(source, nested.margins, noise, _parents(run, oof))
+    return OofEvidence(source, margins_for_issues(oof, kind), noise, _parents(run, oof))
 
 
 def _parents(run: Run, oof: OofLogits) -> dict[str, dict[str, str]]:
