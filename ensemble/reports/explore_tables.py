@@ -150,7 +150,7 @@ def verdict(result: ExploreResult) -> str:
     n = len({each.id for each in result.findings if each.set == "images"})
     classes = f" in {len(result.classes)} classes" if result.classes else " without labels"
     share = percent(n / max(result.images, 1))
-    have = f"{n:,} of them ({share}) have a finding" if n else "none of them has a finding"
+    have = f"{n:,} ({share}) {'has' if n == 1 else 'have'} a finding" if n else "none of them has a finding"
     return f"{result.images:,} images{classes}; {have}"
 
 
