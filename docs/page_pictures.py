@@ -34,7 +34,7 @@ PAGES = {
 """The name of a picture -> the page in the run's folder, how many pixels of its height are shown, and the sections that
 are left out."""
 
-TRAINING = "--epochs 6 --lr 3e-3 --ema-decay 0.98 --folds 3 --pretrained no"
+TRAINING = "--epochs 5 --lr 3e-3 --ema-decay 0.98 --folds 3 --pretrained no"
 
 
 def plant(folder: Path) -> None:
@@ -58,7 +58,7 @@ def commands() -> list[str]:
         *(f"train-member --arch {arch} {data} {TRAINING}" for arch in ("small_cnn", "simple_cnn")),
         "fit-stacker --run heads",
         "predict --tta --run heads --images val_img",
-        "report heads --maps",
+        "report heads --maps --map-images 50",
         "clean heads",
     ]
 
