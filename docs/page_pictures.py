@@ -28,7 +28,7 @@ WIDTH = 1200
 
 PAGES = {
     "explore": ("explore.html", 1960, ()),
-    "report": ("report.html", 2080, ("data", "members", "training")),
+    "report": ("report.html", 1970, ("data", "members", "training")),
     "review": ("label_issues/review.html", 1040, ()),
 }
 """The name of a picture -> the page in the run's folder, how many pixels of its height are shown, and the sections that
