@@ -197,8 +197,8 @@ COMMANDS = {
         "predict",
         "Label a set of images with a fitted run, or a model.",
         "The HTER to expect is printed, with its 95 % interval. With --model, a file of thera export is used in "
-        "place of a run: it needs neither torch nor the run, and writes label file and predictions.csv into the current "
-        "folder, or beside --out.",
+        "place of a run: it needs neither torch nor the run, and writes label file and predictions.csv into the "
+        "current folder, or beside --out.",
         _predict,
     ),
     "export": Command(

@@ -48,7 +48,7 @@ CHECKED_IMAGES = 1000
 """Images on which the labels of torch and of onnxruntime are compared, evenly spaced over those that there are."""
 
 TOLERANCE, HALF_TOLERANCE = 1e-4, 2e-2
-"""The largest difference of a stacked logit from that of torch in float32, relative to 1 + |logit|. In float32 only the
+"""The largest difference of a member's logit from that of torch in float32, relative to 1 + |logit|. In float32 only the
 order of sums differs, which changes a logit by some 1e-6 before it is rounded to five decimals; weights in half
 precision have 11 bits."""
 
@@ -64,7 +64,7 @@ class _Deployed:
 
 
 def export(run: Path, config: ExportConfig | None = None, say: Say = silent) -> ExportResult:
-    """Write the deployed decision of a run as one ONNX file, with its facts in the metadata and in a JSON file beside it.
+    """Write the deployed decision of a run as one ONNX file, with its facts in it and in a JSON file beside it.
 
     The file holds preprocessing, members, fold models, views, stacker and corrected threshold. Before it is written,
     onnxruntime must give the same labels as torch in float32 on real images, and logits within `TOLERANCE`.
@@ -105,7 +105,7 @@ def export(run: Path, config: ExportConfig | None = None, say: Say = silent) -> 
     result = replace(result, checked=_checked(folder, facts, deployed, dataset, model, config.half))
     with hidden():
         drawn = model.run(drawn_images(facts.size))
-    data = sealed(graph, replace(result, self_test=tuple(drawn.stacked_logits.ravel().tolist())))
+    data = sealed(graph, replace(result, self_test=tuple(drawn.member_logits.ravel().tolist())))
     written = checked(data, printable(out))  # what is written can be read
     files.write_whole(out, data)
     files.write_json(json_beside(out), plain_facts(written.facts))
@@ -361,18 +361,22 @@ def _checked(run: Run, facts: RunFacts, deployed: _Deployed, dataset: Dataset, m
     decision, tolerance = deployed.decision, HALF_TOLERANCE if half else TOLERANCE
     options = PredictOptions(tta=len(decision.views) > 1, precision="fp32", convolutions="native")
     compute = ComputeConfig(device="cpu", jobs=1)
-    stacked = decision.stacker.apply(unkept_fold_logits(run, decision, dataset, options, compute).mean)
+    logits = unkept_fold_logits(run, decision, dataset, options, compute).mean
+    stacked = decision.stacker.apply(logits)
     cut = deployed.cut[0] if isinstance(decision, Decision) else deployed.cut
     expected = apply_cut(stacked, cut)
     outputs = model.run(dataset.pixels, "check")
-    differences = np.abs(outputs.stacked_logits - stacked)
+    differences = np.abs(outputs.member_logits - logits)
     changed = int(np.count_nonzero(outputs.y_pred != expected))
     largest = float(differences.max())
+    # Weights multiply the members' differences, and rounding to five decimals adds to each.
+    scale = 1 + np.abs(stacked) + float(np.abs(decision.stacker.weights).sum())
+    stacks = (np.abs(outputs.stacked_logits - stacked) <= tolerance * scale).all()
     remedy = "export without --half" if half else "leave its members out one by one to find the network at fault"
-    if changed or (differences > tolerance * (1 + np.abs(stacked))).any():
+    if changed or not stacks or (differences > tolerance * (1 + np.abs(logits))).any():
         problem = (
-            f"gives {changed} of {len(dataset)} images another label than torch, and logits that differ by up to "
-            f"{largest:.2g} (allowed: {tolerance:g} of 1 + |logit|); nothing is written"
+            f"gives {changed} of {len(dataset)} images another label than torch, and members' logits that differ "
+            f"by up to {largest:.2g} (allowed: {tolerance:g} of 1 + |logit|); nothing is written"
         )
         raise TheraError("the exported model", problem, remedy)
     return Checked(len(dataset), largest, tolerance)

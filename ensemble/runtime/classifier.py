@@ -178,7 +178,7 @@ class OnnxClassifier:
     def _test(self) -> None:
         """Refuse a machine on which the drawn images have other logits than the file states."""
         with hidden():
-            logits = self._graph.run(drawn_images(self.facts.size)).stacked_logits.ravel()
+            logits = self._graph.run(drawn_images(self.facts.size)).member_logits.ravel()
         stated = np.array(self.facts.self_test)
         if (
             logits.shape != stated.shape

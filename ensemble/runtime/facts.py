@@ -62,7 +62,7 @@ class Checked:
     images : int
         Real images on which onnxruntime gave the same labels as torch in float32.
     largest_difference : float
-        Of a stacked logit on these images.
+        Of a member's logit on these images.
     tolerance : float
         The difference that was allowed, relative to 1 + |logit|.
     """
@@ -119,7 +119,7 @@ class ModelFacts:
         Whether the weights are stored in half precision.
     checked : Checked
     self_test : tuple of floats
-        The stacked logits of the drawn images of `self_test.py`, flattened.
+        The member logits of the drawn images of `self_test.py`, flattened.
     """
 
     version: str
