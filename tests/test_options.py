@@ -15,6 +15,7 @@ from ensemble.cli import COMMANDS
 from ensemble.config import AugmentConfig, ComputeConfig, DataConfig, DecisionConfig, MemberConfig, RunConfig
 from ensemble.errors import ConfigError
 from ensemble.explore_config import ExploreConfig
+from ensemble.export_config import ExportConfig, LabelledBy
 from ensemble.fit_config import FitConfig
 from ensemble.predict_config import PredictConfig
 
@@ -25,7 +26,9 @@ MODELS = (
     DataConfig,
     DecisionConfig,
     ExploreConfig,
+    ExportConfig,
     FitConfig,
+    LabelledBy,
     MemberConfig,
     PredictConfig,
     RunConfig,

@@ -48,8 +48,8 @@ CHECKED_IMAGES = 1000
 """Images on which the labels of torch and of onnxruntime are compared, evenly spaced over those that there are."""
 
 TOLERANCE, HALF_TOLERANCE = 1e-4, 2e-2
-"""The largest difference of a member's logit from that of torch in float32, relative to 1 + |logit|. In float32 only the
-order of sums differs, which changes a logit by some 1e-6 before it is rounded to five decimals; weights in half
+"""The largest difference of a member's logit from that of torch in float32, relative to 1 + |logit|. In float32 only
+the order of sums differs, which changes a logit by some 1e-6 before it is rounded to five decimals; weights in half
 precision have 11 bits."""
 
 
