@@ -65,6 +65,8 @@ OWNERS = {
         "export_config.py",
         "runtime/facts.py",
         "config_reading.py",
+        "predict_config.py",
+        "command_options.py",
         "options.py",
         "runs/files.py",
     ),

@@ -123,8 +123,9 @@ def doubtful_note(diagnostics: Diagnostics, names: Sequence[str]) -> str:
     return (
         f"Confident learning takes {labels.size} of {diagnostics.table.labels.size} labels for wrong"
         + (f" ({by_class})" if by_class else "")
-        + ". Each is to be looked at: a difficult image with a correct label looks the same. All figures of this page "
-        "are on the labels as given."
+        + ". Each is to be looked at, since a difficult image with a correct label looks the same; `thera clean` "
+        "writes a page to review them. The figures of this page are on the labels as given, unless a table names "
+        "others."
     )
 
 

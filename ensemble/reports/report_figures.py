@@ -57,7 +57,7 @@ NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 POINTS = 400
 """The number of points of a curve. More are not visible at the size of the page."""
 
-LONGEST_NAME = 18
+LONGEST_NAME = 28
 """The number of characters of a class name that fit an axis; the tables have the whole names."""
 
 MOST_COUNTED = 30
@@ -414,5 +414,6 @@ def _last(folds: Sequence[Any]) -> float:
 
 
 def _short(name: str, longest: int = LONGEST_NAME) -> str:
-    text = printable(name)
-    return text if len(text) <= longest else text[: longest - 1] + "…"
+    """Return a name of at most `longest` characters, without its middle: joined classes differ at both ends."""
+    text, half = printable(name), longest // 2
+    return text if len(text) <= longest else f"{text[: half - 1]}…{text[-half:]}"

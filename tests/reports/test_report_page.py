@@ -235,6 +235,12 @@ def test_a_matrix_of_18_classes_has_all_counts_and_names() -> None:
     assert all(f">{name}<" in picture for name in names)
 
 
+def test_a_long_name_keeps_its_ends() -> None:
+    short = report_figures._short("incorrectly worn, " + "x" * 40 + ", female, 60+")
+    assert len(short) == report_figures.LONGEST_NAME
+    assert short.startswith("incorrectly") and short.endswith("female, 60+")
+
+
 def test_a_page_of_targets_links_to_each() -> None:
     of_target = reported(fitted())
     targets = TargetsResult(Path("r/x"), {"mask": of_target, "age": of_target}, None, {})

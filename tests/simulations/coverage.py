@@ -185,6 +185,7 @@ def row(line: Line, found: list[dict[str, float]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sets", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0, help="of the first data set; the others follow")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", default="", help="lines whose name contains this")
     parser.add_argument("--first", type=int, default=0, help="go on from this line, the first being 0")
@@ -204,7 +205,7 @@ def main() -> None:
         for line in LINES[arguments.first :]:
             if arguments.only in line.name:
                 started = time.monotonic()
-                found = pool.map(_simulate, [(line, seed) for seed in range(arguments.sets)], chunksize=5)
+                found = pool.map(_simulate, [(line, arguments.seed + j) for j in range(arguments.sets)], chunksize=5)
                 print(row(line, found), f"<!-- {time.monotonic() - started:.0f} s -->", flush=True)
 
 
