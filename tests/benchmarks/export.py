@@ -33,6 +33,7 @@ NETWORKS = {
     "mobilenetv2": None,
     "convnext_nano": None,
     "regnetx_004": None,
+    "test_vit": 160,
     "vit_tiny_patch16_224": 224,
 }
 """Architectures, and the size of their input in pixels where it is fixed."""

@@ -85,7 +85,9 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     write_tiny(folder / "train", 40)
     write_tiny(folder / "new", NEW, seed=1)
-    for path in (folder / "new/img").iterdir():  # harder images, so that logits lie on both sides of the threshold
+    for path in (folder / "new/img").iterdir():  # a third is harder, so that some logits lie near the threshold
+        if int(path.stem) % 3:
+            continue
         noise = np.random.default_rng(int(path.stem)).integers(0, 256, (16, 16, 3))
         mixed = 0.5 * cv2.imread(str(path)) + 0.5 * noise
         cv2.imwrite(str(path), mixed.astype(np.uint8))
