@@ -17,6 +17,7 @@ explore_config.py    the config model of `thera explore`
 bench_config.py      the config model of `thera bench`
 clean_config.py      the config model of `thera clean`
 report_config.py     the config model of `thera report`
+export_config.py     the config models of `thera export` and of prediction with a model
 config_reading.py    from YAML and options to config models
 machine.py           cores, memory and cache folder that this process may use
 progress.py          progress and signals of long work
@@ -29,10 +30,11 @@ prediction_results.py  those of `thera predict`
 bench_results.py     those of `thera bench`
 explore_results.py   those of `thera explore`
 clean_results.py     those of `thera clean`
+export_results.py    those of `thera export` and of prediction with a model
 estimator.py         TheraClassifier: images and labels, in scikit-learn's conventions
 threshold_stacker.py ThresholdStacker: the second stage alone, on logits
 
-Wings, in the order in which data passes: data, runs, members, decision, reports; bench beside them.
+Wings, in the order in which data passes: data, runs, members, decision, reports; runtime and bench beside them.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from ensemble.commands.clean import clean
     from ensemble.commands.evaluate import compare, evaluate
     from ensemble.commands.explore import explore
+    from ensemble.commands.export import export
     from ensemble.commands.fit import fit
     from ensemble.commands.fit_stacker import fit_stacker
     from ensemble.commands.predict import predict
@@ -70,9 +73,11 @@ if TYPE_CHECKING:
     )
     from ensemble.estimator import TheraClassifier, ThresholdStacker
     from ensemble.explore_config import ExploreConfig
+    from ensemble.export_config import ExportConfig
     from ensemble.fit_config import FitConfig
     from ensemble.predict_config import PredictConfig
     from ensemble.report_config import ReportConfig
+    from ensemble.runtime.classifier import OnnxClassifier
 
 __all__ = [
     "ArtifactError",
@@ -84,10 +89,12 @@ __all__ = [
     "DataError",
     "DecisionConfig",
     "ExploreConfig",
+    "ExportConfig",
     "FitConfig",
     "LockedError",
     "MemberConfig",
     "Objective",
+    "OnnxClassifier",
     "PredictConfig",
     "ReportConfig",
     "ResourceError",
@@ -102,6 +109,7 @@ __all__ = [
     "error_rates",
     "evaluate",
     "explore",
+    "export",
     "fit",
     "fit_stacker",
     "fit_threshold",
@@ -118,6 +126,7 @@ _MODULES = {
     "ensemble.commands.clean": ("clean",),
     "ensemble.commands.evaluate": ("compare", "evaluate"),
     "ensemble.commands.explore": ("explore",),
+    "ensemble.commands.export": ("export",),
     "ensemble.commands.fit": ("fit",),
     "ensemble.commands.fit_stacker": ("fit_stacker",),
     "ensemble.commands.predict": ("predict",),
@@ -148,9 +157,11 @@ _MODULES = {
     ),
     "ensemble.estimator": ("TheraClassifier", "ThresholdStacker"),
     "ensemble.explore_config": ("ExploreConfig",),
+    "ensemble.export_config": ("ExportConfig",),
     "ensemble.fit_config": ("FitConfig",),
     "ensemble.predict_config": ("PredictConfig",),
     "ensemble.report_config": ("ReportConfig",),
+    "ensemble.runtime.classifier": ("OnnxClassifier",),
 }
 """Where each public name is defined. Type checkers read the imports above; a test keeps the two equal."""
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ensemble.clean_config import CleanConfig
     from ensemble.config import ComputeConfig, DataConfig, DecisionConfig, MemberConfig
     from ensemble.explore_config import ExploreConfig
+    from ensemble.export_config import ExportConfig, LabelledBy
     from ensemble.fit_config import FitConfig
     from ensemble.predict_config import PredictConfig
     from ensemble.report_config import ReportConfig
@@ -72,10 +73,17 @@ def _remove_member(file: Any, /, run: Path, name: str, yes: bool) -> Any:
     return file.remove_member(run, name, yes, _say)
 
 
-def _predict(file: Any, /, run: Path, config: PredictConfig, compute: ComputeConfig) -> Any:
-    if targets := _targets_of(run):
-        return targets.predict_targets(run, config, compute, _say)
-    return file.predict(run, config, compute, _say)
+def _predict(file: Any, /, by: LabelledBy, config: PredictConfig, compute: ComputeConfig) -> Any:
+    if by.run is None:
+        with_model = import_module("ensemble.commands.predict_model").predict_with_model
+        return with_model(by.model, config, compute, _say)
+    if targets := _targets_of(by.run):
+        return targets.predict_targets(by.run, config, compute, _say)
+    return file.predict(by.run, config, compute, _say)
+
+
+def _export(file: Any, /, run: Path, config: ExportConfig) -> Any:
+    return file.export(run, config, _say)
 
 
 def _evaluate(file: Any, /, **given: Any) -> Any:
@@ -187,9 +195,18 @@ COMMANDS = {
     ),
     "predict": Command(
         "predict",
-        "Label a set of images with a fitted run.",
-        "The HTER to expect is printed, with its 95 % interval.",
+        "Label a set of images with a fitted run, or a model.",
+        "The HTER to expect is printed, with its 95 % interval. With --model, a file of thera export is used in "
+        "place of a run: it needs neither torch nor the run, and writes label file and predictions.csv into the "
+        "current folder, or beside --out.",
         _predict,
+    ),
+    "export": Command(
+        "export",
+        "Write a run's decision as one ONNX file.",
+        "It holds preprocessing, members, fold models, views, stacker and threshold, and labels images with "
+        "`thera predict --model`. It is only written once onnxruntime has given the labels of torch on real images.",
+        _export,
     ),
     "evaluate": Command(
         "evaluate",

@@ -28,6 +28,7 @@ from ensemble.config_fields import (
     option,
 )
 from ensemble.explore_config import ExploreConfig
+from ensemble.export_config import ExportConfig, LabelledBy
 from ensemble.fit_config import FitConfig
 from ensemble.predict_config import PredictConfig
 from ensemble.report_config import ReportConfig
@@ -141,11 +142,12 @@ PARTS: dict[str, tuple[Part, ...]] = {
     "fit-stacker": (_part(RunConfig, "run"), _part(DecisionConfig, key="config"), _SCREEN),
     "remove-member": (_part(RunConfig, "run"), _part(_RemoveMember)),
     "predict": (
-        _part(RunConfig, "run"),
+        _part(LabelledBy, key="by"),
         _part(PredictConfig, key="config"),
         _part(ComputeConfig, "device", "jobs", key="compute"),  # prediction has no data workers
         _SCREEN,
     ),
+    "export": (_part(RunConfig, "run"), _part(ExportConfig, key="config"), _SCREEN),
     "evaluate": (_part(_Evaluate), _SCREEN),
     "compare": (_part(_Compare), _SCREEN),
     "report": (_part(RunConfig, "run"), _part(ReportConfig, key="config"), _SCREEN),

@@ -33,6 +33,7 @@ COMMANDS = {
     "train-member": "train",
     "fit-stacker": "fit_stacker",
     "predict": "predict",
+    "export": "export",
     "evaluate": "evaluate",
     "compare": "evaluate",
     "report": "report",
@@ -146,7 +147,7 @@ def test_on_a_terminal_the_help_is_drawn_in_panels(
     assert thera("predict", "--help") == 0
     drawn = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
     assert "╭─ Decision ─" in drawn
-    assert "[required]" in drawn
+    assert "--model" in drawn
     assert "[default: off]" in re.sub(r"\s*│\n│\s*", " ", drawn) or "default: off]" in drawn
 
 

@@ -20,10 +20,12 @@ LAYERS = (
     {"config", "progress", "machine", "runs/files"},
     {"runs/locks"},
     {"config_reading", "fit_config", "bench_config", "clean_config", "explore_config", "report_config"},
+    {"export_config"},
     {"data"},
     {"runs"},
+    {"runtime"},
     {"members", "decision"},
-    {"prediction_results", "clean_results"},
+    {"prediction_results", "clean_results", "export_results"},
     {"results", "bench_results", "explore_results"},
     {"reports", "bench"},
     {"commands"},
@@ -50,6 +52,9 @@ OWNERS = {
     "jinja2": ("reports/html.py",),
     "safetensors": ("runs/files.py",),
     "filelock": ("runs/locks.py",),
+    "onnx": ("members/onnx_",),
+    "onnxscript": ("members/onnx_graph.py",),
+    "onnxruntime": ("runtime/classifier.py",),
     "yaml": ("config_reading.py",),
     "pydantic": (
         "config.py",
@@ -57,6 +62,8 @@ OWNERS = {
         "fit_config.py",
         "explore_config.py",
         "clean_config.py",
+        "export_config.py",
+        "runtime/facts.py",
         "config_reading.py",
         "predict_config.py",
         "command_options.py",
@@ -82,6 +89,9 @@ SLOW = {
     "pyarrow",
     "rich",
     "jinja2",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
 }
 """Libraries that take long to load. Outside the wings that consist of them they are imported where they are used."""
 

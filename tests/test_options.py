@@ -16,6 +16,7 @@ from ensemble.config import AugmentConfig, ComputeConfig, DataConfig, DecisionCo
 from ensemble.config_fields import option
 from ensemble.errors import ConfigError
 from ensemble.explore_config import ExploreConfig
+from ensemble.export_config import ExportConfig, LabelledBy
 from ensemble.fit_config import FitConfig
 from ensemble.predict_config import PredictConfig
 
@@ -26,7 +27,9 @@ MODELS = (
     DataConfig,
     DecisionConfig,
     ExploreConfig,
+    ExportConfig,
     FitConfig,
+    LabelledBy,
     MemberConfig,
     PredictConfig,
     RunConfig,

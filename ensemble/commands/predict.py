@@ -23,17 +23,17 @@ from ensemble.decision.decision import Decision
 from ensemble.decision.deploy import Deployment, deploy
 from ensemble.errors import ConfigError, DataError, printable, some
 from ensemble.predict_config import PredictConfig, PredictOptions
-from ensemble.prediction_results import ClassPredictionFacts, PredictionRequest, PredictResult
+from ensemble.prediction_results import PredictionRequest, PredictResult
 from ensemble.progress import Say, silent
 from ensemble.reports.prediction_tables import label_file_warnings, seen_note
 from ensemble.runs import files
-from ensemble.runs.label_files import checked_target, is_table, label_file, write_label_file
+from ensemble.runs.label_files import checked_target, incomplete, is_table, labels_of_all, write_label_file
 from ensemble.runs.locks import locked
 from ensemble.runs.predictions import is_predicted
 from ensemble.runs.run import BAD_IMAGES, Run, RunFacts, bad_images_table
 
 if TYPE_CHECKING:
-    from ensemble.data.dataset import Dataset, Source
+    from ensemble.data.dataset import Dataset
 
 
 def predict(run: Path, config: PredictConfig, compute: ComputeConfig | None = None, say: Say = silent) -> PredictResult:
@@ -79,23 +79,16 @@ def predict(run: Path, config: PredictConfig, compute: ComputeConfig | None = No
     if dataset.bad and not is_table(out) and config.bad_label is None:
         say(f"{len(dataset)} labels, logits and votes are in {table}")
     else:
-        content, count = _label_file(out, source.ids, result, facts, config.bad_label)
+        content, count = labels_of_all(out, source.ids, result.ids, result.y_pred, facts.classes, config.bad_label)
         write_label_file(folder, out, content)
         result = replace(result, out=out)
         say(f"{count} labels written to {printable(out)}; logits and votes are in {table}")
-    return replace(result, incomplete=_incomplete(source, dataset, result, out)) if dataset.bad else result
-
-
-def _incomplete(source: Source, dataset: Dataset, result: PredictResult, out: Path) -> DataError:
-    """Return what is reported last where images were left out; without the result's `out`, no label file is written."""
-    where = printable(result.folder / BAD_IMAGES)
-    found = f"{len(dataset.bad)} of {len(source)} images cannot be used and are listed in {where}"
-    if result.out is not None:
-        return DataError(source.where, found)
-    remedy = f"{printable(out)} needs a line for each image and is not written"
-    classes = len(result.facts.classes) if isinstance(result.facts, ClassPredictionFacts) else 2
-    labels = "0 or 1" if classes == 2 else f"0 to {classes - 1}"
-    return DataError(source.where, found, f"{remedy}: give --bad-label {labels}, or --out FILE.csv for a table")
+    if not dataset.bad:
+        return result
+    listed = result.folder / BAD_IMAGES
+    written = result.out is not None
+    left_out = incomplete(source, len(dataset.bad), listed, out, written, facts.class_count)
+    return replace(result, incomplete=left_out)
 
 
 def check_options(config: PredictOptions, facts: RunFacts) -> None:
@@ -114,23 +107,6 @@ def check_options(config: PredictOptions, facts: RunFacts) -> None:
         refuse_options_of_two_classes(config.correction, config.prior)
         if config.cascade is not None:
             raise ConfigError("--cascade", f"is for two classes alone; this run has {classes}", "leave it out")
-
-
-def _label_file(
-    out: Path, ids: np.ndarray, result: PredictResult, facts: RunFacts, bad_label: int | None
-) -> tuple[bytes, int]:
-    """Return the label file of a prediction, and the number of its labels.
-
-    Images that were left out are in no table, and get `bad_label` in a file with a label in each line. `ids` are those
-    of all images, in their order.
-    """
-    y_pred = result.y_pred
-    if is_table(out):
-        ids = result.ids
-    elif len(ids) > len(y_pred):
-        labels = dict(zip(result.ids.tolist(), y_pred.tolist(), strict=True))
-        y_pred = np.array([labels.get(name, bad_label) for name in ids.tolist()], np.int8)
-    return label_file(out.name, ids, y_pred, facts.classes), len(ids)
 
 
 def predict_dataset(

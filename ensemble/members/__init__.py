@@ -21,6 +21,8 @@ tensorboard_log.py    writes the histories of trainings for TensorBoard while th
 resident.py           an epoch's images on a GPU, augmented once for all folds
 processes.py          a pool of processes, each pinned to its cores
 predictor.py          the logits of many fold models on one set of images
+onnx_networks.py      a network as an ONNX graph
+onnx_graph.py         the ONNX graph of a whole decision
 attribution.py        what a network looks at: the change of its logit where a square of an image is covered
 precision.py          number formats, and which of them this CPU has
 plans.py              the plans (precision and kind of convolutions) that a device can compute

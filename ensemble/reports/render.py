@@ -12,12 +12,14 @@ from ensemble.decision.class_assessment import ClassAssessment
 from ensemble.decision.rates import ErrorRates
 from ensemble.errors import printable
 from ensemble.explore_results import ExploreResult
+from ensemble.export_results import ExportResult, ModelPrediction
 from ensemble.prediction_results import PredictResult
 from ensemble.reports.bench_tables import bench_tables
 from ensemble.reports.clean_tables import clean_tables, review_table, reviewed_tables
 from ensemble.reports.comparison_tables import CLASS_RATES, comparison_tables, evaluation_tables
 from ensemble.reports.decision_tables import decision_tables
 from ensemble.reports.explore_tables import explore_tables
+from ensemble.reports.export_tables import export_tables, model_prediction_tables
 from ensemble.reports.member_tables import member_table, trial_table
 from ensemble.reports.prediction_tables import prediction_table
 from ensemble.reports.summary import (
@@ -131,6 +133,16 @@ def _(result: FitResult | ClassFitResult) -> list[Table]:
 @render.register
 def _(result: PredictResult) -> list[Table]:
     return [prediction_table({result.name: result.facts}), predict_summary(result)]
+
+
+@render.register
+def _(result: ExportResult) -> list[Table]:
+    return export_tables(result)
+
+
+@render.register
+def _(result: ModelPrediction) -> list[Table]:
+    return model_prediction_tables(result)
 
 
 @render.register

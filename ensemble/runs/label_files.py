@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ensemble.data.dataset import is_numbered
-from ensemble.errors import ConfigError, ResourceError, printable
+from ensemble.data.dataset import Source, is_numbered
+from ensemble.errors import ConfigError, DataError, ResourceError, printable
 from ensemble.runs import files
 from ensemble.runs.run import LABEL_FILES, Run
 
@@ -43,6 +43,62 @@ def label_file(name: str, ids: np.ndarray, y_pred: np.ndarray, classes: tuple[st
 
     labels = y_pred if classes is None else np.array(classes, object)[y_pred]
     return files.table_bytes(pd.DataFrame({"name": ids, "label": labels}))
+
+
+def labels_of_all(
+    out: Path,
+    every: np.ndarray,
+    ids: np.ndarray,
+    y_pred: np.ndarray,
+    classes: tuple[str, ...] | None,
+    bad_label: int | None,
+) -> tuple[bytes, int]:
+    """Return a label file, and the number of its labels, where images may have been left out.
+
+    Those are in no table, and get `bad_label` in a file with a label in each line.
+
+    Parameters
+    ----------
+    out : Path
+    every : str array (n_all,)
+        The ids of all images, in their order.
+    ids : str array (n,)
+        Those of the images that have labels.
+    y_pred : int8 array (n,)
+    classes : tuple of C str, or None
+    bad_label : int, optional
+        Needed where images were left out of a file with lines.
+    """
+    if is_table(out):
+        every = ids
+    elif len(every) > len(y_pred):
+        labels = dict(zip(ids.tolist(), y_pred.tolist(), strict=True))
+        y_pred = np.array([labels.get(name, bad_label) for name in every.tolist()], np.int8)
+    return label_file(out.name, every, y_pred, classes), len(every)
+
+
+def incomplete(source: Source, count: int, listed: Path, out: Path, written: bool, classes: int) -> DataError:
+    """Return what is reported last where `count` images were left out, which the file `listed` names.
+
+    Parameters
+    ----------
+    source : Source
+        All images.
+    count : int
+    listed : Path
+    out : Path
+        The label file.
+    written : bool
+        Whether it was written.
+    classes : int
+        The number of classes.
+    """
+    found = f"{count} of {len(source)} images cannot be used and are listed in {printable(listed)}"
+    if written:
+        return DataError(source.where, found)
+    remedy = f"{printable(out)} needs a line for each image and is not written"
+    labels = "0 or 1" if classes == 2 else f"0 to {classes - 1}"
+    return DataError(source.where, found, f"{remedy}: give --bad-label {labels}, or --out FILE.csv for a table")
 
 
 def is_table(name: str | Path) -> bool:

@@ -1,0 +1,59 @@
+"""The tables of `thera export` and of `thera predict --model`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ensemble.errors import printable
+from ensemble.export_results import ExportResult, ModelPrediction
+from ensemble.reports.measures import class_names
+from ensemble.reports.table import Table
+from ensemble.runtime.facts import Expected, ModelFacts
+
+
+def export_tables(result: ExportResult) -> list[Table]:
+    """Return what an exported model holds, and how it was checked."""
+    facts = result.facts
+    rows = [
+        (member.name, member.architecture, str(facts.folds), str(member.input_size), f"{member.weight:.4f}")
+        for member in facts.members
+    ]
+    members = Table("The members of the model", ("member", "network", "folds", "input", "weight"), tuple(rows))
+    check, half = facts.checked, ", weights in half precision" if facts.half else ""
+    notes = (
+        f"Model: {printable(result.out)} ({result.size / 1e6:.1f} MB{half})",
+        f"Checked by onnxruntime on {check.images} images: the labels of torch, logits within "
+        f"{check.largest_difference:.2g} (allowed: {check.tolerance:g} of 1 + |logit|).",
+        _expected_line(facts),
+        f"Label images with it: thera predict --model {printable(result.out)} IMAGES",
+    )
+    return [members, Table("In short", (), (), notes)]
+
+
+def model_prediction_tables(result: ModelPrediction) -> list[Table]:
+    """Return how many images got each label, and the error rate to expect."""
+    facts = result.facts
+    counts = np.bincount(result.y_pred, minlength=facts.class_count)
+    names = class_names(facts.classes, facts.class_count)
+    rows = []
+    for label, name in enumerate(names):
+        of_run = (f"{facts.shares[label]:.4f}",) if facts.shares else ()
+        rows.append((name, str(counts[label]), f"{counts[label] / counts.sum():.4f}", *of_run))
+    columns = ("label", "images", "share", *((f"share in {printable(facts.corrected_on)}",) if facts.shares else ()))
+    where = () if result.out is None else (f"Label file: {printable(result.out)}",)
+    notes = (
+        _expected_line(facts),
+        "It holds for images like those of the training; a model does not check whether these are.",
+        *where,
+    )
+    return [Table(f"Labels of {printable(result.name)}", columns, tuple(rows)), Table("In short", (), (), notes)]
+
+
+def _expected_line(facts: ModelFacts) -> str:
+    if facts.averaging_measured:
+        return f"Expected {_text(facts.expected)}."
+    return f"Expected {_text(facts.expected)}, measured of one fold model; the mean of all is usually better."
+
+
+def _text(expected: Expected) -> str:
+    return f"{expected.measure} {expected.value:.4f} (95 %: {expected.low:.4f} to {expected.high:.4f})"
