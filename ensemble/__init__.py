@@ -30,6 +30,7 @@ bench_results.py     those of `thera bench`
 explore_results.py   those of `thera explore`
 clean_results.py     those of `thera clean`
 estimator.py         TheraClassifier: images and labels, in scikit-learn's conventions
+estimator_images.py  what TheraClassifier takes: folders, paths or pixels, with labels of any kind
 threshold_stacker.py ThresholdStacker: the second stage alone, on logits
 
 Wings, in the order in which data passes: data, runs, members, decision, reports; bench beside them.

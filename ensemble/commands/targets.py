@@ -21,7 +21,7 @@ from ensemble.commands.report import report
 from ensemble.commands.train import train_members
 from ensemble.commands.verify import verify
 from ensemble.config import ComputeConfig, DataConfig, DecisionConfig, RunConfig
-from ensemble.data.classes import class_count
+from ensemble.data.classes import UNREAD, class_count
 from ensemble.data.folds import Folds, assign_folds, refuse_small_classes
 from ensemble.data.source import is_manifest, open_labelled, open_unlabelled, set_name
 from ensemble.decision.class_objective import parse_objective
@@ -97,7 +97,7 @@ def run_targets(config: RunConfig, compute: ComputeConfig | None = None, say: Sa
     sources = {name: open_labelled(data) for name, data in of_targets.items()}
     joined = _joined_classes(config, sources)
     if config.predict is not None:
-        open_unlabelled(config.predict)
+        open_unlabelled(config.predict, UNREAD)
     _begin(config.run, tuple(of_targets), joined)
     folds = _assigned(config, sources, say)
     for name, data in of_targets.items():
@@ -144,7 +144,7 @@ def predict_targets(
     of_first = runs[facts.targets[0]].read()
     for name in facts.targets:
         read_decisions(runs[name], say)
-    source = open_unlabelled(config, 0)
+    source = open_unlabelled(config, UNREAD)
     out = _checked_out(run, config, facts)
     from ensemble.data.store import load_dataset
 

@@ -56,7 +56,7 @@ class Resampler:
     ) -> NDArray[np.int64]:
         """Draw replicates, and return how often each outcome occurs in each.
 
-        The strata are the sets of labels that occur in a group (see `strata_of`). Every label occurs in every replicate.
+        The strata are the sets of labels that occur in a group (see `strata_of`). Every replicate has every label.
 
         Parameters
         ----------

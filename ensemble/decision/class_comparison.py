@@ -126,7 +126,7 @@ def measure_classes(
 
     With groups, the intervals are percentiles of a bootstrap that draws whole groups with replacement, within strata of
     groups with the same set of classes (`bootstrap.strata_of`); every class is in every replicate. An interval that
-    rests on fewer than `FEW_ERRORS` errors of a class is widened to that of the counts, divided by their design effects.
+    rests on fewer than `FEW_ERRORS` errors of a class is widened to that of the counts, divided by design effects.
 
     Parameters
     ----------
@@ -268,8 +268,8 @@ def compare_classes(
         b=b,
         errors=tuple(Difference(float(value), central(each)) for value, each in zip(values, errors.T, strict=True)),
         mean_error=Difference(float(values.mean()), central(mean_error)),
-        macro_f1=Difference(b.rates.macro_f1 - a.rates.macro_f1, central(-losses[:, MACRO_F1])),
-        accuracy=Difference(b.rates.accuracy - a.rates.accuracy, central(-losses[:, ACCURACY])),
+        macro_f1=Difference(b.rates.macro_f1 - a.rates.macro_f1, central(0.0 - losses[:, MACRO_F1])),
+        accuracy=Difference(b.rates.accuracy - a.rates.accuracy, central(0.0 - losses[:, ACCURACY])),
         agreement=agreement,
         apart=apart,
     )

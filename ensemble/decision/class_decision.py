@@ -29,6 +29,9 @@ from ensemble.decision.label_noise import ClassNoise, class_noise
 from ensemble.decision.rates import ClassRates, Labels, apply_offsets, class_rates
 from ensemble.errors import printable
 
+SHOWN = 5
+"""The number of classes that a note names."""
+
 
 @dataclass(frozen=True)
 class ClassDecision:
@@ -190,7 +193,10 @@ def _few_groups_note(
 
 
 def _counted(numbers: Sequence[tuple[int, int]], classes: Sequence[str] | None) -> str:
-    return ", ".join(f"{printable(classes[c]) if classes else c} ({n})" for c, n in numbers)
+    """Return the names of the classes with their numbers, the smallest first; of many classes, the first ones."""
+    ordered = sorted(numbers, key=lambda each: each[1])
+    shown = ", ".join(f"{printable(classes[c]) if classes else c} ({n})" for c, n in ordered[:SHOWN])
+    return shown + (f" and {len(ordered) - SHOWN} more" if len(ordered) > SHOWN else "")
 
 
 def _repeated(oof: OofLogits, rule: Rule, objective: ClassObjective, repeats: int, seed: int) -> tuple[float, ...]:

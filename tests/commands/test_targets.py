@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
+from tiny import fails
 
 from ensemble.cli import main
 from ensemble.commands.fit_stacker import averaged_oof, read_decisions
@@ -58,15 +59,6 @@ def config_text(folder: Path, **changes: str) -> Path:
     path = folder / "config.yaml"
     path.write_text("\n".join(line for line in (lines | changes).values() if line) + "\n")
     return path
-
-
-def fails(capsys: pytest.CaptureFixture[str], status: int, *arguments: object) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        main([str(each) for each in arguments])
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert stopped.value.code == status, line
-    return line
 
 
 @pytest.fixture(scope="module", autouse=True)
