@@ -119,7 +119,7 @@ def fit_targets(run: Path, config: DecisionConfig | None = None, say: Say = sile
         objective = _objective(config, Run(run / name).read().class_count)
         if objective != config.objective:
             say(f"note: target {name} has two classes; its objective is {objective} in place of {config.objective}")
-        fit_stacker(run / name, config.model_copy(update={"objective": objective}), say)
+        fit_stacker(run / name, config.model_copy(update={"objective": objective}), _of_target(name, say))
     return report_targets(run, say)
 
 
@@ -151,7 +151,7 @@ def predict_targets(
     pixels = runs[facts.targets[0]].pixels
     dataset = load_dataset(source, pixels, of_first.resize, say=say, on_bad=config.on_bad, exif=of_first.exif)
     results = {
-        name: predict_dataset(run / name, dataset, set_name(config.images), config, compute, say)
+        name: predict_dataset(run / name, dataset, set_name(config.images), config, compute, _of_target(name, say))
         for name in facts.targets
     }
     classes = {name: runs[name].read().classes for name in facts.targets}
@@ -212,6 +212,16 @@ def verify_targets(run: Path, say: Say = silent) -> VerifyResult:
 def read_targets(run: Path) -> TargetsFacts:
     """Return `targets.json`."""
     return files.read_json(run / TARGETS, TargetsFacts, TRAIN_FIRST)
+
+
+def _of_target(name: str, say: Say) -> Say:
+    """Return a `say` whose notes and warnings begin with the name of the target."""
+
+    def say_of_target(line: str) -> None:
+        kind, colon, text = line.partition(": ")
+        say(f"{kind}: target {printable(name)}: {text}" if colon and kind in ("note", "warning") else line)
+
+    return say_of_target
 
 
 # --- before training --------------------------------------------------------------------------------------------------
