@@ -208,8 +208,8 @@ COMMANDS = {
     "report": Command(
         "report",
         "Print the members' HTER and the stack's.",
-        "report.html in the run's folder shows figures, errors and doubtful labels; report.md and report.json have all "
-        "tables, which --full prints; README.md is the model card.",
+        "The page report.html in the run's folder shows figures, errors and doubtful labels; report.md and report.json "
+        "have all tables, which --full prints; README.md is the model card.",
         _report,
     ),
     "clean": Command(

@@ -10,11 +10,11 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from ensemble.config import CORRECTIONS, DataConfig, DecisionConfig, MemberConfig, RunConfig, seed_sequence
+from ensemble.config import DataConfig, DecisionConfig, MemberConfig, RunConfig, seed_sequence
 from ensemble.config_reading import config_text, load_config, overridden, validated
 from ensemble.decision.stacker import STACKERS
 from ensemble.errors import ConfigError
-from ensemble.predict_config import PredictConfig
+from ensemble.predict_config import CORRECTIONS, PredictConfig
 
 GOOD = "run: checkpoints/x\ndata: {images: train_img, labels: label_train.txt}\nmembers:\n- {arch: resnet18}\n"
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))

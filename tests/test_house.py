@@ -59,6 +59,8 @@ OWNERS = {
         "explore_config.py",
         "clean_config.py",
         "config_reading.py",
+        "predict_config.py",
+        "command_options.py",
         "options.py",
         "runs/files.py",
     ),

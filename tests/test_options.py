@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from pydantic import BaseModel
@@ -13,6 +13,7 @@ from ensemble import command_options, options
 from ensemble.clean_config import CleanConfig
 from ensemble.cli import COMMANDS
 from ensemble.config import AugmentConfig, ComputeConfig, DataConfig, DecisionConfig, MemberConfig, RunConfig
+from ensemble.config_fields import option
 from ensemble.errors import ConfigError
 from ensemble.explore_config import ExploreConfig
 from ensemble.fit_config import FitConfig
@@ -136,7 +137,7 @@ def test_help_says_choices_bounds_and_default(command: str, name: str, text: str
 
 def test_a_new_field_is_an_option_without_another_edit(monkeypatch: pytest.MonkeyPatch) -> None:
     class Longer(MemberConfig):
-        momentum: options.Annotated[float, options.option("Optimisation", "Momentum of AdamW.", ge=0, lt=1)] = 0.9
+        momentum: Annotated[float, option("Optimisation", "Momentum of AdamW.", ge=0, lt=1)] = 0.9
 
     parts = tuple(
         options.Part(Longer, {**command_options._MEMBER, "momentum": "momentum"}, "member")

@@ -242,7 +242,7 @@ def test_there_are_no_colours_where_nobody_wants_them() -> None:
     [
         ("thera re", ["remove-member", "report", "recipes"]),
         ("thera --v", ["--version"]),
-        ("thera train-member --l", ["--labels", "--label-column", "--lr", "--loss", "--label-smoothing"]),
+        ("thera train-member --l", ["--labels", "--label-column", "--log", "--lr", "--loss", "--label-smoothing"]),
         ("thera predict --combine ", ["mean", "vote"]),
         ("thera predict --images i", []),  # bash completes the names of files
     ],

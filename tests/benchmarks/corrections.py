@@ -19,11 +19,12 @@ from pathlib import Path
 import numpy as np
 
 from ensemble.commands import fit_stacker as fit_stacker_command
-from ensemble.config import CORRECTIONS, VIEWS
+from ensemble.config import VIEWS
 from ensemble.data.labels import parse_labels
 from ensemble.decision.averaging import MeanModel, corrected_threshold
 from ensemble.decision.rates import ErrorRates, apply_threshold, error_rates
 from ensemble.decision.threshold import fit_threshold
+from ensemble.predict_config import CORRECTIONS
 from ensemble.runs.run import Run
 
 LEARN = 60_000

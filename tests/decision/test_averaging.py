@@ -9,7 +9,6 @@ import pytest
 from label_files import simulate
 from worlds import World
 
-from ensemble.config import CORRECTIONS
 from ensemble.decision import averaging
 from ensemble.decision.averaging import (
     LEAST_IMAGES,
@@ -26,6 +25,7 @@ from ensemble.decision.refits import RefitRule, refit_replicates
 from ensemble.decision.shift import check_share
 from ensemble.decision.threshold import fit_threshold
 from ensemble.errors import DataError
+from ensemble.predict_config import CORRECTIONS
 
 
 def draw(rng: np.random.Generator, n: int, k: int, noise: float) -> tuple[np.ndarray, np.ndarray]:
