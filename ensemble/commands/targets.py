@@ -102,7 +102,8 @@ def run_targets(config: RunConfig, compute: ComputeConfig | None = None, say: Sa
     folds = _assigned(config, sources, say)
     for name, data in of_targets.items():
         say(f"target {name}: {data.classes} classes")
-        train_members(config.run / name, config.members, data, config.folds, config.seed, compute, say, folds)
+        say_of = _of_target(name, say)
+        train_members(config.run / name, config.members, data, config.folds, config.seed, compute, say_of, folds)
     fit_targets(config.run, config.decision, say)
     predicted = None if config.predict is None else predict_targets(config.run, config.predict, compute, say)
     return replace(report_targets(config.run, say), predicted=predicted)
@@ -177,7 +178,7 @@ def predict_targets(
 def report_targets(run: Path, say: Say = silent, config: ReportConfig | None = None) -> TargetsResult:
     """Return and write the report of every target, and the joint rates of all targets, nested."""
     facts = read_targets(run)
-    reports = {name: report(run / name, say, config) for name in facts.targets}
+    reports = {name: report(run / name, _of_target(name, say), config) for name in facts.targets}
     joint = None
     if all(each.decisions is not None for each in reports.values()):
         joint = _joint(run, facts.targets)
