@@ -121,7 +121,7 @@ def test_the_hashes_of_the_images_are_recorded_again(
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ("1\n" * 12, "both classes must be present; none of 12 labels is 0"),
+        ("1\n" * 12, "both classes must be present; none of 12 labels is 0; add images of this class"),
         ("0\n" + "1\n" * 11, "1 image of class 0 cannot fill 2 folds; add images of this class"),
         ("0\n1\n" * 5, "10 lines for 12 images; 011.png has no label; give one line for each image"),
     ],
