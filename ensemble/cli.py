@@ -214,9 +214,9 @@ COMMANDS = {
     ),
     "clean": Command(
         "clean",
-        "Find wrong labels, review them on a page, mend them.",
-        "Confident learning ranks the labels that models contradict which have not seen the images. The page saves "
-        "decisions that --apply checks and turns into new labels and an overlay; train-member --overlay trains by it. "
+        "Find labels that are likely to be wrong, review and correct them.",
+        "Confident learning ranks the labels that are contradicted by models which have not seen the image. The page "
+        "saves decisions; --apply checks them and writes new labels, and an overlay that train-member --overlay reads. "
         "Held-out images keep their labels.",
         _clean,
     ),

@@ -117,7 +117,7 @@ class ExploreResult:
         Whether the images were resized to it because their sizes differ.
     classes, sizes, formats : tuple of Count
         Of the images.
-    told_by_form, told_by_chance : float or None
+    form_accuracy, majority_share : float or None
         The share of the images whose class is the most frequent one of their format and size, and the share of the most
         frequent class; None without labels.
     findings : tuple of Finding
@@ -140,8 +140,8 @@ class ExploreResult:
     pictures: ExplorePictures
     page: Path
     table: Path
-    told_by_form: float | None = None
-    told_by_chance: float | None = None
+    form_accuracy: float | None = None
+    majority_share: float | None = None
     against_where: str = ""
     against: int = 0
     notes: tuple[str, ...] = ()

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browser import browser as browser
+from browser import open_page as open_page
 from hypothesis import settings
 from leftovers import MARK, held_locks, processes, temporary_files
 

@@ -104,7 +104,7 @@ def test_own_data_of_the_readme_runs(tmp_path: Path) -> None:
     (tmp_path / "truth.csv").write_text("\n".join(rows) + "\n")
     section = text_of(ROOT / "README.md").split("## Your own data")[1].split("\n## ")[0]
     lines = [line.strip() for line in section.splitlines() if line.startswith("    thera ")]
-    assert len(lines) == 3
+    assert len(lines) == 4
     for line in lines:
         _, *arguments = shlex.split(line)
         small = ["--folds", "2", "--device", "cpu", "--jobs", "1", "--time", "1m"]

@@ -22,6 +22,7 @@ clean.py        clean: the labels that are likely to be wrong, and an overlay th
 label_review.py  a review of doubtful labels, checked and applied
 reviewed_scores.py  the score on the labels of an overlay, a secondary figure of the report
 maps.py         what the members look at: report --maps
+training_images.py  the images that a run was trained on, decoded or from their files
 report_evidence.py  what the page of a report shows beside the tables: logits, histories, thumbnails
 model_card_file.py  where the model card is written
 verify.py       verify: every file against its type and its recorded hash

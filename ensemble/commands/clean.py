@@ -14,16 +14,16 @@ from ensemble.clean_config import CleanConfig
 from ensemble.clean_results import ClassIssues, CleanResult, LabelIssue, ReviewResult
 from ensemble.commands.fit_stacker import averaged_oof, read_decisions
 from ensemble.commands.label_review import apply_review, refuse_changed
+from ensemble.commands.training_images import stored_pixels
 from ensemble.config import VIEWS
 from ensemble.data.classes import class_count
 from ensemble.data.folds import FoldTable
 from ensemble.data.overlay import changes_of, overlay_bytes
-from ensemble.decision.class_objective import MEAN_CLASS_ERROR
-from ensemble.decision.cross_fitting import OofLogits, cross_fit, stack
+from ensemble.decision.cross_fitting import OofLogits
 from ensemble.decision.decision import Decision
+from ensemble.decision.diagnostics import margins_for_issues
 from ensemble.decision.fold_offsets import aligned, find_fold_offsets
 from ensemble.decision.label_noise import NoiseBound, class_noise
-from ensemble.decision.objective import HTER
 from ensemble.errors import ArtifactError, ConfigError, DataError, printable
 from ensemble.progress import Say, silent
 from ensemble.runs import files
@@ -123,10 +123,8 @@ def oof_evidence(run: Run, table: FoldTable, say: Say = silent) -> OofEvidence:
             raise ArtifactError(run.folder, "has no finished member", TRAIN_AGAIN)
         oof = averaged_oof(run, finished, VIEWS)
         oof = aligned(oof, find_fold_offsets(oof)) if oof.classes == 2 else oof
-    # at these objectives, whatever the decision minimises: their thresholds put the folds on one scale
-    nested = cross_fit(oof.rows, stack(kind), HTER if oof.classes == 2 else MEAN_CLASS_ERROR)
     source = f"the stack of {len(oof.members)} members" if len(oof.members) > 1 else f"member {oof.members[0]}"
-    return OofEvidence(source, nested.margins, noise, _parents(run, oof))
+    return OofEvidence(source, margins_for_issues(oof, kind), noise, _parents(run, oof))
 
 
 def _parents(run: Run, oof: OofLogits) -> dict[str, dict[str, str]]:
@@ -225,11 +223,9 @@ def _page(
     say: Say,
 ) -> bytes | None:
     """Return the review page; None, with a note, where the decoded images are not there."""
-    from ensemble.data.stored import find_pixels
     from ensemble.reports.review_page import review_page
 
-    digests = run.read_images()
-    pixels = None if digests is None else find_pixels(run.pixels, digests, facts.resize, facts.exif)
+    pixels = stored_pixels(run, say)
     if pixels is None:
         say(f"note: {printable(run.pixels)} does not hold the decoded images, so that there is no page for a review")
         return None

@@ -17,18 +17,19 @@ from ensemble.commands.explore_findings import (
     damaged,
     duplicates,
     faulty,
+    form_accuracy,
     odd_sizes,
     ordered,
     overlapping,
     size_of,
     table_of_findings,
-    told_by_form,
 )
 from ensemble.data.source import open_source
 from ensemble.errors import ConfigError, printable
 from ensemble.explore_config import ExploreConfig
 from ensemble.explore_results import KINDS, SHOWN_EACH, Count, ExplorePictures, ExploreResult, Finding
 from ensemble.progress import Say, silent
+from ensemble.reports.thumbnails import small
 from ensemble.runs import files
 from ensemble.runs.run import Run
 
@@ -147,17 +148,17 @@ def _explored(
         of_rows = tuple(header_of[id_] for id_ in data.ids.tolist())
         sets.append(ExploredSet(name, data, of_rows, describe(data.pixels)))
     first = sets[0]
-    found = [finding for each in sets for finding in (*damaged(each), *odd_sizes(each))]
+    findings = [finding for each in sets for finding in (*damaged(each), *odd_sizes(each))]
     for explored in sets:
-        found += faulty(explored, find_faults(measure(explored.data.pixels)))
+        findings += faulty(explored, find_faults(measure(explored.data.pixels)))
     copies = find_copies(first.data.pixels, first.descriptors)
-    found += duplicates(first, copies, copy_groups(first.descriptors, copies))
+    findings += duplicates(first, copies, copy_groups(first.descriptors, copies))
     if other is not None:
         second = sets[1]
         overlaps = find_overlaps(first.data.pixels, first.descriptors, second.data.pixels, second.descriptors)
-        found += overlapping(first, second, overlaps)
-    findings = ordered(found)
-    by_form, by_chance = told_by_form(first) or (None, None)
+        findings += overlapping(first, second, overlaps)
+    listed = ordered(findings)
+    by_form, of_majority = form_accuracy(first) or (None, None)
     known = [header for header in first.headers if header is not None]
     return ExploreResult(
         where=source.where,
@@ -167,12 +168,12 @@ def _explored(
         classes=_class_counts(first),
         sizes=counts([size_of(header) for header in known]),
         formats=counts([header.format for header in known]),
-        findings=findings,
-        pictures=_pictures(sets, findings),
+        findings=listed,
+        pictures=_pictures(sets, listed),
         page=page,
         table=table,
-        told_by_form=by_form,
-        told_by_chance=by_chance,
+        form_accuracy=by_form,
+        majority_share=of_majority,
         against_where="" if other is None else other.where,
         against=0 if other is None else len(sets[1].data),
         notes=tuple(note for each in sets for note in each.data.notes),
@@ -216,7 +217,7 @@ def _pictures(sets: Sequence[ExploredSet], findings: Sequence[Finding]) -> Explo
         for finding in [each for each in findings if each.kind == kind][:SHOWN_EACH]
         if finding.partner is not None
     }
-    thumbnails = {(name, row): _small(pixels_of[name][row]) for name, row in sorted(shown)}
+    thumbnails = {(name, row): np.array(small(pixels_of[name][row], THUMBNAIL)) for name, row in sorted(shown)}
     if first.labels is None:
         return ExplorePictures({"": _samples(first.pixels, np.arange(len(first)), MOST_SAMPLES)}, thumbnails=thumbnails)
     names = [count.name for count in _class_counts(sets[0])]
@@ -236,16 +237,4 @@ def _pictures(sets: Sequence[ExploredSet], findings: Sequence[Finding]) -> Explo
 def _samples(pixels: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
     """Return at most `count` of the images of these rows, evenly spaced, made small."""
     chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))]
-    return np.stack([_small(pixels[row]) for row in chosen.tolist()])
-
-
-def _small(pixels: np.ndarray) -> np.ndarray:
-    """Return an image (H, W, 3) with at most `THUMBNAIL` pixels a side."""
-    import cv2
-
-    height, width = pixels.shape[:2]
-    scale = min(1.0, THUMBNAIL / max(height, width))
-    if scale == 1.0:
-        return np.array(pixels)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA))
+    return np.stack([small(pixels[row], THUMBNAIL) for row in chosen.tolist()])

@@ -155,7 +155,7 @@ def counts(names: Sequence[str]) -> tuple[Count, ...]:
     return tuple(Count(name, n, n / len(names)) for name, n in Counter(names).most_common())
 
 
-def told_by_form(of: ExploredSet) -> tuple[float, float] | None:
+def form_accuracy(of: ExploredSet) -> tuple[float, float] | None:
     """Return how often format and size alone tell the class, and how often its most frequent class is right.
 
     For each image, the class is predicted that is most frequent among the other images of its format and size. None

@@ -29,7 +29,7 @@ COLUMNS = ("id", "given", "decision", "label")
 """The columns of a review, as the page saves it."""
 
 DECISIONS = ("keep", "flip", "drop", "unsure")
-"""What a review may decide of a label: it is right, wrong, of an image to leave out, or not to be told."""
+"""What a review may decide of a label: it is right, it is wrong, the image is to be left out, or nobody can say."""
 
 
 def apply_review(run: Run, facts: RunFacts, table: FoldTable, path: Path, out: Path | None, say: Say) -> ReviewResult:

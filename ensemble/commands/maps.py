@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ensemble.commands.checks import check_compute
+from ensemble.commands.training_images import training_pixels
 from ensemble.config import MemberConfig, seed_sequence
 from ensemble.data.folds import FoldTable
 from ensemble.decision.threshold import fit_threshold
-from ensemble.errors import ArtifactError, ConfigError, DataError, ResourceError, printable
+from ensemble.errors import ArtifactError, printable
 from ensemble.progress import Bar, Say, progress, silent
 from ensemble.report_config import ReportConfig
 from ensemble.reports.attribution_figures import Attribution
@@ -35,16 +35,18 @@ DECIMALS = 5
 """Decimals of the effects, as of the logits that they are differences of."""
 
 
-def read_attribution(run: Run, members: Sequence[MemberFolder], table: FoldTable, say: Say = silent) -> Attribution:
+def read_attribution(
+    run: Run, members: Sequence[MemberFolder], table: FoldTable, pixels: np.ndarray | None, say: Say = silent
+) -> Attribution:
     """Return the maps of the members that have maps of their present weights.
 
-    Damaged maps are left out with a warning: they are only drawn.
+    Damaged maps are left out with a warning: they are only drawn. Without the decoded images, `pixels` (n, H, W, 3),
+    they have no pictures.
     """
     maps = tuple(each for member in members if (each := _maps(run, member, say)) is not None)
-    pixels = _stored_pixels(run, say) if maps else None
-    if pixels is None:
+    if pixels is None or not maps:
         return Attribution(maps)
-    from ensemble.members.attribution import mean_image
+    from ensemble.data.pixel_maps import mean_image
 
     of_class = {each.label: np.flatnonzero(table.labels == each.label) for each in maps[0].classes}
     row_of = {id_: row for row, id_ in enumerate(table.ids.tolist())}
@@ -100,7 +102,7 @@ def compute_maps(run: Run, members: Sequence[MemberFolder], config: ReportConfig
     if not due:
         say("note: the maps are there already, computed from the same weights and images")
         return
-    pixels = _training_pixels(run, facts, table, say)
+    pixels = training_pixels(run, facts, table, say)
     if isinstance(pixels, str):
         say(f"note: no maps: {pixels}")
         return
@@ -155,11 +157,11 @@ def _choose(run: Run, members: Sequence[MemberFolder], table: FoldTable, facts: 
             rng = np.random.default_rng(seed_sequence(facts.seed, "maps", label))
             drawn.append(np.sort(rng.permutation(np.flatnonzero(right & (labels == label)))[:images]))
         of_class[member.name], scale[member.name] = drawn, spread
-    own = support[every, labels]
+    of_label = support[every, labels]
     others = support.copy()
     others[every, labels] = -np.inf
     predicted = others.argmax(axis=1)
-    margin = own - others[every, predicted]
+    margin = of_label - others[every, predicted]
     worst = np.argsort(margin, kind="stable")[:ERRORS]
     errors = worst[margin[worst] < 0]
     return _Chosen(of_class, scale, errors, predicted[errors])
@@ -184,47 +186,6 @@ def _is_current(maps: MemberMaps | None, errors: np.ndarray, config: ReportConfi
     )
 
 
-# --- the images -------------------------------------------------------------------------------------------------------
-
-
-def _stored_pixels(run: Run, say: Say) -> np.ndarray | None:
-    """Return the decoded training images in the order of the fold table; None where they are not there."""
-    from ensemble.data.stored import find_pixels
-
-    facts, digests = run.read(), run.read_images()
-    if digests is None:  # runs of older versions do not record the hashes of the image files
-        return None
-    try:
-        return find_pixels(run.pixels, digests, facts.resize, facts.exif)
-    except ArtifactError as error:
-        say(f"warning: {printable(error.where)}: {error.found}; the decoded images are not used")
-        return None
-
-
-def _training_pixels(run: Run, facts: RunFacts, table: FoldTable, say: Say) -> np.ndarray | str:
-    """Return the training images in the order of the fold table, decoded again if need be; or what is missing."""
-    if (stored := _stored_pixels(run, say)) is not None:
-        return stored
-    from ensemble.data.source import open_source
-    from ensemble.data.store import load_dataset
-
-    where = printable(facts.images)
-    if not Path(facts.images).exists():
-        return f"the decoded images in {printable(run.pixels)} and the images in {where} are missing"
-    try:
-        source = open_source(Path(facts.images), find_labels=False, on_bad="skip", n_classes=facts.class_count)
-        dataset = load_dataset(source, run.pixels, facts.resize, say=say, on_bad="skip", exif=facts.exif)
-    except (ConfigError, DataError, ResourceError) as error:
-        return f"the images cannot be read again ({printable(error)})"
-    digests = run.read_images()
-    keys = table.ids if digests is None else digests
-    row_of = {key: row for row, key in enumerate((dataset.ids if digests is None else dataset.digests).tolist())}
-    if lost := [key for key in keys.tolist() if key not in row_of]:
-        return f"{len(lost)} of the {len(keys)} training images are not in {where} any more"
-    pixels: np.ndarray = dataset.pixels[np.array([row_of[key] for key in keys.tolist()])]
-    return pixels
-
-
 # --- the maps ---------------------------------------------------------------------------------------------------------
 
 
@@ -238,7 +199,8 @@ def _compute(
     config: ReportConfig,
     say: Say,
 ) -> None:
-    from ensemble.members.attribution import mean_image, passes
+    from ensemble.data.pixel_maps import mean_image
+    from ensemble.members.attribution import passes
     from ensemble.members.inference import FoldModels, NetworkSpec, choose_device
     from ensemble.members.plans import REFERENCE
     from ensemble.members.processes import keep_freed_memory

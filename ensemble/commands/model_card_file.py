@@ -57,7 +57,7 @@ def is_replaceable(path: Path) -> bool:
     if not path.exists():
         return True
     try:
-        text, found, hashed = path.read_bytes().rpartition(f"\n{MARK}".encode())
+        text, mark, hashed = path.read_bytes().rpartition(f"\n{MARK}".encode())
     except OSError:
         return False
-    return bool(found) and hashed == f"{hashlib.sha256(text).hexdigest()} -->\n".encode()
+    return bool(mark) and hashed == f"{hashlib.sha256(text).hexdigest()} -->\n".encode()

@@ -12,6 +12,7 @@ from ensemble.commands.model_card_file import write_card
 from ensemble.commands.prediction_files import read_prediction_facts
 from ensemble.commands.report_evidence import read_evidence
 from ensemble.commands.reviewed_scores import reviewed_scores
+from ensemble.commands.training_images import stored_pixels
 from ensemble.config import VIEWS
 from ensemble.data.classes import class_count
 from ensemble.data.folds import FoldTable
@@ -79,9 +80,11 @@ def report(run: Path, say: Say = silent, config: ReportConfig | None = None) -> 
         classes=facts.classes,
         reviewed=reviewed_scores(folder, table, finished, None if decisions is None else decisions.tta, facts.classes),
     )
-    attribution = read_attribution(folder, finished, table, say)
+    pixels = stored_pixels(folder, say)
+    attribution = read_attribution(folder, finished, table, pixels, say)
     figures = attribution_figures(attribution, class_names(facts.classes, facts.class_count))
-    evidence = read_evidence(folder, table, result, say)  # reads the logits: what is damaged is refused before writing
+    # this reads the logits: what is damaged is refused before anything is written
+    evidence = read_evidence(folder, table, result, pixels, say)
     evidence = replace(evidence, attribution=figures)
     page, card = report_page(result, evidence), model_card(result, evidence)
     files.remove_orphans(run)

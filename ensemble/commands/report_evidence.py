@@ -2,46 +2,40 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ensemble.commands.fit_stacker import averaged_oof
+from ensemble.commands.training_images import images_of_rows
 from ensemble.data.folds import FoldTable
-from ensemble.decision.diagnostics import Diagnostics, diagnose
-from ensemble.errors import ArtifactError, TheraError, printable
+from ensemble.decision.diagnostics import diagnose
+from ensemble.errors import ArtifactError, printable
 from ensemble.progress import Say
 from ensemble.reports.galleries import shown_rows
 from ensemble.reports.report_figures import History
 from ensemble.reports.report_page import Evidence
+from ensemble.reports.thumbnails import thumbnails as encode
 from ensemble.results import ReportResult
-from ensemble.runs.run import Run, RunFacts
+from ensemble.runs.run import Run
 
-if TYPE_CHECKING:
-    from ensemble.data.dataset import Source
-
-THUMBNAIL = 96
-"""The longer side of a thumbnail in pixels, at most. 64 of them as WebP take about 0.2 MB."""
-
-NO_HASHES = "Images are not shown: this run has no images.csv, so that no image file can be recognised."
-NOT_READ = "Images are not shown: the files that the networks were trained on are not where they were."
+THUMBNAIL_BYTES = 300_000
+"""The most bytes of all thumbnails. In a data URI they take a third more, so that a page stays below 2 MB."""
 
 
-def read_evidence(run: Run, table: FoldTable, result: ReportResult, say: Say) -> Evidence:
+def read_evidence(run: Run, table: FoldTable, result: ReportResult, pixels: np.ndarray | None, say: Say) -> Evidence:
     """Return what the page of a run shows beside its result.
 
-    A training history that is damaged is left out with a warning: it is only drawn. Images are shown if all those that
-    the page names can be read and have the recorded hashes.
+    A training history that is damaged is left out with a warning: it is only drawn. Images are shown if they are
+    decoded, or if the files of all those that the page names are there with the recorded hashes.
 
     Parameters
     ----------
     run : Run
     table : FoldTable
     result : ReportResult
+    pixels : uint8 array (n, H, W, 3) or None
+        The decoded images, where they are there.
     say : callable
         Receives warnings, a line each.
     """
@@ -50,7 +44,11 @@ def read_evidence(run: Run, table: FoldTable, result: ReportResult, say: Say) ->
     if result.decisions is not None:
         decision = result.decisions.tta
         diagnostics = diagnose(decision, averaged_oof(run, decision.stacker.members, decision.views), facts.seed)
-        thumbnails, without = _thumbnails(run, facts, diagnostics)
+        images = images_of_rows(run, table, shown_rows(diagnostics).tolist(), pixels)
+        if isinstance(images, str):
+            without = f"Images are not shown: {images}."
+        else:
+            thumbnails = encode(images, THUMBNAIL_BYTES)
     return Evidence(
         facts=facts,
         counts=tuple(np.bincount(table.labels, minlength=facts.class_count).tolist()),
@@ -69,51 +67,3 @@ def _histories(run: Run, members: Sequence[str], folds: int, say: Say) -> Mappin
         except ArtifactError as error:
             say(f"warning: {printable(error)}; the training of member {name} is not drawn")
     return histories
-
-
-def _thumbnails(run: Run, facts: RunFacts, diagnostics: Diagnostics) -> tuple[dict[str, bytes], str]:
-    """Return the thumbnails of the images that the page shows, by id; where one is missing, none, and the reason."""
-    rows, digests = shown_rows(diagnostics), run.read_images()
-    if digests is None:
-        return {}, NO_HASHES
-    try:
-        source = _source(facts)
-        row_of = {name: row for row, name in enumerate(source.ids.tolist())}
-        ids = diagnostics.table.ids[rows].tolist()
-        return {
-            str(name): _thumbnail(source, row_of[str(name)], digest, facts.exif)
-            for name, digest in zip(ids, digests[rows].tolist(), strict=True)
-        }, ""
-    except (TheraError, OSError, KeyError, ValueError):  # the page is whole without them
-        return {}, NOT_READ
-
-
-def _source(facts: RunFacts) -> Source:
-    """Open the training images where they were read from; the hash of each file is compared later."""
-    from ensemble.data.source import open_source
-
-    images, labels = Path(facts.images), Path(facts.labels)
-    beside = labels if facts.labels != facts.images and labels.is_file() else None
-    classes = facts.class_count if facts.class_count > 2 else None
-    return open_source(images, beside, on_bad="skip", n_classes=classes)
-
-
-def _thumbnail(source: Source, row: int, digest: bytes, exif: str) -> bytes:
-    """Return a WebP file of an image; raise ValueError where its file is another one than in training."""
-    from ensemble.data.pixels import decode, upright
-
-    data = source.read(row)
-    if hashlib.sha256(data).hexdigest().encode() != digest:
-        raise ValueError("another image")
-    image = decode(data, source.names[row])
-    return _webp(upright(image) if exif == "apply" else image.pixels)
-
-
-def _webp(pixels: NDArray[np.uint8]) -> bytes:
-    import cv2
-
-    scale = THUMBNAIL / max(pixels.shape[:2])
-    if scale < 1:
-        size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
-        pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
-    return cv2.imencode(".webp", pixels[:, :, ::-1], [cv2.IMWRITE_WEBP_QUALITY, 85])[1].tobytes()

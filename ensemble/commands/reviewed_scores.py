@@ -54,19 +54,19 @@ def reviewed_scores(
     stacked = [overlays.get(name) for name in decision.stacker.members] if decision is not None else []
     used = {overlay.sha256: overlay for overlay in stacked if overlay is not None}
     if decision is not None and len(used) == 1:
-        (overlay,) = used.values()
+        (shared,) = used.values()
         oof = averaged_oof(run, decision.stacker.members, decision.views)
         oof = decision.aligned(oof) if isinstance(decision, Decision) else oof
         scores.append(
-            _score("stack", oof, cross_fit(oof.rows, stack(decision.kind), decision.objective).y_pred, overlay)
+            _score("stack", oof, cross_fit(oof.rows, stack(decision.kind), decision.objective).y_pred, shared)
         )
     for member in members:
-        if (own := overlays[member.name]) is not None:
+        if (overlay := overlays[member.name]) is not None:
             oof = OofLogits(table, (member.name,), member.oof_logits(table, VIEWS).mean(axis=1)[:, None])
             objective = HTER if oof.classes == 2 else MEAN_CLASS_ERROR
             oof = aligned(oof, find_fold_offsets(oof)) if oof.classes == 2 else oof  # as `assessment.member_report`
             y_pred = cross_fit(oof.rows, of_score(member_logit(0)), objective).y_pred
-            scores.append(_score(member.name, oof, y_pred, own))
+            scores.append(_score(member.name, oof, y_pred, overlay))
     return tuple(scores)
 
 

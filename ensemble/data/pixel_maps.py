@@ -24,6 +24,11 @@ COLUMNS = 256
 """The pixels whose scores are computed at a time, which bounds the memory."""
 
 
+MEAN_ROWS = 2000
+"""The number of images, evenly spaced in the data, whose mean is the mean image. The mean of 2,000 images with a
+standard deviation of 80 grey levels has a standard error of 2."""
+
+
 @dataclass(frozen=True)
 class TellingPixels:
     """How much each pixel's grey level differs between the classes, and which pixels differ most.
@@ -58,6 +63,29 @@ def class_means(pixels: NDArray[np.uint8], labels: NDArray[np.integer], classes:
     counts = np.bincount(labels, minlength=classes).astype(float).reshape(-1, 1, 1, 1)
     with np.errstate(invalid="ignore"):
         return np.asarray(sums / counts)
+
+
+def mean_image(pixels: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+    """Return the mean of up to `MEAN_ROWS` images, which are evenly spaced.
+
+    Parameters
+    ----------
+    pixels : uint8 array (n, H, W, 3)
+        It may be a memory map.
+    rows : int array (r,), optional
+        The images to average; all by default.
+
+    Returns
+    -------
+    uint8 array (H, W, 3)
+    """
+    rows = np.arange(len(pixels)) if rows is None else rows
+    rows = rows[np.unique(np.linspace(0, len(rows) - 1, MEAN_ROWS).astype(int))]
+    total = np.zeros(pixels.shape[1:], np.int64)
+    for row in rows:
+        total += pixels[row]
+    mean: np.ndarray = np.round(total / len(rows)).astype(np.uint8)
+    return mean
 
 
 def telling_pixels(pixels: NDArray[np.uint8], labels: NDArray[np.integer]) -> TellingPixels | None:

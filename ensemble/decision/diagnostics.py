@@ -10,10 +10,12 @@ from numpy.typing import ArrayLike, NDArray
 from ensemble.data.folds import FoldTable
 from ensemble.decision.bootstrap import design_effect
 from ensemble.decision.class_decision import ClassDecision
+from ensemble.decision.class_objective import MEAN_CLASS_ERROR
 from ensemble.decision.cross_fitting import CrossFit, OofLogits, cross_fit, member_logit, of_score, stack
 from ensemble.decision.decision import Decision
 from ensemble.decision.intervals import Interval, beta_interval, jeffreys
-from ensemble.decision.label_issues import CALIBRATION_FOLDS, find_issues
+from ensemble.decision.label_issues import CALIBRATION_FOLDS, LabelIssues, rank_issues
+from ensemble.decision.objective import HTER
 from ensemble.decision.rates import Floats, Labels
 
 PROBABILITY_BINS = 10
@@ -61,7 +63,7 @@ class Diagnostics:
         The number of members that contradict the given label, each by itself.
     members : int
         The number of members of the stack.
-    doubtful : bool array (n,) or None
+    doubtful : LabelIssues or None
         The labels that confident learning takes for wrong; None where a class has too few rows for it.
     logits : TwoClassLogits or None
         None of more than two classes.
@@ -73,7 +75,7 @@ class Diagnostics:
     given_probability: Floats
     against: NDArray[np.int64]
     members: int
-    doubtful: NDArray[np.bool_] | None
+    doubtful: LabelIssues | None
     logits: TwoClassLogits | None
 
     @property
@@ -127,6 +129,16 @@ def diagnose(decision: Decision | ClassDecision, oof: OofLogits, seed: int = 0) 
     return _diagnose_many(decision, oof, seed)
 
 
+def margins_for_issues(oof: OofLogits, kind: str) -> Floats:
+    """Return the nested logits of a kind of stacker by which labels are doubted, (n,) or (n, C).
+
+    They are less the thresholds of the least HTER, or plus the offsets of the least mean class error, whatever the
+    decision minimises: these put the folds on one scale.
+    """
+    objective = HTER if oof.classes == 2 else MEAN_CLASS_ERROR
+    return cross_fit(oof.rows, stack(kind), objective).margins
+
+
 def _diagnose_two(decision: Decision, oof: OofLogits, seed: int) -> Diagnostics:
     from scipy.special import expit
 
@@ -143,7 +155,7 @@ def _diagnose_two(decision: Decision, oof: OofLogits, seed: int) -> Diagnostics:
     )
     against = np.asarray(sum((each.y_pred != labels).astype(np.int64) for each in members), np.int64)
     given = np.where(labels == 1, probabilities, 1 - probabilities)
-    return _diagnostics(oof, nested, nested.margins * sign, given, against, seed, logits)
+    return _diagnostics(oof, nested, nested.margins * sign, given, against, decision.kind, seed, logits)
 
 
 def _diagnose_many(decision: ClassDecision, oof: OofLogits, seed: int) -> Diagnostics:
@@ -157,7 +169,7 @@ def _diagnose_many(decision: ClassDecision, oof: OofLogits, seed: int) -> Diagno
     against = np.asarray((oof.logits.argmax(axis=2) != labels[:, None]).sum(axis=1), np.int64)
     given = np.asarray(softmax(nested.scores, axis=1), np.float64)[every, labels]
     contradiction = others.max(axis=1) - margins[every, labels]
-    return _diagnostics(oof, nested, contradiction, given, against, seed, None)
+    return _diagnostics(oof, nested, contradiction, given, against, decision.kind, seed, None)
 
 
 def _diagnostics(
@@ -166,6 +178,7 @@ def _diagnostics(
     contradiction: Floats,
     given_probability: Floats,
     against: NDArray[np.int64],
+    kind: str,
     seed: int,
     logits: TwoClassLogits | None,
 ) -> Diagnostics:
@@ -177,7 +190,7 @@ def _diagnostics(
         given_probability=given_probability,
         against=against,
         members=len(oof.members),
-        doubtful=find_issues(nested.margins, oof.labels, seed) if enough else None,
+        doubtful=rank_issues(margins_for_issues(oof, kind), oof.labels, seed) if enough else None,
         logits=logits,
     )
 
@@ -241,11 +254,13 @@ def reliability(
     p, y = np.asarray(probabilities, np.float64), np.asarray(labels)
     group_of = None if groups is None else np.unique(groups, return_inverse=True)[1]
     place = np.minimum((p * bins).astype(np.int64), bins - 1)
-    found = []
+    filled = []
     for number in np.unique(place).tolist():
         inside = place == number
         rows, share = int(inside.sum()), float(y[inside].mean())
         effect = 1.0 if group_of is None else design_effect(y[inside] == 1, group_of[inside])
         interval = beta_interval(jeffreys(share, rows, effect))
-        found.append(ProbabilityBin(number / bins, (number + 1) / bins, rows, float(p[inside].mean()), share, interval))
-    return tuple(found)
+        filled.append(
+            ProbabilityBin(number / bins, (number + 1) / bins, rows, float(p[inside].mean()), share, interval)
+        )
+    return tuple(filled)

@@ -21,33 +21,6 @@ from ensemble.members.backbones import Backbone
 from ensemble.members.inference import predict_logits
 from ensemble.members.processes import Progress
 
-MEAN_ROWS = 2000
-"""The number of images, evenly spaced in the data, whose mean is the mean image. The mean of 2,000 images with a
-standard deviation of 80 grey levels has a standard error of 2."""
-
-
-def mean_image(pixels: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
-    """Return the mean of up to `MEAN_ROWS` images, which are evenly spaced.
-
-    Parameters
-    ----------
-    pixels : uint8 array (n, H, W, 3)
-        It may be a memory map.
-    rows : int array (r,), optional
-        The images to average; all by default.
-
-    Returns
-    -------
-    uint8 array (H, W, 3)
-    """
-    rows = np.arange(len(pixels)) if rows is None else rows
-    rows = rows[np.unique(np.linspace(0, len(rows) - 1, MEAN_ROWS).astype(int))]
-    total = np.zeros(pixels.shape[1:], np.int64)
-    for row in rows:
-        total += pixels[row]
-    mean: np.ndarray = np.round(total / len(rows)).astype(np.uint8)
-    return mean
-
 
 def squares(height: int, width: int, grid: int) -> Iterator[tuple[slice, slice]]:
     """Yield the rows and columns of pixels of each square, in reading order.

@@ -13,7 +13,7 @@ targets_tables.py     several targets, and their combination
 clean_tables.py       doubtful labels, their review, and the score on reviewed labels
 bench_tables.py       how well a machine is used
 explore_tables.py    classes, sizes, formats and findings of a set of images
-explore_figures.py   thumbnails, mean images and maps of a set of images
+explore_figures.py   mean images and maps of a set of images
 explore_page.py      the page of a set of images
 documents.py          the tables as report.md and report.json
 figures.py            pictures
@@ -23,5 +23,7 @@ report_page.py        report.html: the page of a run
 report_figures.py     its figures
 galleries.py          the images that the page shows one by one
 model_card.py         the model card of a run
+svg.py                figures as SVG in one style
+thumbnails.py         small images as WebP files that fit a number of bytes
 html.py               pages in one HTML file each, from templates/
 """

@@ -10,17 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.errors import printable
 from ensemble.reports.html import Figure
-from ensemble.reports.report_figures import picture
+from ensemble.reports.svg import picture, short
 from ensemble.runs.attribution import ErrorMap, MemberMaps
 
 COLOURS = "PuOr_r"
 """The colours of effects, from purple (against the class) over white to orange (for it). Colour-blind readers can tell
 its ends apart."""
 
-PANELS_IN_A_ROW = 4
-"""The largest number of heat maps beside each other."""
+PANELS_IN_A_ROW, ERROR_PANELS_IN_A_ROW = 4, 8
+"""The most panels beside each other: heat maps of classes, and those of errors, which have the whole width."""
 
 PANEL, LEAST_PANEL = 2.1, 1.5
 """The side of a heat map in inches where two stand in a row, and where more do: the page has room for 7 inches."""
@@ -30,6 +29,7 @@ WRITTEN = 0.3
 
 LEAST_END = 0.05
 """The least end of the colours, in standard deviations of the logits: smaller effects are pale, they decide nothing."""
+
 
 LONGEST_TITLE = 18
 """The number of characters of an id or a name that fit above a heat map."""
@@ -136,10 +136,10 @@ def _error_figure(attribution: Attribution, names: Sequence[str]) -> Figure | No
         values = np.mean([_effects(member, error.id) for member in attribution.members], axis=0)
         text = f"label {names[error.label]}, predicted {names[error.predicted]}"
         image = attribution.images.get(error.id)
-        heat = _Panel(f"{_short(error.id)}\n{_short(text, 2 * LONGEST_TITLE)}", values)
+        heat = _Panel(f"{short(error.id, LONGEST_TITLE)}\n{short(text, 2 * LONGEST_TITLE)}", values)
         groups.append([heat] if image is None else [heat, _Panel("", np.zeros((0, 0)), image)])
     width = max(map(len, groups))
-    in_a_row = PANELS_IN_A_ROW // width
+    in_a_row = ERROR_PANELS_IN_A_ROW // width
     return Figure(
         "What the members look at where they err most confidently",
         "Orange squares speak for the predicted class, which is not the label: look there for what misled the members, "
@@ -152,6 +152,7 @@ def _error_figure(attribution: Attribution, names: Sequence[str]) -> Figure | No
             lambda figure: _draw(figure, groups, in_a_row, _largest(panel for group in groups for panel in group)),
             _size(len(groups), width, in_a_row, titles=2),
         ),
+        wide=True,
     )
 
 
@@ -246,8 +247,3 @@ def _in_words(panel: _Panel) -> str:
     row, column = np.unravel_index(int(np.abs(panel.values).argmax()), panel.values.shape)
     title = panel.title.replace("\n", ", ")
     return f"{title}: {panel.values[row, column]:+.2f} in row {row + 1}, column {column + 1}."
-
-
-def _short(text: str, longest: int = LONGEST_TITLE) -> str:
-    shown = printable(text)
-    return shown if len(shown) <= longest else f"…{shown[1 - longest :]}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from ensemble.explore_results import KINDS, SHOWN_EACH, ExploreResult, Finding
-from ensemble.reports.explore_figures import explore_figures, mosaics, thumbnails
+from ensemble.reports.explore_figures import explore_figures
 from ensemble.reports.explore_tables import (
     MEANINGS,
     Meaning,
@@ -19,7 +19,8 @@ from ensemble.reports.explore_tables import (
     verdict,
     warnings,
 )
-from ensemble.reports.html import data_uri, page
+from ensemble.reports.html import Card, Tile, data_uri, page
+from ensemble.reports.thumbnails import mosaics, thumbnails
 
 THUMBNAIL_BYTES, SAMPLE_BYTES = 600_000, 450_000
 """The most bytes of all thumbnails and of all samples. In a data URI they take a third more, so that a page stays below
@@ -30,15 +31,6 @@ MOST_OF_A_GROUP = 4
 
 GROUPED = ("conflict", "identical", "near-identical")
 """The kinds of findings that are shown by groups."""
-
-
-@dataclass(frozen=True)
-class Card:
-    """A finding on the page: `images` as pairs of an alternative text and a data URI, the `name`, and `lines`."""
-
-    images: tuple[tuple[str, str], ...]
-    name: str
-    lines: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -55,16 +47,9 @@ class Section:
 
 def explore_page(result: ExploreResult) -> bytes:
     """Return the page as HTML, of less than 2 MB."""
-    small = thumbnails(result.pictures.thumbnails, THUMBNAIL_BYTES)
-    uris = {key: data_uri(picture) for key, picture in small.items()}
+    encoded = thumbnails(result.pictures.thumbnails, THUMBNAIL_BYTES)
+    uris = {key: data_uri(picture) for key, picture in encoded.items()}
     samples = mosaics(result.pictures.samples, SAMPLE_BYTES)
-    numbers = [(f"{result.images:,}", "images"), (f"{result.size[1]} × {result.size[0]}", "pixels, as compared")]
-    if result.classes:
-        numbers.append((str(len(result.classes)), "classes"))
-    if result.against_where:
-        numbers.append((f"{result.against:,}", "images in the second set"))
-    n = len({each.id for each in result.findings if each.set == "images"})
-    numbers.append((f"{n:,}", "images with findings"))
     tables = [count_table("Sizes in pixels", "width × height", result.sizes)]
     tables.append(count_table("Formats", "format", result.formats))
     if result.classes:
@@ -74,7 +59,7 @@ def explore_page(result: ExploreResult) -> bytes:
         where=result.where,
         against_where=result.against_where,
         verdict=verdict(result),
-        numbers=numbers,
+        tiles=_tiles(result),
         warnings=warnings(result),
         tables=tables,
         findings=findings_table(result, full=False),
@@ -87,34 +72,49 @@ def explore_page(result: ExploreResult) -> bytes:
     )
 
 
+def _tiles(result: ExploreResult) -> list[Tile]:
+    n = len({each.id for each in result.findings if each.set == "images"})
+    tiles = [Tile("images", f"{result.images:,}")]
+    if result.against_where:
+        tiles.append(Tile("in the second set", f"{result.against:,}"))
+    if result.classes:
+        tiles.append(Tile("classes", str(len(result.classes))))
+    tiles.append(Tile("pixels, as compared", f"{result.size[1]} × {result.size[0]}"))
+    return [*tiles, Tile("images with findings", f"{n:,}")]
+
+
 def _sections(result: ExploreResult, uris: Mapping[tuple[str, int], str]) -> Iterator[Section]:
     for kind in KINDS:
-        found = result.of_kind(kind)
-        if found:
-            n = result.against if kind == "overlap" else result.images
+        findings = result.of_kind(kind)
+        if findings:
+            of_set, n = ("against", result.against) if kind == "overlap" else ("images", result.images)
             make = _group_cards if kind in GROUPED else _cards
-            cards, shown = make(found[:SHOWN_EACH], uris)
-            yield Section(kind, MEANINGS[kind], len(found), len(found) - shown, percent(len(found) / max(n, 1)), cards)
+            cards, shown = make(findings, uris)
+            share = sum(each.set == of_set for each in findings) / max(n, 1)
+            yield Section(kind, MEANINGS[kind], len(findings), len(findings) - shown, percent(share), cards)
 
 
-def _cards(found: Sequence[Finding], uris: Mapping[tuple[str, int], str]) -> tuple[tuple[Card, ...], int]:
-    """Return a card for each finding, with the image that it is a copy of, and the number of findings that it shows."""
+def _cards(findings: Sequence[Finding], uris: Mapping[tuple[str, int], str]) -> tuple[tuple[Card, ...], int]:
+    """Return a card for each of the first findings, with the image that it is a copy of, and the number of these."""
     cards = []
-    for each in found:
-        shown = [(each.id, (each.set, each.row)), (f"what {each.id} is a copy of", ("images", each.partner))]
+    for each in findings[:SHOWN_EACH]:
+        images = [(each.id, (each.set, each.row)), (f"what {each.id} is a copy of", ("images", each.partner))]
         lines = [each.detail]
         if each.label:
             lines.append(f"label{' in the first set' if each.kind == 'overlap' else ''}: {each.label}")
         if each.set == "against" and each.kind != "overlap":
             lines.append("in the second set")
-        cards.append(Card(_images(shown, uris), each.id, tuple(lines)))
+        cards.append(Card(_images(images, uris), each.id, tuple(lines)))
     return tuple(cards), len(cards)
 
 
-def _group_cards(found: Sequence[Finding], uris: Mapping[tuple[str, int], str]) -> tuple[tuple[Card, ...], int]:
-    """Return a card for each group of copies. A group that is cut off by the number of findings is left out."""
-    groups = [list(group) for _, group in groupby(found, key=lambda each: each.group)]
-    if len(found) == SHOWN_EACH and len(groups) > 1:
+def _group_cards(findings: Sequence[Finding], uris: Mapping[tuple[str, int], str]) -> tuple[tuple[Card, ...], int]:
+    """Return a card for each group of copies among the first findings, and the number of findings on the cards.
+
+    A group that is cut off after `SHOWN_EACH` findings is left out.
+    """
+    groups = [list(group) for _, group in groupby(findings[:SHOWN_EACH], key=lambda each: each.group)]
+    if len(groups) > 1 and findings[SHOWN_EACH:] and findings[SHOWN_EACH].group == groups[-1][0].group:
         groups.pop()
     cards, shown = [], 0
     for group in groups:

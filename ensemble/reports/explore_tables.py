@@ -119,17 +119,17 @@ def findings_table(result: ExploreResult, full: bool = True) -> Table:
     both = bool(result.against_where)
     rows, notes = [], []
     for kind in KINDS:
-        found = result.of_kind(kind)
-        of_set = [sum(each.set == name for each in found) for name in ("images", "against")]
-        if not found and (not full or (kind == "overlap" and not both)):
+        findings = result.of_kind(kind)
+        of_set = [sum(each.set == name for each in findings) for name in ("images", "against")]
+        if not findings and (not full or (kind == "overlap" and not both)):
             continue
         size = result.against if kind == "overlap" else result.images
         share = of_set[1 if kind == "overlap" else 0] / max(size, 1)
-        groups = len({each.group for each in found if each.group is not None})
+        groups = len({each.group for each in findings if each.group is not None})
         name = MEANINGS[kind].title.lower() + (f", {groups} groups" if groups else "")
         cells = (f"{of_set[0]:,}" if kind != "overlap" else "", percent(share) if share else "0")
         rows.append((name, *cells, *((f"{of_set[1]:,}",) if both else ())))
-        if full and found:
+        if full and findings:
             notes.append(f"{MEANINGS[kind].title}: {MEANINGS[kind].meaning} {MEANINGS[kind].action}")
     columns = ("finding", "images", "share", *(("in the second set",) if both else ()))
     return Table("Findings", columns, tuple(rows), tuple(notes)) if rows else Table("Nothing was found", (), ())
@@ -150,8 +150,8 @@ def verdict(result: ExploreResult) -> str:
     n = len({each.id for each in result.findings if each.set == "images"})
     classes = f" in {len(result.classes)} classes" if result.classes else " without labels"
     share = percent(n / max(result.images, 1))
-    found = f"{n:,} of them ({share}) have a finding" if n else "none of them has a finding"
-    return f"{result.images:,} images{classes}; {found}"
+    have = f"{n:,} ({share}) {'has' if n == 1 else 'have'} a finding" if n else "none of them has a finding"
+    return f"{result.images:,} images{classes}; {have}"
 
 
 def warnings(result: ExploreResult) -> tuple[str, ...]:
@@ -171,7 +171,7 @@ def warnings(result: ExploreResult) -> tuple[str, ...]:
         )
     if result.resized:
         warned.append(f"The sizes of the images differ: training needs --resize, for example {result.size[0]}")
-    by_form, chance = result.told_by_form, result.told_by_chance
+    by_form, chance = result.form_accuracy, result.majority_share
     if by_form is not None and chance is not None:
         error = math.sqrt(chance * (1 - chance) / max(result.images, 1))
         if by_form - chance > max(LEAST_GAIN, 3 * error):

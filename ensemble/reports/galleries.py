@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ensemble.decision.diagnostics import Diagnostics
 from ensemble.errors import printable
-from ensemble.reports.html import data_uri
+from ensemble.reports.html import Card, data_uri
 from ensemble.reports.table import Table
 
 SHOWN_OF_CLASS = 12
@@ -30,6 +30,18 @@ class ShownRow:
     against: str
     uri: str = ""
 
+    @property
+    def card(self) -> Card:
+        """Return the row as a card."""
+        alt = f"image {self.id}, label {self.label}, predicted as {self.predicted}"
+        lines = (
+            f"{self.label}, predicted {self.predicted}",
+            f"ahead {self.ahead}",
+            f"P(label) {self.probability}",
+            f"against it: {self.against}",
+        )
+        return Card(((alt, self.uri),), self.id, lines)
+
 
 @dataclass(frozen=True)
 class Gallery:
@@ -44,6 +56,11 @@ class Gallery:
         return bool(self.rows) and all(row.uri for row in self.rows)
 
     @property
+    def cards(self) -> tuple[Card, ...]:
+        """Return the rows as cards."""
+        return tuple(row.card for row in self.rows)
+
+    @property
     def table(self) -> Table:
         """Return the rows as a table."""
         columns = ("id", "label", "predicted", "ahead, logits", "P(label)", "members against it")
@@ -53,14 +70,13 @@ class Gallery:
 
 def confident_errors(diagnostics: Diagnostics) -> list[NDArray[np.int64]]:
     """Return the rows of the most confident errors, of each of two classes, or of all classes together."""
-    return _first(diagnostics, diagnostics.wrong, np.argsort(-diagnostics.contradiction, kind="stable"))
+    order = np.argsort(-diagnostics.contradiction, kind="stable")
+    return _first(diagnostics, order[diagnostics.wrong[order]])
 
 
 def most_doubtful(diagnostics: Diagnostics) -> list[NDArray[np.int64]]:
-    """Return the rows of the most doubtful labels: those that most members contradict, then the greatest logits."""
-    if diagnostics.doubtful is None:
-        return []
-    return _first(diagnostics, diagnostics.doubtful, np.lexsort((-diagnostics.contradiction, -diagnostics.against)))
+    """Return the rows of the most doubtful labels, in the order of `thera clean`."""
+    return [] if diagnostics.doubtful is None else _first(diagnostics, diagnostics.doubtful.rows)
 
 
 def shown_rows(diagnostics: Diagnostics) -> NDArray[np.int64]:
@@ -68,12 +84,11 @@ def shown_rows(diagnostics: Diagnostics) -> NDArray[np.int64]:
     return np.unique(np.concatenate([*confident_errors(diagnostics), *most_doubtful(diagnostics)]))
 
 
-def _first(diagnostics: Diagnostics, chosen: NDArray[np.bool_], order: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Return the first of the chosen rows in an order, for each label of two, or for all labels together."""
-    labels = diagnostics.table.labels
+def _first(diagnostics: Diagnostics, ranked: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Return the first of ranked rows, for each label of two, or for all labels together."""
     if diagnostics.logits is None:
-        return [order[chosen[order]][: 2 * SHOWN_OF_CLASS]]
-    return [order[(chosen & (labels == label))[order]][:SHOWN_OF_CLASS] for label in (0, 1)]
+        return [ranked[: 2 * SHOWN_OF_CLASS]]
+    return [ranked[diagnostics.table.labels[ranked] == label][:SHOWN_OF_CLASS] for label in (0, 1)]
 
 
 def error_galleries(
@@ -85,17 +100,20 @@ def error_galleries(
     caption = "Ahead: how far, in logits, the nested prediction is beyond the threshold."
     if diagnostics.logits is None:
         caption = "Ahead: by how much the nested logit of the prediction, with its offset, exceeds that of the label."
-    return _galleries(titles or ["All classes"], caption, rows, diagnostics, names, thumbnails)
+    p = diagnostics.given_probability
+    return _galleries(titles or ["All classes"], caption, rows, diagnostics, p, names, thumbnails)
 
 
 def doubtful_galleries(
     diagnostics: Diagnostics, names: Sequence[str], thumbnails: Mapping[str, bytes]
 ) -> tuple[Gallery, ...]:
     """Return the most doubtful labels."""
-    rows = most_doubtful(diagnostics)
+    rows, p = most_doubtful(diagnostics), diagnostics.given_probability.copy()
+    if diagnostics.doubtful is not None:
+        p[diagnostics.doubtful.rows] = diagnostics.doubtful.probability
     titles = [f"Label {name}" for name in names] if rows[1:] else ["All classes"]
-    caption = "First those that most members contradict, each by itself; then those that the stack contradicts by most."
-    return _galleries(titles[: len(rows)], caption, rows, diagnostics, names, thumbnails)
+    caption = "The least probable labels first; P(label) is calibrated, as by thera clean."
+    return _galleries(titles[: len(rows)], caption, rows, diagnostics, p, names, thumbnails)
 
 
 def _galleries(
@@ -103,11 +121,12 @@ def _galleries(
     caption: str,
     rows: Sequence[NDArray[np.int64]],
     diagnostics: Diagnostics,
+    p: NDArray[np.float64],
     names: Sequence[str],
     thumbnails: Mapping[str, bytes],
 ) -> tuple[Gallery, ...]:
     return tuple(
-        Gallery(title, caption, _rows_of(diagnostics, of_title, names, thumbnails))
+        Gallery(title, caption, _rows_of(diagnostics, of_title, p, names, thumbnails))
         for title, of_title in zip(titles, rows, strict=True)
         if of_title.size
     )
@@ -117,21 +136,26 @@ def doubtful_note(diagnostics: Diagnostics, names: Sequence[str]) -> str:
     """Return how many labels are doubtful, and what that means."""
     if diagnostics.doubtful is None:
         return "A class has too few images for confident learning to look for doubtful labels."
-    labels = diagnostics.table.labels[diagnostics.doubtful]
+    labels = diagnostics.table.labels[diagnostics.doubtful.rows]
     counts = np.bincount(labels, minlength=len(names)).tolist()
     by_class = ", ".join(f"{n} of {name}" for name, n in zip(names, counts, strict=True) if n)
     return (
         f"Confident learning takes {labels.size} of {diagnostics.table.labels.size} labels for wrong"
         + (f" ({by_class})" if by_class else "")
-        + ". Each is to be looked at, since a difficult image with a correct label looks the same; `thera clean` "
-        "writes a page to review them. The figures of this page are on the labels as given, unless a table names "
-        "others."
+        + ". Each is to be looked at: a difficult image with a correct label looks the same. thera clean lists all of "
+        "them and makes a page for their review. The figures of this page are on the labels as given, unless a table "
+        "names others."
     )
 
 
 def _rows_of(
-    diagnostics: Diagnostics, rows: NDArray[np.int64], names: Sequence[str], thumbnails: Mapping[str, bytes]
+    diagnostics: Diagnostics,
+    rows: NDArray[np.int64],
+    p: NDArray[np.float64],
+    names: Sequence[str],
+    thumbnails: Mapping[str, bytes],
 ) -> tuple[ShownRow, ...]:
+    """Return rows in words; `p` (n,) is the probability of the given label of each image."""
     table = diagnostics.table
 
     def shown(row: int) -> ShownRow:
@@ -142,7 +166,7 @@ def _rows_of(
             label=names[int(table.labels[row])],
             predicted=names[int(diagnostics.y_pred[row])],
             ahead=f"{diagnostics.contradiction[row]:+.2f}",
-            probability=f"{diagnostics.given_probability[row]:.4f}",
+            probability=f"{p[row]:.4f}",
             against=f"{diagnostics.against[row]} of {diagnostics.members}",
             uri="" if thumbnail is None else data_uri(thumbnail),
         )

@@ -32,17 +32,38 @@ class Figure:
         What the picture shows, for those who cannot see it.
     picture : bytes
         An SVG, PNG or WebP file.
+    wide : bool
+        Whether it takes the whole width of the page.
     """
 
     title: str
     caption: str
     alt: str
     picture: bytes
+    wide: bool = False
 
     @property
     def uri(self) -> str:
         """Return the picture as a data URI."""
         return data_uri(self.picture)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A number of the top of a page: its `name`, its `value`, and what stands `beside` it, such as an interval."""
+
+    name: str
+    value: str
+    beside: str = ""
+
+
+@dataclass(frozen=True)
+class Card:
+    """One image or more in a list: `images` as pairs of an alternative text and a data URI, the `name`, and `lines`."""
+
+    images: tuple[tuple[str, str], ...]
+    name: str
+    lines: tuple[str, ...]
 
 
 def page(template: str, scripts: Sequence[str] = (), **values: Any) -> bytes:

@@ -43,7 +43,7 @@ def in_markdown(text: object) -> str:
     &#60;b&#62; \\[x\\](y) a\\_b
     """
     escaped = SPECIAL.sub(r"\\\g<0>", printable(text))
-    return OF_HTML.sub(lambda found: f"&#{ord(found[0])};", escaped)
+    return OF_HTML.sub(lambda match: f"&#{ord(match[0])};", escaped)
 
 
 def _metadata(result: ReportResult, evidence: Evidence) -> str:
@@ -202,6 +202,7 @@ def _loading(result: ReportResult) -> Iterator[str]:
     run = name if PLAIN.fullmatch(name) else "RUN"
     yield f"Install thera, and put this folder at `{run}`; the weights of all folds must be in it."
     yield f"    thera predict --run {run} --images new_photos --tta --out labels.csv"
+    yield "In Python:"
     lines = "import thera", f'model = thera.TheraClassifier.from_run("{run}")', 'print(model.predict("new_photos"))'
     yield "\n".join(f"    {line}" for line in lines)
 

@@ -1,11 +1,8 @@
-"""The figures of report.html: SVG drawn with matplotlib, the same bytes for the same results."""
+"""The figures of report.html: the same bytes for the same results."""
 
 from __future__ import annotations
 
-import io
-import re
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,6 +22,7 @@ from ensemble.errors import printable
 from ensemble.reports.figures import CLASS_ERROR, PANELS
 from ensemble.reports.html import Figure
 from ensemble.reports.measures import interval_text
+from ensemble.reports.svg import SIZE, picture, short
 
 History: TypeAlias = Sequence[Mapping[str, Any]]
 """The history of a fold, one mapping per epoch."""
@@ -35,39 +33,14 @@ BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#6e7781"
 FOLD_COLOURS = (BLUE, ORANGE, GREEN, "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """The colours of folds; they repeat after the last one."""
 
-STYLE = {
-    "svg.hashsalt": "thera",  # without it, ids in the SVG differ between two drawings
-    "svg.fonttype": "none",  # text stays text: smaller files, and the reader's fonts have the characters of all names
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-    "path.simplify": True,
-}
-"""Settings of matplotlib for all figures."""
-
-NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-"""Without date and version, the file depends on the figures alone."""
-
 POINTS = 400
 """The number of points of a curve. More are not visible at the size of the page."""
 
-LONGEST_NAME = 28
-"""The number of characters of a class name that fit an axis; the tables have the whole names."""
+WIDE = 8
+"""The number of classes above which a figure needs the whole width of the page."""
 
 MOST_COUNTED = 30
 """The largest number of classes for which the confusion matrix has a count in each cell."""
-
-LONG_DECIMALS = re.compile(rb"(?<=[\s\"(,ML])-?\d+\.\d{3,}(?=[\s\"),])")
-"""Coordinates with more than two decimals. They are rounded to a hundredth of a point, which nobody sees."""
-
-SIZE = (5.2, 3.6)
-"""The width and height of a figure in inches."""
 
 
 def rate_figures(decision: Decision, diagnostics: Diagnostics, logits: TwoClassLogits) -> tuple[Figure, ...]:
@@ -237,7 +210,10 @@ def reliability_figure(decision: Decision, bins: Sequence[ProbabilityBin]) -> Fi
         above.legend()
         below.bar([each.low for each in bins], [each.rows for each in bins], 0.1, align="edge", color=BLUE, alpha=0.5)
         below.set(xlabel="predicted probability of label 1", ylabel="images", yscale="log")
-        below.yaxis.set_major_formatter("{x:g}")
+        counts = np.log10([each.rows for each in bins])
+        below.set_ylim(10 ** np.floor(counts.min()), 10 ** max(np.ceil(counts.max()), np.floor(counts.min()) + 1))
+        below.yaxis.set_major_formatter("{x:,.0f}")
+        below.yaxis.set_minor_formatter("")  # the powers of ten suffice, and formulas are not drawn
 
     made = PROBABILITIES[decision.kind if len(decision.stacker.members) > 1 else "mean"]
     outside = sum(not each.interval.low <= each.predicted <= each.interval.high for each in bins)
@@ -255,7 +231,7 @@ def confusion_figure(confusion: Sequence[Sequence[int]], names: Sequence[str]) -
     """Return the confusion matrix as shares of each label, with the counts of up to `MOST_COUNTED` classes."""
     counts = np.asarray(confusion, np.float64)
     shares, count = counts / counts.sum(axis=1, keepdims=True), len(names)
-    short = [_short(name) for name in names]
+    labels = [short(name) for name in names]
     side = min(11.0, max(3.6, 1.6 + 0.52 * count))
 
     def draw(figure: Any) -> None:
@@ -273,8 +249,8 @@ def confusion_figure(confusion: Sequence[Sequence[int]], names: Sequence[str]) -
                         ink = "white" if shares[row, column] > 0.5 else "black"
                         axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=size)
         small = "small" if count > 8 else None
-        axes.set_xticks(range(count), short, rotation=90 if count > 4 else 0, fontsize=small)
-        axes.set_yticks(range(count), short, fontsize=small)
+        axes.set_xticks(range(count), labels, rotation=90 if count > 4 else 0, fontsize=small)
+        axes.set_yticks(range(count), labels, fontsize=small)
         axes.set(xlabel="predicted", ylabel="label")
 
     right = int(np.trace(counts))
@@ -285,6 +261,7 @@ def confusion_figure(confusion: Sequence[Sequence[int]], names: Sequence[str]) -
         f"Matrix of {count} labels by {count} predictions; {right} of {int(counts.sum())} images are on the diagonal. "
         "The tables have all counts.",
         picture(draw, (side + 1.2, side) if count > 4 else SIZE),
+        wide=count > WIDE,
     )
 
 
@@ -304,7 +281,7 @@ def class_rates_figure(decision: ClassDecision, names: Sequence[str]) -> Figure:
             axes.errorbar(
                 values, places, xerr=bars, fmt=marker, color=colour, ms=4, capsize=2, lw=1.2, ls="", label=label
             )
-        axes.set_yticks(range(len(order)), [_short(names[c]) for c in order])
+        axes.set_yticks(range(len(order)), [short(names[c]) for c in order])
         axes.set(xlabel="rate, with 95 % interval", xlim=(0, 1.02), ylim=(-0.6, len(order) - 0.4))
         axes.legend(loc="lower left")
 
@@ -315,6 +292,7 @@ def class_rates_figure(decision: ClassDecision, names: Sequence[str]) -> Figure:
         f"Dots with intervals for {len(names)} classes; the lowest recall is {rates.recalls[worst]:.4f}, of "
         f"{names[worst]}.",
         picture(draw, (6.4, max(2.6, 0.9 + 0.27 * len(names)))),
+        wide=len(names) > WIDE,
     )
 
 
@@ -354,7 +332,7 @@ def _training_figure(title: str, caption: str, curves: Mapping[str, Sequence[Any
                 if len(points):
                     colour = FOLD_COLOURS[fold % len(FOLD_COLOURS)]
                     axes.plot(*points.T, color=colour, lw=1.2, marker="o" if len(points) < 4 else None, ms=3)
-            axes.set_title(_short(name, 26), fontsize=9, parse_math=False)
+            axes.set_title(short(name, 26), fontsize=9, parse_math=False)
             axes.set_ylim(0, 1.08 * max(points[:, 1].max() for points in folds if len(points)) or 1)
             axes.xaxis.get_major_locator().set_params(integer=True)
             if all(len(points) < 2 for points in folds):
@@ -374,25 +352,7 @@ def _training_figure(title: str, caption: str, curves: Mapping[str, Sequence[Any
         f"A panel for each of {len(curves)} members, a curve for each fold; mean of the folds at the last epoch: "
         f"{', '.join(ends)}.",
         picture(draw, (max(5.2, 2.7 * columns), 0.6 + 2.1 * rows)),
-    )
-
-
-def picture(draw: Callable[[Any], None], size: tuple[float, float] = SIZE) -> bytes:
-    """Return the SVG of a figure that `draw` fills, of a size in inches."""
-    import matplotlib
-    from matplotlib.figure import Figure as Canvas
-
-    svg = io.BytesIO()
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # the reader's fonts draw the text
-        figure = Canvas(figsize=size, layout="constrained")
-        draw(figure)
-        for text in figure.findobj(matplotlib.text.Text):
-            text.set_parse_math(False)  # a $ in a name is no formula
-        figure.savefig(svg, format="svg", transparent=True, metadata=NO_METADATA)
-    start = svg.getvalue().index(b"<svg")
-    return re.sub(
-        rb"\n\s*", b"\n", LONG_DECIMALS.sub(lambda number: b"%.2f" % float(number[0]), svg.getvalue()[start:])
+        wide=columns > 2,
     )
 
 
@@ -411,9 +371,3 @@ def _points(history: History, key: str) -> Any:
 
 def _last(folds: Sequence[Any]) -> float:
     return float(np.mean([points[-1, 1] for points in folds if len(points)]))
-
-
-def _short(name: str, longest: int = LONGEST_NAME) -> str:
-    """Return a name of at most `longest` characters, without its middle: joined classes differ at both ends."""
-    text, half = printable(name), longest // 2
-    return text if len(text) <= longest else f"{text[: half - 1]}…{text[-half:]}"

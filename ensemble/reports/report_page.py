@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ensemble.decision.class_decision import ClassDecision
 from ensemble.decision.decision import Decision
@@ -15,7 +15,7 @@ from ensemble.errors import printable
 from ensemble.prediction_results import PredictionFacts
 from ensemble.reports.decision_tables import decision_warnings
 from ensemble.reports.galleries import doubtful_galleries, doubtful_note, error_galleries
-from ensemble.reports.html import Figure, page
+from ensemble.reports.html import Figure, Tile, page
 from ensemble.reports.measures import class_names, error_text, figure, interval_text, is_better
 from ensemble.reports.member_tables import chance_notes, origin_notes
 from ensemble.reports.prediction_tables import Facts, is_constant, is_known, label_file_warnings, prediction_table
@@ -34,9 +34,6 @@ from ensemble.reports.targets_tables import targets_tables
 from ensemble.results import ReportResult, TargetsResult
 from ensemble.runs.run import RunFacts
 
-WIDE = 8
-"""The number of classes above which a figure needs the whole width of the page."""
-
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
@@ -52,7 +49,7 @@ class Evidence:
     histories : mapping of str to sequence
         The histories of the folds of each finished member.
     thumbnails : mapping of str to bytes
-        WebP files by id.
+        WebP files by id; empty where the images are not there.
     without_thumbnails : str
         Why images are not shown, in a sentence; empty where they are.
     attribution : tuple of Figure
@@ -80,11 +77,9 @@ def report_page(result: ReportResult, evidence: Evidence) -> bytes:
         tiles=_tiles(result),
         warnings=_warnings(result),
         data=_data_table(result, evidence, names),
-        tables=on_screen(result)[:-1],
+        tables=on_screen(replace(result, predictions={}))[:-1],  # label files have a section of their own
         all_tables=report_tables(result),
         figures=_rate_figures(decision, diagnostics, names),
-        wide=len(names) > WIDE,
-        wide_training=len(evidence.histories) > 2,
         training=training_figures(evidence.histories),
         errors=None if diagnostics is None else error_galleries(diagnostics, names, evidence.thumbnails),
         doubtful=None if diagnostics is None else doubtful_galleries(diagnostics, names, evidence.thumbnails),
@@ -138,15 +133,6 @@ def _joined(lines: Sequence[str]) -> str:
     """Return sentences as one."""
     first, *others = (line.rstrip(".") for line in lines)
     return "; ".join((first, *(each[0].lower() + each[1:] for each in others))) + "."
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A number of the top of the page, with what it is and its interval."""
-
-    name: str
-    value: str
-    beside: str
 
 
 def _tiles(result: ReportResult) -> tuple[Tile, ...]:
@@ -291,7 +277,7 @@ def _provenance(result: ReportResult, evidence: Evidence) -> tuple[Table, ...]:
     kept = tuple((printable(name), sha256) for name, sha256 in hashes if sha256)
     return (
         Table("Settings and versions", ("what", "value"), tuple((a, printable(b)) for a, b in settings), numbers=False),
-        Table("SHA-256", ("of", "hash"), kept, ("`thera verify` compares them with the files.",), numbers=False),
+        Table("SHA-256", ("of", "hash"), kept, ("thera verify compares them with the files.",), numbers=False),
     )
 
 

@@ -12,12 +12,7 @@ from ensemble.clean_results import LabelIssue
 from ensemble.data.overlay import is_text
 from ensemble.errors import printable
 from ensemble.reports.html import data_uri, page
-
-SIDE = 96
-"""The longest side of a thumbnail, in pixels; smaller images stay as they are."""
-
-QUALITIES = (75, 50, 25, 10)
-"""WebP qualities, tried in this order until all thumbnails together fit `THUMBNAIL_BYTES`."""
+from ensemble.reports.thumbnails import thumbnails
 
 THUMBNAIL_BYTES = 1_200_000
 """The most bytes that all thumbnails take before they are written as text, which takes a third more. A page then has
@@ -53,7 +48,7 @@ def review_page(
     source : str
         Whose logits doubt the labels.
     """
-    pictures = map(data_uri, thumbnails(images)) if images else ()
+    pictures = map(data_uri, thumbnails(dict(enumerate(images)), THUMBNAIL_BYTES).values())
     cards = [
         {"issue": issue, "picture": picture, "p": f"{issue.probability:.3f}"}
         for issue, picture in zip(issues, pictures, strict=True)
@@ -79,23 +74,3 @@ def review_page(
 def _written(text: str) -> str:
     """Return a name as UTF-8 can hold it: one with other bytes has escapes, which `thera clean --apply` reads."""
     return text if is_text(text) else printable(text)
-
-
-def thumbnails(images: Sequence[NDArray[np.uint8]]) -> list[bytes]:
-    """Return each image as a WebP file of at most `SIDE` pixels, in the best of `QUALITIES` that fits."""
-    import cv2
-
-    small = []
-    for image in images:
-        height, width = image.shape[:2]
-        scale = SIDE / max(height, width)
-        if scale < 1:
-            size = max(1, round(width * scale)), max(1, round(height * scale))
-            image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
-        small.append(np.ascontiguousarray(image[..., ::-1]))
-    files: list[bytes] = []
-    for quality in QUALITIES:
-        files = [cv2.imencode(".webp", image, [cv2.IMWRITE_WEBP_QUALITY, quality])[1].tobytes() for image in small]
-        if sum(map(len, files)) <= THUMBNAIL_BYTES:
-            break
-    return files

@@ -21,6 +21,7 @@ from ensemble.clean_results import CleanResult
 from ensemble.cli import main
 from ensemble.commands import train
 from ensemble.commands.clean import oof_evidence
+from ensemble.commands.fit_stacker import averaged_oof, read_decisions
 from ensemble.commands.label_review import _form, _labels, read_review
 from ensemble.config import VIEWS, MemberConfig
 from ensemble.data.folds import FoldTable
@@ -28,10 +29,12 @@ from ensemble.data.overlay import Change, overlay_bytes, read_overlay
 from ensemble.data.source import open_source
 from ensemble.decision import assessment
 from ensemble.decision.cross_fitting import OofLogits, cross_fit, member_logit, of_score
+from ensemble.decision.diagnostics import diagnose
 from ensemble.decision.fold_offsets import aligned, find_fold_offsets
 from ensemble.decision.label_issues import calibrated
 from ensemble.decision.rates import error_rates
 from ensemble.errors import ConfigError, DataError
+from ensemble.progress import silent
 from ensemble.runs.changed_rows import read_changed
 from ensemble.runs.run import Run
 
@@ -144,6 +147,18 @@ def test_the_library_returns_what_the_command_prints(copy: Path) -> None:
     thera("fit-stacker", "--run", copy / "run")
     bounded = library.clean(copy / "run", CleanConfig(review=False))
     assert "member test_resnet" in bounded.source, "a stack of one member is this member"
+
+
+@pytest.mark.parametrize("objective", ["hter", "cost:1,3"])
+def test_a_report_doubts_the_same_labels_in_the_same_order(copy: Path, objective: str) -> None:
+    thera("fit-stacker", "--run", copy / "run", "--objective", objective)
+    issues = library.clean(copy / "run", CleanConfig(review=False)).issues
+    run = Run(copy / "run")
+    decision = read_decisions(run, silent).tta
+    shown = diagnose(decision, averaged_oof(run, decision.stacker.members, decision.views), run.read().seed)
+    assert shown.doubtful is not None
+    assert shown.table.ids[shown.doubtful.rows].tolist() == [issue.id for issue in issues]
+    assert shown.doubtful.probability.tolist() == [issue.probability for issue in issues]
 
 
 def test_without_the_decoded_images_there_is_no_page(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,7 +114,7 @@ def test_the_same_images_give_the_same_files(planted: Path, tmp_path: Path) -> N
 
 def test_without_labels_the_rest_is_shown(planted: Path, tmp_path: Path) -> None:
     result = explore(ExploreConfig(images=planted / "new", out=tmp_path / "a.html"))
-    assert result.classes == () and result.pictures.means is None and result.told_by_form is None
+    assert result.classes == () and result.pictures.means is None and result.form_accuracy is None
     assert list(result.pictures.samples) == [""]
     assert "without labels" in (tmp_path / "a.html").read_text()
 

@@ -19,10 +19,8 @@ from tiny import listing, write_tiny
 
 from ensemble.commands.model_card_file import CARD, MARK, OTHER_CARD, marked, write_card
 from ensemble.commands.report import report
-from ensemble.commands.report_evidence import NO_HASHES, NOT_READ, _thumbnails
-from ensemble.decision.diagnostics import diagnose
+from ensemble.commands.training_images import NO_HASHES, NOT_READ, images_of_rows
 from ensemble.errors import ArtifactError
-from ensemble.reports.galleries import shown_rows
 from ensemble.reports.model_card import in_markdown, model_card
 from ensemble.reports.report_page import Evidence
 from ensemble.runs.run import Run, RunFacts
@@ -230,19 +228,17 @@ def with_images(tmp_path: Path) -> Run:
     return run
 
 
-def test_thumbnails_are_the_images_of_the_rows(with_images: Run, tmp_path: Path) -> None:
-    oof = fitted_rows()
+def test_images_are_those_of_the_rows_or_none(with_images: Run, tmp_path: Path) -> None:
     ids = np.array([f"{row:03d}" for row in range(1, 401)])
-    found = diagnose(fitted(), replace(oof, table=replace(oof.table, ids=ids)))
-    thumbnails, without = _thumbnails(with_images, with_images.read(), found)
-    assert without == "" and set(thumbnails) == set(ids[shown_rows(found)])
-    images = {name: cv2.imread(str(tmp_path / "img" / f"{name}.png")).astype(float) for name in thumbnails}
-    for name, webp in thumbnails.items():
-        shown = cv2.imdecode(np.frombuffer(webp, np.uint8), cv2.IMREAD_COLOR).astype(float)
-        distances = {other: abs(shown - image).mean() for other, image in images.items()}
-        assert min(distances, key=distances.__getitem__) == name
-    name = next(iter(thumbnails))
-    cv2.imwrite(str(tmp_path / "img" / f"{name}.png"), np.zeros((16, 16, 3), np.uint8))
-    assert _thumbnails(with_images, with_images.read(), found) == ({}, NOT_READ)
+    table, rows = replace(fitted_rows().table, ids=ids), [3, 40, 399]
+    shown = images_of_rows(with_images, table, rows, None)
+    assert not isinstance(shown, str) and list(shown) == ["004", "041", "400"]
+    for name, image in shown.items():
+        np.testing.assert_array_equal(image, cv2.imread(str(tmp_path / "img" / f"{name}.png"))[..., ::-1])
+    stored = np.arange(400, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    of_store = images_of_rows(with_images, table, rows, stored)
+    assert not isinstance(of_store, str) and [int(image.max()) for image in of_store.values()] == [3, 40, 399 - 256]
+    cv2.imwrite(str(tmp_path / "img" / "041.png"), np.zeros((16, 16, 3), np.uint8))
+    assert images_of_rows(with_images, table, rows, None) == NOT_READ
     shutil.rmtree(tmp_path / "img")
-    assert _thumbnails(with_images, with_images.read(), found) == ({}, NOT_READ)
+    assert images_of_rows(with_images, table, rows, None) == NOT_READ

@@ -17,6 +17,7 @@ from ensemble.commands.maps import compute_maps, read_attribution
 from ensemble.commands.remove_member import remove_member
 from ensemble.commands.report import report
 from ensemble.commands.train import train_members
+from ensemble.commands.training_images import stored_pixels
 from ensemble.commands.verify import verify
 from ensemble.config import ComputeConfig, DataConfig, MemberConfig
 from ensemble.data.source import open_source
@@ -26,7 +27,7 @@ from ensemble.errors import ArtifactError, Stopped
 from ensemble.members.attribution import squares
 from ensemble.members.inference import FoldModels, NetworkSpec, choose_device
 from ensemble.members.plans import REFERENCE
-from ensemble.progress import Bar
+from ensemble.progress import Bar, silent
 from ensemble.report_config import ReportConfig
 from ensemble.runs.attribution import MemberMaps
 from ensemble.runs.member import MemberFolder
@@ -203,7 +204,7 @@ def test_damaged_maps_are_left_out_of_a_report_and_computed_again(run: Run) -> N
     report(run.folder, said.append)
     (line,) = [line for line in said if "a.json" in line]
     assert line.startswith("warning: ") and line.endswith("run: thera report --maps")
-    assert [each.member for each in read_attribution(run, run.members(), run.read_folds()).members] == ["b"]
+    assert [each.member for each in read_attribution(run, run.members(), run.read_folds(), None).members] == ["b"]
     assert len(computed(run)) == 1
     assert path.read_bytes() == before
 
@@ -308,11 +309,11 @@ def test_the_report_shows_maps_where_they_are(run: Run) -> None:
 
 def test_pictures_are_there_as_long_as_the_decoded_images_are(run: Run, trained: Path) -> None:
     table = run.read_folds()
-    shown = read_attribution(run, run.members(), table)
+    shown = read_attribution(run, run.members(), table, stored_pixels(run, silent))
     pixels = Oracle(trained, run.member("a")).pixels
     for error in maps_of(run).errors:
         np.testing.assert_array_equal(shown.images[error.id], pixels[table.ids.tolist().index(error.id)])
     assert set(shown.means) == {each.label for each in maps_of(run).classes}
     shutil.rmtree(run.folder / "pixels")
-    bare = read_attribution(run, run.members(), table)
+    bare = read_attribution(run, run.members(), table, stored_pixels(run, silent))
     assert bare.members == shown.members and not bare.images and not bare.means

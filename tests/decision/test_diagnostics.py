@@ -26,7 +26,7 @@ def test_contradiction_has_the_sign_of_the_error() -> None:
     found = diagnose(fitted(), fitted_rows())
     assert (found.contradiction[found.wrong] >= 0).all() and (found.contradiction[~found.wrong] <= 0).all()
     assert found.against.min() == 0 and found.against.max() == found.members == 2
-    assert found.doubtful is not None and found.wrong[found.doubtful].mean() > 0.5
+    assert found.doubtful is not None and found.wrong[found.doubtful.rows].mean() > 0.5
 
 
 def test_the_probability_of_a_row_is_fitted_without_its_fold() -> None:

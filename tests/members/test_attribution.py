@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ensemble.config import seed_sequence
+from ensemble.data.pixel_maps import mean_image
 from ensemble.data.synthetic import draw_head
-from ensemble.members.attribution import class_logits, mean_image, occlusion, passes, squares
+from ensemble.members.attribution import class_logits, occlusion, passes, squares
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)
@@ -106,7 +107,7 @@ def test_the_mean_image_is_the_mean() -> None:
 
 
 def test_of_many_images_the_mean_takes_some_that_are_evenly_spaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ensemble.members.attribution.MEAN_ROWS", 3)
+    monkeypatch.setattr("ensemble.data.pixel_maps.MEAN_ROWS", 3)
     pixels = random_images(11, 4, 4)
     np.testing.assert_array_equal(mean_image(pixels), np.round(pixels[[0, 5, 10]].mean(axis=0)))
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +13,9 @@ from ensemble.clean_results import LabelIssue
 from ensemble.commands.label_review import read_review
 from ensemble.data.folds import FoldTable
 from ensemble.errors import printable
-from ensemble.reports.review_page import THUMBNAIL_BYTES, review_page, thumbnails
+from ensemble.reports.review_page import THUMBNAIL_BYTES, review_page
+from ensemble.reports.thumbnails import thumbnails
 
-CHROMIUM = "/usr/bin/chromium"
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-             "--no-first-run"]  # fmt: skip
 HOSTILE_CLASSES = ("<b>hat</b>", '=cmd|"x"!A0', "it's, é\u202e")
 
 
@@ -42,32 +38,11 @@ def page_of(ids: list[str], classes: tuple[str, ...] = ("0", "1"), run: str = "r
     return review_page(run, "ab" * 32, issues, images_of(len(ids)), classes, len(ids), 4000, "the stack of 2 members")
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not os.path.exists(CHROMIUM):
-        pytest.skip(f"{CHROMIUM} is not there")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield chromium
-        chromium.close()
+class Review:
+    """A review page in a browser."""
 
-
-class Opened:
-    """A page in a context of its own, and what it said and requested."""
-
-    def __init__(self, browser: Any, path: Path) -> None:
-        self.context = browser.new_context()
-        self.page = self.context.new_page()
-        self.faults: list[str] = []
-        self.page.on("console", lambda message: self.faults.append(message.text))
-        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
-        self.page.on("request", lambda request: self._asked(request.url))
-        self.page.goto(path.as_uri())
-
-    def _asked(self, url: str) -> None:
-        if not url.startswith(("file:", "data:", "blob:")):
-            self.faults.append(url)
+    def __init__(self, page: Any) -> None:
+        self.page = page
 
     def press(self, keys: str) -> None:
         for key in keys.split():
@@ -89,19 +64,8 @@ class Opened:
 
 
 @pytest.fixture
-def opened(browser: Any, tmp_path: Path) -> Iterator[Any]:
-    """Open pages; at the end none of them has said or requested anything."""
-    pages: list[Opened] = []
-
-    def open_page(content: bytes) -> Opened:
-        (tmp_path / "review.html").write_bytes(content)
-        pages.append(Opened(browser, tmp_path / "review.html"))
-        return pages[-1]
-
-    yield open_page
-    for each in pages:
-        assert each.faults == []
-        each.context.close()
+def opened(open_page: Any) -> Any:
+    return lambda content: Review(open_page(content))
 
 
 def table_of(ids: list[str], classes: int) -> FoldTable:
@@ -148,7 +112,7 @@ def test_decisions_survive_a_reload_and_belong_to_the_run(opened: Any, tmp_path:
     page.press("k f")
     page.page.reload()
     assert page.text("count") == "2 of 12 reviewed" and page.text("position") == "3 of 12"
-    (tmp_path / "review.html").write_bytes(page_of(ids, run="another"))
+    (tmp_path / "page.html").write_bytes(page_of(ids, run="another"))
     page.page.reload()
     assert page.text("count") == "0 of 12 reviewed", "another run has other decisions"
     page.page.evaluate("localStorage.setItem('thera-review:another:' + 'ab'.repeat(8), '{\"kept\": 3}')")
@@ -229,8 +193,8 @@ def test_it_prints_all_images_and_no_buttons(opened: Any) -> None:
 def test_large_and_noisy_images_keep_the_page_small() -> None:
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (200, 100, 3), dtype=np.uint8) for _ in range(600)]
-    files = thumbnails(images)
-    assert sum(map(len, files)) <= THUMBNAIL_BYTES
+    files = thumbnails(dict(enumerate(images)), THUMBNAIL_BYTES)
+    assert sum(map(len, files.values())) <= THUMBNAIL_BYTES
     import cv2
 
     assert cv2.imdecode(np.frombuffer(files[0], np.uint8), cv2.IMREAD_COLOR).shape == (96, 48, 3)
