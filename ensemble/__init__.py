@@ -32,6 +32,7 @@ explore_results.py   those of `thera explore`
 clean_results.py     those of `thera clean`
 export_results.py    those of `thera export` and of prediction with a model
 estimator.py         TheraClassifier: images and labels, in scikit-learn's conventions
+estimator_images.py  what TheraClassifier takes: folders, paths or pixels, with labels of any kind
 threshold_stacker.py ThresholdStacker: the second stage alone, on logits
 
 Wings, in the order in which data passes: data, runs, members, decision, reports; runtime and bench beside them.

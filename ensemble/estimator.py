@@ -13,20 +13,18 @@ import tempfile
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from ensemble.config import ComputeConfig, DecisionConfig, MemberConfig
 from ensemble.config_reading import validated
-from ensemble.data.arrays import dataset_from_arrays, source_from_paths
 from ensemble.decision.class_objective import parse_objective
 from ensemble.decision.rates import Floats
 from ensemble.errors import ConfigError, DataError
+from ensemble.estimator_images import Images, labels_of, load_images, open_images, with_labels
 from ensemble.predict_config import PredictOptions
 from ensemble.progress import Say, hidden
 from ensemble.progress import say as say_on_stderr
@@ -36,9 +34,6 @@ from ensemble.threshold_stacker import (
     DecisionClassifier,
     StoredClasses,
     ThresholdStacker,
-    column,
-    encode_labels,
-    labels_of_names,
     read_labels,
     seed_of,
 )
@@ -46,12 +41,9 @@ from ensemble.threshold_stacker import (
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ensemble.data.dataset import Dataset, Source
+    from ensemble.data.dataset import Dataset
 
 __all__ = ["TheraClassifier", "ThresholdStacker"]
-
-Images: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | NDArray[np.uint8]"
-"""The path of a folder, zip file or manifest; the paths of n images; or pixels (n, H, H, 3)."""
 
 NOT_EMBEDDED = {"pixels", "predictions"}
 """The folders of a temporary run that a pickle does not contain: decoded images and predictions. `predict` does not
@@ -324,85 +316,28 @@ class TheraClassifier(DecisionClassifier):
 
     # --- images -------------------------------------------------------------------------------------------------------
 
-    def _opened(
-        self,
-        X: Images,  # noqa: N803
-        n_classes: int | None,
-        label_file: Path | None = None,
-        on_bad: str = "error",
-        find_labels: bool = True,
-    ) -> Source | NDArray[np.uint8]:
-        """Return the images of `X`: a source if `X` names files, else an array."""
-        from ensemble.data.source import open_source
-
-        if isinstance(X, str | os.PathLike):
-            links = self.follow_links
-            return open_source(Path(X), label_file, None, links, find_labels, on_bad, n_classes=n_classes)
-        try:
-            array = np.asarray(X)
-        except ValueError as error:
-            raise DataError("X", f"must be paths or pixels of one shape ({error})") from None
-        if array.ndim == 1 and array.size and all(isinstance(each, str | os.PathLike) for each in array.tolist()):
-            return source_from_paths(array.tolist(), on_bad=on_bad)
-        return array
-
     def _labelled(self, X: Images, y: Any, groups: Any, run: Path, say: Say) -> tuple[Dataset, NDArray[Any]]:  # noqa: N803
         """Return the images with labels 0 to C - 1, and the C labels of the user that they stand for."""
         label_file = Path(y) if isinstance(y, str | os.PathLike) else None
-        images = self._opened(X, self.classes, label_file, self.on_bad)
-        if not isinstance(images, np.ndarray) and images.labels is not None:
-            if y is not None and label_file is None:
-                raise DataError("y", "is given, and the images bring their own labels", "leave it out")
-            classes, labels = labels_of_names(images.classes), images.labels
-        elif y is None:
-            raise DataError("y", "fit requires y to be passed, but the target y is None", "the images bring no labels")
-        else:
-            classes, labels = encode_labels(y, multi_class=True)
-            if self.classes not in (None, len(classes)):
-                raise DataError("y", f"must hold {self.classes} classes, as `classes` says; got {len(classes)}")
+        images = open_images(X, self.classes, label_file, self.on_bad, follow_links=self.follow_links)
+        classes, labels = labels_of(images, y, self.classes)
         parse_objective(self.objective, len(classes))  # an invalid objective is refused before hours of training
-        return self._dataset(images, run, say, self.exif, labels, groups, self.on_bad, classes), classes
-
-    def _dataset(
-        self,
-        images: Source | NDArray[np.uint8],
-        run: Path,
-        say: Say,
-        exif: str,
-        labels: Any = None,
-        groups: Any = None,
-        on_bad: str = "error",
-        classes: NDArray[Any] | None = None,
-    ) -> Dataset:
-        """Return decoded images; images from files are stored in the run's `pixels/`."""
-        from ensemble.data.store import load_dataset
-
-        names = tuple(map(str, classes)) if classes is not None and len(classes) > 2 else None
-        if isinstance(images, np.ndarray):
-            dataset = dataset_from_arrays(images, labels, groups, classes=names)
-            if self.resize not in (None, dataset.size[0]):
-                raise DataError("X", f"must have {self.resize} pixels a side; got {dataset.size[0]}", "resize it first")
-            return dataset
-        if labels is not None and len(labels) != len(images):
-            raise DataError("y", f"must hold a label for each of {len(images)} images; got {len(labels)}")
-        if groups is not None:
-            numbers = np.unique(column("groups", groups, len(images)), return_inverse=True)[1]
-            images = replace(images, groups=numbers.astype(np.int64))
-        source = replace(images, labels=labels, classes=names or images.classes)
-        return load_dataset(source, Run(run).pixels, self.resize, say=say, on_bad=on_bad, exif=exif)
+        images = with_labels(images, labels, groups, classes)
+        return load_images(images, Run(run).pixels, self.resize, self.exif, self.on_bad, say), classes
 
     def _stacked_logits(self, X: Images) -> Floats:  # noqa: N803
         from ensemble.commands.fold_logits import unkept_fold_logits
 
         compute, options = self._compute(), PredictOptions(tta=self.tta)
         with self._messages() as say:
-            images = self._opened(X, len(self.classes_), find_labels=False)
-            dataset = self._dataset(images, self.run_, say, Run(self.run_).read().exif)
+            run = Run(self.run_)
+            images = open_images(X, len(self.classes_), find_labels=False, follow_links=self.follow_links)
+            dataset = load_images(images, run.pixels, self.resize, run.read().exif, say=say)
             if dataset.size != self.image_size_:
                 size = f"{dataset.size[0]} × {dataset.size[1]} pixels"
                 problem = f"images are {size}; the members know {self.image_size_}"
                 raise DataError("X", problem, "bring them to that size, or fit with resize")
-            logits = unkept_fold_logits(Run(self.run_), self._decision, dataset, options, compute)
+            logits = unkept_fold_logits(run, self._decision, dataset, options, compute)
         return self._decision.stacker.apply(logits.mean)
 
     # --- the fitted state ---------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ LAYERS = (
     {"reports", "bench"},
     {"commands"},
     {"threshold_stacker"},
+    {"estimator_images"},
     {"estimator"},
     {"command_options"},
     {"options"},

@@ -8,6 +8,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pytest
 from pydantic import TypeAdapter
 
 from ensemble.decision.shift import ShareCheck
@@ -122,3 +123,15 @@ def write_three(folder: Path, n: int, seed: int = 0, size: int = 16) -> np.ndarr
     rows = (f"{row:03d}.png,{name}\n" for row, name in enumerate(names.tolist(), 1))
     (folder / "labels.csv").write_text("name,label\n" + "".join(rows))
     return labels
+
+
+def fails(capsys: pytest.CaptureFixture[str], status: int, *arguments: object) -> str:
+    """Run a command that must fail with this exit status, and return its only line that begins with `error: `."""
+    from ensemble.cli import main
+
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main([str(each) for each in arguments])
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert stopped.value.code == status, line
+    return line

@@ -12,10 +12,12 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
+
 from ensemble.commands.starting_weights import is_member_folder
 from ensemble.config import WITHOUT_WEIGHTS, MemberConfig
-from ensemble.data.classes import class_count
 from ensemble.data.dataset import Source
+from ensemble.data.folds import refuse_small_classes
 from ensemble.data.overlay import read_overlay
 from ensemble.data.source import open_unlabelled
 from ensemble.errors import ArtifactError, ConfigError, DataError, ResourceError, printable
@@ -149,15 +151,7 @@ def check_labels(source: Source, folds: int) -> None:
             source.where, "has no labels", "give --label-column or --labels" if is_table else "give --labels"
         )
     where = source.labels_where or source.where
-    names = ("0", "1") if class_count(source.classes) == 2 else tuple(map(printable, source.classes or ()))
-    for label, name in enumerate(names):
-        n = int((source.labels == label).sum())
-        if n == 0:
-            which = "both classes" if len(names) == 2 else "every class"
-            raise DataError(where, f"{which} must be present; none of {len(source)} labels is {name}")
-        if n < folds:
-            remedy = f"use --folds {n} at most" if n > 1 else "more images of it are needed"
-            raise DataError(where, f"{n} images of class {name} cannot fill {folds} folds", remedy)
+    refuse_small_classes(source.labels, np.arange(len(source)), folds, where, source.classes)
 
 
 def announce(source: Source, say: Say) -> None:

@@ -21,7 +21,7 @@ from ensemble.commands.report import report
 from ensemble.commands.train import train_members
 from ensemble.commands.verify import verify
 from ensemble.config import ComputeConfig, DataConfig, DecisionConfig, RunConfig
-from ensemble.data.classes import class_count
+from ensemble.data.classes import UNREAD, class_count
 from ensemble.data.folds import Folds, assign_folds, refuse_small_classes
 from ensemble.data.source import is_manifest, open_labelled, open_unlabelled, set_name
 from ensemble.decision.class_objective import parse_objective
@@ -97,12 +97,13 @@ def run_targets(config: RunConfig, compute: ComputeConfig | None = None, say: Sa
     sources = {name: open_labelled(data) for name, data in of_targets.items()}
     joined = _joined_classes(config, sources)
     if config.predict is not None:
-        open_unlabelled(config.predict)
+        open_unlabelled(config.predict, UNREAD)
     _begin(config.run, tuple(of_targets), joined)
     folds = _assigned(config, sources, say)
     for name, data in of_targets.items():
         say(f"target {name}: {data.classes} classes")
-        train_members(config.run / name, config.members, data, config.folds, config.seed, compute, say, folds)
+        say_of = _of_target(name, say)
+        train_members(config.run / name, config.members, data, config.folds, config.seed, compute, say_of, folds)
     fit_targets(config.run, config.decision, say)
     predicted = None if config.predict is None else predict_targets(config.run, config.predict, compute, say)
     return replace(report_targets(config.run, say), predicted=predicted)
@@ -119,7 +120,7 @@ def fit_targets(run: Path, config: DecisionConfig | None = None, say: Say = sile
         objective = _objective(config, Run(run / name).read().class_count)
         if objective != config.objective:
             say(f"note: target {name} has two classes; its objective is {objective} in place of {config.objective}")
-        fit_stacker(run / name, config.model_copy(update={"objective": objective}), say)
+        fit_stacker(run / name, config.model_copy(update={"objective": objective}), _of_target(name, say))
     return report_targets(run, say)
 
 
@@ -144,14 +145,14 @@ def predict_targets(
     of_first = runs[facts.targets[0]].read()
     for name in facts.targets:
         read_decisions(runs[name], say)
-    source = open_unlabelled(config, 0)
+    source = open_unlabelled(config, UNREAD)
     out = _checked_out(run, config, facts)
     from ensemble.data.store import load_dataset
 
     pixels = runs[facts.targets[0]].pixels
     dataset = load_dataset(source, pixels, of_first.resize, say=say, on_bad=config.on_bad, exif=of_first.exif)
     results = {
-        name: predict_dataset(run / name, dataset, set_name(config.images), config, compute, say)
+        name: predict_dataset(run / name, dataset, set_name(config.images), config, compute, _of_target(name, say))
         for name in facts.targets
     }
     classes = {name: runs[name].read().classes for name in facts.targets}
@@ -177,7 +178,7 @@ def predict_targets(
 def report_targets(run: Path, say: Say = silent, config: ReportConfig | None = None) -> TargetsResult:
     """Return and write the report of every target, and the joint rates of all targets, nested."""
     facts = read_targets(run)
-    reports = {name: report(run / name, say, config) for name in facts.targets}
+    reports = {name: report(run / name, _of_target(name, say), config) for name in facts.targets}
     joint = None
     if all(each.decisions is not None for each in reports.values()):
         joint = _joint(run, facts.targets)
@@ -212,6 +213,16 @@ def verify_targets(run: Path, say: Say = silent) -> VerifyResult:
 def read_targets(run: Path) -> TargetsFacts:
     """Return `targets.json`."""
     return files.read_json(run / TARGETS, TargetsFacts, TRAIN_FIRST)
+
+
+def _of_target(name: str, say: Say) -> Say:
+    """Return a `say` whose notes and warnings begin with the name of the target."""
+
+    def say_of_target(line: str) -> None:
+        kind, colon, text = line.partition(": ")
+        say(f"{kind}: target {printable(name)}: {text}" if colon and kind in ("note", "warning") else line)
+
+    return say_of_target
 
 
 # --- before training --------------------------------------------------------------------------------------------------

@@ -147,9 +147,11 @@ def refuse_small_classes(
             problem = f"{which} must be present; none of {len(labels)} labels is {name}"
             raise DataError(where, problem, "add images of this class")
         if units_of_label < k:
-            same = "" if units_of_label == rows else f" in {units_of_label} groups that stay together"
+            groups = "1 group" if units_of_label == 1 else f"{units_of_label} groups"
+            same = "" if units_of_label == rows else f" in {groups} that stay together"
             remedy = f"use --folds {units_of_label} at most" if units_of_label > 1 else "add images of this class"
-            raise DataError(where, f"{rows} images of class {name}{same} cannot fill {k} folds", remedy)
+            images = "1 image" if rows == 1 else f"{rows} images"
+            raise DataError(where, f"{images} of class {name}{same} cannot fill {k} folds", remedy)
 
 
 def _composition(

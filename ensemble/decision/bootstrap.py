@@ -56,7 +56,7 @@ class Resampler:
     ) -> NDArray[np.int64]:
         """Draw replicates, and return how often each outcome occurs in each.
 
-        The strata are the sets of labels that occur in a group (see `strata_of`).
+        The strata are the sets of labels that occur in a group (see `strata_of`). Every replicate has every label.
 
         Parameters
         ----------
@@ -75,7 +75,8 @@ class Resampler:
         kinds, counts = kinds_of_group(outcome, outcomes, self._groups)
         of_label = np.zeros((outcomes, int(self._labels.max()) + 1), bool)
         of_label[outcome, self._labels] = True
-        strata = strata_of(kinds.astype(bool) @ of_label, counts)
+        has = kinds.astype(bool) @ of_label
+        strata = strata_of(has, counts)
         totals = np.zeros((replicates, outcomes), np.int64)
         for stratum in np.unique(strata):
             kind, count = kinds[strata == stratum].astype(np.float64), counts[strata == stratum]
@@ -84,32 +85,48 @@ class Resampler:
                 rows = totals[start : start + step]
                 drawn = rng.multinomial(count.sum(), count / count.sum(), size=len(rows))
                 rows += (drawn @ kind).astype(np.int64)  # exact, and much faster in floating point
+        for label in _may_lack(has, strata):
+            lacking = np.flatnonzero(~totals[:, of_label[:, label]].any(axis=1))
+            kind, count = kinds[has[:, label]], counts[has[:, label]]
+            totals[lacking] += kind[rng.choice(count.size, lacking.size, p=count / count.sum())]
         return totals
 
 
 class RowWeights:
-    """Draws row weights; every call of `draw` returns one replicate."""
+    """Draws row weights; every call of `draw` returns one replicate, in which every label occurs."""
 
     def __init__(self, labels: Labels, groups: NDArray[np.int64] | None, rng: np.random.Generator) -> None:
         units = np.arange(labels.size) if groups is None else np.unique(groups, return_inverse=True)[1]
-        strata = _strata(labels, units)
+        has = _labels_of_groups(labels, units)
+        strata = strata_of(has, np.ones(len(has), np.int64))
         self._rng, self._sizes = rng, [int(size) for size in np.bincount(strata) if size]
         position = np.empty(strata.size, np.int64)
         position[np.argsort(strata, kind="stable")] = np.arange(strata.size)
         self._unit_of = position[units]  # the group of each row (n,); groups are numbered stratum by stratum
+        self._may_lack = [position[has[:, label]] for label in _may_lack(has, strata)]  # the groups with each of them
 
     def draw(self) -> Floats:
         """Draw the next replicate, and return how often each row is drawn (n,)."""
-        drawn = [np.bincount(self._rng.integers(0, size, size), minlength=size) for size in self._sizes]
-        return np.concatenate(drawn).astype(np.float64)[self._unit_of]
+        times = [np.bincount(self._rng.integers(0, size, size), minlength=size) for size in self._sizes]
+        drawn = np.concatenate(times)
+        for units in self._may_lack:
+            if not drawn[units].any():
+                drawn[self._rng.choice(units)] += 1
+        return drawn.astype(np.float64)[self._unit_of]
 
 
-def _strata(labels: Labels, units: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the stratum of each group (g,), from the labels and the groups of the rows."""
+def _labels_of_groups(labels: Labels, units: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which labels occur in each group (g, C), from the labels and the groups of the rows."""
     classes = max(2, int(labels.max(initial=0)) + 1)
     has = np.zeros((int(units.max()) + 1, classes), bool)
     has[units, labels] = True
-    return strata_of(has, np.ones(len(has), np.int64))
+    return has
+
+
+def _may_lack(has: NDArray[np.bool_], strata: NDArray[np.int64]) -> list[int]:
+    """Return the labels that a replicate may lack: those that occur, but in all groups of no stratum."""
+    in_all = [has[strata == stratum].all(axis=0) for stratum in np.unique(strata)]
+    return np.flatnonzero(has.any(axis=0) & ~np.any(in_all, axis=0)).tolist()
 
 
 def design_effects(labels: Labels, y_pred: Labels, groups: ArrayLike | None) -> tuple[float, float]:

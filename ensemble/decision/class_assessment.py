@@ -27,6 +27,11 @@ takes as many sweeps as there are classes; the 2.5 % quantile rests on five of t
 FEW_IMAGES = 30
 """The number of images of a class below which the intervals are said not to hold for it."""
 
+FEW_CLASS_GROUPS = 15
+"""The number of groups with a class below which the intervals are said to be too narrow for it. In simulations of fixed
+predictions, in groups of seven images, the interval of its error rate contains the truth 91 to 93 times in 100 with 3
+to 8 groups, and 96 times with 15."""
+
 
 @dataclass(frozen=True)
 class ClassAssessment:

@@ -125,9 +125,8 @@ def measure_classes(
     is a, and a for the errors of each class together.
 
     With groups, the intervals are percentiles of a bootstrap that draws whole groups with replacement, within strata of
-    groups with the same set of classes (`bootstrap.strata_of`). Replicates that lack a class are left out. An interval
-    that rests on fewer than `FEW_ERRORS` errors of a class is widened to that of the counts, divided by their design
-    effects.
+    groups with the same set of classes (`bootstrap.strata_of`); every class is in every replicate. An interval that
+    rests on fewer than `FEW_ERRORS` errors of a class is widened to that of the counts, divided by design effects.
 
     Parameters
     ----------
@@ -269,8 +268,8 @@ def compare_classes(
         b=b,
         errors=tuple(Difference(float(value), central(each)) for value, each in zip(values, errors.T, strict=True)),
         mean_error=Difference(float(values.mean()), central(mean_error)),
-        macro_f1=Difference(b.rates.macro_f1 - a.rates.macro_f1, central(-losses[:, MACRO_F1])),
-        accuracy=Difference(b.rates.accuracy - a.rates.accuracy, central(-losses[:, ACCURACY])),
+        macro_f1=Difference(b.rates.macro_f1 - a.rates.macro_f1, central(0.0 - losses[:, MACRO_F1])),
+        accuracy=Difference(b.rates.accuracy - a.rates.accuracy, central(0.0 - losses[:, ACCURACY])),
         agreement=agreement,
         apart=apart,
     )
@@ -336,10 +335,7 @@ def posterior_tables(rates: ClassRates, effects: Floats, rng: np.random.Generato
 def _draw(
     y_true: Labels, y_pred: Sequence[Labels], classes: int, groups: ArrayLike | None, seed: int, replicates: int
 ) -> list[Floats]:
-    """Return the confusion matrices (r, C, C) of predictions in the same bootstrap replicates.
-
-    Replicates that lack a class are left out.
-    """
+    """Return the confusion matrices (r, C, C) of predictions in the same bootstrap replicates."""
     joint = y_true.astype(np.int64)
     for each in y_pred:
         joint = joint * classes + each
@@ -353,8 +349,7 @@ def _draw(
         indicator = np.zeros((cells.size, classes**2))
         indicator[np.arange(cells.size), cell] = 1
         tables.append((totals @ indicator).reshape(-1, classes, classes))
-    complete = tables[0].sum(axis=2).all(axis=1)
-    return [table[complete] for table in tables]
+    return tables
 
 
 def _covering(interval: Interval, other: Interval, widen: bool) -> Interval:

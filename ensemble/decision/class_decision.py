@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ensemble.decision.assessment import Candidate, deviation_note
-from ensemble.decision.class_assessment import FEW_IMAGES, ClassAssessment, assess_classes
+from ensemble.decision.class_assessment import FEW_CLASS_GROUPS, FEW_IMAGES, ClassAssessment, assess_classes
 from ensemble.decision.class_objective import ClassObjective
 from ensemble.decision.class_stacker import CLASS_STACKERS, ClassStacker
 from ensemble.decision.cross_fitting import (
@@ -28,6 +28,9 @@ from ensemble.decision.label_issues import CALIBRATION_FOLDS, confident_joint
 from ensemble.decision.label_noise import ClassNoise, class_noise
 from ensemble.decision.rates import ClassRates, Labels, apply_offsets, class_rates
 from ensemble.errors import printable
+
+SHOWN = 5
+"""The number of classes that a note names."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,8 @@ def fit_kept_members(
         noise=_noise(stacked.nested, kept.classes, seed),
         notes=notes
         + deviation_note(objective.measure, first.loss, of_parts.loss, of_parts.difference, objective.is_error)
-        + _few_note(first, classes),
+        + _few_note(first, classes)
+        + _few_groups_note(oof.labels, oof.groups, first.few, classes),
     )
 
 
@@ -164,11 +168,35 @@ def _few_note(stacked: ClassAssessment, classes: Sequence[str] | None) -> tuple[
     """Return a sentence that names the classes with few images, if there are any."""
     if not stacked.few:
         return ()
-    counts = ", ".join(f"{printable(classes[c]) if classes else c} ({stacked.nested.counts[c]})" for c in stacked.few)
+    counts = _counted([(c, stacked.nested.counts[c]) for c in stacked.few], classes)
     return (
         f"some classes have fewer than {FEW_IMAGES} images: {counts}. The intervals of their rates, of the class error "
         "and of the macro F1 do not hold; collect more images of them",
     )
+
+
+def _few_groups_note(
+    labels: Labels, groups: ArrayLike | None, few: Sequence[int], classes: Sequence[str] | None
+) -> tuple[str, ...]:
+    """Return a sentence that names the classes with few groups, except those with few images, if there are any."""
+    if groups is None:
+        return ()
+    of_row = np.asarray(groups)
+    numbers = [(int(c), np.unique(of_row[labels == c]).size) for c in np.unique(labels) if c not in few]
+    counts = _counted([(c, n) for c, n in numbers if n < FEW_CLASS_GROUPS], classes)
+    if not counts:
+        return ()
+    return (
+        f"some classes are in fewer than {FEW_CLASS_GROUPS} groups: {counts}. The intervals of their rates, of the "
+        "class error and of the macro F1 are too narrow; collect images of more groups",
+    )
+
+
+def _counted(numbers: Sequence[tuple[int, int]], classes: Sequence[str] | None) -> str:
+    """Return the names of the classes with their numbers, the smallest first; of many classes, the first ones."""
+    ordered = sorted(numbers, key=lambda each: each[1])
+    shown = ", ".join(f"{printable(classes[c]) if classes else c} ({n})" for c, n in ordered[:SHOWN])
+    return shown + (f" and {len(ordered) - SHOWN} more" if len(ordered) > SHOWN else "")
 
 
 def _repeated(oof: OofLogits, rule: Rule, objective: ClassObjective, repeats: int, seed: int) -> tuple[float, ...]:

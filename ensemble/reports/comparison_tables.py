@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ensemble.decision.class_comparison import ClassComparison, ClassMeasured
 from ensemble.decision.comparison import Agreement, Comparison, Difference, Evaluation, Measured
 from ensemble.errors import printable
-from ensemble.reports.table import Table, interval_cell
+from ensemble.reports.table import WIDTH, Table, interval_cell
 from ensemble.results import CompareResult, EvaluateResult
 
 RATES = "FPR: share of label 0 predicted as 1. FNR: share of label 1 predicted as 0. HTER: their mean."
@@ -89,15 +89,20 @@ def _class_rows(measured: ClassMeasured, names: Sequence[str]) -> tuple[tuple[st
 
 
 def confusion_table(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> Table:
-    """Return the counts by label and prediction."""
+    """Return the counts by label and prediction; columns have the labels' numbers where names take too much room."""
     of = "label " if tuple(names) == ("0", "1") else ""
-    rows = [*zip((f"{of}{name}" for name in names), confusion, strict=True)]
+    numbered = sum(map(len, names)) + 2 * len(names) + max(map(len, names)) > WIDTH
+    of_rows = [f"{label} {name}" if numbered else f"{of}{name}" for label, name in enumerate(names)]
+    of_columns = [str(label) if numbered else f"predicted {name}" if of else name for label, name in enumerate(names)]
+    rows = [*zip(of_rows, confusion, strict=True)]
     rows.append(("all", tuple(map(sum, zip(*confusion, strict=True)))))
+    note = "A row holds the images of a label, a column those that are predicted as a class."
+    note += " A column has the number that stands before the name of the class in its row." if numbered else ""
     return Table(
         "Confusion matrix",
-        ("images", *(f"predicted {name}" if of else name for name in names), "all"),
+        ("images", *of_columns, "all"),
         tuple((name, *map(str, counts), str(sum(counts))) for name, counts in rows),
-        () if of else ("A row holds the images of a label, a column those that are predicted as a class.",),
+        () if of else (note,),
     )
 
 

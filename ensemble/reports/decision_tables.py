@@ -126,7 +126,7 @@ def class_tables(decision: ClassDecision, classes: Sequence[str] | None = None) 
             names, rates.counts, *columns, strict=True
         )
     )
-    few = ", ".join(names[c] for c in stacked.few)
+    few = "all classes" if len(stacked.few) == len(names) else ", ".join(names[c] for c in stacked.few)
     views = " + ".join(decision.views)
     return (
         Table(

@@ -13,7 +13,7 @@ PANELS = (
 )
 """Keys of a fold's history, with the titles of their plots. The HTER never affects training."""
 
-CLASS_ERROR = ("class-error", "mean class error on held-out images")
+CLASS_ERROR = ("class-error", "class error on held-out images")
 """What takes the place of the HTER among more than two classes. It never affects training either."""
 
 

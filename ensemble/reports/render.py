@@ -189,7 +189,7 @@ def _(result: PeopleResult) -> list[Table]:
     return [
         Table(
             title,
-            ("column", "classes", "rarest", "error", "mean class error", "macro F1"),
+            ("column", "classes", "rarest", "error", "class error", "macro F1"),
             rows,
             (
                 "The last three columns are the best that any rule has that labels each image by itself (Bayes). label "

@@ -288,7 +288,7 @@ def class_rates_figure(decision: ClassDecision, names: Sequence[str]) -> Figure:
     worst = order[-1]
     return Figure(
         "Recall and precision by class",
-        "Nested: the class with the lowest recall is on top, and it raises the mean class error most.",
+        "Nested: the class with the lowest recall is on top, and it raises the class error most.",
         f"Dots with intervals for {len(names)} classes; the lowest recall is {rates.recalls[worst]:.4f}, of "
         f"{names[worst]}.",
         picture(draw, (6.4, max(2.6, 0.9 + 0.27 * len(names)))),
@@ -308,7 +308,7 @@ def training_figures(histories: Mapping[str, Sequence[History]]) -> tuple[Figure
         "loss": "The folds should lie on each other; one that leaves the others has trained otherwise.",
         "hter": "The least HTER of each epoch, at a threshold chosen on the held-out images themselves, is optimistic "
         "and chooses nothing: see where the curves flatten.",
-        "class-error": "Each curve is the mean class error on the held-out images of a fold, which chooses nothing: "
+        "class-error": "Each curve is the class error on the held-out images of a fold, which chooses nothing: "
         "see where the curves flatten.",
     }
     titles = {key: title for key, title in (*PANELS, CLASS_ERROR) if key in captions}

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import ODD_IDS, listing, write_three, write_tiny
+from tiny import ODD_IDS, fails, listing, write_three, write_tiny
 
 import thera as library
 from ensemble.clean_config import CleanConfig
@@ -48,15 +48,6 @@ TRAIN = ("--arch", "test_resnet", "--no-pretrained", "--batch-size", 8, "--ema-d
 
 def thera(*arguments: object) -> None:
     main([str(each) for each in arguments])
-
-
-def fails(capsys: pytest.CaptureFixture[str], status: int, *arguments: object) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        thera(*arguments)
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert stopped.value.code == status, line
-    return line
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import listing, write_tiny
+from tiny import fails, listing, write_tiny
 
 from ensemble.cli import main
 from ensemble.commands import choice
@@ -38,15 +38,6 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 FIT = ("fit", "tiny/img", "--labels", "tiny/labels.txt", "--folds", "2", "--device", "cpu")
-
-
-def fails(status: int, *arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        main(list(arguments))
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert stopped.value.code == status, line
-    return line
 
 
 # --- the choice -------------------------------------------------------------------------------------------------------
@@ -140,11 +131,11 @@ def test_a_run_that_was_begun_goes_on_and_other_data_are_refused(
     assert (data / "mine/members/a/fold-0/weights.safetensors").stat().st_mtime_ns == weights
     assert len((data / "labels.txt").read_text().splitlines()) == 12
     before = listing(data / "mine")
-    line = fails(2, "fit", "new/img", *FIT[2:], "--run", "mine", "--labels", "new/labels.txt", capsys=capsys)
+    line = fails(capsys, 2, "fit", "new/img", *FIT[2:], "--run", "mine", "--labels", "new/labels.txt")
     assert line.startswith("error: IMAGES: differs from mine/config.yaml; use another --run")
     for option, value in (("--seed", "4"), ("--resize", "32"), ("--epochs", "9"), ("--labels", "other.txt")):
         (data / "other.txt").write_bytes((data / "tiny/labels.txt").read_bytes())
-        line = fails(2, *FIT, "--run", "mine", option, value, capsys=capsys)
+        line = fails(capsys, 2, *FIT, "--run", "mine", option, value)
         assert line == f"error: {option}: differs from mine/config.yaml; use another --run, or leave --run out"
     assert listing(data / "mine") == before
 
@@ -192,7 +183,7 @@ def test_what_is_wrong_is_refused_and_leaves_nothing(
     data: Path, arguments: tuple[str, ...], status: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = listing(data)
-    assert message in fails(status, *FIT, *arguments, capsys=capsys)
+    assert message in fails(capsys, status, *FIT, *arguments)
     assert listing(data) == before and not (data / "checkpoints").exists()
 
 
@@ -200,17 +191,17 @@ def test_an_empty_folder_is_taken_and_is_empty_again_after_a_failure(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (data / "empty").mkdir()
-    fails(3, *FIT, "--folds", "40", "--run", "empty", capsys=capsys)
+    fails(capsys, 3, *FIT, "--folds", "40", "--run", "empty")
     assert (data / "empty").is_dir() and not list((data / "empty").iterdir())
 
 
 def test_a_folder_that_cannot_be_made_is_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = fails(6, *FIT, "--run", "tiny/labels.txt/run", capsys=capsys)
+    line = fails(capsys, 6, *FIT, "--run", "tiny/labels.txt/run")
     assert line == "error: tiny/labels.txt/run: cannot be made (Not a directory); give another folder by --run"
 
 
 def test_images_without_labels_are_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert fails(3, "fit", "tiny/img", capsys=capsys) == "error: tiny/img: has no labels; give --labels"
+    assert fails(capsys, 3, "fit", "tiny/img") == "error: tiny/img: has no labels; give --labels"
     assert not (data / "checkpoints").exists()
 
 
@@ -236,7 +227,7 @@ def test_too_short_a_time_is_refused_and_leaves_nothing(
     data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fit_command, "_measured", lambda members, *_: (members, {"test_resnet": Speed(10.0, 1.0)}))
-    line = fails(2, *FIT, "--time", "1m", capsys=capsys)
+    line = fails(capsys, 2, *FIT, "--time", "1m")
     assert line.startswith("error: --time: 1m is too short; an epoch needs ")
     assert not (data / "checkpoints").exists()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import listing, rewrite_json, write_tiny
+from tiny import fails, listing, rewrite_json, write_tiny
 
 from ensemble.cli import main
 from ensemble.config import VIEWS, MemberConfig
@@ -19,15 +19,6 @@ from ensemble.runs.locks import locked
 from ensemble.runs.run import Run
 
 TRAIN = ("--no-pretrained", "--epochs", "1", "--batch-size", "8", "--folds", "2", "--device", "cpu")
-
-
-def fails(status: int, *arguments: object, capsys: pytest.CaptureFixture[str]) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert stopped.value.code == status, line
-    return line
 
 
 def train(folder: Path, name: str, *options: str) -> None:
@@ -87,7 +78,7 @@ def test_without_a_finished_member_nothing_is_fitted(run: Path, capsys: pytest.C
     for name in ("a", "b", "c"):
         unfinish(run, name, 0)
     before = listing(run)
-    line = fails(4, "fit-stacker", "--run", run, capsys=capsys)
+    line = fails(capsys, 4, "fit-stacker", "--run", run)
     assert "has no finished member: a lacks fold 0 of 0 to 1; give its `thera train-member` command again" in line
     assert listing(run) == before
 
@@ -125,7 +116,7 @@ def test_members_that_cannot_be_chosen_are_refused(
 ) -> None:
     unfinish(run, "b", 1)
     before = listing(run)
-    assert message in fails(status, "fit-stacker", "--run", run, "--members", members, capsys=capsys)
+    assert message in fails(capsys, status, "fit-stacker", "--run", run, "--members", members)
     assert listing(run) == before
 
 
@@ -152,7 +143,7 @@ def test_a_constant_member_is_left_out_unless_forced_by_the_option_that_the_warn
     main(["fit-stacker", "--run", str(run), *re.findall("--force-members b", warning)[0].split()])
     assert "member b gives the same logit" in capsys.readouterr().err
     assert stacked(run) == ["a", "b", "c"]
-    line = fails(2, "fit-stacker", "--run", run, "--force-members", "z", capsys=capsys)
+    line = fails(capsys, 2, "fit-stacker", "--run", run, "--force-members", "z")
     assert line == "error: --force-members: the run has no member z; it has a, b, c"
 
 
@@ -174,7 +165,7 @@ def test_a_member_is_removed_with_its_logits_and_the_decision_is_stale(
     assert f"warning: the decision used b and is stale; run: thera fit-stacker --run {run}" in err
     assert {name: data for name, data in listing(run).items() if name != "run.json"} == others
     assert "remove-member b" in [entry.command for entry in Run(run).read().history]
-    line = fails(4, *predict, capsys=capsys)
+    line = fails(capsys, 4, *predict)
     assert line.endswith(f"uses b, which the run no longer has; run: thera fit-stacker --run {run}")
     main(["fit-stacker", "--run", str(run)])
     main([*predict])
@@ -202,18 +193,18 @@ def test_a_removal_that_is_refused_removes_nothing(
     run: Path, arguments: tuple[str, ...], status: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = listing(run)
-    assert message in fails(status, "remove-member", "--run", run, *arguments, capsys=capsys)
+    assert message in fails(capsys, status, "remove-member", "--run", run, *arguments)
     assert listing(run) == before
 
 
 def test_a_member_that_is_being_trained_is_not_removed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with locked(run / "members/b"):
-        assert "works here" in fails(5, "remove-member", "--run", run, "b", "--yes", capsys=capsys)
+        assert "works here" in fails(capsys, 5, "remove-member", "--run", run, "b", "--yes")
     assert (run / "members/b/member.json").exists()
 
 
 def test_without_a_run_nothing_is_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "run.json: is not there" in fails(4, "remove-member", "--run", tmp_path / "no", "b", "--yes", capsys=capsys)
+    assert "run.json: is not there" in fails(capsys, 4, "remove-member", "--run", tmp_path / "no", "b", "--yes")
     assert not (tmp_path / "no").exists()
 
 
@@ -232,7 +223,7 @@ def test_it_is_noted_and_an_explicit_request_is_refused(
 ) -> None:
     data = ["--images", f"{trained}/tiny/img", "--labels", f"{trained}/tiny/labels.txt", "--run", f"{tmp_path}/run"]
     command = ["train-member", "--arch", "lenet", *data, *TRAIN[1:]]
-    line = fails(2, *command, "--pretrained", "yes", capsys=capsys)
+    line = fails(capsys, 2, *command, "--pretrained", "yes")
     assert line.startswith(
         "error: architecture lenet: has no pretrained weights; train from scratch with --no-pretrained"
     )

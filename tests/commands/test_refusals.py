@@ -39,7 +39,7 @@ def images(tmp_path: Path) -> Path:
     [
         (["--images", "none"], 3, "error: none: does not exist; name a folder of images, a zip, a manifest or images"),
         (["--labels", "none.txt"], 3, "error: none.txt: cannot be read: No such file or directory"),
-        ([], 3, "error: labels.txt: 1 images of class 0 cannot fill 5 folds; more images of it are needed"),
+        ([], 3, "error: labels.txt: 1 image of class 0 cannot fill 5 folds; add images of this class"),
         (["--arch", "resnet81"], 2, "error: architecture resnet81: is not known to timm; did you mean resnet18, "),
         (["--device", "gpu"], 2, "error: --device: must be auto, cpu, cuda or cuda:N; got gpu"),
         (["--weights", "none.safetensors"], 4, "error: none.safetensors: is no file that can be read; give a "),

@@ -17,7 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from tiny import prediction_facts, rewrite_json, write_tiny
+from tiny import fails, prediction_facts, rewrite_json, write_tiny
 
 from ensemble.cli import main
 from ensemble.commands import run as run_command
@@ -42,15 +42,6 @@ def write_config(folder: Path, members: str = MEMBER) -> Path:
     write_tiny(folder / "new", 12, seed=1)
     (folder / "run.yaml").write_text(CONFIG.format(folder=folder, members=members))
     return folder / "run.yaml"
-
-
-def fails(status: int, *arguments: object, capsys: pytest.CaptureFixture[str]) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert stopped.value.code == status and len(lines) == 1, (stopped.value.code, lines)
-    return lines[0]
 
 
 def results(run: Path) -> dict[str, str]:
@@ -256,14 +247,14 @@ def test_another_decision_in_yaml_is_made_without_training(
 def test_a_wrong_objective_begins_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_config(tmp_path)
     config.write_text(config.read_text() + "decision: {objective: 'cost:0,1'}\n")
-    assert "objective: must be one of hter, cost:A,B" in fails(2, "run", config, "--device", "cpu", capsys=capsys)
+    assert "objective: must be one of hter, cost:A,B" in fails(capsys, 2, "run", config, "--device", "cpu")
     assert not (tmp_path / "run").exists()
 
 
 def test_unknown_members_of_the_decision_begin_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_config(tmp_path)
     config.write_text(config.read_text() + "decision: {members: [a, z]}\n")
-    line = fails(2, "run", config, "--device", "cpu", capsys=capsys)
+    line = fails(capsys, 2, "run", config, "--device", "cpu")
     assert line == "error: decision.members: z is no member of the run; they are a, b"
     assert not (tmp_path / "run").exists()
 
@@ -314,7 +305,7 @@ def test_the_second_start_of_a_member_names_the_process_that_works(
 
     config = write_config(tmp_path)
     with locked(tmp_path / "run/members/a"):
-        message = fails(5, "run", config, capsys=capsys)
+        message = fails(capsys, 5, "run", config)
     assert f"pid {os.getpid()} on " in message
 
 
@@ -343,7 +334,7 @@ def test_changed_run_is_refused(
         else:
             (data / "labels.txt").write_text((data / "labels.txt").read_text().replace("0\n1", "1\n0", 1))
     (tmp_path / "changed.yaml").write_text(text.replace(str(done / "tiny"), str(data)))
-    assert named in fails(4, "run", tmp_path / "changed.yaml", capsys=capsys)
+    assert named in fails(capsys, 4, "run", tmp_path / "changed.yaml")
     assert results(done / "run") == before
 
 
@@ -353,10 +344,10 @@ def test_faults_of_artifacts_are_named(done: Path, tmp_path: Path, capsys: pytes
     oof, weights = run / "members/b/fold-2/oof.csv", run / "members/a/fold-0/weights.safetensors"
     whole = oof.read_bytes()
     oof.write_bytes(whole.replace(b"0", b"1", 1))
-    assert "hash differs" in fails(4, "fit-stacker", "--run", run, capsys=capsys)
+    assert "hash differs" in fails(capsys, 4, "fit-stacker", "--run", run)
     oof.unlink()
     assert "members/b/fold-2/oof.csv: is not there; give its `thera train-member` command again" in fails(
-        4, "fit-stacker", "--run", run, capsys=capsys
+        capsys, 4, "fit-stacker", "--run", run
     )
     oof.write_bytes(whole)
     data = bytearray(weights.read_bytes())
@@ -364,20 +355,20 @@ def test_faults_of_artifacts_are_named(done: Path, tmp_path: Path, capsys: pytes
     weights.write_bytes(data)
     predict = ("predict", "--run", run, "--images", done / "new/img", "--out", tmp_path / "out.txt")
     shutil.rmtree(run / "predictions")  # with the logits there, no weights are read
-    assert "weights.safetensors: is not the file that training wrote" in fails(4, *predict, capsys=capsys)
+    assert "weights.safetensors: is not the file that training wrote" in fails(capsys, 4, *predict)
     assert not (tmp_path / "out.txt").exists()
     stored: dict[str, Any] = json.loads((run / "members/a/member.json").read_text())
     stored["folds"]["0"]["oof_sha256"] = "0" * 64
     rewrite_json(run / "members/a/member.json", stored)
-    assert "was fitted on other OOF logits" in fails(4, *predict, capsys=capsys)
+    assert "was fitted on other OOF logits" in fails(capsys, 4, *predict)
     (run / "run.json").write_text(json.dumps(json.loads((run / "run.json").read_text()) | {"schema": 99}))
-    assert "has schema 99" in fails(4, "report", "--run", run, capsys=capsys)
+    assert "has schema 99" in fails(capsys, 4, "report", "--run", run)
 
 
 def test_images_of_another_size_are_refused(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tiny(tmp_path / "large", 4, size=24)
     message = fails(
-        3, "predict", "--run", done / "run", "--images", tmp_path / "large/img", "--out", tmp_path / "o", capsys=capsys
+        capsys, 3, "predict", "--run", done / "run", "--images", tmp_path / "large/img", "--out", tmp_path / "o"
     )
     assert "24 × 24" in message
 
@@ -413,7 +404,7 @@ def test_impossible_folds_begin_no_run(tmp_path: Path, capsys: pytest.CaptureFix
     config = write_config(tmp_path)
     text = config.read_text()
     config.write_text(text.replace("folds: 3", "folds: 50"))
-    assert "--folds" in fails(3, "run", config, capsys=capsys)
+    assert "--folds" in fails(capsys, 3, "run", config)
     config.write_text(text.replace("folds: 3", "folds: 2").split("predict:")[0].split("  - {arch: test_resnet")[0])
     main(["run", str(config), "--device", "cpu"])
 
@@ -449,10 +440,10 @@ def test_a_first_start_that_fails_does_not_fix_the_config(
     command = ["train-member", "--arch", "test_resnet", "--run", tmp_path / "run", "--images", tmp_path / "tiny/img"]
     command += ["--labels", tmp_path / "tiny/labels.txt", "--folds", 2, "--epochs", 1, "--batch-size", 8]
     command += ["--device", "cpu"]
-    assert "or train from scratch with --no-pretrained" in fails(6, *command, capsys=capsys)
-    assert "did you mean" in fails(2, *command[:2], "test_resnett", *command[3:], capsys=capsys)
+    assert "or train from scratch with --no-pretrained" in fails(capsys, 6, *command)
+    assert "did you mean" in fails(capsys, 2, *command[:2], "test_resnett", *command[3:])
     main([str(part) for part in [*command, "--no-pretrained"]])
-    assert "pretrained was False and is True" in fails(4, *command, capsys=capsys)
+    assert "pretrained was False and is True" in fails(capsys, 4, *command)
 
 
 def test_lost_weights_are_trained_anew_to_the_same(done: Path, tmp_path: Path) -> None:

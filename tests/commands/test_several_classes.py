@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, recall_score
-from tiny import listing, write_three
+from tiny import fails, listing, write_three
 
 from ensemble.cli import main
 from ensemble.commands.fit_stacker import averaged_oof, read_decisions
@@ -30,15 +30,6 @@ NAMES = ("low", "mid", "top")  # of labels.csv, by the alphabet
 
 def thera(*arguments: object) -> None:
     main([str(each) for each in arguments])
-
-
-def fails(capsys: pytest.CaptureFixture[str], status: int, *arguments: object) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        thera(*arguments)
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert stopped.value.code == status, line
-    return line
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +13,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
+from tiny import fails
 
 from ensemble.cli import main
 from ensemble.commands.fit_stacker import averaged_oof, read_decisions
-from ensemble.commands.targets import read_targets, report_targets
+from ensemble.commands.targets import fit_targets, read_targets, report_targets, run_targets
 from ensemble.config import RunConfig
+from ensemble.config_reading import load_config
 from ensemble.decision import class_assessment
 from ensemble.decision.cross_fitting import cross_fit, stack
+from ensemble.errors import DataError
 from ensemble.runs.run import Run
 
 PLACES, COLOURS = ("top", "low", "mid"), ("dark", "red")
@@ -58,15 +62,6 @@ def config_text(folder: Path, **changes: str) -> Path:
     path = folder / "config.yaml"
     path.write_text("\n".join(line for line in (lines | changes).values() if line) + "\n")
     return path
-
-
-def fails(capsys: pytest.CaptureFixture[str], status: int, *arguments: object) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        main([str(each) for each in arguments])
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert stopped.value.code == status, line
-    return line
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -212,3 +207,22 @@ def test_every_file_of_every_target_is_verified(made: Path, tmp_path: Path, caps
 def test_a_command_of_one_target_asks_for_it(command: str, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = fails(capsys, 4, *(word.format(made / "run") for word in command.split()))
     assert line == f"error: {made}/run: holds the runs of several targets; name one of them: {made}/run/colour"
+
+
+def test_notes_say_which_target_they_are_of(made: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "run"
+    shutil.copytree(made / "run", copied)
+    lines: list[str] = []
+    fit_targets(copied, say=lines.append)
+    notes = [line for line in lines if line.startswith(("note: ", "warning: "))]
+    assert notes and all(re.match(r"(note|warning): target (place|colour)[: ]", line) for line in notes)
+
+
+def test_images_to_predict_may_lie_in_folders_of_any_number(tmp_path: Path) -> None:
+    write_targets(tmp_path / "train", 24)
+    for number, path in enumerate(sorted((tmp_path / "train/img").iterdir())[:6]):
+        (tmp_path / f"new/{number // 2}").mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / f"new/{number // 2}")
+    config = load_config(config_text(tmp_path, predict=f"predict: {{images: {tmp_path / 'new'}}}", folds="folds: 20"))
+    with pytest.raises(DataError, match="cannot fill 20 folds"):  # that is, the images to predict were accepted
+        run_targets(config)

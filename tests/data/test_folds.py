@@ -215,10 +215,10 @@ def test_people_of_seven_images_and_rare_classes_are_in_every_fold() -> None:
     [
         ([0, 0, 1, 1], range(4), 2, ("a", "b", "c"), "every class must be present; none of 4 labels is c; add images"),
         ([0, 0, 2, 2], range(4), 2, None, "every class must be present; none of 4 labels is 1; add images of"),
-        ([0, 0, 1, 1, 2], range(5), 2, ("a", "b", "a\nc"), r"1 images of class a\nc cannot fill 2 folds; add images"),
+        ([0, 0, 1, 1, 2], range(5), 2, ("a", "b", "a\nc"), r"1 image of class a\nc cannot fill 2 folds; add images"),
         ([0, 0, 0, 1, 1, 1, 2, 2], range(8), 3, None, "2 images of class 2 cannot fill 3 folds; use --folds 2 at most"),
         ([0, 0, 0, 1, 1, 1], [0, 0, 1, 2, 3, 4], 3, ("a", "b"), "3 images of class 0 in 2 groups that stay together"),
-        ([0, 0, 1, 1, 2, 2], [0, 1, 2, 3, 4, 4], 2, ("a", "b", "c"), "2 images of class c in 1 groups that stay toge"),
+        ([0, 0, 1, 1, 2, 2], [0, 1, 2, 3, 4, 4], 2, ("a", "b", "c"), "2 images of class c in 1 group that stay toge"),
     ],
 )
 def test_classes_that_cannot_fill_the_folds_are_named(

@@ -7,6 +7,7 @@ from sklearn.metrics import accuracy_score, classification_report, confusion_mat
 from ensemble.decision.bootstrap import Resampler, strata_of
 from ensemble.decision.class_comparison import compare_classes, evaluate_classes, measure_classes, posterior_tables
 from ensemble.decision.class_intervals import class_counting_intervals
+from ensemble.decision.class_refits import ClassFixedRule
 from ensemble.decision.comparison import compare_predictions, measure_predictions
 from ensemble.decision.rates import ClassRates
 from ensemble.errors import DataError
@@ -215,3 +216,34 @@ def test_groups_that_are_alone_with_their_set_of_classes_vary(rng):
     totals = Resampler(labels, groups).draw_totals(labels.astype(np.int64), 4, rng, 400)
     assert (totals.std(axis=0) > 1).all()
     assert totals.mean(axis=0) == pytest.approx(np.bincount(labels), abs=0.3)
+
+
+@pytest.fixture
+def people():
+    """Return labels and groups of six groups with all different sets of classes; one group alone has class 5."""
+    sets = [(0, 1), (0, 2), (1, 2), (3, 4), (4, 3, 3), (0, 5)]
+    return np.concatenate(sets).astype(np.int8), np.repeat(np.arange(len(sets)), [len(each) for each in sets])
+
+
+def test_every_class_is_in_every_replicate(rng, people):
+    labels, groups = people
+    totals = Resampler(labels, groups).draw_totals(labels.astype(np.int64), 6, rng, 400)
+    weights = Resampler(labels, groups).weights_of(rng)
+    drawn = np.array([np.bincount(labels, weights.draw(), 6) for _ in range(400)])
+    for counts in (totals, drawn):
+        assert (counts > 0).all()
+        # Without the group that is added, the class of one group is absent from a share of (5/6)^6 of the replicates.
+        assert (counts[:, 5] == 1).mean() == pytest.approx(0.335 + 0.402, abs=0.08)
+
+
+def test_a_replicate_adds_no_error_that_the_predictions_do_not_have(people):
+    labels, groups = people
+    measured = measure_classes(labels, labels, 6, groups)
+    other = np.where(labels == 5, 0, labels)
+    compared = compare_classes(labels, labels, other, 6, groups, replicates=300)
+    assert measured.rates.mean_error == 0
+    assert ends(compared.errors[5].interval) == (1, 1)  # every replicate has class 5, and B never predicts it
+    wrong = ClassFixedRule(other.astype(np.int8), labels, 6).errors(
+        np.array([Resampler(labels, groups).weights_of(np.random.default_rng(s)).draw() for s in range(100)])
+    )
+    assert (wrong[:, 5] == 0).all()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble.data.folds import FoldTable, assign_folds
-from ensemble.decision import class_assessment, class_offsets
+from ensemble.decision import class_assessment, class_decision, class_offsets
 from ensemble.decision.assessment import Candidate, deviation_note
 from ensemble.decision.bootstrap import LEAST_GROUPS, Resampler, class_design_effects, design_effects
 from ensemble.decision.class_assessment import (
@@ -307,6 +307,20 @@ def test_a_constant_member_is_left_out_and_classes_with_few_images_are_named(mak
     assert decision.stacked.few == (2,) and "fewer than 30 images: 2 (24)" in decision.notes[-1]
     named = fit_decision(oof, (), objective=ClassObjective(), classes=("none", "worn", "in\ncorrect"))
     assert r"fewer than 30 images: in\ncorrect (24)" in named.notes[-1]
+
+
+def test_classes_in_few_groups_are_named_the_fewest_first_and_not_twice(make):
+    notes = fit_decision(make(300, group=5), (), objective=ClassObjective(), classes=("a", "b", "c")).notes
+    assert "some classes are in fewer than 15 groups: c (12)." in notes[-1] and "fewer than 30 images" not in notes[-1]
+    assert not any("groups" in note for note in fit_decision(make(300), (), objective=ClassObjective()).notes)
+    notes = fit_decision(make(100, group=5), (), objective=ClassObjective()).notes
+    assert "fewer than 30 images: 2 (20)" in notes[-2] or "fewer than 30 images: 2 (20)" in notes[-1]
+    assert "groups: 1 (6), 0 (10)" in notes[-1]
+
+
+def test_a_note_names_five_classes_and_counts_the_others():
+    counts = [(c, 40 - c) for c in range(18)]
+    assert class_decision._counted(counts, None) == "17 (23), 16 (24), 15 (25), 14 (26), 13 (27) and 13 more"
 
 
 def test_a_single_member_is_itself(make):

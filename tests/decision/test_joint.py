@@ -25,6 +25,12 @@ def test_the_rates_are_those_of_the_joined_class(rows: list[tuple[int, int, int,
     assert [row.labels for row in rates.rows] == sorted(set(map(tuple, labels.tolist())))
 
 
+def test_a_rule_without_errors_has_no_interval_below_1_though_few_people_have_a_combination() -> None:
+    labels = np.stack([np.tile([0, 0, 1], 8), np.repeat([0, 0, 0, 1, 1, 2, 3, 4], 3)], axis=1)
+    rates = measure_joint(labels, labels, np.repeat(np.arange(8), 3), replicates=200)
+    assert (rates.macro_f1_interval.low, rates.macro_f1_interval.high) == (1, 1)
+
+
 def test_shapes_that_differ_are_refused() -> None:
     with pytest.raises(DataError, match=r"shapes must be \(n, t\) and equal; got \(3, 2\), \(3, 1\)"):
         measure_joint(np.zeros((3, 2), int), np.zeros((3, 1), int))

@@ -121,8 +121,8 @@ def test_the_hashes_of_the_images_are_recorded_again(
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ("1\n" * 12, "both classes must be present; none of 12 labels is 0"),
-        ("0\n" + "1\n" * 11, "1 images of class 0 cannot fill 2 folds; more images of it are needed"),
+        ("1\n" * 12, "both classes must be present; none of 12 labels is 0; add images of this class"),
+        ("0\n" + "1\n" * 11, "1 image of class 0 cannot fill 2 folds; add images of this class"),
         ("0\n1\n" * 5, "10 lines for 12 images; 011.png has no label; give one line for each image"),
     ],
 )
@@ -143,6 +143,6 @@ def test_identical_images_of_a_class_are_counted_with_the_file(
         shutil.copy(tmp_path / "data/img/001.png", tmp_path / f"data/img/{number:03d}.png")
     assert train(tmp_path, capsys, "--device", "cpu") == (
         3,
-        f"error: {tmp_path}/data/labels.txt: 3 images of class 0 in 1 groups that stay together cannot fill 2 folds; "
+        f"error: {tmp_path}/data/labels.txt: 3 images of class 0 in 1 group that stay together cannot fill 2 folds; "
         "add images of this class",
     )

@@ -31,6 +31,7 @@ from ensemble.decision.intervals import Interval
 from ensemble.decision.label_noise import ClassNoise, describe_class_noise
 from ensemble.decision.rates import ClassRates
 from ensemble.prediction_results import PredictResult
+from ensemble.reports.comparison_tables import confusion_table
 from ensemble.reports.decision_tables import class_tables, decision_table, decision_tables, noise_table, stackers_table
 from ensemble.reports.documents import member_markdown, report_json, report_markdown, trial_markdown
 from ensemble.reports.measures import constant_value, figure, is_better
@@ -553,3 +554,12 @@ def test_the_markdown_report_holds_every_table() -> None:
     text = report_markdown(result)
     assert text.startswith("# Run run: 400 images, 4 folds\n\n## In short")
     assert all(table.markdown() in text for table in report_tables(result))
+
+
+def test_the_confusion_matrix_of_18_classes_has_numbers_for_columns_and_fits_two_blocks() -> None:
+    names = [f"class with a name {c}" for c in range(18)]
+    table = confusion_table([[10 * (c == d) for d in range(18)] for c in range(18)], names)
+    assert table.columns == ("images", *map(str, range(18)), "all")
+    assert table.rows[17][0] == "17 class with a name 17" and table.rows[17][18:] == ("10", "10")
+    assert table.text().count("images  ") == 2 and "A column has the number" in " ".join(table.text().split())
+    assert confusion_table([[1, 0, 0]] * 3, ["a", "b", "c"]).columns == ("images", "a", "b", "c", "all")
