@@ -231,7 +231,7 @@ COMMANDS = {
     ),
     "clean": Command(
         "clean",
-        "Find labels that are likely to be wrong, review and correct them.",
+        "Find and correct labels that are likely to be wrong.",
         "Confident learning ranks the labels that are contradicted by models which have not seen the image. The page "
         "saves decisions; --apply checks them and writes new labels, and an overlay that train-member --overlay reads. "
         "Held-out images keep their labels.",

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ensemble.errors import DataError
-from ensemble.runtime.classifier import Outputs
 from ensemble.runtime.facts import ModelFacts
+from ensemble.runtime.outputs import Outputs
 
 if TYPE_CHECKING:
     import numpy as np

@@ -32,10 +32,10 @@ def test_a_process_whose_parent_has_ended_is_found() -> None:
         [sys.executable, "-c", ORPHAN], stdin=reading, stdout=subprocess.PIPE, env=environment, text=True, check=True
     )
     os.close(reading)
-    (found,) = processes("of this test", within_s=0)
-    assert found.startswith(f"{done.stdout.strip()}: ")
+    orphan = f"{done.stdout.strip()}: "  # other children of this process, such as a browser, do not matter
+    assert [each for each in processes("of this test", within_s=0) if each.startswith(orphan)]
     os.close(writing)
-    assert processes("of this test", within_s=10) == []
+    assert not [each for each in processes("of this test", within_s=5) if each.startswith(orphan)]
 
 
 def test_a_held_lock_is_found(tmp_path: Path) -> None:

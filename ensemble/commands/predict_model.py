@@ -20,9 +20,10 @@ from ensemble.progress import Say, silent
 from ensemble.runs import files
 from ensemble.runs.label_files import checked_target, incomplete, is_table, labels_of_all
 from ensemble.runs.run import BAD_IMAGES, Run, bad_images_table
-from ensemble.runtime.classifier import OnnxClassifier, Outputs, refuse_missing_runtime
+from ensemble.runtime.classifier import OnnxClassifier, refuse_missing_runtime
 from ensemble.runtime.facts import ModelFacts
 from ensemble.runtime.onnx_file import opened
+from ensemble.runtime.outputs import Outputs
 
 if TYPE_CHECKING:
     import pandas as pd

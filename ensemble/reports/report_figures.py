@@ -283,7 +283,7 @@ def class_rates_figure(decision: ClassDecision, names: Sequence[str]) -> Figure:
             )
         axes.set_yticks(range(len(order)), [short(names[c]) for c in order])
         axes.set(xlabel="rate, with 95 % interval", xlim=(0, 1.02), ylim=(-0.6, len(order) - 0.4))
-        axes.legend(loc="lower left")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0)
 
     worst = order[-1]
     return Figure(

@@ -119,7 +119,7 @@ def verdict(result: ReportResult) -> str:
     count = len(decision.stacker.members)
     stacked = f"the stack of {count} members" if count > 1 else f"the member {decision.stacker.members[0]}"
     coin = error_text(nested.constant) if nested.is_error else f"{nested.constant:.4f} at most"
-    parts = [f"{stacked} has {nested.text}, nested", f"a coin has {coin}"]
+    parts = [f"{stacked} has {nested.text}, nested", f"{_chance(decision)} has {coin}"]
     if noise := noise_in_short(decision.noise):
         parts.append(noise)
     sentence = ", ".join(parts[:-1]) + f", and {parts[-1]}."
@@ -127,6 +127,11 @@ def verdict(result: ReportResult) -> str:
         expected = figure(facts.expectation).text
         return f"The label file of {printable(name)} is expected to have {expected}; {sentence}"
     return sentence[0].upper() + sentence[1:]
+
+
+def _chance(decision: Decision | ClassDecision) -> str:
+    """Return what an error rate is compared with: for two classes a coin has the rate of a constant answer."""
+    return "a coin" if isinstance(decision, Decision) else "a constant answer"
 
 
 def _joined(lines: Sequence[str]) -> str:
@@ -150,12 +155,14 @@ def _tiles(result: ReportResult) -> tuple[Tile, ...]:
     optimism = decision.optimism
     tiles.append(Tile("apparent", f"{_apparent(decision):.4f}", f"optimism {optimism:+.4f}"))
     coin = error_text(nested.constant) if nested.is_error else f"{nested.constant:.4f}"
-    tiles.append(Tile("a coin", coin, "" if nested.is_error else "at most"))
+    tiles.append(Tile(_chance(decision), coin, "" if nested.is_error else "at most"))
     if isinstance(decision, Decision) and decision.noise is not None:
         tiles.append(Tile("noise floor", f"≤ {decision.noise.rates.hter:.4f}", "labels wrong at random, 95 %"))
     elif isinstance(decision, ClassDecision) and decision.noise is not None:
         noise = decision.noise
-        tiles.append(Tile("noise floor", f"{noise.rates.mean_error:.4f}", interval_text(noise.interval)))
+        tiles.append(
+            Tile("doubted labels, mean of the classes", f"{noise.rates.mean_error:.4f}", interval_text(noise.interval))
+        )
     return tuple(tiles)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,6 +22,7 @@ from ensemble.machine import available_cores
 from ensemble.progress import Say, hidden, progress, silent
 from ensemble.runtime.facts import ModelFacts
 from ensemble.runtime.onnx_file import opened
+from ensemble.runtime.outputs import Outputs
 from ensemble.runtime.self_test import drawn_images
 
 BATCH_PIXELS = 2**19
@@ -37,27 +37,6 @@ OUTPUTS = ("label", "probability", "logit", "member_logits")
 
 Images: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | NDArray[np.uint8]"
 """A folder, zip, manifest or image; paths of images; or pixels, uint8 (n, H, W, 3), RGB."""
-
-
-@dataclass(frozen=True, eq=False)
-class Outputs:
-    """What an exported model says of n images, with m members and C classes.
-
-    Attributes
-    ----------
-    y_pred : int8 array (n,)
-        Class indices, 0 to C - 1.
-    probabilities : float64 array (n,), or (n, C) of more than two classes
-        Of label 1, or of each class.
-    stacked_logits : float64 array (n,) or (n, C)
-    member_logits : float64 array (n, m) or (n, m, C)
-        Averaged over views and fold models.
-    """
-
-    y_pred: NDArray[np.int8]
-    probabilities: NDArray[np.float64]
-    stacked_logits: NDArray[np.float64]
-    member_logits: NDArray[np.float64]
 
 
 def refuse_missing_runtime() -> None:

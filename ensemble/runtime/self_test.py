@@ -13,7 +13,7 @@ def drawn_images(size: tuple[int, int]) -> NDArray[np.uint8]:
     """Return uint8 (IMAGES, H, W, 3): waves of several lengths and directions, by integer arithmetic alone.
 
     >>> drawn_images((2, 2))[:, :, :, 0].tolist()
-    [[[0, 122], [34, 156]], [[145, 163], [56, 74]]]
+    [[[0, 129], [9, 138]], [[146, 79], [112, 45]]]
     """
     height, width = size
     image, row, column, channel = np.ogrid[:IMAGES, :height, :width, :3]

@@ -22,7 +22,7 @@ from tiny import prediction_facts
 
 from ensemble.cli import main
 from ensemble.commands import predict as predict_command
-from ensemble.config import CORRECTIONS, VIEW_SETS, VIEWS
+from ensemble.config import VIEW_SETS, VIEWS
 from ensemble.data.folds import FoldTable
 from ensemble.data.source import open_source
 from ensemble.data.store import load_dataset
@@ -34,6 +34,7 @@ from ensemble.decision.objective import Objective
 from ensemble.decision.rates import error_rates
 from ensemble.decision.stacker import STACKERS, Stacker
 from ensemble.decision.threshold import fit_threshold
+from ensemble.predict_config import CORRECTIONS
 from ensemble.reports.decision_tables import STACKER_NAMES
 from ensemble.runs.member import MemberIdentity
 from ensemble.runs.predictions import KeptLogits
