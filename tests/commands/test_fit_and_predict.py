@@ -697,11 +697,12 @@ for arguments in eval(sys.argv[1]):
 """
 
 
-def test_deciding_takes_no_torch_and_reporting_no_more_than_numpy(world: Path, run: Path) -> None:
-    """What a command has imported stays in its process. (cleanlab takes pandas; sklearn, where it is there.)"""
+def test_deciding_and_reporting_take_no_torch(world: Path, run: Path) -> None:
+    """What a command has imported stays in its process. A report shows doubtful labels and images."""
     main(predict(world, run, name="shifted"))
     report, compare = ["report", "--run", str(run)], ["compare", str(run), str(run / "members/a")]
-    assert imported(report, compare, predict(world, run)) == [[], ["sklearn"], ["cv2", "sklearn"]]
+    assert imported(compare, predict(world, run)) == [["sklearn"], ["cv2", "sklearn"]]
+    assert imported(report) == [["cleanlab", "cv2", "sklearn"]]
     assert imported(["fit-stacker", "--run", str(run)]) == [["sklearn"]]
 
 
