@@ -76,7 +76,7 @@ def read_columns(
             problem = f"has {len(row)} columns; the first line has {len(header)}"
             raise DataError(f"{where}: line {line}", problem, "correct it")
     cells = list(zip(*(row for _, row in rows[1:]), strict=True))
-    notes = (f"columns of {where} that are not used: {printable(', '.join(others))}",) if others else ()
+    notes = (f"columns that are not used: {printable(', '.join(others))}",) if others else ()
     return [line for line, _ in rows[1:]], {column: cells[index] for column, index in chosen.items()}, notes
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,6 +24,7 @@ from ensemble.decision.cross_fitting import (
     cross_fit,
     member_logit,
     of_score,
+    stack,
 )
 from ensemble.decision.fold_offsets import aligned, find_fold_offsets
 from ensemble.decision.intervals import Interval, chance_interval, new_set_interval, widened
@@ -123,6 +125,96 @@ class Candidate:
             return FixedRule(nested.y_pred, nested.labels)
         assert not isinstance(self.objective, ClassObjective), "fit_cut refuses it"
         return RefitRule(self.deployed.score(self.logits), nested.labels, nested.splits, self.objective)
+
+
+Assessed = TypeVar("Assessed")
+"""An `Assessment`, or a `class_assessment.ClassAssessment`."""
+
+
+@dataclass(frozen=True)
+class AssessedSet(Generic[Assessed]):
+    """The assessments of a `CandidateSet`, by the same names."""
+
+    stacked: Assessed
+    members: tuple[Assessed, ...]
+    baselines: tuple[Assessed, ...]
+    stackers: tuple[Assessed, ...]
+    parted: Assessed
+
+
+@dataclass(frozen=True, eq=False)
+class CandidateSet:
+    """The rules that are assessed with a decision, of two classes and of more."""
+
+    stacked: Candidate
+    members: tuple[Candidate, ...]  # each with the cut that is fitted to its logits alone
+    baselines: tuple[Candidate, ...]
+    stackers: tuple[Candidate, ...]  # every kind of stacker; empty for a single member
+    parted: Candidate  # the stack, cross-fitted over random parts of the rows instead of the folds
+
+    @classmethod
+    def of(
+        cls,
+        oof: OofLogits,
+        kept: OofLogits,
+        rule: Rule,
+        stackers: Iterable[str],
+        baselines: Sequence[tuple[str, Rule]],
+        objective: Objective | ClassObjective,
+        seed: int,
+    ) -> CandidateSet:
+        """Fit all of them.
+
+        Parameters
+        ----------
+        oof, kept : OofLogits
+            Of all members, and of those in the stack.
+        rule : Rule
+            Of the deployed stack.
+        stackers : iterable of str
+            Every kind of stacker, the simplest first.
+        baselines : sequence of (str, Rule)
+            By their names in the tables.
+        objective : Objective or ClassObjective
+        seed : int
+            The seed of the random parts.
+        """
+        return cls(
+            stacked=Candidate.of("stack", kept, rule, objective),
+            members=tuple(
+                Candidate.of(name, oof, of_score(member_logit(j)), objective) for j, name in enumerate(oof.members)
+            ),
+            baselines=tuple(Candidate.of(name, kept, other, objective) for name, other in baselines),
+            stackers=tuple(
+                Candidate.of(name, kept, stack(name), objective) for name in stackers if len(kept.members) > 1
+            ),
+            parted=Candidate.of("stack", kept.in_random_parts(seed), rule, objective),
+        )
+
+    def assessed(
+        self,
+        assess: Callable[[Sequence[Candidate], ArrayLike | None, int], list[Assessed]],
+        groups: ArrayLike | None,
+        seed: int,
+    ) -> AssessedSet[Assessed]:
+        """Return the assessments by `assess` or `class_assessment.assess_classes`, all compared with the stack."""
+        parts = [(self.stacked,), self.members, self.baselines, self.stackers, (self.parted,)]
+        each = iter(assess([candidate for part in parts for candidate in part], groups, seed))
+        (stacked,), members, baselines, stackers, (parted,) = (tuple(next(each) for _ in part) for part in parts)
+        return AssessedSet(stacked, members, baselines, stackers, parted)
+
+
+def repeated_losses(
+    oof: OofLogits,
+    rule: Rule,
+    objective: Objective | ClassObjective,
+    loss: Callable[[CrossFit], float],
+    repeats: int,
+    seed: int,
+) -> tuple[float, ...]:
+    """Return the nested loss of a rule over other random partitions of the rows into as many folds, (repeats,)."""
+    parts = (oof.in_random_parts(seed, repeat).rows for repeat in range(repeats))
+    return tuple(loss(cross_fit(rows, rule, objective)) for rows in parts)
 
 
 def assess(candidates: Sequence[Candidate], groups: ArrayLike | None = None, seed: int = 0) -> list[Assessment]:

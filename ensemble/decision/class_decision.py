@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ensemble.decision.assessment import Candidate, deviation_note
+from ensemble.decision.assessment import CandidateSet, deviation_note, repeated_losses
 from ensemble.decision.class_assessment import FEW_CLASS_GROUPS, FEW_IMAGES, ClassAssessment, assess_classes
 from ensemble.decision.class_objective import ClassObjective
 from ensemble.decision.class_stacker import CLASS_STACKERS, ClassStacker
@@ -16,7 +16,6 @@ from ensemble.decision.cross_fitting import (
     CrossFit,
     OofLogits,
     Rule,
-    cross_fit,
     member_logit,
     of_score,
     plurality,
@@ -125,18 +124,14 @@ def fit_kept_members(
     notes : tuple of str
         On the members, for `ClassDecision.notes`.
     """
-    several = len(kept.members) > 1
-    rule, kind = stack(stacker), stacker if several else "mean"
-    zeros = (0.0,) * kept.classes
-    at_argmax = [(f"{name} without offsets", of_score(member_logit(j), zeros)) for j, name in enumerate(kept.members)]
-    rules = [*at_argmax, *([("plurality vote", plurality_vote(kept.classes))] if several else [])]
-    stacked = Candidate.of("stack", kept, rule, objective)
-    members = [Candidate.of(name, oof, of_score(member_logit(j)), objective) for j, name in enumerate(oof.members)]
-    baselines = [Candidate.of(name, kept, other, objective) for name, other in rules]
-    stackers = [Candidate.of(name, kept, stack(name), objective) for name in CLASS_STACKERS if several]
-    parted = Candidate.of("stack", kept.in_random_parts(seed), rule, objective)
-    first, *others, of_parts = assess_classes([stacked, *members, *baselines, *stackers, parted], oof.groups, seed)
-    end = len(members), len(members) + len(baselines)
+    rule, kind = stack(stacker), stacker if len(kept.members) > 1 else "mean"
+    rules = CandidateSet.of(oof, kept, rule, CLASS_STACKERS, _baselines(kept), objective, seed)
+    assessed = rules.assessed(assess_classes, oof.groups, seed)
+    stacked, parted = assessed.stacked, assessed.parted
+
+    def loss(nested: CrossFit) -> float:
+        return objective.loss(class_rates(nested.labels, nested.y_pred, kept.classes))
+
     fitted = kept.rows.any_stacker(kind)
     assert isinstance(fitted, ClassStacker)
     return ClassDecision(
@@ -144,17 +139,24 @@ def fit_kept_members(
         stacker=fitted,
         objective=objective,
         views=tuple(views),
-        stacked=first,
-        members=tuple(others[: end[0]]),
-        baselines=tuple(others[end[0] : end[1]]),
-        stackers=tuple(others[end[1] :]),
-        repeated=_repeated(kept, rule, objective, repeats, seed),
-        noise=_noise(stacked.nested, kept.classes, seed),
+        stacked=stacked,
+        members=assessed.members,
+        baselines=assessed.baselines,
+        stackers=assessed.stackers,
+        repeated=repeated_losses(kept, rule, objective, loss, repeats, seed),
+        noise=_noise(rules.stacked.nested, kept.classes, seed),
         notes=notes
-        + deviation_note(objective.measure, first.loss, of_parts.loss, of_parts.difference, objective.is_error)
-        + _few_note(first, classes)
-        + _few_groups_note(oof.labels, oof.groups, first.few, classes),
+        + deviation_note(objective.measure, stacked.loss, parted.loss, parted.difference, objective.is_error)
+        + _few_note(stacked, classes)
+        + _few_groups_note(oof.labels, oof.groups, stacked.few, classes),
     )
+
+
+def _baselines(oof: OofLogits) -> list[tuple[str, Rule]]:
+    """Return the baselines by name: each member at its greatest logit, and the plurality vote."""
+    zeros = (0.0,) * oof.classes
+    at_argmax = [(f"{name} without offsets", of_score(member_logit(j), zeros)) for j, name in enumerate(oof.members)]
+    return at_argmax if len(at_argmax) == 1 else [*at_argmax, ("plurality vote", plurality_vote(oof.classes))]
 
 
 def _noise(nested: CrossFit, classes: int, seed: int) -> ClassNoise | None:
@@ -197,10 +199,3 @@ def _counted(numbers: Sequence[tuple[int, int]], classes: Sequence[str] | None) 
     ordered = sorted(numbers, key=lambda each: each[1])
     shown = ", ".join(f"{printable(classes[c]) if classes else c} ({n})" for c, n in ordered[:SHOWN])
     return shown + (f" and {len(ordered) - SHOWN} more" if len(ordered) > SHOWN else "")
-
-
-def _repeated(oof: OofLogits, rule: Rule, objective: ClassObjective, repeats: int, seed: int) -> tuple[float, ...]:
-    """Return the nested loss over other random partitions of the rows into as many folds, (repeats,)."""
-    parts = (oof.in_random_parts(seed, repeat).rows for repeat in range(repeats))
-    predictions = (cross_fit(rows, rule, objective).y_pred for rows in parts)
-    return tuple(objective.loss(class_rates(oof.labels, y_pred, oof.classes)) for y_pred in predictions)

@@ -9,7 +9,14 @@ from typing import overload
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ensemble.decision.assessment import Assessment, Candidate, assess, deviation_note
+from ensemble.decision.assessment import (
+    Assessment,
+    Candidate,
+    CandidateSet,
+    assess,
+    deviation_note,
+    repeated_losses,
+)
 from ensemble.decision.class_decision import ClassDecision, fit_kept_members
 from ensemble.decision.class_objective import ClassObjective
 from ensemble.decision.class_offsets import class_objective
@@ -228,29 +235,25 @@ def fit_decision(
         return fit_kept_members(oof, kept, views, seed, class_objective(objective), stacker, repeats, notes, classes)
     assert not isinstance(objective, ClassObjective), "two classes have an objective of two classes"
     rule, kind = stack(stacker), stacker if len(kept.members) > 1 else "mean"
-    stacked = Candidate.of("stack", kept, rule, objective)
-    members = [Candidate.of(name, oof, of_score(member_logit(j)), objective) for j, name in enumerate(oof.members)]
-    baselines = [Candidate.of(name, kept, other, objective) for name, other in _baselines(kept.members)]
-    stackers = [Candidate.of(name, kept, stack(name), objective) for name in STACKERS if len(kept.members) > 1]
-    parted = Candidate.of("stack", kept.in_random_parts(seed), rule, objective)
-    first, *others, of_parts = assess([stacked, *members, *baselines, *stackers, parted], oof.groups, seed)
-    end = len(members), len(members) + len(baselines)
+    rules = CandidateSet.of(oof, kept, rule, STACKERS, _baselines(kept.members), objective, seed)
+    assessed = rules.assessed(assess, oof.groups, seed)
+    stacked, parted = assessed.stacked, assessed.parted
     return Decision(
         kind=kind,
         stacker=kept.rows.stacker(kind),
         objective=objective,
         views=tuple(views),
-        stacked=first,
-        members=tuple(others[: end[0]]),
-        baselines=tuple(others[end[0] : end[1]]),
-        stackers=tuple(others[end[1] :]),
-        curve=_performance_curve(stacked.deployed.score(kept.logits), oof.labels, stacked.nested),
-        repeated=_repeated(kept, rule, objective, repeats, seed),
+        stacked=stacked,
+        members=assessed.members,
+        baselines=assessed.baselines,
+        stackers=assessed.stackers,
+        curve=_performance_curve(rules.stacked, kept),
+        repeated=repeated_losses(kept, rule, objective, _hter, repeats, seed),
         noise=_bound_noise(kept, rule, objective),
         notes=notes
         + small_set_notes(oof.labels, oof.groups)
         + tuple(offset.message for offset in offsets)
-        + deviation_note("HTER", first.nested.hter, of_parts.nested.hter, of_parts.difference),
+        + deviation_note("HTER", stacked.nested.hter, parted.nested.hter, parted.difference),
         offsets=offsets,
     )
 
@@ -287,18 +290,24 @@ def small_set_notes(labels: Labels, groups: ArrayLike | None) -> tuple[str, ...]
     return tuple(notes)
 
 
+def _hter(nested: CrossFit) -> float:
+    return error_rates(nested.labels, nested.y_pred).hter
+
+
 def _bound_noise(oof: OofLogits, rule: Rule, objective: Objective) -> NoiseBound | None:
     """Bound the noise of the labels by two halves of the members that are about equally good."""
     order = np.argsort([-auc(logits, oof.labels) for logits in oof.logits.T], kind="stable")
     halves = [order[np.isin(np.arange(order.size) % 4, places)] for places in ((0, 3), (1, 2))]
-    margins = [cross_fit(oof.of_members(half.tolist()).rows, rule, objective).margins for half in halves if half.size]
+    of_halves = [oof.of_members(half.tolist()).rows for half in halves if half.size]
+    margins = [cross_fit(rows, rule, objective).margins for rows in of_halves]
     return bound_noise(margins[0], margins[1] if len(margins) > 1 else None, oof.labels)
 
 
-def _performance_curve(scores: Floats, labels: Labels, nested: CrossFit) -> tuple[CostRow, ...]:
+def _performance_curve(stacked: Candidate, oof: OofLogits) -> tuple[CostRow, ...]:
     """Return the nested error rates for each of `COSTS` (Bengio, Mariéthoz and Keller 2005, The expected performance
     curve), with the thresholds that are fitted on all rows."""
-    on_all_rows = fit_thresholds(scores, labels, COSTS)
+    nested, labels = stacked.nested, oof.labels
+    on_all_rows = fit_thresholds(stacked.deployed.score(oof.logits), labels, COSTS)
     y_pred = np.empty((len(COSTS), labels.size), np.int8)
     for split in nested.splits:
         thresholds = fit_thresholds(split.scores[~split.inside], labels[~split.inside], COSTS)
@@ -307,12 +316,6 @@ def _performance_curve(scores: Floats, labels: Labels, nested: CrossFit) -> tupl
         CostRow(objective.cost_fpr, threshold, error_rates(labels, y_pred))
         for objective, threshold, y_pred in zip(COSTS, on_all_rows, y_pred, strict=True)
     )
-
-
-def _repeated(oof: OofLogits, rule: Rule, objective: Objective, repeats: int, seed: int) -> tuple[float, ...]:
-    """Return the nested HTER over other random partitions of the rows into as many folds, (repeats,)."""
-    parts = (oof.in_random_parts(seed, repeat).rows for repeat in range(repeats))
-    return tuple(error_rates(oof.labels, cross_fit(rows, rule, objective).y_pred).hter for rows in parts)
 
 
 def _baselines(members: Sequence[str]) -> list[tuple[str, Rule]]:

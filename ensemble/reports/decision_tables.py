@@ -120,7 +120,7 @@ def class_tables(decision: ClassDecision, classes: Sequence[str] | None = None) 
     rows = tuple(
         (
             *(name, str(n), f"{recall:.4f}", interval_cell(of_recall)),
-            *(f"{precision:.4f}", interval_cell(of_precision), f"{f1:.4f}", f"{offset:+.4f}"),
+            *(f"{precision:.4f}", interval_cell(of_precision), f"{f1:.4f}", f"{offset:+z.4f}"),
         )
         for name, n, recall, of_recall, precision, of_precision, f1, offset in zip(
             names, rates.counts, *columns, strict=True

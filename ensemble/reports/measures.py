@@ -163,10 +163,10 @@ def class_names(classes: Sequence[str] | None, count: int) -> tuple[str, ...]:
 def offsets_text(names: Sequence[str], offsets: Sequence[float]) -> str:
     """Return the offset of each class, by its name.
 
-    >>> offsets_text(("none", "worn"), (0.0, -0.25))
+    >>> offsets_text(("none", "worn"), (-0.00001, -0.25))
     'none +0.0000, worn -0.2500'
     """
-    return ", ".join(f"{name} {offset:+.4f}" for name, offset in zip(names, offsets, strict=True))
+    return ", ".join(f"{name} {offset:+z.4f}" for name, offset in zip(names, offsets, strict=True))
 
 
 def interval_text(interval: Interval) -> str:
