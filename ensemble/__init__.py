@@ -18,6 +18,7 @@ bench_config.py      the config model of `thera bench`
 clean_config.py      the config model of `thera clean`
 report_config.py     the config model of `thera report`
 export_config.py     the config models of `thera export` and of prediction with a model
+serve_config.py      the config model of `thera serve`
 config_reading.py    from YAML and options to config models
 machine.py           cores, memory and cache folder that this process may use
 progress.py          progress and signals of long work
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from ensemble.commands.fit_stacker import fit_stacker
     from ensemble.commands.predict import predict
     from ensemble.commands.report import report
+    from ensemble.commands.serve import create_app, serve
     from ensemble.commands.train import train_members
     from ensemble.config import AugmentConfig, ComputeConfig, DataConfig, DecisionConfig, MemberConfig, RunConfig
     from ensemble.config_reading import load_config
@@ -79,6 +81,7 @@ if TYPE_CHECKING:
     from ensemble.predict_config import PredictConfig
     from ensemble.report_config import ReportConfig
     from ensemble.runtime.classifier import OnnxClassifier
+    from ensemble.serve_config import ServeConfig
 
 __all__ = [
     "ArtifactError",
@@ -100,6 +103,7 @@ __all__ = [
     "ReportConfig",
     "ResourceError",
     "RunConfig",
+    "ServeConfig",
     "Stopped",
     "TheraClassifier",
     "TheraError",
@@ -107,6 +111,7 @@ __all__ = [
     "__version__",
     "clean",
     "compare",
+    "create_app",
     "error_rates",
     "evaluate",
     "explore",
@@ -119,6 +124,7 @@ __all__ = [
     "open_source",
     "predict",
     "report",
+    "serve",
     "train_members",
 ]
 
@@ -132,6 +138,7 @@ _MODULES = {
     "ensemble.commands.fit_stacker": ("fit_stacker",),
     "ensemble.commands.predict": ("predict",),
     "ensemble.commands.report": ("report",),
+    "ensemble.commands.serve": ("create_app", "serve"),
     "ensemble.commands.train": ("train_members",),
     "ensemble.config": (
         "AugmentConfig",
@@ -163,6 +170,7 @@ _MODULES = {
     "ensemble.predict_config": ("PredictConfig",),
     "ensemble.report_config": ("ReportConfig",),
     "ensemble.runtime.classifier": ("OnnxClassifier",),
+    "ensemble.serve_config": ("ServeConfig",),
 }
 """Where each public name is defined. Type checkers read the imports above; a test keeps the two equal."""
 

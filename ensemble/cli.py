@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ensemble.fit_config import FitConfig
     from ensemble.predict_config import PredictConfig
     from ensemble.report_config import ReportConfig
+    from ensemble.serve_config import ServeConfig
 
 # --- the commands -----------------------------------------------------------------------------------------------------
 
@@ -84,6 +85,10 @@ def _predict(file: Any, /, by: LabelledBy, config: PredictConfig, compute: Compu
 
 def _export(file: Any, /, run: Path, config: ExportConfig) -> Any:
     return file.export(run, config, _say)
+
+
+def _serve(file: Any, /, config: ServeConfig) -> Any:
+    return file.serve(config, _say)
 
 
 def _evaluate(file: Any, /, **given: Any) -> Any:
@@ -207,6 +212,13 @@ COMMANDS = {
         "It holds preprocessing, members, fold models, views, stacker and threshold, and labels images with "
         "`thera predict --model`. It is only written once onnxruntime has given the labels of torch on real images.",
         _export,
+    ),
+    "serve": Command(
+        "serve",
+        "Answer over HTTP with an exported model.",
+        "POST /predict takes one image as the body, or several as files of a form, and answers with label, probability "
+        "and logit of each. Only this machine can reach the service unless --host says otherwise.",
+        _serve,
     ),
     "evaluate": Command(
         "evaluate",
@@ -360,7 +372,7 @@ def _print_result(work: Callable[[], Any], full: bool) -> None:
     try:
         with stoppable():
             result = work()
-            tables = on_screen(result, full)
+            tables = [] if result is None else on_screen(result, full)
     except OSError as error:  # typer exits silently on a broken pipe, also on that of a data worker
         _fail(error)
     width = shutil.get_terminal_size((80, 24)).columns  # of the terminal or of COLUMNS; 80 in a pipe

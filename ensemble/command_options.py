@@ -32,6 +32,7 @@ from ensemble.export_config import ExportConfig, LabelledBy
 from ensemble.fit_config import FitConfig
 from ensemble.predict_config import PredictConfig
 from ensemble.report_config import ReportConfig
+from ensemble.serve_config import ServeConfig
 
 # --- options that exist on the command line alone ---------------------------------------------------------------------
 
@@ -148,6 +149,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
         _SCREEN,
     ),
     "export": (_part(RunConfig, "run"), _part(ExportConfig, key="config"), _SCREEN),
+    "serve": (_part(ServeConfig, key="config"),),
     "evaluate": (_part(_Evaluate), _SCREEN),
     "compare": (_part(_Compare), _SCREEN),
     "report": (_part(RunConfig, "run"), _part(ReportConfig, key="config"), _SCREEN),

@@ -37,6 +37,7 @@ ARGUMENTS = {
     "run": ("config",),
     "trial": ("config",),
     "bench": ("subjects",),
+    "serve": ("model",),
 }
 """Options that are given by position, without a name."""
 

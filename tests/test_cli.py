@@ -34,6 +34,7 @@ COMMANDS = {
     "fit-stacker": "fit_stacker",
     "predict": "predict",
     "export": "export",
+    "serve": "serve",
     "evaluate": "evaluate",
     "compare": "evaluate",
     "report": "report",

@@ -58,7 +58,7 @@ VERBS = {
         "Skip",
         "Spread",
     ),
-    *("Stack", "Start", "Step", "Take", "Train", "Use", "Weigh", "Write"),
+    *("Listen", "Refuse", "Serve", "Stack", "Start", "Step", "Take", "Train", "Use", "Weigh", "Write"),
 }
 """A description is an imperative sentence: its first word is one of these. An option may add its verb."""
 

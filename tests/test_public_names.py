@@ -18,7 +18,7 @@ ROOT = Path(ensemble.__file__).parents[1]
 NAMES = {
     *("open_source", "load_dataset", "train_members", "fit_stacker", "predict", "evaluate", "compare", "report"),
     *("fit_threshold", "Objective", "error_rates", "load_config", "TheraClassifier", "ThresholdStacker"),
-    *("explore", "ExploreConfig", "export", "ExportConfig", "OnnxClassifier"),
+    *("explore", "ExploreConfig", "export", "ExportConfig", "OnnxClassifier", "serve", "ServeConfig", "create_app"),
     *("fit", "FitConfig", "clean", "CleanConfig", "ReportConfig"),
     *("MemberConfig", "DataConfig", "DecisionConfig", "PredictConfig", "ComputeConfig", "RunConfig", "AugmentConfig"),
     *("TheraError", "ConfigError", "DataError", "ArtifactError", "LockedError", "ResourceError", "Stopped"),

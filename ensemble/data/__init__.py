@@ -12,6 +12,7 @@ overlay.py     tables of training rows to leave out, relabel or weigh
 joining.py     joins images to the labels of a file
 files.py       lists and reads files in folders and zips, and refuses unsafe or damaged ones
 pixels.py      decodes a file to RGB pixels under one image policy
+form.py        the form of images in a store: resized or not, EXIF orientations applied or not
 store.py       decodes every image once, into a memory map on disk
 stored.py      finds the decoded images of a run without its image files
 arrays.py      images that Python code passes: paths or pixels

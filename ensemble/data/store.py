@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.data.dataset import BadImage, Dataset, Source
 from ensemble.data.files import SHOWN
-from ensemble.data.pixels import POLICY_VERSION, Header, decode, inspect, upright
+from ensemble.data.form import Form
+from ensemble.data.pixels import inspect
 from ensemble.errors import ArtifactError, ConfigError, DataError, ResourceError, printable
 from ensemble.machine import available_cores
 from ensemble.progress import Say, progress, silent
@@ -56,23 +56,6 @@ TRAITS = {
 
 UPRIGHT = {"oriented": "images with an EXIF orientation: it is applied, in training and in prediction"}
 """The note where EXIF orientations are applied."""
-
-
-@dataclass(frozen=True)
-class Form:
-    """What the stored pixels depend on beside the files: `resize`, and whether they are `upright` by EXIF."""
-
-    resize: int | None
-    upright: bool
-
-    @property
-    def policy(self) -> str:
-        """The image policy, which is part of the key of a store and of the fingerprint of a set."""
-        return f"{POLICY_VERSION}{', exif applied' if self.upright else ''}"
-
-    def size(self, header: Header) -> tuple[int, int]:
-        """Return the height and width of an image before it is resized."""
-        return header.upright_size if self.upright else (header.height, header.width)
 
 
 def load_dataset(
@@ -298,17 +281,9 @@ def _write_store(
 
     def decode_row(row: int) -> None:
         name, data = printable(source.names[row]), _read_again(source, row, digests[row])
-        header = inspect(data, name)
-        own_height, own_width = form.size(header)
-        if not resize and (own_height, own_width) != (height, width):  # refused before its memory is needed
-            problem = f"has {own_width} × {own_height} pixels, the others {width} × {height}"
-            raise DataError(name, problem, "or give --resize")
-        image = decode(data, name, header)
-        resized = upright(image) if form.upright else image.pixels
-        if resize:
-            resized = _resized(resized, resize)
-        pixels[row] = resized
-        constant = bool((resized == resized[0, 0]).all())
+        own, header = form.pixels(data, name, (height, width))
+        pixels[row] = own
+        constant = bool((own == own[0, 0]).all())
         squashed = bool(resize) and header.width != header.height
         found = {"constant": constant, "squashed": squashed}
         traits[row] = [found[trait] if trait in found else getattr(header, trait) for trait in TRAITS]
@@ -394,14 +369,6 @@ def _common_size(source: Source, form: Form) -> tuple[int, int]:
         with contextlib.suppress(DataError):
             sizes[form.size(inspect(source.read(row), source.names[row]))] += 1
     return sizes.most_common(1)[0][0] if sizes else (1, 1)
-
-
-def _resized(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    if pixels.shape[:2] == (size, size):
-        return pixels
-    shrinks = size <= min(pixels.shape[:2])
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(pixels, (size, size), interpolation=method), np.uint8)
 
 
 def _sync(path: Path) -> None:

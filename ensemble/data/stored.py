@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.data.store import Form, read_store, store_key
+from ensemble.data.form import Form
+from ensemble.data.store import read_store, store_key
 
 
 def find_pixels(store: Path, digests: NDArray[np.bytes_], resize: int | None, exif: str) -> NDArray[np.uint8] | None:

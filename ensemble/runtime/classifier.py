@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ensemble.data.arrays import source_from_paths
 from ensemble.data.dataset import Dataset, Source
+from ensemble.data.form import Form
 from ensemble.data.pixels import POLICY_VERSION
 from ensemble.data.source import open_source
 from ensemble.data.store import load_dataset
@@ -88,16 +89,25 @@ class Graph:
         TheraError
             onnxruntime fails, or a logit is not finite.
         """
-        step, parts = max(1, BATCH_PIXELS // int(np.prod(pixels.shape[1:3]))), list[list[Any]]()
+        step, parts = max(1, BATCH_PIXELS // int(np.prod(pixels.shape[1:3]))), list[Outputs]()
         with progress(len(pixels), what) as bar:
             for start in range(0, len(pixels), step):
-                batch = np.ascontiguousarray(pixels[start : start + step])
-                try:
-                    parts.append(self._session.run(OUTPUTS, {"images": batch}))
-                except Exception as error:  # onnxruntime has no common class of errors
-                    raise _failed(error, self.where, "cannot be computed") from None
-                bar.advance(len(batch))
-        label, probability, logit, member_logits = (np.concatenate(part) for part in zip(*parts, strict=True))
+                parts.append(self.batch(np.ascontiguousarray(pixels[start : start + step])))
+                bar.advance(len(parts[-1].y_pred))
+        return Outputs.joined(parts)
+
+    def batch(self, pixels: NDArray[np.uint8]) -> Outputs:
+        """Return what the graph says of one batch (b, H, W, 3), without a progress bar; any thread may call it.
+
+        Raises
+        ------
+        TheraError
+            onnxruntime fails, or a logit is not finite.
+        """
+        try:
+            label, probability, logit, member_logits = self._session.run(OUTPUTS, {"images": pixels})
+        except Exception as error:  # onnxruntime has no common class of errors
+            raise _failed(error, self.where, "cannot be computed") from None
         if not np.isfinite(logit).all():
             raise TheraError(self.where, f"{np.count_nonzero(~np.isfinite(logit))} logits are not finite")
         return Outputs(label.astype(np.int8), probability, logit, member_logits)
@@ -181,6 +191,16 @@ class OnnxClassifier:
             )
             raise DataError("images", found, "give at least one image of the size that the model takes")
         return self._graph.run(pixels)
+
+    @property
+    def graph(self) -> Graph:
+        """The graph, for those who make batches of their own."""
+        return self._graph
+
+    @property
+    def form(self) -> Form:
+        """How files become pixels."""
+        return Form(self.facts.resize, self.facts.exif == "apply")
 
     def load(self, source: Source, store: Path, on_bad: str = "error", say: Say = silent) -> Dataset:
         """Return the decoded images of a source, which are kept in the folder `store`.

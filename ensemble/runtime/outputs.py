@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,3 +28,18 @@ class Outputs:
     probabilities: NDArray[np.float64]
     stacked_logits: NDArray[np.float64]
     member_logits: NDArray[np.float64]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Outputs]) -> Outputs:
+        """Return the outputs of several batches as one."""
+        return cls(
+            y_pred=np.concatenate([each.y_pred for each in parts]),
+            probabilities=np.concatenate([each.probabilities for each in parts]),
+            stacked_logits=np.concatenate([each.stacked_logits for each in parts]),
+            member_logits=np.concatenate([each.member_logits for each in parts]),
+        )
+
+    def row(self, index: int) -> Outputs:
+        """Return what is said of one image, as outputs of n = 1."""
+        at = slice(index, index + 1)
+        return Outputs(self.y_pred[at], self.probabilities[at], self.stacked_logits[at], self.member_logits[at])

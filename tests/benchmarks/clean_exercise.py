@@ -84,6 +84,7 @@ def main(given: argparse.Namespace) -> None:
             name=NAME,
             pretrained=False,
             drop_rate=0,
+            input_size=given.input_size,
             epochs=given.epochs,
             augment="standard",
             clean=clean,
@@ -109,7 +110,8 @@ def main(given: argparse.Namespace) -> None:
                 f"{assessed.auc:.4f}",
             )
         )
-    title = f"small_cnn, {given.epochs} epochs, {given.folds} folds, {candidates[0].nested.labels.size} rows"
+    size = f" at {given.input_size} pixels" if given.input_size else ""
+    title = f"small_cnn{size}, {given.epochs} epochs, {given.folds} folds, {candidates[0].nested.labels.size} rows"
     columns = ("doubtful labels", "HTER, nested", "95 % interval", "minus as given", "95 % interval, paired", "AUC")
     print(Table(title, columns, tuple(rows)).markdown())
 
@@ -119,6 +121,7 @@ if __name__ == "__main__":
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--labels", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--input-size", type=int, help="the networks see images of this size; by default, as they are")
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from samples import encode, with_exif
 from tiny import listing
 
+from ensemble.data import form
 from ensemble.data import store as module
 from ensemble.data.dataset import Dataset
 from ensemble.data.source import open_source
@@ -54,7 +55,7 @@ def test_load_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for array in (data.pixels, data.ids, data.digests):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = array[1]
-    monkeypatch.setattr(module, "decode", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(form, "decode", lambda *_: pytest.fail("decoded again"))
     again = load(folder, tmp_path / "store")
     assert again.fingerprint == data.fingerprint
     assert np.array_equal(again.pixels, data.pixels)
@@ -122,7 +123,7 @@ def test_a_store_without_hashes_is_used(tmp_path: Path, monkeypatch: pytest.Monk
     (file,) = (tmp_path / "store").glob("*/store.json")
     stored = json.loads(file.read_text())
     file.write_text(json.dumps({key: stored[key] for key in ("n", "policy", "resize", "schema", "size", "traits")}))
-    monkeypatch.setattr(module, "decode", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(form, "decode", lambda *_: pytest.fail("decoded again"))
     assert np.array_equal(load(folder, tmp_path / "store").pixels, first)
 
 
