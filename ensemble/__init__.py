@@ -17,6 +17,7 @@ explore_config.py    the config model of `thera explore`
 bench_config.py      the config model of `thera bench`
 clean_config.py      the config model of `thera clean`
 report_config.py     the config model of `thera report`
+distil_config.py     the config models of `thera distil`
 export_config.py     the config models of `thera export` and of prediction with a model
 serve_config.py      the config model of `thera serve`
 config_reading.py    from YAML and options to config models
@@ -31,6 +32,7 @@ prediction_results.py  those of `thera predict`
 bench_results.py     those of `thera bench`
 explore_results.py   those of `thera explore`
 clean_results.py     those of `thera clean`
+distil_results.py    those of `thera distil`
 export_results.py    those of `thera export` and of prediction with a model
 estimator.py         TheraClassifier: images and labels, in scikit-learn's conventions
 estimator_images.py  what TheraClassifier takes: folders, paths or pixels, with labels of any kind
@@ -49,6 +51,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from ensemble.clean_config import CleanConfig
     from ensemble.commands.clean import clean
+    from ensemble.commands.distil import distil
     from ensemble.commands.evaluate import compare, evaluate
     from ensemble.commands.explore import explore
     from ensemble.commands.export import export
@@ -65,6 +68,7 @@ if TYPE_CHECKING:
     from ensemble.decision.objective import Objective
     from ensemble.decision.rates import error_rates
     from ensemble.decision.threshold import fit_threshold
+    from ensemble.distil_config import DistilConfig, StudentConfig
     from ensemble.errors import (
         ArtifactError,
         ConfigError,
@@ -92,6 +96,7 @@ __all__ = [
     "DataConfig",
     "DataError",
     "DecisionConfig",
+    "DistilConfig",
     "ExploreConfig",
     "ExportConfig",
     "FitConfig",
@@ -105,6 +110,7 @@ __all__ = [
     "RunConfig",
     "ServeConfig",
     "Stopped",
+    "StudentConfig",
     "TheraClassifier",
     "TheraError",
     "ThresholdStacker",
@@ -112,6 +118,7 @@ __all__ = [
     "clean",
     "compare",
     "create_app",
+    "distil",
     "error_rates",
     "evaluate",
     "explore",
@@ -131,6 +138,7 @@ __all__ = [
 _MODULES = {
     "ensemble.clean_config": ("CleanConfig",),
     "ensemble.commands.clean": ("clean",),
+    "ensemble.commands.distil": ("distil",),
     "ensemble.commands.evaluate": ("compare", "evaluate"),
     "ensemble.commands.explore": ("explore",),
     "ensemble.commands.export": ("export",),
@@ -163,6 +171,7 @@ _MODULES = {
         "Stopped",
         "TheraError",
     ),
+    "ensemble.distil_config": ("DistilConfig", "StudentConfig"),
     "ensemble.estimator": ("TheraClassifier", "ThresholdStacker"),
     "ensemble.explore_config": ("ExploreConfig",),
     "ensemble.export_config": ("ExportConfig",),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ensemble.bench_config import BenchConfig
     from ensemble.clean_config import CleanConfig
     from ensemble.config import ComputeConfig, DataConfig, DecisionConfig, MemberConfig
+    from ensemble.distil_config import DistilConfig, StudentConfig
     from ensemble.explore_config import ExploreConfig
     from ensemble.export_config import ExportConfig, LabelledBy
     from ensemble.fit_config import FitConfig
@@ -85,6 +86,10 @@ def _predict(file: Any, /, by: LabelledBy, config: PredictConfig, compute: Compu
 
 def _export(file: Any, /, run: Path, config: ExportConfig) -> Any:
     return file.export(run, config, _say)
+
+
+def _distil(file: Any, /, run: Path, config: DistilConfig, student: StudentConfig, compute: ComputeConfig) -> Any:
+    return file.distil(run, config, student, compute, _say)
 
 
 def _serve(file: Any, /, config: ServeConfig) -> Any:
@@ -205,6 +210,14 @@ COMMANDS = {
         "place of a run: it needs neither torch nor the run, and writes label file and predictions.csv into the "
         "current folder, or beside --out.",
         _predict,
+    ),
+    "distil": Command(
+        "distil",
+        "Train one small network to answer like the stack.",
+        "It learns the probabilities of the run's stack, on the images of the run and on others without labels. It "
+        "becomes a member of the run, and is compared with the stack out of fold. Interrupted, the same command goes "
+        "on.",
+        _distil,
     ),
     "export": Command(
         "export",

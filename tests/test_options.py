@@ -40,7 +40,21 @@ PARTS_OF_A_RUN = {"RunConfig.data", "RunConfig.members", "RunConfig.decision", "
 SENTENCE = r"[A-Z][^\[\]]*\."  # brackets hold choices, bounds and the default
 VERBS = {
     *("Apply", "Assume", "Augment", "Average", "Change", "Clip", "Combine", "Compare", "Compute", "Correct"),
-    *("Cross-validate", "Draw", "Give", "Hold", "Label", "Learn", "Leave", "Load", "Lower", "Measure", "Minimise"),
+    *(
+        "Cross-validate",
+        "Divide",
+        "Draw",
+        "Give",
+        "Hold",
+        "Label",
+        "Learn",
+        "Leave",
+        "Load",
+        "Lower",
+        "Measure",
+        "Minimise",
+        "Mix",
+    ),
     *(
         "Multiply",
         "Print",
@@ -58,7 +72,7 @@ VERBS = {
         "Skip",
         "Spread",
     ),
-    *("Listen", "Refuse", "Serve", "Stack", "Start", "Step", "Take", "Train", "Use", "Weigh", "Write"),
+    *("Listen", "Mix", "Refuse", "Serve", "Stack", "Start", "Step", "Take", "Train", "Use", "Weigh", "Write"),
 }
 """A description is an imperative sentence: its first word is one of these. An option may add its verb."""
 

@@ -38,6 +38,7 @@ from ensemble.progress import Say, silent
 from ensemble.reports.documents import member_markdown, trial_markdown
 from ensemble.results import TrainResult, TrialResult, TrialRow
 from ensemble.runs import files
+from ensemble.runs.distilled import is_distilled
 from ensemble.runs.locks import locked
 from ensemble.runs.member import MemberFolder
 from ensemble.runs.run import Run, RunFacts
@@ -184,6 +185,9 @@ def _trained(
         for member in members:
             refuse_alpha(f"member {member.name}", member.alpha, class_count(source.classes))
     folders = [run.member(member.name) for member in members]
+    for folder in folders:
+        if is_distilled(folder):
+            raise ArtifactError(f"member {folder.name}", "was trained by thera distil", "give another --name")
     with run.removed_unless_begun(folders), contextlib.ExitStack() as locks:
         for folder in folders:
             locks.enter_context(locked(folder.folder))

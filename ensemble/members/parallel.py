@@ -26,11 +26,11 @@ from ensemble.members.training import (
     Checkpoint,
     FoldResult,
     FoldTraining,
-    Watch,
     fold_result,
     predict_held_out,
     train_and_predict,
 )
+from ensemble.members.watch import Watch
 from ensemble.progress import Bar
 
 OF_IMAGES, OF_NETWORKS = 0.4, 0.3

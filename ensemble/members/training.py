@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,18 +17,18 @@ import torch
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 
-from ensemble.config import VIEWS
 from ensemble.errors import ArtifactError, TheraError, printable, some
 from ensemble.members.backbones import Backbone, build
 from ensemble.members.data_workers import Batch
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import predict_logits
-from ensemble.members.losses import class_weights, classification_loss
+from ensemble.members.losses import class_weights, classification_loss, soft_cross_entropy
 from ensemble.members.optimiser import learning_rates, parameter_groups
 from ensemble.members.plans import Plan, prepare
 from ensemble.members.position import FINITE_CHECK_INTERVAL, Position
 from ensemble.members.processes import Progress
 from ensemble.members.sampling import batches_of, order
+from ensemble.members.watch import Watch
 
 Tensors = dict[str, torch.Tensor]
 History = list[dict[str, Any]]
@@ -72,50 +72,6 @@ class FoldResult:
     parameters: int
     seconds: float
     warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Watch:
-    """A measurement on held-out rows after each epoch, for information only; it never affects training.
-
-    Attributes
-    ----------
-    rows : int array (w,)
-        Held-out rows.
-    measure : callable
-        (logits (w,) or (w, C), labels (w,)) -> float or None.
-    name : str
-        The name of the measurement in the history; by default that of the HTER.
-    """
-
-    rows: np.ndarray
-    measure: Callable[[np.ndarray, np.ndarray], float | None]
-    name: str = "hter"
-
-    @property
-    def title(self) -> str:
-        """The name for people."""
-        return "HTER" if self.name == "hter" else self.name.replace("-", " ")
-
-    def __call__(self, network: Backbone, job: FoldJob, plan: Plan, device: torch.device) -> float | None:
-        logits = predict_logits(network, job.pixels, self.rows, VIEWS[:1], plan.precision, device, _Silent())
-        return self.measure(logits[:, 0], job.labels[self.rows])
-
-
-class _Silent:
-    """A `Progress` that does nothing."""
-
-    def advance(self, n: int = 1) -> None:
-        pass
-
-    def skip(self, n: int) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
-
-    def say(self, line: str) -> None:
-        pass
 
 
 def train_and_predict(
@@ -393,15 +349,16 @@ class Learner:
     def update(
         self, number: int, pixels: torch.Tensor, labels: torch.Tensor, weights: np.ndarray | None = None
     ) -> torch.Tensor:
-        """Make one update with pixels (b, H, W, 3) uint8 and labels (b,); return the mean loss, on the device.
+        """Make one update; return the mean loss, on the device.
 
-        With `weights` (b,), it is the mean of weight times loss. Nothing is read back, so that a GPU never waits.
+        Pixels are uint8 (b, H, W, 3), and labels are (b,), or targets (b,) or (b, C). With `weights` (b,), it is the
+        mean of weight times loss. Nothing is read back, so that a GPU never waits.
         """
         self.schedule.step_update(number)
         self.optimizer.zero_grad(set_to_none=True)
         logits = self.network(pixels.to(self.device, non_blocking=True), self.precision)  # (b,) or (b, C)
         labels = labels.to(self.device, non_blocking=True)
-        losses = classification_loss(logits, labels, self.job.config, self.class_weights)
+        losses = self._losses(logits, labels)
         loss = (losses if weights is None else losses * torch.from_numpy(weights).to(self.device)).mean()
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)  # before clipping, which needs the true norm
@@ -410,6 +367,12 @@ class Learner:
         self.scaler.update()
         self.ema.update(self.network, step=number)
         return loss.detach()
+
+    def _losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the loss of each image (b,), by its label, or by its targets where the job has them."""
+        if self.job.targets is not None:
+            return soft_cross_entropy(logits, labels)
+        return classification_loss(logits, labels, self.job.config, self.class_weights)
 
     def state(self) -> Tensors:
         """Return every tensor that the next update depends on, by name, except random streams."""
