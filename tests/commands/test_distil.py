@@ -88,6 +88,7 @@ def test_a_student_is_a_member_and_is_compared_with_its_teacher(distilled: tuple
     assert result.teacher.parameters == 2 * result.student.parameters  # two members of the same network
     assert result.student.images_per_second > 0
     text = "".join(table.text(80) for table in render(result))
+    assert "Distilled: it learned the answers of the stack of a, b." in text
     assert "Teacher and student" in text and "--members distilled" in text
 
 
