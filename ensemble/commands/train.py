@@ -191,9 +191,9 @@ def _trained(
     with run.removed_unless_begun(folders), contextlib.ExitStack() as locks:
         for folder in folders:
             locks.enter_context(locked(folder.folder))
-        from ensemble.members.inference import choose_device  # from here on, imports take seconds
+        from ensemble.members.devices import choose_device  # from here on, imports take seconds
 
-        choose_device(compute.device)  # a wrong device is refused before the images are read
+        choose_device(compute.device, say)  # a wrong device is refused before the images are read
         dataset = _labelled_dataset(data, source, run, say)
         table = _begin(run, folders, dataset, data, folds, seed, say, assigned)
         train_folds(list(zip(folders, members, strict=True)), dataset, table, seed, compute, say, only)

@@ -259,6 +259,7 @@ class FoldTraining:
         torch.manual_seed(job.random_seed("dropout", epoch))
         self._position.restore_random(self._device)
         loss, seconds = self._run_updates(batches, bar)
+        self._check_average()
         self._position = Position.of({}, self._learner.scaler.is_enabled())
         entry: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "lr": self._learner.lr, "seconds": seconds}
         message = f"{job.config.name} fold {job.fold} epoch {epoch + 1}/{job.config.epochs} loss {loss:.3f}"
@@ -291,6 +292,13 @@ class FoldTraining:
         if losses.mean is None:
             self._check(0)
         return round(losses.mean or 0.0, 6), round(spent + time.monotonic() - started, 2)
+
+    def _check_average(self) -> None:
+        """Raise an error if the average of the weights is not finite, which losses in fp16 need not show."""
+        if self._learner.scaler.is_enabled() and not self._learner.average_is_finite:
+            where = f"training {self.job.config.name} fold {self.job.fold}"
+            problem = f"the average of the weights is not finite after epoch {self.epoch + 1}"
+            raise TheraError(where, problem, "lower --lr, or use --precision bf16 or fp32")
 
     def _check(self, fault: int | None) -> None:
         """Raise an error if an update of this epoch has a loss that is not finite, and write which batch it was."""
@@ -356,17 +364,39 @@ class Learner:
         """
         self.schedule.step_update(number)
         self.optimizer.zero_grad(set_to_none=True)
+        before = self._buffers() if self.scaler.is_enabled() else {}
         logits = self.network(pixels.to(self.device, non_blocking=True), self.precision)  # (b,) or (b, C)
         labels = labels.to(self.device, non_blocking=True)
         losses = self._losses(logits, labels)
         loss = (losses if weights is None else losses * torch.from_numpy(weights).to(self.device)).mean()
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._restore_buffers(before, loss)
         self.scaler.unscale_(self.optimizer)  # before clipping, which needs the true norm
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.job.config.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.ema.update(self.network, step=number)
         return loss.detach()
+
+    @property
+    def average_is_finite(self) -> bool:
+        """Whether every parameter and every floating-point buffer of the average is finite."""
+        values = [each for each in self.ema.module.state_dict().values() if each.is_floating_point()]
+        return bool(torch.stack([torch.isfinite(each).all() for each in values]).all())
+
+    def _buffers(self) -> Tensors:
+        """Return copies of the floating-point buffers, such as the statistics of batch norm."""
+        return {key: each.clone() for key, each in self.network.named_buffers() if each.is_floating_point()}
+
+    def _restore_buffers(self, before: Tensors, loss: torch.Tensor) -> None:
+        """Give the buffers their values from before if a loss is not finite, without reading it from the device.
+
+        In fp16 an activation can overflow. The gradient scaler skips the update then; batch norm would keep infinite
+        statistics, and the average of the weights with it.
+        """
+        finite, buffers = torch.isfinite(loss.detach()), dict(self.network.named_buffers())
+        for key, value in before.items():
+            buffers[key].copy_(torch.where(finite, buffers[key], value))
 
     def _losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the loss of each image (b,), by its label, or by its targets where the job has them."""
