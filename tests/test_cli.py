@@ -35,6 +35,7 @@ COMMANDS = {
     "predict": "predict",
     "export": "export",
     "serve": "serve",
+    "push": "push",
     "evaluate": "evaluate",
     "compare": "evaluate",
     "report": "report",
