@@ -202,10 +202,12 @@ def _reasons(api: HfApi, name: str) -> Iterator[None]:
         yield
     except TheraError:
         raise
-    except HfHubHTTPError as error:
-        raise ResourceError(where, *_refusal(error, str(api.token))) from None
     except Exception as error:  # the client may use any HTTP library, and that of its storage has classes of its own
-        reason = _without(str(api.token), error) or type(error).__name__
+        # an upload in a thread fails with an error whose cause is the refusal
+        refusal = next((each for each in (error, error.__cause__) if isinstance(each, HfHubHTTPError)), None)
+        if refusal is not None:
+            raise ResourceError(where, *_refusal(refusal, str(api.token))) from None
+        reason = _without(str(api.token), error.__cause__ or error) or type(error).__name__
         problem = f"cannot be reached or answers nothing of use ({reason})"
         raise ResourceError(where, problem, "give the same command again") from None
 
