@@ -9,6 +9,7 @@ The public names below are imported when they are first used, so that `import en
 Files in reading order:
 
 errors.py            everything that is raised on purpose, with exit statuses
+extras.py            optional dependencies, and the refusal where they are missing
 config.py            the config models: type, default, help text and panel of each option
 config_fields.py     the panels of `--help`, and the fields that several config models have
 fit_config.py        the config model of `thera fit`
@@ -20,6 +21,7 @@ report_config.py     the config model of `thera report`
 distil_config.py     the config models of `thera distil`
 export_config.py     the config models of `thera export` and of prediction with a model
 serve_config.py      the config model of `thera serve`
+push_config.py       the config model of `thera push`
 config_reading.py    from YAML and options to config models
 machine.py           cores, memory and cache folder that this process may use
 progress.py          progress and signals of long work
@@ -34,6 +36,7 @@ explore_results.py   those of `thera explore`
 clean_results.py     those of `thera clean`
 distil_results.py    those of `thera distil`
 export_results.py    those of `thera export` and of prediction with a model
+push_results.py      those of `thera push`
 estimator.py         TheraClassifier: images and labels, in scikit-learn's conventions
 estimator_images.py  what TheraClassifier takes: folders, paths or pixels, with labels of any kind
 threshold_stacker.py ThresholdStacker: the second stage alone, on logits
@@ -58,6 +61,7 @@ if TYPE_CHECKING:
     from ensemble.commands.fit import fit
     from ensemble.commands.fit_stacker import fit_stacker
     from ensemble.commands.predict import predict
+    from ensemble.commands.push import push
     from ensemble.commands.report import report
     from ensemble.commands.serve import create_app, serve
     from ensemble.commands.train import train_members
@@ -83,6 +87,7 @@ if TYPE_CHECKING:
     from ensemble.export_config import ExportConfig
     from ensemble.fit_config import FitConfig
     from ensemble.predict_config import PredictConfig
+    from ensemble.push_config import PushConfig
     from ensemble.report_config import ReportConfig
     from ensemble.runtime.classifier import OnnxClassifier
     from ensemble.serve_config import ServeConfig
@@ -105,6 +110,7 @@ __all__ = [
     "Objective",
     "OnnxClassifier",
     "PredictConfig",
+    "PushConfig",
     "ReportConfig",
     "ResourceError",
     "RunConfig",
@@ -130,6 +136,7 @@ __all__ = [
     "load_dataset",
     "open_source",
     "predict",
+    "push",
     "report",
     "serve",
     "train_members",
@@ -145,6 +152,7 @@ _MODULES = {
     "ensemble.commands.fit": ("fit",),
     "ensemble.commands.fit_stacker": ("fit_stacker",),
     "ensemble.commands.predict": ("predict",),
+    "ensemble.commands.push": ("push",),
     "ensemble.commands.report": ("report",),
     "ensemble.commands.serve": ("create_app", "serve"),
     "ensemble.commands.train": ("train_members",),
@@ -177,6 +185,7 @@ _MODULES = {
     "ensemble.export_config": ("ExportConfig",),
     "ensemble.fit_config": ("FitConfig",),
     "ensemble.predict_config": ("PredictConfig",),
+    "ensemble.push_config": ("PushConfig",),
     "ensemble.report_config": ("ReportConfig",),
     "ensemble.runtime.classifier": ("OnnxClassifier",),
     "ensemble.serve_config": ("ServeConfig",),
@@ -189,6 +198,10 @@ _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if _HOMES[name] == "ensemble.estimator":  # its classes are those of scikit-learn, whose import would fail otherwise
+        from ensemble.extras import refuse_missing
+
+        refuse_missing("train", f"thera.{name}")
     value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value  # the next access finds it without this function
     return value

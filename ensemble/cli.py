@@ -24,16 +24,12 @@ from ensemble import __version__
 from ensemble.errors import ConfigError, ResourceError, Stopped, TheraError, out_of_memory
 
 if TYPE_CHECKING:
-    from ensemble.bench_config import BenchConfig
-    from ensemble.clean_config import CleanConfig
     from ensemble.config import ComputeConfig, DataConfig, DecisionConfig, MemberConfig
-    from ensemble.distil_config import DistilConfig, StudentConfig
-    from ensemble.explore_config import ExploreConfig
-    from ensemble.export_config import ExportConfig, LabelledBy
+    from ensemble.export_config import LabelledBy
     from ensemble.fit_config import FitConfig
     from ensemble.predict_config import PredictConfig
+    from ensemble.push_config import PushConfig
     from ensemble.report_config import ReportConfig
-    from ensemble.serve_config import ServeConfig
 
 # --- the commands -----------------------------------------------------------------------------------------------------
 
@@ -44,12 +40,13 @@ def _say(line: str) -> None:
     say(line)
 
 
+def _calls(function: str) -> Callable[..., Any]:
+    """Return what calls a function of the command's file with the options, by keyword, and with `say`."""
+    return lambda file, /, **given: getattr(file, function)(**given, say=_say)
+
+
 def _fit(file: Any, /, config: FitConfig, decision: DecisionConfig, compute: ComputeConfig) -> Any:
     return file.fit(config, decision, compute, _say)
-
-
-def _explore(file: Any, /, config: ExploreConfig) -> Any:
-    return file.explore(config, _say)
 
 
 def _train_member(
@@ -71,10 +68,6 @@ def _fit_stacker(file: Any, /, run: Path, config: DecisionConfig) -> Any:
     return file.fit_stacker(run, config, _say)
 
 
-def _remove_member(file: Any, /, run: Path, name: str, yes: bool) -> Any:
-    return file.remove_member(run, name, yes, _say)
-
-
 def _predict(file: Any, /, by: LabelledBy, config: PredictConfig, compute: ComputeConfig) -> Any:
     if by.run is None:
         with_model = import_module("ensemble.commands.predict_model").predict_with_model
@@ -84,24 +77,16 @@ def _predict(file: Any, /, by: LabelledBy, config: PredictConfig, compute: Compu
     return file.predict(by.run, config, compute, _say)
 
 
-def _export(file: Any, /, run: Path, config: ExportConfig) -> Any:
-    return file.export(run, config, _say)
+def _push(file: Any, /, run: Path, config: PushConfig) -> Any:
+    return file.push(run, config, _say, _confirmed if sys.stdin.isatty() and sys.stderr.isatty() else None)
 
 
-def _distil(file: Any, /, run: Path, config: DistilConfig, student: StudentConfig, compute: ComputeConfig) -> Any:
-    return file.distil(run, config, student, compute, _say)
-
-
-def _serve(file: Any, /, config: ServeConfig) -> Any:
-    return file.serve(config, _say)
-
-
-def _evaluate(file: Any, /, **given: Any) -> Any:
-    return file.evaluate(**given, say=_say)
-
-
-def _compare(file: Any, /, **given: Any) -> Any:
-    return file.compare(**given, say=_say)
+def _confirmed(question: str) -> bool:
+    """Ask on standard error; no answer is no."""
+    try:
+        return typer.confirm(question, err=True)
+    except typer.Abort:
+        return False
 
 
 def _report(file: Any, /, run: Path, config: ReportConfig) -> Any:
@@ -114,10 +99,6 @@ def _verify(file: Any, /, run: Path) -> Any:
     if targets := _targets_of(run):
         return targets.verify_targets(run, _say)
     return file.verify(run, _say)
-
-
-def _clean(file: Any, /, run: Path, config: CleanConfig) -> Any:
-    return file.clean(run, config, _say)
 
 
 def _run(file: Any, /, config: Path, compute: ComputeConfig, **given: Any) -> Any:
@@ -141,10 +122,6 @@ def _recipes(file: Any, /) -> Any:
 
 def _demo(file: Any, /, run: Path | None, people: int | None, compute: ComputeConfig) -> Any:
     return file.demo(run, compute, _say) if people is None else file.demo_people(people, run)
-
-
-def _bench(file: Any, /, config: BenchConfig) -> Any:
-    return file.bench(config, _say)
 
 
 @dataclass(frozen=True)
@@ -182,7 +159,7 @@ COMMANDS = {
         "Look at images and labels before training.",
         "It counts classes, sizes and formats, and lists damaged, blank, dark, blurred and odd images, copies, and "
         "images that are in two sets. It writes explore.html, and explore.csv with all findings.",
-        _explore,
+        _calls("explore"),
     ),
     "train-member": Command(
         "train",
@@ -201,7 +178,7 @@ COMMANDS = {
         "remove_member",
         "Remove a member and all that it has trained.",
         "Nothing is removed without --yes. A decision that uses the member must be fitted anew.",
-        _remove_member,
+        _calls("remove_member"),
     ),
     "predict": Command(
         "predict",
@@ -217,35 +194,42 @@ COMMANDS = {
         "It learns the probabilities of the run's stack, on the images of the run and on others without labels. It "
         "becomes a member of the run, and is compared with the stack out of fold. Interrupted, the same command goes "
         "on.",
-        _distil,
+        _calls("distil"),
     ),
     "export": Command(
         "export",
         "Write a run's decision as one ONNX file.",
         "It holds preprocessing, members, fold models, views, stacker and threshold, and labels images with "
         "`thera predict --model`. It is only written once onnxruntime has given the labels of torch on real images.",
-        _export,
+        _calls("export"),
     ),
     "serve": Command(
         "serve",
         "Answer over HTTP with an exported model.",
         "POST /predict takes one image as the body, or several as files of a form, and answers with label, probability "
         "and logit of each. Only this machine can reach the service unless --host says otherwise.",
-        _serve,
+        _calls("serve"),
+    ),
+    "push": Command(
+        "push",
+        "Upload a model and its card to the Hugging Face hub.",
+        "It uploads an exported model, its facts and the model card of thera report, in one commit. Files and address "
+        "are shown first, and nothing is uploaded without a yes. The token is that of `hf auth login` or HF_TOKEN.",
+        _push,
     ),
     "evaluate": Command(
         "evaluate",
         "Measure a label file against the true labels.",
         "It prints FPR, FNR and HTER with their 95 % intervals and the confusion matrix; with --full, also the "
         "classification report.",
-        _evaluate,
+        _calls("evaluate"),
     ),
     "compare": Command(
         "evaluate",
         "Test whether B beats A or the difference is chance.",
         "A run is measured by the nested predictions of its stack, a member by those at its own threshold: each image "
         "is predicted with weights and a threshold that were fitted without it.",
-        _compare,
+        _calls("compare"),
     ),
     "report": Command(
         "report",
@@ -260,7 +244,7 @@ COMMANDS = {
         "Confident learning ranks the labels that are contradicted by models which have not seen the image. The page "
         "saves decisions; --apply checks them and writes new labels, and an overlay that train-member --overlay reads. "
         "Held-out images keep their labels.",
-        _clean,
+        _calls("clean"),
     ),
     "verify": Command(
         "verify",
@@ -298,7 +282,7 @@ COMMANDS = {
         "bench",
         "Measure how well this machine is used.",
         "It prints images per second, their share of what the machine can do at most, and what would be faster.",
-        _bench,
+        _calls("bench"),
     ),
 }
 

@@ -32,6 +32,7 @@ from ensemble.explore_config import ExploreConfig
 from ensemble.export_config import ExportConfig, LabelledBy
 from ensemble.fit_config import FitConfig
 from ensemble.predict_config import PredictConfig
+from ensemble.push_config import PushConfig
 from ensemble.report_config import ReportConfig
 from ensemble.serve_config import ServeConfig
 
@@ -158,6 +159,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
     ),
     "export": (_part(RunConfig, "run"), _part(ExportConfig, key="config"), _SCREEN),
     "serve": (_part(ServeConfig, key="config"),),
+    "push": (_part(RunConfig, "run"), _part(PushConfig, key="config")),
     "evaluate": (_part(_Evaluate), _SCREEN),
     "compare": (_part(_Compare), _SCREEN),
     "report": (_part(RunConfig, "run"), _part(ReportConfig, key="config"), _SCREEN),

@@ -38,6 +38,7 @@ ARGUMENTS = {
     "trial": ("config",),
     "bench": ("subjects",),
     "serve": ("model",),
+    "push": ("run", "name"),
 }
 """Options that are given by position, without a name."""
 

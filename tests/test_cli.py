@@ -36,6 +36,7 @@ COMMANDS = {
     "export": "export",
     "distil": "distil",
     "serve": "serve",
+    "push": "push",
     "evaluate": "evaluate",
     "compare": "evaluate",
     "report": "report",

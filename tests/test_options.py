@@ -19,6 +19,7 @@ from ensemble.explore_config import ExploreConfig
 from ensemble.export_config import ExportConfig, LabelledBy
 from ensemble.fit_config import FitConfig
 from ensemble.predict_config import PredictConfig
+from ensemble.push_config import PushConfig
 
 MODELS = (
     AugmentConfig,
@@ -32,6 +33,7 @@ MODELS = (
     LabelledBy,
     MemberConfig,
     PredictConfig,
+    PushConfig,
     RunConfig,
 )
 PARTS_OF_A_RUN = {"RunConfig.data", "RunConfig.members", "RunConfig.decision", "RunConfig.predict"}
@@ -72,7 +74,8 @@ VERBS = {
         "Skip",
         "Spread",
     ),
-    *("Listen", "Mix", "Refuse", "Serve", "Stack", "Start", "Step", "Take", "Train", "Use", "Weigh", "Write"),
+    *("Keep", "Listen", "Mix", "Refuse", "Serve", "Stack", "Start", "Step", "Take", "Train", "Upload", "Use", "Weigh"),
+    "Write",
 }
 """A description is an imperative sentence: its first word is one of these. An option may add its verb."""
 

@@ -20,6 +20,7 @@ NAMES = {
     *("fit_threshold", "Objective", "error_rates", "load_config", "TheraClassifier", "ThresholdStacker"),
     *("explore", "ExploreConfig", "export", "ExportConfig", "OnnxClassifier", "serve", "ServeConfig", "create_app"),
     *("distil", "DistilConfig", "StudentConfig"),
+    *("push", "PushConfig"),
     *("fit", "FitConfig", "clean", "CleanConfig", "ReportConfig"),
     *("MemberConfig", "DataConfig", "DecisionConfig", "PredictConfig", "ComputeConfig", "RunConfig", "AugmentConfig"),
     *("TheraError", "ConfigError", "DataError", "ArtifactError", "LockedError", "ResourceError", "Stopped"),

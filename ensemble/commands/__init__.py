@@ -19,6 +19,7 @@ predict_model.py  predict --model: labels of an exported model, without torch
 distil.py       distil: one small network that answers like the stack
 export.py       export: the whole decision as one ONNX file
 serve.py        serve: answers over HTTP with an exported model
+push.py         push: an exported model and the model card, to the Hugging Face hub
 fold_logits.py  the logits of the fold models: kept, computed, or a cascade of them
 evaluate.py     evaluate and compare
 report.py       report

@@ -7,6 +7,7 @@ from ensemble.bench_results import BenchResult
 from ensemble.commands.checks import check_architecture, check_compute
 from ensemble.config import SHORT_NAMES
 from ensemble.errors import ConfigError
+from ensemble.extras import refuse_missing
 from ensemble.progress import Say, silent
 
 
@@ -27,6 +28,7 @@ def bench(config: BenchConfig | None = None, say: Say = silent) -> BenchResult:
     DataError
         The images or labels cannot be used.
     """
+    refuse_missing("train", "thera bench")
     config = config or BenchConfig()
     check_compute(config.device)
     for name in config.arch:

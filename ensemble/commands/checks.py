@@ -20,7 +20,8 @@ from ensemble.data.dataset import Source
 from ensemble.data.folds import refuse_small_classes
 from ensemble.data.overlay import read_overlay
 from ensemble.data.source import open_unlabelled
-from ensemble.errors import ArtifactError, ConfigError, DataError, ResourceError, printable
+from ensemble.errors import ArtifactError, ConfigError, DataError, printable
+from ensemble.extras import refuse_missing
 from ensemble.predict_config import PredictConfig
 from ensemble.progress import Say
 from ensemble.runs.label_files import checked_target
@@ -43,8 +44,8 @@ def check_compute(device: str, log: str | None = None) -> None:
     ResourceError
         The package of the tracker is missing.
     """
-    if log is not None and find_spec(log) is None:
-        raise ResourceError(f"--log {log}", f"needs the package {log}", f"pip install 'thera[{log}]'")
+    if log is not None:
+        refuse_missing(log, f"--log {log}")
     if not re.fullmatch("auto|cpu|cuda(:[0-9]+)?", device):
         raise ConfigError("--device", f"must be auto, cpu, cuda or cuda:N; got {device}")
     # Under WSL the driver has no /dev/nvidiactl but /dev/dxg; an AMD card of a ROCm build of torch has /dev/kfd.

@@ -25,6 +25,7 @@ from ensemble.decision.diagnostics import margins_for_issues
 from ensemble.decision.fold_offsets import aligned, find_fold_offsets
 from ensemble.decision.label_noise import NoiseBound, class_noise
 from ensemble.errors import ArtifactError, ConfigError, DataError, printable
+from ensemble.extras import refuse_missing
 from ensemble.progress import Say, silent
 from ensemble.runs import files
 from ensemble.runs.artifacts import write_recorded
@@ -65,6 +66,7 @@ def clean(run: Path, config: CleanConfig | None = None, say: Say = silent) -> Cl
     ConfigError
         A file that this run did not write would be replaced.
     """
+    refuse_missing("train", "thera clean")
     config = config or CleanConfig()
     started, folder = time.time(), Run(run)
     if (run / TARGETS).is_file():

@@ -30,6 +30,7 @@ from ensemble.decision.distillation import soft_targets
 from ensemble.distil_config import DistilConfig, StudentConfig
 from ensemble.distil_results import Cost, DistilResult
 from ensemble.errors import ArtifactError, ConfigError, printable
+from ensemble.extras import refuse_missing
 from ensemble.predict_config import PredictConfig, PredictOptions
 from ensemble.progress import Say, silent
 from ensemble.reports.documents import member_markdown
@@ -97,6 +98,7 @@ def distil(
     DataError
         Images without labels cannot be used.
     """
+    refuse_missing("train", "thera distil")
     config, student, compute = config or DistilConfig(), student or StudentConfig(), compute or ComputeConfig()
     started, folder = time.time(), Run(run)
     check_compute(compute.device, compute.log)

@@ -29,6 +29,7 @@ from ensemble.decision.fold_offsets import aligned, find_fold_offsets
 from ensemble.decision.objective import Objective
 from ensemble.decision.rates import Labels
 from ensemble.errors import ArtifactError, ConfigError, DataError, printable, some
+from ensemble.extras import refuse_missing
 from ensemble.progress import Say, silent
 from ensemble.results import CompareResult, EvaluateResult
 from ensemble.runs.run import Run
@@ -81,6 +82,7 @@ def evaluate(
     ConfigError
         No label has the name `positive`, or a table has no column of a given name.
     """
+    refuse_missing("train", "thera evaluate")
     columns = Columns(image_column, label_column)
     true = _read_true_labels(LabelSource(labels, positive, columns, follow_links, classes), say)
     y_pred = _read_predictions(label_file, true, labels, say)
@@ -130,6 +132,7 @@ def compare(
     ArtifactError
         A run or member lacks something, or the two do not hold the same images with the same labels.
     """
+    refuse_missing("train", "thera compare")
     for path in (a, b):
         if not path.exists():
             raise DataError(path, "does not exist", "name a run's folder, a member's folder or a label file")

@@ -28,6 +28,7 @@ from ensemble.data.source import open_source
 from ensemble.errors import ConfigError, printable
 from ensemble.explore_config import ExploreConfig
 from ensemble.explore_results import KINDS, SHOWN_EACH, Count, ExplorePictures, ExploreResult, Finding
+from ensemble.extras import refuse_missing
 from ensemble.progress import Say, silent
 from ensemble.reports.thumbnails import small
 from ensemble.runs import files
@@ -72,6 +73,7 @@ def explore(config: ExploreConfig, say: Say = silent) -> ExploreResult:
     ConfigError
         The page or the table would replace a file that this command did not write.
     """
+    refuse_missing("train", "thera explore")
     page, table = _targets(config)
     source = open_source(
         config.images,

@@ -7,7 +7,6 @@ import hashlib
 import tempfile
 import time
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,9 +24,10 @@ from ensemble.data.store import load_dataset, read_store
 from ensemble.decision.class_decision import ClassDecision
 from ensemble.decision.decision import Decision
 from ensemble.decision.rates import apply_cut
-from ensemble.errors import ArtifactError, ConfigError, DataError, ResourceError, TheraError, printable
+from ensemble.errors import ArtifactError, ConfigError, DataError, TheraError, printable
 from ensemble.export_config import ExportConfig
 from ensemble.export_results import ExportResult
+from ensemble.extras import refuse_missing
 from ensemble.predict_config import PredictOptions
 from ensemble.prediction_results import ClassPredictionFacts, PredictionFacts
 from ensemble.progress import Say, hidden, progress, silent
@@ -40,9 +40,6 @@ from ensemble.runtime.self_test import drawn_images
 
 if TYPE_CHECKING:
     from ensemble.members.onnx_graph import ExportedMember
-
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-"""What the extra thera[export] installs."""
 
 CHECKED_IMAGES = 1000
 """Images on which the labels of torch and of onnxruntime are compared, evenly spaced over those that there are."""
@@ -89,7 +86,7 @@ def export(run: Path, config: ExportConfig | None = None, say: Say = silent) -> 
         A network cannot be exported, or the model gives another label or logit; nothing is written then.
     """
     started, config, folder = time.time(), config or ExportConfig(), Run(run)
-    _refuse_missing()
+    refuse_missing("export", "thera export")
     facts = folder.read()
     deployed = _deployed(folder, facts, config, say)
     out = _target(folder, config)
@@ -112,12 +109,6 @@ def export(run: Path, config: ExportConfig | None = None, say: Say = silent) -> 
     folder.record(f"export {out.name}", started)
     say(f"{len(data) / 1e6:.1f} MB written to {printable(out)}")
     return ExportResult(run, out, written.facts, written.sha256, len(data))
-
-
-def _refuse_missing() -> None:
-    if missing := [name for name in PACKAGES if find_spec(name) is None]:
-        noun = "package" if len(missing) == 1 else "packages"
-        raise ResourceError("thera export", f"needs the {noun} {', '.join(missing)}", "pip install 'thera[export]'")
 
 
 def _target(run: Run, config: ExportConfig) -> Path:

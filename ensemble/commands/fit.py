@@ -19,6 +19,7 @@ from ensemble.config import ComputeConfig, DataConfig, DecisionConfig, MemberCon
 from ensemble.config_reading import config_text, load_config
 from ensemble.decision.class_objective import parse_objective
 from ensemble.errors import ConfigError, ResourceError, Stopped, printable
+from ensemble.extras import refuse_missing
 from ensemble.fit_config import FitConfig
 from ensemble.predict_config import PredictConfig
 from ensemble.progress import Say, silent
@@ -70,6 +71,7 @@ def fit(
     TheraError
         As the commands that it runs.
     """
+    refuse_missing("train", "thera fit")
     started, decision, compute = time.monotonic(), decision or DecisionConfig(), compute or ComputeConfig()
     _check(config, decision, compute)
     if config.run is not None and _is_begun(config.run):

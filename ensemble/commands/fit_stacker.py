@@ -17,6 +17,7 @@ from ensemble.decision.decision import Decision, fit_decision, small_set_notes
 from ensemble.decision.fold_offsets import FoldOffset
 from ensemble.decision.objective import Objective
 from ensemble.errors import ArtifactError, ConfigError, printable
+from ensemble.extras import refuse_missing
 from ensemble.progress import Say, silent
 from ensemble.results import ClassFitResult, FitResult
 from ensemble.runs import files
@@ -85,6 +86,7 @@ def fit_stacker(run: Path, config: DecisionConfig | None = None, say: Say = sile
     ArtifactError
         No member is finished, a chosen one is not, or OOF logits are not those that training wrote.
     """
+    refuse_missing("train", "thera fit-stacker")
     config = config or DecisionConfig()
     started, folder = time.time(), Run(run)
     if config.objective.strip() not in DESCRIPTIONS:

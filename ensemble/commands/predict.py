@@ -22,6 +22,7 @@ from ensemble.decision.cross_fitting import OofLogits
 from ensemble.decision.decision import Decision
 from ensemble.decision.deploy import Deployment, deploy
 from ensemble.errors import ConfigError, DataError, printable, some
+from ensemble.extras import refuse_missing
 from ensemble.predict_config import PredictConfig, PredictOptions
 from ensemble.prediction_results import PredictionRequest, PredictResult
 from ensemble.progress import Say, silent
@@ -63,6 +64,7 @@ def predict(run: Path, config: PredictConfig, compute: ComputeConfig | None = No
     ArtifactError
         A file of the run is missing or damaged.
     """
+    refuse_missing("train", "thera predict --run")
     folder, compute = Run(run), compute or ComputeConfig()
     facts = folder.read()
     check_options(config, facts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -24,9 +24,6 @@ from ensemble.runtime.classifier import OnnxClassifier, refuse_missing_runtime
 from ensemble.runtime.facts import ModelFacts
 from ensemble.runtime.onnx_file import opened
 from ensemble.runtime.outputs import Outputs
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 FIXED = ("combine", "correction", "prior", "cascade", "precision", "convolutions")
 """Options of `thera predict` that a model has settled."""
@@ -127,10 +124,8 @@ def _refuse_replacing(out: Path, table: Path, bad: Path, force: bool) -> None:
             raise ConfigError(printable(path), "is there already", "give --out in another folder, or --force")
 
 
-def _table(ids: np.ndarray, outputs: Outputs, names: list[str], cuts: list[tuple[float, ...]]) -> pd.DataFrame:
-    """Return `predictions.csv` with the columns that `thera predict --run` writes."""
-    import pandas as pd
-
+def _table(ids: np.ndarray, outputs: Outputs, names: list[str], cuts: list[tuple[float, ...]]) -> dict[str, Any]:
+    """Return the columns of `predictions.csv`, as `thera predict --run` writes them."""
     logits, thresholds = outputs.member_logits, np.array([cut[0] for cut in cuts])
     votes = np.asarray(logits >= thresholds, np.int8)
     columns: dict[str, Any] = {"id": ids}
@@ -140,13 +135,11 @@ def _table(ids: np.ndarray, outputs: Outputs, names: list[str], cuts: list[tuple
     columns["label"] = outputs.y_pred
     columns |= {f"vote_{name}": votes[:, j] for j, name in enumerate(names)}
     columns["majority"] = np.asarray(vote_share(thresholds)(logits) >= 0.5, np.int8)
-    return pd.DataFrame(columns)
+    return columns
 
 
-def _class_table(ids: np.ndarray, outputs: Outputs, names: list[str], cuts: list[tuple[float, ...]]) -> pd.DataFrame:
-    """Return `predictions.csv` of more than two classes: as `_table`, with a column of logits for each class."""
-    import pandas as pd
-
+def _class_table(ids: np.ndarray, outputs: Outputs, names: list[str], cuts: list[tuple[float, ...]]) -> dict[str, Any]:
+    """Return the columns for more than two classes: as `_table`, with a column of logits for each class."""
     logits, offsets = outputs.member_logits, np.array(cuts)
     columns: dict[str, Any] = {"id": ids}
     for name, values in (
@@ -159,4 +152,4 @@ def _class_table(ids: np.ndarray, outputs: Outputs, names: list[str], cuts: list
     votes = apply_offsets(logits, offsets)
     columns |= {f"vote_{name}": votes[:, j] for j, name in enumerate(names)}
     columns["plurality"] = apply_offsets(plurality(offsets)(logits), np.zeros(offsets.shape[1]))
-    return pd.DataFrame(columns)
+    return columns

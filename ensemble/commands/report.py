@@ -22,6 +22,7 @@ from ensemble.decision.class_decision import ClassDecision
 from ensemble.decision.cross_fitting import OofLogits
 from ensemble.decision.decision import Decision
 from ensemble.errors import ArtifactError, printable
+from ensemble.extras import refuse_missing
 from ensemble.prediction_results import ClassPredictionFacts, PredictionFacts
 from ensemble.progress import Say, silent
 from ensemble.report_config import ReportConfig
@@ -59,6 +60,7 @@ def report(run: Path, say: Say = silent, config: ReportConfig | None = None) -> 
     ArtifactError
         No member is finished, or something in the run is damaged.
     """
+    refuse_missing("train", "thera report")
     folder = Run(run)
     facts, table = folder.read(), folder.read_folds()
     finished = [member for member in folder.members() if all(map(member.has_oof, range(table.k)))]

@@ -15,6 +15,7 @@ from ensemble.config_reading import load_config, shipped
 from ensemble.decision.class_objective import parse_objective
 from ensemble.decision.rates import Labels, error_rates
 from ensemble.errors import ConfigError, printable
+from ensemble.extras import refuse_missing
 from ensemble.predict_config import PredictConfig
 from ensemble.progress import Say, silent
 from ensemble.results import DemoResult, FitResult, PeopleResult, PeopleRow, Recipe, RecipesResult, ReportResult
@@ -39,6 +40,7 @@ def run(config: RunConfig, compute: ComputeConfig | None = None, say: Say = sile
     TheraError
         A command that it runs raises it; what was finished before stays.
     """
+    refuse_missing("train", "thera run")
     compute = compute or ComputeConfig()
     check_compute(compute.device, compute.log)
     _check_decision(config)
@@ -76,6 +78,7 @@ def demo(folder: Path | None = None, compute: ComputeConfig | None = None, say: 
     say : callable
         Receives notes and warnings, a line each.
     """
+    refuse_missing("train", "thera demo")
     compute = compute or ComputeConfig()
     check_compute(compute.device, compute.log)  # before the images are generated
     from ensemble.data.synthetic import bayes_hter, write_demo
@@ -113,6 +116,7 @@ def demo_people(people: int, folder: Path | None = None) -> PeopleResult:
     folder : Path, optional
         Where to write them; by default `checkpoints/people`.
     """
+    refuse_missing("train", "thera demo")
     from ensemble.data.synthetic_people import draw_people
 
     facts = draw_people(folder or Path("checkpoints/people"), people)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from ensemble.errors import ResourceError, Stopped, printable
+from ensemble.extras import refuse_missing
 from ensemble.progress import Say, silent
-from ensemble.runtime.classifier import OnnxClassifier, refuse_missing_runtime
+from ensemble.runtime.classifier import OnnxClassifier
 from ensemble.serve_config import ServeConfig
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 GRACE_SECONDS = 10
 """The time that requests have to end after a signal. A second signal ends the process at once."""
-
-PACKAGES = ("fastapi", "uvicorn", "python_multipart")
 
 
 def serve(config: ServeConfig, say: Say = silent) -> None:
@@ -82,9 +80,7 @@ def create_app(config: ServeConfig) -> FastAPI:
 
 def refuse_missing_server() -> None:
     """Raise `ResourceError` where a package of the extra is not installed."""
-    refuse_missing_runtime()
-    if missing := [name.replace("_", "-") for name in PACKAGES if find_spec(name) is None]:
-        raise ResourceError("thera serve", f"needs the package {missing[0]}", "pip install 'thera[serve]'")
+    refuse_missing("serve", "thera serve")
 
 
 def _listening(config: ServeConfig) -> socket.socket:

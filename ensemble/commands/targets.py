@@ -28,6 +28,7 @@ from ensemble.decision.class_objective import parse_objective
 from ensemble.decision.cross_fitting import cross_fit, stack
 from ensemble.decision.joint import JointRates, measure_joint
 from ensemble.errors import ArtifactError, ConfigError, DataError, printable
+from ensemble.extras import refuse_missing
 from ensemble.predict_config import PredictConfig
 from ensemble.progress import Say, silent
 from ensemble.report_config import ReportConfig
@@ -85,6 +86,7 @@ def run_targets(config: RunConfig, compute: ComputeConfig | None = None, say: Sa
     TheraError
         A command that it runs raises it; what was finished before stays.
     """
+    refuse_missing("train", "thera run")
     compute = compute or ComputeConfig()
     check_compute(compute.device, compute.log)
     check_members(config.members)
@@ -115,6 +117,7 @@ def fit_targets(run: Path, config: DecisionConfig | None = None, say: Say = sile
     Macro F1 and accuracy are objectives of more than two classes; a target of two classes then has the mean class
     error, which is its HTER.
     """
+    refuse_missing("train", "thera fit-stacker")
     config = config or DecisionConfig()
     for name in read_targets(run).targets:
         objective = _objective(config, Run(run / name).read().class_count)
@@ -140,6 +143,7 @@ def predict_targets(
     DataError, ArtifactError
         As `predict.predict`.
     """
+    refuse_missing("train", "thera predict --run")
     facts = read_targets(run)
     runs = {name: Run(run / name) for name in facts.targets}
     of_first = runs[facts.targets[0]].read()
@@ -177,6 +181,7 @@ def predict_targets(
 
 def report_targets(run: Path, say: Say = silent, config: ReportConfig | None = None) -> TargetsResult:
     """Return and write the report of every target, and the joint rates of all targets, nested."""
+    refuse_missing("train", "thera report")
     facts = read_targets(run)
     reports = {name: report(run / name, _of_target(name, say), config) for name in facts.targets}
     joint = None
@@ -197,6 +202,7 @@ def verify_targets(run: Path, say: Say = silent) -> VerifyResult:
     ArtifactError
         Files are damaged or missing; the runs that have such files are named.
     """
+    refuse_missing("train", "thera verify")
     checked, damaged = [TARGETS], []
     for name in read_targets(run).targets:
         try:

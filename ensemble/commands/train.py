@@ -34,6 +34,7 @@ from ensemble.decision.rates import (
 from ensemble.decision.refits import RefitRule, refit_errors
 from ensemble.decision.threshold import fit_threshold
 from ensemble.errors import ArtifactError, ConfigError, DataError, printable, some
+from ensemble.extras import refuse_missing
 from ensemble.progress import Say, silent
 from ensemble.reports.documents import member_markdown, trial_markdown
 from ensemble.results import TrainResult, TrialResult, TrialRow
@@ -86,6 +87,7 @@ def train_members(
     DataError
         The images or labels cannot be used.
     """
+    refuse_missing("train", "thera train-member")
     started, folder, reports = time.time(), Run(run), []
     begun = _trained(folder, members, data, folds, seed, compute or ComputeConfig(), say, assigned=assigned)
     with begun as (trained, table):
@@ -119,6 +121,7 @@ def trial(config: RunConfig, fold: int = 0, compute: ComputeConfig | None = None
     ConfigError
         There is no such fold.
     """
+    refuse_missing("train", "thera trial")
     if not 0 <= fold < config.folds:
         raise ConfigError("--fold", f"must be 0 to {config.folds - 1}; got {fold}")
     started, run, compute = time.time(), Run(config.run), compute or ComputeConfig()

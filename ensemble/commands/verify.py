@@ -11,6 +11,7 @@ from ensemble.commands.fit_stacker import read_decisions
 from ensemble.commands.prediction_files import read_prediction_facts
 from ensemble.config import VIEWS
 from ensemble.errors import ArtifactError, printable
+from ensemble.extras import refuse_missing
 from ensemble.progress import Say, silent
 from ensemble.results import VerifyResult
 from ensemble.runs import files
@@ -46,6 +47,7 @@ def verify(run: Path, say: Say = silent) -> VerifyResult:
     ArtifactError
         Files are damaged or missing; their number is named.
     """
+    refuse_missing("train", "thera verify")
     folder, checks = Run(run), _Checks(run, say)
     facts = folder.read()  # everything else is found through it
     checks.read(run / "run.json", folder.read)

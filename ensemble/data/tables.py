@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ensemble.data.files import is_image
-from ensemble.errors import ConfigError, DataError, ResourceError, printable
+from ensemble.errors import ConfigError, DataError, printable
+from ensemble.extras import refuse_missing
 
 PATH, LABEL, GROUP = "path", "label", "group"
 
@@ -112,10 +113,9 @@ def csv_rows(text: str, where: str) -> Rows:
 
 def parquet_rows(path: Path) -> Rows:
     """Return the rows of a Parquet table; an empty cell is an empty text."""
-    try:
-        from pyarrow import ArrowException, parquet  # type: ignore[import-untyped, unused-ignore]
-    except ImportError:
-        raise ResourceError(printable(path), "needs pyarrow to be read", "pip install 'thera[parquet]'") from None
+    refuse_missing("parquet", printable(path))
+    from pyarrow import ArrowException, parquet  # type: ignore[import-untyped, unused-ignore]
+
     try:
         table = parquet.read_table(path)
     except (ArrowException, OSError) as error:

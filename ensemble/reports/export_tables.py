@@ -1,4 +1,4 @@
-"""The tables of `thera export` and of `thera predict --model`."""
+"""The tables of `thera export`, of `thera predict --model` and of `thera push`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from ensemble.errors import printable
 from ensemble.export_results import ExportResult, ModelPrediction
+from ensemble.push_results import PushResult
 from ensemble.reports.measures import class_names
 from ensemble.reports.table import Table
 from ensemble.runtime.facts import Expected, ModelFacts
@@ -47,6 +48,14 @@ def model_prediction_tables(result: ModelPrediction) -> list[Table]:
         *where,
     )
     return [Table(f"Labels of {printable(result.name)}", columns, tuple(rows)), Table("In short", (), (), notes)]
+
+
+def push_tables(result: PushResult) -> list[Table]:
+    """Return what was uploaded, and where to."""
+    rows = ((printable(each.name), f"{each.size / 1e6:.2f}", each.sha256) for each in result.uploads)
+    kind = f"{'a new' if result.is_new else 'the existing'} {'private' if result.private else 'public'} repository"
+    notes = (f"Uploaded to {result.address}, {kind}, in commit {printable(result.commit)}.",)
+    return [Table("Uploaded files", ("file", "MB", "SHA-256"), tuple(rows)), Table("In short", (), (), notes)]
 
 
 def _expected_line(facts: ModelFacts) -> str:

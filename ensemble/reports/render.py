@@ -15,13 +15,14 @@ from ensemble.errors import printable
 from ensemble.explore_results import ExploreResult
 from ensemble.export_results import ExportResult, ModelPrediction
 from ensemble.prediction_results import PredictResult
+from ensemble.push_results import PushResult
 from ensemble.reports.bench_tables import bench_tables
 from ensemble.reports.clean_tables import clean_tables, review_table, reviewed_tables
 from ensemble.reports.comparison_tables import CLASS_RATES, comparison_tables, evaluation_tables
 from ensemble.reports.decision_tables import decision_tables
 from ensemble.reports.distil_tables import distil_tables
 from ensemble.reports.explore_tables import explore_tables
-from ensemble.reports.export_tables import export_tables, model_prediction_tables
+from ensemble.reports.export_tables import export_tables, model_prediction_tables, push_tables
 from ensemble.reports.member_tables import member_table, trial_table
 from ensemble.reports.prediction_tables import prediction_table
 from ensemble.reports.summary import (
@@ -145,6 +146,11 @@ def _(result: ExportResult) -> list[Table]:
 @render.register
 def _(result: DistilResult) -> list[Table]:
     return [*render(result.report), *distil_tables(result)]
+
+
+@render.register
+def _(result: PushResult) -> list[Table]:
+    return push_tables(result)
 
 
 @render.register

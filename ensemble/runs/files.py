@@ -41,6 +41,9 @@ LOGIT_DECIMALS = 5
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "'")
 """First characters by which a spreadsheet takes a cell for a formula, and the apostrophe that escapes them."""
 
+Table: TypeAlias = "pd.DataFrame | Mapping[str, Sequence[object] | np.ndarray]"
+"""Columns of equal length by their names, in their order."""
+
 Tensors: TypeAlias = "dict[str, torch.Tensor]"
 
 T = TypeVar("T")
@@ -252,27 +255,34 @@ def refuse_differences(where: object, stored: Mapping[str, Any], requested: Mapp
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def write_table(path: Path, table: pd.DataFrame) -> str:
+def write_table(path: Path, table: Table) -> str:
     """Write a table as CSV and return its SHA-256; see `table_bytes`."""
     return write_whole(path, table_bytes(table))
 
 
-def table_bytes(table: pd.DataFrame) -> bytes:
+def table_bytes(table: Table) -> bytes:
     """Return a table as CSV. The first column holds ids; one that a spreadsheet would take for a formula is escaped.
 
-    Floats are written in the shortest form that reads back as the same value.
+    Floats are written in the shortest form that reads back as the same value, those that are not a number as an empty
+    cell. pandas is not needed.
     """
     import csv
 
-    name = table.columns[0]
-    ids = [("'" + id_ if id_.startswith(FORMULA_STARTS) else id_) for id_ in map(str, table[name])]
-    escaped = table.assign(**{name: _text_column(ids)})
+    names = list(table)
+    ids, *others = (_cells(table[name]) for name in names)
+    ids = [("'" + id_ if id_.startswith(FORMULA_STARTS) else id_) for id_ in map(str, ids)]
     # the csv module before Python 3.13 leaves a carriage return unquoted
-    quoting = csv.QUOTE_ALL if any("\r" in id_ for id_ in ids) else csv.QUOTE_MINIMAL
-    head, body = io.StringIO(newline=""), io.StringIO(newline="")
-    escaped.head(0).to_csv(head, index=False, lineterminator="\n")
-    escaped.to_csv(body, index=False, header=False, lineterminator="\n", quoting=quoting)
-    return (head.getvalue() + body.getvalue()).encode("utf-8", "surrogateescape")
+    needs_quotes = any("\r" in id_ for id_ in ids)
+    text = io.StringIO(newline="")
+    body = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if needs_quotes else csv.QUOTE_MINIMAL)
+    csv.writer(text, lineterminator="\n").writerow(names)
+    body.writerows(zip(ids, *others, strict=True))
+    return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+def _cells(column: Any) -> list[Any]:
+    values = column.tolist() if hasattr(column, "tolist") else list(column)
+    return [None if isinstance(value, float) and value != value else value for value in values]
 
 
 def read_table(path: Path, columns: Mapping[str, type] | None, remedy: str, sha256: str | None = None) -> pd.DataFrame:

@@ -39,10 +39,8 @@ def label_file(name: str, ids: np.ndarray, y_pred: np.ndarray, classes: tuple[st
     """
     if not is_table(name):
         return "".join(f"{label}\n" for label in y_pred.tolist()).encode()
-    import pandas as pd
-
     labels = y_pred if classes is None else np.array(classes, object)[y_pred]
-    return files.table_bytes(pd.DataFrame({"name": ids, "label": labels}))
+    return files.table_bytes({"name": ids, "label": labels})
 
 
 def labels_of_all(

@@ -324,9 +324,8 @@ class Run:
         recorded = self.read().images_sha256
         if recorded is not None and self.images.exists() and file_sha256(self.images) == recorded:
             return
-        import pandas as pd
 
-        data = table_bytes(pd.DataFrame({"id": ids, "sha256": digests.astype(str)}))
+        data = table_bytes({"id": ids, "sha256": digests.astype(str)})
         with self._locked():
             write_json(self._json, replace(self.read(), images_sha256=hashlib.sha256(data).hexdigest()))
             write_whole(self.images, data)
@@ -392,9 +391,7 @@ class Run:
 
 def bad_images_table(bad: Sequence[BadImage]) -> bytes:
     """Return `bad_images.csv` for these images."""
-    import pandas as pd
-
-    return table_bytes(pd.DataFrame({"name": [each.name for each in bad], "reason": [each.reason for each in bad]}))
+    return table_bytes({"name": [each.name for each in bad], "reason": [each.reason for each in bad]})
 
 
 def versions() -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,7 +17,8 @@ from ensemble.data.form import Form
 from ensemble.data.pixels import POLICY_VERSION
 from ensemble.data.source import open_source
 from ensemble.data.store import load_dataset
-from ensemble.errors import ArtifactError, DataError, ResourceError, TheraError, out_of_memory, printable
+from ensemble.errors import ArtifactError, DataError, TheraError, out_of_memory, printable
+from ensemble.extras import refuse_missing
 from ensemble.machine import available_cores
 from ensemble.progress import Say, hidden, progress, silent
 from ensemble.runtime.facts import ModelFacts
@@ -42,8 +42,7 @@ Images: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]] |
 
 def refuse_missing_runtime() -> None:
     """Raise `ResourceError` where onnxruntime is not installed."""
-    if find_spec("onnxruntime") is None:
-        raise ResourceError("prediction with a model", "needs the package onnxruntime", "pip install 'thera[runtime]'")
+    refuse_missing("runtime", "prediction with a model")
 
 
 class Graph:

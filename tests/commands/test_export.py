@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import cv2
+import hiding
 import numpy as np
 import pandas as pd
 import pytest
@@ -52,11 +50,6 @@ FEW = 80
 """Images on which the tests compare onnxruntime with torch."""
 
 COMPUTE = ComputeConfig(device="cpu", jobs=1)
-NOT_NEEDED = (
-    *("torch", "torchvision", "timm", "albumentations", "safetensors", "huggingface_hub", "onnx", "onnxscript"),
-    *("sklearn", "scipy", "matplotlib", "cleanlab", "jinja2"),
-)
-"""Libraries that prediction with a model does not import."""
 
 
 def member(arch: str, name: str, **values: object) -> MemberConfig:
@@ -215,23 +208,26 @@ def test_paths_and_pixels_get_the_same_labels(two: Path) -> None:
 
 
 def test_prediction_imports_neither_torch_nor_what_training_needs(two: Path, tmp_path: Path) -> None:
-    code = f"""
-import sys
-class Hidden:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {NOT_NEEDED!r}:
-            raise ImportError(name + " is hidden")
-sys.meta_path.insert(0, Hidden())
-from ensemble.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
     model, images = str(two / "run/export/run.onnx"), str(two / "new/img")
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", code, "predict", "--model", model, images, "--full"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60)
+    done = hiding.run(hiding.COMMAND, "predict", "--model", model, images, "--full", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "label_val.txt").read_bytes() == (two / "run/label_val.txt").read_bytes()
     assert "predict: 160 of 160 images" in done.stderr and "Expected HTER" in done.stdout
+    by_model(two, tmp_path / "here")
+    assert (tmp_path / "predictions.csv").read_bytes() == (tmp_path / "here/predictions.csv").read_bytes()
+
+
+def test_the_classifier_needs_none_of_them(two: Path, tmp_path: Path) -> None:
+    code = "import sys, thera; print(*thera.OnnxClassifier(sys.argv[1]).predict(sys.argv[2]).tolist())"
+    done = hiding.run(code, str(two / "run/export/run.onnx"), str(two / "new/img"), folder=tmp_path)
+    assert done.stdout.split() == (two / "run/label_val.txt").read_text().split(), done.stderr
+
+
+def test_a_member_can_be_removed_without_them(two: Path, tmp_path: Path) -> None:
+    shutil.copytree(two / "run", tmp_path / "run")
+    done = hiding.run(hiding.COMMAND, "remove-member", "b", "--run", "run", "--yes", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "run/members/b").exists()
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -288,12 +284,10 @@ def test_means_are_those_of_numpy_to_the_last_bit() -> None:
 
 
 def test_a_missing_extra_is_named(two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ensemble.runtime import classifier
-
-    monkeypatch.setattr(command, "find_spec", lambda name: None if name == "onnxscript" else object())
+    monkeypatch.setattr("ensemble.extras.find_spec", lambda name: None if name == "onnxscript" else object())
     with pytest.raises(ResourceError, match=r"needs the package onnxscript; pip install 'thera\[export\]'"):
         export(two / "run")
-    monkeypatch.setattr(classifier, "find_spec", lambda name: None)
+    monkeypatch.setattr("ensemble.extras.find_spec", lambda name: None)
     with pytest.raises(ResourceError, match=r"needs the package onnxruntime; pip install 'thera\[runtime\]'"):
         by_model(two, tmp_path)
 

@@ -306,6 +306,6 @@ def test_a_taken_port_and_a_bad_model_are_refused(
 
 
 def test_the_extra_is_named_where_it_is_missing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "find_spec", lambda name: None if name == "python_multipart" else True)
+    monkeypatch.setattr("ensemble.extras.find_spec", lambda name: None if name == "python_multipart" else True)
     with pytest.raises(ResourceError, match=r"needs the package python-multipart; pip install 'thera\[serve\]'"):
         command.serve(ServeConfig(model=model))
