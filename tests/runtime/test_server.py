@@ -70,7 +70,7 @@ class Running:
         self.config = ServeConfig(model=model, **limits)
         self.classifier = OnnxClassifier(model)
         self.server = uvicorn.Server(
-            uvicorn.Config(create_app(self.classifier, self.config), log_level="critical", lifespan="on")
+            uvicorn.Config(create_app(self.classifier, self.config), log_level="error", lifespan="on")
         )
         listener = socket.create_server(("127.0.0.1", 0))
         self.port = listener.getsockname()[1]
@@ -168,6 +168,15 @@ def test_a_body_without_a_declared_length_is_cut_off(server: Running) -> None:
     assert status == 413 and "0.2 megabytes" in answer["error"]
 
 
+def test_a_client_that_goes_does_not_disturb_others(server: Running, capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 5000\r\n\r\n"
+        connection.sendall(head.encode() + png(1)[:50])
+    assert server.ask("POST", "/predict", png(200), "image/png")[0] == 200
+    assert server.ask("GET", "/health")[1]["waiting"] == 0
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_a_field_that_is_no_file_is_refused(server: Running) -> None:
     body = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="images"\r\n\r\nhello\r\n--{BOUNDARY}--\r\n'
     status, answer = server.ask("POST", "/predict", body, f"multipart/form-data; boundary={BOUNDARY}")
@@ -257,7 +266,7 @@ def test_a_busy_or_slow_server_says_so(model: Path) -> None:
     app = create_app(running.classifier, running.config)
     listener = socket.create_server(("127.0.0.1", 0))
     running.port = listener.getsockname()[1]
-    running.server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="on"))
+    running.server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))
     running.thread = threading.Thread(target=running.server.run, kwargs={"sockets": [listener]}, daemon=True)
     running.thread.start()
     status, answer = running.ask("POST", "/predict", png(1), "image/png")
