@@ -71,7 +71,7 @@ def push(run: Path, config: PushConfig, say: Say = silent, ask: Ask | None = Non
     if ask is None and not config.yes:
         problem = "uploads nothing without being asked, and there is no terminal to ask at"
         raise ConfigError(f"thera push {config.name}", problem, "give --yes")
-    started, folder = time.time(), Run(run)
+    started, folder = time.time(), Run(Path(run))
     folder.read()
     card = _card(folder)
     api = _api()

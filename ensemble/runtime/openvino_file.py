@@ -71,7 +71,10 @@ class OpenVinoGraph(Graph):
         """Return NAME.xml and NAME.bin; weights keep the precision that they have in the graph."""
         import openvino
 
-        self._model.set_rt_info(facts_text(facts), ["thera", FACTS_KEY])
+        self._model.set_rt_info(facts_text(facts), ["framework", FACTS_KEY])
+        for number, node in enumerate(self._model.get_ordered_ops()):
+            if node.get_type_name() != "Parameter":  # OpenVINO numbers the nodes of all models of a process
+                node.set_friendly_name(f"node_{number}")
         with tempfile.TemporaryDirectory(prefix="thera-") as folder:
             path = Path(folder) / "model.xml"
             openvino.save_model(self._model, path, compress_to_fp16=False)

@@ -174,9 +174,7 @@ def test_openvino_gives_the_labels_of_the_run(run: Path, tmp_path: Path) -> None
         export(run, ExportConfig(out=out, openvino=True))
 
 
-def test_another_result_of_openvino_is_not_written(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_result_of_openvino_is_not_written(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openvino", reason="the extra thera[peers] is not installed")
     from ensemble.runtime import openvino_file
     from ensemble.runtime.outputs import Outputs
@@ -188,7 +186,7 @@ def test_another_result_of_openvino_is_not_written(
         return replace(outputs, y_pred=1 - outputs.y_pred)
 
     monkeypatch.setattr(openvino_file.OpenVinoGraph, "batch", other)
-    with pytest.raises(TheraError, match="the model in the form of OpenVINO: gives .* of .* images another label"):
+    with pytest.raises(TheraError, match=r"the model in the form of OpenVINO: gives .* of .* images another label"):
         export(run, ExportConfig(out=tmp_path / "m.onnx", openvino=True))
     assert listing(tmp_path) == {}
 
