@@ -71,7 +71,7 @@ def push(run: Path, config: PushConfig, say: Say = silent, ask: Ask | None = Non
     if ask is None and not config.yes:
         problem = "uploads nothing without being asked, and there is no terminal to ask at"
         raise ConfigError(f"thera push {config.name}", problem, "give --yes")
-    started, folder = time.time(), Run(Path(run))
+    started, folder = time.time(), Run(run)
     folder.read()
     card = _card(folder)
     api = _api()
@@ -101,7 +101,7 @@ def _show(uploads: tuple[Upload, ...], address: str, is_new: bool, private: bool
     kind = f"{'a new' if is_new else 'the existing'} {'private' if private else 'public'} repository"
     say(f"upload to {address}, {kind}:")
     for upload in uploads:
-        say(f"  {printable(upload.name)}  {upload.size / 1e6:.2f} MB  SHA-256 {upload.sha256}")
+        say(f"  {printable(upload.name)}  {upload.size / 1e3:.1f} kB  SHA-256 {upload.sha256}")
 
 
 # --- what is uploaded -------------------------------------------------------------------------------------------------

@@ -77,10 +77,10 @@ def share_warning(result: ModelPrediction) -> str:
 
 def push_tables(result: PushResult) -> list[Table]:
     """Return what was uploaded, and where to."""
-    rows = ((printable(each.name), f"{each.size / 1e6:.2f}", each.sha256) for each in result.uploads)
+    rows = ((printable(each.name), f"{each.size / 1e3:.1f}") for each in result.uploads)
     kind = f"{'a new' if result.is_new else 'the existing'} {'private' if result.private else 'public'} repository"
     notes = (f"Uploaded to {result.address}, {kind}, in commit {printable(result.commit)}.",)
-    return [Table("Uploaded files", ("file", "MB", "SHA-256"), tuple(rows)), Table("In short", (), (), notes)]
+    return [Table("Uploaded files", ("file", "kB"), tuple(rows)), Table("In short", (), (), notes)]
 
 
 def _expected_line(facts: ModelFacts) -> str:
