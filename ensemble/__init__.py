@@ -18,6 +18,7 @@ explore_config.py    the config model of `thera explore`
 bench_config.py      the config model of `thera bench`
 clean_config.py      the config model of `thera clean`
 report_config.py     the config model of `thera report`
+distil_config.py     the config models of `thera distil`
 export_config.py     the config models of `thera export` and of prediction with a model
 serve_config.py      the config model of `thera serve`
 push_config.py       the config model of `thera push`
@@ -33,6 +34,7 @@ prediction_results.py  those of `thera predict`
 bench_results.py     those of `thera bench`
 explore_results.py   those of `thera explore`
 clean_results.py     those of `thera clean`
+distil_results.py    those of `thera distil`
 export_results.py    those of `thera export` and of prediction with a model
 push_results.py      those of `thera push`
 estimator.py         TheraClassifier: images and labels, in scikit-learn's conventions
@@ -52,6 +54,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from ensemble.clean_config import CleanConfig
     from ensemble.commands.clean import clean
+    from ensemble.commands.distil import distil
     from ensemble.commands.evaluate import compare, evaluate
     from ensemble.commands.explore import explore
     from ensemble.commands.export import export
@@ -69,6 +72,7 @@ if TYPE_CHECKING:
     from ensemble.decision.objective import Objective
     from ensemble.decision.rates import error_rates
     from ensemble.decision.threshold import fit_threshold
+    from ensemble.distil_config import DistilConfig, StudentConfig
     from ensemble.errors import (
         ArtifactError,
         ConfigError,
@@ -97,6 +101,7 @@ __all__ = [
     "DataConfig",
     "DataError",
     "DecisionConfig",
+    "DistilConfig",
     "ExploreConfig",
     "ExportConfig",
     "FitConfig",
@@ -111,6 +116,7 @@ __all__ = [
     "RunConfig",
     "ServeConfig",
     "Stopped",
+    "StudentConfig",
     "TheraClassifier",
     "TheraError",
     "ThresholdStacker",
@@ -118,6 +124,7 @@ __all__ = [
     "clean",
     "compare",
     "create_app",
+    "distil",
     "error_rates",
     "evaluate",
     "explore",
@@ -138,6 +145,7 @@ __all__ = [
 _MODULES = {
     "ensemble.clean_config": ("CleanConfig",),
     "ensemble.commands.clean": ("clean",),
+    "ensemble.commands.distil": ("distil",),
     "ensemble.commands.evaluate": ("compare", "evaluate"),
     "ensemble.commands.explore": ("explore",),
     "ensemble.commands.export": ("export",),
@@ -171,6 +179,7 @@ _MODULES = {
         "Stopped",
         "TheraError",
     ),
+    "ensemble.distil_config": ("DistilConfig", "StudentConfig"),
     "ensemble.estimator": ("TheraClassifier", "ThresholdStacker"),
     "ensemble.explore_config": ("ExploreConfig",),
     "ensemble.export_config": ("ExportConfig",),

@@ -188,6 +188,14 @@ COMMANDS = {
         "current folder, or beside --out.",
         _predict,
     ),
+    "distil": Command(
+        "distil",
+        "Train one small network to answer like the stack.",
+        "It learns the probabilities of the run's stack, on the images of the run and on others without labels. It "
+        "becomes a member of the run, and is compared with the stack out of fold. Interrupted, the same command goes "
+        "on.",
+        _calls("distil"),
+    ),
     "export": Command(
         "export",
         "Write a run's decision as one ONNX file.",

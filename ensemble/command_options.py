@@ -27,6 +27,7 @@ from ensemble.config_fields import (
     Positive,
     option,
 )
+from ensemble.distil_config import NOT_OF_STUDENTS, DistilConfig, StudentConfig
 from ensemble.explore_config import ExploreConfig
 from ensemble.export_config import ExportConfig, LabelledBy
 from ensemble.fit_config import FitConfig
@@ -147,6 +148,13 @@ PARTS: dict[str, tuple[Part, ...]] = {
         _part(LabelledBy, key="by"),
         _part(PredictConfig, key="config"),
         _part(ComputeConfig, "device", "jobs", key="compute"),  # prediction has no data workers
+        _SCREEN,
+    ),
+    "distil": (
+        _part(RunConfig, "run"),
+        _part(DistilConfig, key="config"),
+        _part(StudentConfig, *(n for n in StudentConfig.model_fields if n not in NOT_OF_STUDENTS), key="student"),
+        _COMPUTE,
         _SCREEN,
     ),
     "export": (_part(RunConfig, "run"), _part(ExportConfig, key="config"), _SCREEN),

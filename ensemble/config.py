@@ -277,7 +277,11 @@ class DecisionConfig(Frozen):
     ] = "nonnegative"
     members: Annotated[
         tuple[str, ...] | None,
-        option(DECISION, "Stack these members, separated by commas.", unset="all that are finished"),
+        option(
+            DECISION,
+            "Stack these members, separated by commas.",
+            unset="all that are finished, except distilled ones",
+        ),
     ] = None
     force_members: Annotated[
         tuple[str, ...] | None,

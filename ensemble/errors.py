@@ -85,6 +85,15 @@ class Stopped(TheraError):
         return "; ".join(filter(None, (self.found, self.remedy)))
 
 
+DEVICE_MEMORY_MESSAGES = (
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "ALLOC_FAILED",
+    "MPS backend out of memory",
+)
+"""Parts of the messages by which torch, cuDNN (CUDNN_STATUS_ALLOC_FAILED) and cuBLAS say that a GPU's memory is
+exhausted, where the error has no type of its own."""
+
 CPU_MEMORY_MESSAGES = ("DefaultCPUAllocator: ", "std::bad_alloc", "Insufficient memory", "Cannot allocate memory")
 """Parts of the messages by which torch, C++ libraries, OpenCV and the system say that memory is exhausted."""
 
@@ -92,6 +101,7 @@ CPU_MEMORY_MESSAGES = ("DefaultCPUAllocator: ", "std::bad_alloc", "Insufficient 
 def out_of_memory(error: BaseException, where: str = "thera") -> ResourceError | None:
     """Return an error of Python, numpy, torch or OpenCV as a ResourceError if it says that memory is exhausted."""
     on_device = type(error).__name__ == "OutOfMemoryError"  # torch's
+    on_device |= any(part in str(error) for part in DEVICE_MEMORY_MESSAGES)
     if not (on_device or isinstance(error, MemoryError) or any(part in str(error) for part in CPU_MEMORY_MESSAGES)):
         return None
     remedy = "close other programs, or use --jobs 1 or a smaller --batch-size"

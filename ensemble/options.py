@@ -30,7 +30,7 @@ from ensemble.errors import ConfigError
 
 ARGUMENTS = {
     **dict.fromkeys(("fit", "explore", "predict"), ("images",)),
-    **dict.fromkeys(("report", "clean", "verify", "export"), ("run",)),
+    **dict.fromkeys(("report", "clean", "verify", "export", "distil"), ("run",)),
     "remove-member": ("name",),
     "evaluate": ("label_file",),
     "compare": ("a", "b"),
@@ -42,7 +42,7 @@ ARGUMENTS = {
 }
 """Options that are given by position, without a name."""
 
-BY_NAME_TOO = {"predict": "images", "report": "run", "clean": "run", "verify": "run", "export": "run"}
+BY_NAME_TOO = {"predict": "images", "report": "run", "clean": "run", "verify": "run", "export": "run", "distil": "run"}
 """The argument of a command that may also be given as an option of its name, as in other commands."""
 
 SECOND_NAMES = {"label_column": "target"}

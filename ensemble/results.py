@@ -41,6 +41,8 @@ class MemberReport:
         Training rows of each fold that had another label or weight; empty as `left_out`.
     overlay : bool
         Whether an overlay changed them, which is not nested.
+    teachers : tuple of str
+        The members whose stack a student has learned the answers of; empty for members that learned labels.
     """
 
     assessment: Assessment | ClassAssessment
@@ -50,6 +52,7 @@ class MemberReport:
     classes: tuple[str, ...] | None = None
     changed: tuple[int, ...] = ()
     overlay: bool = False
+    teachers: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

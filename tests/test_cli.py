@@ -34,6 +34,7 @@ COMMANDS = {
     "fit-stacker": "fit_stacker",
     "predict": "predict",
     "export": "export",
+    "distil": "distil",
     "serve": "serve",
     "push": "push",
     "evaluate": "evaluate",

@@ -42,7 +42,21 @@ PARTS_OF_A_RUN = {"RunConfig.data", "RunConfig.members", "RunConfig.decision", "
 SENTENCE = r"[A-Z][^\[\]]*\."  # brackets hold choices, bounds and the default
 VERBS = {
     *("Apply", "Assume", "Augment", "Average", "Change", "Clip", "Combine", "Compare", "Compute", "Correct"),
-    *("Cross-validate", "Draw", "Give", "Hold", "Label", "Learn", "Leave", "Load", "Lower", "Measure", "Minimise"),
+    *(
+        "Cross-validate",
+        "Divide",
+        "Draw",
+        "Give",
+        "Hold",
+        "Label",
+        "Learn",
+        "Leave",
+        "Load",
+        "Lower",
+        "Measure",
+        "Minimise",
+        "Mix",
+    ),
     *(
         "Multiply",
         "Print",
@@ -60,21 +74,8 @@ VERBS = {
         "Skip",
         "Spread",
     ),
-    *(
-        "Keep",
-        "Listen",
-        "Refuse",
-        "Serve",
-        "Stack",
-        "Start",
-        "Step",
-        "Take",
-        "Train",
-        "Upload",
-        "Use",
-        "Weigh",
-        "Write",
-    ),
+    *("Keep", "Listen", "Mix", "Refuse", "Serve", "Stack", "Start", "Step", "Take", "Train", "Upload", "Use", "Weigh"),
+    "Write",
 }
 """A description is an imperative sentence: its first word is one of these. An option may add its verb."""
 

@@ -19,6 +19,7 @@ NAMES = {
     *("open_source", "load_dataset", "train_members", "fit_stacker", "predict", "evaluate", "compare", "report"),
     *("fit_threshold", "Objective", "error_rates", "load_config", "TheraClassifier", "ThresholdStacker"),
     *("explore", "ExploreConfig", "export", "ExportConfig", "OnnxClassifier", "serve", "ServeConfig", "create_app"),
+    *("distil", "DistilConfig", "StudentConfig"),
     *("push", "PushConfig"),
     *("fit", "FitConfig", "clean", "CleanConfig", "ReportConfig"),
     *("MemberConfig", "DataConfig", "DecisionConfig", "PredictConfig", "ComputeConfig", "RunConfig", "AugmentConfig"),

@@ -16,6 +16,7 @@ remove_member.py  remove-member: a member and all that it has trained
 predict.py      predict: compute, decide, write (the label file --out too)
 prediction_files.py  the label file, table and facts of a prediction, written and read
 predict_model.py  predict --model: labels of an exported model, without torch
+distil.py       distil: one small network that answers like the stack
 export.py       export: the whole decision as one ONNX file
 serve.py        serve: answers over HTTP with an exported model
 push.py         push: an exported model and the model card, to the Hugging Face hub

@@ -39,7 +39,7 @@ def bench(config: BenchConfig | None = None, say: Say = silent) -> BenchResult:
         raise ConfigError("--labels", "needs --images")
     from ensemble.bench import measure
     from ensemble.bench.images import open_images
-    from ensemble.members.inference import choose_device
+    from ensemble.members.devices import choose_device
 
     subjects, rounds = set(config.subjects), config.rounds
     decision = measure.decision_time(rounds) if "decide" in subjects else None

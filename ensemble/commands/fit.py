@@ -230,7 +230,7 @@ def _planned(
     from ensemble.data.folds import assign_folds, together
     from ensemble.data.source import open_labelled, open_unlabelled
     from ensemble.data.store import load_dataset
-    from ensemble.members.inference import choose_device
+    from ensemble.members.devices import choose_device
 
     kind = choose_device(compute.device).type
     dataset = load_dataset(

@@ -22,6 +22,7 @@ from ensemble.progress import Say, silent
 from ensemble.results import ClassFitResult, FitResult
 from ensemble.runs import files
 from ensemble.runs.artifacts import read_recorded, write_recorded
+from ensemble.runs.distilled import is_distilled
 from ensemble.runs.locks import locked
 from ensemble.runs.member import TRAIN_AGAIN
 from ensemble.runs.run import Run
@@ -141,7 +142,10 @@ def _result(
 def _chosen_members(
     run: Run, table: FoldTable, config: DecisionConfig, say: Say
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the members that a decision is fitted on, and the finished ones that the request leaves out."""
+    """Return the members that a decision is fitted on, and the finished ones that the request leaves out.
+
+    A distilled member repeats the answers of a stack, so it is in a stack only where it is named.
+    """
     begun = [member for member in run.members() if member.has_begun]
     missing = {member.name: [fold for fold in range(table.k) if not member.has_oof(fold)] for member in begun}
     if not begun:
@@ -151,7 +155,10 @@ def _chosen_members(
         if unknown := [name for name in names or () if name not in missing]:
             problem = f"the run has no member {', '.join(map(printable, unknown))}"
             raise ConfigError(option, problem, f"it has {', '.join(missing)}")
-    chosen = [name for name in missing if requested is None or name in requested]
+    students = {member.name for member in begun if is_distilled(member)}
+    if not set(missing) - students and requested is None:
+        raise ArtifactError(run.folder, "has distilled members alone", "name one: --members " + min(students))
+    chosen = [name for name in missing if (name not in students if requested is None else name in requested)]
     unfinished = {name: f"lacks {_folds(missing[name], table.k)}" for name in chosen if missing[name]}
     for name, problem in unfinished.items():
         if requested is not None:
@@ -196,7 +203,7 @@ def read_decisions(run: Run, say: Say = silent) -> FitResult | ClassFitResult:
     if stored.parents != _parents(run, tuple(stored.parents)):
         raise ArtifactError(run.decision, "was fitted on other OOF logits than the members have now", remedy)
     for name in members:
-        if name not in (*stored.parents, *stored.left_out):
+        if name not in (*stored.parents, *stored.left_out) and not is_distilled(run.member(name)):
             say(f"warning: member {name} is not in the decision; {remedy}")
     return _result(stored, classes)
 

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from ensemble.members.parallel import Resources
     from ensemble.members.plans import Plan
     from ensemble.members.tensorboard_log import TensorBoardLog
-    from ensemble.members.training import FoldResult, Watch
+    from ensemble.members.training import FoldResult
+    from ensemble.members.watch import Watch
 
 WATCHED = 2000
 """The number of held-out images of a fold whose HTER, or mean class error, is shown after each epoch. It never affects
@@ -267,7 +268,7 @@ def _with_origin(folder: MemberFolder, member: MemberConfig, size: int, say: Say
 
 def _watch(job: FoldJob, held_out: np.ndarray) -> Watch:
     """Return the measurement after each epoch, on up to `WATCHED` of the held-out rows, drawn at random."""
-    from ensemble.members.training import Watch
+    from ensemble.members.watch import Watch
 
     rng = np.random.default_rng(seed_sequence(job.seed, "watched", job.fold))
     rows = np.sort(rng.permutation(held_out)[:WATCHED])

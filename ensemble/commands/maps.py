@@ -201,7 +201,8 @@ def _compute(
 ) -> None:
     from ensemble.data.pixel_maps import mean_image
     from ensemble.members.attribution import passes
-    from ensemble.members.inference import FoldModels, NetworkSpec, choose_device
+    from ensemble.members.devices import choose_device
+    from ensemble.members.inference import FoldModels, NetworkSpec
     from ensemble.members.plans import REFERENCE
     from ensemble.members.processes import keep_freed_memory
 

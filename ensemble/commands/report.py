@@ -33,6 +33,7 @@ from ensemble.reports.model_card import model_card
 from ensemble.reports.report_page import report_page
 from ensemble.results import MemberReport, ReportResult
 from ensemble.runs import files
+from ensemble.runs.distilled import is_distilled, read_distilled
 from ensemble.runs.member import FROM_SCRATCH, MemberFolder
 from ensemble.runs.run import Run
 
@@ -119,6 +120,7 @@ def report_member(
         classes=classes,
         changed=tuple(changed[fold].rows for fold in sorted(changed, key=int)),
         overlay=facts.config.get("overlay") is not None,
+        teachers=read_distilled(member).teachers if is_distilled(member) else (),
     )
 
 

@@ -39,6 +39,7 @@ from ensemble.progress import Say, silent
 from ensemble.reports.documents import member_markdown, trial_markdown
 from ensemble.results import TrainResult, TrialResult, TrialRow
 from ensemble.runs import files
+from ensemble.runs.distilled import is_distilled
 from ensemble.runs.locks import locked
 from ensemble.runs.member import MemberFolder
 from ensemble.runs.run import Run, RunFacts
@@ -187,12 +188,15 @@ def _trained(
         for member in members:
             refuse_alpha(f"member {member.name}", member.alpha, class_count(source.classes))
     folders = [run.member(member.name) for member in members]
+    for folder in folders:
+        if is_distilled(folder):
+            raise ArtifactError(f"member {folder.name}", "was trained by thera distil", "give another --name")
     with run.removed_unless_begun(folders), contextlib.ExitStack() as locks:
         for folder in folders:
             locks.enter_context(locked(folder.folder))
-        from ensemble.members.inference import choose_device  # from here on, imports take seconds
+        from ensemble.members.devices import choose_device  # from here on, imports take seconds
 
-        choose_device(compute.device)  # a wrong device is refused before the images are read
+        choose_device(compute.device, say)  # a wrong device is refused before the images are read
         dataset = _labelled_dataset(data, source, run, say)
         table = _begin(run, folders, dataset, data, folds, seed, say, assigned)
         train_folds(list(zip(folders, members, strict=True)), dataset, table, seed, compute, say, only)

@@ -19,6 +19,8 @@ from ensemble.runs.artifacts import recorded_files
 from ensemble.runs.attribution import FOLDER as ATTRIBUTION
 from ensemble.runs.attribution import read_maps
 from ensemble.runs.changed_rows import CHANGED, OVERLAY
+from ensemble.runs.distilled import DISTIL_AGAIN, is_distilled, read_distilled, teacher_files
+from ensemble.runs.distilled import FACTS as DISTILLED
 from ensemble.runs.label_issues import FACTS, FIND_AGAIN, read_facts
 from ensemble.runs.member import TRAIN_AGAIN, MemberFolder, StateFolder
 from ensemble.runs.predictions import PREDICT_AGAIN, read_note
@@ -135,6 +137,10 @@ def _check_member(member: MemberFolder, checks: _Checks) -> None:
     for part, sha256 in sorted(facts.parts.items()):
         if (path := member.part(*map(int, part.split("/"))) / "oof.csv").exists():
             checks.compare(path, sha256, TRAIN_AGAIN)
+    if is_distilled(member):
+        checks.read(member.folder / DISTILLED, lambda: read_distilled(member))
+        for name, sha256 in teacher_files(member):
+            checks.compare(member.folder / name, sha256, DISTIL_AGAIN)
     for state in sorted(member.folder.glob("fold-*/**/state")):
         checks.read(state, StateFolder(state.parent).load)
 

@@ -20,6 +20,7 @@ assessment.py      apparent and nested error rates of a rule, with intervals
 class_assessment.py the same among more than two classes
 joint.py           the rates of several targets together
 label_issues.py    confident learning: labels that the model contradicts
+distillation.py  what a student learns: probabilities of its teacher, mixed with labels
 label_noise.py     how much HTER wrong labels alone cause at most
 decision.py        fits the stacker and the threshold that are deployed, and assesses them
 class_decision.py  the same among more than two classes

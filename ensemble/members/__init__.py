@@ -9,12 +9,15 @@ small_cnns.py         small CNNs of public solutions, registered with timm
 safe_convolutions.py  correct gradients for convolutions that oneDNN computes wrongly
 losses.py             focal loss and cross-entropy on logits, class weights, label smoothing
 augment.py            training augmentation and the views of test-time augmentation
+joined_pixels.py      the images of two stores as one array
 fold_job.py           the data and config of one fold's training
 sampling.py           the rows of each batch
 data_workers.py       the augmented batches, made in the training process or by data workers
 optimiser.py          parameter groups, and the schedule of the learning rate
 position.py           the position of a training within an epoch
 training.py           one member, one fold: updates, EMA of the weights, epochs, resuming from the last saved state
+devices.py            the device that is used, and why a GPU is not
+watch.py              a measurement on held-out rows after each epoch
 inference.py          one network: pixels -> logits, one column a view
 parallel.py           folds in parallel: on the cores of a CPU, on one GPU, in several processes on a GPU
 tensorboard_log.py    writes the histories of trainings for TensorBoard while they are trained

@@ -21,7 +21,7 @@ from ensemble.members.fold_job import FoldJob
 from ensemble.members.processes import POLL_S, Progress, starting_processes
 
 Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor, np.ndarray]
-"""Pixels (b, H, W, 3) uint8, labels (b,) float32, and the rows (b,) that they come from."""
+"""Pixels (b, H, W, 3) uint8, labels (b,) or targets float32, and the rows (b,) that they come from."""
 
 Draw: TypeAlias = tuple[int, int, int]
 """An epoch, a row, and how often the row was drawn before in that epoch."""
@@ -185,7 +185,7 @@ class _AugmentedRows(torch.utils.data.Dataset):  # type: ignore[type-arg]
     """Batches of augmented images. A batch depends only on its draws, not on the worker that makes it."""
 
     def __init__(self, job: FoldJob) -> None:
-        self.mapped, self.labels = job.mapped, job.labels
+        self.mapped, self.learned = job.mapped, job.learned
         self.augmentation = Augmentation(job.config.augmentation, job.seed)
 
     def __getitems__(self, draws: list[Draw]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -194,7 +194,7 @@ class _AugmentedRows(torch.utils.data.Dataset):  # type: ignore[type-arg]
         if not self.augmentation.is_idle:
             for image, (epoch, row, time) in zip(pixels, draws, strict=True):
                 image[:] = self.augmentation(image, epoch, row, time)
-        return pixels, self.labels[rows].astype(np.float32), rows
+        return pixels, self.learned[rows].astype(np.float32), rows
 
 
 def _to_tensors(batch: Any) -> Batch:

@@ -10,6 +10,7 @@ import numpy as np
 from ensemble.config import MemberConfig, seed_sequence
 from ensemble.data.classes import refuse_alpha
 from ensemble.errors import DataError
+from ensemble.members.joined_pixels import JoinedPixels
 from ensemble.members.processes import MappedPixels
 
 
@@ -20,7 +21,7 @@ class FoldJob:
     Attributes
     ----------
     config : MemberConfig
-    mapped : MappedPixels
+    mapped : MappedPixels or JoinedPixels
         uint8 array (n, H, W, 3).
     labels : int8 array (n,)
         0 or 1, or class indices. Those of training rows may be changed; those of the other rows are as given.
@@ -38,6 +39,8 @@ class FoldJob:
         The number of classes C. It is a property of the data, not of the member.
     row_weights : float32 array (n,), optional
         The factor of each row's loss, in [0, 1]; by default, all are 1.
+    targets : float32 array (n,) or (n, C), optional
+        The probability of label 1, or of each class, that each row is trained to have, in place of its label.
 
     Raises
     ------
@@ -48,7 +51,7 @@ class FoldJob:
     """
 
     config: MemberConfig
-    mapped: MappedPixels
+    mapped: MappedPixels | JoinedPixels
     labels: np.ndarray
     ids: np.ndarray
     rows: np.ndarray
@@ -58,6 +61,7 @@ class FoldJob:
     part: int | None = None
     classes: int = 2
     row_weights: np.ndarray | None = None
+    targets: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         where, labels = f"member {self.config.name}", self.labels[self.rows]
@@ -68,7 +72,13 @@ class FoldJob:
 
     @property
     def pixels(self) -> np.ndarray:
-        return self.mapped.array
+        pixels: np.ndarray = self.mapped.array
+        return pixels
+
+    @property
+    def learned(self) -> np.ndarray:
+        """What each row is trained to have: its label (n,), or its targets (n,) or (n, C)."""
+        return self.labels if self.targets is None else self.targets
 
     def weights_of(self, rows: np.ndarray) -> np.ndarray | None:
         """Return the factor of the loss of these rows (b,), float32; None where all are 1."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ensemble.config import MemberConfig
-from ensemble.errors import ConfigError
 from ensemble.machine import available_cores, available_memory
 from ensemble.members.augment import view
 from ensemble.members.backbones import Backbone, build
@@ -52,25 +50,6 @@ class NetworkSpec:
     plan: Plan
     device: torch.device
     classes: int = 2
-
-
-def choose_device(name: str = "auto") -> torch.device:
-    """Return the device of that name; ``auto`` is the first CUDA device if there is one, else the CPU.
-
-    Raises
-    ------
-    ConfigError
-        The name is none of auto, cpu, cuda and cuda:N, or there is no such CUDA device.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch("cpu|cuda(:[0-9]+)?", name):
-        raise ConfigError("--device", f"must be auto, cpu, cuda or cuda:N; got {name}")
-    device = torch.device(name)
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise ConfigError("--device", f"{name} is not there: torch sees {count} CUDA devices", "use --device cpu")
-    return device
 
 
 def default_workers(device: torch.device) -> int:

@@ -110,6 +110,34 @@ def class_weights(loss: str, labels: np.ndarray, classes: int = 2) -> tuple[floa
     return tuple(labels.size / (present * n) if n else 0.0 for n in counts)
 
 
+def soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the cross-entropy of each image with a distribution over the labels, minus the sum of t log p.
+
+    Parameters
+    ----------
+    logits : tensor (b,) or (b, C)
+    targets : tensor (b,) or (b, C)
+        The probability of label 1, or of each class.
+
+    Returns
+    -------
+    float32 tensor (b,)
+
+    References
+    ----------
+    Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015.
+
+    Examples
+    --------
+    >>> soft_cross_entropy(torch.zeros(1), torch.full((1,), 0.3))
+    tensor([0.6931])
+    """
+    z, t = logits.float(), targets.float()
+    if logits.ndim == 1:
+        return -(t * logsigmoid(z) + (1 - t) * logsigmoid(-z))
+    return -(t * log_softmax(z, -1)).sum(-1)
+
+
 def classification_loss(
     logits: torch.Tensor, labels: torch.Tensor, config: MemberConfig, weights: Sequence[float] | None
 ) -> torch.Tensor:

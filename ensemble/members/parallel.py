@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,8 +18,9 @@ import torch
 
 from ensemble.config import AugmentConfig, ComputeConfig
 from ensemble.errors import Stopped, TheraError
+from ensemble.members.devices import choose_device
 from ensemble.members.fold_job import FoldJob
-from ensemble.members.inference import choose_device, default_workers
+from ensemble.members.inference import default_workers
 from ensemble.members.plans import Plan
 from ensemble.members.processes import Progress, Workers, at_once, shares
 from ensemble.members.resident import ResidentEpochs, resident_bytes
@@ -26,11 +28,11 @@ from ensemble.members.training import (
     Checkpoint,
     FoldResult,
     FoldTraining,
-    Watch,
     fold_result,
     predict_held_out,
     train_and_predict,
 )
+from ensemble.members.watch import Watch
 from ensemble.progress import Bar
 
 OF_IMAGES, OF_NETWORKS = 0.4, 0.3
@@ -143,10 +145,17 @@ def _alone(task: Task, device: torch.device, workers: int, bar: Progress) -> Fol
 
 
 def _noted(error: TheraError, bar: Progress) -> TheraError:
-    """Return an error that stops one task; a signal stops them all."""
+    """Return an error that stops one task; a signal stops them all.
+
+    The traceback would keep the images of an epoch in memory, by the variables of its frames, while the others train.
+    """
     if isinstance(error, Stopped):
         raise error
     bar.note(f"failed: {error}")
+    cause: BaseException | None = error
+    while cause is not None:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__ or cause.__context__
     return error
 
 

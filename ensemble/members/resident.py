@@ -124,7 +124,7 @@ class ResidentEpochs:
         """
         held, rows = self._held[self._number(epoch)], order(job, epoch)
         positions = np.searchsorted(held.codes, code(job, rows))
-        labels = job.labels[rows].astype(np.float32)  # of this job: another may train some rows with other labels
+        labels = job.learned[rows].astype(np.float32)  # of this job: another may train some rows with other labels
         of_pixels, of_labels = (torch.from_numpy(each).to(self._device) for each in (positions, labels))
         updates = sum(each.updates_per_epoch for each in self._due(epoch))
         self._updates += first_update

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,18 +17,18 @@ import torch
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 
-from ensemble.config import VIEWS
 from ensemble.errors import ArtifactError, TheraError, printable, some
 from ensemble.members.backbones import Backbone, build
 from ensemble.members.data_workers import Batch
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import predict_logits
-from ensemble.members.losses import class_weights, classification_loss
+from ensemble.members.losses import class_weights, classification_loss, soft_cross_entropy
 from ensemble.members.optimiser import learning_rates, parameter_groups
 from ensemble.members.plans import Plan, prepare
 from ensemble.members.position import FINITE_CHECK_INTERVAL, Position
 from ensemble.members.processes import Progress
 from ensemble.members.sampling import batches_of, order
+from ensemble.members.watch import Watch
 
 Tensors = dict[str, torch.Tensor]
 History = list[dict[str, Any]]
@@ -72,50 +72,6 @@ class FoldResult:
     parameters: int
     seconds: float
     warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Watch:
-    """A measurement on held-out rows after each epoch, for information only; it never affects training.
-
-    Attributes
-    ----------
-    rows : int array (w,)
-        Held-out rows.
-    measure : callable
-        (logits (w,) or (w, C), labels (w,)) -> float or None.
-    name : str
-        The name of the measurement in the history; by default that of the HTER.
-    """
-
-    rows: np.ndarray
-    measure: Callable[[np.ndarray, np.ndarray], float | None]
-    name: str = "hter"
-
-    @property
-    def title(self) -> str:
-        """The name for people."""
-        return "HTER" if self.name == "hter" else self.name.replace("-", " ")
-
-    def __call__(self, network: Backbone, job: FoldJob, plan: Plan, device: torch.device) -> float | None:
-        logits = predict_logits(network, job.pixels, self.rows, VIEWS[:1], plan.precision, device, _Silent())
-        return self.measure(logits[:, 0], job.labels[self.rows])
-
-
-class _Silent:
-    """A `Progress` that does nothing."""
-
-    def advance(self, n: int = 1) -> None:
-        pass
-
-    def skip(self, n: int) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
-
-    def say(self, line: str) -> None:
-        pass
 
 
 def train_and_predict(
@@ -303,6 +259,7 @@ class FoldTraining:
         torch.manual_seed(job.random_seed("dropout", epoch))
         self._position.restore_random(self._device)
         loss, seconds = self._run_updates(batches, bar)
+        self._check_average()
         self._position = Position.of({}, self._learner.scaler.is_enabled())
         entry: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "lr": self._learner.lr, "seconds": seconds}
         message = f"{job.config.name} fold {job.fold} epoch {epoch + 1}/{job.config.epochs} loss {loss:.3f}"
@@ -335,6 +292,13 @@ class FoldTraining:
         if losses.mean is None:
             self._check(0)
         return round(losses.mean or 0.0, 6), round(spent + time.monotonic() - started, 2)
+
+    def _check_average(self) -> None:
+        """Raise an error if the average of the weights is not finite, which losses in fp16 need not show."""
+        if self._learner.scaler.is_enabled() and not self._learner.average_is_finite:
+            where = f"training {self.job.config.name} fold {self.job.fold}"
+            problem = f"the average of the weights is not finite after epoch {self.epoch + 1}"
+            raise TheraError(where, problem, "lower --lr, or use --precision bf16 or fp32")
 
     def _check(self, fault: int | None) -> None:
         """Raise an error if an update of this epoch has a loss that is not finite, and write which batch it was."""
@@ -393,23 +357,52 @@ class Learner:
     def update(
         self, number: int, pixels: torch.Tensor, labels: torch.Tensor, weights: np.ndarray | None = None
     ) -> torch.Tensor:
-        """Make one update with pixels (b, H, W, 3) uint8 and labels (b,); return the mean loss, on the device.
+        """Make one update; return the mean loss, on the device.
 
-        With `weights` (b,), it is the mean of weight times loss. Nothing is read back, so that a GPU never waits.
+        Pixels are uint8 (b, H, W, 3), and labels are (b,), or targets (b,) or (b, C). With `weights` (b,), it is the
+        mean of weight times loss. Nothing is read back, so that a GPU never waits.
         """
         self.schedule.step_update(number)
         self.optimizer.zero_grad(set_to_none=True)
+        before = self._buffers() if self.scaler.is_enabled() else {}
         logits = self.network(pixels.to(self.device, non_blocking=True), self.precision)  # (b,) or (b, C)
         labels = labels.to(self.device, non_blocking=True)
-        losses = classification_loss(logits, labels, self.job.config, self.class_weights)
+        losses = self._losses(logits, labels)
         loss = (losses if weights is None else losses * torch.from_numpy(weights).to(self.device)).mean()
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._restore_buffers(before, loss)
         self.scaler.unscale_(self.optimizer)  # before clipping, which needs the true norm
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.job.config.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.ema.update(self.network, step=number)
         return loss.detach()
+
+    @property
+    def average_is_finite(self) -> bool:
+        """Whether every parameter and every floating-point buffer of the average is finite."""
+        values = [each for each in self.ema.module.state_dict().values() if each.is_floating_point()]
+        return bool(torch.stack([torch.isfinite(each).all() for each in values]).all())
+
+    def _buffers(self) -> Tensors:
+        """Return copies of the floating-point buffers, such as the statistics of batch norm."""
+        return {key: each.clone() for key, each in self.network.named_buffers() if each.is_floating_point()}
+
+    def _restore_buffers(self, before: Tensors, loss: torch.Tensor) -> None:
+        """Give the buffers their values from before if a loss is not finite, without reading it from the device.
+
+        In fp16 an activation can overflow. The gradient scaler skips the update then; batch norm would keep infinite
+        statistics, and the average of the weights with it.
+        """
+        finite, buffers = torch.isfinite(loss.detach()), dict(self.network.named_buffers())
+        for key, value in before.items():
+            buffers[key].copy_(torch.where(finite, buffers[key], value))
+
+    def _losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the loss of each image (b,), by its label, or by its targets where the job has them."""
+        if self.job.targets is not None:
+            return soft_cross_entropy(logits, labels)
+        return classification_loss(logits, labels, self.job.config, self.class_weights)
 
     def state(self) -> Tensors:
         """Return every tensor that the next update depends on, by name, except random streams."""

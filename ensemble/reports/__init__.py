@@ -12,6 +12,7 @@ comparison_tables.py  evaluate and compare
 targets_tables.py     several targets, and their combination
 clean_tables.py       doubtful labels, their review, and the score on reviewed labels
 bench_tables.py       how well a machine is used
+distil_tables.py      a student, its teacher and what both cost
 export_tables.py      an exported model, and the labels that it gives
 explore_tables.py    classes, sizes, formats and findings of a set of images
 explore_figures.py   mean images and maps of a set of images

@@ -123,6 +123,8 @@ def origin_notes(report: MemberReport) -> tuple[str, ...]:
             "An overlay changed them, by what models say that were also trained on labels of the held-out images, so "
             "that the nested error rates may be slightly too good."
         )
+    if report.teachers:
+        notes.append(f"Distilled: it learned the answers of the stack of {', '.join(report.teachers)}.")
     return tuple(notes)
 
 

@@ -10,6 +10,7 @@ from ensemble.bench_results import BenchResult
 from ensemble.clean_results import CleanResult, ReviewResult
 from ensemble.decision.class_assessment import ClassAssessment
 from ensemble.decision.rates import ErrorRates
+from ensemble.distil_results import DistilResult
 from ensemble.errors import printable
 from ensemble.explore_results import ExploreResult
 from ensemble.export_results import ExportResult, ModelPrediction
@@ -19,6 +20,7 @@ from ensemble.reports.bench_tables import bench_tables
 from ensemble.reports.clean_tables import clean_tables, review_table, reviewed_tables
 from ensemble.reports.comparison_tables import CLASS_RATES, comparison_tables, evaluation_tables
 from ensemble.reports.decision_tables import decision_tables
+from ensemble.reports.distil_tables import distil_tables
 from ensemble.reports.explore_tables import explore_tables
 from ensemble.reports.export_tables import export_tables, model_prediction_tables, push_tables
 from ensemble.reports.member_tables import member_table, trial_table
@@ -139,6 +141,11 @@ def _(result: PredictResult) -> list[Table]:
 @render.register
 def _(result: ExportResult) -> list[Table]:
     return export_tables(result)
+
+
+@render.register
+def _(result: DistilResult) -> list[Table]:
+    return [*render(result.report), *distil_tables(result)]
 
 
 @render.register

@@ -8,6 +8,7 @@ member.py       a member's folder: weights, OOF logits, training state (StateFol
 changed_rows.py  the training rows of a fold that have another label or weight, and the overlay of a member
 attribution.py  what a member looks at, as numbers
 predictions.py  one set of images: kept logits, label file, predictions.csv, facts
+distilled.py     the teacher of a distilled member, and the teacher's logits
 label_issues.py label_issues/: the doubtful labels, the page of their review, the overlay
 label_files.py  the two forms of a label file, and where it may be written
 migration.py    files of older versions -> the current form

@@ -24,8 +24,9 @@ from ensemble.data.source import open_source
 from ensemble.data.store import load_dataset
 from ensemble.decision.rates import apply_threshold, error_rates
 from ensemble.decision.threshold import fit_threshold
+from ensemble.members.devices import choose_device
 from ensemble.members.fold_job import FoldJob
-from ensemble.members.inference import choose_device, predict_logits
+from ensemble.members.inference import predict_logits
 from ensemble.members.plans import Plan
 from ensemble.members.processes import MappedPixels
 from ensemble.members.training import train_fold

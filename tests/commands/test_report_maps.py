@@ -25,7 +25,8 @@ from ensemble.data.store import load_dataset
 from ensemble.decision.threshold import fit_threshold
 from ensemble.errors import ArtifactError, Stopped
 from ensemble.members.attribution import squares
-from ensemble.members.inference import FoldModels, NetworkSpec, choose_device
+from ensemble.members.devices import choose_device
+from ensemble.members.inference import FoldModels, NetworkSpec
 from ensemble.members.plans import REFERENCE
 from ensemble.progress import Bar, silent
 from ensemble.report_config import ReportConfig

@@ -318,6 +318,31 @@ def test_an_overflow_in_mixed_precision_is_skipped(tmp_path: Path, monkeypatch: 
     assert not (tmp_path / "fold-0/not_finite.json").exists()
 
 
+def overflow_in_batch_norm(monkeypatch: pytest.MonkeyPatch, update: int) -> None:
+    """Let the activations before a batch norm overflow in one update, so that its statistics do too."""
+    original = Learner.update
+
+    def poisoned(self: Learner, number: int, *given: Any) -> torch.Tensor:
+        norm = next(each for each in self.network.modules() if isinstance(each, torch.nn.BatchNorm2d))
+        handle = norm.register_forward_pre_hook(lambda _, inputs: (inputs[0] * math.inf,) if number == update else None)
+        try:
+            return original(self, number, *given)
+        finally:
+            handle.remove()
+
+    monkeypatch.setattr(Learner, "update", poisoned)
+
+
+def test_an_overflow_leaves_the_statistics_of_batch_norm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overflow_in_batch_norm(monkeypatch, 1)
+    kept = together([task(tmp_path / "a", arch="resnet10t", plan=Plan("fp16"))])[0]
+    assert all(np.isfinite(value).all() for value in kept.weights.values())
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "_restore_buffers", lambda *_: None)
+        with pytest.raises(TheraError, match="the average of the weights is not finite after epoch 1"):
+            together([task(tmp_path / "b", arch="resnet10t", plan=Plan("fp16"))])
+
+
 def test_an_epoch_of_overflows_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch, *range(UPDATES))
     with pytest.raises(TheraError, match=r"not finite \(inf\) in epoch 1, update 1, "):

@@ -19,8 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ensemble.config import VIEWS, MemberConfig
 from ensemble.errors import TheraError
 from ensemble.members import optimiser, training
+from ensemble.members.devices import choose_device
 from ensemble.members.fold_job import FoldJob
-from ensemble.members.inference import choose_device, predict_logits
+from ensemble.members.inference import predict_logits
 from ensemble.members.plans import Plan
 from ensemble.members.processes import MappedPixels
 from ensemble.members.sampling import order

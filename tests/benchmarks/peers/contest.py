@@ -34,7 +34,7 @@ from ensemble.config import SHORT_NAMES
 from ensemble.data.store import load_dataset
 from ensemble.decision.threshold import fit_threshold
 from ensemble.machine import available_cores
-from ensemble.members.inference import choose_device
+from ensemble.members.devices import choose_device
 from ensemble.progress import Bar, progress
 from ensemble.reports.table import Table
 

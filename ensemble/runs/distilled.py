@@ -1,0 +1,124 @@
+"""What a distilled member records beside `member.json`: its teacher, and the teacher's logits for each fold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from ensemble.errors import ArtifactError
+from ensemble.runs.artifacts import read_recorded, write_recorded
+from ensemble.runs.files import read_logits, refuse_differences, write_logits
+from ensemble.runs.member import MemberFolder
+
+FACTS = "distilled.json"
+"""The file in a member's folder that says that it is a student, and of which teacher."""
+
+DISTIL_AGAIN = "give its `thera distil` command again; what is done is kept"
+"""The remedy where a file of the teacher's logits is missing or damaged."""
+
+VIEW = ("stacked",)
+"""The name of the column of a teacher's logits."""
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """`distilled.json`.
+
+    Attributes
+    ----------
+    teachers : tuple of str
+        The members of the stack.
+    stacker : str
+        Its kind.
+    parents : dict
+        SHA-256 of the weights of the teachers, by member and fold.
+    teacher_weight, temperature : float
+    held_out : bool
+    unlabelled : int
+        The number of further images without labels.
+    unlabelled_sha256 : str
+        Their fingerprint; empty without any.
+    logits : dict of str to str
+        SHA-256 of the teacher's logits, by fold.
+    """
+
+    teachers: tuple[str, ...]
+    stacker: str
+    parents: Mapping[str, Mapping[str, str]]
+    teacher_weight: float
+    temperature: float
+    held_out: bool
+    unlabelled: int = 0
+    unlabelled_sha256: str = ""
+    logits: dict[str, str] = field(default_factory=dict)
+
+
+def is_distilled(member: MemberFolder) -> bool:
+    """Return whether a member is a student, which learned the answers of a stack."""
+    return (member.folder / FACTS).exists()
+
+
+def read_distilled(member: MemberFolder) -> Distilled:
+    """Return what is recorded of a student.
+
+    Raises
+    ------
+    ArtifactError
+        The file is missing or damaged.
+    """
+    return read_recorded(member.folder.parents[1], member.folder / FACTS, Distilled, DISTIL_AGAIN)
+
+
+def begin_distilled(member: MemberFolder, facts: Distilled) -> None:
+    """Record the teacher of a student, or verify that it is the same; a student without an epoch may begin anew.
+
+    Raises
+    ------
+    ArtifactError
+        It was begun with another teacher or other images, or the member was trained on labels.
+    """
+    remedy = "give another --name"
+    if member.has_begun:
+        if not is_distilled(member):
+            raise ArtifactError(f"member {member.name}", "was trained on labels, not on a stack's answers", remedy)
+        stored = read_distilled(member)
+        refuse_differences(member.folder / FACTS, {**asdict(stored), "logits": {}}, asdict(facts), remedy)
+        return
+    if not is_distilled(member) or replace(read_distilled(member), logits={}) != facts:
+        write_recorded(member.folder.parents[1], member.folder / FACTS, facts)
+
+
+def write_teacher_logits(member: MemberFolder, fold: int, ids: np.ndarray, logits: np.ndarray) -> None:
+    """Write the teacher's logits (n,) or (n, C) of a fold for all images that the student may learn from."""
+    sha256 = write_logits(_path(member, fold), ids, logits[:, None], VIEW)
+    facts = read_distilled(member)
+    recorded = replace(facts, logits={**facts.logits, str(fold): sha256})
+    write_recorded(member.folder.parents[1], member.folder / FACTS, recorded)
+
+
+def read_teacher_logits(member: MemberFolder, fold: int, ids: np.ndarray) -> np.ndarray | None:
+    """Return these logits, (n,) or (n, C); None where they are not computed yet, or the file is not as it was written.
+
+    `ids` (n,) are those of the images, in their order.
+    """
+    sha256 = read_distilled(member).logits.get(str(fold))
+    path = _path(member, fold)
+    if sha256 is None or not path.exists():
+        return None
+    try:
+        stored, logits = read_logits(path, VIEW, sha256, DISTIL_AGAIN)
+    except ArtifactError:
+        return None
+    return logits[:, 0] if np.array_equal(stored, ids) else None
+
+
+def teacher_files(member: MemberFolder) -> Sequence[tuple[str, str]]:
+    """Return name and recorded SHA-256 of each file of a student's teacher, for verification."""
+    return [(_path(member, int(fold)).name, sha256) for fold, sha256 in sorted(read_distilled(member).logits.items())]
+
+
+def _path(member: MemberFolder, fold: int) -> Path:
+    return member.folder / f"teacher-{fold}.csv"
