@@ -26,6 +26,7 @@ ARGUMENTS = {
     "compare": ["a", "b"],
     "report": ["r"],
     "clean": ["r"],
+    "distil": ["r"],
     "verify": ["r"],
     "run": ["c.yaml"],
     "trial": ["c.yaml"],

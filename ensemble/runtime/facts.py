@@ -14,7 +14,7 @@ from ensemble.errors import ArtifactError, printable
 SCHEMA = 1
 """The schema of the facts and of the graph's inputs and outputs. A file of a newer one is refused."""
 
-ADDED = {"usual_shares": [], "usual_share_errors": []}
+ADDED: dict[str, list[float]] = {"usual_shares": [], "usual_share_errors": []}
 """Facts that files of former versions do not state, with the values that they have then."""
 
 EXPORT_AGAIN = "export it again: thera export RUN"
