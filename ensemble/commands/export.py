@@ -113,6 +113,8 @@ def export(run: Path, config: ExportConfig | None = None, say: Say = silent) -> 
     files.write_json(json_beside(out), plain_facts(written.facts))
     for path, content in contents.items():
         files.write_whole(path, content)
+    if not contents and (xml := _openvino_paths(out)[1]).exists():
+        say(f"note: {printable(xml)} is of an earlier export; --openvino writes it anew")
     folder.record(f"export {out.name}", started)
     say(f"{len(data) / 1e6:.1f} MB written to {printable(out)}")
     return ExportResult(run, out, written.facts, written.sha256, len(data), also)

@@ -149,6 +149,7 @@ def test_openvino_gives_the_labels_of_the_run(run: Path, tmp_path: Path) -> None
     openvino = pytest.importorskip("openvino", reason="the extra thera[peers] is not installed")
     out = tmp_path / "m.onnx"
     result = export(run, ExportConfig(out=out, openvino=True))
+    written = listing(tmp_path)
     assert result.openvino is not None and result.openvino.xml == tmp_path / "m.xml"
     assert result.openvino.checked.images == result.facts.checked.images
     assert result.openvino.checked.largest_difference < 1e-3
@@ -162,18 +163,31 @@ def test_openvino_gives_the_labels_of_the_run(run: Path, tmp_path: Path) -> None
     np.testing.assert_allclose(theirs["logit"], ours.stacked_logits, atol=1e-4)
     check_openvino(tmp_path / "m.xml")
     again = export(run, ExportConfig(out=out, openvino=True))
-    assert again == result
+    assert again == result and listing(tmp_path) == written
+    said = list[str]()
+    export(run, ExportConfig(out=out), said.append)
+    assert f"note: {tmp_path}/m.xml is of an earlier export; --openvino writes it anew" in said
     (tmp_path / "m.bin").write_bytes(b"0" + (tmp_path / "m.bin").read_bytes()[1:])
     with pytest.raises(ArtifactError, match=r"m\.xml: or m\.bin was changed after thera wrote them"):
         check_openvino(tmp_path / "m.xml")
     (tmp_path / "m.bin").unlink()
     with pytest.raises(ArtifactError, match=r"m\.bin: cannot be read"):
         check_openvino(tmp_path / "m.xml")
+    (tmp_path / "m.bin").write_bytes(b"numbers")
     (tmp_path / "m.xml").write_text("<net/>\n")
     with pytest.raises(ArtifactError, match=r"m\.xml: is cut short, or thera did not write it"):
         check_openvino(tmp_path / "m.xml")
-    with pytest.raises(ConfigError, match=r"m\.xml is there already"):
+    with pytest.raises(ConfigError, match=r"m\.bin is there already"):
         export(run, ExportConfig(out=out, openvino=True))
+
+
+def test_half_precision_halves_the_weights_of_openvino_too(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="the extra thera[peers] is not installed")
+    sizes = []
+    for half in (False, True):
+        export(run, ExportConfig(out=tmp_path / "m.onnx", half=half, openvino=True))
+        sizes.append((tmp_path / "m.bin").stat().st_size)
+    assert sizes[1] < 0.55 * sizes[0]
 
 
 def test_another_result_of_openvino_is_not_written(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
