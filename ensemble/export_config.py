@@ -22,6 +22,10 @@ class ExportConfig(Frozen):
         ),
     ] = None
     half: Annotated[bool, option(RUN, "Save the weights in half precision, in half of the bytes.")] = False
+    openvino: Annotated[
+        bool,
+        option(RUN, "Write the model for OpenVINO too, as NAME.xml and NAME.bin, checked in the same way."),
+    ] = False
     views: Annotated[
         Literal["auto", "plain", "tta"],
         option(

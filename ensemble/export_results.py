@@ -7,11 +7,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ensemble.errors import DataError
-from ensemble.runtime.facts import ModelFacts
+from ensemble.runtime.facts import Checked, ModelFacts
 from ensemble.runtime.outputs import Outputs
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+@dataclass(frozen=True)
+class OpenVinoFiles:
+    """An exported model in the form of OpenVINO.
+
+    Attributes
+    ----------
+    xml : Path
+        The graph; the weights are beside it, with the suffix .bin.
+    size : int
+        Of both files, in bytes.
+    checked : Checked
+        As `ModelFacts.checked`, of OpenVINO in place of onnxruntime.
+    """
+
+    xml: Path
+    size: int
+    checked: Checked
 
 
 @dataclass(frozen=True)
@@ -28,6 +47,8 @@ class ExportResult:
         The hash that the file states of its content.
     size : int
         Of the file, in bytes.
+    openvino : OpenVinoFiles or None
+        None without `--openvino`.
     """
 
     run: Path
@@ -35,6 +56,7 @@ class ExportResult:
     facts: ModelFacts
     sha256: str
     size: int
+    openvino: OpenVinoFiles | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +74,9 @@ class ModelPrediction:
         Labels, probabilities and logits of the n images.
     table : Path
         `predictions.csv`: a row per image, as `thera predict` writes it.
+    unusual : int or None
+        The class whose share of the labels chance does not explain; None where there is none, or the model does not
+        state its usual shares.
     out : Path or None
         The label file; None where images were left out and it needs a line for each.
     incomplete : DataError or None
@@ -64,6 +89,7 @@ class ModelPrediction:
     ids: np.ndarray
     outputs: Outputs
     table: Path
+    unusual: int | None = None
     out: Path | None = None
     incomplete: DataError | None = None
 

@@ -16,6 +16,7 @@ EXTRAS = {
     "train": TRAINING,
     "runtime": ("onnxruntime",),
     "export": (*TRAINING, "onnx", "onnxscript", "onnxruntime"),
+    "peers": (*TRAINING, "onnx", "onnxscript", "onnxruntime", "openvino"),
     "serve": ("onnxruntime", "fastapi", "uvicorn", "python_multipart"),
     "tensorboard": (*TRAINING, "tensorboard"),
     "parquet": ("pyarrow",),

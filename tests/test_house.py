@@ -59,6 +59,7 @@ OWNERS = {
     "onnx": ("members/onnx_",),
     "onnxscript": ("members/onnx_graph.py",),
     "onnxruntime": ("runtime/classifier.py",),
+    "openvino": ("runtime/openvino_file.py",),
     "fastapi": ("runtime/server.py",),
     "starlette": ("runtime/server.py",),
     "uvicorn": ("commands/serve.py",),
@@ -102,6 +103,7 @@ SLOW = {
     "onnx",
     "onnxscript",
     "onnxruntime",
+    "openvino",
 }
 """Libraries that take long to load. Outside the wings that consist of them they are imported where they are used."""
 

@@ -24,9 +24,10 @@ from ensemble.data.store import load_dataset, read_store
 from ensemble.decision.class_decision import ClassDecision
 from ensemble.decision.decision import Decision
 from ensemble.decision.rates import apply_cut
+from ensemble.decision.usual_shares import usual_class_shares, usual_shares
 from ensemble.errors import ArtifactError, ConfigError, DataError, TheraError, printable
 from ensemble.export_config import ExportConfig
-from ensemble.export_results import ExportResult
+from ensemble.export_results import ExportResult, OpenVinoFiles
 from ensemble.extras import refuse_missing
 from ensemble.predict_config import PredictOptions
 from ensemble.prediction_results import ClassPredictionFacts, PredictionFacts
@@ -87,6 +88,8 @@ def export(run: Path, config: ExportConfig | None = None, say: Say = silent) -> 
     """
     started, config, folder = time.time(), config or ExportConfig(), Run(run)
     refuse_missing("export", "thera export")
+    if config.openvino:
+        refuse_missing("peers", "--openvino")
     facts = folder.read()
     deployed = _deployed(folder, facts, config, say)
     out = _target(folder, config)
@@ -98,17 +101,23 @@ def export(run: Path, config: ExportConfig | None = None, say: Say = silent) -> 
     dataset = _real_images(folder, facts, config, say)
     graph = _graph(folder, facts, deployed, config.half)
     model = Graph(graph, printable(out))
+    logits = _torch_logits(folder, deployed, dataset)
     result = _facts(folder, facts, deployed, config.half)
-    result = replace(result, checked=_checked(folder, facts, deployed, dataset, model, config.half))
+    result = replace(result, checked=_checked(deployed, dataset, logits, model, config.half))
+    also, contents = _in_openvino(graph, out, result, deployed, dataset, logits) if config.openvino else (None, {})
     with hidden():
         drawn = model.run(drawn_images(facts.size))
     data = sealed(graph, replace(result, self_test=tuple(drawn.member_logits.ravel().tolist())))
     written = checked(data, printable(out))  # what is written can be read
     files.write_whole(out, data)
     files.write_json(json_beside(out), plain_facts(written.facts))
+    for path, content in contents.items():
+        files.write_whole(path, content)
+    if not contents and (xml := _openvino_paths(out)[1]).exists():
+        say(f"note: {printable(xml)} is of an earlier export; --openvino writes it anew")
     folder.record(f"export {out.name}", started)
     say(f"{len(data) / 1e6:.1f} MB written to {printable(out)}")
-    return ExportResult(run, out, written.facts, written.sha256, len(data))
+    return ExportResult(run, out, written.facts, written.sha256, len(data), also)
 
 
 def _target(run: Run, config: ExportConfig) -> Path:
@@ -116,7 +125,7 @@ def _target(run: Run, config: ExportConfig) -> Path:
     where = f"--out {printable(out)}"
     if out.suffix != ".onnx":
         raise ConfigError(where, "must have the suffix .onnx", f"give {printable(out.with_suffix('.onnx').name)}")
-    for path in (out, json_beside(out)):
+    for path in (out, json_beside(out), *(_openvino_paths(out) if config.openvino else ())):
         if kind := files.irregular(path):
             raise ConfigError(where, f"{printable(path.name)} is {kind}", "give the name of a new file")
         if path.exists() and not config.force and not _is_own(path):
@@ -126,12 +135,20 @@ def _target(run: Run, config: ExportConfig) -> Path:
 
 
 def _is_own(path: Path) -> bool:
-    """Return whether a file seems to be an exported model or its facts."""
+    """Return whether a file seems to be an exported model, a part of one, or its facts."""
+    if path.suffix == ".bin":  # it holds numbers alone
+        path = path.with_suffix(".xml")
+        if not path.is_file():
+            return False
     with open(path, "rb") as file:
         data = file.read(2**16)
         file.seek(max(0, path.stat().st_size - 2**16))
         data += file.read()
-    return (HASH_KEY.encode() if path.suffix == ".onnx" else b'"image_policy"') in data
+    return (b'"image_policy"' if path.suffix == ".json" else HASH_KEY.encode()) in data
+
+
+def _openvino_paths(out: Path) -> tuple[Path, Path]:
+    return out.with_suffix(".bin"), out.with_suffix(".xml")
 
 
 # --- the decision -----------------------------------------------------------------------------------------------------
@@ -208,7 +225,7 @@ def _facts(run: Run, facts: RunFacts, deployed: _Deployed, half: bool) -> ModelF
         cuts, bias = decision.member_offsets, decision.stacker.biases
         interval = decision.stacked.mean_error
         nested = Expected("class error", decision.nested.mean_error, interval.low, interval.high)
-    expected, shares = nested, tuple[float, ...]()
+    expected, shares, usual = nested, tuple[float, ...](), _usual_shares(decision, prediction)
     if isinstance(prediction, PredictionFacts):
         ends, rates = prediction.expectation.interval, prediction.expectation.rates
         expected = Expected("HTER", rates.hter, ends.low, ends.high)
@@ -249,7 +266,24 @@ def _facts(run: Run, facts: RunFacts, deployed: _Deployed, half: bool) -> ModelF
         half=half,
         checked=Checked(0, 0.0, 0.0),
         self_test=(),
+        usual_shares=usual[0],
+        usual_share_errors=usual[1],
     )
+
+
+def _usual_shares(
+    decision: Decision | ClassDecision, prediction: PredictionFacts | ClassPredictionFacts | None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the share of images that get each label at the class mix of training, and its error.
+
+    The rates are those that are expected of the prediction, unless all its images got one label.
+    """
+    if isinstance(decision, ClassDecision):
+        return usual_class_shares(decision.nested)
+    rates = decision.nested
+    if isinstance(prediction, PredictionFacts) and prediction.expectation.implied_share is not None:
+        rates = prediction.expectation.rates
+    return usual_shares(rates, decision.stacked.fpr, decision.stacked.fnr)
 
 
 def _graph(run: Run, facts: RunFacts, deployed: _Deployed, half: bool) -> bytes:
@@ -339,20 +373,24 @@ def _as_dataset(pixels: np.ndarray, size: tuple[int, int]) -> Dataset:
     return Dataset(ids, None, None, pixels, digests, hashlib.sha256(pixels.tobytes()).hexdigest())
 
 
-def _checked(run: Run, facts: RunFacts, deployed: _Deployed, dataset: Dataset, model: Graph, half: bool) -> Checked:
-    """Compare the model with torch in float32, and say how far their logits differ.
+def _torch_logits(run: Run, deployed: _Deployed, dataset: Dataset) -> np.ndarray:
+    """Return the logits of the members by torch in float32, as `OofLogits.logits`."""
+    from ensemble.commands.fold_logits import unkept_fold_logits
+
+    options = PredictOptions(tta=len(deployed.decision.views) > 1, precision="fp32", convolutions="native")
+    compute = ComputeConfig(device="cpu", jobs=1)
+    return unkept_fold_logits(run, deployed.decision, dataset, options, compute).mean
+
+
+def _checked(deployed: _Deployed, dataset: Dataset, logits: np.ndarray, model: Graph, half: bool) -> Checked:
+    """Compare a model with the logits of torch in float32, and say how far they differ.
 
     Raises
     ------
     TheraError
         A label differs, or a logit by more than the tolerance.
     """
-    from ensemble.commands.fold_logits import unkept_fold_logits
-
     decision, tolerance = deployed.decision, HALF_TOLERANCE if half else TOLERANCE
-    options = PredictOptions(tta=len(decision.views) > 1, precision="fp32", convolutions="native")
-    compute = ComputeConfig(device="cpu", jobs=1)
-    logits = unkept_fold_logits(run, decision, dataset, options, compute).mean
     stacked = decision.stacker.apply(logits)
     cut = deployed.cut[0] if isinstance(decision, Decision) else deployed.cut
     expected = apply_cut(stacked, cut)
@@ -363,11 +401,25 @@ def _checked(run: Run, facts: RunFacts, deployed: _Deployed, dataset: Dataset, m
     # Weights multiply the members' differences, and rounding to five decimals adds to each.
     scale = 1 + np.abs(stacked) + float(np.abs(decision.stacker.weights).sum())
     stacks = (np.abs(outputs.stacked_logits - stacked) <= tolerance * scale).all()
-    remedy = "export without --half" if half else "leave its members out one by one to find the network at fault"
+    remedy = "export without --half" if half else model.remedy
     if changed or not stacks or (differences > tolerance * (1 + np.abs(logits))).any():
         problem = (
             f"gives {changed} of {len(dataset)} images another label than torch, and members' logits that differ "
             f"by up to {largest:.2g} (allowed: {tolerance:g} of 1 + |logit|); nothing is written"
         )
-        raise TheraError("the exported model", problem, remedy)
+        raise TheraError(model.name, problem, remedy)
     return Checked(len(dataset), largest, tolerance)
+
+
+def _in_openvino(
+    graph: bytes, out: Path, facts: ModelFacts, deployed: _Deployed, dataset: Dataset, logits: np.ndarray
+) -> tuple[OpenVinoFiles, dict[Path, bytes]]:
+    """Return the model in the form of OpenVINO, once it is checked, and the content of its files."""
+    from ensemble.runtime.openvino_file import OpenVinoGraph
+
+    model = OpenVinoGraph(graph, printable(out))
+    check = _checked(deployed, dataset, logits, model, facts.half)
+    xml, weights = model.files(replace(facts, checked=check))
+    paths = _openvino_paths(out)
+    files_of_it = dict(zip(paths, (weights, xml), strict=True))
+    return OpenVinoFiles(paths[1], len(xml) + len(weights), check), files_of_it

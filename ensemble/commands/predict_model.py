@@ -13,10 +13,12 @@ from ensemble.config import ComputeConfig
 from ensemble.data.source import open_unlabelled, set_name
 from ensemble.decision.cross_fitting import plurality, vote_share
 from ensemble.decision.rates import apply_offsets
+from ensemble.decision.usual_shares import unusual_class
 from ensemble.errors import ConfigError, printable
 from ensemble.export_results import ModelPrediction
 from ensemble.predict_config import PredictConfig
 from ensemble.progress import Say, silent
+from ensemble.reports.export_tables import share_warning
 from ensemble.runs import files
 from ensemble.runs.label_files import checked_target, incomplete, is_table, labels_of_all
 from ensemble.runs.run import BAD_IMAGES, Run, bad_images_table
@@ -85,13 +87,23 @@ def predict_with_model(
         say(f"{count} labels written to {printable(out)}; logits and votes are in {printable(table)}")
     else:
         say(f"{len(dataset)} labels, logits and votes are in {printable(table)}")
+    unusual = _unusual(facts, outputs)
     result = ModelPrediction(
-        set_name(config.images), model, facts, dataset.ids, outputs, table, out if written else None
+        set_name(config.images), model, facts, dataset.ids, outputs, table, unusual, out if written else None
     )
+    if warning := share_warning(result):
+        say(f"warning: {printable(result.name)}: {warning}")
     if not dataset.bad:
         return result
     left_out = incomplete(source, len(dataset.bad), bad, out, written, facts.class_count)
     return ModelPrediction(**{**result.__dict__, "incomplete": left_out})
+
+
+def _unusual(facts: ModelFacts, outputs: Outputs) -> int | None:
+    if not facts.usual_shares:
+        return None
+    counts = np.bincount(outputs.y_pred, minlength=facts.class_count).tolist()
+    return unusual_class(counts, facts.usual_shares, facts.usual_share_errors)
 
 
 def _check_options(config: PredictConfig, compute: ComputeConfig, facts: ModelFacts) -> None:

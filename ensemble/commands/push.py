@@ -101,7 +101,7 @@ def _show(uploads: tuple[Upload, ...], address: str, is_new: bool, private: bool
     kind = f"{'a new' if is_new else 'the existing'} {'private' if private else 'public'} repository"
     say(f"upload to {address}, {kind}:")
     for upload in uploads:
-        say(f"  {printable(upload.name)}  {upload.size / 1e6:.2f} MB  SHA-256 {upload.sha256}")
+        say(f"  {printable(upload.name)}  {upload.size / 1e3:.1f} kB  SHA-256 {upload.sha256}")
 
 
 # --- what is uploaded -------------------------------------------------------------------------------------------------

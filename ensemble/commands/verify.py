@@ -25,6 +25,8 @@ from ensemble.runs.label_issues import FACTS, FIND_AGAIN, read_facts
 from ensemble.runs.member import TRAIN_AGAIN, MemberFolder, StateFolder
 from ensemble.runs.predictions import PREDICT_AGAIN, read_note
 from ensemble.runs.run import Run
+from ensemble.runtime.onnx_file import opened
+from ensemble.runtime.openvino_file import check_openvino
 
 T = TypeVar("T")
 
@@ -70,6 +72,7 @@ def verify(run: Path, say: Say = silent) -> VerifyResult:
         _check_prediction(place, facts.class_count, checks)
     for path in sorted(folder.pixels.glob("*/store.json")):
         _check_store(path, checks)
+    _check_exports(folder, checks)
     for name in recorded_files(run):
         if not (run / name).exists():
             checks.compare(run / name, "", "restore it, or make it again by the command that wrote it")
@@ -153,6 +156,16 @@ def _check_prediction(place: Path, classes: int, checks: _Checks) -> None:
         for name, kept in note.files.items() if note is not None else ():
             if (path.parent / name).exists():
                 checks.compare(path.parent / name, kept.sha256, PREDICT_AGAIN)
+
+
+def _check_exports(run: Run, checks: _Checks) -> None:
+    """Check the exported models in the run's folder: their hashes, and the facts beside them."""
+    for path in sorted(run.folder.glob("export/*.onnx")):
+        file = checks.read(path, lambda path=path: opened(path))  # type: ignore[misc]
+        if file is not None and run.decision.exists() and file.facts.decision_sha256 != files.file_sha256(run.decision):
+            checks.say(f"note: {printable(path)} was exported from another decision than the run has now")
+    for path in sorted(run.folder.glob("export/*.xml")):
+        checks.read(path, lambda path=path: check_openvino(path))  # type: ignore[misc]
 
 
 def _check_store(path: Path, checks: _Checks) -> None:

@@ -26,6 +26,7 @@ decision.py        fits the stacker and the threshold that are deployed, and ass
 class_decision.py  the same among more than two classes
 diagnostics.py     what a report shows of a decision row by row: nested logits, curves, doubtful labels
 shift.py           whether new images have the class shares of the training images
+usual_shares.py    the same where only the decision is known, as in an exported model
 averaging.py       how averaging the fold models changes the error rates and the best threshold
 deploy.py          labels for new images, and the error rates to expect
 class_deploy.py    the same for more than two classes

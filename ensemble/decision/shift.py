@@ -205,11 +205,18 @@ def implied_share(
     >>> round(implied.low, 3), round(implied.high, 3)
     (0.208, 0.312)
     """
-    share = at_prior(rates, prior).share_called_0
+    share, error = share_of_zeros(rates, fpr, fnr, prior, prior_error)
+    half = ALARM_ERRORS * float(np.sqrt(error**2 + share * (1 - share) / images))
+    return Interval(max(share - half, 0.0), min(share + half, 1.0))
+
+
+def share_of_zeros(
+    rates: ErrorRates, fpr: Interval, fnr: Interval, prior: float, prior_error: float
+) -> tuple[float, float]:
+    """Return the share of images that is labelled 0 at these rates, and its standard error; see `implied_share`."""
     of_rates = (prior * (fpr.high - fpr.low) + (1 - prior) * (fnr.high - fnr.low)) / (2 * NORMAL)
     of_prior = (1 - rates.fpr - rates.fnr) * prior_error
-    half = ALARM_ERRORS * float(np.sqrt(of_rates**2 + of_prior**2 + share * (1 - share) / images))
-    return Interval(max(share - half, 0.0), min(share + half, 1.0))
+    return at_prior(rates, prior).share_called_0, float(np.hypot(of_rates, of_prior))
 
 
 @dataclass(frozen=True)

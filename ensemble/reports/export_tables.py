@@ -25,10 +25,21 @@ def export_tables(result: ExportResult) -> list[Table]:
         f"Model: {printable(result.out)} ({result.size / 1e6:.1f} MB{half})",
         f"Checked by onnxruntime on {check.images} images: the labels of torch, logits within "
         f"{check.largest_difference:.2g} (allowed: {check.tolerance:g} of 1 + |logit|).",
+        *_openvino_notes(result),
         _expected_line(facts),
         f"Label images with it: thera predict --model {printable(result.out)} IMAGES",
     )
     return [members, Table("In short", (), (), notes)]
+
+
+def _openvino_notes(result: ExportResult) -> tuple[str, ...]:
+    if (written := result.openvino) is None:
+        return ()
+    check = written.checked
+    return (
+        f"For OpenVINO: {printable(written.xml)} and {printable(written.xml.with_suffix('.bin').name)} "
+        f"({written.size / 1e6:.1f} MB), checked on the same images: logits within {check.largest_difference:.2g}.",
+    )
 
 
 def model_prediction_tables(result: ModelPrediction) -> list[Table]:
@@ -44,18 +55,32 @@ def model_prediction_tables(result: ModelPrediction) -> list[Table]:
     where = () if result.out is None else (f"Label file: {printable(result.out)}",)
     notes = (
         _expected_line(facts),
-        "It holds for images like those of the training; a model does not check whether these are.",
+        "It holds for images like those of the training. A model checks the shares of its labels alone.",
+        *((f"warning: {warning}",) if (warning := share_warning(result)) else ()),
         *where,
     )
     return [Table(f"Labels of {printable(result.name)}", columns, tuple(rows)), Table("In short", (), (), notes)]
 
 
+def share_warning(result: ModelPrediction) -> str:
+    """Return what speaks against the labels of a model: a share of one that chance does not explain; or ""."""
+    if result.unusual is None:
+        return ""
+    facts, label = result.facts, result.unusual
+    name = class_names(facts.classes, facts.class_count)[label]
+    return (
+        f"SHIFT: {np.mean(result.y_pred == label):.4f} of the labels are {name}, where {facts.usual_shares[label]:.4f} "
+        "are usual for images like those of the training: more than chance. Either the class mix has changed, or the "
+        "images have, and then the expected error does not hold."
+    )
+
+
 def push_tables(result: PushResult) -> list[Table]:
     """Return what was uploaded, and where to."""
-    rows = ((printable(each.name), f"{each.size / 1e6:.2f}", each.sha256) for each in result.uploads)
+    rows = ((printable(each.name), f"{each.size / 1e3:.1f}") for each in result.uploads)
     kind = f"{'a new' if result.is_new else 'the existing'} {'private' if result.private else 'public'} repository"
     notes = (f"Uploaded to {result.address}, {kind}, in commit {printable(result.commit)}.",)
-    return [Table("Uploaded files", ("file", "MB", "SHA-256"), tuple(rows)), Table("In short", (), (), notes)]
+    return [Table("Uploaded files", ("file", "kB"), tuple(rows)), Table("In short", (), (), notes)]
 
 
 def _expected_line(facts: ModelFacts) -> str:

@@ -5,6 +5,7 @@ outputs.py      the types of what it returns
 self_test.py    drawn images whose logits the file states
 onnx_file.py    seals and opens the file: its hash, and what it may not contain
 classifier.py   OnnxClassifier: paths or pixels in, labels out
+openvino_file.py  the same graph in the form of OpenVINO
 batching.py     batches of the images of concurrent requests
 server.py       the HTTP service, as an application of FastAPI
 """

@@ -57,11 +57,19 @@ class Graph:
     threads : int, optional
         By default, the number of cores.
 
+    Attributes
+    ----------
+    name, remedy : str
+        For messages: what it is, and what to do where it gives other logits than torch.
+
     Raises
     ------
     ArtifactError
         onnxruntime refuses the graph, or it has other inputs and outputs than those of an exported model.
     """
+
+    name = "the exported model"
+    remedy = "leave its members out one by one to find the network at fault"
 
     def __init__(self, data: bytes, where: str, threads: int | None = None) -> None:
         import onnxruntime

@@ -14,6 +14,9 @@ from ensemble.errors import ArtifactError, printable
 SCHEMA = 1
 """The schema of the facts and of the graph's inputs and outputs. A file of a newer one is refused."""
 
+ADDED: dict[str, list[float]] = {"usual_shares": [], "usual_share_errors": []}
+"""Facts that files of former versions do not state, with the values that they have then."""
+
 EXPORT_AGAIN = "export it again: thera export RUN"
 """The remedy where a file is damaged."""
 
@@ -120,6 +123,9 @@ class ModelFacts:
     checked : Checked
     self_test : tuple of floats
         The member logits of the drawn images of `self_test.py`, flattened.
+    usual_shares, usual_share_errors : tuple of C floats
+        The share of images that get each label where the classes are mixed as in training, and its standard error;
+        empty in files of former versions.
     """
 
     version: str
@@ -146,6 +152,8 @@ class ModelFacts:
     half: bool
     checked: Checked
     self_test: tuple[float, ...]
+    usual_shares: tuple[float, ...] = ()
+    usual_share_errors: tuple[float, ...] = ()
 
 
 @cache
@@ -183,6 +191,8 @@ def read_facts(text: str, where: str) -> ModelFacts:
     cuts = [facts.cut, facts.bias, *(member.cut for member in facts.members)]
     names = facts.class_count if facts.classes is None else len(facts.classes)
     if facts.class_count < 2 or names != facts.class_count or {len(cut) for cut in cuts} != {outputs}:
+        raise ArtifactError(where, "states facts that contradict each other", EXPORT_AGAIN)
+    if {len(facts.usual_shares), len(facts.usual_share_errors)} not in ({0}, {facts.class_count}):
         raise ArtifactError(where, "states facts that contradict each other", EXPORT_AGAIN)
     if not facts.members or min(facts.size) < 1 or facts.exif not in ("ignore", "apply"):
         raise ArtifactError(where, "states facts that contradict each other", EXPORT_AGAIN)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ensemble.data.files import as_text
 from ensemble.errors import ArtifactError, DataError, printable
-from ensemble.runtime.facts import EXPORT_AGAIN, SCHEMA, ModelFacts, facts_text, plain_facts, read_facts
+from ensemble.runtime.facts import ADDED, EXPORT_AGAIN, SCHEMA, ModelFacts, facts_text, plain_facts, read_facts
 
 MAX_BYTES = 2**31 - 1
 """The largest file: protocol buffers have no longer messages, and data outside the file is refused."""
@@ -126,7 +126,7 @@ def _check_json(path: Path, facts: ModelFacts) -> None:
         stated = {key: value for key, value in content.items() if key not in ("schema", "content_sha256")}
     except (OSError, ValueError, AttributeError, RecursionError, DataError) as error:
         raise ArtifactError(printable(beside), f"is damaged ({printable(error)})", remedy) from None
-    if stated != plain_facts(facts):
+    if ADDED | stated != plain_facts(facts):
         raise ArtifactError(printable(beside), f"states other facts than {printable(path.name)}", remedy)
 
 

@@ -28,15 +28,18 @@ from ensemble.members.probe import choose_plan
 from ensemble.progress import hidden, progress
 from ensemble.runtime.classifier import Graph
 
-NETWORKS = {
-    "resnet18": None,
-    "mobilenetv2": None,
-    "convnext_nano": None,
-    "regnetx_004": None,
-    "test_vit": 160,
-    "vit_tiny_patch16_224": 224,
+NETWORKS: dict[str, dict[str, object]] = {
+    "resnet18": {},
+    "mobilenetv2": {},
+    "convnext_nano": {},
+    "regnetx_004": {},
+    "regnetx_002": {"stem": "half-stride"},
+    "small_cnn_smooth": {"arch": "small_cnn", "drop_rate": 0},
+    "test_vit": {"input_size": 160},
+    "vit_tiny_patch16_224": {"input_size": 224},
 }
-"""Architectures, and the size of their input in pixels where it is fixed."""
+"""The members that are compared, by their names, and what of their config shapes the network; by default, the name is
+the architecture."""
 
 SIZE, IMAGES, UPDATES, ROUNDS = 64, 1000, 4, 3
 CPU = torch.device("cpu")
@@ -63,39 +66,41 @@ def by_torch(network: Backbone, precision: str) -> Callable[[np.ndarray], np.nda
     return compute
 
 
-def measured(arch: str, input_size: int | None, rng: np.random.Generator) -> str:
+def measured(name: str, rng: np.random.Generator) -> str:
     """Return the row of a network in the table."""
     torch.manual_seed(0)
     pixels = np.stack([draw_head(rng, row % 8 == 0) for row in range(IMAGES)])
     labels = (np.arange(IMAGES) % 8 != 0).astype(np.int8)
-    config = MemberConfig(arch=arch, pretrained=False, input_size=input_size)
+    config = MemberConfig.model_validate({"arch": name, "pretrained": False, **NETWORKS.get(name, {})})
+    input_size = config.input_size
     network = updated(build(config, SIZE), pixels, labels)
     weights = {name: value.clone() for name, value in network.state_dict().items()}
     network = network.to(memory_format=torch.channels_last)
-    timed = pixels[: 32 if input_size else 256]
+    timed = pixels[: 32 if input_size else 256]  # networks of a fixed size are slow
     expected = by_torch(network, "fp32")(pixels).round(5)
     cut = float(np.median(expected)) + 5e-6  # half of the images have each label
     started = time.perf_counter()
-    exported = ExportedMember(arch, copy.deepcopy(network), [lambda: weights], 1.0)
+    exported = ExportedMember(name, copy.deepcopy(network), [lambda: weights], 1.0)
     data = decision_graph([exported], (SIZE, SIZE), ("identity",), 2, (0.0,), (cut,))
     seconds = time.perf_counter() - started
     half = decision_graph([exported], (SIZE, SIZE), ("identity",), 2, (0.0,), (cut,), half=True)
-    graph = Graph(data, arch, threads=1)
-    outputs, of_half = graph.run(pixels), Graph(half, arch, threads=1).run(pixels)
+    graph = Graph(data, name, threads=1)
+    outputs, of_half = graph.run(pixels), Graph(half, name, threads=1).run(pixels)
     plan = choose_plan(config, CPU, SIZE, "predict", 10_000, 1, 2)
     fast = network if plan == REFERENCE else prepare(copy.deepcopy(network), plan)
     assert is_followed(fast, plan) or plan.convolutions == "fused"
     rivals = {"torch": by_torch(network, "fp32"), "plan": by_torch(fast, plan.precision), "onnx": graph.run}
-    rates: dict[str, list[float]] = {name: [] for name in rivals}
-    for name in list(rivals) * (ROUNDS + 1):
+    rates: dict[str, list[float]] = {rival: [] for rival in rivals}
+    for rival in list(rivals) * (ROUNDS + 1):
         started = time.perf_counter()
-        rivals[name](timed)
-        rates[name].append(len(timed) / (time.perf_counter() - started))
+        rivals[rival](timed)
+        rates[rival].append(len(timed) / (time.perf_counter() - started))
     cells = [f"{np.median(each[1:]):.0f} ({min(each[1:]):.0f} to {max(each[1:]):.0f})" for each in rates.values()]
     same = [int((each.y_pred == (expected >= cut)).sum()) for each in (outputs, of_half)]
     largest = float(np.abs(outputs.stacked_logits - expected).max())
     speed = float(np.median(rates["onnx"][1:]) / np.median(rates["torch"][1:]))
-    row = (arch, input_size or SIZE, f"{same[0]} / {same[1]}", f"{largest:.1g}", f"{len(data) / 1e6:.1f}")
+    shown = f"{name}, half-stride stem" if config.stem == "half-stride" else name
+    row = (shown, input_size or SIZE, f"{same[0]} / {same[1]}", f"{largest:.1g}", f"{len(data) / 1e6:.1f}")
     return (
         f"| {' | '.join(map(str, (*row, f'{len(half) / 1e6:.1f}', f'{seconds:.0f}', *cells, plan, f'{speed:.2f}')))} |"
     )
@@ -104,7 +109,7 @@ def measured(arch: str, input_size: int | None, rng: np.random.Generator) -> str
 def main() -> None:
     """Print the table, a row as soon as it is measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("networks", nargs="*", default=list(NETWORKS), help="architectures")
+    parser.add_argument("networks", nargs="*", default=list(NETWORKS), help="names in NETWORKS, or architectures")
     chosen = parser.parse_args().networks
     torch.set_num_threads(1)
     columns = (
@@ -113,8 +118,8 @@ def main() -> None:
     )
     print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", flush=True)
     with hidden():
-        for arch in chosen:
-            print(measured(arch, NETWORKS.get(arch), np.random.default_rng(0)), flush=True)
+        for name in chosen:
+            print(measured(name, np.random.default_rng(0)), flush=True)
 
 
 if __name__ == "__main__":

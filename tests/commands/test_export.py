@@ -163,6 +163,7 @@ def test_three_classes(tmp_path: Path) -> None:
     predict(tmp_path / "run", labelling(tmp_path), COMPUTE)
     result = export(tmp_path / "run")
     assert result.facts.classes == ("low", "mid", "top") and len(result.facts.cut) == 3
+    assert sum(result.facts.usual_shares) == pytest.approx(1) and min(result.facts.usual_share_errors) > 0
     labels, _ = by_model(tmp_path, tmp_path / "out")
     assert labels == (tmp_path / "run/label_val.txt").read_bytes()
     ours = pd.read_csv(tmp_path / "out/predictions.csv")

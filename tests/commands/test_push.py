@@ -117,6 +117,14 @@ def test_the_user_is_asked_once_everything_is_shown(run: Path, hub: Hub, answer:
     assert asked == [4]
 
 
+def test_no_answer_is_no(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(*_: object, **__: object) -> bool:
+        raise cli.typer.Abort  # standard input has ended
+
+    monkeypatch.setattr(cli.typer, "confirm", ended)
+    assert cli._confirmed("Upload these files?") is False
+
+
 def test_nobody_to_ask_is_a_refusal_before_any_request(run: Path, hub: Hub) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0"}
     command = [sys.executable, "-m", "thera", "push", str(run), NAME]
