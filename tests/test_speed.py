@@ -28,7 +28,7 @@ from ensemble.cli import main
 from ensemble.members import inference, parallel, plans, processes
 from ensemble.members.plans import Plan
 from ensemble.members.precision import onednn_computes
-from ensemble.runs.member import StateFolder
+from ensemble.runs.training_state import StateFolder
 
 CORES = os.sched_getaffinity(0)
 two_cores = pytest.mark.skipif(len(CORES) < 2, reason="this process may use one core only")

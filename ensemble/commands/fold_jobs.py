@@ -22,7 +22,8 @@ from ensemble.decision.threshold import least_hter
 from ensemble.errors import ConfigError, ResourceError
 from ensemble.progress import Say, progress
 from ensemble.runs import files
-from ensemble.runs.member import FROM_FILE, FROM_SCRATCH, FROM_TIMM, MemberFolder, MemberIdentity, StateFolder
+from ensemble.runs.member import FROM_FILE, FROM_SCRATCH, FROM_TIMM, MemberFolder, MemberIdentity
+from ensemble.runs.training_state import StateFolder
 
 if TYPE_CHECKING:
     from ensemble.data.dataset import Dataset
@@ -85,6 +86,7 @@ def begin_members(
     """Check the members' configs, make their jobs, choose their plans, and begin their folders."""
     from ensemble.members.backbones import check
     from ensemble.members.fold_job import FoldJob
+    from ensemble.members.hub_cache import hub_file
     from ensemble.members.parallel import cores_of_jobs
     from ensemble.members.processes import MappedPixels
 
@@ -117,6 +119,9 @@ def begin_members(
             MemberIdentity(dataset.fingerprint, seed, plan.precision, convolutions, origin),
             MemberConfig.model_validate({"arch": member.arch}).model_dump(mode="json"),
         )
+        settled = of_member[0].config
+        if settled.pretrained and settled.weights is None:
+            folder.start_from(hub_file(settled.timm_name))
         begun.append(BegunMember(folder, of_member, plan, overlay))
     return begun
 

@@ -22,9 +22,10 @@ from ensemble.runs.changed_rows import CHANGED, OVERLAY
 from ensemble.runs.distilled import DISTIL_AGAIN, is_distilled, read_distilled, teacher_files
 from ensemble.runs.distilled import FACTS as DISTILLED
 from ensemble.runs.label_issues import FACTS, FIND_AGAIN, read_facts
-from ensemble.runs.member import TRAIN_AGAIN, MemberFolder, StateFolder
+from ensemble.runs.member import TRAIN_AGAIN, MemberFolder
 from ensemble.runs.predictions import PREDICT_AGAIN, read_note
 from ensemble.runs.run import Run
+from ensemble.runs.training_state import StateFolder
 from ensemble.runtime.onnx_file import opened
 from ensemble.runtime.openvino_file import check_openvino
 

@@ -4,7 +4,8 @@ files.py        whole or not at all: bytes, JSON, tables, tensors
 locks.py        a folder is held by one process at a time
 artifacts.py    JSON files whose hashes run.json records
 run.py          a run's folder: run.json, the fold table, where members and predictions lie
-member.py       a member's folder: weights, OOF logits, training state (StateFolder)
+member.py       a member's folder: weights, OOF logits, what it was trained with
+training_state.py the resumable state of a fold's training
 changed_rows.py  the training rows of a fold that have another label or weight, and the overlay of a member
 attribution.py  what a member looks at, as numbers
 predictions.py  one set of images: kept logits, label file, predictions.csv, facts

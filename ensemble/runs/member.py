@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -21,19 +20,16 @@ from ensemble.runs.artifacts import read_recorded, write_recorded
 from ensemble.runs.files import (
     Tensors,
     file_sha256,
-    read_json,
     read_logits,
     read_table,
     read_tensors,
     refuse_differences,
     remove_temporary_files,
     write_arrays,
-    write_json,
     write_logits,
     write_table,
-    write_tensors,
-    write_whole,
 )
+from ensemble.runs.training_state import NOT_FINITE
 
 TRAIN_AGAIN = "give its `thera train-member` command again; what is done is kept"
 
@@ -42,9 +38,6 @@ RESTORE = "restore it from a copy, or remove its folder and train the member aga
 
 FROM_TIMM, FROM_FILE, FROM_SCRATCH = "timm's pretrained weights", "a file", "scratch"
 """Values of `MemberFacts.started_from`: what a member started from whose config says `pretrained: if-possible`."""
-
-NOT_FINITE = "not_finite.json"
-"""The file in a fold's folder that describes the batch at which its training stopped because of the loss."""
 
 REMOVED_OPTIONS = {"early_size": None}
 """Options that configs of older members hold, with the value at which the option had no effect."""
@@ -100,6 +93,17 @@ class MemberIdentity:
 
 
 @dataclass(frozen=True)
+class HubFile:
+    """A file of the model hub: its repository, commit, name and SHA-256, and the tag of the architecture in timm."""
+
+    tag: str
+    repository: str
+    commit: str
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class MemberFacts:
     """`member.json`.
 
@@ -123,6 +127,8 @@ class MemberFacts:
         The member's assessment, for readers of the file.
     parameters : int or None
         The number of the network's parameters.
+    pretrained_from : HubFile or None
+        The file of the model hub that all folds start from; None where there is none, or it was not recorded.
     """
 
     begun: str
@@ -138,6 +144,7 @@ class MemberFacts:
     changed: dict[str, LeftOut] = field(default_factory=dict)
     oof: dict[str, Any] | None = None
     parameters: int | None = None
+    pretrained_from: HubFile | None = None
 
     @property
     def identity(self) -> MemberIdentity:
@@ -206,6 +213,22 @@ class MemberFolder:
             validated(MemberConfig, {**self.read().current_config, "pretrained": False, "weights": None}, self._json)
         except ConfigError as error:
             raise ArtifactError(self._json, f"is damaged (config: {error.found})", RESTORE) from None
+
+    def start_from(self, file: HubFile | None) -> None:
+        """Record the file of the hub that the folds start from, or verify that a begun member goes on with the same.
+
+        Raises
+        ------
+        ArtifactError
+            The member was begun with another file.
+        """
+        known = self.read().pretrained_from
+        if file is None or known == file:
+            return
+        if known is not None and self.has_begun:
+            remedy = f"put commit {known.commit} into the hub's cache, or give another --name"
+            refuse_differences(f"pretrained weights of member {self.name}", asdict(known), asdict(file), remedy)
+        self.update(pretrained_from=file)
 
     def update(self, **values: Any) -> None:
         write_recorded(self._run, self._json, replace(self.read(), **values))
@@ -367,84 +390,3 @@ class MemberFolder:
             return None
         ids = read_table(self.fold(fold) / "left_out.csv", {"id": str}, "restore it", facts.sha256)["id"]
         return np.array(ids.tolist(), np.str_)
-
-
-@dataclass(frozen=True)
-class StateNote:
-    """The JSON file beside a training state: the hash of its tensors, the history, and updates of a further epoch."""
-
-    sha256: str
-    history: list[dict[str, int | float | None]]
-    updates: int = 0
-
-    @property
-    def stem(self) -> str:
-        """The name of the state without suffix. The names of later states are greater."""
-        within = f"-update-{self.updates:08d}" if self.updates else ""
-        return f"epoch-{len(self.history):04d}{within}"
-
-
-class StateFolder:
-    """A fold's resumable training state: the last two that were saved, each with its hash beside it.
-
-    Parameters
-    ----------
-    folder : Path
-        `members/<name>/fold-<k>`; the state lies in `state/` below it, the history beside it.
-    save_every : float
-        Seconds within an epoch after which the training saves its state.
-    """
-
-    KEPT = 2
-
-    def __init__(self, folder: Path, save_every: float = math.inf) -> None:
-        self._state, self._history = folder / "state", folder / "history.jsonl"
-        self.save_every = save_every
-        self.warnings: list[str] = []
-
-    def save(self, tensors: Tensors, history: Sequence[Mapping[str, Any]], updates: int = 0) -> None:
-        """Save the state after `len(history)` epochs and `updates` of the next one, and the history of the epochs."""
-        note = StateNote("", [dict(epoch) for epoch in history], updates)
-        sha256 = write_tensors(self._state / f"{note.stem}.safetensors", tensors)
-        write_json(self._state / f"{note.stem}.json", replace(note, sha256=sha256))
-        if not updates:
-            write_whole(self._history, "".join(json.dumps(epoch) + "\n" for epoch in history).encode())
-        self._remove_all_but(note.stem)
-
-    def _remove_all_but(self, newest: str) -> None:
-        """Remove all states but the newest ones; also later ones, which were damaged, and tensors without a note."""
-        stems = sorted(path.stem for path in self._state.glob("epoch-*.json"))
-        kept = [stem for stem in stems if stem <= newest][-self.KEPT :]
-        for suffix in ("json", "safetensors"):
-            for path in self._state.glob(f"epoch-*.{suffix}"):
-                if path.stem not in kept:
-                    path.unlink()
-
-    def write_not_finite(self, facts: Mapping[str, Any]) -> Path:
-        """Write what is known of a batch whose loss is not finite, and return the path of the file."""
-        path = self._history.with_name(NOT_FINITE)
-        write_json(path, facts)
-        return path
-
-    def load(self) -> tuple[Tensors, list[dict[str, Any]]] | None:
-        """Return the newest undamaged state, or None if there is no state yet.
-
-        Raises
-        ------
-        ArtifactError
-            There are states, and all of them are damaged.
-        """
-        notes = sorted(self._state.glob("epoch-*.json"), key=lambda path: path.stem, reverse=True)
-        for path in notes:
-            weights = path.with_suffix(".safetensors")
-            try:
-                note = read_json(path, StateNote, "")
-                if file_sha256(weights) == note.sha256 and path.stem == note.stem:
-                    return read_tensors(weights), note.history
-            except ArtifactError:
-                pass
-            self.warnings.append(f"{weights} is damaged; going on from an older state")
-        if notes:
-            problem = "holds only damaged states"
-            raise ArtifactError(self._state, problem, "remove this folder to start the fold anew")
-        return None

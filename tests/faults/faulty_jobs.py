@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ensemble.members.processes import MappedPixels
-from ensemble.runs.member import StateFolder
+from ensemble.runs.training_state import StateFolder
 
 
 class KilledAt(StateFolder):

@@ -32,7 +32,7 @@ from ensemble.members.sampling import order
 from ensemble.members.training import FoldResult, Learner, Watch, train_fold
 from ensemble.progress import progress
 from ensemble.runs.files import read_tensors, write_tensors
-from ensemble.runs.member import StateFolder, StateNote
+from ensemble.runs.training_state import StateFolder, StateNote
 
 CPU, PLAIN, N, FOLDS = torch.device("cpu"), Plan("fp32"), 96, 2
 LABELS = (np.arange(N) % 5 != 0).astype(np.int8)

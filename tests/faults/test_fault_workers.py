@@ -35,7 +35,7 @@ from ensemble.members.processes import MappedPixels
 from ensemble.members.sampling import batches_of
 from ensemble.members.training import FoldResult, train_and_predict
 from ensemble.progress import progress, stoppable
-from ensemble.runs.member import StateFolder
+from ensemble.runs.training_state import StateFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with few cores
 

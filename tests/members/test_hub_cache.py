@@ -10,10 +10,14 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from tiny import write_tiny
 
+from ensemble import ComputeConfig, DataConfig, train_members
 from ensemble.config import MemberConfig
 from ensemble.errors import ArtifactError, TheraError
 from ensemble.members.backbones import build
+from ensemble.runs.member import HubFile
+from ensemble.runs.run import Run
 
 COMMIT = "0123456789012345678901234567890123456789"
 CONFIG = MemberConfig(arch="test_resnet", pretrained=True)
@@ -58,6 +62,23 @@ def test_a_damaged_file_is_named(blob: Path, place: int) -> None:
     assert str(caught.value) == (
         f"{blob}: is damaged: its SHA-256 is not the one that the hub states; delete it; it is then downloaded again"
     )
+
+
+def test_the_member_records_the_file_and_goes_on_with_no_other(blob: Path, tmp_path: Path) -> None:
+    write_tiny(tmp_path / "train", 40)
+    data = DataConfig(images=tmp_path / "train/img", labels=tmp_path / "train/labels.txt")
+    config = MemberConfig(arch="test_resnet", pretrained=True, epochs=1, batch_size=8)
+    compute = ComputeConfig(device="cpu", jobs=1)
+    train_members(tmp_path / "run", [config], data, 2, 0, compute)
+    member = Run(tmp_path / "run").member("test_resnet")
+    expected = HubFile("test_resnet", "timm/test_resnet.r160_in1k", COMMIT, "model.safetensors", blob.name)
+    assert member.read().pretrained_from == expected
+    (member.fold(1) / "weights.safetensors").unlink()  # so that fold 1 is trained again
+    folder, other = blob.parents[1], "9" * 40
+    (folder / "snapshots" / COMMIT).rename(folder / "snapshots" / other)
+    (folder / "refs/main").write_text(other)
+    with pytest.raises(ArtifactError, match=f"commit was {COMMIT} and is {other}; put commit {COMMIT} into the hub's"):
+        train_members(tmp_path / "run", [config], data, 2, 0, compute)
 
 
 def test_weights_that_are_not_cached_are_a_resource_error(blob: Path) -> None:

@@ -24,8 +24,9 @@ from ensemble.errors import ArtifactError
 from ensemble.runs import files
 from ensemble.runs.artifacts import forget_below, read_recorded, write_recorded
 from ensemble.runs.files import refuse_differences
-from ensemble.runs.member import MemberFolder, MemberIdentity, StateFolder
+from ensemble.runs.member import MemberFolder, MemberIdentity
 from ensemble.runs.run import Run, RunFacts
+from ensemble.runs.training_state import StateFolder
 
 FACTS = RunFacts(0, 5, 3, (64, 64), None, "ab", "img", "labels.txt", notes=("a",))
 IDENTITY = MemberIdentity("ab", 0, "fp32")

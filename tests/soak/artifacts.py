@@ -86,7 +86,7 @@ def _interrupted(data: Path) -> Path:
 
 def _killed_at_save(data: Path, folder: Path, epochs: int) -> tiny_run.Ended:
     """Train, and end the process once `epochs` states are saved."""
-    from ensemble.runs.member import StateFolder
+    from ensemble.runs.training_state import StateFolder
 
     save, saved = StateFolder.save, []
 
