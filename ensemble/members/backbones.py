@@ -15,8 +15,9 @@ from timm.layers import ClassifierHead
 from torch import nn
 
 from ensemble.config import MemberConfig
-from ensemble.errors import ConfigError, ResourceError, printable
+from ensemble.errors import ArtifactError, ConfigError, ResourceError, printable
 from ensemble.members import small_cnns as small_cnns  # registers them
+from ensemble.members.hub_cache import refuse_damaged
 from ensemble.members.safe_convolutions import sample_strided
 from ensemble.members.weights import load_weights
 from ensemble.progress import Say, silent
@@ -215,7 +216,12 @@ def _created(name: str, pretrained: bool, from_hub: bool, logits: int, given: Ma
     """Return the timm model with so many logits; `given` are its drop rates."""
     answers = not (pretrained or from_hub) or _hub_answers()
     try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=logits, **given)
+        model = timm.create_model(name, pretrained=pretrained, num_classes=logits, **given)
+        if pretrained:
+            refuse_damaged(name)
+        return model
+    except ArtifactError:
+        raise
     except TypeError as error:
         lacking = [key for key in given if key in str(error)]
         if not lacking:
@@ -224,6 +230,7 @@ def _created(name: str, pretrained: bool, from_hub: bool, logits: int, given: Ma
     except Exception as error:
         if not (pretrained or from_hub):
             raise
+        refuse_damaged(name)
         message = printable((str(error) or type(error).__name__).splitlines()[0][:100])
         if from_hub and (isinstance(error, ValueError) or message.startswith("Unknown model")):
             problem = f"names no repository of a timm network ({message})"

@@ -23,11 +23,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ensemble import __version__
 from ensemble.data.pixels import inspect
 from ensemble.errors import DataError, ResourceError, TheraError, printable
+from ensemble.machine import available_cores
 from ensemble.runtime.batching import Batcher
 from ensemble.runtime.classifier import BATCH_PIXELS, OnnxClassifier
 from ensemble.runtime.facts import plain_facts
@@ -140,6 +142,8 @@ def create_app(classifier: OnnxClassifier, config: ServeConfig) -> FastAPI:
     batch_size = max(1, min(config.batch_size, BATCH_PIXELS // (height * width)))
     batcher = Batcher(classifier.graph, batch_size, config.queue)
 
+    decoding = asyncio.Semaphore(len(available_cores()))  # large images take much memory while they are decoded
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
@@ -168,7 +172,9 @@ def create_app(classifier: OnnxClassifier, config: ServeConfig) -> FastAPI:
     async def predict(request: Request) -> Answer | JSONResponse:
         try:
             async with asyncio.timeout(config.timeout):
-                return await _answer(request, classifier, batcher, config)
+                return await _answer(request, classifier, batcher, decoding, config)
+        except ClientDisconnect:
+            raise HTTPException(400, "the client has gone") from None
         except TimeoutError:
             raise HTTPException(504, f"the request took longer than {config.timeout:g} s; send fewer images") from None
         except ResourceError as error:
@@ -178,10 +184,11 @@ def create_app(classifier: OnnxClassifier, config: ServeConfig) -> FastAPI:
 
 
 async def _answer(
-    request: Request, classifier: OnnxClassifier, batcher: Batcher, config: ServeConfig
+    request: Request, classifier: OnnxClassifier, batcher: Batcher, decoding: asyncio.Semaphore, config: ServeConfig
 ) -> Answer | JSONResponse:
     files = await _files(request, config.max_images)
-    decoded = await run_in_threadpool(lambda: [_decoded(data, name, classifier, config) for name, data in files])
+    async with decoding:
+        decoded = await run_in_threadpool(lambda: [_decoded(data, name, classifier, config) for name, data in files])
     usable = [index for index, each in enumerate(decoded) if not isinstance(each, str)]
     futures = batcher.submit([pixels for pixels in decoded if not isinstance(pixels, str)])
     waiting = [asyncio.wrap_future(future) for future in futures]

@@ -70,7 +70,7 @@ class Running:
         self.config = ServeConfig(model=model, **limits)
         self.classifier = OnnxClassifier(model)
         self.server = uvicorn.Server(
-            uvicorn.Config(create_app(self.classifier, self.config), log_level="critical", lifespan="on")
+            uvicorn.Config(create_app(self.classifier, self.config), log_level="error", lifespan="on")
         )
         listener = socket.create_server(("127.0.0.1", 0))
         self.port = listener.getsockname()[1]
@@ -257,7 +257,7 @@ def test_a_busy_or_slow_server_says_so(model: Path) -> None:
     app = create_app(running.classifier, running.config)
     listener = socket.create_server(("127.0.0.1", 0))
     running.port = listener.getsockname()[1]
-    running.server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="on"))
+    running.server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))
     running.thread = threading.Thread(target=running.server.run, kwargs={"sockets": [listener]}, daemon=True)
     running.thread.start()
     status, answer = running.ask("POST", "/predict", png(1), "image/png")
@@ -281,6 +281,9 @@ def test_the_command_serves_on_loopback_and_ends_by_a_signal(model: Path, number
         line = process.stderr.readline()
         found = re.fullmatch(rf"serving .*small\.onnx at {address} \(its pages: /docs\); Ctrl-C ends it\n", line)
         assert found, line
+        with socket.create_connection(("127.0.0.1", int(found[1]))) as gone:  # a client that goes is no fault
+            head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 5000\r\n\r\n"
+            gone.sendall(head.encode() + png(1)[:50])
         connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=20)
         connection.request("POST", "/predict", png(200), {"Content-Type": "image/png"})
         assert json.loads(connection.getresponse().read())["images"][0]["label"] == "plain"
