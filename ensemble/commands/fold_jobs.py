@@ -110,9 +110,11 @@ def begin_members(
         first = index * len(folds)
         of_member = tuple(jobs[first : first + len(folds)])
         plan = _plan(folder, of_member[0], folds, resources, cores[first], say)
+        # a member that goes on with other convolutions keeps the record of those that it was begun with
+        convolutions = folder.read().convolutions if folder.has_begun else plan.convolutions
         folder.begin(
             requested,
-            MemberIdentity(dataset.fingerprint, seed, plan.precision, plan.convolutions, origin),
+            MemberIdentity(dataset.fingerprint, seed, plan.precision, convolutions, origin),
             MemberConfig.model_validate({"arch": member.arch}).model_dump(mode="json"),
         )
         begun.append(BegunMember(folder, of_member, plan, overlay))
@@ -216,20 +218,21 @@ def _draw_training(folder: MemberFolder, fold: int, history: Sequence[Mapping[st
 def _plan(
     folder: MemberFolder, job: FoldJob, folds: Sequence[int], resources: Resources, cores: list[int], say: Say
 ) -> Plan:
-    """Return the plan with which a member was begun if this device can compute it, else the fastest plan."""
-    from ensemble.members.plans import Plan, possible_plans
+    """Return the plan by which a begun member goes on, as far as this device can compute it; else the fastest plan."""
+    from ensemble.members.plans import Plan, continued
     from ensemble.members.probe import choose_plan
 
     member, size = job.config, job.pixels.shape[1]
     if folder.has_begun:
         facts = folder.read()
         begun = Plan(facts.precision, facts.convolutions)
-        limits = member.precision, member.convolutions, resources.device, member.input_size or size
-        if begun in possible_plans(*limits, "train", emulated=True):
-            if begun not in possible_plans(*limits, "train") and not all(map(folder.has_fold, folds)):
-                problem = f"goes on in {begun.precision} as it was begun, which this CPU only emulates"
-                say(f"warning: member {folder.name} {problem}; it takes many times as long as where it was begun")
-            return begun
+        going_on = continued(begun, resources.device, member.input_size or size)
+        if going_on is not None:
+            plan, said = going_on
+            if said and not all(map(folder.has_fold, folds)):
+                slow = "; it takes many times as long as where it was begun" if "emulates" in said else ""
+                say(f"{'warning' if slow else 'note'}: member {folder.name} {said}{slow}")
+            return plan
     batches = job.images // job.batch_size
     if resources.device.type != "cpu":  # a GPU compiles once for all folds of a process
         batches *= max(1, len(folds) // (resources.jobs or 1))

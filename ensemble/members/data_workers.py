@@ -171,7 +171,7 @@ def _check_semaphores(workers: int) -> None:
 def _diagnosis(error: Exception, signals: list[int], workers: int) -> tuple[str, int, str]:
     """Return what failed, the number of workers to go on with, and a remedy, from the signals that ended workers."""
     text = str(error)
-    if signal.SIGBUS in signals or any(part in text for part in NO_ROOM):
+    if getattr(signal, "SIGBUS", None) in signals or any(part in text for part in NO_ROOM):
         remedy = "use --workers 0, or enlarge it (in Docker by --shm-size=1g)"
         return "there is no room in shared memory (/dev/shm) for data workers", 0, remedy
     if signals:

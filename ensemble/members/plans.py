@@ -86,10 +86,10 @@ def possible_plans(
         Side of the network's input in pixels.
     phase : {"train", "predict"}
     emulated : bool
-        Whether to allow bf16 on a CPU that emulates it, to continue a training that was started on another machine.
+        Whether to allow formats that the device only emulates, to continue a training that was begun on another one.
     """
     if device.type != "cpu":
-        if precision != "fp32":
+        if precision != "fp32" and not (precision == "bf16" and emulated):
             capable = torch.cuda.get_device_capability(device) >= (8, 0)
             precision = "fp16" if not capable or precision == "fp16" else "bf16"
         kinds = KINDS_ON_GPU[phase]
@@ -98,10 +98,38 @@ def possible_plans(
         return tuple(Plan(precision, kind) for kind in kinds)
     half = input_size > 16 and (emulated or onednn_computes(torch.bfloat16))
     precisions = {"auto": ("fp32", "bf16"), "bf16": ("bf16",)}.get(precision, ("fp32",)) if half else ("fp32",)
+    if precision == "fp16" and emulated:
+        precisions = ("fp16",)
     kinds = KINDS[phase]
     if convolutions != "auto":
         kinds = (convolutions if convolutions in ("compiled", *CPU_KINDS) else "native",)
     return tuple(Plan(each, kind) for each in precisions for kind in kinds)
+
+
+def continued(begun: Plan, device: torch.device, input_size: int) -> tuple[Plan, str] | None:
+    """Return the plan by which a device goes on with a training, and what is to be said of it; None if it cannot.
+
+    The precision stays. The kind of convolutions may change between a CPU and a GPU: it changes rounding alone.
+
+    Parameters
+    ----------
+    begun : Plan
+        That of the training so far.
+    device : torch.device
+    input_size : int
+        Side of the network's input in pixels.
+    """
+    for plan in dict.fromkeys((begun, Plan(begun.precision))):
+        limits = plan.precision, plan.convolutions, device, input_size
+        if plan not in possible_plans(*limits, "train", emulated=True):
+            continue
+        if plan not in possible_plans(*limits, "train"):
+            this = "this CPU" if device.type == "cpu" else "this GPU"
+            return plan, f"goes on in {begun.precision} as it was begun, which {this} only emulates"
+        if plan != begun:
+            return plan, f"goes on with {plan.convolutions} convolutions; it was begun with {begun.convolutions} ones"
+        return plan, ""
+    return None
 
 
 def prepare(network: Backbone, plan: Plan) -> Backbone:

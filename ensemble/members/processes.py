@@ -336,8 +336,11 @@ def interrupts_blocked() -> Iterator[None]:
     """Start processes without Ctrl-C, which a terminal sends to all of them: the parent handles it and ends them.
 
     A process inherits the blocked signals, from its first instruction on. In the parent a Ctrl-C waits for the end of
-    the block.
+    the block. Windows has no such mask: there, a Ctrl-C reaches the processes too.
     """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
     _start_resource_tracker()  # it unblocks the signals when it starts
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

@@ -58,6 +58,38 @@ def test_a_cpu_that_would_emulate_bfloat16_has_float32(monkeypatch: pytest.Monke
     assert precisions("bf16", CUDA, 64) == ["bf16"]
 
 
+@pytest.mark.parametrize(
+    ("begun", "capability", "expected", "says"),
+    [
+        (Plan("fp16"), (8, 0), Plan("fp16"), ""),  # begun on a T4, and it goes on on an A100
+        (Plan("fp16", "compiled"), (8, 0), Plan("fp16", "compiled"), ""),
+        (Plan("bf16"), (7, 5), Plan("bf16"), "goes on in bf16 as it was begun, which this GPU only emulates"),
+        (Plan("fp16"), None, Plan("fp16"), "goes on in fp16 as it was begun, which this CPU only emulates"),
+        (
+            Plan("bf16", "lowered"),
+            (8, 0),
+            Plan("bf16"),
+            "goes on with native convolutions; it was begun with lowered ones",
+        ),
+        (Plan("fp32", "compiled"), None, Plan("fp32", "compiled"), ""),
+    ],
+)
+def test_a_training_goes_on_on_another_device(
+    has_bf16: None,
+    monkeypatch: pytest.MonkeyPatch,
+    begun: Plan,
+    capability: tuple[int, int] | None,
+    expected: Plan,
+    says: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert plans.continued(begun, CUDA if capability else CPU, 64) == (expected, says)
+
+
+def test_bfloat16_of_small_inputs_does_not_go_on_on_a_cpu(has_bf16: None) -> None:
+    assert plans.continued(Plan("bf16"), CPU, 16) is None
+
+
 def test_the_request_limits_the_plans(has_bf16: None) -> None:
     assert possible_plans("auto", "auto", CPU, 64, "train") == TRAIN
     assert possible_plans("auto", "auto", CPU, 64, "predict") == PREDICT
