@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ensemble.commands.export import export
+from ensemble.commands.fit_stacker import read_decisions
 from ensemble.commands.model_card_file import CARD, MARK, OTHER_CARD, is_replaceable
 from ensemble.errors import ArtifactError, ConfigError, ResourceError, TheraError, printable
 from ensemble.extras import refuse_missing
@@ -73,6 +74,7 @@ def push(run: Path, config: PushConfig, say: Say = silent, ask: Ask | None = Non
         raise ConfigError(f"thera push {config.name}", problem, "give --yes")
     started, folder = time.time(), Run(run)
     folder.read()
+    read_decisions(folder)  # a run without a decision is refused before anything is asked or sent
     card = _card(folder)
     api = _api()
     with _reasons(api, config.name):

@@ -247,6 +247,10 @@ def test_an_edited_card_is_uploaded_as_it_is_and_a_file_of_others_is_not(run: Pa
     (copy / "README.md").write_text("# Notes of somebody else\n")
     with pytest.raises(ArtifactError, match="has no model card; run: thera report"):
         push(copy, given(copy))
+    (copy / "decision/decision.json").rename(tmp_path / "decision.json")
+    with pytest.raises(ArtifactError, match="fit-stacker"):
+        push(copy, given(copy))
+    (tmp_path / "decision.json").rename(copy / "decision/decision.json")
     report(copy)  # it writes model-card.md beside the file of others
     push(copy, given(copy))
     assert "## Intended use" in hub.repositories[NAME]["files"]["README.md"].decode()

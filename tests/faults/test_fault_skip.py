@@ -94,7 +94,7 @@ def test_what_was_found_bad_is_not_decoded_again(tmp_path: Path, monkeypatch: py
     damage(tmp_path / "all/img/007.png")
     first = load(tmp_path / "all/img", tmp_path / "store")
     before = listing(tmp_path / "store")
-    monkeypatch.setattr(module, "decode", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr("ensemble.data.form.decode", lambda *_: pytest.fail("decoded again"))
     again = load(tmp_path / "all/img", tmp_path / "store")
     assert (again.bad, again.fingerprint, again.notes) == (first.bad, first.fingerprint, first.notes)
     with pytest.raises(DataError, match=r"1 of 12 images cannot be used: 007\.png is cut short"):
