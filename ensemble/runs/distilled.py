@@ -88,7 +88,15 @@ def refuse_other_student(member: MemberFolder, facts: Distilled) -> None:
     if not is_distilled(member):
         raise ArtifactError(f"member {member.name}", "was trained on labels, not on a stack's answers", OTHER_NAME)
     stored = read_distilled(member)
-    refuse_differences(member.folder / FACTS, {**asdict(stored), "logits": {}}, asdict(facts), OTHER_NAME)
+    refuse_differences(member.folder / FACTS, _comparable(stored), _comparable(facts), OTHER_NAME)
+    if trained_again := [name for name in facts.teachers if facts.parents[name] != stored.parents[name]]:
+        problem = f"learned from other weights of {', '.join(trained_again)} than the run has now"
+        raise ArtifactError(f"member {member.name}", problem, f"restore them, or {OTHER_NAME}")
+
+
+def _comparable(facts: Distilled) -> dict[str, object]:
+    """Return the facts that a message can state; weights are named without their hashes."""
+    return {key: value for key, value in asdict(facts).items() if key not in ("parents", "logits")}
 
 
 def refuse_other_teacher(member: MemberFolder, facts: Distilled) -> None:
