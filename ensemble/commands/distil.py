@@ -48,7 +48,7 @@ from ensemble.runs.distilled import (
 )
 from ensemble.runs.locks import locked
 from ensemble.runs.member import MemberFolder
-from ensemble.runs.run import Run
+from ensemble.runs.run import BAD_IMAGES, Run, bad_images_table
 
 if TYPE_CHECKING:
     from ensemble.members.fold_job import FoldJob
@@ -150,6 +150,8 @@ def distil(
         if (extra := lesson.unlabelled) is not None:
             recorded = replace(recorded, unlabelled=len(extra), unlabelled_sha256=extra.fingerprint)
         begin_distilled(member, recorded)
+        if extra is not None and extra.bad:
+            files.write_whole(member.folder / BAD_IMAGES, bad_images_table(extra.bad))
         (begun,) = begin_members([(member, own)], lesson.labelled, table, range(table.k), facts.seed, resources, say)
         logits = _teacher_logits(lesson, teacher, member, compute, say)
         jobs = tuple(_with_targets(begun, lesson, fold, of_fold) for fold, of_fold in enumerate(logits))

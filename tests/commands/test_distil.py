@@ -33,7 +33,7 @@ from ensemble.commands import distil as command
 from ensemble.commands.remove_member import remove_member
 from ensemble.commands.verify import verify
 from ensemble.config import VIEWS
-from ensemble.errors import ArtifactError, ConfigError, ResourceError, Stopped
+from ensemble.errors import ArtifactError, ConfigError, DataError, ResourceError, Stopped
 from ensemble.predict_config import PredictConfig
 from ensemble.reports.render import render
 from ensemble.runs.distilled import is_distilled, read_distilled
@@ -180,7 +180,9 @@ def test_a_student_is_in_a_stack_only_where_named(distilled: tuple[Path, Any], b
     assert fit_stacker(run, say=lines.append).tta.stacker.members == ("a", "b")
     predict(run, PredictConfig(images=base / "new/img"), COMPUTE, lines.append)
     assert not [line for line in lines if "distilled" in line]
-    named = fit_stacker(run, DecisionConfig(members=("distilled",)))
+    assert not [line for line in lines if "learned from held-out images" in line]
+    named = fit_stacker(run, DecisionConfig(members=("distilled",)), lines.append)
+    assert [line for line in lines if line.startswith("note: member distilled learned from held-out images")]
     assert named.tta.stacker.members == ("distilled",)
     result = predict(run, PredictConfig(images=base / "new/img", force=True), COMPUTE)
     assert len(result.y_pred) == 24
@@ -295,6 +297,18 @@ def test_a_refusal_leaves_no_folder_behind(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="images are 32 × 32 pixels, those of the run 16 × 16"):
         distil(run, DistilConfig(unlabelled=tmp_path / "large/img"), STUDENT, COMPUTE)
     assert not (run / "members/distilled").exists()
+
+
+def test_skipped_images_are_named_and_listed(base: Path, run: Path, tmp_path: Path) -> None:
+    images = Path(shutil.copytree(base / "new/img", tmp_path / "img"))
+    (images / "007.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"1 of 24 images cannot be used: 007\.png"):
+        distil(run, DistilConfig(unlabelled=images), STUDENT, COMPUTE)
+    lines: list[str] = []
+    distil(run, DistilConfig(unlabelled=images, on_bad="skip"), STUDENT, COMPUTE, lines.append)
+    assert [line for line in lines if "1 of 24 images cannot be used and are left out: 007.png" in line]
+    assert read_distilled(Run(run).member("distilled")).unlabelled == 23
+    assert "007.png" in (run / "members/distilled/bad_images.csv").read_text()
 
 
 def test_a_fault_in_training_keeps_the_teachers_logits(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
