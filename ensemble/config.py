@@ -40,6 +40,7 @@ from ensemble.config_fields import (
     Resize,
     Seed,
     option,
+    separated_by_commas,
 )
 from ensemble.predict_config import Precision, PredictConfig
 
@@ -291,17 +292,7 @@ class DecisionConfig(Frozen):
         int, option(DECISION, "Repeat the nested estimate on this many other partitions of the rows.", ge=0, le=1000)
     ] = 0
 
-    @field_validator("members", "force_members", mode="before")
-    @classmethod
-    def _separated_by_commas(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            value = [value]
-        if not isinstance(value, (list, tuple)) or not all(isinstance(each, str) for each in value):
-            return value
-        names = [name.strip() for each in value for name in each.split(",")]
-        if not all(names):
-            raise ValueError("must be names separated by commas, such as a,b")
-        return tuple(dict.fromkeys(names))
+    _names = field_validator("members", "force_members", mode="before")(separated_by_commas)
 
 
 class ComputeConfig(Frozen):

@@ -144,6 +144,24 @@ Device = Annotated[str, option(SPEED, "Compute on auto, cpu, cuda or cuda:N.")]
 """Options that several models have."""
 
 
+def separated_by_commas(value: Any) -> Any:
+    """Return names that are separated by commas as a tuple, each name once; other values as they are.
+
+    Examples
+    --------
+    >>> separated_by_commas("a, b,a")
+    ('a', 'b')
+    """
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, (list, tuple)) or not all(isinstance(each, str) for each in value):
+        return value
+    names = [name.strip() for each in value for name in each.split(",")]
+    if not all(names):
+        raise ValueError("must be names separated by commas, such as a,b")
+    return tuple(dict.fromkeys(names))
+
+
 def one_or_several(value: Any) -> Any:
     """Return a path as a tuple of one, so that YAML and Python may give one path or several."""
     return (value,) if isinstance(value, str | Path) else value

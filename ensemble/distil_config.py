@@ -8,7 +8,18 @@ from typing import Annotated, Any, Self
 from pydantic import field_validator, model_validator
 
 from ensemble.config import MemberConfig
-from ensemble.config_fields import DATA, LOSS, MODEL, FollowLinks, Frozen, OnBad, one_or_several, option
+from ensemble.config_fields import (
+    DATA,
+    DECISION,
+    LOSS,
+    MODEL,
+    FollowLinks,
+    Frozen,
+    OnBad,
+    one_or_several,
+    option,
+    separated_by_commas,
+)
 
 NOT_OF_STUDENTS = ("sampler", "clean", "overlay", "loss", "gamma", "alpha", "label_smoothing", "freeze")
 """Options of a member that have no meaning for a student: it learns probabilities by cross-entropy, not labels."""
@@ -47,6 +58,14 @@ class StudentConfig(MemberConfig):
 class DistilConfig(Frozen):
     """What the student learns from: the run's stack, and images without labels."""
 
+    members: Annotated[
+        tuple[str, ...] | None,
+        option(
+            DECISION,
+            "Learn from the default stack of these members, separated by commas.",
+            unset="the stack of the run's decision",
+        ),
+    ] = None
     unlabelled: Annotated[
         tuple[Path, ...] | None,
         option(DATA, "Learn from these images too, which have no labels.", unset="the images of the run alone"),
@@ -65,3 +84,4 @@ class DistilConfig(Frozen):
     ] = 1.0
 
     _paths = field_validator("unlabelled", mode="before")(one_or_several)
+    _names = field_validator("members", mode="before")(separated_by_commas)

@@ -337,7 +337,8 @@ class TheraClassifier(DecisionClassifier):
                 size = f"{dataset.size[0]} × {dataset.size[1]} pixels"
                 problem = f"images are {size}; the members know {self.image_size_}"
                 raise DataError("X", problem, "bring them to that size, or fit with resize")
-            logits = unkept_fold_logits(run, self._decision, dataset, options, compute)
+            members, views = self._decision.stacker.members, self._decision.views
+            logits = unkept_fold_logits(run, members, views, dataset, options, compute)
         return self._decision.stacker.apply(logits.mean)
 
     # --- the fitted state ---------------------------------------------------------------------------------------------

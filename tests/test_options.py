@@ -14,6 +14,7 @@ from ensemble.clean_config import CleanConfig
 from ensemble.cli import COMMANDS
 from ensemble.config import AugmentConfig, ComputeConfig, DataConfig, DecisionConfig, MemberConfig, RunConfig
 from ensemble.config_fields import option
+from ensemble.distil_config import DistilConfig
 from ensemble.errors import ConfigError
 from ensemble.explore_config import ExploreConfig
 from ensemble.export_config import ExportConfig, LabelledBy
@@ -27,6 +28,7 @@ MODELS = (
     ComputeConfig,
     DataConfig,
     DecisionConfig,
+    DistilConfig,
     ExploreConfig,
     ExportConfig,
     FitConfig,

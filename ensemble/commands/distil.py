@@ -14,19 +14,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ensemble.commands.checks import check_compute, check_members
-from ensemble.commands.evaluate import compare
+from ensemble.commands.checks import announce, check_compute, check_members
+from ensemble.commands.evaluate import compare_sides, member_side, stack_side
 from ensemble.commands.fit_stacker import averaged_oof, read_decisions
-from ensemble.commands.fold_jobs import BegunMember, begin_members, finish_folds
+from ensemble.commands.fold_jobs import BegunMember, begin_members, finish_folds, opened_log
 from ensemble.commands.fold_logits import unkept_fold_logits
 from ensemble.commands.report import report_member
 from ensemble.commands.training_images import training_pixels
-from ensemble.config import ComputeConfig, MemberConfig
+from ensemble.config import VIEWS, ComputeConfig, DecisionConfig
 from ensemble.data.dataset import Dataset, Source
 from ensemble.data.folds import FoldTable
-from ensemble.decision.class_decision import ClassDecision
+from ensemble.decision.class_objective import ClassObjective, parse_objective
 from ensemble.decision.decision import Decision
 from ensemble.decision.distillation import soft_targets
+from ensemble.decision.fold_offsets import FoldOffset
+from ensemble.decision.objective import Objective
 from ensemble.distil_config import DistilConfig, StudentConfig
 from ensemble.distil_results import Cost, DistilResult
 from ensemble.errors import ArtifactError, ConfigError, printable
@@ -35,14 +37,32 @@ from ensemble.predict_config import PredictConfig, PredictOptions
 from ensemble.progress import Say, silent
 from ensemble.reports.documents import member_markdown
 from ensemble.runs import files
-from ensemble.runs.distilled import Distilled, begin_distilled, read_teacher_logits, write_teacher_logits
+from ensemble.runs.distilled import (
+    Distilled,
+    begin_distilled,
+    read_distilled,
+    read_teacher_logits,
+    refuse_other_teacher,
+    teacher_path,
+    write_teacher_logits,
+)
 from ensemble.runs.locks import locked
 from ensemble.runs.member import MemberFolder
-from ensemble.runs.run import Run
+from ensemble.runs.run import BAD_IMAGES, Run, bad_images_table
 
 if TYPE_CHECKING:
     from ensemble.members.fold_job import FoldJob
     from ensemble.members.parallel import Resources
+
+
+@dataclass(frozen=True)
+class _Teacher:
+    """A stack of members of the run: what it is made of, and what its threshold minimises."""
+
+    members: tuple[str, ...]
+    kind: str
+    objective: Objective | ClassObjective
+    offsets: tuple[FoldOffset, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +71,6 @@ class _Lesson:
 
     run: Run
     table: FoldTable
-    decision: Decision | ClassDecision
     labelled: Dataset
     unlabelled: Dataset | None
     config: DistilConfig
@@ -65,6 +84,19 @@ class _Lesson:
         """The names of all images; those without labels have a prefix, so that all differ."""
         extra = [] if self.unlabelled is None else [f"unlabelled/{name}" for name in self.unlabelled.ids.tolist()]
         return np.array([*self.table.ids.tolist(), *extra], np.str_)
+
+    def rows(self, fold: int) -> np.ndarray:
+        """Return the rows that the student of a fold learns from, int array (r,).
+
+        Where it must not see the held-out images, copies of them among the images without labels are left out too.
+        """
+        n, held_out = len(self.table.ids), self.table.fold_of == fold
+        extra = np.arange(n, len(self.ids))
+        if self.config.held_out:
+            return np.concatenate((np.arange(n), extra))
+        if self.unlabelled is not None:
+            extra = extra[~np.isin(self.unlabelled.digests, self.labelled.digests[held_out])]
+        return np.concatenate((np.flatnonzero(~held_out), extra))
 
 
 def distil(
@@ -102,38 +134,84 @@ def distil(
     config, student, compute = config or DistilConfig(), student or StudentConfig(), compute or ComputeConfig()
     started, folder = time.time(), Run(run)
     check_compute(compute.device, compute.log)
-    facts, table, decision = folder.read(), folder.read_folds(), read_decisions(folder, say).tta
+    facts, table = folder.read(), folder.read_folds()
     member, own = folder.member(student.name), student.member
     check_members([own])
-    parents = _parents(folder, decision.stacker.members, member.name, facts.folds)
+    teacher = _teacher(folder, config, facts.class_count, say)
+    recorded = _recorded(folder, teacher, config, member.name)
+    refuse_other_teacher(member, recorded)
     source = _open(config, facts.class_count)
-    with locked(member.folder):
-        lesson = _lesson(folder, table, decision, source, config, say)
-        resources, begun = _begin(lesson, member, own, parents, compute, say)
-        targets = [_targets(lesson, fold, logits) for fold, logits in enumerate(_teacher(lesson, member, compute))]
-        jobs = tuple(_with_targets(begun, lesson, fold, targets[fold]) for fold in range(table.k))
-        finish_folds([replace(begun, jobs=jobs)], table, resources, say)
+    with folder.removed_unless_begun([member]), locked(member.folder):
+        from ensemble.members.devices import choose_device  # from here on, imports take seconds
+        from ensemble.members.parallel import Resources
+
+        choose_device(compute.device, say)
+        resources, lesson = Resources.of(compute), _lesson(folder, table, source, config, say)
+        if (extra := lesson.unlabelled) is not None:
+            recorded = replace(recorded, unlabelled=len(extra), unlabelled_sha256=extra.fingerprint)
+        begin_distilled(member, recorded)
+        if extra is not None and extra.bad:
+            files.write_whole(member.folder / BAD_IMAGES, bad_images_table(extra.bad))
+        (begun,) = begin_members([(member, own)], lesson.labelled, table, range(table.k), facts.seed, resources, say)
+        logits = _teacher_logits(lesson, teacher, member, compute, say)
+        jobs = tuple(_with_targets(begun, lesson, fold, of_fold) for fold, of_fold in enumerate(logits))
+        with opened_log(run, compute) as log:
+            finish_folds([replace(begun, jobs=jobs)], table, resources, say, log)
         report = report_member(member, table, facts.seed, facts.classes)
         member.update(oof=asdict(report.assessment))
         files.write_whole(member.folder / "report.md", member_markdown(report).encode())
     folder.record(f"distil {member.name}", started)
-    comparison = compare(run, member.folder, say=silent)
-    costs = _costs(folder, decision, member, lesson.labelled, resources)
-    return DistilResult(run, report, comparison, *costs)
+    of_teacher = stack_side(run, folder, teacher.members, teacher.kind, teacher.objective, offsets=teacher.offsets)
+    comparison = compare_sides(of_teacher, member_side(member.folder, teacher.objective))
+    return DistilResult(run, report, comparison, *_costs(folder, teacher, member, lesson.labelled, resources))
 
 
-def _parents(run: Run, teachers: Sequence[str], student: str, folds: int) -> dict[str, dict[str, str]]:
-    """Return the hashes of the teachers' weights by member and fold, once all of these files are there."""
-    if student in teachers:
+def _teacher(run: Run, config: DistilConfig, classes: int, say: Say) -> _Teacher:
+    """Return the stack of the run's decision, or the default one of the members that are named.
+
+    Raises
+    ------
+    ArtifactError
+        There is no decision, or it is stale.
+    ConfigError
+        The run has no member of a name.
+    """
+    decision = None
+    if config.members is None or run.decision.exists():
+        decision = read_decisions(run, say if config.members is None else silent).tta
+    if config.members is None:
+        assert decision is not None
+        offsets = decision.offsets if isinstance(decision, Decision) else None
+        return _Teacher(decision.stacker.members, decision.kind, decision.objective, offsets)
+    known = [member.name for member in run.members()]
+    if unknown := [name for name in config.members if name not in known]:
+        problem = f"the run has no member {', '.join(map(printable, unknown))}"
+        raise ConfigError("--members", problem, f"it has {', '.join(known)}")
+    members = tuple(name for name in known if name in config.members)
+    kind = DecisionConfig().stacker if len(members) > 1 else "mean"
+    objective = parse_objective(DecisionConfig().objective, classes) if decision is None else decision.objective
+    return _Teacher(members, kind, objective)
+
+
+def _recorded(run: Run, teacher: _Teacher, config: DistilConfig, student: str) -> Distilled:
+    """Return what is recorded of the student, once the weights of its teachers are there; no unlabelled images yet."""
+    if student in teacher.members:
         problem = f"{student} is in the stack that would be its teacher"
         raise ConfigError("--name", problem, "give another --name, or fit the stack without it")
-    parents = {}
-    for name in teachers:
+    parents, folds = {}, range(run.read().folds)
+    for name in teacher.members:
         of_member = run.member(name)
-        for fold in range(folds):
+        for fold in folds:
             of_member.weights(fold)
-        parents[name] = {str(fold): of_member.weights_sha256(fold) for fold in range(folds)}
-    return parents
+        parents[name] = {str(fold): of_member.weights_sha256(fold) for fold in folds}
+    return Distilled(
+        teachers=teacher.members,
+        stacker=teacher.kind,
+        parents=parents,
+        teacher_weight=config.teacher_weight,
+        temperature=config.temperature,
+        held_out=config.held_out,
+    )
 
 
 def _open(config: DistilConfig, classes: int) -> Source | None:
@@ -145,14 +223,7 @@ def _open(config: DistilConfig, classes: int) -> Source | None:
     return open_unlabelled(images, classes)
 
 
-def _lesson(
-    run: Run,
-    table: FoldTable,
-    decision: Decision | ClassDecision,
-    source: Source | None,
-    config: DistilConfig,
-    say: Say,
-) -> _Lesson:
+def _lesson(run: Run, table: FoldTable, source: Source | None, config: DistilConfig, say: Say) -> _Lesson:
     from ensemble.data.store import load_dataset
 
     facts = run.read()
@@ -173,92 +244,70 @@ def _lesson(
     )
     unlabelled = None
     if source is not None:
+        announce(source, say)
         unlabelled = load_dataset(source, run.pixels, facts.resize, say=say, on_bad=config.on_bad, exif=facts.exif)
         if tuple(unlabelled.size) != tuple(labelled.size):
             height, width = unlabelled.size
             problem = f"images are {width} × {height} pixels, those of the run {labelled.size[1]} × {labelled.size[0]}"
             raise ArtifactError(source.where, problem, "give images of the same size")
-    return _Lesson(run, table, decision, labelled, unlabelled, config)
+        if copies := int(np.count_nonzero(~run.is_new(unlabelled.digests))):
+            say(f"note: {copies} of the {len(unlabelled)} images without labels are copies of images of the run")
+    return _Lesson(run, table, labelled, unlabelled, config)
 
 
-def _begin(
-    lesson: _Lesson,
-    member: MemberFolder,
-    config: MemberConfig,
-    parents: dict[str, dict[str, str]],
-    compute: ComputeConfig,
-    say: Say,
-) -> tuple[Resources, BegunMember]:
-    from ensemble.members.parallel import Resources
-
-    decision, extra, resources = lesson.decision, lesson.unlabelled, Resources.of(compute)
-    facts = Distilled(
-        teachers=decision.stacker.members,
-        stacker=decision.kind,
-        parents=parents,
-        teacher_weight=lesson.config.teacher_weight,
-        temperature=lesson.config.temperature,
-        held_out=lesson.config.held_out,
-        unlabelled=0 if extra is None else len(extra),
-        unlabelled_sha256="" if extra is None else extra.fingerprint,
-    )
-    begin_distilled(member, facts)
-    seed, folds = lesson.run.read().seed, range(lesson.table.k)
-    (begun,) = begin_members([(member, config)], lesson.labelled, lesson.table, folds, seed, resources, say)
-    return resources, begun
-
-
-def _teacher(lesson: _Lesson, member: MemberFolder, compute: ComputeConfig) -> list[np.ndarray]:
+def _teacher_logits(
+    lesson: _Lesson, teacher: _Teacher, member: MemberFolder, compute: ComputeConfig, say: Say
+) -> list[np.ndarray]:
     """Return the teacher's logits (n,) or (n, C) for each fold; they are computed once and kept.
 
     A fold's teacher has the fold models of that fold, and a stacker that is fitted to the OOF logits of other folds.
     """
-    ids, decision, folds = lesson.ids, lesson.decision, range(lesson.table.k)
-    kept = [read_teacher_logits(member, fold, ids) for fold in folds]
-    if any(logits is None for logits in kept):
-        oof = averaged_oof(lesson.run, decision.stacker.members, decision.views)
+    ids, folds = lesson.ids, range(lesson.table.k)
+    missing = [fold for fold in folds if read_teacher_logits(member, fold, ids) is None]
+    for fold in missing:
+        if str(fold) in read_distilled(member).logits:
+            where = printable(teacher_path(member, fold))
+            say(f"warning: {where} is missing or damaged; the teacher's logits are computed again")
+    if missing:
+        oof, options = averaged_oof(lesson.run, teacher.members, VIEWS), PredictOptions()
         of_sets = [
-            unkept_fold_logits(lesson.run, decision, each, PredictOptions(), compute).by_fold for each in lesson.sets
+            unkept_fold_logits(lesson.run, teacher.members, VIEWS, each, options, compute).by_fold
+            for each in lesson.sets
         ]
         by_fold = np.concatenate(of_sets)
-        for fold in folds:
-            stacker = oof.rows.without(fold).any_stacker(decision.kind)
+        for fold in missing:
+            stacker = oof.rows.without(fold).any_stacker(teacher.kind)
             write_teacher_logits(member, fold, ids, stacker.apply(by_fold[:, :, fold]))
-    read = [read_teacher_logits(member, fold, ids) for fold in folds]
-    return [logits for logits in read if logits is not None]
+    kept = [read_teacher_logits(member, fold, ids) for fold in folds]
+    return [logits for logits in kept if logits is not None]
 
 
-def _targets(lesson: _Lesson, fold: int, logits: np.ndarray) -> np.ndarray:
-    """Return what the student of a fold learns, (n,) or (n, C), of all images."""
-    training, config = np.flatnonzero(lesson.table.fold_of != fold), lesson.config
-    return soft_targets(logits, lesson.table.labels, training, config.teacher_weight, config.temperature)
-
-
-def _with_targets(begun: BegunMember, lesson: _Lesson, fold: int, targets: np.ndarray) -> FoldJob:
+def _with_targets(begun: BegunMember, lesson: _Lesson, fold: int, logits: np.ndarray) -> FoldJob:
+    """Return the job of a fold with what its student learns of all images, by the teacher's logits (n,) or (n, C)."""
     from ensemble.members.joined_pixels import JoinedPixels
     from ensemble.members.processes import MappedPixels
 
-    job, n = begun.jobs[fold], len(lesson.table.ids)
-    extra = np.arange(n, len(targets))
+    job, config, labels, ids = begun.jobs[fold], lesson.config, lesson.table.labels, lesson.ids
+    training = np.flatnonzero(lesson.table.fold_of != fold)
+    targets = soft_targets(logits, labels, training, config.teacher_weight, config.temperature)
     # Labels of images without one are never read; those of held-out rows only by the measurement after each epoch.
-    labels = np.concatenate((lesson.table.labels, np.zeros(len(extra), np.int8)))
-    rows = np.arange(n) if lesson.config.held_out else job.rows
-    mapped = job.mapped if not len(extra) else JoinedPixels(tuple(MappedPixels(each.pixels) for each in lesson.sets))
-    return replace(
-        job, mapped=mapped, labels=labels, ids=lesson.ids, rows=np.concatenate((rows, extra)), targets=targets
-    )
+    labels = np.concatenate((labels, np.zeros(len(ids) - len(labels), np.int8)))
+    mapped = job.mapped
+    if lesson.unlabelled is not None:
+        mapped = JoinedPixels(tuple(MappedPixels(each.pixels) for each in lesson.sets))
+    return replace(job, mapped=mapped, labels=labels, ids=ids, rows=lesson.rows(fold), targets=targets)
 
 
 def _costs(
-    run: Run, decision: Decision | ClassDecision, student: MemberFolder, images: Dataset, resources: Resources
+    run: Run, teacher: _Teacher, student: MemberFolder, images: Dataset, resources: Resources
 ) -> tuple[Cost, Cost]:
     """Return what teacher and student cost, by the probed speed of each network."""
     from ensemble.members.inference import cost_per_image
     from ensemble.members.plans import Plan
     from ensemble.members.predictor import Predictor
 
-    facts, teachers = run.read(), [run.member(name) for name in decision.stacker.members]
-    passes = facts.folds * len(decision.views)
+    facts, teachers = run.read(), [run.member(name) for name in teacher.members]
+    passes = facts.folds * len(VIEWS)
 
     def cost(members: Sequence[MemberFolder]) -> Cost:
         seconds, parameters = 0.0, 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,8 +25,9 @@ from ensemble.decision.class_assessment import compare_class_nested
 from ensemble.decision.class_comparison import ClassComparison, ClassEvaluation, compare_classes, evaluate_classes
 from ensemble.decision.class_objective import ClassObjective, parse_objective
 from ensemble.decision.comparison import Comparison, Evaluation, compare_predictions, evaluate_predictions
-from ensemble.decision.cross_fitting import member_logit, of_score, stack
-from ensemble.decision.fold_offsets import aligned, find_fold_offsets
+from ensemble.decision.cross_fitting import Rule, member_logit, of_score, stack
+from ensemble.decision.decision import Decision
+from ensemble.decision.fold_offsets import FoldOffset, aligned, find_fold_offsets
 from ensemble.decision.objective import Objective
 from ensemble.decision.rates import Labels
 from ensemble.errors import ArtifactError, ConfigError, DataError, printable, some
@@ -198,30 +200,70 @@ def read_side(folder: Path, tta: bool = True, say: Say = silent) -> Side:
     if (path / "run.json").exists():
         run = Run(folder)
         decision = getattr(read_decisions(run, say), key)
-        members, rule = decision.stacker.members, stack(decision.kind)
-        objective: Objective | ClassObjective = decision.objective
-        description = f"the stack of {', '.join(members)} at {objective.description}"
-    elif (path / "member.json").exists():
-        run, members, decision = Run(path.parents[1]), (path.name,), None
-        rule, objective = of_score(member_logit(0)), parse_objective("hter", run.read().class_count)
-        description = f"the member {path.name} alone at {objective.description}"
-    else:
-        Run(folder).refuse_targets()
-        remedy = "name checkpoints/RUN or checkpoints/RUN/members/NAME"
-        raise ArtifactError(folder, "is neither a run nor a member: no run.json, no member.json", remedy)
-    oof = averaged_oof(run, members, VIEW_SETS[key])
+        offsets = decision.offsets if isinstance(decision, Decision) else ()
+        return stack_side(folder, run, decision.stacker.members, decision.kind, decision.objective, tta, offsets)
+    if (path / "member.json").exists():
+        return member_side(folder, parse_objective("hter", Run(path.parents[1]).read().class_count), tta)
+    Run(folder).refuse_targets()
+    remedy = "name checkpoints/RUN or checkpoints/RUN/members/NAME"
+    raise ArtifactError(folder, "is neither a run nor a member: no run.json, no member.json", remedy)
+
+
+def stack_side(
+    folder: Path,
+    run: Run,
+    members: Sequence[str],
+    kind: str,
+    objective: Objective | ClassObjective,
+    tta: bool = True,
+    offsets: Sequence[FoldOffset] | None = None,
+) -> Side:
+    """Return the rule of a stack of members of a run; `offsets` of fold models are found where they are not given."""
+    description = f"the stack of {', '.join(members)} at {objective.description}"
+    return _side(folder, run, members, stack(kind), objective, tta, description, offsets)
+
+
+def member_side(folder: Path, objective: Objective | ClassObjective, tta: bool = True) -> Side:
+    """Return the rule of a member alone, whose threshold or offsets minimise an objective."""
+    path = Path(os.path.abspath(folder))
+    description = f"the member {path.name} alone at {objective.description}"
+    return _side(folder, Run(path.parents[1]), (path.name,), of_score(member_logit(0)), objective, tta, description)
+
+
+def _side(
+    folder: Path,
+    run: Run,
+    members: Sequence[str],
+    rule: Rule,
+    objective: Objective | ClassObjective,
+    tta: bool,
+    description: str,
+    offsets: Sequence[FoldOffset] | None = None,
+) -> Side:
+    oof = averaged_oof(run, members, VIEW_SETS["tta" if tta else "plain"])
     if oof.classes == 2:
-        oof = aligned(oof, find_fold_offsets(oof) if decision is None else decision.offsets)
+        oof = aligned(oof, find_fold_offsets(oof) if offsets is None else tuple(offsets))
     candidate = Candidate.of(printable(folder), oof, rule, objective)
     facts = run.read()
     return Side(folder, description, oof.table, candidate, facts.seed, facts.classes)
 
 
 def _compare_nested(a: Path, b: Path, labels: LabelSource | None, tta: bool, say: Say) -> CompareResult:
-    of_a = read_side(a, tta, say)
-    of_b = _aligned(read_side(b, tta, say), of_a)
+    of_a, of_b = (read_side(folder, tta, say) for folder in (a, b))
     if labels is not None:
         _refuse_other_labels(labels, of_a, say)
+    return compare_sides(of_a, of_b, tta)
+
+
+def compare_sides(of_a: Side, other: Side, tta: bool = True) -> CompareResult:
+    """Compare two sides by their nested predictions, on the same rows.
+
+    Raises
+    ------
+    ArtifactError
+        The two do not hold the same images with the same labels and classes.
+    """
+    a, b, of_b = of_a.folder, other.folder, _aligned(other, of_a)
     groups = _joint_groups(of_a.table.groups, of_b.table.groups)
     if of_a.classes != of_b.classes:
         of_both = " and ".join(", ".join(each.classes or ("0", "1")) for each in (of_a, of_b))

@@ -377,9 +377,10 @@ def _torch_logits(run: Run, deployed: _Deployed, dataset: Dataset) -> np.ndarray
     """Return the logits of the members by torch in float32, as `OofLogits.logits`."""
     from ensemble.commands.fold_logits import unkept_fold_logits
 
-    options = PredictOptions(tta=len(deployed.decision.views) > 1, precision="fp32", convolutions="native")
+    members, views = deployed.decision.stacker.members, deployed.decision.views
+    options = PredictOptions(tta=len(views) > 1, precision="fp32", convolutions="native")
     compute = ComputeConfig(device="cpu", jobs=1)
-    return unkept_fold_logits(run, deployed.decision, dataset, options, compute).mean
+    return unkept_fold_logits(run, members, views, dataset, options, compute).mean
 
 
 def _checked(deployed: _Deployed, dataset: Dataset, logits: np.ndarray, model: Graph, half: bool) -> Checked:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ensemble.commands.starting_weights import starting_weights
-from ensemble.config import VIEWS, WITHOUT_WEIGHTS, MemberConfig, seed_sequence
+from ensemble.config import VIEWS, WITHOUT_WEIGHTS, ComputeConfig, MemberConfig, seed_sequence
 from ensemble.data.classes import class_count
 from ensemble.data.folds import FoldTable
 from ensemble.data.overlay import Overlay, read_overlay
@@ -187,6 +188,18 @@ def finish_folds(
         if log is not None:
             log.finish(_log_name(owners[index], jobs[index].job.fold), result.history)
         _write_fold(owners[index], jobs[index], table.ids, result, str(resources.device), threads)
+
+
+@contextlib.contextmanager
+def opened_log(run: Path, compute: ComputeConfig) -> Iterator[TensorBoardLog | None]:
+    """Open the log of a run's trainings, which lies in `tensorboard/` in its folder; None where none is requested."""
+    if compute.log is None:
+        yield None
+        return
+    from ensemble.members.tensorboard_log import TensorBoardLog
+
+    with contextlib.closing(TensorBoardLog(run / compute.log)) as log:
+        yield log
 
 
 def _log_name(folder: MemberFolder, fold: int) -> str:

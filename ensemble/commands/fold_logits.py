@@ -63,17 +63,18 @@ class FoldLogits:
 
 @dataclass(frozen=True)
 class _Prediction:
-    """The images and options of a prediction by a decision of a run."""
+    """The images and options of a prediction by members of a run, each under some views."""
 
     run: Run
-    decision: Decision | ClassDecision
+    names: tuple[str, ...]
+    views: tuple[str, ...]
     dataset: Dataset
     options: PredictOptions
     compute: ComputeConfig
 
     @functools.cached_property
     def members(self) -> list[MemberFolder]:
-        return [self.run.member(name) for name in self.decision.stacker.members]
+        return [self.run.member(name) for name in self.names]
 
     @functools.cached_property
     def facts(self) -> RunFacts:
@@ -87,10 +88,6 @@ class _Prediction:
         """Return an array for the logits (n, m, k[, C]) of the members and fold models."""
         shape = (len(self.dataset), len(self.members), self.folds)
         return np.empty(shape if self.facts.class_count == 2 else (*shape, self.facts.class_count))
-
-    @property
-    def views(self) -> tuple[str, ...]:
-        return self.decision.views
 
 
 def fold_logits(
@@ -130,7 +127,7 @@ def fold_logits(
     ArtifactError
         Logits and the weights to compute them are missing or damaged.
     """
-    images = _Prediction(run, decision, dataset, options, compute)
+    images = _Prediction(run, decision.stacker.members, decision.views, dataset, options, compute)
     remove_temporary_files(folders[0])
     kept = [KeptLogits(folder / "logits", dataset.ids, dataset.fingerprint) for folder in dict.fromkeys(folders)]
     logits, missing = images.empty_logits(), []
@@ -142,24 +139,30 @@ def fold_logits(
         else:
             logits[:, column, fold] = stored.mean(axis=1)
     if options.cascade is not None and len(missing) == shape[1] * shape[2]:
-        return _cascade(images, oof, by_view, options.cascade, say)
+        return _cascade(images, decision, oof, by_view, options.cascade, say)
     steps = len(dataset) * len(images.views)
     with progress(shape[1] * shape[2] * steps, "predict", "views") as bar:
         bar.skip((shape[1] * shape[2] - len(missing)) * steps)
         if missing:
             _compute(images, missing, kept[0], logits, bar)
-    return FoldLogits(decision.stacker.members, logits, np.ones(shape[:2], bool))
+    return FoldLogits(images.names, logits, np.ones(shape[:2], bool))
 
 
 def unkept_fold_logits(
-    run: Run, decision: Decision | ClassDecision, dataset: Dataset, options: PredictOptions, compute: ComputeConfig
+    run: Run,
+    members: Sequence[str],
+    views: Sequence[str],
+    dataset: Dataset,
+    options: PredictOptions,
+    compute: ComputeConfig,
 ) -> FoldLogits:
     """Compute the logits of each member and fold model, as `fold_logits` does without a cascade; write nothing.
 
     Parameters
     ----------
     run : Run
-    decision : Decision or ClassDecision
+    members, views : sequence of str
+        Names of members of the run, and of the views from `config.VIEWS` that are averaged.
     dataset : Dataset
     options : PredictOptions
     compute : ComputeConfig
@@ -169,13 +172,13 @@ def unkept_fold_logits(
     ArtifactError
         Weights are missing or damaged.
     """
-    images = _Prediction(run, decision, dataset, options, compute)
+    images = _Prediction(run, tuple(members), tuple(views), dataset, options, compute)
     logits = images.empty_logits()
     shape = logits.shape
     every = list(product(range(shape[1]), range(shape[2])))
     with progress(len(every) * len(dataset) * len(images.views), "predict", "views") as bar:
         _compute(images, every, None, logits, bar)
-    return FoldLogits(decision.stacker.members, logits, np.ones(shape[:2], bool))
+    return FoldLogits(images.names, logits, np.ones(shape[:2], bool))
 
 
 def _compute(
@@ -256,7 +259,14 @@ def _load(
 # --- the cascade ------------------------------------------------------------------------------------------------------
 
 
-def _cascade(images: _Prediction, oof: OofLogits, by_view: np.ndarray, probability: float, say: Say) -> FoldLogits:
+def _cascade(
+    images: _Prediction,
+    decision: Decision | ClassDecision,
+    oof: OofLogits,
+    by_view: np.ndarray,
+    probability: float,
+    say: Say,
+) -> FoldLogits:
     """Return logits; those that cannot change a label are imputed.
 
     `PILOT` images, drawn with the seed of the run, are evaluated by all members and views. They give the threshold that
@@ -264,8 +274,8 @@ def _cascade(images: _Prediction, oof: OofLogits, by_view: np.ndarray, probabili
     """
     from ensemble.members.inference import cost_per_image
 
-    assert isinstance(images.decision, Decision), "commands.predict refuses a cascade of more classes"
-    decision, seed, n = images.decision, images.run.read().seed, len(images.dataset)
+    assert isinstance(decision, Decision), "commands.predict refuses a cascade of more classes"
+    seed, n = images.run.read().seed, len(images.dataset)
     every = list(product(range(len(images.members)), range(images.folds)))
     with _predictor(images, len(every) * len(images.views)) as predictor:
         models = _fold_models(images, predictor, every)

@@ -110,7 +110,7 @@ def report_member(
     `classes` are the names of the classes of the run. A decision with test-time augmentation has `assessed` the member
     already, on the same rows and views: its bootstrap is not repeated.
     """
-    facts = member.read()
+    facts, student = member.read(), read_distilled(member) if is_distilled(member) else None
     left_out, changed = facts.left_out, facts.changed
     return MemberReport(
         assessment=assessed or _assessed(member, table, seed, classes),
@@ -120,7 +120,8 @@ def report_member(
         classes=classes,
         changed=tuple(changed[fold].rows for fold in sorted(changed, key=int)),
         overlay=facts.config.get("overlay") is not None,
-        teachers=read_distilled(member).teachers if is_distilled(member) else (),
+        teachers=() if student is None else student.teachers,
+        saw_held_out=student is not None and student.held_out,
     )
 
 

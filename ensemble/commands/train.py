@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ensemble.commands.checks import announce, check_compute, check_labels, check_members, check_overlays
-from ensemble.commands.fold_jobs import begin_members, finish_folds
+from ensemble.commands.fold_jobs import begin_members, finish_folds, opened_log
 from ensemble.commands.report import report_member
 from ensemble.commands.training_issues import with_changed_rows
 from ensemble.config import VIEWS, ComputeConfig, DataConfig, MemberConfig, RunConfig
@@ -46,7 +46,6 @@ from ensemble.runs.run import Run, RunFacts
 
 if TYPE_CHECKING:
     from ensemble.data.dataset import Dataset, Source
-    from ensemble.members.tensorboard_log import TensorBoardLog
 
 
 def train_members(
@@ -228,20 +227,8 @@ def train_folds(
     folds = range(table.k) if only is None else (only,)
     begun = begin_members(members, dataset, table, folds, seed, resources, say)
     begun = [with_changed_rows(member, table, resources, say) for member in begun]
-    with _log(members[0][0].folder.parents[1], compute) as log:
+    with opened_log(members[0][0].folder.parents[1], compute) as log:
         finish_folds(begun, table, resources, say, log)
-
-
-@contextlib.contextmanager
-def _log(run: Path, compute: ComputeConfig) -> Iterator[TensorBoardLog | None]:
-    """Open the log of a run's trainings, which lies in `tensorboard/` in its folder; None where none is requested."""
-    if compute.log is None:
-        yield None
-        return
-    from ensemble.members.tensorboard_log import TensorBoardLog
-
-    with contextlib.closing(TensorBoardLog(run / compute.log)) as log:
-        yield log
 
 
 def _checked_source(data: DataConfig | Dataset, folds: int, say: Say) -> Source | None:

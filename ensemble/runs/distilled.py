@@ -19,6 +19,9 @@ FACTS = "distilled.json"
 DISTIL_AGAIN = "give its `thera distil` command again; what is done is kept"
 """The remedy where a file of the teacher's logits is missing or damaged."""
 
+OTHER_NAME = "give another --name"
+"""The remedy where a student of the same name was begun differently."""
+
 VIEW = ("stacked",)
 """The name of the column of a teacher's logits."""
 
@@ -72,29 +75,76 @@ def read_distilled(member: MemberFolder) -> Distilled:
     return read_recorded(member.folder.parents[1], member.folder / FACTS, Distilled, DISTIL_AGAIN)
 
 
-def begin_distilled(member: MemberFolder, facts: Distilled) -> None:
-    """Record the teacher of a student, or verify that it is the same; a student without an epoch may begin anew.
+def refuse_other_student(member: MemberFolder, facts: Distilled) -> None:
+    """Refuse to go on with a student that was begun differently.
 
     Raises
     ------
     ArtifactError
         It was begun with another teacher or other images, or the member was trained on labels.
     """
-    remedy = "give another --name"
-    if member.has_begun:
-        if not is_distilled(member):
-            raise ArtifactError(f"member {member.name}", "was trained on labels, not on a stack's answers", remedy)
-        stored = read_distilled(member)
-        refuse_differences(member.folder / FACTS, {**asdict(stored), "logits": {}}, asdict(facts), remedy)
+    if not member.has_begun:
         return
+    if not is_distilled(member):
+        raise ArtifactError(f"member {member.name}", "was trained on labels, not on a stack's answers", OTHER_NAME)
+    stored = read_distilled(member)
+    refuse_differences(member.folder / FACTS, _comparable(stored), _comparable(facts), OTHER_NAME)
+    if trained_again := [name for name in facts.teachers if facts.parents[name] != stored.parents[name]]:
+        problem = f"learned from other weights of {', '.join(trained_again)} than the run has now"
+        raise ArtifactError(f"member {member.name}", problem, f"restore them, or {OTHER_NAME}")
+
+
+def _comparable(facts: Distilled) -> dict[str, object]:
+    """Return the facts that a message can state; weights are named without their hashes."""
+    return {key: value for key, value in asdict(facts).items() if key not in ("parents", "logits")}
+
+
+def refuse_other_teacher(member: MemberFolder, facts: Distilled) -> None:
+    """Refuse as `refuse_other_student` does, before the images without labels are read; those of `facts` are ignored.
+
+    Raises
+    ------
+    ArtifactError
+        As `refuse_other_student`.
+    """
+    if member.has_begun and is_distilled(member):
+        stored = read_distilled(member)
+        facts = replace(facts, unlabelled=stored.unlabelled, unlabelled_sha256=stored.unlabelled_sha256)
+    refuse_other_student(member, facts)
+
+
+def begin_distilled(member: MemberFolder, facts: Distilled) -> None:
+    """Record the teacher of a student, or verify that it is the same; a student without an epoch may begin anew.
+
+    Raises
+    ------
+    ArtifactError
+        As `refuse_other_student`.
+    """
+    refuse_other_student(member, facts)
     if not is_distilled(member) or replace(read_distilled(member), logits={}) != facts:
         write_recorded(member.folder.parents[1], member.folder / FACTS, facts)
 
 
+def has_teacher_logits(member: MemberFolder) -> bool:
+    """Return whether logits of a teacher are kept, which take long to compute."""
+    return is_distilled(member) and bool(read_distilled(member).logits)
+
+
 def write_teacher_logits(member: MemberFolder, fold: int, ids: np.ndarray, logits: np.ndarray) -> None:
-    """Write the teacher's logits (n,) or (n, C) of a fold for all images that the student may learn from."""
-    sha256 = write_logits(_path(member, fold), ids, logits[:, None], VIEW)
+    """Write the teacher's logits (n,) or (n, C) of a fold for all images that the student may learn from.
+
+    Raises
+    ------
+    ArtifactError
+        The student has begun to learn from other logits, which are missing or damaged now.
+    """
+    path = teacher_path(member, fold)
+    sha256 = write_logits(path, ids, logits[:, None], VIEW)
     facts = read_distilled(member)
+    if member.has_begun and facts.logits.get(str(fold), sha256) != sha256:
+        problem = "is computed again with other logits than the student has begun to learn from"
+        raise ArtifactError(path, problem, f"restore it from a copy, go on where it was begun, or {OTHER_NAME}")
     recorded = replace(facts, logits={**facts.logits, str(fold): sha256})
     write_recorded(member.folder.parents[1], member.folder / FACTS, recorded)
 
@@ -105,7 +155,7 @@ def read_teacher_logits(member: MemberFolder, fold: int, ids: np.ndarray) -> np.
     `ids` (n,) are those of the images, in their order.
     """
     sha256 = read_distilled(member).logits.get(str(fold))
-    path = _path(member, fold)
+    path = teacher_path(member, fold)
     if sha256 is None or not path.exists():
         return None
     try:
@@ -117,8 +167,10 @@ def read_teacher_logits(member: MemberFolder, fold: int, ids: np.ndarray) -> np.
 
 def teacher_files(member: MemberFolder) -> Sequence[tuple[str, str]]:
     """Return name and recorded SHA-256 of each file of a student's teacher, for verification."""
-    return [(_path(member, int(fold)).name, sha256) for fold, sha256 in sorted(read_distilled(member).logits.items())]
+    logits = read_distilled(member).logits
+    return [(teacher_path(member, int(fold)).name, sha256) for fold, sha256 in sorted(logits.items())]
 
 
-def _path(member: MemberFolder, fold: int) -> Path:
+def teacher_path(member: MemberFolder, fold: int) -> Path:
+    """Return the path of the teacher's logits of a fold."""
     return member.folder / f"teacher-{fold}.csv"

@@ -23,6 +23,7 @@ from ensemble.data.folds import FoldTable
 from ensemble.errors import ArtifactError, ConfigError, DataError, LockedError, ResourceError
 from ensemble.runs.artifacts import RESTORE, forget_below
 from ensemble.runs.attribution import MemberMaps, read_maps
+from ensemble.runs.distilled import has_teacher_logits
 from ensemble.runs.files import (
     file_sha256,
     read_json,
@@ -252,7 +253,7 @@ class Run:
             yield
         except (ConfigError, DataError, ArtifactError, ResourceError):
             for member in new:
-                if not member.has_begun:
+                if not member.has_begun and not has_teacher_logits(member):
                     forget_below(self.folder, member.folder)
                     shutil.rmtree(member.folder, ignore_errors=True)
             with contextlib.suppress(OSError):  # another command's member is in it

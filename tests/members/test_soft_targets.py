@@ -39,6 +39,12 @@ def test_certain_targets_are_labels() -> None:
     torch.testing.assert_close(soft_cross_entropy(z, labels), classification_loss(z, labels, config, None))
 
 
+def test_certain_targets_of_several_classes_are_labels() -> None:
+    config, labels, z = MemberConfig(arch="resnet18", loss="bce"), torch.randint(0, 4, (50,)), torch.randn(50, 4)
+    one_hot = functional.one_hot(labels, 4)
+    torch.testing.assert_close(soft_cross_entropy(z, one_hot), classification_loss(z, labels.float(), config, None))
+
+
 @pytest.mark.parametrize("logit", [-1e4, 1e4])
 def test_losses_and_gradients_are_finite(logit: float) -> None:
     z = torch.full((3,), logit, requires_grad=True)
