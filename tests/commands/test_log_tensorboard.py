@@ -41,9 +41,13 @@ def data(tmp_path: Path) -> DataConfig:
 
 
 def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Return (step, value) by tag, with repetitions, as TensorBoard reads them."""
+    """Return (step, value) by tag in the order of steps, with repetitions.
+
+    TensorBoard reads files in the order of their names, which hold a second and a process's count; files that one
+    process begins within a second may be read in another order than they were written.
+    """
     read = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    return {tag: [(each.step, each.value) for each in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
+    return {tag: sorted((each.step, each.value) for each in read.Scalars(tag)) for tag in read.Tags()["scalars"]}
 
 
 def recorded(run: Path, fold: int, name: str = "a") -> dict[str, list[tuple[int, float]]]:

@@ -201,7 +201,7 @@ def test_an_image_of_another_size_is_refused_by_its_header(tmp_path: Path, monke
         decoded.append(inspect(data, "").width)
         return decode(data, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("ensemble.data.store.decode", spy)
+    monkeypatch.setattr("ensemble.data.form.decode", spy)
     with pytest.raises(DataError, match=r"4\.png has 8192 × 4096 pixels, the others 20 × 16"):
         load_dataset(open_source(folder), tmp_path / "store", threads=1)
     assert set(decoded) == {20} and not list((tmp_path / "store").glob("*/*"))
