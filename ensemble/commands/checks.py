@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ensemble.commands.starting_weights import is_member_folder
-from ensemble.config import WITHOUT_WEIGHTS, MemberConfig
+from ensemble.config import WITHOUT_WEIGHTS, ComputeConfig, MemberConfig
 from ensemble.data.dataset import Source
 from ensemble.data.folds import refuse_small_classes
 from ensemble.data.overlay import read_overlay
@@ -34,18 +34,37 @@ DEPRECATED = re.compile(r"^register_model_deprecations\((.*?)^}", re.MULTILINE |
 """Finds the table of former names in a source file of timm: `'former': 'present'` a line."""
 
 
-def check_compute(device: str, log: str | None = None) -> None:
-    """Refuse a device that does not exist, as far as that is known without torch, and a tracker that is not installed.
+def check_compute(compute: ComputeConfig) -> None:
+    """Refuse a device that does not exist, as far as that is known without torch, and packages that are missing.
+
+    Raises
+    ------
+    ConfigError
+        As `check_device`; or a card of a cluster is named, or a core count without a cluster.
+    ResourceError
+        The package of the tracker or of the cluster is missing.
+    """
+    if compute.log is not None:
+        refuse_missing(compute.log, f"--log {compute.log}")
+    if compute.cluster is None:
+        if compute.task_cores is not None:
+            raise ConfigError("--task-cores", "is for the tasks of a cluster", "give --cluster, too, or leave it out")
+        check_device(compute.device)
+        return
+    refuse_missing("cluster", f"--cluster {printable(compute.cluster)}")
+    if compute.device not in ("auto", "cpu", "cuda"):
+        problem = f"must be auto, cpu or cuda with --cluster; got {printable(compute.device)}"
+        raise ConfigError("--device", problem, "the cluster chooses the card of each task")
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that does not exist, as far as that is known without torch.
 
     Raises
     ------
     ConfigError
         It is none of auto, cpu, cuda, cuda:N, or CUDA is requested on Linux without an NVIDIA driver.
-    ResourceError
-        The package of the tracker is missing.
     """
-    if log is not None:
-        refuse_missing(log, f"--log {log}")
     if not re.fullmatch("auto|cpu|cuda(:[0-9]+)?", device):
         raise ConfigError("--device", f"must be auto, cpu, cuda or cuda:N; got {device}")
     # Under WSL the driver has no /dev/nvidiactl but /dev/dxg; an AMD card of a ROCm build of torch has /dev/kfd.

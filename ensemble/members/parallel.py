@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ from ensemble.members.devices import choose_device
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import default_workers
 from ensemble.members.plans import Plan
-from ensemble.members.processes import Progress, Workers, at_once, shares
+from ensemble.members.processes import Pool, Progress, Workers, at_once, shares
 from ensemble.members.resident import ResidentEpochs, resident_bytes
 from ensemble.members.training import (
     Checkpoint,
@@ -57,12 +57,15 @@ class Resources:
         Networks that are computed in parallel; None for the default, which depends on the device and the work.
     save_every : float
         Seconds within an epoch after which the state of a training is saved.
+    pool : callable
+        Returns the pool that computes; it is used as a context. By default, the processes of this machine.
     """
 
     device: torch.device
     workers: int
     jobs: int | None
     save_every: float = math.inf
+    pool: Callable[[], Pool] = Workers
 
     @classmethod
     def of(cls, compute: ComputeConfig) -> Resources:
@@ -261,12 +264,12 @@ def train_tasks(
     TheraError
         The error of a task. If tasks are trained together, it is raised once the others have been yielded.
     """
-    groups = _groups(cores, resources)
-    share = 1 / len(groups) if groups else 1.0
+    groups, pool = _groups(cores, resources), resources.pool()
+    share = 1 / (len(groups) if pool.shares_a_gpu else resources.jobs or 1) if groups else 1.0
     calls = [([tasks[index] for index in group], resources.device, resources.workers, share) for group, _ in groups]
     failed = []
-    with Workers() as processes:
-        for group, results in processes.run(train_together, calls, [of_group for _, of_group in groups], bar):
+    with pool:
+        for group, results in pool.run(train_together, calls, [of_group for _, of_group in groups], bar):
             for index, result in zip(groups[group][0], results, strict=True):
                 if isinstance(result, TheraError):
                     failed.append(result)
@@ -279,9 +282,10 @@ def train_tasks(
 def _groups(cores: Sequence[list[int]], resources: Resources) -> list[tuple[list[int], list[int]]]:
     """Return the groups of tasks that one process trains, as (indices, cores).
 
-    On a CPU each task is a group with its own cores. On a GPU there is one group, or one for each of `--jobs`.
+    On a CPU each task is a group with its own cores. On a GPU there is one group, or one for each of `--jobs`, unless
+    the pool computes each task on its own.
     """
-    if resources.device.type == "cpu":
+    if resources.device.type == "cpu" or not resources.pool().shares_a_gpu:
         return [([index], of_task) for index, of_task in enumerate(cores)]
     n = at_once(len(cores), 0, resources.device, resources.jobs)
     return [(list(range(first, len(cores), n)), of_group) for first, of_group in enumerate(shares(n, n)) if cores]
@@ -291,4 +295,4 @@ def cores_of_jobs(jobs: Sequence[FoldJob], resources: Resources) -> list[list[in
     """Return the cores of each job: all cores if the jobs are on average too short for separate processes."""
     batches = sum(job.images // job.batch_size for job in jobs) // len(jobs)
     copied_bytes = jobs[0].mapped.copied_bytes  # all jobs have the same images
-    return shares(len(jobs), at_once(len(jobs), batches, resources.device, resources.jobs, copied_bytes))
+    return resources.pool().cores(len(jobs), batches, resources.device, resources.jobs, copied_bytes)
