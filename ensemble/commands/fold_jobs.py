@@ -246,6 +246,8 @@ def _plan(
         begun = Plan(facts.precision, facts.convolutions)
         going_on = pool.call(continued, begun, resources.device, member.input_size or size)
         if going_on is not None:
+            plan: Plan
+            said: str
             plan, said = going_on
             if said and not all(map(folder.has_fold, folds)):
                 slow = "; it takes many times as long as where it was begun" if "emulates" in said else ""
@@ -254,7 +256,7 @@ def _plan(
     batches = job.images // job.batch_size
     if resources.device.type != "cpu":  # a GPU compiles once for all folds of a process
         batches *= max(1, len(folds) // (resources.jobs or 1))
-    plan: Plan = pool.call(choose_plan, member, resources.device, size, "train", batches, len(cores), job.classes)
+    plan = pool.call(choose_plan, member, resources.device, size, "train", batches, len(cores), job.classes)
     return plan
 
 
