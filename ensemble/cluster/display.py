@@ -107,7 +107,7 @@ class Display:
                 self._bar.note(f"{text} on {report.place}")
             else:
                 self._bar.say(f"{text} (on {report.place})")
-        self._shown[of_attempt] = len(report.messages)
+        self._shown[of_attempt] = max(self._shown.get(of_attempt, 0), len(report.messages))  # reports may overtake
 
     def end(self, index: int) -> str:
         """Show that a job runs nowhere now, and return where it ran."""

@@ -110,7 +110,7 @@ def _connect(address: str) -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         ray.init(**given)
-    except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+    except Exception as error:  # Ray raises bare exceptions, too
         first = printable((str(error).strip() or type(error).__name__).splitlines()[0][:200])
         remedy = "start one by: ray start --head, or use --cluster local" if address == "auto" else "check the address"
         raise ResourceError(where, f"cannot be joined ({first})", remedy) from None

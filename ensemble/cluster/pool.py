@@ -79,6 +79,7 @@ class ClusterPool:
             with contextlib.suppress(Exception):  # the cluster may be lost
                 ray.cancel(ref, force=True)
         self._running = {}
+        self._luggage.clear()
 
     @property
     def _room(self) -> int:
@@ -154,7 +155,7 @@ class ClusterPool:
                     )
                     self._running[self._task(work).remote(ticket, function, calls[index])] = index
                 ready, _ = ray.wait(list(self._running), timeout=POLL_S)
-                watch.refuse_silence()
+                watch.check(bar)
                 reports = self._show(token, display, reports)
                 for ref in ready:
                     index = self._running.pop(ref)
@@ -217,6 +218,7 @@ class _Watch:
 
     def __init__(self) -> None:
         self._answered, self._ended = time.monotonic(), threading.Event()
+        self._computes, self._said = True, False
 
     def __enter__(self) -> _Watch:
         threading.Thread(target=self._ask, daemon=True).start()
@@ -228,13 +230,16 @@ class _Watch:
     def _ask(self) -> None:
         while not self._ended.wait(SILENT_S / 10):
             with contextlib.suppress(Exception):  # whatever it is, there was no answer
-                ray.nodes()
+                self._computes = any(node["Alive"] and node["Resources"].get("CPU") for node in ray.nodes())
                 self._answered = time.monotonic()
 
-    def refuse_silence(self) -> None:
-        """Raise `ResourceError` if the cluster has not answered for too long."""
+    def check(self, bar: Bar) -> None:
+        """Say where no node is left to compute, and raise `ResourceError` where nothing answered for too long."""
         if time.monotonic() - self._answered > SILENT_S:
             raise _lost_cluster(f"the cluster has not answered for {SILENT_S:.0f} s")
+        if not self._computes and not self._said:
+            bar.say("warning: no node of the cluster has a core; the work waits until one joins")
+        self._said = not self._computes
 
 
 def _received(ref: Any, subject: Subject) -> tuple[str, Any, Report]:

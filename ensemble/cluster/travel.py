@@ -41,6 +41,10 @@ class Luggage:
         self._pretrained: dict[str, Any] = {}
         self._model: tuple[FoldModel | None, Any] = None, None
 
+    def clear(self) -> None:
+        """Let the object store remove what it keeps for tasks."""
+        self._arrays, self._pretrained, self._model = {}, {}, (None, None)
+
     def register(self) -> None:
         """Let Ray send arguments of these types in this way from now on."""
         register_serializer(MappedPixels, serializer=self._pixels, deserializer=_unpacked)

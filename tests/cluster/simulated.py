@@ -8,13 +8,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 HERE = Path(__file__).parent
-QUICK = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}
-"""Ray's settings by which a node that has ended is noticed within seconds."""
+SETTINGS = {
+    "health_check_period_ms": 1000,
+    "health_check_failure_threshold": 10,
+    "health_check_timeout_ms": 60_000,
+}
+"""Ray's settings by which a node that has ended is noticed within seconds, and one that is slow is not."""
+
+PATIENCE = 20
+"""The factor by which time passes more slowly for the start of a node, which Ray gives up after 30 s."""
 
 
 class Simulated:
@@ -24,14 +32,17 @@ class Simulated:
     """
 
     def __init__(self) -> None:
+        from ray._private import node
         from ray.cluster_utils import Cluster
 
+        if node.time is time:
+            node.time = SimpleNamespace(monotonic=lambda: time.monotonic() / PATIENCE, sleep=time.sleep, time=time.time)
         # nothing that only serves people: less to start
         lean = {"include_log_monitor": False, "no_monitor": True, "include_dashboard": False}
         store = {"object_store_memory": 150 * 2**20}
         with environment(RAY_USAGE_STATS_ENABLED="0", OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE"):
             self._cluster = Cluster(
-                initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": QUICK} | lean | store
+                initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": SETTINGS} | lean | store
             )
         self.address: str = self._cluster.address
         self.nodes: list[Any] = []
@@ -41,7 +52,7 @@ class Simulated:
         folders = [str(HERE / "blind") if blind else "", str(HERE), os.environ.get("PYTHONPATH", "")]
         path = os.pathsep.join(filter(None, folders))
         with environment(PYTHONPATH=path, OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE"):
-            node = self._cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+            node = self._cluster.add_node(wait=False, num_cpus=1, object_store_memory=100 * 2**20)
         self.nodes.insert(len(self.nodes) if blind else 0, node)
         return node
 

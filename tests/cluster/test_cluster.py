@@ -152,9 +152,12 @@ def test_a_node_is_lost_in_prediction(cluster: Simulated, capsys: pytest.Capture
     node = cluster.nodes[0]
 
     def predicted(pool_of: Any, act: Any) -> dict[int, np.ndarray]:
-        with Predictor(images, 4, pool_of) as predictor, progress(4 * len(images), "predict", "views") as bar:
-            with when(lambda: bar.done > 256, act):
-                return {i: values for i, values, _ in predictor.predict(models, ("identity", "hflip"), bar)}
+        with (
+            Predictor(images, 4, pool_of) as predictor,
+            progress(4 * len(images), "predict", "views") as bar,
+            when(lambda: bar.done > 256, act),
+        ):
+            return {i: values for i, values, _ in predictor.predict(models, ("identity", "hflip"), bar)}
 
     logits = predicted(resources, partial(cluster.kill, node))
     cluster.add()
@@ -171,9 +174,12 @@ def test_the_relay_is_lost(cluster: Simulated) -> None:
     from ensemble.cluster.nodes import join
 
     relay = join(cluster.address, "cpu", print).relay
-    with resources_of(compute(cluster)).pool() as pool, progress(40, "test") as bar:
-        with when(lambda: bar.done > 4, lambda: ray.kill(relay, no_restart=False)) as killed:
-            found = dict(pool.run(squares, [(number, 20, 0.1) for number in range(2)], [[0]] * 2, bar))
+    with (
+        resources_of(compute(cluster)).pool() as pool,
+        progress(40, "test") as bar,
+        when(lambda: bar.done > 4, lambda: ray.kill(relay, no_restart=False)) as killed,
+    ):
+        found = dict(pool.run(squares, [(number, 20, 0.1) for number in range(2)], [[0]] * 2, bar))
     assert killed and [found[number][0] for number in range(2)] == [0, 1] and bar.done == 40
     assert join(cluster.address, "cpu", print).relay is relay
     ray.get(relay.collect.remote("any"), timeout=60)
@@ -232,9 +238,14 @@ def test_stopped_it_cancels_its_tasks(cluster: Simulated) -> None:
     from ensemble.progress import stoppable
 
     pool = resources_of(compute(cluster)).pool()
-    with pytest.raises(Stopped), stoppable(), progress(10**6, "test") as bar, pool:
-        with when(lambda: bar.done > 2, lambda: os.kill(os.getpid(), signal.SIGTERM)):
-            list(pool.run(squares, [(number, 10**6, 0.1) for number in range(2)], [[0]] * 2, bar))
+    with (
+        pytest.raises(Stopped),
+        stoppable(),
+        progress(10**6, "test") as bar,
+        pool,
+        when(lambda: bar.done > 2, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+    ):
+        list(pool.run(squares, [(number, 10**6, 0.1) for number in range(2)], [[0]] * 2, bar))
     ends = time.monotonic() + 60
     while ray.available_resources().get("CPU", 0) < 2:
         assert time.monotonic() < ends, "tasks still run"

@@ -48,6 +48,8 @@ def test_a_retry_counts_once_and_lost_reports_do_not_matter() -> None:
     shown.take(0, report(1, 2, 4, "epoch 2", place="b"))
     assert (bar.advanced, bar.skipped, shown.done[0]) == (7, 0, 7)
     shown.take(0, report(1, 6, 4, "epoch 2", "epoch 3", place="b"))
+    shown.take(0, report(1, 2, 4, "epoch 2", place="b"))  # an earlier report arrives late
+    shown.take(0, report(1, 6, 4, "epoch 2", "epoch 3", place="b"))
     assert (bar.advanced, shown.done[0], bar.notes[2:]) == (10, 10, ["epoch 2 on b", "epoch 3 on b"])
     shown.take(1, report(0, 3, 6))  # a former command had made 6 steps
     assert (bar.advanced, bar.skipped) == (13, 6)
