@@ -250,8 +250,10 @@ def _received(ref: Any, subject: Subject) -> tuple[str, Any, Report]:
     except ray.exceptions.LocalRayletDiedError:
         raise _lost_cluster("Ray has ended on this node") from None
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, ray.exceptions.RayError):  # the relay or the store did not answer it
-            raise _Lost(_reason(error.cause)) from None
+        cause = error.cause
+        # the relay or the store did not answer it; a bare RayError stands for an error that cannot be sent
+        if isinstance(cause, ray.exceptions.RayError) and type(cause) is not ray.exceptions.RayError:
+            raise _Lost(_reason(cause)) from None
         raise RuntimeError(f"{subject} in a task of the cluster: {error}") from None
     except ray.exceptions.RayError as error:
         raise _Lost(_reason(error)) from None
