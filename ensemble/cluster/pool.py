@@ -103,7 +103,7 @@ class ClusterPool:
     def call(self, function: Job, *arguments: Any) -> Any:
         """Return `function(*arguments)`, computed by a task."""
         self._luggage.register()
-        ref = self._task(answer).options(max_retries=3).remote(function, arguments)
+        ref = self._task(answer, retries=3).remote(function, arguments)
         try:
             kind, value = ray.get(ref)
         except ray.exceptions.RayError as error:
@@ -171,8 +171,8 @@ class ClusterPool:
                         raise value
                     yield index, value
 
-    def _task(self, function: Any) -> Any:
-        return ray.remote(function).options(num_cpus=self._cores, num_gpus=self._gpu, max_retries=0)
+    def _task(self, function: Any, retries: int = 0) -> Any:
+        return ray.remote(function).options(num_cpus=self._cores, num_gpus=self._gpu, max_retries=retries)
 
     def _show(self, token: str, display: Display, requested: Any) -> Any:
         """Show the reports that were requested, if they are there, and return the next request."""
