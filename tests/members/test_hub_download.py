@@ -19,8 +19,11 @@ from hub_server import Answer, Hub, served, use
 from huggingface_hub import constants
 from tiny import fails, write_tiny
 
+from ensemble import train_members
+from ensemble.cli import main
+from ensemble.commands import train as training_command
 from ensemble.config import ComputeConfig, DataConfig, MemberConfig
-from ensemble.errors import ArtifactError, ResourceError
+from ensemble.errors import ArtifactError, ResourceError, Stopped
 from ensemble.members import hub_download
 from ensemble.members.backbones import build
 from ensemble.runs.run import Run
@@ -92,7 +95,7 @@ def test_a_member_starts_from_the_file_of_the_hub(hub: Hub, arch: str) -> None:
     state, head = network.model.state_dict(), f"{facts.classifier}."
     assert {key for key in state if not key.startswith(head)} == {key for key in given if not key.startswith(head)}
     assert all(torch.equal(value, given[key]) for key, value in state.items() if not key.startswith(head))
-    assert [tuple(value.shape)[0] for key, value in state.items() if key.startswith(head)] == [1, 1]
+    assert [len(value) for key, value in state.items() if key.startswith(head)] == [1, 1]
     assert network.mean.flatten().tolist() == pytest.approx([255 * each for each in facts.mean])
     assert network.std.flatten().tolist() == pytest.approx([255 * each for each in facts.std])
     assert {token for _, path, token in hub.requests if path.startswith("/lfs")} == {""}, "the storage gets no token"
@@ -130,8 +133,6 @@ def test_the_command_records_the_commit_and_all_folds_start_from_it(hub: Hub, im
 
 
 def train(images: Path, run: Path, member: MemberConfig) -> None:
-    from ensemble import train_members
-
     tiny = {"epochs": 1, "batch_size": 8, "augment": "none", "precision": "fp32", "convolutions": "native"}
     data = DataConfig(images=images / "img", labels=images / "labels.txt")
     member = MemberConfig.model_validate({**member.model_dump(exclude_unset=True), **tiny})
@@ -173,9 +174,10 @@ def test_a_layer_of_another_shape_is_named(hub: Hub, images: Path, capsys: pytes
 def test_a_missing_tensor_is_never_left_random(hub: Hub) -> None:
     """timm loads a file for another number of classes without the check that it has all tensors."""
     given = made_weights("test_resnet")
-    lacking = [key for key in given if key.startswith("layer1.0.")]
-    hub.publish(TINY, {"model.safetensors": safetensors.torch.save({k: given[k] for k in given if k not in lacking})})
-    with pytest.raises(ArtifactError, match=rf"model\.safetensors: lacks layer1\.0\.\S+ and {len(lacking) - 1} more;"):
+    rest = {key: value for key, value in given.items() if not key.startswith("layer1.0.conv")}
+    hub.publish(TINY, {"model.safetensors": safetensors.torch.save(rest)})
+    lacking = f"layer1.0.conv1.weight and {len(given) - len(rest) - 1} more"
+    with pytest.raises(ArtifactError, match=rf"model\.safetensors: lacks {lacking}; give --weights"):
         build(tiny_member(), 32)
 
 
@@ -270,7 +272,7 @@ def test_a_refusal_keeps_the_reason_of_the_server(
     hub.refusals[f"/{TINY}/"] = answer
     started = time.monotonic()
     line = fails(capsys, 6, *command(images, images / "refused")).replace(hub.address, "ADDRESS")
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
     assert line == (
         f"error: pretrained weights of test_resnet: are not in {constants.HF_HUB_CACHE} and cannot be downloaded "
         f"({reason}); {remedy}, or {FROM_SCRATCH} (in a YAML file weights: FILE or pretrained: false)"
@@ -293,7 +295,7 @@ def test_a_refusal_of_the_storage(
     hub.refusals["/lfs/"] = answer
     started = time.monotonic()
     assert f"cannot be downloaded (the hub {reason}); " in fails(capsys, 6, *command(images, images / "refused"))
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
     assert len([path for _, path, _ in hub.requests if path.startswith("/lfs/")]) == tries
 
 
@@ -353,10 +355,13 @@ def test_a_hub_out_of_reach_is_waited_for_once(
     publish_tiny(hub)
     known = build(tiny_member(), 32).model.state_dict()
     use(monkeypatch, "http://127.0.0.1:9")  # nothing listens there
-    tries = []
-    monkeypatch.setattr(
-        hub_download, "get_hf_file_metadata", lambda *a, **k: tries.append(1) or REAL(*a, **k), raising=True
-    )
+    tries, real = list[str](), hub_download.get_hf_file_metadata
+
+    def counted(address: str, timeout: float) -> Any:
+        tries.append(address)
+        return real(address, timeout=timeout)
+
+    monkeypatch.setattr(hub_download, "get_hf_file_metadata", counted)
     again = build(tiny_member(), 32).model.state_dict()
     assert all(torch.equal(again[key], known[key]) for key in known if not key.startswith("fc.")), "from the cache"
     line = fails(capsys, 6, *command(images, images / "refused", arch="test_vit"))
@@ -364,9 +369,6 @@ def test_a_hub_out_of_reach_is_waited_for_once(
     with pytest.raises(ResourceError, match=r"\(http://127\.0\.0\.1:9 does not answer\); connect, or"):
         build(tiny_member(arch="test_efficientnet"), 32)
     assert len(tries) == 2, "two tries, whatever is built"
-
-
-REAL = hub_download.get_hf_file_metadata
 
 
 def test_a_silent_hub(
@@ -388,16 +390,16 @@ def test_a_silent_storage_is_given_up_after_the_limit(
     monkeypatch.setattr(hub_download, "LIMIT", 1.0)
     started = time.monotonic()
     line = fails(capsys, 6, *command(images, images / "refused"))
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 30
     assert f"({hub.address} sends nothing for 1 s); connect, or {FROM_SCRATCH}" in line
 
 
 def test_the_waiting_times_stay_below_half_a_minute() -> None:
-    asked = hub_download.TRIES * hub_download.TIMEOUT + (hub_download.TRIES - 1) * hub_download.LONGEST_PAUSE
-    assert asked < hub_download.LIMIT < 30
+    longest = hub_download.TRIES * hub_download.TIMEOUT + (hub_download.TRIES - 1) * hub_download.LONGEST_PAUSE
+    assert longest < hub_download.LIMIT < 30
 
 
-def test_a_cache_that_may_not_be_written(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_full_disk(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     publish_tiny(hub)
 
     def full(*_: object, **__: object) -> None:
@@ -409,12 +411,15 @@ def test_a_cache_that_may_not_be_written(hub: Hub, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_member_may_start_from_scratch_if_the_hub_refuses(
-    hub: Hub, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    hub: Hub, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hub.refusals[f"/{TINY}/"] = refusal(403, "Access to model is restricted", "GatedRepo")
-    from ensemble.cli import main
+    def stop(*_: object) -> None:
+        raise Stopped("thera", "stopped before the training")
 
-    main(command(images, tmp_path / "run", "--pretrained", "if-possible"))
+    monkeypatch.setattr(training_command, "finish_folds", stop)
+    hub.refusals[f"/{TINY}/"] = refusal(403, "Access to model is restricted", "GatedRepo")
+    with pytest.raises(SystemExit):
+        main(command(images, tmp_path / "run", "--pretrained", "if-possible"))
     said = capsys.readouterr().err
     assert f"({TINY} is gated, 403: Access to model is restricted); test_resnet starts from scratch" in said
     assert Run(tmp_path / "run").member("test_resnet").read().pretrained_from is None
