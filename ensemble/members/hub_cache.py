@@ -11,7 +11,6 @@ from typing import Any, Self
 import timm
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from ensemble.errors import ArtifactError
 from ensemble.runs.files import file_sha256
@@ -100,13 +99,14 @@ def hub_source(name: str, address: str | None = None) -> HubSource | None:
         facts = timm.get_pretrained_cfg(name, allow_unregistered=True)
         own = getattr(facts, "hf_hub_id", None) or ""
     repository, _, revision = (address or own).partition("@")
-    try:
-        validate_repo_id(repository)
-    except HFValidationError:
-        return None  # the network's construction refuses such a name
     given, custom_load = getattr(facts, "hf_hub_filename", None), getattr(facts, "custom_load", False)
     weights = _names(given, bool(custom_load)) if given else WEIGHTS
-    return HubSource(name, repository, revision or constants.DEFAULT_REVISION, weights, in_hub, custom_load)
+    source = HubSource(name, repository, revision or constants.DEFAULT_REVISION, weights, in_hub, custom_load)
+    try:
+        source.cached()
+    except HFValidationError:  # no repository can have the name; the network's construction refuses it
+        return None
+    return source
 
 
 def _names(name: str, exactly: bool) -> tuple[str, ...]:

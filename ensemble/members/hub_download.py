@@ -25,8 +25,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import hf_raise_for_status
-from huggingface_hub.utils import tqdm as client_bar
+from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  # public, without a declaration
+from huggingface_hub.utils import tqdm as client_bar  # type: ignore[attr-defined]
 
 from ensemble.errors import ResourceError, TheraError
 from ensemble.hub_refusals import LOGIN, stated_reason, waiting_time, without_token
@@ -106,7 +106,7 @@ def _downloaded(source: HubSource, names: tuple[str, ...]) -> Path:
 
 
 def _download(source: HubSource, names: tuple[str, ...], on_byte: Callable[[], None]) -> Path:
-    class Bar(client_bar):  # type: ignore[misc]
+    class Bar(client_bar):
         """The client's progress bar, which also tells that bytes arrive."""
 
         def update(self, n: float | None = 1) -> Any:
