@@ -15,7 +15,7 @@ FILES = sorted(HOUSE.rglob("*.py"))
 
 LAYERS = (
     {"errors"},
-    {"extras"},
+    {"extras", "hub_refusals"},
     {"config_fields"},
     {"predict_config"},
     {"config", "progress", "machine", "runs/files"},
@@ -54,7 +54,7 @@ OWNERS = {
     "matplotlib": ("reports/",),
     "jinja2": ("reports/html.py",),
     "safetensors": ("runs/files.py",),
-    "huggingface_hub": ("members/backbones.py", "members/hub_cache.py", "reports/model_card.py", "commands/push.py"),
+    "huggingface_hub": ("members/hub_", "reports/model_card.py", "commands/push.py"),
     "filelock": ("runs/locks.py",),
     "onnx": ("members/onnx_",),
     "onnxscript": ("members/onnx_graph.py",),

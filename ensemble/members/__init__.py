@@ -16,7 +16,8 @@ data_workers.py       the augmented batches, made in the training process or by 
 optimiser.py          parameter groups, and the schedule of the learning rate
 position.py           the position of a training within an epoch
 training.py           one member, one fold: updates, EMA of the weights, epochs, resuming from the last saved state
-hub_cache.py          whether a cached file of the model hub is the one that the hub states
+hub_cache.py          an architecture's files in the cache of the model hub, and whether they are undamaged
+hub_download.py       downloads them, with a clear answer within seconds where that fails
 devices.py            the device that is used, and why a GPU is not
 watch.py              a measurement on held-out rows after each epoch
 inference.py          one network: pixels -> logits, one column a view

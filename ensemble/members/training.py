@@ -215,7 +215,8 @@ class FoldTraining:
         weights = None
         if job.weights is not None:
             weights = {key: torch.from_numpy(value) for key, value in job.weights.items()}
-        network = build(start, job.pixels.shape[1], weights, classes=job.classes).to(memory_format=torch.channels_last)
+        network = build(start, job.pixels.shape[1], weights, classes=job.classes, address=job.address)
+        network = network.to(memory_format=torch.channels_last)
         self._learner = Learner(job, prepare(network.to(device), plan), plan, device)
         if tensors is not None:
             self._learner.restore(tensors)

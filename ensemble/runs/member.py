@@ -102,6 +102,11 @@ class HubFile:
     name: str
     sha256: str
 
+    @property
+    def address(self) -> str:
+        """The repository and the commit, as OWNER/NAME@COMMIT."""
+        return f"{self.repository}@{self.commit}"
+
 
 @dataclass(frozen=True)
 class MemberFacts:
@@ -213,22 +218,6 @@ class MemberFolder:
             validated(MemberConfig, {**self.read().current_config, "pretrained": False, "weights": None}, self._json)
         except ConfigError as error:
             raise ArtifactError(self._json, f"is damaged (config: {error.found})", RESTORE) from None
-
-    def start_from(self, file: HubFile | None) -> None:
-        """Record the file of the hub that the folds start from, or verify that a begun member goes on with the same.
-
-        Raises
-        ------
-        ArtifactError
-            The member was begun with another file.
-        """
-        known = self.read().pretrained_from
-        if file is None or known == file:
-            return
-        if known is not None and self.has_begun:
-            remedy = f"put commit {known.commit} into the hub's cache, or give another --name"
-            refuse_differences(f"pretrained weights of member {self.name}", asdict(known), asdict(file), remedy)
-        self.update(pretrained_from=file)
 
     def update(self, **values: Any) -> None:
         write_recorded(self._run, self._json, replace(self.read(), **values))
