@@ -15,13 +15,15 @@ sampling.py           the rows of each batch
 data_workers.py       the augmented batches, made in the training process or by data workers
 optimiser.py          parameter groups, and the schedule of the learning rate
 position.py           the position of a training within an epoch
-training.py           one member, one fold: updates, EMA of the weights, epochs, resuming from the last saved state
+learner.py            a network in training: the update, the EMA of the weights, the state
+training.py           one member, one fold: epochs, resuming from the last saved state
 hub_cache.py          whether a cached file of the model hub is the one that the hub states
 devices.py            the device that is used, and why a GPU is not
 watch.py              a measurement on held-out rows after each epoch
 inference.py          one network: pixels -> logits, one column a view
 parallel.py           folds in parallel: on the cores of a CPU, on one GPU, in several processes on a GPU
 tensorboard_log.py    writes the histories of trainings for TensorBoard while they are trained
+memory.py             the memory of a GPU: its errors, and how it is freed
 resident.py           an epoch's images on a GPU, augmented once for all folds
 processes.py          a pool of processes, each pinned to its cores
 predictor.py          the logits of many fold models on one set of images

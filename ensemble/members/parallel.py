@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import time
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,10 +16,11 @@ import numpy as np
 import torch
 
 from ensemble.config import AugmentConfig, ComputeConfig
-from ensemble.errors import Stopped, TheraError
+from ensemble.errors import OutOfDeviceMemory, Stopped, TheraError
 from ensemble.members.devices import choose_device
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import default_workers
+from ensemble.members.memory import memory_errors, release_frames
 from ensemble.members.plans import Plan
 from ensemble.members.processes import Progress, Workers, at_once, shares
 from ensemble.members.resident import ResidentEpochs, resident_bytes
@@ -113,30 +113,41 @@ def train_together(
     Returns
     -------
     list of FoldResult or TheraError
-        The result of each task. One that fails has its error here and does not stop the others.
+        The result of each task. One that fails has its error here and does not stop the others. One that exhausts the
+        memory of the GPU is first tried again alone, from its last saved state on, when the others are finished.
 
     Raises
     ------
     TheraError
-        As `train_and_predict`, if there is only one task.
+        As `train_and_predict`, if there is only one task. Exhausted memory of a GPU is returned in any case.
     """
     room = share * _free(device)
     if len(tasks) == 1:
-        return [_alone(tasks[0], device, workers, bar)]
+        try:
+            return [_alone(tasks[0], device, workers, bar)]
+        except OutOfDeviceMemory as error:  # returned, so that folds in other processes go on
+            return [_noted(error, bar)]
     alike: dict[AugmentConfig, list[FoldJob]] = {}
     for task in tasks:
         alike.setdefault(task.job.config.augmentation, []).append(task.job)
     results: list[FoldResult | TheraError] = []
     if sum(resident_bytes(jobs) for jobs in alike.values()) > OF_IMAGES * room:
-        for task in tasks:
-            try:
-                results.append(_alone(task, device, workers, bar))
-            except TheraError as error:
-                results.append(_noted(error, bar))
-        return results
+        return [_attempted(task, device, workers, bar) for task in tasks]
     while len(results) < len(tasks):
         results += _group(tasks[len(results) :], OF_NETWORKS * room, device, workers, bar)
+    for index, (task, result) in enumerate(zip(tasks, results, strict=True)):
+        if isinstance(result, OutOfDeviceMemory):
+            bar.say(f"note: member {task.job.config.name} fold {task.job.fold} is tried again alone")
+            results[index] = _attempted(task, device, workers, bar)
     return results
+
+
+def _attempted(task: Task, device: torch.device, workers: int, bar: Progress) -> FoldResult | TheraError:
+    """Train a task alone, from its last saved state on; an error is returned."""
+    try:
+        return _alone(task, device, workers, bar)
+    except TheraError as error:
+        return _noted(error, bar)
 
 
 def _alone(task: Task, device: torch.device, workers: int, bar: Progress) -> FoldResult:
@@ -152,10 +163,7 @@ def _noted(error: TheraError, bar: Progress) -> TheraError:
     if isinstance(error, Stopped):
         raise error
     bar.note(f"failed: {error}")
-    cause: BaseException | None = error
-    while cause is not None:
-        traceback.clear_frames(cause.__traceback__)
-        cause = cause.__cause__ or cause.__context__
+    release_frames(error)
     return error
 
 
@@ -165,21 +173,28 @@ def _group(
     """Train the first tasks, up to and including the one whose network exceeds `room` bytes; return their results."""
     before, trainings = _allocated(device), []
     for task in tasks:
-        trainings.append(FoldTraining(task.job, task.checkpoint, task.plan, device, task.watch))
-        trainings[-1].resume(bar)
+        try:
+            with memory_errors(task.job):
+                training = FoldTraining(task.job, task.checkpoint, task.plan, device, task.watch)
+        except OutOfDeviceMemory as error:
+            if not trainings:
+                return [_noted(error, bar)]
+            break
+        trainings.append(training)
+        training.resume(bar)
         if GROWS * (_allocated(device) - before) > room:
             break
     failed: dict[int, TheraError] = {}
     seconds = _train(trainings, failed, device, workers, bar)
     results: list[FoldResult | TheraError] = []
     for index, (task, training) in enumerate(zip(tasks, trainings, strict=False)):
+        if index in failed:
+            results.append(failed[index])
+            continue
         started, network = time.monotonic(), training.average
         try:
-            if index in failed:
-                raise failed[index]
             logits = predict_held_out(task.job, network, task.plan, device, task.held_out, task.views, bar)
-            total = seconds[index] + time.monotonic() - started
-            results.append(fold_result(network, training.history, logits, total, task.checkpoint))
+            results.append(fold_result(training, logits, seconds[index] + time.monotonic() - started, task.checkpoint))
         except TheraError as error:
             results.append(_noted(error, bar))
     return results
@@ -219,15 +234,26 @@ def _train_epochs(
     for epoch in range(last):
         due = [index for index, each in enumerate(trainings) if each.is_due(epoch) and index not in failed]
         for augmentation in dict.fromkeys(trainings[index].job.config.augmentation for index in due):
-            images[augmentation].start(epoch, bar)
+            alike = [index for index in due if trainings[index].job.config.augmentation == augmentation]
+            try:
+                with memory_errors(trainings[alike[0]].job):
+                    images[augmentation].start(epoch, bar)
+            except OutOfDeviceMemory as error:
+                failed |= dict.fromkeys(alike, _noted(error, bar))
         for index in due:
             started, training = time.monotonic(), trainings[index]
+            resident = images[training.job.config.augmentation]
             try:
-                resident = images[training.job.config.augmentation]
-                training.run_epoch(resident.batches(training.job, epoch, training.update), bar)
+                while index not in failed and training.is_due(
+                    epoch
+                ):  # a second time only if it begins again with micro-batches
+                    training.run_epoch(resident.batches(training.job, epoch, training.update), bar)
             except TheraError as error:
                 failed[index] = _noted(error, bar)
             seconds[index] += time.monotonic() - started
+    for index, error in failed.items():
+        if isinstance(error, OutOfDeviceMemory):
+            bar.skip(-trainings[index].images_seen)  # they are counted again when it is tried alone
 
 
 def _free(device: torch.device) -> float:

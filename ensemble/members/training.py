@@ -1,6 +1,6 @@
 """Train one member on the training rows of one fold.
 
-`Learner.update` is the training step, `FoldTraining` runs the epochs and resumes, `train_and_predict` does everything.
+`learner.Learner` makes the updates, `FoldTraining` runs the epochs and resumes, `train_and_predict` does everything.
 """
 
 from __future__ import annotations
@@ -14,23 +14,20 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from timm.optim import create_optimizer_v2
-from timm.utils import ModelEmaV3
 
-from ensemble.errors import ArtifactError, TheraError, printable, some
+from ensemble.errors import TheraError, is_out_of_device_memory, printable, some
 from ensemble.members.backbones import Backbone, build
 from ensemble.members.data_workers import Batch
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import predict_logits
-from ensemble.members.losses import class_weights, classification_loss, soft_cross_entropy
-from ensemble.members.optimiser import learning_rates, parameter_groups
+from ensemble.members.learner import Learner, Tensors, below
+from ensemble.members.memory import LEAST_MICRO_BATCH, memory_errors, release_cache, release_frames
 from ensemble.members.plans import Plan, prepare
 from ensemble.members.position import FINITE_CHECK_INTERVAL, Position
 from ensemble.members.processes import Progress
 from ensemble.members.sampling import batches_of, order
 from ensemble.members.watch import Watch
 
-Tensors = dict[str, torch.Tensor]
 History = list[dict[str, Any]]
 
 
@@ -64,6 +61,8 @@ class FoldResult:
         Of training and prediction together.
     warnings : tuple of str
         From the checkpoint.
+    micro_batches : int
+        The parts that a batch was computed in; see `learner.Learner`.
     """
 
     weights: Mapping[str, np.ndarray]
@@ -72,6 +71,7 @@ class FoldResult:
     parameters: int
     seconds: float
     warnings: tuple[str, ...]
+    micro_batches: int = 1
 
 
 def train_and_predict(
@@ -107,11 +107,14 @@ def train_and_predict(
     ------
     TheraError
         A loss or a logit is not finite.
+    OutOfDeviceMemory
+        The memory of the GPU does not suffice, and smaller micro-batches are not possible.
     """
     started = time.monotonic()
-    network, history = train_fold(job, checkpoint, plan, device, workers, bar, watch)
-    logits = predict_held_out(job, network, plan, device, held_out, views, bar)
-    return fold_result(network, history, logits, time.monotonic() - started, checkpoint)
+    with memory_errors(job):
+        training = train_fold(job, checkpoint, plan, device, workers, bar, watch)
+    logits = predict_held_out(job, training.average, plan, device, held_out, views, bar)
+    return fold_result(training, logits, time.monotonic() - started, checkpoint)
 
 
 def predict_held_out(
@@ -129,21 +132,23 @@ def predict_held_out(
     ------
     TheraError
         A logit is not finite.
+    OutOfDeviceMemory
     """
-    logits = predict_logits(network, job.pixels, held_out, views, plan.precision, device, bar)
+    with memory_errors(job):
+        logits = predict_logits(network, job.pixels, held_out, views, plan.precision, device, bar)
     if not np.isfinite(logits).all():
         problem = f"{np.count_nonzero(~np.isfinite(logits))} OOF logits of fold {job.fold} are not finite"
         raise TheraError(f"member {job.config.name}", problem, "lower --lr, or use --precision fp32")
     return logits
 
 
-def fold_result(
-    network: Backbone, history: History, logits: np.ndarray, seconds: float, checkpoint: Checkpoint
-) -> FoldResult:
-    """Return the result of a trained network, with arrays that can be sent to another process."""
+def fold_result(training: FoldTraining, logits: np.ndarray, seconds: float, checkpoint: Checkpoint) -> FoldResult:
+    """Return the result of a finished training, with arrays that can be sent to another process."""
+    network = training.average
     weights = {key: value.cpu().contiguous().numpy() for key, value in network.state_dict().items()}
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    return FoldResult(weights, logits, history, parameters, seconds, tuple(getattr(checkpoint, "warnings", ())))
+    warnings = tuple(getattr(checkpoint, "warnings", ()))
+    return FoldResult(weights, logits, training.history, parameters, seconds, warnings, training.micro_batches)
 
 
 def train_fold(
@@ -154,8 +159,8 @@ def train_fold(
     workers: int,
     bar: Progress,
     watch: Watch | None = None,
-) -> tuple[Backbone, History]:
-    """Train for all epochs of the config; return the weight average and the history.
+) -> FoldTraining:
+    """Train for all epochs of the config; return the training, which has the weight average and the history.
 
     Parameters
     ----------
@@ -166,14 +171,6 @@ def train_fold(
     bar : Progress
         Advanced by one for each image.
 
-    Returns
-    -------
-    Backbone
-        The EMA of the weights, in evaluation mode, on `device`.
-    list of dict
-        One dictionary for each epoch: epoch, loss (mean), lr (at its last update), seconds; with a watch also its
-        measurement of the EMA, by its name.
-
     Raises
     ------
     TheraError
@@ -181,11 +178,12 @@ def train_fold(
     """
     training = FoldTraining(job, checkpoint, plan, device, watch)
     training.resume(bar)
-    batches = batches_of(job, training.epoch, workers, device, training.update, bar)
-    with contextlib.closing(batches):
-        while training.is_due(training.epoch):
-            training.run_epoch(batches, bar)
-    return training.average, training.history
+    while training.is_due(training.epoch):  # a second time only if the training begins again with micro-batches
+        batches = batches_of(job, training.epoch, workers, device, training.update, bar)
+        with contextlib.closing(batches):
+            while training.is_due(training.epoch) and training.run_epoch(batches, bar):
+                pass
+    return training
 
 
 class FoldTraining:
@@ -195,6 +193,12 @@ class FoldTraining:
     result: choosing an epoch would need additional labelled rows. Training resumes after the last update that
     `checkpoint` holds; on a CPU a resumed training gives the same bytes.
 
+    If the memory of a GPU does not suffice in the first epoch, the training begins again with twice as many
+    micro-batches, that is, each half as large. The batch of an update stays the same, and so does its gradient except
+    for batch norm, whose statistics then come from a micro-batch, and for the draws of dropout. The number of
+    micro-batches is part of the state, so that a resumed training uses the same. A compiled network is not compiled
+    then, because CUDA graphs do not add up gradients.
+
     Parameters
     ----------
     job : FoldJob
@@ -203,6 +207,14 @@ class FoldTraining:
         Its precision is that of the features. Parameters, loss and EMA are float32. fp16 uses a gradient scaler.
     device : torch.device
     watch : Watch, optional
+
+    Attributes
+    ----------
+    history : list of dict
+        One dictionary for each epoch: epoch, loss (mean), lr (at its last update), seconds; with a watch also its
+        measurement of the EMA, by its name.
+    micro_batches : int
+        The parts that a batch is computed in.
     """
 
     def __init__(
@@ -210,16 +222,24 @@ class FoldTraining:
     ) -> None:
         self.job, self._checkpoint, self._plan, self._device, self._watch = job, checkpoint, plan, device, watch
         tensors, self.history = checkpoint.load() or (None, [])
-        start = job.config if tensors is None else job.config.model_copy(update={"pretrained": False})
+        self._begin(tensors or {}, int(tensors["micro_batches"]) if tensors and "micro_batches" in tensors else 1)
+
+    def _begin(self, tensors: Tensors, micro_batches: int) -> None:
+        """Build the network and its optimiser, and go on from a state; without tensors, from the beginning."""
+        job, plan, self.micro_batches = self.job, self._plan, micro_batches
+        start = job.config.model_copy(update={"pretrained": False}) if tensors else job.config
         torch.manual_seed(job.random_seed("weights"))
         weights = None
         if job.weights is not None:
             weights = {key: torch.from_numpy(value) for key, value in job.weights.items()}
         network = build(start, job.pixels.shape[1], weights, classes=job.classes).to(memory_format=torch.channels_last)
-        self._learner = Learner(job, prepare(network.to(device), plan), plan, device)
-        if tensors is not None:
+        if micro_batches > 1 and plan.convolutions == "compiled":
+            plan = Plan(plan.precision)
+        network = prepare(network.to(self._device), plan)
+        self._learner = Learner(job, network, plan, self._device, micro_batches)
+        if tensors:
             self._learner.restore(tensors)
-        self._position = Position.of(_below(tensors or {}, "epoch."), self._learner.scaler.is_enabled())
+        self._position = Position.of(below(tensors, "epoch."), self._learner.scaler.is_enabled())
 
     @property
     def epoch(self) -> int:
@@ -253,12 +273,55 @@ class FoldTraining:
         """Return whether this epoch is the next one and the config has it."""
         return epoch == self.epoch < self.job.config.epochs
 
-    def run_epoch(self, batches: Iterator[Batch], bar: Progress) -> None:
-        """Train on the remaining batches of an epoch, and save the state every `save_every` seconds and at the end."""
+    def run_epoch(self, batches: Iterator[Batch], bar: Progress) -> bool:
+        """Train on the remaining batches of an epoch, and save the state every `save_every` seconds and at the end.
+
+        Returns
+        -------
+        bool
+            False if the training begins again with smaller micro-batches; the batches of its first epoch are then
+            needed again, from the first one on.
+
+        Raises
+        ------
+        TheraError
+            A loss is not finite.
+        OutOfDeviceMemory
+            The memory of the GPU does not suffice, and this is not the first epoch, or no smaller micro-batches are
+            possible.
+        """
+        with memory_errors(self.job):
+            torch.manual_seed(self.job.random_seed("dropout", self.epoch))
+            self._position.restore_random(self._device)
+            try:
+                loss, seconds = self._run_updates(batches, bar)
+            except Exception as error:
+                smallest = self.job.batch_size // (2 * self.micro_batches)
+                if self.epoch or smallest < LEAST_MICRO_BATCH or not is_out_of_device_memory(error):
+                    raise
+                release_frames(error)
+            else:
+                self._finish_epoch(loss, seconds, bar)
+                return True
+            self._begin_smaller(bar)
+            return False
+
+    def _begin_smaller(self, bar: Progress) -> None:
+        """Begin again with twice as many micro-batches."""
+        job, parts = self.job, 2 * self.micro_batches
+        bar.skip(-self.images_seen)
+        del self._learner
+        release_cache(self._device)
+        self._begin({}, parts)
+        bar.say(
+            f"note: member {job.config.name} fold {job.fold}: out of device memory; it begins again with {parts} "
+            f"micro-batches of {-(-job.batch_size // parts)} images in each update of {job.batch_size}; batch norm "
+            "takes its statistics from a micro-batch"
+        )
+
+    def _finish_epoch(self, loss: float, seconds: float, bar: Progress) -> None:
+        """Measure the average after an epoch, and save the state."""
         job, epoch = self.job, self.epoch
-        torch.manual_seed(job.random_seed("dropout", epoch))
-        self._position.restore_random(self._device)
-        loss, seconds = self._run_updates(batches, bar)
         self._check_average()
         self._position = Position.of({}, self._learner.scaler.is_enabled())
         entry: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "lr": self._learner.lr, "seconds": seconds}
@@ -326,118 +389,3 @@ class FoldTraining:
         images = f"a batch of {len(rows)} images ({some(job.ids[rows].tolist())}), all listed in {printable(path)}"
         problem = f"the loss is not finite ({values[fault]}) in epoch {self.epoch + 1}, update {fault + 1}, on {images}"
         raise TheraError(where, problem, "lower --lr, or use --precision fp32")
-
-
-class Learner:
-    """A network in training, with the average of its weights, its optimiser and its learning-rate schedule."""
-
-    def __init__(self, job: FoldJob, network: Backbone, plan: Plan, device: torch.device) -> None:
-        config, self.job, self.network, self.device = job.config, job, network, device
-        self.precision = plan.dtype
-        if config.freeze:
-            network.freeze()
-        self.class_weights = class_weights(config.loss, job.labels[job.rows], job.classes)
-        self.ema = ModelEmaV3(network, decay=config.ema_decay, use_warmup=True)
-        self.optimizer = create_optimizer_v2(
-            parameter_groups(network, config), "adamw", lr=config.lr, fused=device.type == "cuda"
-        )
-        self.schedule = learning_rates(self.optimizer, job)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")
-
-    @property
-    def lr(self) -> float:
-        """The current learning rate of the last layer."""
-        return float(self.optimizer.param_groups[0]["lr"])
-
-    def lr_of(self, update: int) -> float:
-        """Return the learning rate of the last layer in an update, counted over all epochs."""
-        self.schedule.step_update(update)
-        return self.lr
-
-    def update(
-        self, number: int, pixels: torch.Tensor, labels: torch.Tensor, weights: np.ndarray | None = None
-    ) -> torch.Tensor:
-        """Make one update; return the mean loss, on the device.
-
-        Pixels are uint8 (b, H, W, 3), and labels are (b,), or targets (b,) or (b, C). With `weights` (b,), it is the
-        mean of weight times loss. Nothing is read back, so that a GPU never waits.
-        """
-        self.schedule.step_update(number)
-        self.optimizer.zero_grad(set_to_none=True)
-        before = self._buffers() if self.scaler.is_enabled() else {}
-        logits = self.network(pixels.to(self.device, non_blocking=True), self.precision)  # (b,) or (b, C)
-        labels = labels.to(self.device, non_blocking=True)
-        losses = self._losses(logits, labels)
-        loss = (losses if weights is None else losses * torch.from_numpy(weights).to(self.device)).mean()
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        self._restore_buffers(before, loss)
-        self.scaler.unscale_(self.optimizer)  # before clipping, which needs the true norm
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.job.config.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.ema.update(self.network, step=number)
-        return loss.detach()
-
-    @property
-    def average_is_finite(self) -> bool:
-        """Whether every parameter and every floating-point buffer of the average is finite."""
-        values = [each for each in self.ema.module.state_dict().values() if each.is_floating_point()]
-        return bool(torch.stack([torch.isfinite(each).all() for each in values]).all())
-
-    def _buffers(self) -> Tensors:
-        """Return copies of the floating-point buffers, such as the statistics of batch norm."""
-        return {key: each.clone() for key, each in self.network.named_buffers() if each.is_floating_point()}
-
-    def _restore_buffers(self, before: Tensors, loss: torch.Tensor) -> None:
-        """Give the buffers their values from before if a loss is not finite, without reading it from the device.
-
-        In fp16 an activation can overflow. The gradient scaler skips the update then; batch norm would keep infinite
-        statistics, and the average of the weights with it.
-        """
-        finite, buffers = torch.isfinite(loss.detach()), dict(self.network.named_buffers())
-        for key, value in before.items():
-            buffers[key].copy_(torch.where(finite, buffers[key], value))
-
-    def _losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return the loss of each image (b,), by its label, or by its targets where the job has them."""
-        if self.job.targets is not None:
-            return soft_cross_entropy(logits, labels)
-        return classification_loss(logits, labels, self.job.config, self.class_weights)
-
-    def state(self) -> Tensors:
-        """Return every tensor that the next update depends on, by name, except random streams."""
-        tensors = {f"network.{key}": value for key, value in self.network.state_dict().items()}
-        tensors |= {f"ema.{key}": value for key, value in self.ema.module.state_dict().items()}
-        for index, slots in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items()}
-        if self.scaler.is_enabled():
-            scaler = self.scaler.state_dict()
-            tensors["scaler"] = torch.tensor([scaler["scale"], scaler["_growth_tracker"]], dtype=torch.float64)
-        if self.job.classes > 2:  # states of two classes do not say so
-            tensors["classes"] = torch.tensor(self.job.classes)
-        return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-
-    def restore(self, tensors: Tensors) -> None:
-        """Go on from a state; it is an `ArtifactError` if the training has another number of classes."""
-        classes = int(tensors["classes"]) if "classes" in tensors else 2
-        if classes != self.job.classes:
-            problem = f"was begun with {classes} classes, not {self.job.classes}"
-            remedy = "give the data that it was begun with, or train under another name"
-            raise ArtifactError(f"training {self.job.config.name} fold {self.job.fold}", problem, remedy)
-        self.network.load_state_dict(_below(tensors, "network."))
-        self.ema.module.load_state_dict(_below(tensors, "ema."))
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        slots: dict[int, Tensors] = {}
-        for key, value in _below(tensors, "optimizer.").items():
-            index, slot = key.split(".")
-            if value.shape == (like := parameters[int(index)]).shape:  # fused AdamW needs the parameter's strides
-                value = torch.empty_like(like, device="cpu").copy_(value)
-            slots.setdefault(int(index), {})[slot] = value
-        self.optimizer.load_state_dict({"state": slots, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        if self.scaler.is_enabled():
-            scale, growth = tensors["scaler"].tolist()
-            self.scaler.load_state_dict(self.scaler.state_dict() | {"scale": scale, "_growth_tracker": int(growth)})
-
-
-def _below(tensors: Tensors, prefix: str) -> Tensors:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
