@@ -16,6 +16,7 @@ data_workers.py       the augmented batches, made in the training process or by 
 optimiser.py          parameter groups, and the schedule of the learning rate
 position.py           the position of a training within an epoch
 learner.py            a network in training: the update, the EMA of the weights, the state
+saving.py             when the state of a training is saved; on a GPU in a thread
 training.py           one member, one fold: epochs, resuming from the last saved state
 hub_cache.py          whether a cached file of the model hub is the one that the hub states
 devices.py            the device that is used, and why a GPU is not
@@ -23,6 +24,7 @@ watch.py              a measurement on held-out rows after each epoch
 inference.py          one network: pixels -> logits, one column a view
 parallel.py           folds in parallel: on the cores of a CPU, on one GPU, in several processes on a GPU
 tensorboard_log.py    writes the histories of trainings for TensorBoard while they are trained
+budget.py             how many folds fit side by side into the memory of a GPU, by a measured update
 memory.py             the memory of a GPU: its errors, and how it is freed
 resident.py           an epoch's images on a GPU, augmented once for all folds
 processes.py          a pool of processes, each pinned to its cores

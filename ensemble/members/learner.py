@@ -8,13 +8,30 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 
 from ensemble.errors import ArtifactError
-from ensemble.members.backbones import Backbone
+from ensemble.members.backbones import Backbone, build
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.losses import class_weights, classification_loss, soft_cross_entropy
 from ensemble.members.optimiser import learning_rates, parameter_groups
-from ensemble.members.plans import Plan
+from ensemble.members.plans import Plan, prepare
 
 Tensors = dict[str, torch.Tensor]
+
+
+def begin(job: FoldJob, plan: Plan, device: torch.device, micro_batches: int = 1, pretrained: bool = True) -> Learner:
+    """Return a learner before its first update; the job's seed draws the parameters that are not loaded.
+
+    With several micro-batches the network is not compiled, because CUDA graphs do not add up gradients. Without
+    `pretrained`, no weights of the model hub are loaded.
+    """
+    config = job.config if pretrained else job.config.model_copy(update={"pretrained": False})
+    torch.manual_seed(job.random_seed("weights"))
+    weights = None
+    if job.weights is not None:
+        weights = {key: torch.from_numpy(value) for key, value in job.weights.items()}
+    network = build(config, job.pixels.shape[1], weights, classes=job.classes).to(memory_format=torch.channels_last)
+    if micro_batches > 1 and plan.convolutions == "compiled":
+        plan = Plan(plan.precision)
+    return Learner(job, prepare(network.to(device), plan), plan, device, micro_batches)
 
 
 class Learner:
@@ -122,8 +139,11 @@ class Learner:
             return soft_cross_entropy(logits, labels)
         return classification_loss(logits, labels, self.job.config, self.class_weights)
 
-    def state(self) -> Tensors:
-        """Return every tensor that the next update depends on, by name, except random streams."""
+    def state(self, copy: bool = False) -> Tensors:
+        """Return every tensor that the next update depends on, by name, except random streams.
+
+        They are on the CPU. With `copy`, no later update changes them there either.
+        """
         tensors = {f"network.{key}": value for key, value in self.network.state_dict().items()}
         tensors |= {f"ema.{key}": value for key, value in self.ema.module.state_dict().items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
@@ -135,7 +155,7 @@ class Learner:
             tensors["micro_batches"] = torch.tensor(self.micro_batches)
         if self.job.classes > 2:  # states of two classes do not say so
             tensors["classes"] = torch.tensor(self.job.classes)
-        return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        return {key: value.detach().to("cpu", copy=copy).contiguous() for key, value in tensors.items()}
 
     def restore(self, tensors: Tensors) -> None:
         """Go on from a state; it is an `ArtifactError` if the training has another number of classes."""

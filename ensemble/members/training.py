@@ -9,39 +9,24 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
-from ensemble.errors import TheraError, is_out_of_device_memory, printable, some
-from ensemble.members.backbones import Backbone, build
+from ensemble.errors import Stopped, TheraError, is_out_of_device_memory, printable, some
+from ensemble.members.backbones import Backbone
 from ensemble.members.data_workers import Batch
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import predict_logits
-from ensemble.members.learner import Learner, Tensors, below
+from ensemble.members.learner import Tensors, begin, below
 from ensemble.members.memory import LEAST_MICRO_BATCH, memory_errors, release_cache, release_frames
-from ensemble.members.plans import Plan, prepare
+from ensemble.members.plans import Plan
 from ensemble.members.position import FINITE_CHECK_INTERVAL, Position
 from ensemble.members.processes import Progress
 from ensemble.members.sampling import batches_of, order
+from ensemble.members.saving import Checkpoint, History, saves_on
 from ensemble.members.watch import Watch
-
-History = list[dict[str, Any]]
-
-
-class Checkpoint(Protocol):
-    """The store of a fold's state: after each epoch, and within an epoch every `save_every` seconds."""
-
-    @property
-    def save_every(self) -> float: ...
-
-    def load(self) -> tuple[Tensors, History] | None: ...
-
-    def save(self, tensors: Tensors, history: Sequence[Mapping[str, Any]], updates: int = 0) -> None: ...
-
-    def write_not_finite(self, facts: Mapping[str, Any]) -> Path: ...
 
 
 @dataclass(frozen=True)
@@ -176,13 +161,13 @@ def train_fold(
     TheraError
         A loss is not finite. The message names images of its batch and the file that lists all of them.
     """
-    training = FoldTraining(job, checkpoint, plan, device, watch)
-    training.resume(bar)
-    while training.is_due(training.epoch):  # a second time only if the training begins again with micro-batches
-        batches = batches_of(job, training.epoch, workers, device, training.update, bar)
-        with contextlib.closing(batches):
-            while training.is_due(training.epoch) and training.run_epoch(batches, bar):
-                pass
+    with FoldTraining(job, checkpoint, plan, device, watch) as training:
+        training.resume(bar)
+        while training.is_due(training.epoch):  # a second time only if the training begins again with micro-batches
+            batches = batches_of(job, training.epoch, workers, device, training.update, bar)
+            with contextlib.closing(batches):
+                while training.is_due(training.epoch) and training.run_epoch(batches, bar):
+                    pass
     return training
 
 
@@ -198,6 +183,9 @@ class FoldTraining:
     for batch norm, whose statistics then come from a micro-batch, and for the draws of dropout. The number of
     micro-batches is part of the state, so that a resumed training uses the same. A compiled network is not compiled
     then, because CUDA graphs do not add up gradients.
+
+    The `with` block of a training ends when everything is on disk. On a GPU, where not every epoch is saved, a signal
+    that ends the block lets the state be saved first.
 
     Parameters
     ----------
@@ -221,22 +209,28 @@ class FoldTraining:
         self, job: FoldJob, checkpoint: Checkpoint, plan: Plan, device: torch.device, watch: Watch | None = None
     ) -> None:
         self.job, self._checkpoint, self._plan, self._device, self._watch = job, checkpoint, plan, device, watch
+        self._saves, self._started = saves_on(device, checkpoint), 0.0
+        self._is_whole = True  # False where an update, or the end of an epoch, has begun or failed
         tensors, self.history = checkpoint.load() or (None, [])
         self._begin(tensors or {}, int(tensors["micro_batches"]) if tensors and "micro_batches" in tensors else 1)
+        self._saved = self.epoch, self.update  # the position that is on disk, or is being written
+
+    def __enter__(self) -> FoldTraining:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        unsaved = self._is_whole and (self.epoch, self.update) != self._saved
+        if unsaved and self._saves.in_background and isinstance(error, Stopped):
+            if self.update:
+                self._save_update()
+            else:
+                self._save_epoch(last=True)
+        self._saves.finish()
 
     def _begin(self, tensors: Tensors, micro_batches: int) -> None:
         """Build the network and its optimiser, and go on from a state; without tensors, from the beginning."""
-        job, plan, self.micro_batches = self.job, self._plan, micro_batches
-        start = job.config.model_copy(update={"pretrained": False}) if tensors else job.config
-        torch.manual_seed(job.random_seed("weights"))
-        weights = None
-        if job.weights is not None:
-            weights = {key: torch.from_numpy(value) for key, value in job.weights.items()}
-        network = build(start, job.pixels.shape[1], weights, classes=job.classes).to(memory_format=torch.channels_last)
-        if micro_batches > 1 and plan.convolutions == "compiled":
-            plan = Plan(plan.precision)
-        network = prepare(network.to(self._device), plan)
-        self._learner = Learner(job, network, plan, self._device, micro_batches)
+        self.micro_batches = micro_batches
+        self._learner = begin(self.job, self._plan, self._device, micro_batches, pretrained=not tensors)
         if tensors:
             self._learner.restore(tensors)
         self._position = Position.of(below(tensors, "epoch."), self._learner.scaler.is_enabled())
@@ -309,10 +303,12 @@ class FoldTraining:
     def _begin_smaller(self, bar: Progress) -> None:
         """Begin again with twice as many micro-batches."""
         job, parts = self.job, 2 * self.micro_batches
+        self._saves.finish()
         bar.skip(-self.images_seen)
         del self._learner
         release_cache(self._device)
         self._begin({}, parts)
+        self._saved, self._is_whole = (0, 0), True
         bar.say(
             f"note: member {job.config.name} fold {job.fold}: out of device memory; it begins again with {parts} "
             f"micro-batches of {-(-job.batch_size // parts)} images in each update of {job.batch_size}; batch norm "
@@ -321,7 +317,7 @@ class FoldTraining:
 
     def _finish_epoch(self, loss: float, seconds: float, bar: Progress) -> None:
         """Measure the average after an epoch, and save the state."""
-        job, epoch = self.job, self.epoch
+        job, epoch, self._is_whole = self.job, self.epoch, False
         self._check_average()
         self._position = Position.of({}, self._learner.scaler.is_enabled())
         entry: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "lr": self._learner.lr, "seconds": seconds}
@@ -329,32 +325,51 @@ class FoldTraining:
         if self._watch is not None:
             measured = entry[self._watch.name] = self._watch(self._learner.ema.module, job, self._plan, self._device)
             message += "" if measured is None else f" {self._watch.title} {measured:.3f}"
-        self.history = [*self.history, entry]
-        self._checkpoint.save(self._learner.state(), self.history)
+        self.history, self._is_whole = [*self.history, entry], True
+        self._save_epoch(last=self.epoch == job.config.epochs)
         bar.note(message)
+
+    def _save_epoch(self, last: bool) -> None:
+        saved = self._saves.save_epoch(self._snapshot, self.history, last)
+        self._saved = (self.epoch, 0) if saved else self._saved
+
+    def _save_update(self) -> None:
+        """Save the state within an epoch."""
+        self._check(self._position.losses.read())
+        position = self._position.tensors(self._seconds, self._device)
+        tensors = {f"epoch.{key}": value for key, value in position.items()}
+        self._saves.save(lambda: self._snapshot() | tensors, self.history, self.update)
+        self._saved = self.epoch, self.update
+
+    def _snapshot(self) -> Tensors:
+        return self._learner.state(copy=self._saves.in_background)
+
+    @property
+    def _seconds(self) -> float:
+        """The seconds of this epoch so far, over all starts."""
+        return self._position.seconds + time.monotonic() - self._started
 
     def _run_updates(self, batches: Iterator[Batch], bar: Progress) -> tuple[float, float]:
         """Make the remaining updates of an epoch; return its mean loss and its seconds."""
-        job, losses, spent = self.job, self._position.losses, self._position.seconds
-        started = saved = time.monotonic()
+        job, losses = self.job, self._position.losses
+        self._started = time.monotonic()
+        self._saves.begin_epoch()
         self._learner.network.train()
         while self.update < job.updates_per_epoch:
             pixels, labels, rows = next(batches)
             number = self.epoch * job.updates_per_epoch + self.update
+            self._is_whole = False
             losses.append(self._learner.update(number, pixels, labels, job.weights_of(rows)))
             last = self.update == job.updates_per_epoch
-            is_due = not last and time.monotonic() - saved >= self._checkpoint.save_every
-            if last or is_due or self.update % FINITE_CHECK_INTERVAL == 0:
+            if last or self.update % FINITE_CHECK_INTERVAL == 0:
                 self._check(losses.read())
-            if is_due:
-                position = self._position.tensors(spent + time.monotonic() - started, self._device)
-                tensors = {f"epoch.{key}": value for key, value in position.items()}
-                self._checkpoint.save(self._learner.state() | tensors, self.history, self.update)
-                saved = time.monotonic()
+            if not last and self._saves.is_due():
+                self._save_update()
+            self._is_whole = True
             bar.advance(len(rows))
         if losses.mean is None:
             self._check(0)
-        return round(losses.mean or 0.0, 6), round(spent + time.monotonic() - started, 2)
+        return round(losses.mean or 0.0, 6), round(self._seconds, 2)
 
     def _check_average(self) -> None:
         """Raise an error if the average of the weights is not finite, which losses in fp16 need not show."""
@@ -367,6 +382,7 @@ class FoldTraining:
         """Raise an error if an update of this epoch has a loss that is not finite, and write which batch it was."""
         if fault is None:
             return
+        self._is_whole = False
         job, values = self.job, self._position.losses.values
         rows = order(job, self.epoch)[fault]
         facts = {

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ensemble.config import VIEWS, MemberConfig
 from ensemble.errors import TheraError
 from ensemble.members import learner, optimiser, training
+from ensemble.members.backbones import build
 from ensemble.members.devices import choose_device
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import predict_logits
@@ -146,7 +147,7 @@ def test_restored_state_has_the_strides_of_the_parameters(images: Any) -> None:
     """Fused AdamW on a GPU refuses moments that are laid out otherwise than their parameter."""
     fold_job, checkpoint = job(images, epochs=1), Memory()
     train(fold_job, checkpoint)
-    network = training.build(fold_job.config, 16).to(memory_format=torch.channels_last)
+    network = build(fold_job.config, 16).to(memory_format=torch.channels_last)
     one = Learner(fold_job, network, PLAIN, CPU)
     one.restore(checkpoint.saved[0])
     moments = one.optimizer.state
@@ -258,7 +259,7 @@ def test_a_watch_sees_each_epoch_and_changes_nothing(images: Any) -> None:
 
 def test_the_state_of_before_there_were_rate_factors_fits(images: Any) -> None:
     """Without a factor, the optimiser's parameters stand in timm's own order."""
-    network = training.build(job(images).config, 16)
+    network = build(job(images).config, 16)
     own = optimiser.parameter_groups(network, job(images).config)
     timms = create_optimizer_v2(network, "adamw", lr=1e-3, weight_decay=0.05).param_groups
     assert [[id(each) for each in group["params"]] for group in own] == [
@@ -270,7 +271,7 @@ def test_an_update_is_that_of_a_plain_loop(images: Any) -> None:
     """Without clipping and average, and with everything decayed: AdamW on the focal loss, written out."""
     fold_job = job(images, epochs=4, warmup_epochs=0, clip_norm=1e9, ema_decay=0.0)
     torch.manual_seed(0)  # whatever tests ran before
-    network = training.build(fold_job.config, 16).train()
+    network = build(fold_job.config, 16).train()
     model: Any = deepcopy(network.model)
     one = Learner(fold_job, network, PLAIN, CPU)
     for group in one.optimizer.param_groups:
@@ -295,7 +296,7 @@ def test_an_update_is_that_of_a_plain_loop(images: Any) -> None:
 
 def test_schedule_warms_up_and_falls_to_nothing(images: Any) -> None:
     fold_job = job(images, epochs=10, warmup_epochs=2)
-    network = training.build(fold_job.config, 16)
+    network = build(fold_job.config, 16)
     one = Learner(fold_job, network, PLAIN, CPU)
     rates = []
     for update in range(10 * fold_job.updates_per_epoch):
@@ -309,7 +310,7 @@ def test_schedule_warms_up_and_falls_to_nothing(images: Any) -> None:
 
 def test_the_step_schedule_multiplies_every_so_many_epochs(images: Any) -> None:
     fold_job = job(images, epochs=7, schedule="step", step_epochs=3, step_factor=0.7, warmup_epochs=0)
-    one = Learner(fold_job, training.build(fold_job.config, 16), PLAIN, CPU)
+    one = Learner(fold_job, build(fold_job.config, 16), PLAIN, CPU)
     rates = []
     for update in range(7 * fold_job.updates_per_epoch):
         one.schedule.step_update(update)
@@ -320,7 +321,7 @@ def test_the_step_schedule_multiplies_every_so_many_epochs(images: Any) -> None:
 
 def test_the_rate_factor_reaches_all_but_the_last_layer(images: Any) -> None:
     fold_job = job(images, backbone_lr_factor=0.1, warmup_epochs=0, epochs=4)
-    network = training.build(fold_job.config, 16)
+    network = build(fold_job.config, 16)
     one = Learner(fold_job, network, PLAIN, CPU)
     one.schedule.step_update(0)
     rate = {id(each): group["lr"] for group in one.optimizer.param_groups for each in group["params"]}
@@ -338,7 +339,7 @@ def test_a_frozen_backbone_stays_as_it_was_and_the_head_learns(images: Any, kind
     """Its batch-norm statistics too."""
     fold_job = job(images, freeze=True, epochs=3, input_size=32, ema_decay=0.0)
     torch.manual_seed(fold_job.random_seed("weights"))
-    before = training.build(fold_job.config, 16).state_dict()
+    before = build(fold_job.config, 16).state_dict()
     checkpoint = Memory(stop_after=2)
     with pytest.raises(InterruptedError):
         train(fold_job, checkpoint, plan=Plan("fp32", kind))
@@ -353,7 +354,7 @@ def test_a_loss_that_is_not_finite_names_its_batch(images: Any) -> None:
     fold_job = job(images, epochs=1)
     poisoned = {
         key: torch.full_like(value, 1e30) if value.is_floating_point() else value
-        for key, value in training.build(fold_job.config, 16).state_dict().items()
+        for key, value in build(fold_job.config, 16).state_dict().items()
     }
     poisoned = {key: value.numpy() for key, value in poisoned.items()}
     broken = replace(fold_job, weights=poisoned)
@@ -402,7 +403,7 @@ def test_an_update_reads_nothing_back(
     fused = {"fused": True}
     monkeypatch.setattr(learner, "create_optimizer_v2", lambda *given, **kw: create_optimizer_v2(*given, **kw | fused))
     fold_job = job(images, input_size=32, label_smoothing=0.1, drop_rate=0.5, **loss)
-    network = training.build(fold_job.config, 16).train()
+    network = build(fold_job.config, 16).train()
     one = Learner(fold_job, network, Plan(precision), CPU)
     pixels, labels = torch.from_numpy(images[0][:16]), torch.from_numpy(images[1][:16].astype(np.float32))
     one.update(0, pixels, labels)
