@@ -32,9 +32,10 @@ predictor.py          the logits of many fold models on one set of images
 onnx_networks.py      a network as an ONNX graph
 onnx_graph.py         the ONNX graph of a whole decision
 attribution.py        what a network looks at: the change of its logit where a square of an image is covered
-precision.py          number formats, and which of them this CPU has
+precision.py          number formats, and which of them a device computes correctly
 plans.py              the plans (precision and kind of convolutions) that a device can compute
 probe.py              measures and checks the plans, and chooses and caches the fastest
+probe_cache.py        the cache of the probe's results
 cpu/                  optional kernels that are faster on a CPU; without this folder everything still runs
 """
 

@@ -171,6 +171,22 @@ def train_fold(
     return training
 
 
+@contextlib.contextmanager
+def algorithms_timed(device: torch.device) -> Iterator[None]:
+    """Let cuDNN time its algorithms for each shape on a CUDA device and use the fastest, as batches have few shapes.
+
+    The choice depends on the timing, so another run may have other bytes. On a GPU no bytes are promised; whoever needs
+    them calls `torch.use_deterministic_algorithms(True)` in Python, and then nothing is timed.
+    """
+    before = torch.backends.cudnn.benchmark
+    if device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
+        torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 class FoldTraining:
     """One fold's training, an epoch at a time.
 
@@ -288,7 +304,8 @@ class FoldTraining:
             torch.manual_seed(self.job.random_seed("dropout", self.epoch))
             self._position.restore_random(self._device)
             try:
-                loss, seconds = self._run_updates(batches, bar)
+                with algorithms_timed(self._device):
+                    loss, seconds = self._run_updates(batches, bar)
             except Exception as error:
                 smallest = self.job.batch_size // (2 * self.micro_batches)
                 if self.epoch or smallest < LEAST_MICRO_BATCH or not is_out_of_device_memory(error):

@@ -411,3 +411,23 @@ def test_an_update_reads_nothing_back(
         losses = [one.update(number, pixels, labels) for number in (1, 2)]
         assert counted.seen == []
         assert float(losses[0]) > 0 and counted.seen == ["aten._local_scalar_dense.default"], "that it would be seen"
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_cudnn_times_its_algorithms_in_a_training_on_cuda_alone(
+    images: Any, monkeypatch: pytest.MonkeyPatch, deterministic: bool
+) -> None:
+    """Unless the user requires deterministic algorithms; afterwards it is as it was."""
+    seen, update, timed = [], Learner.update, training.algorithms_timed
+
+    def noted(*given: Any) -> torch.Tensor:
+        seen.append(torch.backends.cudnn.benchmark)
+        return update(*given)
+
+    monkeypatch.setattr(Learner, "update", noted)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
+    fold_job = job(images, arch="lenet", epochs=1)
+    train(fold_job, Memory())
+    monkeypatch.setattr(training, "algorithms_timed", lambda _: timed(torch.device("cuda")))
+    train(fold_job, Memory())
+    assert seen == [False] * 3 + [not deterministic] * 3 and not torch.backends.cudnn.benchmark
