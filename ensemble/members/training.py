@@ -277,6 +277,8 @@ class FoldTraining:
         job, epochs = self.job, self.job.config.epochs
         if self.images_seen and self.epoch < epochs:
             within = f", update {self.update + 1} of {job.updates_per_epoch}" if self.update else ""
+            if self.update == job.updates_per_epoch:
+                within = ", after its last update"
             bar.say(f"member {job.config.name} fold {job.fold} goes on at epoch {self.epoch + 1} of {epochs}{within}")
 
     def is_due(self, epoch: int) -> bool:
@@ -337,7 +339,10 @@ class FoldTraining:
         job, epoch, self._is_whole = self.job, self.epoch, False
         self._check_average()
         self._position = Position.of({}, self._learner.scaler.is_enabled())
-        entry: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "lr": self._learner.lr, "seconds": seconds}
+        rate = self._learner.lr_of(
+            (epoch + 1) * job.updates_per_epoch - 1
+        )  # of the last update, before a resumption too
+        entry: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "lr": rate, "seconds": seconds}
         message = f"{job.config.name} fold {job.fold} epoch {epoch + 1}/{job.config.epochs} loss {loss:.3f}"
         if self._watch is not None:
             measured = entry[self._watch.name] = self._watch(self._learner.ema.module, job, self._plan, self._device)

@@ -104,7 +104,8 @@ def test_a_signal_saves_what_is_not_saved(tmp_path: Path, in_thread: None, whole
     assert stems(tmp_path / "fold-0") == [f"epoch-{epochs:04d}-update-{rest + 1:08d}"]
     bar = Bar()
     assert same(together([one], bar)[0], whole[0])
-    assert bar.said[0].startswith(f"member lenet fold 0 goes on at epoch {epochs + 1} of {EPOCHS}, update ")
+    within = f"update {rest + 2} of {UPDATES}" if rest + 1 < UPDATES else "after its last update"
+    assert bar.said == [f"member m fold 0 goes on at epoch {epochs + 1} of {EPOCHS}, {within}"]
 
 
 @pytest.mark.parametrize("updates", [UPDATES + 2, 3 * UPDATES + 1, 4 * UPDATES])
