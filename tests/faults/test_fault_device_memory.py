@@ -5,6 +5,7 @@ The memory is a fake on a CPU: an error of torch is raised where a loss is compu
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import faulty_jobs
 import numpy as np
 import pytest
 import torch
+from tiny import write_tiny
 
+from ensemble.cli import main
 from ensemble.config import VIEWS, MemberConfig
 from ensemble.errors import OutOfDeviceMemory, ResourceError, TheraError, out_of_memory
 from ensemble.members import learner, memory, parallel
@@ -216,3 +219,29 @@ def test_a_prediction_that_exhausts_the_memory(tmp_path: Path, monkeypatch: pyte
     one = task(tmp_path)
     with pytest.raises(TheraError, match="training m fold 0: out of device memory"):
         train_and_predict(one.job, one.checkpoint, PLAIN, CPU, 0, one.held_out, VIEWS, None, faulty_jobs.Lines())
+
+
+def test_a_command_finishes_the_other_folds_and_exits_with_6(
+    tmp_path: Path, device: Device, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fold 0 needs micro-batches, and fails in its second epoch; the same command then finishes it."""
+    write_tiny(tmp_path, 64)
+    data = ["--images", tmp_path / "img", "--labels", tmp_path / "labels.txt", "--run", tmp_path / "run"]
+    options = [*data, "--folds", 2, "--epochs", 2, "--batch-size", BATCH, "--augment", "none", "--device", "cpu"]
+    options += ["--no-pretrained", "--precision", "fp32", "--convolutions", "native", "--jobs", 1]
+    command = ["train-member", "--arch", "lenet", *map(str, options)]
+    device.fits, device.full_at = {0: 8, 1: BATCH}, {0: (1 + 2 + 1,)}  # one update that fails, and two of each epoch
+    with pytest.raises(SystemExit) as caught:
+        main(command)
+    assert caught.value.code == 6
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("error: training lenet fold 0: out of device memory; end other programs on the GPU")
+    assert any("it begins again with 2 micro-batches of 8 images in each update of 16" in line for line in lines)
+
+    def folds() -> dict[str, int]:
+        facts = json.loads((tmp_path / "run/members/lenet/member.json").read_text())["folds"]
+        return {fold: of_fold["micro_batches"] for fold, of_fold in facts.items()}
+
+    assert folds() == {"1": 1}
+    main(command)
+    assert folds() == {"0": 2, "1": 1}
