@@ -233,10 +233,9 @@ def _train_epochs(
         for index in due:
             started, training = time.monotonic(), trainings[index]
             resident = images[training.job.config.augmentation]
+            # The loop has a second pass only if the training begins again with micro-batches.
             try:
-                while index not in failed and training.is_due(
-                    epoch
-                ):  # a second time only if it begins again with micro-batches
+                while index not in failed and training.is_due(epoch):
                     training.run_epoch(resident.batches(training.job, epoch, training.update), bar)
             except TheraError as error:
                 failed[index] = _noted(error, bar)
