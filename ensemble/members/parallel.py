@@ -240,8 +240,8 @@ def _train_epochs(
             except TheraError as error:
                 failed[index] = _noted(error, bar)
             seconds[index] += time.monotonic() - started
-    for index, error in failed.items():
-        if isinstance(error, OutOfDeviceMemory):
+    for index, failure in failed.items():
+        if isinstance(failure, OutOfDeviceMemory):
             bar.skip(-trainings[index].images_seen)  # they are counted again when it is tried alone
 
 
