@@ -165,7 +165,7 @@ def layer_of(name: str) -> int:
 
 
 def test_the_reading_of_imports_sees_what_there_is() -> None:
-    assert {"errors.py", "members/losses.py"} <= imported_files(HOUSE / "members" / "training.py")
+    assert {"errors.py", "members/losses.py"} <= imported_files(HOUSE / "members" / "learner.py")
     assert "data/store.py" in imported_files(HOUSE / "commands" / "predict.py")
     assert "data/store.py" not in imported_files(HOUSE / "commands" / "predict.py", lazy=False)
 

@@ -222,6 +222,7 @@ def _write_fold(
         seconds=round(result.seconds, 1),
         device=device,
         threads=threads,
+        micro_batches=result.micro_batches,
     )
     folder.update(parameters=result.parameters)
 

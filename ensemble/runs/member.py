@@ -61,6 +61,8 @@ class FoldFacts:
         CPU threads; 1 for runs that were made before it was recorded.
     history_sha256 : str or None
         Hash of `history.jsonl`; None where there is none, or for runs that were made before it was recorded.
+    micro_batches : int
+        The parts that each batch was computed in, because the memory of the GPU did not suffice for a whole one.
     """
 
     weights_sha256: str
@@ -71,6 +73,7 @@ class FoldFacts:
     device: str = "cpu"
     threads: int = 1
     history_sha256: str | None = None
+    micro_batches: int = 1
 
 
 @dataclass(frozen=True)
