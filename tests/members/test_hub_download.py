@@ -26,6 +26,7 @@ from ensemble.config import ComputeConfig, DataConfig, MemberConfig
 from ensemble.errors import ArtifactError, ResourceError, Stopped
 from ensemble.members import hub_download
 from ensemble.members.backbones import build
+from ensemble.members.hub_cache import hub_file
 from ensemble.runs.run import Run
 
 ROOT = Path(__file__).parents[2]
@@ -105,8 +106,10 @@ def test_a_member_starts_from_the_file_of_the_hub(hub: Hub, arch: str) -> None:
     assert all(torch.equal(value, given[key]) for key, value in again.items() if not key.startswith(head))
 
 
-def test_the_command_records_the_commit_and_all_folds_start_from_it(hub: Hub, images: Path, tmp_path: Path) -> None:
-    """A newer commit, published between two trainings, changes nothing: neither with the cache nor without it."""
+def test_the_command_records_the_commit_and_all_folds_start_from_it(
+    hub: Hub, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training that goes on with another cache, in which the newest commit is another, downloads the recorded one."""
     first = publish_tiny(hub)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0"}
     environment |= {"HF_HUB_CACHE": constants.HF_HUB_CACHE, "HF_HUB_DISABLE_XET": "1"}
@@ -121,15 +124,16 @@ def test_the_command_records_the_commit_and_all_folds_start_from_it(hub: Hub, im
     weights = (member.fold(1) / "weights.safetensors").read_bytes()
     second = publish_tiny(hub, seed=4)
     assert second != first
-    for cache in (constants.HF_HUB_CACHE, str(tmp_path / "another-cache")):
-        (member.fold(1) / "weights.safetensors").unlink()
-        before = len(hub.requests)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(constants, "HF_HUB_CACHE", cache)
-            train(images, tmp_path / "run", tiny_member())
-        assert {path.split("/")[4] for _, path, _ in hub.requests[before:] if "/resolve/" in path} <= {first}
-        assert (member.fold(1) / "weights.safetensors").read_bytes() == weights
-        assert member.read().pretrained_from == recorded
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "another-cache"))
+    build(tiny_member(), 32)
+    newest = hub_file("test_resnet")
+    assert newest is not None and newest.commit == second
+    (member.fold(1) / "weights.safetensors").unlink()
+    before = len(hub.requests)
+    train(images, tmp_path / "run", tiny_member())
+    assert {path.split("/")[4] for _, path, _ in hub.requests[before:] if "/resolve/" in path} == {first}
+    assert (member.fold(1) / "weights.safetensors").read_bytes() == weights
+    assert member.read().pretrained_from == recorded
 
 
 def train(images: Path, run: Path, member: MemberConfig) -> None:
