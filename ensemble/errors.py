@@ -6,6 +6,7 @@
     ├── ArtifactError     4   a file of a run that is missing, damaged, newer or of another run
     ├── LockedError       5   another process works in the same folder
     ├── ResourceError     6   disk, memory, device or network
+    │   └── OutOfDeviceMemory
     └── Stopped          75   a signal; what is finished is saved and the same command goes on
 
 The number is the exit status of the command. Errors of status 2 and 3 are ValueErrors too: that is what Python code
