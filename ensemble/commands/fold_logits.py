@@ -20,7 +20,7 @@ from ensemble.decision.class_decision import ClassDecision
 from ensemble.decision.cross_fitting import OofLogits
 from ensemble.decision.decision import Decision
 from ensemble.decision.deploy import corrected
-from ensemble.errors import ArtifactError
+from ensemble.errors import ArtifactError, printable
 from ensemble.predict_config import PredictOptions
 from ensemble.prediction_results import CascadeFacts
 from ensemble.progress import Bar, Say, progress
@@ -179,6 +179,30 @@ def unkept_fold_logits(
     with progress(len(every) * len(dataset) * len(images.views), "predict", "views") as bar:
         _compute(images, every, None, logits, bar)
     return FoldLogits(images.names, logits, np.ones(shape[:2], bool))
+
+
+def kept_fold_logits(run: Run, members: Sequence[str], views: Sequence[str], dataset: Dataset) -> np.ndarray:
+    """Return the logits (n, m, k[, C]) that the run's predictions on these images keep, averaged over the views.
+
+    No weights are read.
+
+    Raises
+    ------
+    ArtifactError
+        The run keeps no logits of a fold model on these images under these views, or a file of them is damaged.
+    """
+    folders = [path.parent for path in sorted((run.folder / "predictions").glob("*/logits/made_from.json"))]
+    kept = [KeptLogits(folder, dataset.ids, dataset.fingerprint) for folder in folders]
+    facts, logits = run.read(), []
+    for name, fold in product(members, range(facts.folds)):
+        stored = (each.load(run.member(name), fold, views) for each in kept)
+        of_model = next((each for each in stored if each is not None), None)
+        if of_model is None:
+            problem = f"keeps no logits of {name}, fold {fold}, on these images with the views {', '.join(views)}"
+            raise ArtifactError(printable(run.folder), problem, "label them with thera predict --tta first")
+        logits.append(of_model.mean(axis=1))
+    shape = (len(members), facts.folds)
+    return np.stack(logits, axis=1).reshape(len(dataset), *shape, *logits[0].shape[1:])
 
 
 def _compute(

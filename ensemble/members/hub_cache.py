@@ -8,7 +8,6 @@ from pathlib import Path
 import timm
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from ensemble.errors import ArtifactError
 from ensemble.runs.files import file_sha256
@@ -64,12 +63,10 @@ def _cached(name: str) -> tuple[str, Path] | None:
         repository = name.partition(":")[2].partition("@")[0]
     else:
         repository = getattr(timm.get_pretrained_cfg(name, allow_unregistered=True), "hf_hub_id", None) or ""
+    if not repository:
+        return None
     try:
-        validate_repo_id(repository)
-    except HFValidationError:
-        return None  # the network's construction refuses such a name
-    for filename in FILES:
-        cached = try_to_load_from_cache(repository, filename)
-        if isinstance(cached, str):
-            return repository, Path(cached)
-    return None
+        cached = [try_to_load_from_cache(repository, filename) for filename in FILES]
+    except HFValidationError:  # no repository can have the name; whoever loads the network says so
+        return None
+    return next(((repository, Path(path)) for path in cached if isinstance(path, str)), None)

@@ -37,7 +37,7 @@ class Distilled:
     stacker : str
         Its kind.
     parents : dict
-        SHA-256 of the weights of the teachers, by member and fold.
+        SHA-256 of the weights of the teachers, by member and fold; of their OOF logits with `from_oof`.
     teacher_weight, temperature : float
     held_out : bool
     unlabelled : int
@@ -46,6 +46,8 @@ class Distilled:
         Their fingerprint; empty without any.
     logits : dict of str to str
         SHA-256 of the teacher's logits, by fold.
+    from_oof : bool
+        Whether the teacher's logits of the run's images are OOF logits, and not those of the fold models of each fold.
     """
 
     teachers: tuple[str, ...]
@@ -57,6 +59,7 @@ class Distilled:
     unlabelled: int = 0
     unlabelled_sha256: str = ""
     logits: dict[str, str] = field(default_factory=dict)
+    from_oof: bool = False
 
 
 def is_distilled(member: MemberFolder) -> bool:
@@ -90,7 +93,8 @@ def refuse_other_student(member: MemberFolder, facts: Distilled) -> None:
     stored = read_distilled(member)
     refuse_differences(member.folder / FACTS, _comparable(stored), _comparable(facts), OTHER_NAME)
     if trained_again := [name for name in facts.teachers if facts.parents[name] != stored.parents[name]]:
-        problem = f"learned from other weights of {', '.join(trained_again)} than the run has now"
+        what = "OOF logits" if facts.from_oof else "weights"
+        problem = f"learned from other {what} of {', '.join(trained_again)} than the run has now"
         raise ArtifactError(f"member {member.name}", problem, f"restore them, or {OTHER_NAME}")
 
 
