@@ -22,6 +22,7 @@ from ensemble.config import MemberConfig
 from ensemble.errors import ConfigError, ResourceError, printable
 from ensemble.machine import cache_folder
 from ensemble.members.backbones import Backbone, build
+from ensemble.members.devices import moved, release_memory, synchronize
 from ensemble.members.losses import focal_loss
 from ensemble.members.plans import REFERENCE, Phase, Plan, is_followed, possible_plans, prepare
 from ensemble.progress import Bar, progress
@@ -183,6 +184,7 @@ def probe(
             result = _measured(config, image_size, plans, phase, batch, device, classes)
     finally:
         torch.set_num_threads(before)
+        release_memory(device)  # the processes that train have their own
     if not result.failed:  # a failure may be temporary: no compiler yet, no memory
         _write({**_read(), key: asdict(result)})
     return result
@@ -348,7 +350,7 @@ def _subject(
         for name, parameter in network.named_parameters():
             if not name.endswith("bias") and (parameter == parameter.flatten()[0]).all():
                 parameter.add_(0.5 * torch.randn_like(parameter))
-    network = network.to(memory_format=torch.channels_last).to(device)
+    network = moved(network, device)
     if config.freeze:
         network.freeze()
     numbers = torch.arange(batch, device=device)
@@ -358,9 +360,7 @@ def _subject(
 
 def _seconds(subject: _Subject) -> float:
     started = time.perf_counter()
-    result = subject.step()
-    if result.is_cuda:
-        torch.cuda.synchronize(result.device)
+    synchronize(subject.step().device)
     return time.perf_counter() - started
 
 

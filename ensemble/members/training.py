@@ -20,6 +20,7 @@ from timm.utils import ModelEmaV3
 from ensemble.errors import ArtifactError, TheraError, printable, some
 from ensemble.members.backbones import Backbone, build
 from ensemble.members.data_workers import Batch
+from ensemble.members.devices import copied, moved
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import predict_logits
 from ensemble.members.losses import class_weights, classification_loss, soft_cross_entropy
@@ -215,8 +216,8 @@ class FoldTraining:
         weights = None
         if job.weights is not None:
             weights = {key: torch.from_numpy(value) for key, value in job.weights.items()}
-        network = build(start, job.pixels.shape[1], weights, classes=job.classes).to(memory_format=torch.channels_last)
-        self._learner = Learner(job, prepare(network.to(device), plan), plan, device)
+        network = moved(build(start, job.pixels.shape[1], weights, classes=job.classes), device)
+        self._learner = Learner(job, prepare(network, plan), plan, device)
         if tensors is not None:
             self._learner.restore(tensors)
         self._position = Position.of(_below(tensors or {}, "epoch."), self._learner.scaler.is_enabled())
@@ -365,8 +366,8 @@ class Learner:
         self.schedule.step_update(number)
         self.optimizer.zero_grad(set_to_none=True)
         before = self._buffers() if self.scaler.is_enabled() else {}
-        logits = self.network(pixels.to(self.device, non_blocking=True), self.precision)  # (b,) or (b, C)
-        labels = labels.to(self.device, non_blocking=True)
+        logits = self.network(copied(pixels, self.device), self.precision)  # (b,) or (b, C)
+        labels = copied(labels, self.device)
         losses = self._losses(logits, labels)
         loss = (losses if weights is None else losses * torch.from_numpy(weights).to(self.device)).mean()
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
