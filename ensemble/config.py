@@ -313,7 +313,7 @@ class ComputeConfig(Frozen):
         ),
     ] = None
     save_every: Annotated[
-        float, option(SPEED, "Save a training within an epoch after this many seconds; no result changes.", ge=0)
+        float, option(SPEED, "Save a training after this many seconds, within an epoch too; no result changes.", ge=0)
     ] = 60.0
     log: Log = None
 

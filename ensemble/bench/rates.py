@@ -9,8 +9,9 @@ import torch
 
 from ensemble.bench.throughput import QuietBar, TrainingOnCpu, TrainingOnGpu, classes_of
 from ensemble.config import MemberConfig
-from ensemble.members.devices import release_memory, synchronize
+from ensemble.members.devices import synchronize
 from ensemble.members.inference import default_workers
+from ensemble.members.memory import release_cache
 from ensemble.members.parallel import Resources
 from ensemble.members.plans import Plan
 from ensemble.members.probe import choose_plan
@@ -60,7 +61,7 @@ def training_speed(
         workers = resources.workers or default_workers(device)
         n = min(ROWS_ON_GPU, len(labels))
         seconds, start, images = _timed(TrainingOnGpu(config, plan, mapped, labels[:n], folds, workers, device), device)
-        release_memory(device)
+        release_cache(device)
         on_one_gpu = -(-folds // max(1, len(resources.gpus)))
         return plan, seconds / images * on_one_gpu, start
     full, last = divmod(folds, side_by_side)

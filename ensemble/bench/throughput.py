@@ -16,11 +16,11 @@ from ensemble.members.data_workers import Batch
 from ensemble.members.devices import moved
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import default_workers, predict_logits
+from ensemble.members.learner import Learner
 from ensemble.members.plans import Plan, prepare
 from ensemble.members.processes import MappedPixels, Workers, shares
 from ensemble.members.resident import ResidentEpochs
 from ensemble.members.sampling import batches_of
-from ensemble.members.training import Learner
 from ensemble.progress import Bar
 
 CPU = torch.device("cpu")

@@ -155,6 +155,7 @@ def unkept_fold_logits(
     dataset: Dataset,
     options: PredictOptions,
     compute: ComputeConfig,
+    folds: Sequence[int] | None = None,
 ) -> FoldLogits:
     """Compute the logits of each member and fold model, as `fold_logits` does without a cascade; write nothing.
 
@@ -166,6 +167,8 @@ def unkept_fold_logits(
     dataset : Dataset
     options : PredictOptions
     compute : ComputeConfig
+    folds : sequence of int, optional
+        The fold models; by default, all.
 
     Raises
     ------
@@ -173,12 +176,11 @@ def unkept_fold_logits(
         Weights are missing or damaged.
     """
     images = _Prediction(run, tuple(members), tuple(views), dataset, options, compute)
-    logits = images.empty_logits()
-    shape = logits.shape
-    every = list(product(range(shape[1]), range(shape[2])))
+    folds, logits = range(images.folds) if folds is None else folds, images.empty_logits()
+    every = list(product(range(len(members)), folds))
     with progress(len(every) * len(dataset) * len(images.views), "predict", "views") as bar:
         _compute(images, every, None, logits, bar)
-    return FoldLogits(images.names, logits, np.ones(shape[:2], bool))
+    return FoldLogits(images.names, logits[:, :, list(folds)], np.ones(logits.shape[:2], bool))
 
 
 def kept_fold_logits(run: Run, members: Sequence[str], views: Sequence[str], dataset: Dataset) -> np.ndarray:

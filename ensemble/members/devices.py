@@ -104,12 +104,6 @@ def use(device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
-def release_memory(device: torch.device) -> None:
-    """Return memory that torch caches on a CUDA device, so that other processes can have it."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
 def synchronize(device: torch.device) -> None:
     """Wait until a device has computed what it was given."""
     if device.type == "cuda":

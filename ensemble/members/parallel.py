@@ -7,9 +7,9 @@ several GPUs one process on each trains a part of the folds. With `--jobs` so ma
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,16 +17,17 @@ import numpy as np
 import torch
 
 from ensemble.config import AugmentConfig, ComputeConfig
-from ensemble.errors import Stopped, TheraError
-from ensemble.machine import available_memory
+from ensemble.errors import OutOfDeviceMemory, Stopped, TheraError
+from ensemble.members.budget import free_bytes, group_sizes
 from ensemble.members.devices import choose_devices
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import default_workers
+from ensemble.members.memory import memory_errors, release_frames
 from ensemble.members.plans import Plan
 from ensemble.members.processes import Progress, Workers, at_once, shares
-from ensemble.members.resident import ResidentEpochs, resident_bytes
+from ensemble.members.resident import ResidentEpochs
+from ensemble.members.saving import Checkpoint
 from ensemble.members.training import (
-    Checkpoint,
     FoldResult,
     FoldTraining,
     fold_result,
@@ -35,14 +36,6 @@ from ensemble.members.training import (
 )
 from ensemble.members.watch import Watch
 from ensemble.progress import Bar, Say, silent
-
-OF_IMAGES, OF_NETWORKS = 0.4, 0.3
-"""Shares of a device's free memory that resident images, and networks with their training state, may take. The rest is
-left for activations."""
-
-GROWS = 2.5
-"""Memory of a network after its first update, as a multiple of its memory before. It first holds the weights and their
-average; the update adds the gradients and the two moments of the optimiser: 5 copies instead of 2."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +101,9 @@ def train_together(
 ) -> list[FoldResult | TheraError]:
     """Train and predict each task as `train_and_predict` does; on a CPU the results have the same bytes.
 
-    If the images of an epoch do not fit into the device's memory, the folds are trained one after the other, each with
-    its own augmented images. If not all networks fit, as many as fit are trained together, then the next ones.
+    If the images of an epoch do not fit into the device's memory beside a network, the folds are trained one after the
+    other, each with its own augmented images. If not all networks fit, as many as fit are trained together, then the
+    next ones. What a network needs is measured; see `budget.group_sizes`.
 
     Parameters
     ----------
@@ -126,30 +120,39 @@ def train_together(
     Returns
     -------
     list of FoldResult or TheraError
-        The result of each task. One that fails has its error here and does not stop the others.
+        The result of each task. One that fails has its error here and does not stop the others. One that exhausts the
+        memory of the GPU is first tried again alone, from its last saved state on, when the others are finished.
 
     Raises
     ------
     TheraError
-        As `train_and_predict`, if there is only one task.
+        As `train_and_predict`, if there is only one task. Exhausted memory of a GPU is returned in any case.
     """
-    room = share * _free(device)
     if len(tasks) == 1:
-        return [_alone(tasks[0], device, workers, bar)]
-    alike: dict[AugmentConfig, list[FoldJob]] = {}
-    for task in tasks:
-        alike.setdefault(task.job.config.augmentation, []).append(task.job)
+        try:
+            return [_alone(tasks[0], device, workers, bar)]
+        except OutOfDeviceMemory as error:  # returned, so that folds in other processes go on
+            return [_noted(error, bar)]
+    sizes = group_sizes([(task.job, task.plan) for task in tasks], device, share * free_bytes(device))
+    if sizes is None:
+        return [_attempted(task, device, workers, bar) for task in tasks]
     results: list[FoldResult | TheraError] = []
-    if sum(resident_bytes(jobs) for jobs in alike.values()) > OF_IMAGES * room:
-        for task in tasks:
-            try:
-                results.append(_alone(task, device, workers, bar))
-            except TheraError as error:
-                results.append(_noted(error, bar))
-        return results
-    while len(results) < len(tasks):
-        results += _group(tasks[len(results) :], OF_NETWORKS * room, device, workers, bar)
+    for end in np.cumsum(sizes):
+        while len(results) < end:
+            results += _group(tasks[len(results) : end], device, workers, bar)
+    for index, (task, result) in enumerate(zip(tasks, results, strict=True)):
+        if isinstance(result, OutOfDeviceMemory):
+            bar.say(f"note: member {task.job.config.name} fold {task.job.fold} is tried again alone")
+            results[index] = _attempted(task, device, workers, bar)
     return results
+
+
+def _attempted(task: Task, device: torch.device, workers: int, bar: Progress) -> FoldResult | TheraError:
+    """Train a task alone, from its last saved state on; an error is returned."""
+    try:
+        return _alone(task, device, workers, bar)
+    except TheraError as error:
+        return _noted(error, bar)
 
 
 def _alone(task: Task, device: torch.device, workers: int, bar: Progress) -> FoldResult:
@@ -165,34 +168,34 @@ def _noted(error: TheraError, bar: Progress) -> TheraError:
     if isinstance(error, Stopped):
         raise error
     bar.note(f"failed: {error}")
-    cause: BaseException | None = error
-    while cause is not None:
-        traceback.clear_frames(cause.__traceback__)
-        cause = cause.__cause__ or cause.__context__
+    release_frames(error)
     return error
 
 
-def _group(
-    tasks: Sequence[Task], room: float, device: torch.device, workers: int, bar: Progress
-) -> list[FoldResult | TheraError]:
-    """Train the first tasks, up to and including the one whose network exceeds `room` bytes; return their results."""
-    before, trainings = _allocated(device), []
+def _group(tasks: Sequence[Task], device: torch.device, workers: int, bar: Progress) -> list[FoldResult | TheraError]:
+    """Train tasks side by side, or the first ones if the memory does not suffice for the next network."""
+    trainings: list[FoldTraining] = []
     for task in tasks:
-        trainings.append(FoldTraining(task.job, task.checkpoint, task.plan, device, task.watch))
-        trainings[-1].resume(bar)
-        if GROWS * (_allocated(device) - before) > room:
+        try:
+            with memory_errors(task.job):
+                training = FoldTraining(task.job, task.checkpoint, task.plan, device, task.watch)
+        except OutOfDeviceMemory as error:
+            if not trainings:
+                return [_noted(error, bar)]
             break
+        trainings.append(training)
+        training.resume(bar)
     failed: dict[int, TheraError] = {}
     seconds = _train(trainings, failed, device, workers, bar)
     results: list[FoldResult | TheraError] = []
     for index, (task, training) in enumerate(zip(tasks, trainings, strict=False)):
+        if index in failed:
+            results.append(failed[index])
+            continue
         started, network = time.monotonic(), training.average
         try:
-            if index in failed:
-                raise failed[index]
             logits = predict_held_out(task.job, network, task.plan, device, task.held_out, task.views, bar)
-            total = seconds[index] + time.monotonic() - started
-            results.append(fold_result(network, training.history, logits, total, task.checkpoint))
+            results.append(fold_result(training, logits, seconds[index] + time.monotonic() - started, task.checkpoint))
         except TheraError as error:
             results.append(_noted(error, bar))
     return results
@@ -212,11 +215,12 @@ def _train(
     for augmentation, group in alike.items():
         first_epochs = [each.epoch for each in group]
         images[augmentation] = ResidentEpochs([each.job for each in group], first_epochs, share, device, bar)
-    try:
+    with contextlib.ExitStack() as opened:
+        for resident in images.values():
+            opened.callback(resident.close)
+        for training in trainings:
+            opened.enter_context(training)
         _train_epochs(trainings, images, seconds, failed, bar)
-    finally:
-        for each in images.values():
-            each.close()
     return seconds
 
 
@@ -232,32 +236,25 @@ def _train_epochs(
     for epoch in range(last):
         due = [index for index, each in enumerate(trainings) if each.is_due(epoch) and index not in failed]
         for augmentation in dict.fromkeys(trainings[index].job.config.augmentation for index in due):
-            images[augmentation].start(epoch, bar)
+            alike = [index for index in due if trainings[index].job.config.augmentation == augmentation]
+            try:
+                with memory_errors(trainings[alike[0]].job):
+                    images[augmentation].start(epoch, bar)
+            except OutOfDeviceMemory as error:
+                failed |= dict.fromkeys(alike, _noted(error, bar))
         for index in due:
             started, training = time.monotonic(), trainings[index]
+            resident = images[training.job.config.augmentation]
+            # The loop has a second pass only if the training begins again with micro-batches.
             try:
-                resident = images[training.job.config.augmentation]
-                training.run_epoch(resident.batches(training.job, epoch, training.update), bar)
+                while index not in failed and training.is_due(epoch):
+                    training.run_epoch(resident.batches(training.job, epoch, training.update), bar)
             except TheraError as error:
                 failed[index] = _noted(error, bar)
             seconds[index] += time.monotonic() - started
-
-
-def _free(device: torch.device) -> float:
-    """Return the free bytes of a device, including those that torch has cached; infinity for a CPU."""
-    if device.type == "mps":  # its memory is the system's
-        return float(min(available_memory(), torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()))
-    if device.type != "cuda":
-        return math.inf
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return float(torch.cuda.mem_get_info(device)[0] + cached)
-
-
-def _allocated(device: torch.device) -> int:
-    """Return the bytes of all tensors on a device; 0 for a CPU."""
-    if device.type == "mps":
-        return torch.mps.current_allocated_memory()
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    for index, failure in failed.items():
+        if isinstance(failure, OutOfDeviceMemory):
+            bar.skip(-trainings[index].images_seen)  # they are counted again when it is tried alone
 
 
 def train_tasks(

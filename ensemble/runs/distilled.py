@@ -61,10 +61,24 @@ class Distilled:
     logits: dict[str, str] = field(default_factory=dict)
     from_oof: bool = False
 
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """Why the student's measured error may be lower than that of new images, a clause each."""
+        held_out = "learned from held-out images, without their labels: on images that it was not given"
+        from_oof = "learned OOF logits of networks that saw the labels of its held-out images: on new images"
+        reasons = {held_out: self.held_out, from_oof: self.from_oof and self.teacher_weight > 0}
+        return tuple(f"{reason}, the error may be higher" for reason, holds in reasons.items() if holds)
+
 
 def is_distilled(member: MemberFolder) -> bool:
     """Return whether a member is a student, which learned the answers of a stack."""
     return (member.folder / FACTS).exists()
+
+
+def caveats(members: Sequence[MemberFolder]) -> tuple[str, ...]:
+    """Return a sentence for each reason why an error that is measured with these members may be too low."""
+    students = [(member.name, read_distilled(member)) for member in members if is_distilled(member)]
+    return tuple(f"member {name} {caveat}." for name, student in students for caveat in student.caveats)
 
 
 def read_distilled(member: MemberFolder) -> Distilled:

@@ -86,9 +86,9 @@ def test_a_home_that_cannot_be_written_is_still_read(
 
 
 def test_no_library_makes_a_folder_called_tilde(tmp_path: Path) -> None:
-    code = "import os; os.path.expanduser = lambda path: path; import ensemble.members.probe as probe; "
-    code += "from huggingface_hub import constants; import torch; probe._write({}); "
-    code += "print(constants.HF_HUB_CACHE, torch.hub.get_dir(), probe._file(), sep='\\n')"
+    code = "import os; os.path.expanduser = lambda path: path; import ensemble.members.probe_cache as probe; "
+    code += "from huggingface_hub import constants; import torch; probe.write_cache({}); "
+    code += "print(constants.HF_HUB_CACHE, torch.hub.get_dir(), probe.cache_file(), sep='\\n')"
     (tmp_path / "work").mkdir()
     environment = {name: value for name, value in os.environ.items() if name not in HOMELESS}
     environment |= {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "tmp")}

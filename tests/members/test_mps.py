@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -9,10 +11,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ensemble.bench_config import BenchConfig
+from ensemble.commands import bench
+from ensemble.commands.checks import check_compute
 from ensemble.config import MemberConfig
 from ensemble.errors import ConfigError, ResourceError
 from ensemble.members import devices, mps_check
 from ensemble.members.backbones import build
+from ensemble.members.budget import group_sizes
 from ensemble.members.devices import choose_device, choose_devices, copied, memory_format, moved
 from ensemble.members.inference import predict_logits
 from ensemble.members.mps_check import TOLERANCE, mps_fault
@@ -51,6 +57,19 @@ def test_it_is_not_used_where_it_does_not_agree(apple: Callable[..., None]) -> N
     assert lines[0].startswith("warning: Apple's GPU is not used: a training step on it does not agree")
     with pytest.raises(ResourceError, match=r"--device mps: a training step on it does not agree .*use --device cpu"):
         choose_device("mps")
+
+
+def test_it_is_refused_before_torch_is_imported_on_another_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    with pytest.raises(ConfigError, match="--device: mps is not there: it is the GPU of a Mac; use --device cpu"):
+        check_compute("mps")
+
+
+def test_a_benchmark_of_it_is_refused(apple: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    apple()
+    monkeypatch.setattr(bench, "check_compute", lambda device: None)
+    with pytest.raises(ConfigError, match="bench measures CPUs and CUDA devices; got mps; use --device cpu"):
+        bench.bench(BenchConfig(device="mps"))
 
 
 @pytest.mark.parametrize(("built", "found"), [(False, "has no MPS"), (True, "torch says that MPS is not available")])
@@ -104,6 +123,7 @@ def test_it_computes_in_float32_alone() -> None:
         "goes on with native convolutions; it was begun with compiled ones",
     )
     assert continued(Plan("bf16"), MPS, 64) is None
+    assert group_sizes([], MPS, math.inf) is None, "each fold is trained alone"
 
 
 def test_memory_format_and_copies_are_those_that_are_correct_there(monkeypatch: pytest.MonkeyPatch) -> None:
