@@ -69,7 +69,7 @@ def test_a_benchmark_of_it_is_refused(apple: Callable[..., None], monkeypatch: p
     apple()
     monkeypatch.setattr(bench, "check_compute", lambda device: None)
     with pytest.raises(ConfigError, match="bench measures CPUs and CUDA devices; got mps; use --device cpu"):
-        bench.bench(BenchConfig(device="mps"))
+        bench.bench(BenchConfig(device="mps", subjects=("train",)))
 
 
 @pytest.mark.parametrize(("built", "found"), [(False, "has no MPS"), (True, "torch says that MPS is not available")])
