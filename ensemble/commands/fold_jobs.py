@@ -254,7 +254,7 @@ def _plan(
             return plan
     batches = job.images // job.batch_size
     if resources.device.type != "cpu":  # a GPU compiles once for all folds of a process
-        batches *= max(1, len(folds) // (resources.jobs or 1))
+        batches *= max(1, len(folds) // resources.processes_on_gpus)
     return choose_plan(member, resources.device, size, "train", batches, len(cores), job.classes)
 
 

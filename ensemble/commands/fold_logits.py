@@ -214,7 +214,7 @@ def _compute(
 
     The logits are rounded in the same way whether they are written or not.
     """
-    with _predictor(images, len(missing) * len(images.views)) as predictor:
+    with _predictor(images, len(missing) * len(images.views), bar.say) as predictor:
         models = _fold_models(images, predictor, missing)
         for index, by_view, plan in predictor.predict(models, images.views, bar):
             column, fold = missing[index]
@@ -226,12 +226,12 @@ def _compute(
             logits[:, column, fold] = stored.mean(axis=1)
 
 
-def _predictor(images: _Prediction, passes: int) -> Predictor:
+def _predictor(images: _Prediction, passes: int, say: Say) -> Predictor:
     from ensemble.members.parallel import Resources
     from ensemble.members.predictor import Predictor
 
     options = images.options
-    resources = Resources.of(images.compute)
+    resources = Resources.of(images.compute, say)
     return Predictor(images.dataset.pixels, passes, resources, options.precision, options.convolutions)
 
 
@@ -303,7 +303,7 @@ def _cascade(
     assert isinstance(decision, Decision), "commands.predict refuses a cascade of more classes"
     seed, n = images.run.read().seed, len(images.dataset)
     every = list(product(range(len(images.members)), range(images.folds)))
-    with _predictor(images, len(every) * len(images.views)) as predictor:
+    with _predictor(images, len(every) * len(images.views), say) as predictor:
         models = _fold_models(images, predictor, every)
         costs = np.array([cost_per_image(model.spec, predictor.threads) for model in models[:: images.folds]])
         fit = functools.partial(

@@ -20,15 +20,16 @@ saving.py             when the state of a training is saved; on a GPU in a threa
 training.py           one member, one fold: epochs, resuming from the last saved state
 hub_cache.py          an architecture's files in the cache of the model hub, and whether they are undamaged
 hub_download.py       downloads them, with a clear answer within seconds where that fails
-devices.py            the device that is used, and why a GPU is not
+devices.py            the devices that are used, and why a GPU is not; moves networks and data there
+mps_check.py          compares a training step on Apple's GPU with the CPU
 watch.py              a measurement on held-out rows after each epoch
 inference.py          one network: pixels -> logits, one column a view
-parallel.py           folds in parallel: on the cores of a CPU, on one GPU, in several processes on a GPU
+parallel.py           folds in parallel: on the cores of a CPU, on one GPU, on several
 tensorboard_log.py    writes the histories of trainings for TensorBoard while they are trained
 budget.py             how many folds fit side by side into the memory of a GPU, by a measured update
 memory.py             the memory of a GPU: its errors, and how it is freed
 resident.py           an epoch's images on a GPU, augmented once for all folds
-processes.py          a pool of processes, each pinned to its cores
+processes.py          a pool of processes, each pinned to its cores and its GPU
 predictor.py          the logits of many fold models on one set of images
 onnx_networks.py      a network as an ONNX graph
 onnx_graph.py         the ONNX graph of a whole decision

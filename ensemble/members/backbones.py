@@ -15,6 +15,7 @@ from torch import nn
 from ensemble.config import MemberConfig
 from ensemble.errors import ArtifactError, ConfigError, ResourceError, TheraError, printable
 from ensemble.members import small_cnns as small_cnns  # registers them
+from ensemble.members.devices import memory_format
 from ensemble.members.hub_cache import HubSource, hub_source
 from ensemble.members.hub_download import alternatives, fetched
 from ensemble.members.safe_convolutions import sample_strided
@@ -63,7 +64,7 @@ class Backbone(nn.Module):
         x = pixels.permute(0, 3, 1, 2).float()  # (b, 3, H, W), channels last in memory
         if x.shape[-2:] != (self.input_size, self.input_size):
             x = nn.functional.interpolate(x, (self.input_size, self.input_size), mode="bilinear", antialias=True)
-        x = x.sub_(self.mean).div_(self.std).contiguous(memory_format=torch.channels_last)
+        x = x.sub_(self.mean).div_(self.std).contiguous(memory_format=memory_format(x.device))
         with torch.autocast(pixels.device.type, precision, enabled=precision != torch.float32):
             features = self.features(x)
         with torch.autocast(pixels.device.type, enabled=False):

@@ -57,8 +57,11 @@ def group_sizes(jobs: Sequence[tuple[FoldJob, Plan]], device: torch.device, room
     Returns
     -------
     list of int or None
-        None if the images do not fit beside one network; then each fold is trained alone, with its own batches.
+        None if the images do not fit beside one network, or on MPS; then each fold is trained alone, with its own
+        batches.
     """
+    if device.type == "mps":  # torch does not measure the peak of its memory
+        return None
     if math.isinf(room):
         return [len(jobs)]
     measured: dict[tuple[str, Plan], TrainingMemory] = {}
@@ -112,7 +115,7 @@ def measure(job: FoldJob, plan: Plan, device: torch.device) -> TrainingMemory:
 
 
 def free_bytes(device: torch.device) -> float:
-    """Return the free bytes of a device, including those that torch has cached; infinity for a CPU."""
+    """Return the free bytes of a device, including those that torch has cached; infinity if it is no CUDA device."""
     if device.type != "cuda":
         return math.inf
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

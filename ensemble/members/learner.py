@@ -9,6 +9,7 @@ from timm.utils import ModelEmaV3
 
 from ensemble.errors import ArtifactError
 from ensemble.members.backbones import Backbone, build
+from ensemble.members.devices import copied, moved
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.losses import class_weights, classification_loss, soft_cross_entropy
 from ensemble.members.optimiser import learning_rates, parameter_groups
@@ -28,11 +29,10 @@ def begin(job: FoldJob, plan: Plan, device: torch.device, micro_batches: int = 1
     weights = None
     if job.weights is not None:
         weights = {key: torch.from_numpy(value) for key, value in job.weights.items()}
-    network = build(config, job.pixels.shape[1], weights, classes=job.classes, address=job.address)
-    network = network.to(memory_format=torch.channels_last)
+    network = moved(build(config, job.pixels.shape[1], weights, classes=job.classes, address=job.address), device)
     if micro_batches > 1 and plan.convolutions == "compiled":
         plan = Plan(plan.precision)
-    return Learner(job, prepare(network.to(device), plan), plan, device, micro_batches)
+    return Learner(job, prepare(network, plan), plan, device, micro_batches)
 
 
 class Learner:
@@ -101,7 +101,7 @@ class Learner:
         self, pixels: torch.Tensor, labels: torch.Tensor, weights: np.ndarray | None = None
     ) -> torch.Tensor:
         """Compute the gradients of the mean loss of a batch, one micro-batch after the other; return this loss."""
-        pixels, labels = (each.to(self.device, non_blocking=True) for each in (pixels, labels))
+        pixels, labels = (copied(each, self.device) for each in (pixels, labels))
         of_rows = None if weights is None else torch.from_numpy(weights).to(self.device)
         of_parts = []
         for rows in np.array_split(np.arange(len(labels)), self.micro_batches):

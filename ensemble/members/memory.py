@@ -51,3 +51,5 @@ def release_cache(device: torch.device) -> None:
     """Return the memory that torch keeps for later to the device, where it is whole again."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()

@@ -1,8 +1,8 @@
-"""Train and predict folds in parallel: on the cores of a CPU, on one GPU, or in several processes on a GPU.
+"""Train and predict folds in parallel: on the cores of a CPU, on one GPU, or in one or more processes on each GPU.
 
 On a CPU each fold is trained in its own process, which is pinned to its share of the cores (`train_tasks`). On a GPU
-one process trains all folds, an epoch of each in turn, so that they share the augmented images (`train_together`). With
-`--jobs` several processes each train a part of the folds.
+one process trains all folds, an epoch of each in turn, so that they share the augmented images (`train_together`). On
+several GPUs one process on each trains a part of the folds. With `--jobs` so many processes do, on the GPUs in turn.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from ensemble.config import AugmentConfig, ComputeConfig
 from ensemble.errors import OutOfDeviceMemory, Stopped, TheraError
 from ensemble.members.budget import free_bytes, group_sizes
-from ensemble.members.devices import choose_device
+from ensemble.members.devices import choose_devices
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import default_workers
 from ensemble.members.memory import memory_errors, release_frames
@@ -35,41 +35,53 @@ from ensemble.members.training import (
     train_and_predict,
 )
 from ensemble.members.watch import Watch
-from ensemble.progress import Bar
+from ensemble.progress import Bar, Say, silent
 
 
 @dataclass(frozen=True)
 class Resources:
-    """The device, and the numbers of processes, that a computation may use.
+    """The devices, and the numbers of processes, that a computation may use.
 
     Attributes
     ----------
     device : torch.device
+        What a process computes on. Of several GPUs, it is the current device of the process ("cuda", without index).
     workers : int
-        Processes that augment images in advance; 0 to augment in the training process.
+        Processes that augment images in advance, for each process that trains on a GPU; 0 to augment in the training
+        process.
     jobs : int or None
         Networks that are computed in parallel; None for the default, which depends on the device and the work.
     save_every : float
         Seconds within an epoch after which the state of a training is saved.
+    gpus : tuple of torch.device
+        The CUDA devices, with their indices, that processes are distributed to; empty for other devices.
     """
 
     device: torch.device
     workers: int
     jobs: int | None
     save_every: float = math.inf
+    gpus: tuple[torch.device, ...] = ()
 
     @classmethod
-    def of(cls, compute: ComputeConfig) -> Resources:
-        """Return the resources that a config names, on this machine.
+    def of(cls, compute: ComputeConfig, say: Say = silent) -> Resources:
+        """Return the resources that a config names, on this machine; `say` is as in `choose_devices`.
 
         Raises
         ------
         ConfigError
             There is no such device.
         """
-        device = choose_device(compute.device)
-        workers = default_workers(device) if compute.workers is None else compute.workers
-        return cls(device, workers, compute.jobs, compute.save_every)
+        devices = choose_devices(compute.device, say)
+        device = devices[0] if len(devices) == 1 else torch.device("cuda")
+        workers = default_workers(device, len(devices)) if compute.workers is None else compute.workers
+        gpus = devices if device.type == "cuda" else ()
+        return cls(device, workers, compute.jobs, compute.save_every, gpus)
+
+    @property
+    def processes_on_gpus(self) -> int:
+        """The number of processes that train on GPUs, where there are enough folds."""
+        return self.jobs or max(1, len(self.gpus))
 
 
 @dataclass(frozen=True)
@@ -264,10 +276,10 @@ def train_tasks(
         The error of a task. If tasks are trained together, it is raised once the others have been yielded.
     """
     groups = _groups(cores, resources)
-    share = 1 / len(groups) if groups else 1.0
+    share = 1 / -(-len(groups) // max(1, len(resources.gpus))) if groups else 1.0  # of the memory of one device
     calls = [([tasks[index] for index in group], resources.device, resources.workers, share) for group, _ in groups]
     failed = []
-    with Workers() as processes:
+    with Workers(resources.gpus) as processes:
         for group, results in processes.run(train_together, calls, [of_group for _, of_group in groups], bar):
             for index, result in zip(groups[group][0], results, strict=True):
                 if isinstance(result, TheraError):
@@ -281,11 +293,11 @@ def train_tasks(
 def _groups(cores: Sequence[list[int]], resources: Resources) -> list[tuple[list[int], list[int]]]:
     """Return the groups of tasks that one process trains, as (indices, cores).
 
-    On a CPU each task is a group with its own cores. On a GPU there is one group, or one for each of `--jobs`.
+    On a CPU each task is a group with its own cores. There is one group for each GPU, or one for each of `--jobs`.
     """
     if resources.device.type == "cpu":
         return [([index], of_task) for index, of_task in enumerate(cores)]
-    n = at_once(len(cores), 0, resources.device, resources.jobs)
+    n = at_once(len(cores), 0, resources.device, resources.processes_on_gpus)
     return [(list(range(first, len(cores), n)), of_group) for first, of_group in enumerate(shares(n, n)) if cores]
 
 
@@ -293,4 +305,5 @@ def cores_of_jobs(jobs: Sequence[FoldJob], resources: Resources) -> list[list[in
     """Return the cores of each job: all cores if the jobs are on average too short for separate processes."""
     batches = sum(job.images // job.batch_size for job in jobs) // len(jobs)
     copied_bytes = jobs[0].mapped.copied_bytes  # all jobs have the same images
-    return shares(len(jobs), at_once(len(jobs), batches, resources.device, resources.jobs, copied_bytes))
+    requested = resources.jobs if resources.device.type == "cpu" else resources.processes_on_gpus
+    return shares(len(jobs), at_once(len(jobs), batches, resources.device, requested, copied_bytes))

@@ -75,6 +75,8 @@ def possible_plans(
     13 times as long); on a GPU below compute capability 8.0 bf16 by fp16, and fp16 by fp32 where a small network in
     fp16 is not finite (GTX 16xx).
 
+    On MPS (Apple's GPU) the only plan is float32 with the library's convolutions; nothing else was tried there.
+
     On a CPU, bf16 needs an input of more than 16 pixels. With less, the last stages have maps of one pixel, and there
     the gradient of a strided 3 × 3 convolution in bf16 is read from uninitialised memory (torch 2.15 with oneDNN).
 
@@ -89,7 +91,9 @@ def possible_plans(
     emulated : bool
         Whether to allow formats that the device only emulates, to continue a training that was begun on another one.
     """
-    if device.type != "cpu":
+    if device.type == "mps":
+        return (REFERENCE,)
+    if device.type == "cuda":
         if precision != "fp32" and not (precision == "bf16" and emulated):
             capable = torch.cuda.get_device_capability(device) >= (8, 0)
             precision = "fp16" if not capable or precision == "fp16" else "bf16"

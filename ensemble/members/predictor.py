@@ -72,9 +72,10 @@ class Predictor:
         self.requested = {"precision": precision, "convolutions": convolutions}
         cores = len(available_cores())
         batches = passes * len(pixels) // BATCH // cores
-        self._side_by_side = at_once(cores, batches, resources.device, resources.jobs, self._pixels.copied_bytes)
+        limits = resources.jobs, self._pixels.copied_bytes, max(1, len(resources.gpus))
+        self._side_by_side = at_once(cores, batches, resources.device, *limits)
         self._cores = shares(self._side_by_side, self._side_by_side)
-        self._workers = Workers()
+        self._workers = Workers(resources.gpus)
 
     def __enter__(self) -> Predictor:
         return self

@@ -17,8 +17,9 @@ import torch
 from ensemble.config import MemberConfig
 from ensemble.errors import ConfigError, is_out_of_device_memory, printable
 from ensemble.members.backbones import Backbone, build
+from ensemble.members.devices import moved, synchronize
 from ensemble.members.losses import focal_loss
-from ensemble.members.memory import release_frames
+from ensemble.members.memory import release_cache, release_frames
 from ensemble.members.plans import REFERENCE, Phase, Plan, is_followed, possible_plans, prepare
 from ensemble.members.probe_cache import cache_file, compiler, machine, read_cache, write_cache
 from ensemble.progress import Bar, progress
@@ -182,6 +183,7 @@ def probe(
             result = _fitting(config, image_size, plans, phase, batch, device, classes)
     finally:
         torch.set_num_threads(before)
+        release_cache(device)  # the processes that train have their own
     write_cache({**read_cache(), key: asdict(result)})
     return result
 
@@ -362,7 +364,7 @@ def _subject(
         for name, parameter in network.named_parameters():
             if not name.endswith("bias") and (parameter == parameter.flatten()[0]).all():
                 parameter.add_(0.5 * torch.randn_like(parameter))
-    network = network.to(memory_format=torch.channels_last).to(device)
+    network = moved(network, device)
     if config.freeze:
         network.freeze()
     numbers = torch.arange(batch, device=device)
@@ -372,9 +374,7 @@ def _subject(
 
 def _seconds(subject: _Subject) -> float:
     started = time.perf_counter()
-    result = subject.step()
-    if result.is_cuda:
-        torch.cuda.synchronize(result.device)
+    synchronize(subject.step().device)
     return time.perf_counter() - started
 
 

@@ -29,6 +29,7 @@ import torch
 
 from ensemble.errors import ResourceError, TheraError, out_of_memory, printable
 from ensemble.machine import available_cores, available_memory
+from ensemble.members.devices import use
 from ensemble.progress import Bar
 
 POLL_S = 0.5
@@ -114,8 +115,10 @@ def shares(jobs: int, at_once: int) -> list[list[int]]:
     return full + (split(last) if last else [])
 
 
-def at_once(jobs: int, batches: int, device: torch.device, requested: int | None, copied_bytes: int = 0) -> int:
-    """Return how many jobs to compute in parallel: as requested, or on a CPU one for each core if the jobs are long.
+def at_once(
+    jobs: int, batches: int, device: torch.device, requested: int | None, copied_bytes: int = 0, gpus: int = 1
+) -> int:
+    """Return how many jobs to compute in parallel: as requested, or one for each core or GPU if the jobs are long.
 
     Parameters
     ----------
@@ -127,11 +130,14 @@ def at_once(jobs: int, batches: int, device: torch.device, requested: int | None
         The number of `--jobs`; without it, memory limits the number, too.
     copied_bytes : int
         The memory of the images that each process copies from this one.
+    gpus : int
+        The number of GPUs; each has at least one process, unless fewer are requested.
     """
     if requested is None:
         fits = (available_memory() - copied_bytes) // (MEMORY_OF_A_JOB + copied_bytes)
         most = min(len(available_cores()), max(1, fits))
-        requested = most if device.type == "cpu" and batches >= PROCESS_PAYS else 1
+        many = most if device.type == "cpu" else gpus
+        requested = many if batches >= PROCESS_PAYS else 1
     return max(1, min(requested, jobs, len(available_cores())))
 
 
@@ -154,9 +160,17 @@ Results: TypeAlias = Iterator[tuple[int, Any]]
 
 
 class Workers:
-    """Processes, each pinned to its cores, that are started when first needed and ended with the `with` block."""
+    """Processes, each pinned to its cores, that are started when first needed and ended with the `with` block.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    gpus : sequence of torch.device
+        CUDA devices with their indices. One of them is the current device of each process, and each is that of as many
+        processes as the others, or of one more. What is computed on `torch.device("cuda")` is computed there.
+    """
+
+    def __init__(self, gpus: Sequence[torch.device] = ()) -> None:
+        self._gpus = tuple(gpus)
         self._idle: dict[tuple[int, ...], _Worker] = {}
         self._running: dict[int, _Worker] = {}
 
@@ -210,7 +224,7 @@ class Workers:
             for index in waiting:
                 if busy.isdisjoint(cores[index]):
                     idle = self._idle.pop(tuple(cores[index]), None)
-                    self._running[index] = idle or _Worker(cores[index])
+                    self._running[index] = idle or _Worker(cores[index], self._free_gpu())
                     begun.append(index)
                 busy |= set(cores[index])  # a later call does not overtake one that waits for the same core
             # Only when all processes are starting: sending blocks until the receiver has imported torch.
@@ -224,6 +238,11 @@ class Workers:
                     del self._running[index]
                     self._idle[tuple(worker.cores)] = worker
                     yield index, worker.result
+
+    def _free_gpu(self) -> torch.device | None:
+        """Return the GPU that the fewest processes have; None if there are no GPUs."""
+        taken = [worker.gpu for worker in (*self._running.values(), *self._idle.values())]
+        return min(self._gpus, key=taken.count, default=None)
 
 
 @contextlib.contextmanager
@@ -240,11 +259,11 @@ def _threads(n: int) -> Iterator[None]:
 class _Worker:
     """A process that runs one call after the other, and the parent's end of the pipe to it."""
 
-    def __init__(self, cores: list[int]) -> None:
+    def __init__(self, cores: list[int], gpu: torch.device | None = None) -> None:
         context = multiprocessing.get_context("spawn")  # a fork deadlocks once torch's threads have been started
         self.connection, child_end = context.Pipe()
-        self.cores, self.result = cores, None
-        self._process = context.Process(target=_work, args=(child_end, cores))
+        self.cores, self.gpu, self.result = cores, gpu, None
+        self._process = context.Process(target=_work, args=(child_end, cores, gpu))
         with starting_processes():
             self._process.start()
         child_end.close()
@@ -377,8 +396,13 @@ class _RemoteBar:
         self._connection.send(("say", line))
 
 
-def _work(connection: Any, cores: list[int]) -> None:
-    """Run the calls received on the pipe until it closes; it also closes when the parent process ends."""
+def _work(connection: Any, cores: list[int], gpu: torch.device | None = None) -> None:
+    """Run the calls received on the pipe until it closes; it also closes when the parent process ends.
+
+    The GPU becomes the current device before anything else, so that this process has a context on no other one.
+    """
+    if gpu is not None:
+        use(gpu)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
     torch.set_num_threads(len(cores))

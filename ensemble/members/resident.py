@@ -150,7 +150,7 @@ class ResidentEpochs:
         held = self._held[epoch]
         while held.loaded < share * len(held.codes):
             pixels, _, _ = next(self._incoming)
-            held.pixels[held.loaded : held.loaded + len(pixels)].copy_(pixels, non_blocking=True)
+            held.pixels[held.loaded : held.loaded + len(pixels)].copy_(pixels, non_blocking=self._device.type == "cuda")
             held.loaded += len(pixels)
             if bar is not None:
                 bar.advance(0)

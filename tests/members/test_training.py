@@ -371,8 +371,8 @@ def test_device_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_device("auto") == CPU
     with pytest.raises(TheraError, match="torch sees 0 CUDA devices; use --device cpu"):
         choose_device("cuda")
-    with pytest.raises(TheraError, match="must be auto, cpu, cuda or cuda:N; got mps"):
-        choose_device("mps")
+    with pytest.raises(TheraError, match="must be auto, cpu, mps, cuda or cuda:N; got tpu"):
+        choose_device("tpu")
 
 
 READS_BACK = ("_local_scalar_dense", "nonzero", "scalar_tensor", "lift_fresh", "where.Scalar")
