@@ -42,7 +42,8 @@ estimator.py         TheraClassifier: images and labels, in scikit-learn's conve
 estimator_images.py  what TheraClassifier takes: folders, paths or pixels, with labels of any kind
 threshold_stacker.py ThresholdStacker: the second stage alone, on logits
 
-Folders, in the order in which data passes: data, runs, members, decision, reports; runtime and bench beside them.
+Folders, in the order in which data passes: data, runs, members, decision, reports; runtime, bench and cluster beside
+them.
 """
 
 from __future__ import annotations

@@ -147,7 +147,9 @@ PARTS: dict[str, tuple[Part, ...]] = {
     "predict": (
         _part(LabelledBy, key="by"),
         _part(PredictConfig, key="config"),
-        _part(ComputeConfig, "device", "jobs", key="compute"),  # prediction has no data workers
+        _part(
+            ComputeConfig, "device", "jobs", "cluster", "task_cores", key="compute"
+        ),  # prediction has no data workers
         _SCREEN,
     ),
     "distil": (

@@ -29,7 +29,7 @@ LAYERS = (
     {"prediction_results", "clean_results", "export_results", "push_results"},
     {"results", "bench_results", "explore_results"},
     {"distil_results"},
-    {"reports", "bench"},
+    {"reports", "bench", "cluster"},
     {"commands"},
     {"threshold_stacker"},
     {"estimator_images"},
@@ -84,8 +84,12 @@ OWNERS = {
     "pydantic_core": ("decision/objective.py",),
     "typer": ("cli.py", "options.py"),
     "tqdm": ("progress.py",),
+    "ray": ("cluster/",),
 }
 """The files and wings that may import a library; a change of library stays within them."""
+
+COMPUTING = ("members/", "bench/", "cluster/", "estimator", "threshold_stacker")
+"""Wings and files that import what is slow to load at their top."""
 
 SLOW = {
     "torch",
@@ -104,6 +108,7 @@ SLOW = {
     "onnxscript",
     "onnxruntime",
     "openvino",
+    "ray",
 }
 """Libraries that take long to load. Outside the wings that consist of them they are imported where they are used."""
 
@@ -230,7 +235,7 @@ def test_one_file_imports_the_cpu_kernels_and_through_one_door() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in FILES if not name_of(path).startswith(("members/", "bench/", "estimator", "threshold_stacker"))],
+    [path for path in FILES if not name_of(path).startswith(COMPUTING)],
     ids=name_of,
 )
 def test_what_is_slow_to_load_is_imported_where_it_is_used(path: Path) -> None:

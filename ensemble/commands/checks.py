@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ensemble.commands.starting_weights import is_member_folder
-from ensemble.config import WITHOUT_WEIGHTS, MemberConfig
+from ensemble.config import WITHOUT_WEIGHTS, ComputeConfig, MemberConfig
 from ensemble.config_fields import DEVICE_PATTERN, DEVICES
 from ensemble.data.dataset import Source
 from ensemble.data.folds import refuse_small_classes
@@ -35,18 +35,37 @@ DEPRECATED = re.compile(r"^register_model_deprecations\((.*?)^}", re.MULTILINE |
 """Finds the table of former names in a source file of timm: `'former': 'present'` a line."""
 
 
-def check_compute(device: str, log: str | None = None) -> None:
-    """Refuse a device that does not exist, as far as that is known without torch, and a tracker that is not installed.
+def check_compute(compute: ComputeConfig) -> None:
+    """Refuse a device that does not exist, as far as that is known without torch, and packages that are missing.
+
+    Raises
+    ------
+    ConfigError
+        As `check_device`; or a card of a cluster is named, or a core count without a cluster.
+    ResourceError
+        The package of the tracker or of the cluster is missing.
+    """
+    if compute.log is not None:
+        refuse_missing(compute.log, f"--log {compute.log}")
+    if compute.cluster is None:
+        if compute.task_cores is not None:
+            raise ConfigError("--task-cores", "is for the tasks of a cluster", "give --cluster, too, or leave it out")
+        check_device(compute.device)
+        return
+    refuse_missing("cluster", f"--cluster {printable(compute.cluster)}")
+    if compute.device not in ("auto", "cpu", "cuda"):
+        problem = f"must be auto, cpu or cuda with --cluster; got {printable(compute.device)}"
+        raise ConfigError("--device", problem, "the cluster chooses the card of each task")
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that does not exist, as far as that is known without torch.
 
     Raises
     ------
     ConfigError
         It is no name of a device, or CUDA is requested on Linux without an NVIDIA driver, or MPS on no Mac.
-    ResourceError
-        The package of the tracker is missing.
     """
-    if log is not None:
-        refuse_missing(log, f"--log {log}")
     if not re.fullmatch(DEVICE_PATTERN, device):
         raise ConfigError("--device", f"must be {DEVICES}; got {device}")
     if device == "mps" and sys.platform != "darwin":

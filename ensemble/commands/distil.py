@@ -134,7 +134,7 @@ def distil(
     refuse_missing("train", "thera distil")
     config, student, compute = config or DistilConfig(), student or StudentConfig(), compute or ComputeConfig()
     started, folder = time.time(), Run(run)
-    check_compute(compute.device, compute.log)
+    check_compute(compute)
     facts, table = folder.read(), folder.read_folds()
     member, own = folder.member(student.name), student.member
     check_members([own])
@@ -143,11 +143,9 @@ def distil(
     refuse_other_teacher(member, recorded)
     source = _open(config, facts.class_count)
     with folder.removed_unless_begun([member]), locked(member.folder):
-        from ensemble.members.devices import choose_device  # from here on, imports take seconds
-        from ensemble.members.parallel import Resources
+        from ensemble.cluster.resources import resources_of  # from here on, imports take seconds
 
-        choose_device(compute.device, say)
-        resources, lesson = Resources.of(compute), _lesson(folder, table, source, config, say)
+        resources, lesson = resources_of(compute, say), _lesson(folder, table, source, config, say)
         if (extra := lesson.unlabelled) is not None:
             recorded = replace(recorded, unlabelled=len(extra), unlabelled_sha256=extra.fingerprint)
         begin_distilled(member, recorded)
@@ -322,7 +320,6 @@ def _costs(
     run: Run, teacher: _Teacher, student: MemberFolder, images: Dataset, resources: Resources
 ) -> tuple[Cost, Cost]:
     """Return what teacher and student cost, by the probed speed of each network."""
-    from ensemble.members.inference import cost_per_image
     from ensemble.members.plans import Plan
     from ensemble.members.predictor import Predictor
 
@@ -338,7 +335,7 @@ def _costs(
                 spec = predictor.spec(of_member.current_config, as_trained, facts.folds, facts.class_count)
                 parameters += facts.folds * (of_member.parameters or 0)
                 if resources.device.type == "cpu":
-                    seconds += passes * cost_per_image(spec, predictor.threads)
+                    seconds += passes * predictor.cost_per_image(spec)
         return Cost(facts.folds * len(members), parameters, 1 / seconds if seconds else None)
 
     return cost(teachers), cost([student])

@@ -241,12 +241,14 @@ def _plan(
     from ensemble.members.plans import Plan, continued
     from ensemble.members.probe import choose_plan
 
-    member, size = job.config, job.pixels.shape[1]
+    member, size, pool = job.config, job.pixels.shape[1], resources.pool()
     if folder.has_begun:
         facts = folder.read()
         begun = Plan(facts.precision, facts.convolutions)
-        going_on = continued(begun, resources.device, member.input_size or size)
+        going_on = pool.call(continued, begun, resources.device, member.input_size or size)
         if going_on is not None:
+            plan: Plan
+            said: str
             plan, said = going_on
             if said and not all(map(folder.has_fold, folds)):
                 slow = "; it takes many times as long as where it was begun" if "emulates" in said else ""
@@ -255,7 +257,8 @@ def _plan(
     batches = job.images // job.batch_size
     if resources.device.type != "cpu":  # a GPU compiles once for all folds of a process
         batches *= max(1, len(folds) // resources.processes_on_gpus)
-    return choose_plan(member, resources.device, size, "train", batches, len(cores), job.classes)
+    plan = pool.call(choose_plan, member, resources.device, size, "train", batches, len(cores), job.classes)
+    return plan
 
 
 def _with_origin(folder: MemberFolder, member: MemberConfig, size: int, say: Say) -> tuple[MemberConfig, str | None]:

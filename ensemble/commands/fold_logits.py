@@ -227,11 +227,11 @@ def _compute(
 
 
 def _predictor(images: _Prediction, passes: int, say: Say) -> Predictor:
-    from ensemble.members.parallel import Resources
+    from ensemble.cluster.resources import resources_of
     from ensemble.members.predictor import Predictor
 
     options = images.options
-    resources = Resources.of(images.compute, say)
+    resources = resources_of(images.compute, say)
     return Predictor(images.dataset.pixels, passes, resources, options.precision, options.convolutions)
 
 
@@ -298,14 +298,12 @@ def _cascade(
     `PILOT` images, drawn with the seed of the run, are evaluated by all members and views. They give the threshold that
     the cascade is fitted at, and show its effect on the labels. An interrupted cascade leaves no files.
     """
-    from ensemble.members.inference import cost_per_image
-
     assert isinstance(decision, Decision), "commands.predict refuses a cascade of more classes"
     seed, n = images.run.read().seed, len(images.dataset)
     every = list(product(range(len(images.members)), range(images.folds)))
     with _predictor(images, len(every) * len(images.views), say) as predictor:
         models = _fold_models(images, predictor, every)
-        costs = np.array([cost_per_image(model.spec, predictor.threads) for model in models[:: images.folds]])
+        costs = np.array([predictor.cost_per_image(model.spec) for model in models[:: images.folds]])
         fit = functools.partial(
             fit_cascade, by_view, decision.stacker, cost=costs, probability=probability, groups=oof.groups, seed=seed
         )

@@ -72,7 +72,7 @@ def predict(run: Path, config: PredictConfig, compute: ComputeConfig | None = No
     read_decisions(folder, say)  # a run without a decision is refused before the images are read
     source = open_unlabelled(config, facts.class_count)
     out = checked_target(folder, config.out, source.ids, config.force)
-    check_compute(compute.device)
+    check_compute(compute)
     announce(source, say)
     from ensemble.data.store import load_dataset
 

@@ -8,9 +8,10 @@ several GPUs one process on each trains a part of the folds. With `--jobs` so ma
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,7 @@ from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import default_workers
 from ensemble.members.memory import memory_errors, release_frames
 from ensemble.members.plans import Plan
-from ensemble.members.processes import Progress, Workers, at_once, shares
+from ensemble.members.processes import Pool, Progress, Workers, at_once, shares
 from ensemble.members.resident import ResidentEpochs
 from ensemble.members.saving import Checkpoint
 from ensemble.members.training import (
@@ -54,7 +55,9 @@ class Resources:
     save_every : float
         Seconds within an epoch after which the state of a training is saved.
     gpus : tuple of torch.device
-        The CUDA devices, with their indices, that processes are distributed to; empty for other devices.
+        The CUDA devices, with their indices, that processes of this machine are distributed to; else empty.
+    pool : callable
+        Returns the pool that computes; it is used as a context. By default, the processes of this machine.
     """
 
     device: torch.device
@@ -62,6 +65,7 @@ class Resources:
     jobs: int | None
     save_every: float = math.inf
     gpus: tuple[torch.device, ...] = ()
+    pool: Callable[[], Pool] = Workers
 
     @classmethod
     def of(cls, compute: ComputeConfig, say: Say = silent) -> Resources:
@@ -76,7 +80,7 @@ class Resources:
         device = devices[0] if len(devices) == 1 else torch.device("cuda")
         workers = default_workers(device, len(devices)) if compute.workers is None else compute.workers
         gpus = devices if device.type == "cuda" else ()
-        return cls(device, workers, compute.jobs, compute.save_every, gpus)
+        return cls(device, workers, compute.jobs, compute.save_every, gpus, functools.partial(Workers, gpus))
 
     @property
     def processes_on_gpus(self) -> int:
@@ -275,12 +279,13 @@ def train_tasks(
     TheraError
         The error of a task. If tasks are trained together, it is raised once the others have been yielded.
     """
-    groups = _groups(cores, resources)
-    share = 1 / -(-len(groups) // max(1, len(resources.gpus))) if groups else 1.0  # of the memory of one device
+    groups, pool = _groups(cores, resources), resources.pool()
+    of_one_gpu = -(-len(groups) // max(1, len(resources.gpus))) if pool.shares_a_gpu else resources.jobs or 1
+    share = 1 / of_one_gpu if groups else 1.0  # of the memory of one device
     calls = [([tasks[index] for index in group], resources.device, resources.workers, share) for group, _ in groups]
     failed = []
-    with Workers(resources.gpus) as processes:
-        for group, results in processes.run(train_together, calls, [of_group for _, of_group in groups], bar):
+    with pool:
+        for group, results in pool.run(train_together, calls, [of_group for _, of_group in groups], bar):
             for index, result in zip(groups[group][0], results, strict=True):
                 if isinstance(result, TheraError):
                     failed.append(result)
@@ -293,9 +298,10 @@ def train_tasks(
 def _groups(cores: Sequence[list[int]], resources: Resources) -> list[tuple[list[int], list[int]]]:
     """Return the groups of tasks that one process trains, as (indices, cores).
 
-    On a CPU each task is a group with its own cores. There is one group for each GPU, or one for each of `--jobs`.
+    On a CPU each task is a group with its own cores. There is one group for each GPU, or one for each of `--jobs`,
+    unless the pool computes each task on its own.
     """
-    if resources.device.type == "cpu":
+    if resources.device.type == "cpu" or not resources.pool().shares_a_gpu:
         return [([index], of_task) for index, of_task in enumerate(cores)]
     n = at_once(len(cores), 0, resources.device, resources.processes_on_gpus)
     return [(list(range(first, len(cores), n)), of_group) for first, of_group in enumerate(shares(n, n)) if cores]
@@ -306,4 +312,4 @@ def cores_of_jobs(jobs: Sequence[FoldJob], resources: Resources) -> list[list[in
     batches = sum(job.images // job.batch_size for job in jobs) // len(jobs)
     copied_bytes = jobs[0].mapped.copied_bytes  # all jobs have the same images
     requested = resources.jobs if resources.device.type == "cpu" else resources.processes_on_gpus
-    return shares(len(jobs), at_once(len(jobs), batches, resources.device, requested, copied_bytes))
+    return resources.pool().cores(len(jobs), batches, resources.device, requested, copied_bytes)

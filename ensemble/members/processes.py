@@ -159,6 +159,46 @@ Job: TypeAlias = Callable[..., Any]
 Results: TypeAlias = Iterator[tuple[int, Any]]
 
 
+class Pool(Protocol):
+    """What computes jobs: the processes of this machine (`Workers`), or another pool with the same contract.
+
+    Attributes
+    ----------
+    shares_a_gpu : bool
+        Whether all folds on a GPU are one job that shares the augmented images, or each fold is a job of its own.
+    least_batches : int
+        The least batches for which a part of the images of a prediction is a job of its own.
+    """
+
+    @property
+    def shares_a_gpu(self) -> bool: ...
+
+    @property
+    def least_batches(self) -> int: ...
+
+    def __enter__(self) -> Pool: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def close(self) -> None: ...
+
+    def cores(
+        self, jobs: int, batches: int, device: torch.device, requested: int | None, copied_bytes: int = 0
+    ) -> list[list[int]]:
+        """Return the cores of each of some jobs; the parameters are those of `at_once`."""
+
+    def slots(
+        self, batches: int, device: torch.device, requested: int | None, copied_bytes: int = 0
+    ) -> list[list[int]]:
+        """Return the cores of as many jobs as are computed at once where there are enough; parameters as `at_once`."""
+
+    def run(self, function: Job, calls: Sequence[tuple[Any, ...]], cores: Sequence[list[int]], bar: Bar) -> Results:
+        """Run `function(*call, bar)` for every call, and yield (index, result) in the order in which they finish."""
+
+    def call(self, function: Job, *arguments: Any) -> Any:
+        """Return `function(*arguments)`, computed on a machine that computes the jobs: a probe, or what it supports."""
+
+
 class Workers:
     """Processes, each pinned to its cores, that are started when first needed and ended with the `with` block.
 
@@ -168,6 +208,8 @@ class Workers:
         CUDA devices with their indices. One of them is the current device of each process, and each is that of as many
         processes as the others, or of one more. What is computed on `torch.device("cuda")` is computed there.
     """
+
+    shares_a_gpu, least_batches = True, 1
 
     def __init__(self, gpus: Sequence[torch.device] = ()) -> None:
         self._gpus = tuple(gpus)
@@ -185,6 +227,24 @@ class Workers:
         for worker in (*self._running.values(), *self._idle.values()):
             worker.end()
         self._idle, self._running = {}, {}
+
+    def cores(
+        self, jobs: int, batches: int, device: torch.device, requested: int | None, copied_bytes: int = 0
+    ) -> list[list[int]]:
+        """Return the cores of each job: as many jobs at once as `at_once` says, with equal shares."""
+        return shares(jobs, at_once(jobs, batches, device, requested, copied_bytes))
+
+    def slots(
+        self, batches: int, device: torch.device, requested: int | None, copied_bytes: int = 0
+    ) -> list[list[int]]:
+        """Return the cores of as many jobs at once as `at_once` says if there is one for each core, in equal shares."""
+        gpus = max(1, len(self._gpus))
+        side_by_side = at_once(len(available_cores()), batches, device, requested, copied_bytes, gpus)
+        return shares(side_by_side, side_by_side)
+
+    def call(self, function: Job, *arguments: Any) -> Any:
+        """Return `function(*arguments)`, computed in this process."""
+        return function(*arguments)
 
     def run(self, function: Job, calls: Sequence[tuple[Any, ...]], cores: Sequence[list[int]], bar: Bar) -> Results:
         """Run `function(*call, bar)` for every call, and yield (index, result) in the order in which they finish.
@@ -410,13 +470,20 @@ def _work(connection: Any, cores: list[int], gpu: torch.device | None = None) ->
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             function, call = connection.recv()
-            try:
-                answer = "done", function(*call, _RemoteBar(connection))
-            except (BrokenPipeError, ConnectionResetError):
-                return
-            except (TheraError, OSError, MemoryError) as error:
-                answer = "failed", error
-            except Exception as error:
-                fault = RuntimeError(f"{error!r} in a computing process:\n{traceback.format_exc()}")
-                answer = "failed", out_of_memory(error, "a computing process") or fault
-            connection.send(answer)
+            connection.send(outcome(function, call, _RemoteBar(connection)))
+
+
+def outcome(function: Job, call: tuple[Any, ...], bar: Progress) -> tuple[str, Any]:
+    """Return ("done", the result of `function(*call, bar)`), or ("failed", an error that can be sent to a parent).
+
+    Errors of a closed pipe are raised.
+    """
+    try:
+        return "done", function(*call, bar)
+    except (BrokenPipeError, ConnectionResetError):
+        raise
+    except (TheraError, OSError, MemoryError) as error:
+        return "failed", error
+    except Exception as error:
+        fault = RuntimeError(f"{error!r} in a computing process:\n{traceback.format_exc()}")
+        return "failed", out_of_memory(error, "a computing process") or fault

@@ -45,7 +45,7 @@ class StateFolder:
     KEPT = 2
 
     def __init__(self, folder: Path, save_every: float = math.inf) -> None:
-        self._state, self._history = folder / "state", folder / "history.jsonl"
+        self.folder, self._state, self._history = folder, folder / "state", folder / "history.jsonl"
         self.save_every = save_every
         self.warnings: list[str] = []
 
