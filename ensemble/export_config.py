@@ -25,7 +25,7 @@ class ExportConfig(Frozen):
         int | None,
         option(
             RUN,
-            "Export the fold model of this fold alone; the expected error is that of one fold model, out of fold.",
+            "Write only the fold model of this fold; the expected error is that of one fold model, out of fold.",
             ge=0,
             unset="the mean of all fold models",
         ),

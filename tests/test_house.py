@@ -43,7 +43,7 @@ LAYERS = (
 layer do not know each other. The package's own `__init__` names the public face of all layers, lazily."""
 
 OWNERS = {
-    "torch": ("members/", "bench/", "runs/files.py"),
+    "torch": ("members/", "bench/", "cluster/", "runs/files.py"),
     "torchvision": ("members/",),
     "tensorboard": ("members/tensorboard_log.py",),
     "timm": ("members/", "bench/"),

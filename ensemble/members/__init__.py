@@ -29,6 +29,7 @@ tensorboard_log.py    writes the histories of trainings for TensorBoard while th
 budget.py             how many folds fit side by side into the memory of a GPU, by a measured update
 memory.py             the memory of a GPU: its errors, and how it is freed
 resident.py           an epoch's images on a GPU, augmented once for all folds
+process_start.py      starts processes, without Ctrl-C and without the user's script
 processes.py          a pool of processes, each pinned to its cores and its GPU
 predictor.py          the logits of many fold models on one set of images
 onnx_networks.py      a network as an ONNX graph

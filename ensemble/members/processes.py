@@ -11,32 +11,23 @@ import ctypes
 import mmap
 import multiprocessing
 import os
-import signal
-import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import resource_tracker, util
 from multiprocessing.connection import wait
-from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
-import timm
 import torch
 
-from ensemble.errors import ResourceError, TheraError, out_of_memory, printable
+from ensemble.errors import ResourceError, TheraError, out_of_memory
 from ensemble.machine import available_cores, available_memory
 from ensemble.members.devices import use
+from ensemble.members.process_start import starting_processes
 from ensemble.progress import Bar
 
 POLL_S = 0.5
 """Seconds between two checks for a signal while no process sends a message."""
-
-SEMAPHORES_REMOVED = "ignore:resource_tracker:UserWarning"
-"""The warning, as for Python's option -W, that semaphores were left: those of data workers, when a signal stops all."""
 
 PROCESS_PAYS = 100
 """The number of batches in a job from which a separate process saves time. Starting a process takes some seconds."""
@@ -45,16 +36,9 @@ MEMORY_OF_A_JOB = 3 * 2**30
 """The memory budget of each network in bytes, used if --jobs is not given. A network on 80,000 images of 64 pixels
 was measured at up to 2.5 GB, including the memory-mapped images."""
 
-
 MEMORY_OF_A_WORKER = 2**29
 """The memory budget of a data worker in bytes. It was measured at 161 MiB for images of 64 pixels and at 449 MiB for
 images of 224, including its share of what all workers and the memory-mapped images have in common."""
-LONGEST_FOLDER = 70
-"""The longest path, in bytes, of a temporary folder in which sockets can be made. The path of a socket has at most 103
-bytes on macOS and 107 on Linux, of which multiprocessing's own names take 32."""
-
-SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108  multiprocessing makes a private folder in it
-"""Temporary folders for sockets where `TMPDIR` is too long."""
 
 
 class Progress(Protocol):
@@ -358,83 +342,6 @@ class _Worker:
         self._process.terminate()
         self._process.join()
         self.connection.close()
-
-
-@contextlib.contextmanager
-def starting_processes() -> Iterator[None]:
-    """Start processes without Ctrl-C, without the user's script, and with sockets whose paths are short enough.
-
-    Raises
-    ------
-    ResourceError
-        The path of the temporary folder is too long, and there is no shorter one.
-    """
-    _make_socket_folder()
-    with interrupts_blocked(), _script_hidden():
-        yield
-
-
-@contextlib.contextmanager
-def _script_hidden() -> Iterator[None]:
-    """Hide the user's script, so that processes that are started do not import it.
-
-    A script without `if __name__ == "__main__":` would train again in each of them. It is not hidden if the user's code
-    has registered networks with timm: then they are known only where it is imported.
-    """
-    script = sys.modules["__main__"]
-    own = {path.stem for path in (Path(timm.__file__).parent / "models").glob("*.py")} | {"small_cnns"}
-    if own.issuperset(timm.list_modules()):
-        sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = script
-
-
-def _make_socket_folder() -> None:
-    """Make the folder for multiprocessing's sockets, in a short one if the path of the temporary folder is too long.
-
-    The processes that this process starts use the same folder, and this process removes it. They would each leave one
-    behind, because they are terminated.
-    """
-    usual, before, folder = tempfile.gettempdir(), tempfile.tempdir, None
-    if len(os.fsencode(usual)) > LONGEST_FOLDER:
-        folder = next((each for each in SHORT_FOLDERS if os.access(each, os.W_OK)), None)
-        if folder is None:
-            problem = f"{printable(usual)} is too long for the path of a socket"
-            raise ResourceError("TMPDIR", problem, f"set it to a folder with a path of at most {LONGEST_FOLDER} bytes")
-    try:
-        tempfile.tempdir = folder or usual
-        util.get_temp_dir()
-    finally:
-        tempfile.tempdir = before
-
-
-@contextlib.contextmanager
-def interrupts_blocked() -> Iterator[None]:
-    """Start processes without Ctrl-C, which a terminal sends to all of them: the parent handles it and ends them.
-
-    A process inherits the blocked signals, from its first instruction on. In the parent a Ctrl-C waits for the end of
-    the block. Windows has no such mask: there, a Ctrl-C reaches the processes too.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    _start_resource_tracker()  # it unblocks the signals when it starts
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _start_resource_tracker() -> None:
-    """Start the process that removes the semaphores of ended processes, and let it do so without a warning."""
-    sys.warnoptions.append(SEMAPHORES_REMOVED)
-    try:
-        resource_tracker.ensure_running()
-    finally:
-        sys.warnoptions.remove(SEMAPHORES_REMOVED)
 
 
 class _RemoteBar:

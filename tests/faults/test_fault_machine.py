@@ -13,7 +13,7 @@ import pytest
 
 from ensemble import machine
 from ensemble.errors import ResourceError
-from ensemble.members import processes
+from ensemble.members import process_start
 
 ROOT = Path(__file__).parents[2]
 
@@ -136,12 +136,12 @@ def test_a_script_without_a_guard_starts_processes_with_a_long_temporary_path(tm
 
 def test_processes_import_the_script_if_networks_are_registered_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     script = sys.modules["__main__"]
-    with processes.starting_processes():
+    with process_start.starting_processes():
         assert sys.modules["__main__"] is not script
     assert sys.modules["__main__"] is script
-    modules = processes.timm.list_modules()
-    monkeypatch.setattr(processes.timm, "list_modules", lambda: [*modules, "__main__"])
-    with processes.starting_processes():
+    modules = process_start.timm.list_modules()
+    monkeypatch.setattr(process_start.timm, "list_modules", lambda: [*modules, "__main__"])
+    with process_start.starting_processes():
         assert sys.modules["__main__"] is script
 
 
@@ -151,8 +151,8 @@ def test_a_temporary_path_that_is_too_long_without_a_shorter_one(
     long = temporary / ("t" * 100)
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
-    monkeypatch.setattr(processes, "SHORT_FOLDERS", ())
-    with pytest.raises(ResourceError) as caught, processes.starting_processes():
+    monkeypatch.setattr(process_start, "SHORT_FOLDERS", ())
+    with pytest.raises(ResourceError) as caught, process_start.starting_processes():
         raise AssertionError("started")
     remedy = "set it to a folder with a path of at most 70 bytes"
     assert str(caught.value) == f"TMPDIR: {long} is too long for the path of a socket; {remedy}"
