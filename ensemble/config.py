@@ -324,7 +324,7 @@ class ComputeConfig(Frozen):
         int | None, option(SPEED, "Give each network on a cluster this many cores.", unset="1", ge=1)
     ] = None
     save_every: Annotated[
-        float, option(SPEED, "Save a training within an epoch after this many seconds; no result changes.", ge=0)
+        float, option(SPEED, "Save a training after this many seconds, within an epoch too; no result changes.", ge=0)
     ] = 60.0
     log: Log = None
 

@@ -32,12 +32,10 @@ def resources_of(compute: ComputeConfig, say: Say = silent) -> Resources:
     ResourceError
         The cluster cannot be joined, or its nodes are not equal.
     """
-    from ensemble.members.devices import choose_device
     from ensemble.members.parallel import Resources
 
     if compute.cluster is None:
-        choose_device(compute.device, say)
-        return Resources.of(compute)
+        return Resources.of(compute, say)
     import torch
 
     from ensemble.cluster.nodes import join
@@ -51,4 +49,4 @@ def resources_of(compute: ComputeConfig, say: Say = silent) -> Resources:
     if cores > (most := max(node.cores for node in cluster.nodes)):
         raise ConfigError("--task-cores", f"no node has {cores} cores", f"use at most {most}, and fewer --workers")
     pool = functools.partial(ClusterPool, cluster, cores, 1 / share if gpu else 0.0, None if gpu else compute.jobs)
-    return Resources(torch.device("cuda" if gpu else "cpu"), workers, compute.jobs, compute.save_every, pool)
+    return Resources(torch.device("cuda" if gpu else "cpu"), workers, compute.jobs, compute.save_every, pool=pool)

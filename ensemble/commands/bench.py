@@ -46,6 +46,10 @@ def bench(config: BenchConfig | None = None, say: Say = silent) -> BenchResult:
     if subjects <= {"decide"}:
         return BenchResult(rounds=rounds, decision=decision)
     device = choose_device(config.device)
+    if device.type == "mps":
+        if config.device == "mps":
+            raise ConfigError("--device", "bench measures CPUs and CUDA devices; got mps", "use --device cpu")
+        device = choose_device("cpu")
     with open_images(config.images, config.labels, config.limit, say) as images:
         trained = config.arch if "train" in subjects else ()
         predicted = config.arch if "predict" in subjects else ()

@@ -16,6 +16,7 @@ import numpy as np
 
 from ensemble.commands.starting_weights import is_member_folder
 from ensemble.config import WITHOUT_WEIGHTS, ComputeConfig, MemberConfig
+from ensemble.config_fields import DEVICE_PATTERN, DEVICES
 from ensemble.data.dataset import Source
 from ensemble.data.folds import refuse_small_classes
 from ensemble.data.overlay import read_overlay
@@ -63,10 +64,12 @@ def check_device(device: str) -> None:
     Raises
     ------
     ConfigError
-        It is none of auto, cpu, cuda, cuda:N, or CUDA is requested on Linux without an NVIDIA driver.
+        It is no name of a device, or CUDA is requested on Linux without an NVIDIA driver, or MPS on no Mac.
     """
-    if not re.fullmatch("auto|cpu|cuda(:[0-9]+)?", device):
-        raise ConfigError("--device", f"must be auto, cpu, cuda or cuda:N; got {device}")
+    if not re.fullmatch(DEVICE_PATTERN, device):
+        raise ConfigError("--device", f"must be {DEVICES}; got {device}")
+    if device == "mps" and sys.platform != "darwin":
+        raise ConfigError("--device", "mps is not there: it is the GPU of a Mac", "use --device cpu")
     # Under WSL the driver has no /dev/nvidiactl but /dev/dxg; an AMD card of a ROCm build of torch has /dev/kfd.
     drivers = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
     installed = any(map(os.path.exists, drivers)) or shutil.which("nvidia-smi") is not None

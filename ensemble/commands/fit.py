@@ -235,7 +235,8 @@ def _planned(
     from ensemble.data.source import open_labelled, open_unlabelled
     from ensemble.data.store import load_dataset
 
-    kind = resources_of(compute).device.type
+    device = resources_of(compute).device.type
+    kind = "cuda" if device == "cuda" else "cpu"  # on Apple's GPU as on a CPU: no larger network was trained there
     dataset = load_dataset(
         open_labelled(config), Run(folder).pixels, config.resize, on_bad=config.on_bad, exif=config.exif
     )
@@ -259,7 +260,7 @@ def _planned(
                 least = config.seconds - left + seconds_of([full[0].model_copy(update={"epochs": 1})], speeds, work)
                 raise ConfigError("--time", f"{config.time} is too short", f"an epoch needs {_words(least)}")
         expected = time.monotonic() - started + seconds_of(members, speeds, work) + work.decision_seconds
-    say(_chosen(members, folds, kind, expected, config))
+    say(_chosen(members, folds, device, expected, config))
     data = DataConfig(**{name: getattr(config, name) for name in DataConfig.model_fields})
     run_config = RunConfig(
         run=folder,

@@ -2,8 +2,9 @@
 
 python tests/benchmarks/cluster.py [--rounds 2] [--images 2000] [--epochs 2]
 
-It prints tasks a second; the seconds of the same four trainings, with their held-out predictions, in both pools, in turn
-(processes, cluster, processes, cluster, …) and after both have started; the resident memory of each kind of process.
+It prints tasks a second; the seconds of the same four trainings, with their held-out predictions, in both pools, in
+turn (processes, cluster, processes, cluster, …) and after both have started; the resident memory of each kind of
+process.
 """
 
 from __future__ import annotations
