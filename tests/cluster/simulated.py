@@ -76,6 +76,20 @@ class Simulated:
         self.nodes.remove(node)
         self._cluster.remove_node(node, allow_graceful=False)
 
+    def processes(self, title: str) -> list[int]:
+        """Return the processes of this cluster that Ray has given a title that begins so, such as ``ray::work``."""
+        nodes = [self._cluster.head_node, *self.nodes]
+        raylets = {each.process.pid for node in nodes for each in node.all_processes.get("raylet", [])}
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+                if parent in raylets and (path / "cmdline").read_bytes().startswith(title.encode()):
+                    found.append(int(path.name))
+            except OSError:
+                continue  # it has ended
+        return found
+
     def close(self) -> None:
         import ray
 
@@ -146,18 +160,6 @@ def when(condition: Callable[[], Any], act: Callable[[], None]) -> Iterator[list
     finally:
         ended.set()
         thread.join()
-
-
-def processes_of_ray(title: str) -> list[int]:
-    """Return the processes that Ray has given a title that begins so, such as ``ray::work``."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if path.read_bytes().startswith(title.encode()):
-                found.append(int(path.parent.name))
-        except OSError:
-            continue  # it has ended
-    return found
 
 
 def place_of(node: Any) -> str:
