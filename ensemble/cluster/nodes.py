@@ -146,10 +146,14 @@ def _nodes(device: str) -> tuple[Node, ...]:
     return tuple(replace(node, gpus=0) for node in nodes if node.cores)
 
 
+def _facts_there() -> MachineFacts:
+    return facts_of_this_machine()  # Ray takes a function, which one with a cache is not
+
+
 def _facts_of(nodes: Sequence[Node]) -> list[MachineFacts]:
     """Return the facts of the nodes, each read by a process there; nodes that end meanwhile are left out."""
-    task = ray.remote(facts_of_this_machine).options(num_cpus=0, max_retries=0)
-    refs = [task.options(scheduling_strategy=_on_node(node.id)).remote() for node in nodes]
+    task, options = ray.remote(_facts_there), {"num_cpus": 0, "max_retries": 0}
+    refs = [task.options(**options, scheduling_strategy=_on_node(node.id)).remote() for node in nodes]
     ray.wait(refs, num_returns=len(refs), timeout=START_S)
     machines = []
     for node, ref in zip(nodes, refs, strict=True):

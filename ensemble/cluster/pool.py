@@ -103,7 +103,7 @@ class ClusterPool:
     def call(self, function: Job, *arguments: Any) -> Any:
         """Return `function(*arguments)`, computed by a task."""
         self._luggage.register()
-        ref = self._task(answer).options(max_retries=3).remote(function, arguments)
+        ref = self._task(answer, retries=3).remote(function, arguments)
         try:
             kind, value = ray.get(ref)
         except ray.exceptions.RayError as error:
@@ -171,8 +171,8 @@ class ClusterPool:
                         raise value
                     yield index, value
 
-    def _task(self, function: Any) -> Any:
-        return ray.remote(function).options(num_cpus=self._cores, num_gpus=self._gpu, max_retries=0)
+    def _task(self, function: Any, retries: int = 0) -> Any:
+        return ray.remote(function).options(num_cpus=self._cores, num_gpus=self._gpu, max_retries=retries)
 
     def _show(self, token: str, display: Display, requested: Any) -> Any:
         """Show the reports that were requested, if they are there, and return the next request."""
@@ -250,8 +250,10 @@ def _received(ref: Any, subject: Subject) -> tuple[str, Any, Report]:
     except ray.exceptions.LocalRayletDiedError:
         raise _lost_cluster("Ray has ended on this node") from None
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, ray.exceptions.RayError):  # the relay or the store did not answer it
-            raise _Lost(_reason(error.cause)) from None
+        cause = error.cause
+        # the relay or the store did not answer it; a bare RayError stands for an error that cannot be sent
+        if isinstance(cause, ray.exceptions.RayError) and type(cause) is not ray.exceptions.RayError:
+            raise _Lost(_reason(cause)) from None
         raise RuntimeError(f"{subject} in a task of the cluster: {error}") from None
     except ray.exceptions.RayError as error:
         raise _Lost(_reason(error)) from None

@@ -63,9 +63,13 @@ class Relay:
             return None, states.warnings
         return (arrays_of(loaded[0]), loaded[1]), states.warnings
 
-    def save(self, folder: str, arrays: Arrays, history: Sequence[Mapping[str, Any]], updates: int) -> None:
-        """Write a training state, as `StateFolder.save`."""
-        StateFolder(Path(folder)).save(tensors_of(arrays), history, updates)
+    def save_state(self, folder: str, arrays: Arrays, history: Sequence[Mapping[str, Any]], updates: int) -> None:
+        """Write a training state, as `StateFolder.save_state`."""
+        StateFolder(Path(folder)).save_state(tensors_of(arrays), history, updates)
+
+    def write_history(self, folder: str, history: Sequence[Mapping[str, Any]]) -> None:
+        """Write the history of the epochs, as `StateFolder.write_history`."""
+        StateFolder(Path(folder)).write_history(history)
 
     def write_not_finite(self, folder: str, facts: Mapping[str, Any]) -> str:
         """Write what is known of a loss that is not finite, as `StateFolder.write_not_finite`."""

@@ -16,7 +16,7 @@ from ray.util.serialization import register_serializer
 
 from ensemble.cluster.relay import Arrays, arrays_of, tensors_of
 from ensemble.config import MemberConfig
-from ensemble.members.backbones import build
+from ensemble.members.backbones import build, last_layers
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.predictor import FoldModel
 from ensemble.members.processes import MappedPixels
@@ -68,9 +68,9 @@ class Luggage:
         """Send the pretrained weights with a job, so that no other node downloads them."""
         weights: Any = job.weights
         if weights is None and job.config.pretrained:
-            key = f"{job.config.timm_name} {job.config.drop_rate} {job.config.drop_path_rate}"
+            key = f"{job.config.timm_name} {job.address}"
             if key not in self._pretrained:
-                self._pretrained[key] = ray.put(pretrained_weights(job.config, job.pixels.shape[1]))
+                self._pretrained[key] = ray.put(pretrained_weights(job.config, job.pixels.shape[1], job.address))
             weights = self._pretrained[key]
         values = {field.name: getattr(job, field.name) for field in fields(job)}
         return unpacked_job, values | {"weights": weights}
@@ -87,11 +87,9 @@ def _unpacked(packed: tuple[Any, ...]) -> Any:
     return function(*arguments)
 
 
-def pretrained_weights(config: MemberConfig, image_size: int) -> Arrays:
+def pretrained_weights(config: MemberConfig, image_size: int, address: str | None = None) -> Arrays:
     """Return timm's pretrained weights without the last layers, which each job draws by its own seed."""
-    from ensemble.members.backbones import last_layers
-
-    model = build(config.model_copy(update={"stem": "standard"}), image_size).model
+    model = build(config, image_size, address=address).model
     of_head = {id(parameter) for parameter in last_layers(model).parameters()}
     drawn = {name for name, parameter in model.named_parameters() if id(parameter) in of_head}
     return arrays_of({name: value for name, value in model.state_dict().items() if name not in drawn})
@@ -158,8 +156,18 @@ class RelayedStates:
         self.warnings: list[str] = []
 
     def save(self, tensors: Mapping[str, Any], history: Sequence[Mapping[str, Any]], updates: int = 0) -> None:
+        """Save a state and, at the end of an epoch, the history."""
+        self.save_state(tensors, history, updates)
+        if not updates:
+            self.write_history(history)
+
+    def save_state(self, tensors: Mapping[str, Any], history: Sequence[Mapping[str, Any]], updates: int = 0) -> None:
         """Save a state; it is on the driver's disk when this returns."""
-        ray.get(self._relay.save.remote(self._folder, arrays_of(tensors), [dict(each) for each in history], updates))
+        ray.get(self._relay.save_state.remote(self._folder, arrays_of(tensors), list(history), updates))
+
+    def write_history(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Write the history of the epochs."""
+        ray.get(self._relay.write_history.remote(self._folder, list(history)))
 
     def load(self) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
         """Return the newest undamaged state, or None."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +21,13 @@ SETTINGS = {
     "health_check_period_ms": 1000,
     "health_check_failure_threshold": 10,
     "health_check_timeout_ms": 60_000,
+    "agent_register_timeout_ms": 600_000,
+    "worker_register_timeout_seconds": 600,
 }
-"""Ray's settings by which a node that has ended is noticed within seconds, and one that is slow is not."""
+"""Ray's settings by which a node that has ended is noticed within seconds, and one that is slow is waited for."""
+
+PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+"""Ports of a node that its agents write down; a node that does not find them within 15 s ends."""
 
 PATIENCE = 20
 """The factor by which time passes more slowly for the start of a node, which Ray gives up after 30 s."""
@@ -32,17 +40,16 @@ class Simulated:
     """
 
     def __init__(self) -> None:
-        from ray._private import node
         from ray.cluster_utils import Cluster
 
-        if node.time is time:
-            node.time = SimpleNamespace(monotonic=lambda: time.monotonic() / PATIENCE, sleep=time.sleep, time=time.time)
+        _make_ray_patient()
         # nothing that only serves people: less to start
         lean = {"include_log_monitor": False, "no_monitor": True, "include_dashboard": False}
         store = {"object_store_memory": 150 * 2**20}
         with environment(RAY_USAGE_STATS_ENABLED="0", OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE"):
             self._cluster = Cluster(
-                initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": SETTINGS} | lean | store
+                initialize_head=True,
+                head_node_args={"num_cpus": 0, "_system_config": SETTINGS} | lean | store | ports(),
             )
         self.address: str = self._cluster.address
         self.nodes: list[Any] = []
@@ -52,7 +59,7 @@ class Simulated:
         folders = [str(HERE / "blind") if blind else "", str(HERE), os.environ.get("PYTHONPATH", "")]
         path = os.pathsep.join(filter(None, folders))
         with environment(PYTHONPATH=path, OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE"):
-            node = self._cluster.add_node(wait=False, num_cpus=1, object_store_memory=100 * 2**20)
+            node = self._cluster.add_node(wait=False, num_cpus=1, object_store_memory=100 * 2**20, **ports())
         self.nodes.insert(len(self.nodes) if blind else 0, node)
         return node
 
@@ -66,6 +73,35 @@ class Simulated:
 
         ray.shutdown()
         self._cluster.shutdown()
+
+
+def _make_ray_patient() -> None:
+    """Let Ray wait for nodes and their agents, which start slowly on a busy machine; its own limits are constants."""
+    from ray._private import node, services
+    from ray._raylet import persist_port
+
+    if node.time is not time:
+        return
+    node.time = SimpleNamespace(monotonic=lambda: time.monotonic() / PATIENCE, sleep=time.sleep, time=time.time)
+    start, signature = services.start_raylet, inspect.signature(services.start_raylet)
+
+    @functools.wraps(start)
+    def start_with_ports(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs).arguments
+        for name, port in ports().items():
+            persist_port(given["session_dir"], given["node_id"], name, given.get(name) or port)
+        return start(*args, **kwargs)
+
+    services.start_raylet = start_with_ports
+
+
+def ports() -> dict[str, int]:
+    """Return a free port for each of `PORTS`."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in PORTS]
+        for each in sockets:
+            each.bind(("", 0))
+        return {name: each.getsockname()[1] for name, each in zip(PORTS, sockets, strict=True)}
 
 
 @contextmanager
