@@ -105,15 +105,23 @@ def is_table(name: str | Path) -> bool:
 
 
 def checked_target(run: Run, out: Path | None, ids: np.ndarray, force: bool) -> Path:
-    """Return the path of the label file to write, if it may be written.
+    """Return the path of the label file to write for images of these ids (n,), if it may be written.
+
+    By default it is `label_val.txt` or `labels.csv` in the run's folder. The rest is as of `checked_path`.
+    """
+    name = label_file_name(ids)
+    return checked_path(run, run.folder / name if out is None else out, name, force)
+
+
+def checked_path(run: Run, path: Path, name: str, force: bool) -> Path:
+    """Return the path of a label file, if it may be written.
 
     Parameters
     ----------
     run : Run
-    out : Path, optional
-        By default `label_val.txt` or `labels.csv` in the run's folder.
-    ids : str array (n,)
-        The images to label.
+    path : Path
+    name : str
+        The name that `label_file_name` gives for the images to label.
     force : bool
         Whether a file that this run did not write is replaced.
 
@@ -125,8 +133,6 @@ def checked_target(run: Run, out: Path | None, ids: np.ndarray, force: bool) -> 
     ResourceError
         Its folder cannot be written.
     """
-    name = label_file_name(ids)
-    path = run.folder / name if out is None else out
     where, instead = f"--out {printable(path)}", "give the name of a new file"
     if path.is_symlink():
         raise ConfigError(where, "is a link, and the file that it names would stay as it is", instead)
