@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ensemble.data.dataset import BadImage, Dataset, Source
 from ensemble.data.files import SHOWN
 from ensemble.data.form import Form
-from ensemble.data.pixels import inspect
+from ensemble.data.pixels import Header, inspect
 from ensemble.errors import ArtifactError, ConfigError, DataError, ResourceError, printable
 from ensemble.machine import available_cores
 from ensemble.progress import Say, progress, silent
@@ -283,10 +283,7 @@ def _write_store(
         name, data = printable(source.names[row]), _read_again(source, row, digests[row])
         own, header = form.pixels(data, name, (height, width))
         pixels[row] = own
-        constant = bool((own == own[0, 0]).all())
-        squashed = bool(resize) and header.width != header.height
-        found = {"constant": constant, "squashed": squashed}
-        traits[row] = [found[trait] if trait in found else getattr(header, trait) for trait in TRAITS]
+        traits[row] = traits_of(own, header, resize)
 
     partial = Path(tempfile.mkdtemp(prefix="decoding-", dir=folder.parent))
     try:
@@ -317,6 +314,14 @@ def _write_store(
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False), traits, bad
+
+
+def traits_of(pixels: NDArray[np.uint8], header: Header, resize: int | None) -> list[bool]:
+    """Return which of `TRAITS` an image has, from its pixels (H, W, 3) and header."""
+    constant = bool((pixels == pixels[0, 0]).all())
+    squashed = bool(resize) and header.width != header.height
+    found = {"constant": constant, "squashed": squashed}
+    return [found[trait] if trait in found else getattr(header, trait) for trait in TRAITS]
 
 
 def _read_again(source: Source, row: int, digest: bytes) -> bytes:
