@@ -6,6 +6,7 @@ is a function of the shard's list, the run and the request alone.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -19,7 +20,7 @@ from ensemble.errors import DataError, LockedError, TheraError, printable
 from ensemble.runs.files import LOGIT_DECIMALS
 from ensemble.runs.locks import locked
 from ensemble.runs.run import Run, RunFacts
-from ensemble.runs.shards import PartNote, ShardFolder, ShardPlan, content_sha256
+from ensemble.runs.shards import ROWS, PartNote, ShardFolder, ShardPlan, content_sha256
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
@@ -58,7 +59,8 @@ class LogitsRequest:
     resize, exif
         As in `RunFacts`.
     classes : int
-    on_bad : {"error", "skip"}
+    precision, convolutions : str
+        As in `PredictOptions`; the plans are those of the members.
     device : str
         cpu or cuda.
     capability, torch : str
@@ -72,7 +74,8 @@ class LogitsRequest:
     resize: int | None
     exif: str
     classes: int
-    on_bad: str
+    precision: str
+    convolutions: str
     device: str
     capability: str
     torch: str
@@ -117,7 +120,7 @@ def logits_made_from(plan: ShardPlan, request: LogitsRequest, index: int) -> str
     return content_sha256(plan.lists[index], plan.root, plan.from_manifest, plan.follow_links, request.sha256)
 
 
-def predict_shard(shards: Path, index: int, run: Path, device: str, bar: Progress) -> PartNote:
+def predict_shard(shards: Path, index: int, run: Path, device: str, on_bad: str, bar: Progress) -> PartNote:
     """Write the logits of every fold model on the images of a shard, and return the note of the part.
 
     Parameters
@@ -129,14 +132,17 @@ def predict_shard(shards: Path, index: int, run: Path, device: str, bar: Progres
     run : Path
         The folder of the run.
     device : str
-        cpu, cuda or cuda:N, of the kind in the request.
+        cpu, cuda or cuda:N, of the kind in the request. A CPU computes with one thread, so that no result depends on the
+        number of its cores.
+    on_bad : {"error", "skip"}
+        What to do with images that cannot be used: raise an error, or leave them out and list them in the note.
     bar : Progress
         Advanced by one for each image, view and fold model.
 
     Raises
     ------
     DataError
-        Images cannot be used, and the request does not skip them.
+        Images cannot be used, with "error".
     ArtifactError
         The list or the weights are missing or damaged.
     """
@@ -144,6 +150,7 @@ def predict_shard(shards: Path, index: int, run: Path, device: str, bar: Progres
     from ensemble.data.store import TRAITS
     from ensemble.machine import available_cores
     from ensemble.members.inference import FoldModels
+    from ensemble.members.processes import torch_threads
 
     folder, members = ShardFolder(shards), Run(run)
     plan, request = folder.plan(), folder.read_request(LogitsRequest)
@@ -154,10 +161,10 @@ def predict_shard(shards: Path, index: int, run: Path, device: str, bar: Progres
     passes = sum(len(member.weights_sha256) for member in request.members) * len(request.views)
     step = max(1, CHUNK_BYTES // (request.size[0] * request.size[1] * 3))
     parts, bad, traits = list[dict[str, Any]](), dict[int, str](), np.zeros(len(TRAITS), np.int64)
-    with EntryReader(plan.root, plan.from_manifest, plan.follow_links) as reader:
+    with EntryReader(plan.root, plan.from_manifest, plan.follow_links) as reader, torch_threads(threads):
         for start in range(0, len(entries), step):
-            chunk, first = entries[start : start + step], index_of_first(index) + start
-            decoded = _decode(chunk, reader, form, request, threads)
+            chunk, first = entries[start : start + step], index * ROWS + start
+            decoded = _decode(chunk, reader, form, request.size, threads, on_bad)
             bad |= {first + row: reason for row, reason in decoded.bad.items()}
             traits += decoded.traits.sum(axis=0)
             bar.skip(passes * len(decoded.bad))
@@ -184,13 +191,6 @@ def predict_shard(shards: Path, index: int, run: Path, device: str, bar: Progres
     return folder.logits.write(index, columns, logits_made_from(plan, request, index), bad=bad, traits=counts)
 
 
-def index_of_first(index: int) -> int:
-    """Return the row of the first image of a shard among all images."""
-    from ensemble.runs.shards import ROWS
-
-    return index * ROWS
-
-
 @dataclass(frozen=True)
 class _Decoded:
     """The images of a chunk that can be used: their rows in it, pixels, digests and traits; and the bad rows."""
@@ -202,21 +202,21 @@ class _Decoded:
     bad: dict[int, str]
 
 
-def _decode(chunk: Sequence[Entry], reader: EntryReader, form: Form, request: LogitsRequest, threads: int) -> _Decoded:
+def _decode(
+    chunk: Sequence[Entry], reader: EntryReader, form: Form, size: tuple[int, int], threads: int, on_bad: str
+) -> _Decoded:
     """Read and decode images. Each file is read once, and its pixels are kept nowhere."""
-    import hashlib
-
     from ensemble.data.store import TRAITS, traits_of
 
     reads, bad = reader.prepare(chunk), dict[int, str]()
-    pixels = np.empty((len(chunk), *request.size, 3), np.uint8)
+    pixels = np.empty((len(chunk), *size, 3), np.uint8)
     digests, traits = np.empty(len(chunk), "S64"), np.zeros((len(chunk), len(TRAITS)), bool)
 
     def decode(row: int) -> None:
         try:
             data = reads[row]()
             digests[row] = hashlib.sha256(data).hexdigest()
-            pixels[row], header = form.pixels(data, printable(chunk[row].id), request.size, "the training images")
+            pixels[row], header = form.pixels(data, printable(chunk[row].id), size, "the training images")
             traits[row] = traits_of(pixels[row], header, form.resize)
         except DataError as error:
             bad[row] = error.found + (f" ({error.remedy})" if error.remedy else "")
@@ -227,10 +227,10 @@ def _decode(chunk: Sequence[Entry], reader: EntryReader, form: Form, request: Lo
     else:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(decode, range(len(chunk)), chunksize=64))
-    if bad and request.on_bad == "error":
+    if bad and on_bad == "error":
         named = ", ".join(f"{printable(chunk[row].id)} {bad[row]}" for row in sorted(bad)[:5])
         found = f"{len(bad)} of {len(chunk)} images cannot be used: {named}{' …' if len(bad) > 5 else ''}"
-        raise DataError(printable(request.run), found, "replace them, or leave them out with --on-bad skip")
+        raise DataError("a shard", found, "replace them, or leave them out with --on-bad skip")
     rows = np.array([row for row in range(len(chunk)) if row not in bad], np.int64)
     if bad:
         pixels, digests, traits = pixels[rows], digests[rows], traits[rows]

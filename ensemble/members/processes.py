@@ -199,7 +199,7 @@ class Workers:
         if all(len(of_call) == len(available_cores()) for of_call in cores):
             keep_freed_memory()
             for index, call in enumerate(calls):
-                with _threads(len(available_cores())):
+                with torch_threads(len(available_cores())):
                     result = function(*call, bar)
                 yield index, result
             return
@@ -227,7 +227,7 @@ class Workers:
 
 
 @contextlib.contextmanager
-def _threads(n: int) -> Iterator[None]:
+def torch_threads(n: int) -> Iterator[None]:
     """Set torch's threads for a while. Sums round by their number, so it must be that of a pinned process."""
     before = torch.get_num_threads()
     torch.set_num_threads(n)
