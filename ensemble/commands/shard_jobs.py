@@ -132,8 +132,8 @@ def predict_shard(shards: Path, index: int, run: Path, device: str, on_bad: str,
     run : Path
         The folder of the run.
     device : str
-        cpu, cuda or cuda:N, of the kind in the request. A CPU computes with one thread, so that no result depends on the
-        number of its cores.
+        cpu, cuda or cuda:N, of the kind in the request. A CPU computes with one thread, so that no result depends on
+        the number of its cores.
     on_bad : {"error", "skip"}
         What to do with images that cannot be used: raise an error, or leave them out and list them in the note.
     bar : Progress
