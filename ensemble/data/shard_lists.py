@@ -295,12 +295,10 @@ class _OpenArchive:
     """A tar or zip that is open for reading."""
 
     def __init__(self, path: Path) -> None:
-        self._where, self._zip, self._file = printable(path), None, -1
+        self._where = printable(path)
         with reading(self._where):
-            if _is_zip(path):
-                self._zip: Archive | None = open_archive(path)
-            else:
-                self._file = os.open(path, os.O_RDONLY)
+            self._zip: Archive | None = open_archive(path) if _is_zip(path) else None
+            self._file = -1 if self._zip is not None else os.open(path, os.O_RDONLY)
 
     def read(self, entry: Entry) -> bytes:
         if self._zip is not None:

@@ -45,7 +45,7 @@ def images_of_tar(path: Path) -> Iterator[TarImage]:
     try:
         with reading(where), tarfile.open(path, "r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # tarfile would keep every header
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header
                 if is_hidden(member.name) or not is_image(member.name) or member.isdir():
                     continue
                 if not member.isreg() or member.issparse():
