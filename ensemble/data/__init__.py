@@ -16,6 +16,7 @@ files.py       lists and reads files in folders and zips, and refuses unsafe or 
 pixels.py      decodes a file to RGB pixels under one image policy
 form.py        the form of images in a store: resized or not, EXIF orientations applied or not
 store.py       decodes every image once, into a memory map on disk
+mapped.py      opens decoded images as a memory map, and reads rows of it
 stored.py      finds the decoded images of a run without its image files
 arrays.py      images that Python code passes: paths or pixels
 blocks.py      walks over decoded images in blocks, in threads

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ensemble.data.dataset import BadImage, Dataset, Source
 from ensemble.data.files import SHOWN
 from ensemble.data.form import Form
+from ensemble.data.mapped import open_pixels
 from ensemble.data.pixels import Header, inspect
 from ensemble.errors import ArtifactError, ConfigError, DataError, ResourceError, printable
 from ensemble.machine import available_cores
@@ -244,7 +245,7 @@ def read_store(folder: Path, digests: NDArray[np.bytes_] | None = None) -> Store
         if file_sha256(folder / name) != sha256:
             raise ArtifactError(folder / name, "is not the file that thera wrote (its hash differs)", DECODE_AGAIN)
     try:
-        pixels = np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False)
+        pixels = open_pixels(folder / "pixels.npy")
         traits = np.load(folder / "traits.npy", allow_pickle=False)
         stored = (folder / "digests.txt").read_bytes()
     except (OSError, ValueError, EOFError, TypeError, KeyError, SyntaxError, OverflowError) as error:
@@ -313,7 +314,7 @@ def _write_store(
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    return np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False), traits, bad
+    return open_pixels(folder / "pixels.npy"), traits, bad
 
 
 def traits_of(pixels: NDArray[np.uint8], header: Header, resize: int | None) -> list[bool]:

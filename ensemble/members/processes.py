@@ -27,6 +27,7 @@ import numpy as np
 import timm
 import torch
 
+from ensemble.data.mapped import open_pixels
 from ensemble.errors import ResourceError, TheraError, out_of_memory, printable
 from ensemble.machine import available_cores, available_memory
 from ensemble.progress import Bar
@@ -95,7 +96,7 @@ class MappedPixels:
 
 
 def _open(path: str) -> MappedPixels:
-    return MappedPixels(np.load(path, mmap_mode="r"))
+    return MappedPixels(open_pixels(Path(path)))
 
 
 def shares(jobs: int, at_once: int) -> list[list[int]]:

@@ -219,6 +219,10 @@ def test_files_that_are_not_read_are_noted(world: Path, tmp_path: Path, capsys: 
 # --- kills and damage -------------------------------------------------------------------------------------------------
 
 
+class Killed(BaseException):
+    """Ends the command as a signal does that it cannot handle."""
+
+
 @pytest.mark.parametrize("table", ["logits", "labels"])
 def test_a_kill_between_part_and_note_is_made_good(
     world: Path, tmp_path: Path, table: str, monkeypatch: pytest.MonkeyPatch
@@ -229,12 +233,12 @@ def test_a_kill_between_part_and_note_is_made_good(
     def kill(path: Path, *given: Any, **more: Any) -> str:
         in_logits = "_logits" in path.parts
         if path.name == "000001.json" and in_logits == (table == "logits"):
-            raise KeyboardInterrupt
+            raise Killed
         return write_json(path, *given, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "write_json", kill)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Killed):
             predict(world, world / "new/img", killed)
     folder = ShardFolder(killed)
     halted = folder.logits if table == "logits" else folder.labels
