@@ -41,7 +41,7 @@ from ensemble.runs.files import refuse_differences, remove_orphans
 from ensemble.runs.label_files import LINES, TABLE, checked_path, incomplete, is_table
 from ensemble.runs.locks import locked
 from ensemble.runs.run import Run, RunFacts
-from ensemble.runs.shards import ROWS, PartNote, ShardFolder, ShardPlan
+from ensemble.runs.shards import PartNote, ShardFolder, ShardPlan
 
 if TYPE_CHECKING:
     from ensemble.members.parallel import Resources
@@ -108,7 +108,7 @@ def predict_shards(
         if out is not None and written:
             count = write_label_file(folder, run, plan, out, facts.classes, config.bad_label)
             say(f"{count} labels written to {printable(out)}")
-    say(f"{decided.images} labels are in {plan.shards} parts in {printable(shards)}")
+    say(f"{decided.images} labels are in {plan.shards} part{'s' * (plan.shards > 1)} in {printable(shards)}")
     run.record(f"predict --shards {shards}", started)
     for warning in label_file_warnings(decided):
         say(f"warning: {printable(set_name(config.images))}: {warning}")
@@ -145,7 +145,7 @@ def _planned(folder: ShardFolder, config: PredictConfig, facts: RunFacts, say: S
     refuse_differences(folder.folder, stored, given, "give another folder as --shards")
     for note in plan.notes:
         say(f"note: {plan.where}: {note}")
-    say(f"{plan.n} images in {plan.shards} shards from {plan.where}")
+    say(f"{plan.n} images in {plan.shards} shard{'s' * (plan.shards > 1)} from {plan.where}")
     return plan
 
 
@@ -280,14 +280,10 @@ def _labels(
             arguments = (run.folder, logits[index], request)
             is_done = claimed(label_shard, lambda _, at: note(at) is not None, folder.folder, index, *arguments)
             left += [] if is_done else [index]
-            bar.advance(_rows(plan, index))
+            bar.advance(len(plan.images_in(index)))
         return left
 
     return _all_done(folder, plan, "label", "images", 1, note, compute, say)
-
-
-def _rows(plan: ShardPlan, index: int) -> int:
-    return min(ROWS, plan.n - index * ROWS)
 
 
 def _all_done(
@@ -306,7 +302,7 @@ def _all_done(
     """
     missing = [index for index in range(plan.shards) if note(index, say) is None]
     with progress(plan.n * passes, what, unit) as bar:
-        bar.skip(passes * (plan.n - sum(_rows(plan, index) for index in missing)))
+        bar.skip(passes * (plan.n - sum(len(plan.images_in(index)) for index in missing)))
         while missing:
             elsewhere = compute(missing, bar)
             if elsewhere:

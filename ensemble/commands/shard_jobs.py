@@ -20,7 +20,7 @@ from ensemble.errors import DataError, LockedError, TheraError, printable
 from ensemble.runs.files import LOGIT_DECIMALS
 from ensemble.runs.locks import locked
 from ensemble.runs.run import Run, RunFacts
-from ensemble.runs.shards import ROWS, PartNote, ShardFolder, ShardPlan, content_sha256
+from ensemble.runs.shards import PartNote, ShardFolder, ShardPlan, content_sha256
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
@@ -163,7 +163,7 @@ def predict_shard(shards: Path, index: int, run: Path, device: str, on_bad: str,
     parts, bad, traits = list[dict[str, Any]](), dict[int, str](), np.zeros(len(TRAITS), np.int64)
     with EntryReader(plan.root, plan.from_manifest, plan.follow_links) as reader, torch_threads(threads):
         for start in range(0, len(entries), step):
-            chunk, first = entries[start : start + step], index * ROWS + start
+            chunk, first = entries[start : start + step], plan.images_in(index).start + start
             decoded = _decode(chunk, reader, form, request.size, threads, on_bad)
             bad |= {first + row: reason for row, reason in decoded.bad.items()}
             traits += decoded.traits.sum(axis=0)

@@ -25,7 +25,7 @@ from ensemble.prediction_results import ClassPredictionFacts, PredictionFacts, P
 from ensemble.runs import files
 from ensemble.runs.label_files import is_table, label_file
 from ensemble.runs.run import Run, bad_images_table
-from ensemble.runs.shards import ROWS, PartNote, ShardFolder, ShardPlan
+from ensemble.runs.shards import PartNote, ShardFolder, ShardPlan
 
 PILOT = 100_000
 """Images whose logits give the corrected threshold, the expected rates and the share check. The standard error of a
@@ -125,7 +125,8 @@ def _pilot(folder: ShardFolder, run: Run, plan: ShardPlan, request: LogitsReques
         rng = np.random.default_rng(seed_sequence(facts.seed, "shards"))
         rows = np.sort(rng.choice(plan.n, PILOT, replace=False))
     for index in range(plan.shards):
-        first, last = np.searchsorted(rows, [index * ROWS, (index + 1) * ROWS])
+        of_shard = plan.images_in(index)
+        first, last = np.searchsorted(rows, [of_shard.start, of_shard.stop])
         if first < last:
             table = folder.logits.read(index)
             chosen = np.isin(table.column("row").to_numpy(), rows[first:last])
@@ -194,10 +195,10 @@ def _label_lines(
             content = label_file(out.name, ids, y_pred, classes)
             yield content if index == 0 else content.partition(b"\n")[2], len(ids)
             continue
-        rows = min(ROWS, plan.n - index * ROWS)
-        every = np.full(rows, -1 if bad_label is None else bad_label, np.int8)
-        every[table.column("row").to_numpy() - index * ROWS] = y_pred
-        yield label_file(out.name, ids, every, classes), rows
+        rows = plan.images_in(index)
+        every = np.full(len(rows), -1 if bad_label is None else bad_label, np.int8)
+        every[table.column("row").to_numpy() - rows.start] = y_pred
+        yield label_file(out.name, ids, every, classes), len(rows)
 
 
 def write_bad_images(folder: ShardFolder, plan: ShardPlan, notes: Sequence[PartNote]) -> int:
@@ -212,7 +213,7 @@ def write_bad_images(folder: ShardFolder, plan: ShardPlan, notes: Sequence[PartN
         file.write(bad_images_table([]))
         for index, note in enumerate(notes):
             if note.bad:
-                entries = folder.read_list(plan, index)
-                bad = [BadImage(entries[row - index * ROWS].id, reason) for row, reason in sorted(note.bad.items())]
+                entries, first = folder.read_list(plan, index), plan.images_in(index).start
+                bad = [BadImage(entries[row - first].id, reason) for row, reason in sorted(note.bad.items())]
                 file.write(bad_images_table(bad).partition(b"\n")[2])
     return count

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -51,8 +51,8 @@ class ShardPlan:
     where, root, from_manifest
         As in `ImageList`.
     follow_links : bool
-    n : int
-        The number of images.
+    n, rows : int
+        The number of images, and of those in each shard but the last.
     numbered : bool
         Whether they are numbered 1 to n in this order.
     lists : tuple of str
@@ -66,6 +66,7 @@ class ShardPlan:
     from_manifest: bool
     follow_links: bool
     n: int
+    rows: int
     numbered: bool
     lists: tuple[str, ...]
     notes: tuple[str, ...] = ()
@@ -74,6 +75,10 @@ class ShardPlan:
     def shards(self) -> int:
         """The number of shards."""
         return len(self.lists)
+
+    def images_in(self, index: int) -> range:
+        """Return the rows of a shard among all images."""
+        return range(index * self.rows, min((index + 1) * self.rows, self.n))
 
 
 @dataclass(frozen=True)
@@ -197,16 +202,18 @@ class ShardFolder:
         path = self._plan / "plan.json"
         return files.read_json(path, ShardPlan, LIST_AGAIN) if path.exists() else None
 
-    def write_plan(self, images: tuple[str, ...], listed: ImageList, follow_links: bool, bar: Bar) -> ShardPlan:
-        """List all images on disk, a file for each shard, and return the plan.
+    def write_plan(
+        self, images: tuple[str, ...], listed: ImageList, follow_links: bool, bar: Bar, rows: int | None = None
+    ) -> ShardPlan:
+        """List all images on disk, a file for each shard of `rows` images (by default `ROWS`), and return the plan.
 
         Raises
         ------
         DataError
             There are no images, they cannot be listed, or a name is not UTF-8, as names in Parquet files must be.
         """
-        hashes, n, numbered = list[str](), 0, True
-        while shard := list(islice(listed.entries, ROWS)):
+        hashes, n, numbered, rows = list[str](), 0, True, rows or ROWS
+        while shard := list(islice(listed.entries, rows)):
             columns = {name: [getattr(entry, name) for entry in shard] for name in Entry.__dataclass_fields__}
             for name in columns["id"]:
                 if not _is_utf8(name):
@@ -219,7 +226,7 @@ class ShardFolder:
             raise DataError(listed.where, "holds no images", "name the folder that does")
         where, notes = listed.where, tuple(listed.notes)
         plan = ShardPlan(
-            images, where, listed.root, listed.from_manifest, follow_links, n, numbered, tuple(hashes), notes
+            images, where, listed.root, listed.from_manifest, follow_links, n, rows, numbered, tuple(hashes), notes
         )
         files.write_json(self._plan / "plan.json", plan)
         return plan
@@ -259,12 +266,6 @@ class ShardFolder:
     def claim(self, index: int) -> Path:
         """Return the folder whose lock is held by the process that computes a shard."""
         return self.claims / f"{index:06d}"
-
-    def bad(self, notes: Iterable[PartNote | None]) -> Iterator[tuple[int, str]]:
-        """Yield the rows that were left out, in their order, with the reasons."""
-        for note in notes:
-            if note is not None:
-                yield from sorted(note.bad.items())
 
 
 def _is_utf8(text: str) -> bool:

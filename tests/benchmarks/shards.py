@@ -29,7 +29,10 @@ import numpy as np
 from ensemble.commands.fit_stacker import fit_stacker
 from ensemble.commands.train import train_members
 from ensemble.config import DataConfig, MemberConfig
+from ensemble.data.shard_lists import list_images
 from ensemble.data.synthetic import write_demo
+from ensemble.predict_config import PredictConfig
+from ensemble.progress import progress
 from ensemble.reports.table import Table
 from ensemble.runs.shards import ROWS, ShardFolder, read_parquet
 
@@ -89,6 +92,7 @@ def main() -> None:
     options.add_argument("--distinct", type=int, default=2000)
     options.add_argument("--in-a-tar", type=int, default=100_000)
     options.add_argument("--arch", default="lenet")
+    options.add_argument("--rows", type=int, default=ROWS, help="images of a shard")
     options.add_argument("--kills", type=int, default=10)
     options.add_argument("--seconds", type=float, nargs=2, default=(20, 90), help="of work before each kill")
     given = options.parse_args()
@@ -100,7 +104,13 @@ def main() -> None:
     print(f"tars written in {time.perf_counter() - began:.0f} s", flush=True)
 
     rng, kills, folder = random.Random(0), 0, ShardFolder(out)
-    shards, peaks, busy = -(-given.images // ROWS), dict[int, float](), 0.0
+    began = time.process_time()
+    if folder.plan() is None:
+        listed = list_images(PredictConfig(images=(tars,)))
+        with progress(0, "list") as bar:
+            folder.write_plan((str(tars.absolute()),), listed, False, bar, given.rows)
+    print(f"images listed in {time.process_time() - began:.1f} s of processor time", flush=True)
+    shards, peaks, busy = -(-given.images // given.rows), dict[int, float](), 0.0
     while True:
         process, began = start(run, tars, out, given.work / "log.txt"), time.perf_counter()
         until = began + rng.uniform(*given.seconds) if kills < given.kills else float("inf")
@@ -129,12 +139,17 @@ def main() -> None:
     names = {hash(name) for part in parts for name in part.column("id").to_pylist()}
     size = sum(path.stat().st_size for path in folder.logits.folder.glob("part-*"))
     labels = sum(path.stat().st_size for path in out.glob("part-*"))
+    used = os.times()
     facts = (
         ("images", given.images),
         ("shards", shards),
         ("kills", kills),
         ("seconds, with all starts", f"{busy:.0f}"),
         ("images/s, with all starts", f"{given.images / busy:.0f}"),
+        (
+            "processor seconds, without those of killed processes' children",
+            f"{used.children_user + used.children_system:.0f}",
+        ),
         ("rows", len(rows)),
         ("distinct rows", np.unique(rows).size),
         ("distinct names", len(names)),

@@ -19,7 +19,7 @@ from pyarrow import parquet
 from tiny import fails, listing, write_three, write_tiny
 
 from ensemble.cli import main
-from ensemble.commands import predict_shards, shard_jobs, shard_labels
+from ensemble.commands import predict_shards, shard_labels
 from ensemble.data import shard_lists
 from ensemble.data.shard_lists import Entry, ImageList
 from ensemble.errors import DataError
@@ -47,8 +47,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (shards, shard_jobs, shard_labels, predict_shards):
-        monkeypatch.setattr(module, "ROWS", ROWS)
+    monkeypatch.setattr(shards, "ROWS", ROWS)
 
 
 def call(*arguments: object) -> None:
@@ -279,6 +278,7 @@ def test_a_shard_that_another_process_computes_is_waited_for(
 
     whole = predict(world, world / "new/img", tmp_path / "whole")
     folder = ShardFolder(tmp_path / "s")
+    (tmp_path / "s/_plan").mkdir(parents=True)
     held = locked(folder.claim(2))
     held.__enter__()
     looks: list[float] = []
@@ -444,7 +444,7 @@ def test_other_refusals(world: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "was made differently: views was" in line
     line = fails(capsys, 4, *start, images, "--shards", tmp_path / "s", "--precision", "fp32")
     assert "was made differently: precision was auto and is fp32" in line
-    table = as_csv(tmp_path / "data", sorted(images.iterdir()))
+    table = as_csv(tmp_path / "data", sorted(images.iterdir())[::-1])
     line = fails(capsys, 2, *start, *table, "--shards", tmp_path / "t", "--out", tmp_path / "l.txt")
     assert "would hold a label in each line, but these images are not numbered 1 to n" in line
 
