@@ -6,6 +6,7 @@ Several processes, also on several machines, may be given the same command: each
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -108,6 +109,7 @@ def predict_shards(
         if out is not None and written:
             count = write_label_file(folder, run, plan, out, facts.classes, config.bad_label)
             say(f"{count} labels written to {printable(out)}")
+        shutil.rmtree(folder.claims, ignore_errors=True)  # locks of shards, all of which are done
     say(f"{decided.images} labels are in {plan.shards} part{'s' * (plan.shards > 1)} in {printable(shards)}")
     run.record(f"predict --shards {shards}", started)
     for warning in label_file_warnings(decided):

@@ -139,17 +139,12 @@ def main() -> None:
     names = {hash(name) for part in parts for name in part.column("id").to_pylist()}
     size = sum(path.stat().st_size for path in folder.logits.folder.glob("part-*"))
     labels = sum(path.stat().st_size for path in out.glob("part-*"))
-    used = os.times()
     facts = (
         ("images", given.images),
         ("shards", shards),
         ("kills", kills),
         ("seconds, with all starts", f"{busy:.0f}"),
         ("images/s, with all starts", f"{given.images / busy:.0f}"),
-        (
-            "processor seconds, without those of killed processes' children",
-            f"{used.children_user + used.children_system:.0f}",
-        ),
         ("rows", len(rows)),
         ("distinct rows", np.unique(rows).size),
         ("distinct names", len(names)),
