@@ -182,11 +182,11 @@ def predict_shard(shards: Path, index: int, run: Path, device: str, on_bad: str,
                 {
                     "row": first + decoded.rows,
                     "id": np.array([chunk[row].id for row in decoded.rows.tolist()], object),
-                    "seen": ~members.is_new(decoded.digests),
+                    "digest": decoded.digests,
                     "logits": logits,
                 }
             )
-    columns = _joined(parts, request, facts)
+    columns = _joined(parts, members, request, facts)
     counts = {name: int(count) for name, count in zip(TRAITS, traits, strict=True) if count}
     return folder.logits.write(index, columns, logits_made_from(plan, request, index), bad=bad, traits=counts)
 
@@ -261,15 +261,20 @@ def _check_finite(logits: np.ndarray, member: str, fold: int) -> None:
         raise TheraError(f"member {member}", problem, "use --precision fp32")
 
 
-def _joined(parts: Sequence[Mapping[str, Any]], request: LogitsRequest, facts: RunFacts) -> dict[str, np.ndarray]:
+def _joined(
+    parts: Sequence[Mapping[str, Any]], run: Run, request: LogitsRequest, facts: RunFacts
+) -> dict[str, np.ndarray]:
     """Return the columns of a part of logits: row, id, seen, and the logit of each fold model (and class)."""
-    empty = np.empty((0, len(request.members), facts.folds, *_last_axis(facts)))
-    logits = np.concatenate([part["logits"] for part in parts]) if parts else empty
+
+    def joined(name: str, empty: np.ndarray) -> np.ndarray:
+        return np.concatenate([part[name] for part in parts]) if parts else empty
+
+    logits = joined("logits", np.empty((0, len(request.members), facts.folds, *_last_axis(facts))))
     flat = logits.reshape(len(logits), int(np.prod(logits.shape[1:])))
-    types = {"row": np.int64, "id": object, "seen": bool}
     columns = {
-        name: np.concatenate([part[name] for part in parts]) if parts else np.empty(0, type_)
-        for name, type_ in types.items()
+        "row": joined("row", np.empty(0, np.int64)),
+        "id": joined("id", np.empty(0, object)),
+        "seen": ~run.is_new(joined("digest", np.empty(0, "S64"))),
     }
     return columns | dict(zip(logit_columns(request, facts), flat.T, strict=True))
 

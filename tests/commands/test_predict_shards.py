@@ -19,7 +19,7 @@ from pyarrow import parquet
 from tiny import fails, listing, write_three, write_tiny
 
 from ensemble.cli import main
-from ensemble.commands import predict_shards, shard_labels
+from ensemble.commands import predict_shards, shard_jobs, shard_labels
 from ensemble.data import shard_lists
 from ensemble.data.shard_lists import Entry, ImageList
 from ensemble.errors import DataError
@@ -472,6 +472,14 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path, monkeypa
     peak_of_listing(tmp_path / "warm", 500)
     few, many = peak_of_listing(tmp_path / "few", 1000), peak_of_listing(tmp_path / "many", 10_000)
     assert many < 1.2 * few
+
+
+def test_few_pixels_are_in_memory_at_a_time(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks, decode = list[int](), shard_jobs._decode
+    monkeypatch.setattr(shard_jobs, "CHUNK_BYTES", 3 * 16 * 16 * 3)
+    monkeypatch.setattr(shard_jobs, "_decode", lambda chunk, *given: chunks.append(len(chunk)) or decode(chunk, *given))
+    assert predict(world, world / "new/img", tmp_path / "s")["label"] == plain_labels(world)
+    assert chunks == [3, 3, 2, 3, 3, 2, 3, 3, 2, 3, 3]
 
 
 def test_a_list_with_names_that_are_no_utf8_is_refused(tmp_path: Path) -> None:
