@@ -161,15 +161,13 @@ def _requested(
     resources: Resources,
 ) -> LogitsRequest:
     """Return what the logits are made from; the plans of the networks are chosen once, for all machines."""
-    import torch
-
+    from ensemble.members.devices import capability_of
     from ensemble.members.plans import Plan
     from ensemble.members.predictor import choose_spec
 
     device, names, passes = resources.device, decision.stacker.members, plan.n * facts.folds
     forced = {"precision": config.precision, "convolutions": config.convolutions}
-    is_gpu = device.type != "cpu"
-    capability = torch.cuda.get_device_name(device) if is_gpu else torch.backends.cpu.get_cpu_capability()
+    capability, torch_version = capability_of(device)
 
     def request(plans: Sequence[Plan]) -> LogitsRequest:
         members = tuple(
@@ -192,7 +190,7 @@ def _requested(
             **forced,
             device=device.type,
             capability=capability,
-            torch=torch.__version__,
+            torch=torch_version,
         )
 
     with locked(folder.folder, wait=True):

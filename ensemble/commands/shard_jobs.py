@@ -238,9 +238,8 @@ def _decode(
 
 
 def _spec(run: Run, member: MemberRequest, request: LogitsRequest, device: str) -> NetworkSpec:
-    import torch
-
     from ensemble.config import MemberConfig
+    from ensemble.members.devices import choose_device
     from ensemble.members.inference import NetworkSpec
     from ensemble.members.plans import Plan
 
@@ -248,7 +247,7 @@ def _spec(run: Run, member: MemberRequest, request: LogitsRequest, device: str) 
     folder.check_config()
     config = MemberConfig.model_validate({**folder.read().current_config, "pretrained": False, "weights": None})
     plan = Plan(member.precision, member.convolutions)
-    return NetworkSpec(config, request.size[0], plan, torch.device(device), request.classes)
+    return NetworkSpec(config, request.size[0], plan, choose_device(device), request.classes)
 
 
 def _last_axis(facts: RunFacts) -> tuple[int, ...]:

@@ -107,3 +107,18 @@ def _cuda_devices() -> tuple[int, str]:
     said = [printable(str(each.message).splitlines()[0]) for each in caught if "CUDA" in str(each.message)]
     built = f"torch {torch.__version__} for CUDA {torch.version.cuda}"
     return 0, f"there is a GPU driver, but {built} sees no GPU{f' ({said[0][:200]})' if said else ''}; {GET_TORCH}"
+
+
+def capability_of(device: torch.device) -> tuple[str, str]:
+    """Return what two machines must have in common to compute the same logits, as far as torch tells.
+
+    Returns
+    -------
+    str
+        The vector instructions of the CPU, or the name of the GPU.
+    str
+        The version of torch.
+    """
+    if device.type == "cpu":
+        return torch.backends.cpu.get_cpu_capability(), torch.__version__
+    return torch.cuda.get_device_name(device), torch.__version__
