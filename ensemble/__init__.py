@@ -10,6 +10,7 @@ Files in reading order:
 
 errors.py            everything that is raised on purpose, with exit statuses
 extras.py            optional dependencies, and the refusal where they are missing
+hub_refusals.py      what the Hugging Face hub says where it refuses a request
 config.py            the config models: type, default, help text and panel of each option
 config_fields.py     the panels of `--help`, and the fields that several config models have
 fit_config.py        the config model of `thera fit`
@@ -41,7 +42,8 @@ estimator.py         TheraClassifier: images and labels, in scikit-learn's conve
 estimator_images.py  what TheraClassifier takes: folders, paths or pixels, with labels of any kind
 threshold_stacker.py ThresholdStacker: the second stage alone, on logits
 
-Folders, in the order in which data passes: data, runs, members, decision, reports; runtime and bench beside them.
+Folders, in the order in which data passes: data, runs, members, decision, reports; runtime, bench and cluster beside
+them.
 """
 
 from __future__ import annotations

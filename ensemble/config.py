@@ -307,13 +307,24 @@ class ComputeConfig(Frozen):
         int | None,
         option(
             SPEED,
-            "Compute this many networks at once, each on a share of the cores.",
+            "Compute this many networks at once, each on a share of the cores; with GPUs in a cluster, on each GPU.",
             unset="on a CPU one a core, where it pays",
             ge=1,
         ),
     ] = None
+    cluster: Annotated[
+        str | None,
+        option(
+            SPEED,
+            "Compute on the Ray cluster of this address; auto joins that of this machine, local starts one.",
+            unset="on this machine alone",
+        ),
+    ] = None
+    task_cores: Annotated[
+        int | None, option(SPEED, "Give each network on a cluster this many cores.", unset="1", ge=1)
+    ] = None
     save_every: Annotated[
-        float, option(SPEED, "Save a training within an epoch after this many seconds; no result changes.", ge=0)
+        float, option(SPEED, "Save a training after this many seconds, within an epoch too; no result changes.", ge=0)
     ] = 60.0
     log: Log = None
 

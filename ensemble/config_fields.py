@@ -140,7 +140,10 @@ Log = Annotated[
         unset="no log",
     ),
 ]
-Device = Annotated[str, option(SPEED, "Compute on auto, cpu, cuda or cuda:N.")]
+DEVICES, DEVICE_PATTERN = "auto, cpu, mps, cuda or cuda:N", "auto|cpu|mps|cuda(:[0-9]+)?"
+"""The names of devices, for messages and as a regular expression."""
+
+Device = Annotated[str, option(SPEED, f"Compute on {DEVICES}; cuda is all GPUs.")]
 """Options that several models have."""
 
 

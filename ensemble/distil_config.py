@@ -73,6 +73,13 @@ class DistilConfig(Frozen):
     held_out: Annotated[bool, option(DATA, "Learn from the images of the held-out fold too, without their labels.")] = (
         True
     )
+    from_oof: Annotated[
+        bool,
+        option(
+            DATA,
+            "Take the teacher's logits from the run's OOF logits and predictions; no weights are needed.",
+        ),
+    ] = False
     on_bad: OnBad = "error"
     follow_links: FollowLinks = False
     teacher_weight: Annotated[

@@ -6,6 +6,7 @@
     ├── ArtifactError     4   a file of a run that is missing, damaged, newer or of another run
     ├── LockedError       5   another process works in the same folder
     ├── ResourceError     6   disk, memory, device or network
+    │   └── OutOfDeviceMemory
     └── Stopped          75   a signal; what is finished is saved and the same command goes on
 
 The number is the exit status of the command. Errors of status 2 and 3 are ValueErrors too: that is what Python code
@@ -74,6 +75,10 @@ class ResourceError(TheraError):
     status = 6
 
 
+class OutOfDeviceMemory(ResourceError):
+    """The memory of a GPU does not suffice."""
+
+
 class Stopped(TheraError):
     """A signal stopped the work; what is finished is saved, and the same command goes on."""
 
@@ -100,12 +105,18 @@ CPU_MEMORY_MESSAGES = ("DefaultCPUAllocator: ", "std::bad_alloc", "Insufficient 
 
 def out_of_memory(error: BaseException, where: str = "thera") -> ResourceError | None:
     """Return an error of Python, numpy, torch or OpenCV as a ResourceError if it says that memory is exhausted."""
-    on_device = type(error).__name__ == "OutOfMemoryError"  # torch's
-    on_device |= any(part in str(error) for part in DEVICE_MEMORY_MESSAGES)
-    if not (on_device or isinstance(error, MemoryError) or any(part in str(error) for part in CPU_MEMORY_MESSAGES)):
-        return None
     remedy = "close other programs, or use --jobs 1 or a smaller --batch-size"
-    return ResourceError(where, f"out of {'device memory' if on_device else 'memory'}", remedy)
+    if is_out_of_device_memory(error):
+        return OutOfDeviceMemory(where, "out of device memory", remedy)
+    if isinstance(error, MemoryError) or any(part in str(error) for part in CPU_MEMORY_MESSAGES):
+        return ResourceError(where, "out of memory", remedy)
+    return None
+
+
+def is_out_of_device_memory(error: BaseException) -> bool:
+    """Return whether an error of torch or of a library of the GPU says that the memory of the GPU is exhausted."""
+    named = type(error).__name__ == "OutOfMemoryError"  # torch's
+    return named or any(part in str(error) for part in DEVICE_MEMORY_MESSAGES)
 
 
 def printable(text: object) -> str:

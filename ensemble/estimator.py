@@ -83,7 +83,7 @@ class TheraClassifier(DecisionClassifier):
     follow_links : bool
         Whether links may lead out of a folder of images.
     device : str
-        auto, cpu, cuda or cuda:N.
+        auto, cpu, mps, cuda or cuda:N; cuda is all GPUs.
     jobs, workers : int, optional
         The number of networks in parallel, and of data worker processes; by default chosen by the number of cores.
     random_state : int, RandomState instance or None

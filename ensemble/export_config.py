@@ -21,6 +21,15 @@ class ExportConfig(Frozen):
             unset="export/NAME.onnx in the run's folder, where NAME is that of the folder",
         ),
     ] = None
+    fold: Annotated[
+        int | None,
+        option(
+            RUN,
+            "Write only the fold model of this fold; the expected error is that of one fold model, out of fold.",
+            ge=0,
+            unset="the mean of all fold models",
+        ),
+    ] = None
     half: Annotated[bool, option(RUN, "Save the weights in half precision, in half of the bytes.")] = False
     openvino: Annotated[
         bool,
@@ -53,6 +62,12 @@ class ExportConfig(Frozen):
     force: Annotated[bool, option(RUN, "Replace the file although thera export did not write it.")] = False
 
     _paths = field_validator("images", mode="before")(one_or_several)
+
+    @model_validator(mode="after")
+    def _fold_alone(self) -> Self:
+        if self.fold is not None and self.corrected_on is not None:
+            raise ValueError("one fold model needs no correction for averaging: give fold or corrected_on, not both")
+        return self
 
 
 class LabelledBy(Frozen):

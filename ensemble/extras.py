@@ -19,6 +19,7 @@ EXTRAS = {
     "peers": (*TRAINING, "onnx", "onnxscript", "onnxruntime", "openvino"),
     "serve": ("onnxruntime", "fastapi", "uvicorn", "python_multipart"),
     "tensorboard": (*TRAINING, "tensorboard"),
+    "cluster": (*TRAINING, "ray"),
     "parquet": ("pyarrow",),
 }
 """The modules that an extra of pyproject.toml adds to the base installation, by the name of the extra."""

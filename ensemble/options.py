@@ -51,7 +51,11 @@ SECOND_NAMES = {"label_column": "target"}
 DEFAULTS: dict[tuple[str, str], Any] = {("predict", "tta"): False}
 """Defaults of flags that differ from the model's: `predict` without `--tta` has always been plain prediction."""
 
-ALIASES = {("train-member", "no_pretrained"): ("pretrained", "no"), ("train-member", "clean"): ("cleaning", "yes")}
+ALIASES = {
+    ("train-member", "no_pretrained"): ("pretrained", "no"),
+    ("distil", "no_pretrained"): ("pretrained", "no"),
+    ("train-member", "clean"): ("cleaning", "yes"),
+}
 """Hidden flags, each mapped to the option that it sets and the value."""
 
 DESCRIPTIONS = {

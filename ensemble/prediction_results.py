@@ -102,6 +102,8 @@ class PredictionFacts:
         Images that are byte for byte among the training images. The share check leaves them out.
     files : mapping of str to str
         SHA-256 of the label file, of `predictions.csv`, and of `bad_images.csv` where images were left out.
+    caveats : tuple of str
+        Why the error may be higher than expected: what distilled members have learned from.
     """
 
     request: PredictionRequest
@@ -116,6 +118,7 @@ class PredictionFacts:
     cascade: CascadeFacts | None
     files: Mapping[str, str]
     seen_in_training: int = 0
+    caveats: tuple[str, ...] = ()
 
     @property
     def new_images(self) -> int:
@@ -149,7 +152,7 @@ class ClassPredictionFacts:
         Share of the images that the file gives each label.
     expectation : ClassExpectation
     share_check : ClassShareCheck
-    seen_in_training, files
+    seen_in_training, files, caveats
         As in `PredictionFacts`.
     """
 
@@ -163,6 +166,7 @@ class ClassPredictionFacts:
     share_check: ClassShareCheck
     files: Mapping[str, str]
     seen_in_training: int = 0
+    caveats: tuple[str, ...] = ()
 
     @property
     def new_images(self) -> int:

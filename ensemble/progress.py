@@ -87,6 +87,11 @@ class Bar:
                 bar_format=BAR,
             )
 
+    @property
+    def on_terminal(self) -> bool:
+        """Whether it is drawn on a terminal; elsewhere it is printed line by line."""
+        return self._tqdm is not None
+
     def advance(self, n: int = 1) -> None:
         """Move by `n` steps.
 

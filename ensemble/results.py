@@ -43,8 +43,8 @@ class MemberReport:
         Whether an overlay changed them, which is not nested.
     teachers : tuple of str
         The members whose stack a student has learned the answers of; empty for members that learned labels.
-    saw_held_out : bool
-        Whether a student has learned from held-out images too, without their labels.
+    caveats : tuple of str
+        Why the error of a student may be lower than that of new images.
     """
 
     assessment: Assessment | ClassAssessment
@@ -55,7 +55,7 @@ class MemberReport:
     changed: tuple[int, ...] = ()
     overlay: bool = False
     teachers: tuple[str, ...] = ()
-    saw_held_out: bool = False
+    caveats: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

@@ -9,7 +9,9 @@ import torch
 
 from ensemble.bench.throughput import QuietBar, TrainingOnCpu, TrainingOnGpu, classes_of
 from ensemble.config import MemberConfig
+from ensemble.members.devices import synchronize
 from ensemble.members.inference import default_workers
+from ensemble.members.memory import release_cache
 from ensemble.members.parallel import Resources
 from ensemble.members.plans import Plan
 from ensemble.members.probe import choose_plan
@@ -58,18 +60,20 @@ def training_speed(
     if device.type != "cpu":
         workers = resources.workers or default_workers(device)
         n = min(ROWS_ON_GPU, len(labels))
-        seconds, start, images = _timed(TrainingOnGpu(config, plan, mapped, labels[:n], folds, workers, device))
-        return plan, seconds / images * folds, start
+        seconds, start, images = _timed(TrainingOnGpu(config, plan, mapped, labels[:n], folds, workers, device), device)
+        release_cache(device)
+        on_one_gpu = -(-folds // max(1, len(resources.gpus)))
+        return plan, seconds / images * on_one_gpu, start
     full, last = divmod(folds, side_by_side)
     per_row, start, rows = 0.0, 0.0, UPDATES * min(config.batch_size, len(labels))
     for group, times in {side_by_side: full, last: 1}.items():  # the last folds have larger shares of the cores
         if group:
-            seconds, first, _ = _timed(TrainingOnCpu(config, plan, mapped, labels, rows * group, group))
+            seconds, first, _ = _timed(TrainingOnCpu(config, plan, mapped, labels, rows * group, group), device)
             per_row, start = per_row + times * seconds / rows, start + first
     return plan, per_row, start
 
 
-def _timed(work: TrainingOnCpu | TrainingOnGpu) -> tuple[float, float, int]:
+def _timed(work: TrainingOnCpu | TrainingOnGpu, device: torch.device) -> tuple[float, float, int]:
     """Return the median seconds of a round, how much longer the first one took, and the images of a round."""
     seconds: list[float] = []
     with progress(ROUNDS + 1, "measure training", "rounds") as bar:
@@ -77,8 +81,7 @@ def _timed(work: TrainingOnCpu | TrainingOnGpu) -> tuple[float, float, int]:
             for _ in range(ROUNDS + 1):
                 started = time.perf_counter()
                 images = work.run(QuietBar(bar))
-                if torch.cuda.is_available():
-                    torch.cuda.synchronize()
+                synchronize(device)
                 seconds.append(time.perf_counter() - started)
                 bar.advance()
         finally:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ensemble.members.devices import synchronize
 from ensemble.members.precision import PRECISIONS
 
 CPU = torch.device("cpu")
@@ -107,8 +108,7 @@ def _least_seconds(work: Callable[[], object], device: torch.device) -> float:
     for _ in range(1 + REPEATS):  # the first one is a warm-up
         started = time.perf_counter()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         seconds.append(time.perf_counter() - started)
     return min(seconds)
 

@@ -13,13 +13,14 @@ from ensemble.config import VIEWS, MemberConfig
 from ensemble.machine import available_cores
 from ensemble.members.backbones import build
 from ensemble.members.data_workers import Batch
+from ensemble.members.devices import moved
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import default_workers, predict_logits
+from ensemble.members.learner import Learner
 from ensemble.members.plans import Plan, prepare
 from ensemble.members.processes import MappedPixels, Workers, shares
 from ensemble.members.resident import ResidentEpochs
 from ensemble.members.sampling import batches_of
-from ensemble.members.training import Learner
 from ensemble.progress import Bar
 
 CPU = torch.device("cpu")
@@ -117,8 +118,7 @@ class TrainingOnGpu:
         self._learners = []
         for job in self._jobs:
             torch.manual_seed(job.fold)
-            network = build(config, job.pixels.shape[1], classes=job.classes).to(memory_format=torch.channels_last)
-            network = network.to(device)
+            network = moved(build(config, job.pixels.shape[1], classes=job.classes), device)
             self._learners.append(Learner(job, prepare(network, plan), plan, device))
 
     def run(self, bar: Any) -> int:
@@ -144,7 +144,7 @@ def train_epoch(job: FoldJob, plan: Plan, bar: Any) -> int:
     key = (job.config.name, job.fold, plan, len(available_cores()))
     if key not in _networks:
         torch.manual_seed(0)
-        network = build(job.config, job.pixels.shape[1], classes=job.classes).to(memory_format=torch.channels_last)
+        network = moved(build(job.config, job.pixels.shape[1], classes=job.classes), CPU)
         _networks.clear()
         _networks[key] = (
             Learner(job, prepare(network, plan), plan, CPU),
@@ -223,10 +223,10 @@ def predict_part(
         _networks.clear()
         networks = []
         for path in weights:
-            network = build(config, mapped.array.shape[1]).to(memory_format=torch.channels_last)
+            network = moved(build(config, mapped.array.shape[1]), device)
             with np.load(path) as state:
                 network.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
-            networks.append(prepare(network.to(device), plan))
+            networks.append(prepare(network, plan))
         _networks[key] = networks
     logits = [predict_logits(each, mapped.array, rows, VIEWS, plan.precision, device, bar) for each in _networks[key]]
     return np.stack(logits, axis=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ensemble.bench_config import BenchConfig
 from ensemble.bench_results import BenchResult
-from ensemble.commands.checks import check_architecture, check_compute
+from ensemble.commands.checks import check_architecture, check_device
 from ensemble.config import SHORT_NAMES
 from ensemble.errors import ConfigError
 from ensemble.extras import refuse_missing
@@ -30,7 +30,7 @@ def bench(config: BenchConfig | None = None, say: Say = silent) -> BenchResult:
     """
     refuse_missing("train", "thera bench")
     config = config or BenchConfig()
-    check_compute(config.device)
+    check_device(config.device)
     for name in config.arch:
         check_architecture(SHORT_NAMES.get(name, name))
     if config.images is not None and not config.images.is_dir():
@@ -46,6 +46,10 @@ def bench(config: BenchConfig | None = None, say: Say = silent) -> BenchResult:
     if subjects <= {"decide"}:
         return BenchResult(rounds=rounds, decision=decision)
     device = choose_device(config.device)
+    if device.type == "mps":
+        if config.device == "mps":
+            raise ConfigError("--device", "bench measures CPUs and CUDA devices; got mps", "use --device cpu")
+        device = choose_device("cpu")
     with open_images(config.images, config.labels, config.limit, say) as images:
         trained = config.arch if "train" in subjects else ()
         predicted = config.arch if "predict" in subjects else ()

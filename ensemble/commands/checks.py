@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from ensemble.commands.starting_weights import is_member_folder
-from ensemble.config import WITHOUT_WEIGHTS, MemberConfig
+from ensemble.config import WITHOUT_WEIGHTS, ComputeConfig, MemberConfig
+from ensemble.config_fields import DEVICE_PATTERN, DEVICES
 from ensemble.data.dataset import Source
 from ensemble.data.folds import refuse_small_classes
 from ensemble.data.overlay import read_overlay
@@ -34,20 +35,41 @@ DEPRECATED = re.compile(r"^register_model_deprecations\((.*?)^}", re.MULTILINE |
 """Finds the table of former names in a source file of timm: `'former': 'present'` a line."""
 
 
-def check_compute(device: str, log: str | None = None) -> None:
-    """Refuse a device that does not exist, as far as that is known without torch, and a tracker that is not installed.
+def check_compute(compute: ComputeConfig) -> None:
+    """Refuse a device that does not exist, as far as that is known without torch, and packages that are missing.
 
     Raises
     ------
     ConfigError
-        It is none of auto, cpu, cuda, cuda:N, or CUDA is requested on Linux without an NVIDIA driver.
+        As `check_device`; or a card of a cluster is named, or a core count without a cluster.
     ResourceError
-        The package of the tracker is missing.
+        The package of the tracker or of the cluster is missing.
     """
-    if log is not None:
-        refuse_missing(log, f"--log {log}")
-    if not re.fullmatch("auto|cpu|cuda(:[0-9]+)?", device):
-        raise ConfigError("--device", f"must be auto, cpu, cuda or cuda:N; got {device}")
+    if compute.log is not None:
+        refuse_missing(compute.log, f"--log {compute.log}")
+    if compute.cluster is None:
+        if compute.task_cores is not None:
+            raise ConfigError("--task-cores", "is for the tasks of a cluster", "give --cluster, too, or leave it out")
+        check_device(compute.device)
+        return
+    refuse_missing("cluster", f"--cluster {printable(compute.cluster)}")
+    if compute.device not in ("auto", "cpu", "cuda"):
+        problem = f"must be auto, cpu or cuda with --cluster; got {printable(compute.device)}"
+        raise ConfigError("--device", problem, "the cluster chooses the card of each task")
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that does not exist, as far as that is known without torch.
+
+    Raises
+    ------
+    ConfigError
+        It is no name of a device, or CUDA is requested on Linux without an NVIDIA driver, or MPS on no Mac.
+    """
+    if not re.fullmatch(DEVICE_PATTERN, device):
+        raise ConfigError("--device", f"must be {DEVICES}; got {device}")
+    if device == "mps" and sys.platform != "darwin":
+        raise ConfigError("--device", "mps is not there: it is the GPU of a Mac", "use --device cpu")
     # Under WSL the driver has no /dev/nvidiactl but /dev/dxg; an AMD card of a ROCm build of torch has /dev/kfd.
     drivers = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
     installed = any(map(os.path.exists, drivers)) or shutil.which("nvidia-smi") is not None

@@ -18,13 +18,14 @@ from ensemble.commands.checks import announce, check_compute, check_members
 from ensemble.commands.evaluate import compare_sides, member_side, stack_side
 from ensemble.commands.fit_stacker import averaged_oof, read_decisions
 from ensemble.commands.fold_jobs import BegunMember, begin_members, finish_folds, opened_log
-from ensemble.commands.fold_logits import unkept_fold_logits
+from ensemble.commands.fold_logits import kept_fold_logits, unkept_fold_logits
 from ensemble.commands.report import report_member
 from ensemble.commands.training_images import training_pixels
 from ensemble.config import VIEWS, ComputeConfig, DecisionConfig
 from ensemble.data.dataset import Dataset, Source
 from ensemble.data.folds import FoldTable
 from ensemble.decision.class_objective import ClassObjective, parse_objective
+from ensemble.decision.cross_fitting import OofLogits
 from ensemble.decision.decision import Decision
 from ensemble.decision.distillation import soft_targets
 from ensemble.decision.fold_offsets import FoldOffset
@@ -133,7 +134,7 @@ def distil(
     refuse_missing("train", "thera distil")
     config, student, compute = config or DistilConfig(), student or StudentConfig(), compute or ComputeConfig()
     started, folder = time.time(), Run(run)
-    check_compute(compute.device, compute.log)
+    check_compute(compute)
     facts, table = folder.read(), folder.read_folds()
     member, own = folder.member(student.name), student.member
     check_members([own])
@@ -142,11 +143,9 @@ def distil(
     refuse_other_teacher(member, recorded)
     source = _open(config, facts.class_count)
     with folder.removed_unless_begun([member]), locked(member.folder):
-        from ensemble.members.devices import choose_device  # from here on, imports take seconds
-        from ensemble.members.parallel import Resources
+        from ensemble.cluster.resources import resources_of  # from here on, imports take seconds
 
-        choose_device(compute.device, say)
-        resources, lesson = Resources.of(compute), _lesson(folder, table, source, config, say)
+        resources, lesson = resources_of(compute, say), _lesson(folder, table, source, config, say)
         if (extra := lesson.unlabelled) is not None:
             recorded = replace(recorded, unlabelled=len(extra), unlabelled_sha256=extra.fingerprint)
         begin_distilled(member, recorded)
@@ -194,13 +193,16 @@ def _teacher(run: Run, config: DistilConfig, classes: int, say: Say) -> _Teacher
 
 
 def _recorded(run: Run, teacher: _Teacher, config: DistilConfig, student: str) -> Distilled:
-    """Return what is recorded of the student, once the weights of its teachers are there; no unlabelled images yet."""
+    """Return what is recorded of the student, without unlabelled images, once what its teacher needs is there."""
     if student in teacher.members:
         problem = f"{student} is in the stack that would be its teacher"
         raise ConfigError("--name", problem, "give another --name, or fit the stack without it")
     parents, folds = {}, range(run.read().folds)
     for name in teacher.members:
         of_member = run.member(name)
+        if config.from_oof:
+            parents[name] = {fold: facts.oof_sha256 for fold, facts in of_member.read().folds.items()}
+            continue
         for fold in folds:
             of_member.weights(fold)
         parents[name] = {str(fold): of_member.weights_sha256(fold) for fold in folds}
@@ -211,6 +213,7 @@ def _recorded(run: Run, teacher: _Teacher, config: DistilConfig, student: str) -
         teacher_weight=config.teacher_weight,
         temperature=config.temperature,
         held_out=config.held_out,
+        from_oof=config.from_oof,
     )
 
 
@@ -261,6 +264,7 @@ def _teacher_logits(
     """Return the teacher's logits (n,) or (n, C) for each fold; they are computed once and kept.
 
     A fold's teacher has the fold models of that fold, and a stacker that is fitted to the OOF logits of other folds.
+    With `from_oof`, training rows have their OOF logits in place of those of that fold's models.
     """
     ids, folds = lesson.ids, range(lesson.table.k)
     missing = [fold for fold in folds if read_teacher_logits(member, fold, ids) is None]
@@ -269,17 +273,31 @@ def _teacher_logits(
             where = printable(teacher_path(member, fold))
             say(f"warning: {where} is missing or damaged; the teacher's logits are computed again")
     if missing:
-        oof, options = averaged_oof(lesson.run, teacher.members, VIEWS), PredictOptions()
-        of_sets = [
-            unkept_fold_logits(lesson.run, teacher.members, VIEWS, each, options, compute).by_fold
-            for each in lesson.sets
-        ]
-        by_fold = np.concatenate(of_sets)
+        oof = averaged_oof(lesson.run, teacher.members, VIEWS)
+        by_fold = _recorded_logits(lesson, oof) if lesson.config.from_oof else _computed_logits(lesson, oof, compute)
         for fold in missing:
             stacker = oof.rows.without(fold).any_stacker(teacher.kind)
             write_teacher_logits(member, fold, ids, stacker.apply(by_fold[:, :, fold]))
     kept = [read_teacher_logits(member, fold, ids) for fold in folds]
     return [logits for logits in kept if logits is not None]
+
+
+def _computed_logits(lesson: _Lesson, oof: OofLogits, compute: ComputeConfig) -> np.ndarray:
+    """Return the logits (n, m, k[, C]) of all fold models on all images."""
+    options = PredictOptions()
+    of_sets = [
+        unkept_fold_logits(lesson.run, oof.members, VIEWS, each, options, compute).by_fold for each in lesson.sets
+    ]
+    return np.concatenate(of_sets)
+
+
+def _recorded_logits(lesson: _Lesson, oof: OofLogits) -> np.ndarray:
+    """Return logits (n, m, k[, C]) that the run records: OOF, for every fold the same, then those without labels."""
+    folds = lesson.table.k
+    of_run = np.repeat(oof.logits[:, :, None], folds, axis=2)
+    if lesson.unlabelled is None:
+        return of_run
+    return np.concatenate((of_run, kept_fold_logits(lesson.run, oof.members, VIEWS, lesson.unlabelled)))
 
 
 def _with_targets(begun: BegunMember, lesson: _Lesson, fold: int, logits: np.ndarray) -> FoldJob:
@@ -302,7 +320,6 @@ def _costs(
     run: Run, teacher: _Teacher, student: MemberFolder, images: Dataset, resources: Resources
 ) -> tuple[Cost, Cost]:
     """Return what teacher and student cost, by the probed speed of each network."""
-    from ensemble.members.inference import cost_per_image
     from ensemble.members.plans import Plan
     from ensemble.members.predictor import Predictor
 
@@ -318,7 +335,7 @@ def _costs(
                 spec = predictor.spec(of_member.current_config, as_trained, facts.folds, facts.class_count)
                 parameters += facts.folds * (of_member.parameters or 0)
                 if resources.device.type == "cpu":
-                    seconds += passes * cost_per_image(spec, predictor.threads)
+                    seconds += passes * predictor.cost_per_image(spec)
         return Cost(facts.folds * len(members), parameters, 1 / seconds if seconds else None)
 
     return cost(teachers), cost([student])

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ from ensemble.predict_config import PredictOptions
 from ensemble.prediction_results import ClassPredictionFacts, PredictionFacts
 from ensemble.progress import Say, hidden, progress, silent
 from ensemble.runs import files
+from ensemble.runs.distilled import caveats
 from ensemble.runs.run import Run, RunFacts
 from ensemble.runtime.classifier import Graph
 from ensemble.runtime.facts import Checked, Expected, MemberOfModel, ModelFacts, plain_facts
@@ -53,12 +55,13 @@ precision have 11 bits."""
 
 @dataclass(frozen=True)
 class _Deployed:
-    """The decision to export, its threshold or offsets, and the prediction whose correction they have."""
+    """The decision to export, its threshold or offsets, the prediction whose correction they have, and the folds."""
 
     decision: Decision | ClassDecision
     cut: tuple[float, ...]
     prediction: PredictionFacts | ClassPredictionFacts | None
     corrected_on: str
+    folds: tuple[int, ...]
 
 
 def export(run: Path, config: ExportConfig | None = None, say: Say = silent) -> ExportResult:
@@ -96,7 +99,7 @@ def export(run: Path, config: ExportConfig | None = None, say: Say = silent) -> 
     members = folder.member
     for name in deployed.decision.stacker.members:  # a missing file is refused before anything is computed
         members(name).check_config()
-        for fold in range(facts.folds):
+        for fold in deployed.folds:
             members(name).weights(fold)
     dataset = _real_images(folder, facts, config, say)
     graph = _graph(folder, facts, deployed, config.half)
@@ -155,13 +158,19 @@ def _openvino_paths(out: Path) -> tuple[Path, Path]:
 
 
 def _deployed(run: Run, facts: RunFacts, config: ExportConfig, say: Say) -> _Deployed:
-    """Return the decision to export. Its threshold is that of a prediction of the run, if there is one that it fits."""
+    """Return the decision to export. Its threshold is that of a prediction of the run, if there is one that it fits.
+
+    That of one fold model is the decision's own, which was fitted to OOF logits, of one fold model each.
+    """
+    folds = tuple(range(facts.folds)) if config.fold is None else (config.fold,)
+    if folds[-1] >= facts.folds:
+        raise ConfigError(f"--fold {config.fold}", f"is no fold of the run, which has {facts.folds}", "count from 0")
     decisions = read_decisions(run, say)
     view_sets = {VIEW_SETS[name]: name for name in VIEW_SETS if config.views in ("auto", name)}
     sha256 = files.file_sha256(run.decision)
     found: dict[str, PredictionFacts | ClassPredictionFacts] = {}
     reasons: dict[str, str] = {}
-    for path in sorted(run.folder.glob("predictions/*/predictions.json")):
+    for path in sorted(run.folder.glob("predictions/*/predictions.json")) if config.fold is None else ():
         name = path.parent.name
         if config.corrected_on not in (None, name):
             continue
@@ -178,10 +187,10 @@ def _deployed(run: Run, facts: RunFacts, config: ExportConfig, say: Say) -> _Dep
     if not found:
         views = "tta" if config.views == "auto" else config.views
         decision = getattr(decisions, views)
-        if facts.class_count == 2:
+        if facts.class_count == 2 and config.fold is None:
             remedy = f"run thera predict{' --tta' if views == 'tta' else ''} on unlabelled images first"
             say(f"note: no prediction of the run fits, so that the threshold is not corrected for averaging; {remedy}")
-        return _Deployed(decision, _cut(decision), None, "")
+        return _Deployed(decision, _cut(decision), None, "", folds)
     name = max(found, key=lambda each: (found[each].images, each))
     prediction = found[name]
     decision = getattr(decisions, view_sets[prediction.request.views])
@@ -192,8 +201,8 @@ def _deployed(run: Run, facts: RunFacts, config: ExportConfig, say: Say) -> _Dep
                 "note: that prediction may have been computed in another precision; labels of images next to the "
                 "threshold can differ (thera predict --precision fp32 gives those of the model)"
             )
-        return _Deployed(decision, (prediction.threshold,), prediction, name)
-    return _Deployed(decision, _cut(decision), prediction, name)
+        return _Deployed(decision, (prediction.threshold,), prediction, name, folds)
+    return _Deployed(decision, _cut(decision), prediction, name, folds)
 
 
 def _unfit(
@@ -238,7 +247,7 @@ def _facts(run: Run, facts: RunFacts, deployed: _Deployed, half: bool) -> ModelF
     for name, weight, cut in zip(stacker.members, stacker.weights, cuts, strict=True):
         member = run.member(name)
         config = member.read().current_config
-        hashes = tuple(member.weights_sha256(fold) for fold in range(facts.folds))
+        hashes = tuple(member.weights_sha256(fold) for fold in deployed.folds)
         side = config.get("input_size") or facts.size[0]
         members.append(MemberOfModel(name, str(config["arch"]), side, weight, tuple(cut), hashes))
     return ModelFacts(
@@ -250,7 +259,7 @@ def _facts(run: Run, facts: RunFacts, deployed: _Deployed, half: bool) -> ModelF
         exif=facts.exif,
         image_policy=POLICY_VERSION,
         views=decision.views,
-        folds=facts.folds,
+        folds=len(deployed.folds),
         members=tuple(members),
         bias=bias,
         cut=deployed.cut,
@@ -268,6 +277,7 @@ def _facts(run: Run, facts: RunFacts, deployed: _Deployed, half: bool) -> ModelF
         self_test=(),
         usual_shares=usual[0],
         usual_share_errors=usual[1],
+        caveats=caveats([run.member(name) for name in stacker.members]),
     )
 
 
@@ -292,9 +302,10 @@ def _graph(run: Run, facts: RunFacts, deployed: _Deployed, half: bool) -> bytes:
     decision = deployed.decision
     bias = (decision.stacker.bias,) if isinstance(decision, Decision) else decision.stacker.biases
     members = [
-        _member(run, facts, *pair) for pair in zip(decision.stacker.members, decision.stacker.weights, strict=True)
+        _member(run, facts, deployed.folds, *pair)
+        for pair in zip(decision.stacker.members, decision.stacker.weights, strict=True)
     ]
-    with progress(len(members) * facts.folds, "export", "fold models") as bar:
+    with progress(len(members) * len(deployed.folds), "export", "fold models") as bar:
         return decision_graph(
             members,
             facts.size,
@@ -307,7 +318,7 @@ def _graph(run: Run, facts: RunFacts, deployed: _Deployed, half: bool) -> bytes:
         )
 
 
-def _member(run: Run, facts: RunFacts, name: str, weight: float) -> ExportedMember:
+def _member(run: Run, facts: RunFacts, folds: Sequence[int], name: str, weight: float) -> ExportedMember:
     from ensemble.config import MemberConfig
     from ensemble.members.backbones import build
     from ensemble.members.onnx_graph import ExportedMember
@@ -315,7 +326,7 @@ def _member(run: Run, facts: RunFacts, name: str, weight: float) -> ExportedMemb
     member = run.member(name)
     config = MemberConfig.model_validate({**member.read().current_config, "pretrained": False, "weights": None})
     network = build(config, facts.size[0], classes=facts.class_count).eval()
-    weights = [functools.partial(member.read_weights, fold) for fold in range(facts.folds)]
+    weights = [functools.partial(member.read_weights, fold) for fold in folds]
     return ExportedMember(name, network, weights, weight)
 
 
@@ -380,7 +391,7 @@ def _torch_logits(run: Run, deployed: _Deployed, dataset: Dataset) -> np.ndarray
     members, views = deployed.decision.stacker.members, deployed.decision.views
     options = PredictOptions(tta=len(views) > 1, precision="fp32", convolutions="native")
     compute = ComputeConfig(device="cpu", jobs=1)
-    return unkept_fold_logits(run, members, views, dataset, options, compute).mean
+    return unkept_fold_logits(run, members, views, dataset, options, compute, deployed.folds).mean
 
 
 def _checked(deployed: _Deployed, dataset: Dataset, logits: np.ndarray, model: Graph, half: bool) -> Checked:

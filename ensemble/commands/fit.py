@@ -115,7 +115,10 @@ def _check(config: FitConfig, decision: DecisionConfig, compute: ComputeConfig) 
     from ensemble.data.source import open_labelled
 
     parse_objective(decision.objective, config.classes or 2)
-    check_compute(compute.device, compute.log)
+    check_compute(compute)
+    if config.time is not None and compute.cluster is not None:
+        problem = "plans by the speed of this machine, which is not that of a cluster"
+        raise ConfigError("--time", problem, "give --epochs, or leave --time out")
     check_labels(open_labelled(config), config.folds or LEAST_FOLDS)
     run, prediction = config.run, _prediction(config)
     if prediction is not None:
@@ -227,12 +230,13 @@ def _planned(
     DataError
         The images cannot be used, or are too few for the folds.
     """
+    from ensemble.cluster.resources import resources_of
     from ensemble.data.folds import assign_folds, together
     from ensemble.data.source import open_labelled, open_unlabelled
     from ensemble.data.store import load_dataset
-    from ensemble.members.devices import choose_device
 
-    kind = choose_device(compute.device).type
+    device = resources_of(compute).device.type
+    kind = "cuda" if device == "cuda" else "cpu"  # on Apple's GPU as on a CPU: no larger network was trained there
     dataset = load_dataset(
         open_labelled(config), Run(folder).pixels, config.resize, on_bad=config.on_bad, exif=config.exif
     )
@@ -246,7 +250,7 @@ def _planned(
     images = sum(member.epochs for member in full) * n * (folds - 1)
     members, expected = full, None
     speeds: dict[str, Speed] = {}
-    if config.seconds is not None or images >= MEASURED_IMAGES:
+    if config.seconds is not None or (images >= MEASURED_IMAGES and compute.cluster is None):
         full, speeds = _measured(full, dataset, folds, compute)
         members = full
         if config.seconds is not None:
@@ -256,7 +260,7 @@ def _planned(
                 least = config.seconds - left + seconds_of([full[0].model_copy(update={"epochs": 1})], speeds, work)
                 raise ConfigError("--time", f"{config.time} is too short", f"an epoch needs {_words(least)}")
         expected = time.monotonic() - started + seconds_of(members, speeds, work) + work.decision_seconds
-    say(_chosen(members, folds, kind, expected, config))
+    say(_chosen(members, folds, device, expected, config))
     data = DataConfig(**{name: getattr(config, name) for name in DataConfig.model_fields})
     run_config = RunConfig(
         run=folder,

@@ -22,7 +22,7 @@ from ensemble.progress import Say, silent
 from ensemble.results import ClassFitResult, FitResult
 from ensemble.runs import files
 from ensemble.runs.artifacts import read_recorded, write_recorded
-from ensemble.runs.distilled import is_distilled, read_distilled
+from ensemble.runs.distilled import caveats, is_distilled
 from ensemble.runs.locks import locked
 from ensemble.runs.member import TRAIN_AGAIN
 from ensemble.runs.run import Run
@@ -169,10 +169,8 @@ def _chosen_members(
         name, problem = next(iter(unfinished.items()))
         raise ArtifactError(run.folder, f"has no finished member: {name} {problem}", TRAIN_AGAIN)
     used = tuple(name for name in finished if name in chosen)
-    for name in used:
-        if name in students and read_distilled(run.member(name)).held_out:
-            learned = "learned from held-out images, without their labels"
-            say(f"note: member {name} {learned}: on images that it was not given, the error may be higher")
+    for caveat in caveats([run.member(name) for name in used]):
+        say(f"note: {caveat}")
     return used, tuple(name for name in finished if name not in used)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from ensemble.decision.threshold import least_hter
 from ensemble.errors import ConfigError, ResourceError
 from ensemble.progress import Say, progress
 from ensemble.runs import files
-from ensemble.runs.member import FROM_FILE, FROM_SCRATCH, FROM_TIMM, MemberFolder, MemberIdentity
+from ensemble.runs.member import FROM_FILE, FROM_SCRATCH, FROM_TIMM, HubFile, MemberFolder, MemberIdentity
 from ensemble.runs.training_state import StateFolder
 
 if TYPE_CHECKING:
@@ -87,7 +87,6 @@ def begin_members(
     """Check the members' configs, make their jobs, choose their plans, and begin their folders."""
     from ensemble.members.backbones import check
     from ensemble.members.fold_job import FoldJob
-    from ensemble.members.hub_cache import hub_file
     from ensemble.members.parallel import cores_of_jobs
     from ensemble.members.processes import MappedPixels
 
@@ -102,14 +101,16 @@ def begin_members(
             overlay = read_overlay(member.overlay, table.ids, table.labels, dataset.classes)
         requested["overlay"] = None if overlay is None else overlay.sha256
         config, origin = _with_origin(folder, member, dataset.size[0], say)
+        file = _hub_file(folder, config, dataset.size[0], folds) if config.pretrained and not config.weights else None
+        address = None if file is None else file.address
         for fold, of_fold in zip(folds, weights, strict=True):
             arrays = {key: value.numpy() for key, value in of_fold.items()} if of_fold is not None else None
             rows = np.flatnonzero(table.fold_of != fold)
-            job = FoldJob(config, pixels, table.labels, table.ids, rows, fold, seed, arrays, classes=classes)
+            job = FoldJob(config, pixels, table.labels, table.ids, rows, fold, seed, arrays, address, classes=classes)
             jobs.append(job)
-        requests.append((requested, origin, overlay))
+        requests.append((requested, origin, overlay, file))
     begun, cores = [], cores_of_jobs(jobs, resources)
-    for index, ((folder, member), (requested, origin, overlay)) in enumerate(zip(members, requests, strict=True)):
+    for index, ((folder, member), (requested, origin, overlay, file)) in enumerate(zip(members, requests, strict=True)):
         first = index * len(folds)
         of_member = tuple(jobs[first : first + len(folds)])
         plan = _plan(folder, of_member[0], folds, resources, cores[first], say)
@@ -120,9 +121,8 @@ def begin_members(
             MemberIdentity(dataset.fingerprint, seed, plan.precision, convolutions, origin),
             MemberConfig.model_validate({"arch": member.arch}).model_dump(mode="json"),
         )
-        settled = of_member[0].config
-        if settled.pretrained and settled.weights is None:
-            folder.start_from(hub_file(settled.timm_name))
+        if file is not None and folder.read().pretrained_from is None:
+            folder.update(pretrained_from=file)
         begun.append(BegunMember(folder, of_member, plan, overlay))
     return begun
 
@@ -222,6 +222,7 @@ def _write_fold(
         seconds=round(result.seconds, 1),
         device=device,
         threads=threads,
+        micro_batches=result.micro_batches,
     )
     folder.update(parameters=result.parameters)
 
@@ -240,12 +241,14 @@ def _plan(
     from ensemble.members.plans import Plan, continued
     from ensemble.members.probe import choose_plan
 
-    member, size = job.config, job.pixels.shape[1]
+    member, size, pool = job.config, job.pixels.shape[1], resources.pool()
     if folder.has_begun:
         facts = folder.read()
         begun = Plan(facts.precision, facts.convolutions)
-        going_on = continued(begun, resources.device, member.input_size or size)
+        going_on = pool.call(continued, begun, resources.device, member.input_size or size)
         if going_on is not None:
+            plan: Plan
+            said: str
             plan, said = going_on
             if said and not all(map(folder.has_fold, folds)):
                 slow = "; it takes many times as long as where it was begun" if "emulates" in said else ""
@@ -253,8 +256,9 @@ def _plan(
             return plan
     batches = job.images // job.batch_size
     if resources.device.type != "cpu":  # a GPU compiles once for all folds of a process
-        batches *= max(1, len(folds) // (resources.jobs or 1))
-    return choose_plan(member, resources.device, size, "train", batches, len(cores), job.classes)
+        batches *= max(1, len(folds) // resources.processes_on_gpus)
+    plan = pool.call(choose_plan, member, resources.device, size, "train", batches, len(cores), job.classes)
+    return plan
 
 
 def _with_origin(folder: MemberFolder, member: MemberConfig, size: int, say: Say) -> tuple[MemberConfig, str | None]:
@@ -285,6 +289,33 @@ def _with_origin(folder: MemberFolder, member: MemberConfig, size: int, say: Say
         say(f"warning: {error.where} {error.found}; {member.name} starts from scratch")
         return settled.model_copy(update={"pretrained": False}), FROM_SCRATCH
     return settled, FROM_TIMM if requested == "if-possible" else None
+
+
+def _hub_file(folder: MemberFolder, member: MemberConfig, size: int, folds: Sequence[int]) -> HubFile | None:
+    """Return the file of the model hub that all folds start from; a begun member goes on with the recorded one.
+
+    Raises
+    ------
+    ResourceError
+        A fold must start from the recorded file, which is neither cached nor available.
+    ArtifactError
+        The hub has another file at the recorded commit.
+    """
+    from ensemble.members.backbones import build
+    from ensemble.members.hub_cache import hub_file
+
+    recorded = folder.read().pretrained_from if folder.has_begun else None
+    if recorded is None:
+        return hub_file(member.timm_name)
+    if not all(folder.has_fold(fold) or any(folder.fold(fold).glob("state/*")) for fold in folds):
+        build(member, size, address=recorded.address)
+        files.refuse_differences(
+            f"pretrained weights of member {folder.name}",
+            asdict(recorded),
+            asdict(hub_file(member.timm_name, recorded.address) or recorded),
+            "give another --name",
+        )
+    return recorded
 
 
 def _watch(job: FoldJob, held_out: np.ndarray) -> Watch:

@@ -20,7 +20,7 @@ from ensemble.decision.class_decision import ClassDecision
 from ensemble.decision.cross_fitting import OofLogits
 from ensemble.decision.decision import Decision
 from ensemble.decision.deploy import corrected
-from ensemble.errors import ArtifactError
+from ensemble.errors import ArtifactError, printable
 from ensemble.predict_config import PredictOptions
 from ensemble.prediction_results import CascadeFacts
 from ensemble.progress import Bar, Say, progress
@@ -155,6 +155,7 @@ def unkept_fold_logits(
     dataset: Dataset,
     options: PredictOptions,
     compute: ComputeConfig,
+    folds: Sequence[int] | None = None,
 ) -> FoldLogits:
     """Compute the logits of each member and fold model, as `fold_logits` does without a cascade; write nothing.
 
@@ -166,6 +167,8 @@ def unkept_fold_logits(
     dataset : Dataset
     options : PredictOptions
     compute : ComputeConfig
+    folds : sequence of int, optional
+        The fold models; by default, all.
 
     Raises
     ------
@@ -173,12 +176,35 @@ def unkept_fold_logits(
         Weights are missing or damaged.
     """
     images = _Prediction(run, tuple(members), tuple(views), dataset, options, compute)
-    logits = images.empty_logits()
-    shape = logits.shape
-    every = list(product(range(shape[1]), range(shape[2])))
+    folds, logits = range(images.folds) if folds is None else folds, images.empty_logits()
+    every = list(product(range(len(members)), folds))
     with progress(len(every) * len(dataset) * len(images.views), "predict", "views") as bar:
         _compute(images, every, None, logits, bar)
-    return FoldLogits(images.names, logits, np.ones(shape[:2], bool))
+    return FoldLogits(images.names, logits[:, :, list(folds)], np.ones(logits.shape[:2], bool))
+
+
+def kept_fold_logits(run: Run, members: Sequence[str], views: Sequence[str], dataset: Dataset) -> np.ndarray:
+    """Return the logits (n, m, k[, C]) that the run's predictions on these images keep, averaged over the views.
+
+    No weights are read.
+
+    Raises
+    ------
+    ArtifactError
+        The run keeps no logits of a fold model on these images under these views, or a file of them is damaged.
+    """
+    folders = [path.parent for path in sorted((run.folder / "predictions").glob("*/logits/made_from.json"))]
+    kept = [KeptLogits(folder, dataset.ids, dataset.fingerprint) for folder in folders]
+    facts, logits = run.read(), []
+    for name, fold in product(members, range(facts.folds)):
+        stored = (each.load(run.member(name), fold, views) for each in kept)
+        of_model = next((each for each in stored if each is not None), None)
+        if of_model is None:
+            problem = f"keeps no logits of {name}, fold {fold}, on these images with the views {', '.join(views)}"
+            raise ArtifactError(printable(run.folder), problem, "label them with thera predict --tta first")
+        logits.append(of_model.mean(axis=1))
+    shape = (len(members), facts.folds)
+    return np.stack(logits, axis=1).reshape(len(dataset), *shape, *logits[0].shape[1:])
 
 
 def _compute(
@@ -188,7 +214,7 @@ def _compute(
 
     The logits are rounded in the same way whether they are written or not.
     """
-    with _predictor(images, len(missing) * len(images.views)) as predictor:
+    with _predictor(images, len(missing) * len(images.views), bar.say) as predictor:
         models = _fold_models(images, predictor, missing)
         for index, by_view, plan in predictor.predict(models, images.views, bar):
             column, fold = missing[index]
@@ -200,12 +226,12 @@ def _compute(
             logits[:, column, fold] = stored.mean(axis=1)
 
 
-def _predictor(images: _Prediction, passes: int) -> Predictor:
-    from ensemble.members.parallel import Resources
+def _predictor(images: _Prediction, passes: int, say: Say) -> Predictor:
+    from ensemble.cluster.resources import resources_of
     from ensemble.members.predictor import Predictor
 
     options = images.options
-    resources = Resources.of(images.compute)
+    resources = resources_of(images.compute, say)
     return Predictor(images.dataset.pixels, passes, resources, options.precision, options.convolutions)
 
 
@@ -272,14 +298,12 @@ def _cascade(
     `PILOT` images, drawn with the seed of the run, are evaluated by all members and views. They give the threshold that
     the cascade is fitted at, and show its effect on the labels. An interrupted cascade leaves no files.
     """
-    from ensemble.members.inference import cost_per_image
-
     assert isinstance(decision, Decision), "commands.predict refuses a cascade of more classes"
     seed, n = images.run.read().seed, len(images.dataset)
     every = list(product(range(len(images.members)), range(images.folds)))
-    with _predictor(images, len(every) * len(images.views)) as predictor:
+    with _predictor(images, len(every) * len(images.views), say) as predictor:
         models = _fold_models(images, predictor, every)
-        costs = np.array([cost_per_image(model.spec, predictor.threads) for model in models[:: images.folds]])
+        costs = np.array([predictor.cost_per_image(model.spec) for model in models[:: images.folds]])
         fit = functools.partial(
             fit_cascade, by_view, decision.stacker, cost=costs, probability=probability, groups=oof.groups, seed=seed
         )

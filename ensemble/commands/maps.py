@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ensemble.commands.checks import check_compute
+from ensemble.commands.checks import check_device
 from ensemble.commands.training_images import training_pixels
 from ensemble.config import MemberConfig, seed_sequence
 from ensemble.data.folds import FoldTable
@@ -85,7 +85,7 @@ def compute_maps(run: Run, members: Sequence[MemberFolder], config: ReportConfig
     ArtifactError
         Weights are damaged.
     """
-    check_compute(config.device)
+    check_device(config.device)
     facts, table = run.read(), run.read_folds()
     able = []
     for member in members:

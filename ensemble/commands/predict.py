@@ -28,6 +28,7 @@ from ensemble.prediction_results import PredictionRequest, PredictResult
 from ensemble.progress import Say, silent
 from ensemble.reports.prediction_tables import label_file_warnings, seen_note
 from ensemble.runs import files
+from ensemble.runs.distilled import caveats
 from ensemble.runs.label_files import checked_target, incomplete, is_table, labels_of_all, write_label_file
 from ensemble.runs.locks import locked
 from ensemble.runs.predictions import is_predicted
@@ -71,7 +72,7 @@ def predict(run: Path, config: PredictConfig, compute: ComputeConfig | None = No
     read_decisions(folder, say)  # a run without a decision is refused before the images are read
     source = open_unlabelled(config, facts.class_count)
     out = checked_target(folder, config.out, source.ids, config.force)
-    check_compute(compute.device)
+    check_compute(compute)
     announce(source, say)
     from ensemble.data.store import load_dataset
 
@@ -161,9 +162,12 @@ def predict_dataset(
                 folder, decision, oof, by_view, dataset, [target, with_tta], options, compute or ComputeConfig(), say
             )
             deployment = _decided(decision, oof, logits, options, facts.seed, is_new, by_view)
-            write_prediction(target, dataset.ids, facts, deployment, logits, request, decision, bad, len(seen))
+            learned = caveats([folder.member(name) for name in decision.stacker.members])
+            write_prediction(target, dataset.ids, facts, deployment, logits, request, decision, bad, len(seen), learned)
     folder.record(f"predict {target.name}", started)
     result = read_prediction(target, facts.class_count)
+    for caveat in result.facts.caveats:
+        say(f"note: {caveat}")
     for warning in label_file_warnings(result.facts):
         say(f"warning: {printable(result.name)}: {warning}")
     return result

@@ -120,6 +120,8 @@ def _check_options(config: PredictConfig, compute: ComputeConfig, facts: ModelFa
         raise ConfigError(
             "--device", f"a model is computed on the CPU; got {printable(compute.device)}", "leave it out"
         )
+    if compute.cluster is not None:
+        raise ConfigError("--cluster", "a model is computed on this machine", "leave it out, or predict with --run")
     if compute.jobs is not None:
         raise ConfigError("--jobs", "a model is computed in one process on all cores", "leave it out")
 

@@ -34,6 +34,7 @@ def write_prediction(
     decision: Decision | ClassDecision,
     bad: bytes | None,
     seen: int,
+    caveats: tuple[str, ...],
 ) -> None:
     """Write the label file, the table and the facts of a prediction, and the list of the images that were left out."""
     name = label_file_name(ids) if bad is None else TABLE  # a line would not say which image it labels
@@ -58,6 +59,7 @@ def write_prediction(
             cascade=logits.cascade,
             files=hashes,
             seen_in_training=seen,
+            caveats=caveats,
         )
     else:
         assert isinstance(decision, ClassDecision) and run.classes is not None
@@ -73,6 +75,7 @@ def write_prediction(
             share_check=deployment.share_check,
             files=hashes,
             seen_in_training=seen,
+            caveats=caveats,
         )
     write_facts(folder, facts)
 

@@ -14,6 +14,7 @@ from ensemble.commands.fit_stacker import read_decisions
 from ensemble.commands.model_card_file import CARD, MARK, OTHER_CARD, is_replaceable
 from ensemble.errors import ArtifactError, ConfigError, ResourceError, TheraError, printable
 from ensemble.extras import refuse_missing
+from ensemble.hub_refusals import LOGIN, stated_reason, waiting_time, without_token
 from ensemble.machine import provide_cache_folder
 from ensemble.progress import Say, silent
 from ensemble.push_config import PushConfig
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
+WRITE_LOGIN = f"{LOGIN}, or set HF_TOKEN to a token that may write"
 
 REMEDIES = {
-    401: LOGIN,
+    401: WRITE_LOGIN,
     403: "use a token that may write to this repository, or another OWNER",
     404: "see whether OWNER is right, and whether the token may see the repository",
     409: "give the same command again",
@@ -163,7 +164,7 @@ def _api() -> HfApi:
         raise ResourceError("thera push", "HF_HUB_OFFLINE forbids any access to the hub", "unset it to upload")
     token = get_token()
     if token is None:
-        raise ResourceError("thera push", "there is no token for the hub", LOGIN)
+        raise ResourceError("thera push", "there is no token for the hub", WRITE_LOGIN)
     return HfApi(token=token, library_name="thera")
 
 
@@ -209,7 +210,7 @@ def _reasons(api: HfApi, name: str) -> Iterator[None]:
         refusal = next((each for each in (error, error.__cause__) if isinstance(each, HfHubHTTPError)), None)
         if refusal is not None:
             raise ResourceError(where, *_refusal(refusal, str(api.token))) from None
-        reason = _without(str(api.token), error.__cause__ or error) or type(error).__name__
+        reason = without_token(error.__cause__ or error, str(api.token)) or type(error).__name__
         problem = f"cannot be reached or answers nothing of use ({reason})"
         raise ResourceError(where, problem, "give the same command again") from None
 
@@ -219,16 +220,10 @@ def _refusal(error: HfHubHTTPError, token: str) -> tuple[str, str]:
     from huggingface_hub.errors import GatedRepoError
 
     response: Any = error.response
-    stated = error.server_message or response.headers.get("X-Error-Message") or response.reason_phrase
-    reason = _without(token, stated)
+    reason = stated_reason(error, token)
     if isinstance(error, GatedRepoError):
-        return f"is gated ({response.status_code}: {reason})", "ask for access on its page"
+        return f"is gated ({reason})", "ask for access on its page"
     remedy = REMEDIES.get(response.status_code, "give the same command again later")
-    if response.status_code == 429 and (seconds := response.headers.get("Retry-After", "")).isdecimal():
+    if response.status_code == 429 and (seconds := waiting_time(response)) is not None:
         remedy = f"give the same command again after {seconds} seconds"
-    return f"the hub refuses it ({response.status_code}: {reason})", remedy
-
-
-def _without(token: str, text: object) -> str:
-    """Return a text as one line in which the token does not occur."""
-    return printable(" ".join(str(text).replace(token, "…").split()))[:300]
+    return f"the hub refuses it ({reason})", remedy

@@ -121,7 +121,7 @@ def report_member(
         changed=tuple(changed[fold].rows for fold in sorted(changed, key=int)),
         overlay=facts.config.get("overlay") is not None,
         teachers=() if student is None else student.teachers,
-        saw_held_out=student is not None and student.held_out,
+        caveats=() if student is None else student.caveats,
     )
 
 

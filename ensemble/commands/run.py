@@ -42,7 +42,7 @@ def run(config: RunConfig, compute: ComputeConfig | None = None, say: Say = sile
     """
     refuse_missing("train", "thera run")
     compute = compute or ComputeConfig()
-    check_compute(compute.device, compute.log)
+    check_compute(compute)
     _check_decision(config)
     if config.predict is not None:
         check_prediction(Run(config.run), config.predict, config.data.classes or 2)
@@ -80,7 +80,7 @@ def demo(folder: Path | None = None, compute: ComputeConfig | None = None, say: 
     """
     refuse_missing("train", "thera demo")
     compute = compute or ComputeConfig()
-    check_compute(compute.device, compute.log)  # before the images are generated
+    check_compute(compute)  # before the images are generated
     from ensemble.data.synthetic import bayes_hter, write_demo
 
     config = load_config(demo_config())

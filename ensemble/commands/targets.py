@@ -88,7 +88,7 @@ def run_targets(config: RunConfig, compute: ComputeConfig | None = None, say: Sa
     """
     refuse_missing("train", "thera run")
     compute = compute or ComputeConfig()
-    check_compute(compute.device, compute.log)
+    check_compute(compute)
     check_members(config.members)
     if with_overlay := [member.name for member in config.members if member.overlay is not None]:
         problem = f"member {with_overlay[0]} has an overlay, which is of the labels of one target"

@@ -178,7 +178,7 @@ def _trained(
     assigned: Folds | None = None,
 ) -> Iterator[tuple[list[MemberFolder], FoldTable]]:
     """Train the folds that are not finished, or `only` one fold, while the members' folders are locked."""
-    check_compute(compute.device, compute.log)
+    check_compute(compute)
     check_members(members)
     run.refuse_other(folds, seed)
     source = _checked_source(data, folds, say)
@@ -193,9 +193,9 @@ def _trained(
     with run.removed_unless_begun(folders), contextlib.ExitStack() as locks:
         for folder in folders:
             locks.enter_context(locked(folder.folder))
-        from ensemble.members.devices import choose_device  # from here on, imports take seconds
+        from ensemble.cluster.resources import resources_of  # from here on, imports take seconds
 
-        choose_device(compute.device, say)  # a wrong device is refused before the images are read
+        resources_of(compute, say)  # a wrong device is refused before the images are read
         dataset = _labelled_dataset(data, source, run, say)
         table = _begin(run, folders, dataset, data, folds, seed, say, assigned)
         train_folds(list(zip(folders, members, strict=True)), dataset, table, seed, compute, say, only)
@@ -221,9 +221,9 @@ def train_folds(
     ArtifactError
         A member was begun with other data, another seed or config.
     """
-    from ensemble.members.parallel import Resources
+    from ensemble.cluster.resources import resources_of
 
-    resources = Resources.of(compute)
+    resources = resources_of(compute)
     folds = range(table.k) if only is None else (only,)
     begun = begin_members(members, dataset, table, folds, seed, resources, say)
     begun = [with_changed_rows(member, table, resources, say) for member in begun]

@@ -15,22 +15,30 @@ sampling.py           the rows of each batch
 data_workers.py       the augmented batches, made in the training process or by data workers
 optimiser.py          parameter groups, and the schedule of the learning rate
 position.py           the position of a training within an epoch
-training.py           one member, one fold: updates, EMA of the weights, epochs, resuming from the last saved state
-hub_cache.py          whether a cached file of the model hub is the one that the hub states
-devices.py            the device that is used, and why a GPU is not
+learner.py            a network in training: the update, the EMA of the weights, the state
+saving.py             when the state of a training is saved; on a GPU in a thread
+training.py           one member, one fold: epochs, resuming from the last saved state
+hub_cache.py          an architecture's files in the cache of the model hub, and whether they are undamaged
+hub_download.py       downloads them, with a clear answer within seconds where that fails
+devices.py            the devices that are used, and why a GPU is not; moves networks and data there
+mps_check.py          compares a training step on Apple's GPU with the CPU
 watch.py              a measurement on held-out rows after each epoch
 inference.py          one network: pixels -> logits, one column a view
-parallel.py           folds in parallel: on the cores of a CPU, on one GPU, in several processes on a GPU
+parallel.py           folds in parallel: on the cores of a CPU, on one GPU, on several
 tensorboard_log.py    writes the histories of trainings for TensorBoard while they are trained
+budget.py             how many folds fit side by side into the memory of a GPU, by a measured update
+memory.py             the memory of a GPU: its errors, and how it is freed
 resident.py           an epoch's images on a GPU, augmented once for all folds
-processes.py          a pool of processes, each pinned to its cores
+process_start.py      starts processes, without Ctrl-C and without the user's script
+processes.py          a pool of processes, each pinned to its cores and its GPU
 predictor.py          the logits of many fold models on one set of images
 onnx_networks.py      a network as an ONNX graph
 onnx_graph.py         the ONNX graph of a whole decision
 attribution.py        what a network looks at: the change of its logit where a square of an image is covered
-precision.py          number formats, and which of them this CPU has
+precision.py          number formats, and which of them a device computes correctly
 plans.py              the plans (precision and kind of convolutions) that a device can compute
 probe.py              measures and checks the plans, and chooses and caches the fastest
+probe_cache.py        the cache of the probe's results
 cpu/                  optional kernels that are faster on a CPU; without this folder everything still runs
 """
 

@@ -9,17 +9,17 @@ from typing import Any, Self
 
 import timm
 import torch
-from huggingface_hub import constants as hub
-from huggingface_hub import get_session
 from timm.layers import ClassifierHead
 from torch import nn
 
 from ensemble.config import MemberConfig
-from ensemble.errors import ArtifactError, ConfigError, ResourceError, printable
+from ensemble.errors import ArtifactError, ConfigError, ResourceError, TheraError, printable
 from ensemble.members import small_cnns as small_cnns  # registers them
-from ensemble.members.hub_cache import refuse_damaged
+from ensemble.members.devices import memory_format
+from ensemble.members.hub_cache import HubSource, hub_source
+from ensemble.members.hub_download import alternatives, fetched
 from ensemble.members.safe_convolutions import sample_strided
-from ensemble.members.weights import load_weights
+from ensemble.members.weights import first_of, load_weights, misfit, unloaded_names
 from ensemble.progress import Say, silent
 
 
@@ -64,7 +64,7 @@ class Backbone(nn.Module):
         x = pixels.permute(0, 3, 1, 2).float()  # (b, 3, H, W), channels last in memory
         if x.shape[-2:] != (self.input_size, self.input_size):
             x = nn.functional.interpolate(x, (self.input_size, self.input_size), mode="bilinear", antialias=True)
-        x = x.sub_(self.mean).div_(self.std).contiguous(memory_format=torch.channels_last)
+        x = x.sub_(self.mean).div_(self.std).contiguous(memory_format=memory_format(x.device))
         with torch.autocast(pixels.device.type, precision, enabled=precision != torch.float32):
             features = self.features(x)
         with torch.autocast(pixels.device.type, enabled=False):
@@ -159,6 +159,7 @@ def build(
     weights: Mapping[str, torch.Tensor] | None = None,
     say: Say = silent,
     classes: int = 2,
+    address: str | None = None,
 ) -> Backbone:
     """Build a member's network; torch's global generator draws the parameters that are not loaded.
 
@@ -175,6 +176,10 @@ def build(
         Receives notes on the weights.
     classes : int
         The number of classes.
+    address : str, optional
+        The repository and commit of the Hugging Face hub from which the pretrained weights come, as OWNER/NAME@COMMIT.
+        By default, the repository that timm names for the architecture, at the commit that is in the hub's cache; where
+        none is there, the newest, which is downloaded.
 
     Raises
     ------
@@ -184,7 +189,7 @@ def build(
         Pretrained weights are requested and not available, or the architecture is in a repository of the Hugging Face
         hub that is neither reachable nor cached.
     ArtifactError
-        `weights` do not fit the architecture.
+        `weights`, or the pretrained weights, are damaged or do not fit the architecture.
     """
     name = config.timm_name
     pretrained = config.pretrained and weights is None
@@ -192,7 +197,10 @@ def build(
         _refuse_unknown(name, pretrained)
     rates = {"drop_rate": config.drop_rate, "drop_path_rate": config.drop_path_rate}
     given = {key: value for key, value in rates.items() if value is not None}
-    model = _created(name, pretrained, config.from_hub, outputs(classes), given)
+    source = hub_source(name, address) if pretrained or config.from_hub else None
+    if source is not None:
+        source = fetched(source, pretrained)
+    model = _created(config, pretrained, source, outputs(classes), given)
     _rescale_head(model)
     if weights is not None:
         load_weights(model, last_layers(model), weights, str(config.weights), say)
@@ -212,40 +220,54 @@ def _refuse_unknown(name: str, pretrained: bool) -> None:
         raise ConfigError(f"architecture {name}", "has no pretrained weights", hint)
 
 
-def _created(name: str, pretrained: bool, from_hub: bool, logits: int, given: Mapping[str, float]) -> Any:
-    """Return the timm model with so many logits; `given` are its drop rates."""
-    answers = not (pretrained or from_hub) or _hub_answers()
+def _created(
+    config: MemberConfig, pretrained: bool, source: HubSource | None, logits: int, rates: Mapping[str, float]
+) -> Any:
+    """Return the timm model with so many logits; `source` is where it is in the hub, with all files in the cache."""
+    name, options = config.timm_name, dict[str, Any](rates)
+    if source is not None and source.in_hub:
+        name = f"hf-hub:{source.address}"
+    elif source is not None:
+        options["pretrained_cfg_overlay"] = {"hf_hub_id": source.address, "custom_load": source.custom_load}
     try:
-        model = timm.create_model(name, pretrained=pretrained, num_classes=logits, **given)
-        if pretrained:
-            refuse_damaged(name)
-        return model
-    except ArtifactError:
-        raise
+        with unloaded_names() as unloaded:
+            model = timm.create_model(name, pretrained=pretrained, num_classes=logits, **options)
     except TypeError as error:
-        lacking = [key for key in given if key in str(error)]
+        lacking = [key for key in rates if key in str(error)]
         if not lacking:
             raise
-        raise ConfigError(f"architecture {name}", f"knows no {lacking[0]}", f"leave {lacking[0]} out") from error
+        problem = f"knows no {lacking[0]}"
+        raise ConfigError(f"architecture {config.timm_name}", problem, f"leave {lacking[0]} out") from error
     except Exception as error:
-        if not (pretrained or from_hub):
+        if not (pretrained or config.from_hub):
             raise
-        refuse_damaged(name)
-        message = printable((str(error) or type(error).__name__).splitlines()[0][:100])
-        if from_hub and (isinstance(error, ValueError) or message.startswith("Unknown model")):
-            problem = f"names no repository of a timm network ({message})"
-            raise ConfigError(f"architecture {name}", problem, "give it as hf-hub:OWNER/NAME") from error
-        reason = message if answers else f"{hub.ENDPOINT} does not answer"
-        missing = f"not in {hub.HF_HUB_CACHE} and cannot be downloaded ({reason})"
-        if from_hub:
-            remedy = "connect, or give the architecture by its name in timm and --weights FILE.safetensors"
-            raise ResourceError(f"architecture {name}", f"is {missing}", remedy) from error
-        raise ResourceError(
-            f"pretrained weights of {name}",
-            f"are {missing}",
-            "connect, or give --weights FILE.safetensors, or train from scratch with --no-pretrained "
-            "(in a YAML file weights: FILE or pretrained: false)",
-        ) from error
+        raise _unusable(error, config, source) from error
+    if pretrained and source is not None:
+        source.refuse_damaged()
+    head = {id(parameter) for parameter in last_layers(model).parameters()}
+    optional = {key for key, parameter in model.named_parameters() if id(parameter) in head}
+    if lacking := [key for key in unloaded if key not in optional]:
+        where = (source and source.cached()) or f"pretrained weights of {config.timm_name}"
+        raise ArtifactError(where, f"lacks {first_of(lacking)}", alternatives(config.from_hub))
+    return model
+
+
+def _unusable(error: Exception, config: MemberConfig, source: HubSource | None) -> TheraError:
+    """Return the error for a network that timm cannot build, or whose pretrained weights it cannot load."""
+    path = None if source is None else source.cached()
+    if source is not None:
+        source.refuse_damaged()
+    if path is not None and (differences := misfit(error)):
+        return ArtifactError(path, differences, f"take another architecture, or {alternatives(config.from_hub)}")
+    message = printable((str(error) or type(error).__name__).splitlines()[0][:100])
+    if config.from_hub:
+        problem = f"names no repository of a timm network ({message})"
+        return ConfigError(f"architecture {config.timm_name}", problem, "give it as hf-hub:OWNER/NAME")
+    if path is not None:
+        remedy = f"delete it, and it is downloaded again, or {alternatives(False)}"
+        return ArtifactError(path, f"cannot be loaded ({message})", remedy)
+    problem = f"cannot be downloaded ({message})"
+    return ResourceError(f"pretrained weights of {config.timm_name}", problem, f"connect, or {alternatives(False)}")
 
 
 def _has_weights(name: str) -> bool:
@@ -255,24 +277,6 @@ def _has_weights(name: str) -> bool:
         tags = ", ".join(timm.list_pretrained(name.partition(".")[0] + ".*")[:5])
         raise ConfigError(f"architecture {name}", "has no such pretrained weights", f"timm has {tags}") from error
     return bool(getattr(facts, "has_weights", False))
-
-
-@functools.cache
-def _hub_answers() -> bool:
-    """Try to reach the model hub twice. If it does not answer, use only its cache from now on.
-
-    Without this, the hub's client retries for each file of each member.
-    """
-    if hub.HF_HUB_OFFLINE:  # the user has chosen to use only the cache
-        return True
-    for timeout in (5, 15):  # seconds
-        try:
-            get_session().head(hub.ENDPOINT, timeout=timeout)
-            return True
-        except Exception:  # noqa: S112  the hub's client may use any HTTP library
-            continue
-    hub.HF_HUB_OFFLINE = True
-    return False
 
 
 def check(

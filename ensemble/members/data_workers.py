@@ -19,7 +19,8 @@ from ensemble.data.mapped import read_rows
 from ensemble.errors import ResourceError, Stopped, printable
 from ensemble.members.augment import Augmentation
 from ensemble.members.fold_job import FoldJob
-from ensemble.members.processes import POLL_S, Progress, starting_processes
+from ensemble.members.process_start import starting_processes
+from ensemble.members.processes import POLL_S, Progress
 
 Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor, np.ndarray]
 """Pixels (b, H, W, 3) uint8, labels (b,) or targets float32, and the rows (b,) that they come from."""

@@ -33,6 +33,8 @@ class FoldJob:
         Every random stream is derived from the seed and the names of the member and the fold.
     weights : mapping, optional
         A state dict of arrays to start from.
+    address : str, optional
+        The repository and commit of the model hub that pretrained weights come from, as `backbones.build` takes them.
     part : int, optional
         The part of the fold's training rows that is held out, when doubtful labels in this part are searched.
     classes : int
@@ -58,6 +60,7 @@ class FoldJob:
     fold: int
     seed: int
     weights: Mapping[str, np.ndarray] | None = None
+    address: str | None = None
     part: int | None = None
     classes: int = 2
     row_weights: np.ndarray | None = None

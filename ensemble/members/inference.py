@@ -15,6 +15,7 @@ from ensemble.data.mapped import read_rows
 from ensemble.machine import available_cores, available_memory
 from ensemble.members.augment import view
 from ensemble.members.backbones import Backbone, build
+from ensemble.members.devices import copied, moved
 from ensemble.members.plans import REFERENCE, Plan, is_followed, possible_plans, prepare
 from ensemble.members.precision import PRECISIONS
 from ensemble.members.probe import deviation, probe
@@ -53,13 +54,14 @@ class NetworkSpec:
     classes: int = 2
 
 
-def default_workers(device: torch.device) -> int:
-    """Return the default number of data workers: 0 on a CPU, else the number of cores minus 1, from 1 to 8.
+def default_workers(device: torch.device, processes: int = 1) -> int:
+    """Return the default number of data workers of each process that trains on a GPU; 0 on a CPU.
 
-    There are fewer, or none, if the memory does not suffice for a network and so many workers.
+    It is the number of the process's cores minus 1, from 1 to 8. There are fewer, or none, if the memory does not
+    suffice for a network and so many workers in each process.
     """
-    fits = max(0, (available_memory() - MEMORY_OF_A_JOB) // MEMORY_OF_A_WORKER)
-    return 0 if device.type == "cpu" else min(8, max(1, len(available_cores()) - 1), fits)
+    fits = max(0, (available_memory() // processes - MEMORY_OF_A_JOB) // MEMORY_OF_A_WORKER)
+    return 0 if device.type == "cpu" else min(8, max(1, len(available_cores()) // processes - 1), fits)
 
 
 class FoldModels:
@@ -67,7 +69,7 @@ class FoldModels:
 
     def __init__(self, spec: NetworkSpec) -> None:
         self._plan, self.device = spec.plan, spec.device
-        self._network = _untrained(spec).to(memory_format=torch.channels_last).to(spec.device).eval()
+        self._network = moved(_untrained(spec), spec.device).eval()
 
     def network(self, weights: Mapping[str, torch.Tensor]) -> Backbone:
         """Return the network with these weights (a state dict), in evaluation mode; the next call changes it."""
@@ -163,8 +165,12 @@ def predict_logits(
     # copied to the host once, at the end, so that a GPU never waits
     logits = torch.empty((len(rows), len(views), *network.logit_shape), device=device)
     for start in range(0, len(rows), BATCH):
+<<<<<<< HEAD
         batch = torch.from_numpy(read_rows(pixels, rows[start : start + BATCH])).to(device, non_blocking=True)
+=======
+        batch = copied(torch.from_numpy(pixels[rows[start : start + BATCH]]), device)
+>>>>>>> main
         for column, name in enumerate(views):
             logits[start : start + BATCH, column] = network(view(batch, name), PRECISIONS[precision])
             bar.advance(len(batch))
-    return logits.double().cpu().numpy()
+    return logits.cpu().numpy().astype(np.float64)  # on the host, because MPS has no float64

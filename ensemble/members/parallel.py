@@ -1,31 +1,34 @@
-"""Train and predict folds in parallel: on the cores of a CPU, on one GPU, or in several processes on a GPU.
+"""Train and predict folds in parallel: on the cores of a CPU, on one GPU, or in one or more processes on each GPU.
 
 On a CPU each fold is trained in its own process, which is pinned to its share of the cores (`train_tasks`). On a GPU
-one process trains all folds, an epoch of each in turn, so that they share the augmented images (`train_together`). With
-`--jobs` several processes each train a part of the folds.
+one process trains all folds, an epoch of each in turn, so that they share the augmented images (`train_together`). On
+several GPUs one process on each trains a part of the folds. With `--jobs` so many processes do, on the GPUs in turn.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 import time
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ensemble.config import AugmentConfig, ComputeConfig
-from ensemble.errors import Stopped, TheraError
-from ensemble.members.devices import choose_device
+from ensemble.errors import OutOfDeviceMemory, Stopped, TheraError
+from ensemble.members.budget import free_bytes, group_sizes
+from ensemble.members.devices import choose_devices
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import default_workers
+from ensemble.members.memory import memory_errors, release_frames
 from ensemble.members.plans import Plan
-from ensemble.members.processes import Progress, Workers, at_once, shares
-from ensemble.members.resident import ResidentEpochs, resident_bytes
+from ensemble.members.processes import Pool, Progress, Workers, at_once, shares
+from ensemble.members.resident import ResidentEpochs
+from ensemble.members.saving import Checkpoint
 from ensemble.members.training import (
-    Checkpoint,
     FoldResult,
     FoldTraining,
     fold_result,
@@ -33,49 +36,56 @@ from ensemble.members.training import (
     train_and_predict,
 )
 from ensemble.members.watch import Watch
-from ensemble.progress import Bar
-
-OF_IMAGES, OF_NETWORKS = 0.4, 0.3
-"""Shares of a device's free memory that resident images, and networks with their training state, may take. The rest is
-left for activations."""
-
-GROWS = 2.5
-"""Memory of a network after its first update, as a multiple of its memory before. It first holds the weights and their
-average; the update adds the gradients and the two moments of the optimiser: 5 copies instead of 2."""
+from ensemble.progress import Bar, Say, silent
 
 
 @dataclass(frozen=True)
 class Resources:
-    """The device, and the numbers of processes, that a computation may use.
+    """The devices, and the numbers of processes, that a computation may use.
 
     Attributes
     ----------
     device : torch.device
+        What a process computes on. Of several GPUs, it is the current device of the process ("cuda", without index).
     workers : int
-        Processes that augment images in advance; 0 to augment in the training process.
+        Processes that augment images in advance, for each process that trains on a GPU; 0 to augment in the training
+        process.
     jobs : int or None
         Networks that are computed in parallel; None for the default, which depends on the device and the work.
     save_every : float
         Seconds within an epoch after which the state of a training is saved.
+    gpus : tuple of torch.device
+        The CUDA devices, with their indices, that processes of this machine are distributed to; else empty.
+    pool : callable
+        Returns the pool that computes; it is used as a context. By default, the processes of this machine.
     """
 
     device: torch.device
     workers: int
     jobs: int | None
     save_every: float = math.inf
+    gpus: tuple[torch.device, ...] = ()
+    pool: Callable[[], Pool] = Workers
 
     @classmethod
-    def of(cls, compute: ComputeConfig) -> Resources:
-        """Return the resources that a config names, on this machine.
+    def of(cls, compute: ComputeConfig, say: Say = silent) -> Resources:
+        """Return the resources that a config names, on this machine; `say` is as in `choose_devices`.
 
         Raises
         ------
         ConfigError
             There is no such device.
         """
-        device = choose_device(compute.device)
-        workers = default_workers(device) if compute.workers is None else compute.workers
-        return cls(device, workers, compute.jobs, compute.save_every)
+        devices = choose_devices(compute.device, say)
+        device = devices[0] if len(devices) == 1 else torch.device("cuda")
+        workers = default_workers(device, len(devices)) if compute.workers is None else compute.workers
+        gpus = devices if device.type == "cuda" else ()
+        return cls(device, workers, compute.jobs, compute.save_every, gpus, functools.partial(Workers, gpus))
+
+    @property
+    def processes_on_gpus(self) -> int:
+        """The number of processes that train on GPUs, where there are enough folds."""
+        return self.jobs or max(1, len(self.gpus))
 
 
 @dataclass(frozen=True)
@@ -95,8 +105,9 @@ def train_together(
 ) -> list[FoldResult | TheraError]:
     """Train and predict each task as `train_and_predict` does; on a CPU the results have the same bytes.
 
-    If the images of an epoch do not fit into the device's memory, the folds are trained one after the other, each with
-    its own augmented images. If not all networks fit, as many as fit are trained together, then the next ones.
+    If the images of an epoch do not fit into the device's memory beside a network, the folds are trained one after the
+    other, each with its own augmented images. If not all networks fit, as many as fit are trained together, then the
+    next ones. What a network needs is measured; see `budget.group_sizes`.
 
     Parameters
     ----------
@@ -113,30 +124,39 @@ def train_together(
     Returns
     -------
     list of FoldResult or TheraError
-        The result of each task. One that fails has its error here and does not stop the others.
+        The result of each task. One that fails has its error here and does not stop the others. One that exhausts the
+        memory of the GPU is first tried again alone, from its last saved state on, when the others are finished.
 
     Raises
     ------
     TheraError
-        As `train_and_predict`, if there is only one task.
+        As `train_and_predict`, if there is only one task. Exhausted memory of a GPU is returned in any case.
     """
-    room = share * _free(device)
     if len(tasks) == 1:
-        return [_alone(tasks[0], device, workers, bar)]
-    alike: dict[AugmentConfig, list[FoldJob]] = {}
-    for task in tasks:
-        alike.setdefault(task.job.config.augmentation, []).append(task.job)
+        try:
+            return [_alone(tasks[0], device, workers, bar)]
+        except OutOfDeviceMemory as error:  # returned, so that folds in other processes go on
+            return [_noted(error, bar)]
+    sizes = group_sizes([(task.job, task.plan) for task in tasks], device, share * free_bytes(device))
+    if sizes is None:
+        return [_attempted(task, device, workers, bar) for task in tasks]
     results: list[FoldResult | TheraError] = []
-    if sum(resident_bytes(jobs) for jobs in alike.values()) > OF_IMAGES * room:
-        for task in tasks:
-            try:
-                results.append(_alone(task, device, workers, bar))
-            except TheraError as error:
-                results.append(_noted(error, bar))
-        return results
-    while len(results) < len(tasks):
-        results += _group(tasks[len(results) :], OF_NETWORKS * room, device, workers, bar)
+    for end in np.cumsum(sizes):
+        while len(results) < end:
+            results += _group(tasks[len(results) : end], device, workers, bar)
+    for index, (task, result) in enumerate(zip(tasks, results, strict=True)):
+        if isinstance(result, OutOfDeviceMemory):
+            bar.say(f"note: member {task.job.config.name} fold {task.job.fold} is tried again alone")
+            results[index] = _attempted(task, device, workers, bar)
     return results
+
+
+def _attempted(task: Task, device: torch.device, workers: int, bar: Progress) -> FoldResult | TheraError:
+    """Train a task alone, from its last saved state on; an error is returned."""
+    try:
+        return _alone(task, device, workers, bar)
+    except TheraError as error:
+        return _noted(error, bar)
 
 
 def _alone(task: Task, device: torch.device, workers: int, bar: Progress) -> FoldResult:
@@ -152,34 +172,34 @@ def _noted(error: TheraError, bar: Progress) -> TheraError:
     if isinstance(error, Stopped):
         raise error
     bar.note(f"failed: {error}")
-    cause: BaseException | None = error
-    while cause is not None:
-        traceback.clear_frames(cause.__traceback__)
-        cause = cause.__cause__ or cause.__context__
+    release_frames(error)
     return error
 
 
-def _group(
-    tasks: Sequence[Task], room: float, device: torch.device, workers: int, bar: Progress
-) -> list[FoldResult | TheraError]:
-    """Train the first tasks, up to and including the one whose network exceeds `room` bytes; return their results."""
-    before, trainings = _allocated(device), []
+def _group(tasks: Sequence[Task], device: torch.device, workers: int, bar: Progress) -> list[FoldResult | TheraError]:
+    """Train tasks side by side, or the first ones if the memory does not suffice for the next network."""
+    trainings: list[FoldTraining] = []
     for task in tasks:
-        trainings.append(FoldTraining(task.job, task.checkpoint, task.plan, device, task.watch))
-        trainings[-1].resume(bar)
-        if GROWS * (_allocated(device) - before) > room:
+        try:
+            with memory_errors(task.job):
+                training = FoldTraining(task.job, task.checkpoint, task.plan, device, task.watch)
+        except OutOfDeviceMemory as error:
+            if not trainings:
+                return [_noted(error, bar)]
             break
+        trainings.append(training)
+        training.resume(bar)
     failed: dict[int, TheraError] = {}
     seconds = _train(trainings, failed, device, workers, bar)
     results: list[FoldResult | TheraError] = []
     for index, (task, training) in enumerate(zip(tasks, trainings, strict=False)):
+        if index in failed:
+            results.append(failed[index])
+            continue
         started, network = time.monotonic(), training.average
         try:
-            if index in failed:
-                raise failed[index]
             logits = predict_held_out(task.job, network, task.plan, device, task.held_out, task.views, bar)
-            total = seconds[index] + time.monotonic() - started
-            results.append(fold_result(network, training.history, logits, total, task.checkpoint))
+            results.append(fold_result(training, logits, seconds[index] + time.monotonic() - started, task.checkpoint))
         except TheraError as error:
             results.append(_noted(error, bar))
     return results
@@ -199,11 +219,12 @@ def _train(
     for augmentation, group in alike.items():
         first_epochs = [each.epoch for each in group]
         images[augmentation] = ResidentEpochs([each.job for each in group], first_epochs, share, device, bar)
-    try:
+    with contextlib.ExitStack() as opened:
+        for resident in images.values():
+            opened.callback(resident.close)
+        for training in trainings:
+            opened.enter_context(training)
         _train_epochs(trainings, images, seconds, failed, bar)
-    finally:
-        for each in images.values():
-            each.close()
     return seconds
 
 
@@ -219,28 +240,25 @@ def _train_epochs(
     for epoch in range(last):
         due = [index for index, each in enumerate(trainings) if each.is_due(epoch) and index not in failed]
         for augmentation in dict.fromkeys(trainings[index].job.config.augmentation for index in due):
-            images[augmentation].start(epoch, bar)
+            alike = [index for index in due if trainings[index].job.config.augmentation == augmentation]
+            try:
+                with memory_errors(trainings[alike[0]].job):
+                    images[augmentation].start(epoch, bar)
+            except OutOfDeviceMemory as error:
+                failed |= dict.fromkeys(alike, _noted(error, bar))
         for index in due:
             started, training = time.monotonic(), trainings[index]
+            resident = images[training.job.config.augmentation]
+            # The loop has a second pass only if the training begins again with micro-batches.
             try:
-                resident = images[training.job.config.augmentation]
-                training.run_epoch(resident.batches(training.job, epoch, training.update), bar)
+                while index not in failed and training.is_due(epoch):
+                    training.run_epoch(resident.batches(training.job, epoch, training.update), bar)
             except TheraError as error:
                 failed[index] = _noted(error, bar)
             seconds[index] += time.monotonic() - started
-
-
-def _free(device: torch.device) -> float:
-    """Return the free bytes of a device, including those that torch has cached; infinity for a CPU."""
-    if device.type != "cuda":
-        return math.inf
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return float(torch.cuda.mem_get_info(device)[0] + cached)
-
-
-def _allocated(device: torch.device) -> int:
-    """Return the bytes of all tensors on a device; 0 for a CPU."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    for index, failure in failed.items():
+        if isinstance(failure, OutOfDeviceMemory):
+            bar.skip(-trainings[index].images_seen)  # they are counted again when it is tried alone
 
 
 def train_tasks(
@@ -261,12 +279,13 @@ def train_tasks(
     TheraError
         The error of a task. If tasks are trained together, it is raised once the others have been yielded.
     """
-    groups = _groups(cores, resources)
-    share = 1 / len(groups) if groups else 1.0
+    groups, pool = _groups(cores, resources), resources.pool()
+    of_one_gpu = -(-len(groups) // max(1, len(resources.gpus))) if pool.shares_a_gpu else resources.jobs or 1
+    share = 1 / of_one_gpu if groups else 1.0  # of the memory of one device
     calls = [([tasks[index] for index in group], resources.device, resources.workers, share) for group, _ in groups]
     failed = []
-    with Workers() as processes:
-        for group, results in processes.run(train_together, calls, [of_group for _, of_group in groups], bar):
+    with pool:
+        for group, results in pool.run(train_together, calls, [of_group for _, of_group in groups], bar):
             for index, result in zip(groups[group][0], results, strict=True):
                 if isinstance(result, TheraError):
                     failed.append(result)
@@ -279,11 +298,12 @@ def train_tasks(
 def _groups(cores: Sequence[list[int]], resources: Resources) -> list[tuple[list[int], list[int]]]:
     """Return the groups of tasks that one process trains, as (indices, cores).
 
-    On a CPU each task is a group with its own cores. On a GPU there is one group, or one for each of `--jobs`.
+    On a CPU each task is a group with its own cores. There is one group for each GPU, or one for each of `--jobs`,
+    unless the pool computes each task on its own.
     """
-    if resources.device.type == "cpu":
+    if resources.device.type == "cpu" or not resources.pool().shares_a_gpu:
         return [([index], of_task) for index, of_task in enumerate(cores)]
-    n = at_once(len(cores), 0, resources.device, resources.jobs)
+    n = at_once(len(cores), 0, resources.device, resources.processes_on_gpus)
     return [(list(range(first, len(cores), n)), of_group) for first, of_group in enumerate(shares(n, n)) if cores]
 
 
@@ -291,4 +311,5 @@ def cores_of_jobs(jobs: Sequence[FoldJob], resources: Resources) -> list[list[in
     """Return the cores of each job: all cores if the jobs are on average too short for separate processes."""
     batches = sum(job.images // job.batch_size for job in jobs) // len(jobs)
     copied_bytes = jobs[0].mapped.copied_bytes  # all jobs have the same images
-    return shares(len(jobs), at_once(len(jobs), batches, resources.device, resources.jobs, copied_bytes))
+    requested = resources.jobs if resources.device.type == "cpu" else resources.processes_on_gpus
+    return resources.pool().cores(len(jobs), batches, resources.device, requested, copied_bytes)

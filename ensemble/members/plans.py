@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 import torch
 
 from ensemble.members.backbones import Backbone
-from ensemble.members.precision import PRECISIONS, onednn_computes
+from ensemble.members.precision import PRECISIONS, fp16_is_finite, onednn_computes
 
 try:
     from ensemble.members.cpu import prepare as prepare_on_cpu
@@ -72,7 +72,10 @@ def possible_plans(
     On a GPU, ``auto`` is bf16 from compute capability 8.0 and fp16 below it, compiled or not; on a CPU it is fp32 and
     bf16 with all kinds of convolutions. A probe chooses among several plans. Formats that a device only emulates are
     replaced: on a CPU fp16 by fp32, and bf16 by fp32 if oneDNN has no layers for it (without AVX-512 resnet18 took
-    13 times as long); on a GPU below compute capability 8.0 bf16 by fp16.
+    13 times as long); on a GPU below compute capability 8.0 bf16 by fp16, and fp16 by fp32 where a small network in
+    fp16 is not finite (GTX 16xx).
+
+    On MPS (Apple's GPU) the only plan is float32 with the library's convolutions; nothing else was tried there.
 
     On a CPU, bf16 needs an input of more than 16 pixels. With less, the last stages have maps of one pixel, and there
     the gradient of a strided 3 × 3 convolution in bf16 is read from uninitialised memory (torch 2.15 with oneDNN).
@@ -88,10 +91,14 @@ def possible_plans(
     emulated : bool
         Whether to allow formats that the device only emulates, to continue a training that was begun on another one.
     """
-    if device.type != "cpu":
+    if device.type == "mps":
+        return (REFERENCE,)
+    if device.type == "cuda":
         if precision != "fp32" and not (precision == "bf16" and emulated):
             capable = torch.cuda.get_device_capability(device) >= (8, 0)
             precision = "fp16" if not capable or precision == "fp16" else "bf16"
+            if not capable and not fp16_is_finite(device):
+                precision = "fp32"
         kinds = KINDS_ON_GPU[phase]
         if convolutions != "auto":
             kinds = (convolutions if convolutions in kinds else "native",)

@@ -91,13 +91,13 @@ class Position:
             "seconds": torch.tensor(seconds, dtype=torch.float64),
             "random.cpu": torch.get_rng_state(),
         }
-        if device.type == "cuda":
-            tensors["random.cuda"] = torch.cuda.get_rng_state(device)
+        if device.type != "cpu":
+            tensors[f"random.{device.type}"] = torch.get_device_module(device).get_rng_state(device)
         return tensors
 
     def restore_random(self, device: torch.device) -> None:
         """Let the next random numbers be those that came next at this position."""
         if "cpu" in self.random:
             torch.set_rng_state(self.random["cpu"])
-        if "cuda" in self.random and device.type == "cuda":
-            torch.cuda.set_rng_state(self.random["cuda"], device)
+        if device.type != "cpu" and device.type in self.random:
+            torch.get_device_module(device).set_rng_state(self.random[device.type], device)

@@ -12,11 +12,11 @@ import torch
 from ensemble.config import MemberConfig
 from ensemble.errors import TheraError
 from ensemble.machine import available_cores
-from ensemble.members.inference import BATCH, FoldModels, NetworkSpec
+from ensemble.members.inference import BATCH, FoldModels, NetworkSpec, cost_per_image
 from ensemble.members.parallel import Resources
 from ensemble.members.plans import Plan, possible_plans
 from ensemble.members.probe import PROBE_PAYS, choose_plan
-from ensemble.members.processes import MappedPixels, Progress, Workers, at_once, shares
+from ensemble.members.processes import MappedPixels, Progress
 from ensemble.progress import Bar
 from ensemble.runs.files import Tensors
 
@@ -71,22 +71,20 @@ class Predictor:
     ) -> None:
         self._pixels, self._resources = MappedPixels(pixels), resources
         self.requested = {"precision": precision, "convolutions": convolutions}
-        cores = len(available_cores())
-        batches = passes * len(pixels) // BATCH // cores
-        self._side_by_side = at_once(cores, batches, resources.device, resources.jobs, self._pixels.copied_bytes)
-        self._cores = shares(self._side_by_side, self._side_by_side)
-        self._workers = Workers()
+        batches = passes * len(pixels) // BATCH // len(available_cores())
+        self._pool = resources.pool()
+        self._slots = self._pool.slots(batches, resources.device, resources.jobs, self._pixels.copied_bytes)
 
     def __enter__(self) -> Predictor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._workers.close()
+        self._pool.close()
 
     @property
     def threads(self) -> int:
         """The number of threads that compute one model."""
-        return len(self._cores[0])
+        return len(self._slots[0])
 
     def spec(self, config: Mapping[str, Any], as_trained: Plan, folds: int, classes: int = 2) -> NetworkSpec:
         """Return the spec of a member's fold models; if there is enough work, a probe chooses the plan.
@@ -102,8 +100,28 @@ class Predictor:
         classes : int
             The number of classes that it was trained for.
         """
+<<<<<<< HEAD
         device, (n, size) = self._resources.device, self._pixels.array.shape[:2]
         return choose_spec(config, as_trained, n * folds, self.threads, device, size, classes, self.requested)
+=======
+        device, size, n = self._resources.device, self._pixels.array.shape[1], len(self._pixels.array)
+        member = MemberConfig.model_validate({**config, "pretrained": False, "weights": None})
+        # The config is not validated again: "fused" exists only for prediction, and the config of a training rejects
+        # it.
+        member = member.model_copy(update=self.requested)
+        limits = member.precision, member.convolutions, device, member.input_size or size, "predict"
+        possible = self._pool.call(possible_plans, *limits)
+        batches = n * folds // BATCH
+        if batches < PROBE_PAYS and as_trained in possible:
+            return NetworkSpec(member, size, as_trained, device, classes)
+        plan = self._pool.call(choose_plan, member, device, size, "predict", batches, self.threads, classes)
+        return NetworkSpec(member, size, plan, device, classes)
+>>>>>>> main
+
+    def cost_per_image(self, spec: NetworkSpec) -> float:
+        """Return the cost of an image under one view, as `inference.cost_per_image`."""
+        cost: float = self._pool.call(cost_per_image, spec, self.threads)
+        return cost
 
     def predict(
         self, models: Sequence[FoldModel], views: Sequence[str], bar: Bar, rows: np.ndarray | None = None
@@ -128,11 +146,11 @@ class Predictor:
             A logit is not finite.
         """
         rows = np.arange(len(self._pixels.array)) if rows is None else rows
-        parts = [part for part in np.array_split(rows, self._side_by_side) if part.size]
+        parts = whole_batches(rows, len(self._slots), self._pool.least_batches)
         calls = [(model, self._pixels, part, views) for model in models for part in parts]
-        cores = [cores for _ in models for cores in self._cores[: len(parts)]]
+        cores = [self._slots[index % len(self._slots)] for index in range(len(calls))]
         pending: dict[int, dict[int, np.ndarray]] = {}  # the parts of a model finish in any order
-        for call, (logits, plan) in self._workers.run(predict_part, calls, cores, bar):
+        for call, (logits, plan) in self._pool.run(predict_part, calls, cores, bar):
             index, part = divmod(call, len(parts))
             pending.setdefault(index, {})[part] = logits
             if len(pending[index]) == len(parts):
@@ -142,6 +160,7 @@ class Predictor:
                 yield index, whole, plan
 
 
+<<<<<<< HEAD
 def choose_spec(
     config: Mapping[str, Any],
     as_trained: Plan,
@@ -177,6 +196,28 @@ def choose_spec(
         return NetworkSpec(member, size, as_trained, device, classes)
     plan = choose_plan(member, device, size, "predict", batches, threads, classes)
     return NetworkSpec(member, size, plan, device, classes)
+=======
+def whole_batches(rows: np.ndarray, parts: int, least: int = 1) -> list[np.ndarray]:
+    """Split rows (r,) into at most so many parts of whole batches, so that no logit depends on the number of parts.
+
+    Parameters
+    ----------
+    rows : int array (r,)
+    parts : int
+    least : int
+        The least batches of a part, where there are as many.
+
+    Examples
+    --------
+    >>> [len(part) for part in whole_batches(np.arange(1000), 3)]
+    [256, 256, 488]
+    >>> [len(part) for part in whole_batches(np.arange(1000), 3, 2)]
+    [512, 488]
+    """
+    batches = -(-len(rows) // BATCH)
+    n = max(1, min(parts, batches // least))
+    return [rows[i * batches // n * BATCH : (i + 1) * batches // n * BATCH] for i in range(n)] if batches else []
+>>>>>>> main
 
 
 def predict_part(

@@ -6,26 +6,23 @@ in the same way again. `--precision` and `--convolutions` choose a plan without 
 
 from __future__ import annotations
 
-import json
-import platform
 import time
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 
 from ensemble.config import MemberConfig
-from ensemble.errors import ConfigError, ResourceError, printable
-from ensemble.machine import cache_folder
+from ensemble.errors import ConfigError, is_out_of_device_memory, printable
 from ensemble.members.backbones import Backbone, build
+from ensemble.members.devices import moved, synchronize
 from ensemble.members.losses import focal_loss
+from ensemble.members.memory import release_cache, release_frames
 from ensemble.members.plans import REFERENCE, Phase, Plan, is_followed, possible_plans, prepare
+from ensemble.members.probe_cache import cache_file, compiler, machine, read_cache, write_cache
 from ensemble.progress import Bar, progress
-from ensemble.runs import files
 
 PROBE_VERSION = 6
 """The version of the plans and their kernels. It is raised when results of earlier probes may no longer hold."""
@@ -146,7 +143,8 @@ def choose_plan(
         result = probe(config, image_size, plans, phase, threads, device, classes)
         if not result.images_per_second:
             reason = next(iter(result.failed.values()), "it computes something else than the library")
-            raise ConfigError(f"member {config.name}", f"cannot be compiled here: {reason}", "use --convolutions auto")
+            remedy = f"use --convolutions auto, or remove {printable(cache_file())} and try again"
+            raise ConfigError(f"member {config.name}", f"cannot be compiled here: {reason}", remedy)
         return result.for_work(batches * config.batch_size)
     if len(plans) == 1 or batches < PROBE_PAYS:
         return plans[0]
@@ -165,14 +163,16 @@ def probe(
     """Measure each plan in turn on random images, or return the cached result of the same probe.
 
     A plan other than the simplest is only chosen if it passes the parity check and is at least `LEAST_SPEEDUP` times
-    as fast. The network's parameters are drawn at random; torch's global generator is left as it is.
+    as fast. The network's parameters are drawn at random; torch's global generator is left as it is. A plan that could
+    not be compiled is cached as such, until another compiler is installed.
     """
     batch = probed_batch(config.batch_size, phase, device)
     work = "train head" if config.freeze and phase == "train" else phase
     network = (work, config.timm_name, config.stem, config.input_size or image_size, batch, threads)
     gpu = () if device.type == "cpu" else (torch.cuda.get_device_name(device),)
     logits = () if classes == 2 else (f"{classes} classes",)
-    key = " | ".join(map(str, (*_machine(), *gpu, *network, *logits, *plans)))
+    tools = (compiler(),) if any(plan.convolutions == "compiled" for plan in plans) else ()
+    key = " | ".join(map(str, (*machine(), f"probe {PROBE_VERSION}", *gpu, *network, *logits, *plans, *tools)))
     cached = _cached(key, plans)
     if cached is not None:
         return cached
@@ -180,11 +180,11 @@ def probe(
     torch.set_num_threads(threads)
     try:
         with _isolated_random_state(device):
-            result = _measured(config, image_size, plans, phase, batch, device, classes)
+            result = _fitting(config, image_size, plans, phase, batch, device, classes)
     finally:
         torch.set_num_threads(before)
-    if not result.failed:  # a failure may be temporary: no compiler yet, no memory
-        _write({**_read(), key: asdict(result)})
+        release_cache(device)  # the processes that train have their own
+    write_cache({**read_cache(), key: asdict(result)})
     return result
 
 
@@ -227,6 +227,20 @@ def probed_batch(batch_size: int, phase: Phase, device: torch.device) -> int:
     """
     own = phase == "train" and device.type != "cpu"
     return batch_size if own else min(batch_size, PROBED_IMAGES)
+
+
+def _fitting(
+    config: MemberConfig, image_size: int, plans: tuple[Plan, ...], phase: Phase, batch: int, *given: Any
+) -> Probe:
+    """Measure with half the batch, again and again, while the memory of a GPU does not suffice."""
+    while True:
+        try:
+            return _measured(config, image_size, plans, phase, batch, *given)
+        except Exception as error:
+            if batch == 1 or not is_out_of_device_memory(error):
+                raise
+            release_frames(error)
+        batch //= 2
 
 
 def _measured(
@@ -274,6 +288,8 @@ def _first_steps(
             try:
                 setup[str(plan)] = sum(_seconds(subject) for _ in range(FIRST_STEPS))
             except Exception as error:  # a compiler may raise anything, and it may be missing
+                if is_out_of_device_memory(error):
+                    raise
                 failed[str(plan)] = printable((str(error) or type(error).__name__).splitlines()[0][:100])
                 bar.advance()
                 continue
@@ -348,7 +364,7 @@ def _subject(
         for name, parameter in network.named_parameters():
             if not name.endswith("bias") and (parameter == parameter.flatten()[0]).all():
                 parameter.add_(0.5 * torch.randn_like(parameter))
-    network = network.to(memory_format=torch.channels_last).to(device)
+    network = moved(network, device)
     if config.freeze:
         network.freeze()
     numbers = torch.arange(batch, device=device)
@@ -358,9 +374,7 @@ def _subject(
 
 def _seconds(subject: _Subject) -> float:
     started = time.perf_counter()
-    result = subject.step()
-    if result.is_cuda:
-        torch.cuda.synchronize(result.device)
+    synchronize(subject.step().device)
     return time.perf_counter() - started
 
 
@@ -388,48 +402,18 @@ def deviation(values: torch.Tensor, reference: torch.Tensor) -> float:
     return float((values - reference).norm() / spread)
 
 
-def _machine() -> tuple[str, ...]:
-    """Return the names of this machine and the versions of torch, timm and the probe."""
-    model = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        parts = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "cpu family"))]
-        model = " ".join(dict.fromkeys(parts)) or model
-    except OSError:
-        pass
-    return platform.node(), model, f"torch {torch.__version__}", f"timm {timm.__version__}", f"probe {PROBE_VERSION}"
-
-
-def _file() -> Path:
-    return cache_folder() / "thera" / "probes.json"
-
-
-def _read() -> dict[str, Any]:
-    """Return the cache, or an empty one if it cannot be read, because everything can be measured again."""
-    try:
-        stored = json.loads(_file().read_text())
-    except (OSError, ValueError):
-        return {}
-    return stored if isinstance(stored, dict) else {}
-
-
 def _cached(key: str, plans: tuple[Plan, ...]) -> Probe | None:
     """Return the result of an earlier probe, or None if there is none or it is damaged."""
     try:
-        stored = _read()[key]
+        stored = read_cache()[key]
         speeds, setup = (
             {str(Plan(*name.split())): float(x) for name, x in stored.get(part, {}).items()}
             for part in ("images_per_second", "setup_seconds")
         )
-        result = Probe(Plan(**stored["chosen"]), speeds, setup)
+        failed = {str(Plan(*name.split())): str(reason) for name, reason in stored.get("failed", {}).items()}
+        result = Probe(Plan(**stored["chosen"]), speeds, setup, failed)
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
-    whole = setup.keys() <= speeds.keys() and any(str(plan) in speeds for plan in plans)
+    whole = setup.keys() <= speeds.keys() and any(str(plan) in speeds.keys() | failed.keys() for plan in plans)
     ready = result.chosen in plans and str(result.chosen) in speeds
     return result if whole and (ready or speeds.keys() == setup.keys()) else None
-
-
-def _write(results: dict[str, Any]) -> None:
-    """Write the cache. If that is not possible, nothing is lost: the next command measures again."""
-    with suppress(OSError, ResourceError):
-        files.write_whole(_file(), json.dumps(results, indent=2, sort_keys=True).encode())

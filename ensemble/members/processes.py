@@ -11,32 +11,28 @@ import ctypes
 import mmap
 import multiprocessing
 import os
-import signal
-import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import resource_tracker, util
 from multiprocessing.connection import wait
-from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
-import timm
 import torch
 
+<<<<<<< HEAD
 from ensemble.data.mapped import open_pixels
 from ensemble.errors import ResourceError, TheraError, out_of_memory, printable
+=======
+from ensemble.errors import ResourceError, TheraError, out_of_memory
+>>>>>>> main
 from ensemble.machine import available_cores, available_memory
+from ensemble.members.devices import use
+from ensemble.members.process_start import starting_processes
 from ensemble.progress import Bar
 
 POLL_S = 0.5
 """Seconds between two checks for a signal while no process sends a message."""
-
-SEMAPHORES_REMOVED = "ignore:resource_tracker:UserWarning"
-"""The warning, as for Python's option -W, that semaphores were left: those of data workers, when a signal stops all."""
 
 PROCESS_PAYS = 100
 """The number of batches in a job from which a separate process saves time. Starting a process takes some seconds."""
@@ -45,16 +41,9 @@ MEMORY_OF_A_JOB = 3 * 2**30
 """The memory budget of each network in bytes, used if --jobs is not given. A network on 80,000 images of 64 pixels
 was measured at up to 2.5 GB, including the memory-mapped images."""
 
-
 MEMORY_OF_A_WORKER = 2**29
 """The memory budget of a data worker in bytes. It was measured at 161 MiB for images of 64 pixels and at 449 MiB for
 images of 224, including its share of what all workers and the memory-mapped images have in common."""
-LONGEST_FOLDER = 70
-"""The longest path, in bytes, of a temporary folder in which sockets can be made. The path of a socket has at most 103
-bytes on macOS and 107 on Linux, of which multiprocessing's own names take 32."""
-
-SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108  multiprocessing makes a private folder in it
-"""Temporary folders for sockets where `TMPDIR` is too long."""
 
 
 class Progress(Protocol):
@@ -115,8 +104,10 @@ def shares(jobs: int, at_once: int) -> list[list[int]]:
     return full + (split(last) if last else [])
 
 
-def at_once(jobs: int, batches: int, device: torch.device, requested: int | None, copied_bytes: int = 0) -> int:
-    """Return how many jobs to compute in parallel: as requested, or on a CPU one for each core if the jobs are long.
+def at_once(
+    jobs: int, batches: int, device: torch.device, requested: int | None, copied_bytes: int = 0, gpus: int = 1
+) -> int:
+    """Return how many jobs to compute in parallel: as requested, or one for each core or GPU if the jobs are long.
 
     Parameters
     ----------
@@ -128,11 +119,14 @@ def at_once(jobs: int, batches: int, device: torch.device, requested: int | None
         The number of `--jobs`; without it, memory limits the number, too.
     copied_bytes : int
         The memory of the images that each process copies from this one.
+    gpus : int
+        The number of GPUs; each has at least one process, unless fewer are requested.
     """
     if requested is None:
         fits = (available_memory() - copied_bytes) // (MEMORY_OF_A_JOB + copied_bytes)
         most = min(len(available_cores()), max(1, fits))
-        requested = most if device.type == "cpu" and batches >= PROCESS_PAYS else 1
+        many = most if device.type == "cpu" else gpus
+        requested = many if batches >= PROCESS_PAYS else 1
     return max(1, min(requested, jobs, len(available_cores())))
 
 
@@ -154,10 +148,60 @@ Job: TypeAlias = Callable[..., Any]
 Results: TypeAlias = Iterator[tuple[int, Any]]
 
 
-class Workers:
-    """Processes, each pinned to its cores, that are started when first needed and ended with the `with` block."""
+class Pool(Protocol):
+    """What computes jobs: the processes of this machine (`Workers`), or another pool with the same contract.
 
-    def __init__(self) -> None:
+    Attributes
+    ----------
+    shares_a_gpu : bool
+        Whether all folds on a GPU are one job that shares the augmented images, or each fold is a job of its own.
+    least_batches : int
+        The least batches for which a part of the images of a prediction is a job of its own.
+    """
+
+    @property
+    def shares_a_gpu(self) -> bool: ...
+
+    @property
+    def least_batches(self) -> int: ...
+
+    def __enter__(self) -> Pool: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def close(self) -> None: ...
+
+    def cores(
+        self, jobs: int, batches: int, device: torch.device, requested: int | None, copied_bytes: int = 0
+    ) -> list[list[int]]:
+        """Return the cores of each of some jobs; the parameters are those of `at_once`."""
+
+    def slots(
+        self, batches: int, device: torch.device, requested: int | None, copied_bytes: int = 0
+    ) -> list[list[int]]:
+        """Return the cores of as many jobs as are computed at once where there are enough; parameters as `at_once`."""
+
+    def run(self, function: Job, calls: Sequence[tuple[Any, ...]], cores: Sequence[list[int]], bar: Bar) -> Results:
+        """Run `function(*call, bar)` for every call, and yield (index, result) in the order in which they finish."""
+
+    def call(self, function: Job, *arguments: Any) -> Any:
+        """Return `function(*arguments)`, computed on a machine that computes the jobs: a probe, or what it supports."""
+
+
+class Workers:
+    """Processes, each pinned to its cores, that are started when first needed and ended with the `with` block.
+
+    Parameters
+    ----------
+    gpus : sequence of torch.device
+        CUDA devices with their indices. One of them is the current device of each process, and each is that of as many
+        processes as the others, or of one more. What is computed on `torch.device("cuda")` is computed there.
+    """
+
+    shares_a_gpu, least_batches = True, 1
+
+    def __init__(self, gpus: Sequence[torch.device] = ()) -> None:
+        self._gpus = tuple(gpus)
         self._idle: dict[tuple[int, ...], _Worker] = {}
         self._running: dict[int, _Worker] = {}
 
@@ -172,6 +216,24 @@ class Workers:
         for worker in (*self._running.values(), *self._idle.values()):
             worker.end()
         self._idle, self._running = {}, {}
+
+    def cores(
+        self, jobs: int, batches: int, device: torch.device, requested: int | None, copied_bytes: int = 0
+    ) -> list[list[int]]:
+        """Return the cores of each job: as many jobs at once as `at_once` says, with equal shares."""
+        return shares(jobs, at_once(jobs, batches, device, requested, copied_bytes))
+
+    def slots(
+        self, batches: int, device: torch.device, requested: int | None, copied_bytes: int = 0
+    ) -> list[list[int]]:
+        """Return the cores of as many jobs at once as `at_once` says if there is one for each core, in equal shares."""
+        gpus = max(1, len(self._gpus))
+        side_by_side = at_once(len(available_cores()), batches, device, requested, copied_bytes, gpus)
+        return shares(side_by_side, side_by_side)
+
+    def call(self, function: Job, *arguments: Any) -> Any:
+        """Return `function(*arguments)`, computed in this process."""
+        return function(*arguments)
 
     def run(self, function: Job, calls: Sequence[tuple[Any, ...]], cores: Sequence[list[int]], bar: Bar) -> Results:
         """Run `function(*call, bar)` for every call, and yield (index, result) in the order in which they finish.
@@ -211,7 +273,7 @@ class Workers:
             for index in waiting:
                 if busy.isdisjoint(cores[index]):
                     idle = self._idle.pop(tuple(cores[index]), None)
-                    self._running[index] = idle or _Worker(cores[index])
+                    self._running[index] = idle or _Worker(cores[index], self._free_gpu())
                     begun.append(index)
                 busy |= set(cores[index])  # a later call does not overtake one that waits for the same core
             # Only when all processes are starting: sending blocks until the receiver has imported torch.
@@ -225,6 +287,11 @@ class Workers:
                     del self._running[index]
                     self._idle[tuple(worker.cores)] = worker
                     yield index, worker.result
+
+    def _free_gpu(self) -> torch.device | None:
+        """Return the GPU that the fewest processes have; None if there are no GPUs."""
+        taken = [worker.gpu for worker in (*self._running.values(), *self._idle.values())]
+        return min(self._gpus, key=taken.count, default=None)
 
 
 @contextlib.contextmanager
@@ -241,11 +308,11 @@ def torch_threads(n: int) -> Iterator[None]:
 class _Worker:
     """A process that runs one call after the other, and the parent's end of the pipe to it."""
 
-    def __init__(self, cores: list[int]) -> None:
+    def __init__(self, cores: list[int], gpu: torch.device | None = None) -> None:
         context = multiprocessing.get_context("spawn")  # a fork deadlocks once torch's threads have been started
         self.connection, child_end = context.Pipe()
-        self.cores, self.result = cores, None
-        self._process = context.Process(target=_work, args=(child_end, cores))
+        self.cores, self.gpu, self.result = cores, gpu, None
+        self._process = context.Process(target=_work, args=(child_end, cores, gpu))
         with starting_processes():
             self._process.start()
         child_end.close()
@@ -282,83 +349,6 @@ class _Worker:
         self.connection.close()
 
 
-@contextlib.contextmanager
-def starting_processes() -> Iterator[None]:
-    """Start processes without Ctrl-C, without the user's script, and with sockets whose paths are short enough.
-
-    Raises
-    ------
-    ResourceError
-        The path of the temporary folder is too long, and there is no shorter one.
-    """
-    _make_socket_folder()
-    with interrupts_blocked(), _script_hidden():
-        yield
-
-
-@contextlib.contextmanager
-def _script_hidden() -> Iterator[None]:
-    """Hide the user's script, so that processes that are started do not import it.
-
-    A script without `if __name__ == "__main__":` would train again in each of them. It is not hidden if the user's code
-    has registered networks with timm: then they are known only where it is imported.
-    """
-    script = sys.modules["__main__"]
-    own = {path.stem for path in (Path(timm.__file__).parent / "models").glob("*.py")} | {"small_cnns"}
-    if own.issuperset(timm.list_modules()):
-        sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = script
-
-
-def _make_socket_folder() -> None:
-    """Make the folder for multiprocessing's sockets, in a short one if the path of the temporary folder is too long.
-
-    The processes that this process starts use the same folder, and this process removes it. They would each leave one
-    behind, because they are terminated.
-    """
-    usual, before, folder = tempfile.gettempdir(), tempfile.tempdir, None
-    if len(os.fsencode(usual)) > LONGEST_FOLDER:
-        folder = next((each for each in SHORT_FOLDERS if os.access(each, os.W_OK)), None)
-        if folder is None:
-            problem = f"{printable(usual)} is too long for the path of a socket"
-            raise ResourceError("TMPDIR", problem, f"set it to a folder with a path of at most {LONGEST_FOLDER} bytes")
-    try:
-        tempfile.tempdir = folder or usual
-        util.get_temp_dir()
-    finally:
-        tempfile.tempdir = before
-
-
-@contextlib.contextmanager
-def interrupts_blocked() -> Iterator[None]:
-    """Start processes without Ctrl-C, which a terminal sends to all of them: the parent handles it and ends them.
-
-    A process inherits the blocked signals, from its first instruction on. In the parent a Ctrl-C waits for the end of
-    the block. Windows has no such mask: there, a Ctrl-C reaches the processes too.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    _start_resource_tracker()  # it unblocks the signals when it starts
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _start_resource_tracker() -> None:
-    """Start the process that removes the semaphores of ended processes, and let it do so without a warning."""
-    sys.warnoptions.append(SEMAPHORES_REMOVED)
-    try:
-        resource_tracker.ensure_running()
-    finally:
-        sys.warnoptions.remove(SEMAPHORES_REMOVED)
-
-
 class _RemoteBar:
     """Sends progress to the bar of the parent process."""
 
@@ -378,8 +368,13 @@ class _RemoteBar:
         self._connection.send(("say", line))
 
 
-def _work(connection: Any, cores: list[int]) -> None:
-    """Run the calls received on the pipe until it closes; it also closes when the parent process ends."""
+def _work(connection: Any, cores: list[int], gpu: torch.device | None = None) -> None:
+    """Run the calls received on the pipe until it closes; it also closes when the parent process ends.
+
+    The GPU becomes the current device before anything else, so that this process has a context on no other one.
+    """
+    if gpu is not None:
+        use(gpu)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
     torch.set_num_threads(len(cores))
@@ -387,13 +382,20 @@ def _work(connection: Any, cores: list[int]) -> None:
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             function, call = connection.recv()
-            try:
-                answer = "done", function(*call, _RemoteBar(connection))
-            except (BrokenPipeError, ConnectionResetError):
-                return
-            except (TheraError, OSError, MemoryError) as error:
-                answer = "failed", error
-            except Exception as error:
-                fault = RuntimeError(f"{error!r} in a computing process:\n{traceback.format_exc()}")
-                answer = "failed", out_of_memory(error, "a computing process") or fault
-            connection.send(answer)
+            connection.send(outcome(function, call, _RemoteBar(connection)))
+
+
+def outcome(function: Job, call: tuple[Any, ...], bar: Progress) -> tuple[str, Any]:
+    """Return ("done", the result of `function(*call, bar)`), or ("failed", an error that can be sent to a parent).
+
+    Errors of a closed pipe are raised.
+    """
+    try:
+        return "done", function(*call, bar)
+    except (BrokenPipeError, ConnectionResetError):
+        raise
+    except (TheraError, OSError, MemoryError) as error:
+        return "failed", error
+    except Exception as error:
+        fault = RuntimeError(f"{error!r} in a computing process:\n{traceback.format_exc()}")
+        return "failed", out_of_memory(error, "a computing process") or fault

@@ -132,7 +132,7 @@ class ResidentEpochs:
         for batch, of_pixel, label in zip(*left, strict=True):
             self._updates += 1
             if not self._once:
-                self._load(epoch + 1, self._updates / updates)
+                self._load(epoch + 1, min(1.0, self._updates / updates))  # more updates where a fold begins again
             yield held.pixels[of_pixel], label, batch
 
     def _number(self, epoch: int) -> int:
@@ -150,7 +150,7 @@ class ResidentEpochs:
         held = self._held[epoch]
         while held.loaded < share * len(held.codes):
             pixels, _, _ = next(self._incoming)
-            held.pixels[held.loaded : held.loaded + len(pixels)].copy_(pixels, non_blocking=True)
+            held.pixels[held.loaded : held.loaded + len(pixels)].copy_(pixels, non_blocking=self._device.type == "cuda")
             held.loaded += len(pixels)
             if bar is not None:
                 bar.advance(0)

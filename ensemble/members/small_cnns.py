@@ -6,11 +6,44 @@ is pooled to the side that it has for images of 64 pixels, so that the parameter
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
+
+
+class ReplicatedConv2d(nn.Conv2d):
+    """A convolution that replicates the border pixels and keeps the memory format channels last on a CUDA device.
+
+    torch's kernel of this padding for CUDA returns contiguous maps for channels-last ones. The convolution would copy
+    each of them back, and so would the backward pass. On other devices this is `torch.nn.Conv2d`.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(b, in, H, W) -> (b, out, H', W')."""
+        if x.device.type != "cuda":
+            return super().forward(x)
+        padded = replicate_border(x, self._reversed_padding_repeated_twice)
+        return nn.functional.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+def replicate_border(x: torch.Tensor, widths: Sequence[int]) -> torch.Tensor:
+    """Pad maps (b, c, H, W) with their border pixels; the result and its gradient are channels last in memory.
+
+    A channels-last map is a contiguous volume (b, 1, H, W, c), so that padding the volume by nothing along c pads the
+    map.
+
+    Parameters
+    ----------
+    x : tensor (b, c, H, W)
+    widths : sequence of int
+        Left, right, top and bottom, in pixels.
+    """
+    volume = x.permute(0, 2, 3, 1).unsqueeze(1)
+    padded = nn.functional.pad(volume, (0, 0, *widths), mode="replicate")
+    return padded.squeeze(1).permute(0, 3, 1, 2)
 
 
 class _PoolTo(nn.AdaptiveAvgPool2d):
@@ -74,7 +107,7 @@ class _SmallCnn(PlainCnn):
         for index, block in enumerate(blocks):
             layers += [nn.MaxPool2d(3, 2, 1)] if index else []
             for width in block:
-                convolution = nn.Conv2d(before, width, 3, padding=1, padding_mode="replicate")
+                convolution = ReplicatedConv2d(before, width, 3, padding=1, padding_mode="replicate")
                 layers += [convolution, nn.BatchNorm2d(width), nn.ReLU(), nn.Dropout(drop_rate)]
                 before = width
         hidden = nn.Sequential(nn.Linear(128 * 8 * 8, 64), nn.ReLU(), nn.Linear(64, 128), nn.ReLU())

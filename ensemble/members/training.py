@@ -1,6 +1,6 @@
 """Train one member on the training rows of one fold.
 
-`Learner.update` is the training step, `FoldTraining` runs the epochs and resumes, `train_and_predict` does everything.
+`learner.Learner` makes the updates, `FoldTraining` runs the epochs and resumes, `train_and_predict` does everything.
 """
 
 from __future__ import annotations
@@ -9,42 +9,24 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from timm.optim import create_optimizer_v2
-from timm.utils import ModelEmaV3
 
-from ensemble.errors import ArtifactError, TheraError, printable, some
-from ensemble.members.backbones import Backbone, build
+from ensemble.errors import Stopped, TheraError, is_out_of_device_memory, printable, some
+from ensemble.members.backbones import Backbone
 from ensemble.members.data_workers import Batch
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import predict_logits
-from ensemble.members.losses import class_weights, classification_loss, soft_cross_entropy
-from ensemble.members.optimiser import learning_rates, parameter_groups
-from ensemble.members.plans import Plan, prepare
+from ensemble.members.learner import Tensors, begin, below
+from ensemble.members.memory import LEAST_MICRO_BATCH, memory_errors, release_cache, release_frames
+from ensemble.members.plans import Plan
 from ensemble.members.position import FINITE_CHECK_INTERVAL, Position
 from ensemble.members.processes import Progress
 from ensemble.members.sampling import batches_of, order
+from ensemble.members.saving import Checkpoint, History, saves_on
 from ensemble.members.watch import Watch
-
-Tensors = dict[str, torch.Tensor]
-History = list[dict[str, Any]]
-
-
-class Checkpoint(Protocol):
-    """The store of a fold's state: after each epoch, and within an epoch every `save_every` seconds."""
-
-    @property
-    def save_every(self) -> float: ...
-
-    def load(self) -> tuple[Tensors, History] | None: ...
-
-    def save(self, tensors: Tensors, history: Sequence[Mapping[str, Any]], updates: int = 0) -> None: ...
-
-    def write_not_finite(self, facts: Mapping[str, Any]) -> Path: ...
 
 
 @dataclass(frozen=True)
@@ -64,6 +46,8 @@ class FoldResult:
         Of training and prediction together.
     warnings : tuple of str
         From the checkpoint.
+    micro_batches : int
+        The parts that a batch was computed in; see `learner.Learner`.
     """
 
     weights: Mapping[str, np.ndarray]
@@ -72,6 +56,7 @@ class FoldResult:
     parameters: int
     seconds: float
     warnings: tuple[str, ...]
+    micro_batches: int = 1
 
 
 def train_and_predict(
@@ -107,11 +92,14 @@ def train_and_predict(
     ------
     TheraError
         A loss or a logit is not finite.
+    OutOfDeviceMemory
+        The memory of the GPU does not suffice, and smaller micro-batches are not possible.
     """
     started = time.monotonic()
-    network, history = train_fold(job, checkpoint, plan, device, workers, bar, watch)
-    logits = predict_held_out(job, network, plan, device, held_out, views, bar)
-    return fold_result(network, history, logits, time.monotonic() - started, checkpoint)
+    with memory_errors(job):
+        training = train_fold(job, checkpoint, plan, device, workers, bar, watch)
+    logits = predict_held_out(job, training.average, plan, device, held_out, views, bar)
+    return fold_result(training, logits, time.monotonic() - started, checkpoint)
 
 
 def predict_held_out(
@@ -129,21 +117,23 @@ def predict_held_out(
     ------
     TheraError
         A logit is not finite.
+    OutOfDeviceMemory
     """
-    logits = predict_logits(network, job.pixels, held_out, views, plan.precision, device, bar)
+    with memory_errors(job):
+        logits = predict_logits(network, job.pixels, held_out, views, plan.precision, device, bar)
     if not np.isfinite(logits).all():
         problem = f"{np.count_nonzero(~np.isfinite(logits))} OOF logits of fold {job.fold} are not finite"
         raise TheraError(f"member {job.config.name}", problem, "lower --lr, or use --precision fp32")
     return logits
 
 
-def fold_result(
-    network: Backbone, history: History, logits: np.ndarray, seconds: float, checkpoint: Checkpoint
-) -> FoldResult:
-    """Return the result of a trained network, with arrays that can be sent to another process."""
+def fold_result(training: FoldTraining, logits: np.ndarray, seconds: float, checkpoint: Checkpoint) -> FoldResult:
+    """Return the result of a finished training, with arrays that can be sent to another process."""
+    network = training.average
     weights = {key: value.cpu().contiguous().numpy() for key, value in network.state_dict().items()}
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    return FoldResult(weights, logits, history, parameters, seconds, tuple(getattr(checkpoint, "warnings", ())))
+    warnings = tuple(getattr(checkpoint, "warnings", ()))
+    return FoldResult(weights, logits, training.history, parameters, seconds, warnings, training.micro_batches)
 
 
 def train_fold(
@@ -154,8 +144,8 @@ def train_fold(
     workers: int,
     bar: Progress,
     watch: Watch | None = None,
-) -> tuple[Backbone, History]:
-    """Train for all epochs of the config; return the weight average and the history.
+) -> FoldTraining:
+    """Train for all epochs of the config; return the training, which has the weight average and the history.
 
     Parameters
     ----------
@@ -166,26 +156,35 @@ def train_fold(
     bar : Progress
         Advanced by one for each image.
 
-    Returns
-    -------
-    Backbone
-        The EMA of the weights, in evaluation mode, on `device`.
-    list of dict
-        One dictionary for each epoch: epoch, loss (mean), lr (at its last update), seconds; with a watch also its
-        measurement of the EMA, by its name.
-
     Raises
     ------
     TheraError
         A loss is not finite. The message names images of its batch and the file that lists all of them.
     """
-    training = FoldTraining(job, checkpoint, plan, device, watch)
-    training.resume(bar)
-    batches = batches_of(job, training.epoch, workers, device, training.update, bar)
-    with contextlib.closing(batches):
-        while training.is_due(training.epoch):
-            training.run_epoch(batches, bar)
-    return training.average, training.history
+    with FoldTraining(job, checkpoint, plan, device, watch) as training:
+        training.resume(bar)
+        while training.is_due(training.epoch):  # a second time only if the training begins again with micro-batches
+            batches = batches_of(job, training.epoch, workers, device, training.update, bar)
+            with contextlib.closing(batches):
+                while training.is_due(training.epoch) and training.run_epoch(batches, bar):
+                    pass
+    return training
+
+
+@contextlib.contextmanager
+def algorithms_timed(device: torch.device) -> Iterator[None]:
+    """Let cuDNN time its algorithms for each shape on a CUDA device and use the fastest, as batches have few shapes.
+
+    The choice depends on the timing, so another run may have other bytes. On a GPU no bytes are promised; whoever needs
+    them calls `torch.use_deterministic_algorithms(True)` in Python, and then nothing is timed.
+    """
+    before = torch.backends.cudnn.benchmark
+    if device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
+        torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 class FoldTraining:
@@ -195,6 +194,15 @@ class FoldTraining:
     result: choosing an epoch would need additional labelled rows. Training resumes after the last update that
     `checkpoint` holds; on a CPU a resumed training gives the same bytes.
 
+    If the memory of a GPU does not suffice in the first epoch, the training begins again with twice as many
+    micro-batches, that is, each half as large. The batch of an update stays the same, and so does its gradient except
+    for batch norm, whose statistics then come from a micro-batch, and for the draws of dropout. The number of
+    micro-batches is part of the state, so that a resumed training uses the same. A compiled network is not compiled
+    then, because CUDA graphs do not add up gradients.
+
+    The `with` block of a training ends when everything is on disk. On a GPU, where not every epoch is saved, a signal
+    that ends the block lets the state be saved first.
+
     Parameters
     ----------
     job : FoldJob
@@ -203,23 +211,45 @@ class FoldTraining:
         Its precision is that of the features. Parameters, loss and EMA are float32. fp16 uses a gradient scaler.
     device : torch.device
     watch : Watch, optional
+
+    Attributes
+    ----------
+    history : list of dict
+        One dictionary for each epoch: epoch, loss (mean), lr (at its last update), seconds; with a watch also its
+        measurement of the EMA, by its name.
+    micro_batches : int
+        The parts that a batch is computed in.
     """
 
     def __init__(
         self, job: FoldJob, checkpoint: Checkpoint, plan: Plan, device: torch.device, watch: Watch | None = None
     ) -> None:
         self.job, self._checkpoint, self._plan, self._device, self._watch = job, checkpoint, plan, device, watch
+        self._saves, self._started = saves_on(device, checkpoint), 0.0
+        self._is_whole = True  # False where an update, or the end of an epoch, has begun or failed
         tensors, self.history = checkpoint.load() or (None, [])
-        start = job.config if tensors is None else job.config.model_copy(update={"pretrained": False})
-        torch.manual_seed(job.random_seed("weights"))
-        weights = None
-        if job.weights is not None:
-            weights = {key: torch.from_numpy(value) for key, value in job.weights.items()}
-        network = build(start, job.pixels.shape[1], weights, classes=job.classes).to(memory_format=torch.channels_last)
-        self._learner = Learner(job, prepare(network.to(device), plan), plan, device)
-        if tensors is not None:
+        self._begin(tensors or {}, int(tensors["micro_batches"]) if tensors and "micro_batches" in tensors else 1)
+        self._saved = self.epoch, self.update  # the position that is on disk, or is being written
+
+    def __enter__(self) -> FoldTraining:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        unsaved = self._is_whole and (self.epoch, self.update) != self._saved
+        if unsaved and self._saves.in_background and isinstance(error, Stopped):
+            if self.update:
+                self._save_update()
+            else:
+                self._save_epoch(last=True)
+        self._saves.finish()
+
+    def _begin(self, tensors: Tensors, micro_batches: int) -> None:
+        """Build the network and its optimiser, and go on from a state; without tensors, from the beginning."""
+        self.micro_batches = micro_batches
+        self._learner = begin(self.job, self._plan, self._device, micro_batches, pretrained=not tensors)
+        if tensors:
             self._learner.restore(tensors)
-        self._position = Position.of(_below(tensors or {}, "epoch."), self._learner.scaler.is_enabled())
+        self._position = Position.of(below(tensors, "epoch."), self._learner.scaler.is_enabled())
 
     @property
     def epoch(self) -> int:
@@ -247,51 +277,121 @@ class FoldTraining:
         job, epochs = self.job, self.job.config.epochs
         if self.images_seen and self.epoch < epochs:
             within = f", update {self.update + 1} of {job.updates_per_epoch}" if self.update else ""
+            if self.update == job.updates_per_epoch:
+                within = ", after its last update"
             bar.say(f"member {job.config.name} fold {job.fold} goes on at epoch {self.epoch + 1} of {epochs}{within}")
 
     def is_due(self, epoch: int) -> bool:
         """Return whether this epoch is the next one and the config has it."""
         return epoch == self.epoch < self.job.config.epochs
 
-    def run_epoch(self, batches: Iterator[Batch], bar: Progress) -> None:
-        """Train on the remaining batches of an epoch, and save the state every `save_every` seconds and at the end."""
-        job, epoch = self.job, self.epoch
-        torch.manual_seed(job.random_seed("dropout", epoch))
-        self._position.restore_random(self._device)
-        loss, seconds = self._run_updates(batches, bar)
+    def run_epoch(self, batches: Iterator[Batch], bar: Progress) -> bool:
+        """Train on the remaining batches of an epoch, and save the state every `save_every` seconds and at the end.
+
+        Returns
+        -------
+        bool
+            False if the training begins again with smaller micro-batches; the batches of its first epoch are then
+            needed again, from the first one on.
+
+        Raises
+        ------
+        TheraError
+            A loss is not finite.
+        OutOfDeviceMemory
+            The memory of the GPU does not suffice, and this is not the first epoch, or no smaller micro-batches are
+            possible.
+        """
+        with memory_errors(self.job):
+            torch.manual_seed(self.job.random_seed("dropout", self.epoch))
+            self._position.restore_random(self._device)
+            try:
+                with algorithms_timed(self._device):
+                    loss, seconds = self._run_updates(batches, bar)
+            except Exception as error:
+                smallest = self.job.batch_size // (2 * self.micro_batches)
+                if self.epoch or smallest < LEAST_MICRO_BATCH or not is_out_of_device_memory(error):
+                    raise
+                release_frames(error)
+            else:
+                self._finish_epoch(loss, seconds, bar)
+                return True
+            self._begin_smaller(bar)
+            return False
+
+    def _begin_smaller(self, bar: Progress) -> None:
+        """Begin again with twice as many micro-batches."""
+        job, parts = self.job, 2 * self.micro_batches
+        self._saves.finish()
+        bar.skip(-self.images_seen)
+        del self._learner
+        release_cache(self._device)
+        self._begin({}, parts)
+        self._saved, self._is_whole = (0, 0), True
+        bar.say(
+            f"note: member {job.config.name} fold {job.fold}: out of device memory; it begins again with {parts} "
+            f"micro-batches of {-(-job.batch_size // parts)} images in each update of {job.batch_size}; batch norm "
+            "takes its statistics from a micro-batch"
+        )
+
+    def _finish_epoch(self, loss: float, seconds: float, bar: Progress) -> None:
+        """Measure the average after an epoch, and save the state."""
+        job, epoch, self._is_whole = self.job, self.epoch, False
         self._check_average()
         self._position = Position.of({}, self._learner.scaler.is_enabled())
-        entry: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "lr": self._learner.lr, "seconds": seconds}
+        rate = self._learner.lr_of(
+            (epoch + 1) * job.updates_per_epoch - 1
+        )  # of the last update, before a resumption too
+        entry: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "lr": rate, "seconds": seconds}
         message = f"{job.config.name} fold {job.fold} epoch {epoch + 1}/{job.config.epochs} loss {loss:.3f}"
         if self._watch is not None:
             measured = entry[self._watch.name] = self._watch(self._learner.ema.module, job, self._plan, self._device)
             message += "" if measured is None else f" {self._watch.title} {measured:.3f}"
-        self.history = [*self.history, entry]
-        self._checkpoint.save(self._learner.state(), self.history)
+        self.history, self._is_whole = [*self.history, entry], True
+        self._save_epoch(last=self.epoch == job.config.epochs)
         bar.note(message)
+
+    def _save_epoch(self, last: bool) -> None:
+        saved = self._saves.save_epoch(self._snapshot, self.history, last)
+        self._saved = (self.epoch, 0) if saved else self._saved
+
+    def _save_update(self) -> None:
+        """Save the state within an epoch."""
+        self._check(self._position.losses.read())
+        position = self._position.tensors(self._seconds, self._device)
+        tensors = {f"epoch.{key}": value for key, value in position.items()}
+        self._saves.save(lambda: self._snapshot() | tensors, self.history, self.update)
+        self._saved = self.epoch, self.update
+
+    def _snapshot(self) -> Tensors:
+        return self._learner.state(copy=self._saves.in_background)
+
+    @property
+    def _seconds(self) -> float:
+        """The seconds of this epoch so far, over all starts."""
+        return self._position.seconds + time.monotonic() - self._started
 
     def _run_updates(self, batches: Iterator[Batch], bar: Progress) -> tuple[float, float]:
         """Make the remaining updates of an epoch; return its mean loss and its seconds."""
-        job, losses, spent = self.job, self._position.losses, self._position.seconds
-        started = saved = time.monotonic()
+        job, losses = self.job, self._position.losses
+        self._started = time.monotonic()
+        self._saves.begin_epoch()
         self._learner.network.train()
         while self.update < job.updates_per_epoch:
             pixels, labels, rows = next(batches)
             number = self.epoch * job.updates_per_epoch + self.update
+            self._is_whole = False
             losses.append(self._learner.update(number, pixels, labels, job.weights_of(rows)))
             last = self.update == job.updates_per_epoch
-            is_due = not last and time.monotonic() - saved >= self._checkpoint.save_every
-            if last or is_due or self.update % FINITE_CHECK_INTERVAL == 0:
+            if last or self.update % FINITE_CHECK_INTERVAL == 0:
                 self._check(losses.read())
-            if is_due:
-                position = self._position.tensors(spent + time.monotonic() - started, self._device)
-                tensors = {f"epoch.{key}": value for key, value in position.items()}
-                self._checkpoint.save(self._learner.state() | tensors, self.history, self.update)
-                saved = time.monotonic()
+            if not last and self._saves.is_due():
+                self._save_update()
+            self._is_whole = True
             bar.advance(len(rows))
         if losses.mean is None:
             self._check(0)
-        return round(losses.mean or 0.0, 6), round(spent + time.monotonic() - started, 2)
+        return round(losses.mean or 0.0, 6), round(self._seconds, 2)
 
     def _check_average(self) -> None:
         """Raise an error if the average of the weights is not finite, which losses in fp16 need not show."""
@@ -304,6 +404,7 @@ class FoldTraining:
         """Raise an error if an update of this epoch has a loss that is not finite, and write which batch it was."""
         if fault is None:
             return
+        self._is_whole = False
         job, values = self.job, self._position.losses.values
         rows = order(job, self.epoch)[fault]
         facts = {
@@ -326,118 +427,3 @@ class FoldTraining:
         images = f"a batch of {len(rows)} images ({some(job.ids[rows].tolist())}), all listed in {printable(path)}"
         problem = f"the loss is not finite ({values[fault]}) in epoch {self.epoch + 1}, update {fault + 1}, on {images}"
         raise TheraError(where, problem, "lower --lr, or use --precision fp32")
-
-
-class Learner:
-    """A network in training, with the average of its weights, its optimiser and its learning-rate schedule."""
-
-    def __init__(self, job: FoldJob, network: Backbone, plan: Plan, device: torch.device) -> None:
-        config, self.job, self.network, self.device = job.config, job, network, device
-        self.precision = plan.dtype
-        if config.freeze:
-            network.freeze()
-        self.class_weights = class_weights(config.loss, job.labels[job.rows], job.classes)
-        self.ema = ModelEmaV3(network, decay=config.ema_decay, use_warmup=True)
-        self.optimizer = create_optimizer_v2(
-            parameter_groups(network, config), "adamw", lr=config.lr, fused=device.type == "cuda"
-        )
-        self.schedule = learning_rates(self.optimizer, job)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")
-
-    @property
-    def lr(self) -> float:
-        """The current learning rate of the last layer."""
-        return float(self.optimizer.param_groups[0]["lr"])
-
-    def lr_of(self, update: int) -> float:
-        """Return the learning rate of the last layer in an update, counted over all epochs."""
-        self.schedule.step_update(update)
-        return self.lr
-
-    def update(
-        self, number: int, pixels: torch.Tensor, labels: torch.Tensor, weights: np.ndarray | None = None
-    ) -> torch.Tensor:
-        """Make one update; return the mean loss, on the device.
-
-        Pixels are uint8 (b, H, W, 3), and labels are (b,), or targets (b,) or (b, C). With `weights` (b,), it is the
-        mean of weight times loss. Nothing is read back, so that a GPU never waits.
-        """
-        self.schedule.step_update(number)
-        self.optimizer.zero_grad(set_to_none=True)
-        before = self._buffers() if self.scaler.is_enabled() else {}
-        logits = self.network(pixels.to(self.device, non_blocking=True), self.precision)  # (b,) or (b, C)
-        labels = labels.to(self.device, non_blocking=True)
-        losses = self._losses(logits, labels)
-        loss = (losses if weights is None else losses * torch.from_numpy(weights).to(self.device)).mean()
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        self._restore_buffers(before, loss)
-        self.scaler.unscale_(self.optimizer)  # before clipping, which needs the true norm
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.job.config.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.ema.update(self.network, step=number)
-        return loss.detach()
-
-    @property
-    def average_is_finite(self) -> bool:
-        """Whether every parameter and every floating-point buffer of the average is finite."""
-        values = [each for each in self.ema.module.state_dict().values() if each.is_floating_point()]
-        return bool(torch.stack([torch.isfinite(each).all() for each in values]).all())
-
-    def _buffers(self) -> Tensors:
-        """Return copies of the floating-point buffers, such as the statistics of batch norm."""
-        return {key: each.clone() for key, each in self.network.named_buffers() if each.is_floating_point()}
-
-    def _restore_buffers(self, before: Tensors, loss: torch.Tensor) -> None:
-        """Give the buffers their values from before if a loss is not finite, without reading it from the device.
-
-        In fp16 an activation can overflow. The gradient scaler skips the update then; batch norm would keep infinite
-        statistics, and the average of the weights with it.
-        """
-        finite, buffers = torch.isfinite(loss.detach()), dict(self.network.named_buffers())
-        for key, value in before.items():
-            buffers[key].copy_(torch.where(finite, buffers[key], value))
-
-    def _losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return the loss of each image (b,), by its label, or by its targets where the job has them."""
-        if self.job.targets is not None:
-            return soft_cross_entropy(logits, labels)
-        return classification_loss(logits, labels, self.job.config, self.class_weights)
-
-    def state(self) -> Tensors:
-        """Return every tensor that the next update depends on, by name, except random streams."""
-        tensors = {f"network.{key}": value for key, value in self.network.state_dict().items()}
-        tensors |= {f"ema.{key}": value for key, value in self.ema.module.state_dict().items()}
-        for index, slots in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items()}
-        if self.scaler.is_enabled():
-            scaler = self.scaler.state_dict()
-            tensors["scaler"] = torch.tensor([scaler["scale"], scaler["_growth_tracker"]], dtype=torch.float64)
-        if self.job.classes > 2:  # states of two classes do not say so
-            tensors["classes"] = torch.tensor(self.job.classes)
-        return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-
-    def restore(self, tensors: Tensors) -> None:
-        """Go on from a state; it is an `ArtifactError` if the training has another number of classes."""
-        classes = int(tensors["classes"]) if "classes" in tensors else 2
-        if classes != self.job.classes:
-            problem = f"was begun with {classes} classes, not {self.job.classes}"
-            remedy = "give the data that it was begun with, or train under another name"
-            raise ArtifactError(f"training {self.job.config.name} fold {self.job.fold}", problem, remedy)
-        self.network.load_state_dict(_below(tensors, "network."))
-        self.ema.module.load_state_dict(_below(tensors, "ema."))
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        slots: dict[int, Tensors] = {}
-        for key, value in _below(tensors, "optimizer.").items():
-            index, slot = key.split(".")
-            if value.shape == (like := parameters[int(index)]).shape:  # fused AdamW needs the parameter's strides
-                value = torch.empty_like(like, device="cpu").copy_(value)
-            slots.setdefault(int(index), {})[slot] = value
-        self.optimizer.load_state_dict({"state": slots, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        if self.scaler.is_enabled():
-            scale, growth = tensors["scaler"].tolist()
-            self.scaler.load_state_dict(self.scaler.state_dict() | {"scale": scale, "_growth_tracker": int(growth)})
-
-
-def _below(tensors: Tensors, prefix: str) -> Tensors:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -39,11 +39,11 @@ class Watch:
         return "HTER" if self.name == "hter" else self.name.replace("-", " ")
 
     def __call__(self, network: Backbone, job: FoldJob, plan: Plan, device: torch.device) -> float | None:
-        logits = predict_logits(network, job.pixels, self.rows, VIEWS[:1], plan.precision, device, _Silent())
+        logits = predict_logits(network, job.pixels, self.rows, VIEWS[:1], plan.precision, device, Silent())
         return self.measure(logits[:, 0], job.labels[self.rows])
 
 
-class _Silent:
+class Silent:
     """A `Progress` that does nothing."""
 
     def advance(self, n: int = 1) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import contextlib
+import logging
+import re
+import threading
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -53,7 +57,7 @@ def load_weights(
     if prefix:
         say(f"note: {printable(where)}: the prefix {printable(prefix)} of its keys is removed")
     if others := [key for key in weights if not key.startswith(prefix)]:
-        say(f"note: {printable(where)}: {_first(others)} without this prefix are not loaded")
+        say(f"note: {printable(where)}: {first_of(others)} without this prefix are not loaded")
 
 
 def _prefix(keys: Collection[str], needed: list[str], where: str) -> str:
@@ -79,16 +83,64 @@ def _refuse_others(
     lacking = [name for name in needed if name not in given]
     unknown = [name for name in given if name not in expected and name.partition(".")[0] not in layers]
     differing = [name for name in needed if name in given and given[name].shape != expected[name].shape]
-    problems = [f"lacks {_first(lacking)}"] if lacking else []
+    problems = [f"lacks {first_of(lacking)}"] if lacking else []
     if differing:
         name = differing[0]
         shapes = f"{tuple(given[name].shape)}, not {tuple(expected[name].shape)}"
-        problems.append(f"has {_first(differing)} in another shape ({shapes})")
+        problems.append(f"has {first_of(differing)} in another shape ({shapes})")
     if unknown:
-        problems.append(f"has {_first(unknown)} that the architecture lacks")
+        problems.append(f"has {first_of(unknown)} that the architecture lacks")
     if problems:
         raise ArtifactError(where, ", and ".join(problems), "give weights of this architecture")
 
 
-def _first(names: list[str]) -> str:
+def first_of(names: list[str]) -> str:
+    """Return the first of some names, and how many more there are."""
     return printable(names[0]) + (f" and {len(names) - 1} more" if names[1:] else "")
+
+
+# --- what timm loads --------------------------------------------------------------------------------------------------
+
+
+def misfit(error: Exception) -> str:
+    """Return which tensors of a file do not fit a network, read from the error of `load_state_dict`; "" for others."""
+    text = str(error)
+    if "Error(s) in loading state_dict" not in text:
+        return ""
+    shapes = re.findall(r"size mismatch for (\S+): .*?torch\.Size\(\[(.*?)\]\).*?torch\.Size\(\[(.*?)\]\)", text)
+    lists = {
+        kind: re.findall(r'"([^"]+)"', names) for kind, names in re.findall(r"(Missing|Unexpected) key.*?:(.*)", text)
+    }
+    problems = [f"lacks {first_of(lists['Missing'])}"] if lists.get("Missing") else []
+    if shapes:
+        _, given, expected = shapes[0]
+        names = [name for name, _, _ in shapes]
+        problems.append(f"has {first_of(names)} in another shape (({given}), not ({expected}))")
+    if lists.get("Unexpected"):
+        problems.append(f"has {first_of(lists['Unexpected'])} that the architecture lacks")
+    return ", and ".join(problems)
+
+
+@contextlib.contextmanager
+def unloaded_names() -> Iterator[list[str]]:
+    """Collect the names of the tensors that timm does not load from a file of pretrained weights and leaves random.
+
+    timm loads a file strictly only where its number of classes is that of the network. Else it notes the missing names
+    in its log, at a level that is not shown, and returns the network.
+    """
+    names, log, owner = list[str](), logging.getLogger("timm.models._builder"), threading.get_ident()
+    level, shown = log.level, log.getEffectiveLevel()
+
+    def read(record: logging.LogRecord) -> bool:
+        found = re.match(r"Missing keys \((.*?)\)", record.getMessage())
+        if found and record.thread == owner:
+            names.extend(found[1].split(", "))
+        return record.levelno >= shown
+
+    log.addFilter(read)
+    log.setLevel(logging.INFO)
+    try:
+        yield names
+    finally:
+        log.setLevel(level)
+        log.removeFilter(read)

@@ -26,7 +26,7 @@ def export_tables(result: ExportResult) -> list[Table]:
         f"Checked by onnxruntime on {check.images} images: the labels of torch, logits within "
         f"{check.largest_difference:.2g} (allowed: {check.tolerance:g} of 1 + |logit|).",
         *_openvino_notes(result),
-        _expected_line(facts),
+        *_expected_lines(facts),
         f"Label images with it: thera predict --model {printable(result.out)} IMAGES",
     )
     return [members, Table("In short", (), (), notes)]
@@ -54,7 +54,7 @@ def model_prediction_tables(result: ModelPrediction) -> list[Table]:
     columns = ("label", "images", "share", *((f"share in {printable(facts.corrected_on)}",) if facts.shares else ()))
     where = () if result.out is None else (f"Label file: {printable(result.out)}",)
     notes = (
-        _expected_line(facts),
+        *_expected_lines(facts),
         "It holds for images like those of the training. A model checks the shares of its labels alone.",
         *((f"warning: {warning}",) if (warning := share_warning(result)) else ()),
         *where,
@@ -83,10 +83,10 @@ def push_tables(result: PushResult) -> list[Table]:
     return [Table("Uploaded files", ("file", "kB"), tuple(rows)), Table("In short", (), (), notes)]
 
 
-def _expected_line(facts: ModelFacts) -> str:
-    if facts.averaging_measured:
-        return f"Expected {_text(facts.expected)}."
-    return f"Expected {_text(facts.expected)}, measured of one fold model; the mean of all is usually better."
+def _expected_lines(facts: ModelFacts) -> tuple[str, ...]:
+    one_fold = ", measured of one fold model" + ("; the mean of all is usually better" if facts.folds > 1 else "")
+    first = f"Expected {_text(facts.expected)}{'' if facts.averaging_measured else one_fold}."
+    return first, *(f"Note: {caveat}" for caveat in facts.caveats)
 
 
 def _text(expected: Expected) -> str:

@@ -125,11 +125,7 @@ def origin_notes(report: MemberReport) -> tuple[str, ...]:
         )
     if report.teachers:
         notes.append(f"Distilled: it learned the answers of the stack of {', '.join(report.teachers)}.")
-    if report.saw_held_out:
-        notes.append(
-            "It learned from held-out images too, without their labels: on images that it was not given, the error may "
-            "be higher; --no-held-out measures it."
-        )
+    notes.extend(f"It {caveat}." for caveat in report.caveats)
     return tuple(notes)
 
 

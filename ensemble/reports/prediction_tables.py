@@ -116,6 +116,7 @@ def label_file_name(name: str, facts: Facts) -> str:
 def _notes(facts: Facts) -> Iterator[str]:
     if facts.seen_in_training:
         yield seen_note(facts.seen_in_training, facts.images)
+    yield from facts.caveats
     if isinstance(facts, ClassPredictionFacts):
         yield shares_note(facts)
     if is_constant(facts):

@@ -37,7 +37,7 @@ class Distilled:
     stacker : str
         Its kind.
     parents : dict
-        SHA-256 of the weights of the teachers, by member and fold.
+        SHA-256 of the weights of the teachers, by member and fold; of their OOF logits with `from_oof`.
     teacher_weight, temperature : float
     held_out : bool
     unlabelled : int
@@ -46,6 +46,8 @@ class Distilled:
         Their fingerprint; empty without any.
     logits : dict of str to str
         SHA-256 of the teacher's logits, by fold.
+    from_oof : bool
+        Whether the teacher's logits of the run's images are OOF logits, and not those of the fold models of each fold.
     """
 
     teachers: tuple[str, ...]
@@ -57,11 +59,26 @@ class Distilled:
     unlabelled: int = 0
     unlabelled_sha256: str = ""
     logits: dict[str, str] = field(default_factory=dict)
+    from_oof: bool = False
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """Why the student's measured error may be lower than that of new images, a clause each."""
+        held_out = "learned from held-out images, without their labels: on images that it was not given"
+        from_oof = "learned OOF logits of networks that saw the labels of its held-out images: on new images"
+        reasons = {held_out: self.held_out, from_oof: self.from_oof and self.teacher_weight > 0}
+        return tuple(f"{reason}, the error may be higher" for reason, holds in reasons.items() if holds)
 
 
 def is_distilled(member: MemberFolder) -> bool:
     """Return whether a member is a student, which learned the answers of a stack."""
     return (member.folder / FACTS).exists()
+
+
+def caveats(members: Sequence[MemberFolder]) -> tuple[str, ...]:
+    """Return a sentence for each reason why an error that is measured with these members may be too low."""
+    students = [(member.name, read_distilled(member)) for member in members if is_distilled(member)]
+    return tuple(f"member {name} {caveat}." for name, student in students for caveat in student.caveats)
 
 
 def read_distilled(member: MemberFolder) -> Distilled:
@@ -90,7 +107,8 @@ def refuse_other_student(member: MemberFolder, facts: Distilled) -> None:
     stored = read_distilled(member)
     refuse_differences(member.folder / FACTS, _comparable(stored), _comparable(facts), OTHER_NAME)
     if trained_again := [name for name in facts.teachers if facts.parents[name] != stored.parents[name]]:
-        problem = f"learned from other weights of {', '.join(trained_again)} than the run has now"
+        what = "OOF logits" if facts.from_oof else "weights"
+        problem = f"learned from other {what} of {', '.join(trained_again)} than the run has now"
         raise ArtifactError(f"member {member.name}", problem, f"restore them, or {OTHER_NAME}")
 
 

@@ -61,6 +61,8 @@ class FoldFacts:
         CPU threads; 1 for runs that were made before it was recorded.
     history_sha256 : str or None
         Hash of `history.jsonl`; None where there is none, or for runs that were made before it was recorded.
+    micro_batches : int
+        The parts that each batch was computed in, because the memory of the GPU did not suffice for a whole one.
     """
 
     weights_sha256: str
@@ -71,6 +73,7 @@ class FoldFacts:
     device: str = "cpu"
     threads: int = 1
     history_sha256: str | None = None
+    micro_batches: int = 1
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,11 @@ class HubFile:
     commit: str
     name: str
     sha256: str
+
+    @property
+    def address(self) -> str:
+        """The repository and the commit, as OWNER/NAME@COMMIT."""
+        return f"{self.repository}@{self.commit}"
 
 
 @dataclass(frozen=True)
@@ -213,22 +221,6 @@ class MemberFolder:
             validated(MemberConfig, {**self.read().current_config, "pretrained": False, "weights": None}, self._json)
         except ConfigError as error:
             raise ArtifactError(self._json, f"is damaged (config: {error.found})", RESTORE) from None
-
-    def start_from(self, file: HubFile | None) -> None:
-        """Record the file of the hub that the folds start from, or verify that a begun member goes on with the same.
-
-        Raises
-        ------
-        ArtifactError
-            The member was begun with another file.
-        """
-        known = self.read().pretrained_from
-        if file is None or known == file:
-            return
-        if known is not None and self.has_begun:
-            remedy = f"put commit {known.commit} into the hub's cache, or give another --name"
-            refuse_differences(f"pretrained weights of member {self.name}", asdict(known), asdict(file), remedy)
-        self.update(pretrained_from=file)
 
     def update(self, **values: Any) -> None:
         write_recorded(self._run, self._json, replace(self.read(), **values))

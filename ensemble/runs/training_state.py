@@ -39,24 +39,32 @@ class StateFolder:
     folder : Path
         `members/<name>/fold-<k>`; the state lies in `state/` below it, the history beside it.
     save_every : float
-        Seconds within an epoch after which the training saves its state.
+        Seconds after which the training saves its state.
     """
 
     KEPT = 2
 
     def __init__(self, folder: Path, save_every: float = math.inf) -> None:
-        self._state, self._history = folder / "state", folder / "history.jsonl"
+        self.folder, self._state, self._history = folder, folder / "state", folder / "history.jsonl"
         self.save_every = save_every
         self.warnings: list[str] = []
 
     def save(self, tensors: Tensors, history: Sequence[Mapping[str, Any]], updates: int = 0) -> None:
-        """Save the state after `len(history)` epochs and `updates` of the next one, and the history of the epochs."""
+        """Save the state as `save_state` does; at the end of an epoch also write the history."""
+        self.save_state(tensors, history, updates)
+        if not updates:
+            self.write_history(history)
+
+    def save_state(self, tensors: Tensors, history: Sequence[Mapping[str, Any]], updates: int = 0) -> None:
+        """Save the state after `len(history)` epochs and `updates` of the next one."""
         note = StateNote("", [dict(epoch) for epoch in history], updates)
         sha256 = write_tensors(self._state / f"{note.stem}.safetensors", tensors)
         write_json(self._state / f"{note.stem}.json", replace(note, sha256=sha256))
-        if not updates:
-            write_whole(self._history, "".join(json.dumps(epoch) + "\n" for epoch in history).encode())
         self._remove_all_but(note.stem)
+
+    def write_history(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Write the history of the epochs, a line each."""
+        write_whole(self._history, "".join(json.dumps(epoch) + "\n" for epoch in history).encode())
 
     def _remove_all_but(self, newest: str) -> None:
         """Remove all states but the newest ones; also later ones, which were damaged, and tensors without a note."""

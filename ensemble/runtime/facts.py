@@ -14,7 +14,7 @@ from ensemble.errors import ArtifactError, printable
 SCHEMA = 1
 """The schema of the facts and of the graph's inputs and outputs. A file of a newer one is refused."""
 
-ADDED: dict[str, list[float]] = {"usual_shares": [], "usual_share_errors": []}
+ADDED: dict[str, list[object]] = {"usual_shares": [], "usual_share_errors": [], "caveats": []}
 """Facts that files of former versions do not state, with the values that they have then."""
 
 EXPORT_AGAIN = "export it again: thera export RUN"
@@ -126,6 +126,8 @@ class ModelFacts:
     usual_shares, usual_share_errors : tuple of C floats
         The share of images that get each label where the classes are mixed as in training, and its standard error;
         empty in files of former versions.
+    caveats : tuple of str
+        Why the error of new images may be higher than expected: what distilled members have learned from.
     """
 
     version: str
@@ -154,6 +156,7 @@ class ModelFacts:
     self_test: tuple[float, ...]
     usual_shares: tuple[float, ...] = ()
     usual_share_errors: tuple[float, ...] = ()
+    caveats: tuple[str, ...] = ()
 
 
 @cache

@@ -50,6 +50,8 @@ class Nowhere:
     def save(self, *_: object) -> None:
         pass
 
+    save_state = write_history = save
+
 
 def main() -> None:
     parser = argparse.ArgumentParser()
@@ -88,7 +90,7 @@ def main() -> None:
                 speed = n / (time.monotonic() - started)
                 rows = rest[: int(speed * arguments.seconds)]
                 started = time.monotonic()
-                network, _ = train_fold(job(config, rows), Nowhere(), Plan(precision), device, 0, bar)
+                network = train_fold(job(config, rows), Nowhere(), Plan(precision), device, 0, bar).average
                 spent = time.monotonic() - started
                 logits = predict_logits(network, dataset.pixels, held_out, VIEWS, precision, device, bar).mean(axis=1)
             labels = dataset.labels[held_out]

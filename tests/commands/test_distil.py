@@ -30,12 +30,14 @@ from ensemble import (
     train_members,
 )
 from ensemble.commands import distil as command
+from ensemble.commands.fit_stacker import averaged_oof
 from ensemble.commands.remove_member import remove_member
 from ensemble.commands.verify import verify
 from ensemble.config import VIEWS
 from ensemble.errors import ArtifactError, ConfigError, DataError, ResourceError, Stopped
 from ensemble.predict_config import PredictConfig
 from ensemble.reports.render import render
+from ensemble.runs import files
 from ensemble.runs.distilled import is_distilled, read_distilled
 from ensemble.runs.run import Run
 from ensemble.runs.training_state import StateFolder
@@ -100,7 +102,7 @@ def test_a_student_is_a_member_and_is_compared_with_its_teacher(distilled: tuple
     assert result.student.images_per_second > 0
     text = "".join(table.text(80) for table in render(result))
     assert "Distilled: it learned the answers of the stack of a, b." in text
-    assert "It learned from held-out images too, without their labels" in text
+    assert "It learned from held-out images, without their labels" in text
     assert "Teacher and student" in text and "--members distilled" in text
 
 
@@ -184,8 +186,14 @@ def test_a_student_is_in_a_stack_only_where_named(distilled: tuple[Path, Any], b
     named = fit_stacker(run, DecisionConfig(members=("distilled",)), lines.append)
     assert [line for line in lines if line.startswith("note: member distilled learned from held-out images")]
     assert named.tta.stacker.members == ("distilled",)
-    result = predict(run, PredictConfig(images=base / "new/img", force=True), COMPUTE)
+    result = predict(run, PredictConfig(images=base / "new/img", force=True), COMPUTE, lines.append)
     assert len(result.y_pred) == 24
+    caveat = (
+        "member distilled learned from held-out images, without their labels: on images that it was not given, the "
+        "error may be higher."
+    )
+    assert result.facts.caveats == (caveat,) and f"note: {caveat}" in lines
+    assert caveat in "".join(table.text(10**4) for table in render(result))
     with pytest.raises(ConfigError, match="distilled is in the stack that would be its teacher"):
         distil(run, None, STUDENT, COMPUTE)
 
@@ -221,6 +229,32 @@ def test_logits_of_a_teacher_that_are_damaged_are_computed_again_and_it_is_said(
     monkeypatch.setattr(command, "unkept_fold_logits", other)
     with pytest.raises(ArtifactError, match="other logits than the student has begun to learn from"):
         distil(run, DistilConfig(unlabelled=base / "new/img"), STUDENT, COMPUTE)
+
+
+def test_recorded_logits_teach_where_the_weights_are_gone(base: Path, run: Path) -> None:
+    """Targets: OOF logits by a stacker without the fold; for new images, the kept logits of the models of the fold."""
+    predict(run, PredictConfig(images=base / "new/img"), COMPUTE)
+    for path in run.glob("members/*/fold-*/weights.safetensors"):
+        path.unlink()
+    with pytest.raises(ArtifactError, match="lacks the weights"):
+        distil(run, DistilConfig(unlabelled=base / "new/img"), STUDENT, COMPUTE)
+    config = DistilConfig(unlabelled=base / "new/img", from_oof=True)
+    with pytest.raises(ArtifactError, match="keeps no logits of a, fold 0, on these images"):
+        distil(run, DistilConfig(unlabelled=base / "train/img", from_oof=True), STUDENT, COMPUTE)
+    result = distil(run, config, STUDENT, COMPUTE)
+    oof = averaged_oof(Run(run), ("a", "b"), VIEWS)
+    for fold in range(2):
+        stacker = oof.rows.without(fold).any_stacker("nonnegative")
+        _, logits = files.read_logits(run / f"members/distilled/teacher-{fold}.csv", ("stacked",), None, "")
+        np.testing.assert_allclose(logits[:40, 0], stacker.apply(oof.logits), atol=1e-5)
+        kept = [
+            files.read_logits(run / f"predictions/img/logits/{name}/fold-{fold}.csv", VIEWS, None, "")[1].mean(axis=1)
+            for name in ("a", "b")
+        ]
+        np.testing.assert_allclose(logits[40:, 0], stacker.apply(np.stack(kept, axis=1)), atol=1e-5)
+    assert len(result.report.caveats) == 2 and "saw the labels of its held-out images" in result.report.caveats[1]
+    label_alone = replace(read_distilled(Run(run).member("distilled")), teacher_weight=0.0)
+    assert len(label_alone.caveats) == 1  # no target then depends on a label of a held-out image
 
 
 def test_the_teacher_may_be_named_and_needs_no_decision(base: Path, run: Path) -> None:

@@ -13,6 +13,7 @@ import hiding
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 from tiny import listing, rewrite_json, write_three, write_tiny
 
 from ensemble import (
@@ -29,9 +30,15 @@ from ensemble import (
 )
 from ensemble.cli import main
 from ensemble.commands import export as command
+from ensemble.commands.fit_stacker import read_decisions
+from ensemble.commands.fold_logits import unkept_fold_logits
 from ensemble.commands.predict_model import predict_with_model
+from ensemble.data.source import open_source
+from ensemble.data.store import load_dataset
 from ensemble.errors import ArtifactError, ConfigError, DataError, ResourceError, TheraError
+from ensemble.predict_config import PredictOptions
 from ensemble.progress import silent
+from ensemble.reports.render import render
 from ensemble.runs import files
 from ensemble.runs.run import Run
 
@@ -154,6 +161,32 @@ def test_half_precision_halves_the_file(two: Path, tmp_path: Path) -> None:
     result = export(two / "run", ExportConfig(out=tmp_path / "half.onnx", half=True))
     assert result.facts.half and result.size < 0.55 * (two / "run/export/run.onnx").stat().st_size
     assert by_model(two, tmp_path, result.out)[0] == (two / "run/label_val.txt").read_bytes()
+
+
+def test_one_fold_model_alone(two: Path, tmp_path: Path) -> None:
+    """It has the decision's own threshold, the nested error, and the labels of torch; other folds need no weights."""
+    run = Path(shutil.copytree(two / "run", tmp_path / "run"))
+    for path in run.glob("members/*/fold-0/weights.safetensors"):
+        path.unlink()
+    result = export(run, ExportConfig(out=tmp_path / "one.onnx", fold=1))
+    facts, decision = result.facts, read_decisions(Run(run)).tta
+    assert facts.folds == 1 and facts.cut == (decision.threshold,) and facts.correction == "none"
+    assert facts.expected == facts.nested and facts.caveats == ()
+    assert [len(member.weights_sha256) for member in facts.members] == [1, 1]
+    dataset = load_dataset(open_source(two / "new/img", find_labels=False), tmp_path / "pixels", None)
+    options = PredictOptions(precision="fp32", convolutions="native")
+    of_fold = unkept_fold_logits(Run(run), ("a", "b"), ("identity", "hflip"), dataset, options, COMPUTE, [1]).mean
+    by_model(two, tmp_path, tmp_path / "one.onnx")
+    ours = pd.read_csv(tmp_path / "predictions.csv")
+    np.testing.assert_allclose(ours[["logit_a", "logit_b"]], of_fold, atol=5e-5)
+    y_pred = decision.stacker.apply(of_fold) >= decision.threshold
+    assert np.array_equal(ours["label"], y_pred)
+    text = "".join(table.text(200) for table in render(result))
+    assert "measured of one fold model." in text and "usually better" not in text
+    with pytest.raises(ConfigError, match="--fold 2: is no fold of the run, which has 2"):
+        export(run, ExportConfig(out=tmp_path / "one.onnx", fold=2))
+    with pytest.raises(ValidationError, match="give fold or corrected_on, not both"):
+        ExportConfig(fold=1, corrected_on="img")
 
 
 def test_three_classes(tmp_path: Path) -> None:

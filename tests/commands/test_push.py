@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import Hub
+from hub_server import Hub, served
 from tiny import listing, write_tiny
 
 from ensemble import DataConfig, DecisionConfig, PushConfig, cli, export, fit_stacker, push, report, train_members
@@ -50,16 +50,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """Return a hub on this machine, with a token that it accepts."""
-    from huggingface_hub import constants
-
-    server = Hub()
-    monkeypatch.setattr(constants, "ENDPOINT", server.address)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the server stores files by git-LFS's protocol
     monkeypatch.setenv("HF_TOKEN", "hf_good")
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)  # between tries
-    yield server
-    server.close()
+    yield from served(monkeypatch)
 
 
 def given(run: Path, **values: object) -> PushConfig:

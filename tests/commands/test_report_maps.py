@@ -293,7 +293,7 @@ def test_a_wrong_device_is_refused(run: Run, capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit) as stopped:
         main(["report", str(run.folder), "--maps", "--device", "gpu"])
     assert stopped.value.code == 2
-    assert "error: --device: must be auto, cpu, cuda or cuda:N; got gpu" in capsys.readouterr().err
+    assert "error: --device: must be auto, cpu, mps, cuda or cuda:N; got gpu" in capsys.readouterr().err
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------

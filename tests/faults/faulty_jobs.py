@@ -27,6 +27,19 @@ class KilledAt(StateFolder):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class StopsAt(StateFolder):
+    """A state folder whose training stops once it has saved the state after some updates, as by a kill."""
+
+    def __init__(self, folder: Path, updates: int, updates_per_epoch: int) -> None:
+        super().__init__(folder, save_every=0)
+        self.stop_at, self.per_epoch = updates, updates_per_epoch
+
+    def save(self, tensors: Any, history: Sequence[Mapping[str, Any]], updates: int = 0) -> None:
+        super().save(tensors, history, updates)
+        if len(history) * self.per_epoch + updates == self.stop_at:
+            raise InterruptedError
+
+
 class HangingPixels(MappedPixels):
     """Pixels that a data worker waits for in vain."""
 

@@ -13,7 +13,7 @@ import pytest
 
 from ensemble import machine
 from ensemble.errors import ResourceError
-from ensemble.members import processes
+from ensemble.members import process_start
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,9 +86,9 @@ def test_a_home_that_cannot_be_written_is_still_read(
 
 
 def test_no_library_makes_a_folder_called_tilde(tmp_path: Path) -> None:
-    code = "import os; os.path.expanduser = lambda path: path; import ensemble.members.probe as probe; "
-    code += "from huggingface_hub import constants; import torch; probe._write({}); "
-    code += "print(constants.HF_HUB_CACHE, torch.hub.get_dir(), probe._file(), sep='\\n')"
+    code = "import os; os.path.expanduser = lambda path: path; import ensemble.members.probe_cache as probe; "
+    code += "from huggingface_hub import constants; import torch; probe.write_cache({}); "
+    code += "print(constants.HF_HUB_CACHE, torch.hub.get_dir(), probe.cache_file(), sep='\\n')"
     (tmp_path / "work").mkdir()
     environment = {name: value for name, value in os.environ.items() if name not in HOMELESS}
     environment |= {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "tmp")}
@@ -136,12 +136,12 @@ def test_a_script_without_a_guard_starts_processes_with_a_long_temporary_path(tm
 
 def test_processes_import_the_script_if_networks_are_registered_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     script = sys.modules["__main__"]
-    with processes.starting_processes():
+    with process_start.starting_processes():
         assert sys.modules["__main__"] is not script
     assert sys.modules["__main__"] is script
-    modules = processes.timm.list_modules()
-    monkeypatch.setattr(processes.timm, "list_modules", lambda: [*modules, "__main__"])
-    with processes.starting_processes():
+    modules = process_start.timm.list_modules()
+    monkeypatch.setattr(process_start.timm, "list_modules", lambda: [*modules, "__main__"])
+    with process_start.starting_processes():
         assert sys.modules["__main__"] is script
 
 
@@ -151,8 +151,8 @@ def test_a_temporary_path_that_is_too_long_without_a_shorter_one(
     long = temporary / ("t" * 100)
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
-    monkeypatch.setattr(processes, "SHORT_FOLDERS", ())
-    with pytest.raises(ResourceError) as caught, processes.starting_processes():
+    monkeypatch.setattr(process_start, "SHORT_FOLDERS", ())
+    with pytest.raises(ResourceError) as caught, process_start.starting_processes():
         raise AssertionError("started")
     remedy = "set it to a folder with a path of at most 70 bytes"
     assert str(caught.value) == f"TMPDIR: {long} is too long for the path of a socket; {remedy}"

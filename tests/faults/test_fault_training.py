@@ -6,7 +6,7 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,16 @@ from tiny import write_tiny
 from ensemble.cli import main
 from ensemble.config import VIEWS, MemberConfig
 from ensemble.errors import ResourceError, TheraError, out_of_memory
-from ensemble.members import position, processes, resident, training
+from ensemble.members import learner, position, processes, resident, training
 from ensemble.members.fold_job import FoldJob
+from ensemble.members.learner import Learner
 from ensemble.members.parallel import Task, train_together
 from ensemble.members.plans import Plan
 from ensemble.members.position import EpochLosses
 from ensemble.members.processes import MappedPixels, Workers
 from ensemble.members.resident import ResidentEpochs
 from ensemble.members.sampling import order
-from ensemble.members.training import FoldResult, Learner, Watch, train_fold
+from ensemble.members.training import FoldResult, Watch, train_fold
 from ensemble.progress import progress
 from ensemble.runs.files import read_tensors, write_tensors
 from ensemble.runs.training_state import StateFolder, StateNote
@@ -49,17 +50,11 @@ def task(folder: Path, fold: int = 0, plan: Plan = PLAIN, **values: Any) -> Task
     return Task(job, StateFolder(folder / f"fold-{fold}"), plan, rows[rows % FOLDS == fold], VIEWS, None)
 
 
-class StopsAt(StateFolder):
+class StopsAt(faulty_jobs.StopsAt):
     """A state folder whose training stops once it has saved the state after some updates, as by a kill."""
 
     def __init__(self, folder: Path, updates: int) -> None:
-        super().__init__(folder, save_every=0)
-        self.stop_at = updates
-
-    def save(self, tensors: Any, history: Sequence[Mapping[str, Any]], updates: int = 0) -> None:
-        super().save(tensors, history, updates)
-        if len(history) * UPDATES + updates == self.stop_at:
-            raise InterruptedError
+        super().__init__(folder, updates, UPDATES)
 
 
 def together(tasks: Sequence[Task]) -> list[FoldResult]:
@@ -268,7 +263,7 @@ def test_a_watch_measures_at_the_end_of_an_epoch_alone(tmp_path: Path) -> None:
 
 def poison(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
     """Let the loss of some updates, counted over all epochs, be infinite, and with it the gradients."""
-    really, scaled = Learner.update, training.classification_loss
+    really, scaled = Learner.update, learner.classification_loss
     current = -1
 
     def update(self: Learner, number: int, *given: Any) -> torch.Tensor:
@@ -280,7 +275,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
         return scaled(*given) * (math.inf if current in numbers else 1.0)
 
     monkeypatch.setattr(Learner, "update", update)
-    monkeypatch.setattr(training, "classification_loss", loss)
+    monkeypatch.setattr(learner, "classification_loss", loss)
 
 
 @pytest.mark.parametrize("save_every", [0, math.inf])

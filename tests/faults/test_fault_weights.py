@@ -160,7 +160,8 @@ def test_an_architecture_that_is_not_in_the_cache(cache: Path) -> None:
         backbones.check(MemberConfig(arch=IN_HUB), 32)
     assert str(caught.value).startswith(f"architecture {IN_HUB}: is not in {cache} and cannot be downloaded (")
     assert str(caught.value).endswith(
-        "; connect, or give the architecture by its name in timm and --weights FILE.safetensors"
+        "(HF_HUB_OFFLINE forbids it); unset HF_HUB_OFFLINE, or give the architecture by its name in timm and "
+        "--weights FILE.safetensors"
     )
 
 

@@ -27,7 +27,7 @@ from tiny import write_tiny
 
 from ensemble.config import VIEWS, MemberConfig
 from ensemble.errors import ResourceError, Stopped
-from ensemble.members import data_workers, processes
+from ensemble.members import data_workers, process_start
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.parallel import Task, train_together
 from ensemble.members.plans import Plan
@@ -220,10 +220,10 @@ def test_the_semaphores_of_ended_processes_are_removed_without_a_warning(monkeyp
     seen: list[str] = []
     monkeypatch.setattr(resource_tracker, "ensure_running", lambda: seen.extend(sys.warnoptions))
     before = list(sys.warnoptions)
-    with processes.interrupts_blocked():
-        assert sys.warnoptions == before and processes.SEMAPHORES_REMOVED in seen
+    with process_start.interrupts_blocked():
+        assert sys.warnoptions == before and process_start.SEMAPHORES_REMOVED in seen
     warns = "import warnings; warnings.warn('resource_tracker: There appear to be 9 leaked semaphore objects')"
-    for options, shown in (([], True), (["-W", processes.SEMAPHORES_REMOVED], False)):
+    for options, shown in (([], True), (["-W", process_start.SEMAPHORES_REMOVED], False)):
         done = subprocess.run([sys.executable, *options, "-c", warns], capture_output=True, check=True)
         assert bool(done.stderr) == shown
 

@@ -7,14 +7,11 @@ from typing import Any
 import pytest
 import timm
 import torch
-from huggingface_hub import constants as hub
-from huggingface_hub import get_session
 from safetensors.torch import load_file, save_file
 from timm.models.resnet import ResNet
 
 from ensemble.config import MemberConfig
-from ensemble.errors import ArtifactError, ConfigError, ResourceError
-from ensemble.members import backbones
+from ensemble.errors import ArtifactError, ConfigError
 from ensemble.members.backbones import build, check
 from ensemble.members.optimiser import parameter_groups
 from ensemble.members.safe_convolutions import SampledConv2d
@@ -113,40 +110,6 @@ def test_a_network_without_a_half_stride_stem_is_refused(arch: str) -> None:
 def test_an_unknown_architecture_is_refused_with_similar_names() -> None:
     with pytest.raises(ConfigError, match=r"resnet19: is not known to timm; did you mean .*resnet"):
         build(config("resnet19"), 64)
-
-
-def test_pretrained_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*_: Any, **values: Any) -> None:
-        assert values["pretrained"]
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(ResourceError, match=r"cannot be downloaded .*--weights FILE\.safetensors.*--no-pretrained"):
-        build(config("resnet18", pretrained=True), 64)
-
-
-def test_a_hub_out_of_reach_is_tried_twice_in_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(hub, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
-    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
-    calls = []
-    monkeypatch.setattr(backbones, "get_session", lambda: calls.append(1) or get_session())
-    backbones._hub_answers.cache_clear()
-    with pytest.raises(ResourceError, match=rf"are not in {tmp_path} and .* \(http://127.0.0.1:9 does not answer\)"):
-        build(config("test_resnet", pretrained=True), 64)
-    assert "Retry" not in caplog.text
-    given = timm.create_model("test_resnet").state_dict()
-    cached = tmp_path / "models--timm--test_resnet.r160_in1k"
-    (cached / "refs").mkdir(parents=True, exist_ok=True)
-    (cached / "refs/main").write_text("0" * 40)
-    (cached / "snapshots" / ("0" * 40)).mkdir(parents=True)
-    save_file(given, cached / "snapshots" / ("0" * 40) / "model.safetensors")
-    own = build(config("test_resnet", pretrained=True), 64).model.state_dict()
-    backbones._hub_answers.cache_clear()
-    assert len(calls) == 2, "two calls, whatever is built"
-    assert all(torch.equal(own[key], given[key]) for key in given if not key.startswith("fc."))
 
 
 @pytest.mark.parametrize("classes", [1, 1000])

@@ -6,6 +6,7 @@ import gc
 import warnings
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,16 +30,18 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Card:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: name)
         monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_86", "sm_90", "compute_90"])
+        monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
         return []
 
     return pretend
 
 
 def test_a_card_that_serves_is_used_and_named(card: Card) -> None:
-    lines = card("Tesla T4", (7, 5), count=2)
-    assert choose_device("auto", lines.append) == torch.device("cuda")
+    lines = card("Tesla T4", (7, 5))
+    assert choose_device("auto", lines.append) == torch.device("cuda:0")
+    card("Tesla T4", (7, 5), count=2)
     assert choose_device("cuda:1", lines.append) == torch.device("cuda:1")
-    assert lines == ["note: Tesla T4 computes (cuda)", "note: Tesla T4 computes (cuda:1)"]
+    assert lines == ["note: Tesla T4 computes (cuda:0)", "note: Tesla T4 computes (cuda:1)"]
     with pytest.raises(ConfigError, match="cuda:2 is not there: torch sees 2 CUDA devices; use --device cpu"):
         choose_device("cuda:2")
 
@@ -50,9 +53,17 @@ def test_a_card_without_code_is_not_used(card: Card, name: str, capability: tupl
     version = ".".join(map(str, capability))
     assert f"has no code for {name} (compute capability {version}; it has sm_75," in lines[0]
     assert lines[0].startswith("warning: torch ") and "the CPU computes" in lines[0]
+    assert "a build for an earlier version of CUDA may have it: see https://pytorch.org" in lines[0]
     with pytest.raises(ResourceError, match="has no code for") as caught:
         choose_device("cuda")
     assert caught.value.status == 6 and "another build of torch" in str(caught.value)
+
+
+def test_a_card_that_is_too_new_needs_a_build_for_a_later_cuda(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = card("RTX 5090", (12, 0))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80", "sm_90"])
+    assert choose_device("auto", lines.append) == torch.device("cpu")
+    assert "no code for RTX 5090" in lines[0] and "a build for a later version of CUDA may have it" in lines[0]
 
 
 def test_a_later_card_runs_ptx() -> None:
@@ -85,7 +96,17 @@ def test_a_build_for_cpus_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "DRIVERS", ("/",))
     lines: list[str] = []
     assert choose_device("auto", lines.append) == torch.device("cpu")
-    assert "is built for CPUs alone" in lines[0]
+    assert "is built for CPUs alone; see https://pytorch.org" in lines[0]
+
+    class Driver:
+        @staticmethod
+        def cuDriverGetVersion(version: Any) -> int:  # noqa: N802  its name in CUDA
+            version._obj.value = 12040
+            return 0
+
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: Driver)
+    assert choose_device("auto", lines.append) == torch.device("cpu")
+    assert "is built for CPUs alone; the driver serves builds of torch for CUDA 12.4 and earlier: see" in lines[1]
 
 
 def test_a_machine_without_a_gpu_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

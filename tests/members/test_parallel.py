@@ -13,8 +13,9 @@ import torch
 
 from ensemble.config import VIEWS, MemberConfig
 from ensemble.errors import TheraError
-from ensemble.members import parallel
+from ensemble.members import budget, parallel
 from ensemble.members.augment import Augmentation
+from ensemble.members.budget import TrainingMemory
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.parallel import Task, train_together
 from ensemble.members.plans import Plan
@@ -174,7 +175,8 @@ def test_the_batches_are_those_of_each_job_alone(values: dict[str, Any]) -> None
                 assert np.array_equal(found[2], rows)
 
 
-def test_folds_that_do_not_fit_into_memory_are_trained_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_many_folds_are_side_by_side_as_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images, the activations of one network, and the state of each network; else one fold after the other."""
     tasks, held = [task(fold, batch_size=8) for fold in range(FOLDS)], 2 * PIXELS.nbytes
     assert resident_bytes([one.job for one in tasks]) == held
     expected, groups, really = [alone(one) for one in tasks], [], ResidentEpochs
@@ -184,32 +186,15 @@ def test_folds_that_do_not_fit_into_memory_are_trained_one_after_the_other(monke
         return really(jobs, *given)
 
     monkeypatch.setattr(parallel, "ResidentEpochs", noted)
-    for room, found in ((held / parallel.OF_IMAGES, [[0, 1, 2]]), (held / parallel.OF_IMAGES - 1, [])):
+    monkeypatch.setattr(budget, "measure", lambda *_: TrainingMemory(kept=1000, passing=5000))
+    cases = ((9000, [[0, 1, 2]]), (7999, [[0, 1], [2]]), (6999, [[0], [1], [2]]), (5999, []))
+    for beside_images, found in cases:
         groups.clear()
-        monkeypatch.setattr(parallel, "_free", lambda _, room=room: room)
+        room = (held + beside_images + 0.5) / budget.USABLE
+        monkeypatch.setattr(parallel, "free_bytes", lambda _, room=room: room)
         for one, other in zip(together([replace(one, checkpoint=Kept()) for one in tasks]), expected, strict=True):
             assert_same(one, other)
-        assert groups == found
-    monkeypatch.setattr(parallel, "_free", lambda _: 100 * held)
-    used = iter([0, 1, 11 * held + 1, 0, 20 * held])
-    monkeypatch.setattr(parallel, "_allocated", lambda _: next(used))
-    monkeypatch.setattr(parallel, "GROWS", parallel.OF_NETWORKS * 100 / 11)
-    for one, other in zip(together([replace(one, checkpoint=Kept()) for one in tasks]), expected, strict=True):
-        assert_same(one, other)
-    assert groups == [[0, 1], [2]], "the last one of a group is the one that goes over"
-
-
-@pytest.mark.parametrize("share", [1.0, 0.5])
-def test_two_augmentations_are_two_copies(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
-    used = []
-    monkeypatch.setattr(parallel, "_free", lambda _: 3.9 * PIXELS.nbytes / parallel.OF_IMAGES / share)
-    monkeypatch.setattr(parallel, "_group", lambda tasks, *_: used.append(tasks) or [None] * len(tasks))
-    monkeypatch.setattr(parallel, "train_and_predict", lambda *_: None)
-    every = [task(fold, batch_size=8, **values) for values in ({}, {"augment": "light"}) for fold in range(FOLDS)]
-    for tasks, fits in ((every[:3], True), (every, False)):
-        train_together(tasks, CPU, 0, share, _SilentBar())
-        assert bool(used) == fits
-        used.clear()
+        assert groups == found, beside_images
 
 
 def test_the_bytes_of_resident_images() -> None:
@@ -245,7 +230,8 @@ def broken(one: Task) -> Task:
 
 @pytest.mark.parametrize("fits", [True, False])
 def test_a_fold_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch, fits: bool) -> None:
-    monkeypatch.setattr(parallel, "_free", lambda _: np.inf if fits else 0)
+    monkeypatch.setattr(budget, "measure", lambda *_: TrainingMemory(1, 1))
+    monkeypatch.setattr(parallel, "free_bytes", lambda _: np.inf if fits else 0)
     tasks = [task(0), broken(task(1)), task(2)]
     found = together(tasks)
     assert_same(found[0], alone(tasks[0]))

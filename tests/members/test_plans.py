@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ensemble.members import plans
+from ensemble.members import plans, precision
 from ensemble.members.plans import KINDS, Plan, possible_plans
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -33,6 +33,7 @@ def test_precisions_by_device_and_capability(has_bf16: None, monkeypatch: pytest
     assert by_request == [["fp32", "bf16"], ["fp32"], ["bf16"], ["fp32"]]
     assert precisions("bf16", CPU, 16) == precisions("auto", CPU, 16) == ["fp32"]
     assert precisions("bf16", CPU, 17) == ["bf16"]
+    monkeypatch.setattr(plans, "fp16_is_finite", lambda _: True)
     for capability, expected in (((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, value=capability: value)
         assert precisions("auto", CUDA, 64) == precisions("bf16", CUDA, 16) == [expected]
@@ -46,6 +47,38 @@ def test_precisions_by_device_and_capability(has_bf16: None, monkeypatch: pytest
         compiled = Plan(expected, "compiled")
         assert possible_plans("auto", "auto", CUDA, 64, "train") == (Plan(expected), compiled)
         assert possible_plans("auto", "compiled", CUDA, 64, "train") == (compiled,)
+
+
+def test_fp16_that_is_not_finite_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GTX 1660. A training that was begun in fp16 does not go on there."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    monkeypatch.setattr(plans, "fp16_is_finite", lambda _: False)
+    assert [precisions(name, CUDA, 64) for name in ("auto", "fp16", "bf16", "fp32")] == [["fp32"]] * 4
+    assert plans.continued(Plan("fp16"), CUDA, 64) is None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 6))
+    assert precisions("fp16", CUDA, 64) == ["fp16"], "what is known of GTX 16xx cards is not looked for elsewhere"
+
+
+def test_a_small_network_says_whether_fp16_is_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On this CPU it is; the random numbers stay. Where a convolution gives NaN, or a gradient, it is not."""
+    before = torch.get_rng_state()
+    precision.fp16_is_finite.cache_clear()
+    assert precision.fp16_is_finite(CPU) and torch.equal(torch.get_rng_state(), before)
+    convolve = torch.nn.Conv2d.forward
+
+    def nan(self: torch.nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+        return convolve(self, x) * float("nan")
+
+    def nan_gradient(self: torch.nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+        result = convolve(self, x)
+        result.register_hook(lambda gradient: gradient * float("nan"))
+        return result
+
+    for wrong in (nan, nan_gradient):
+        precision.fp16_is_finite.cache_clear()
+        monkeypatch.setattr(torch.nn.Conv2d, "forward", wrong)
+        assert not precision.fp16_is_finite(CPU)
+    precision.fp16_is_finite.cache_clear()
 
 
 def test_a_cpu_that_would_emulate_bfloat16_has_float32(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,6 +116,7 @@ def test_a_training_goes_on_on_another_device(
     says: str,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(plans, "fp16_is_finite", lambda _: True)
     assert plans.continued(begun, CUDA if capability else CPU, 64) == (expected, says)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from shutil import which
@@ -14,7 +15,7 @@ import torch
 import ensemble.members.probe as probing
 from ensemble.config import MemberConfig
 from ensemble.errors import TheraError
-from ensemble.members import backbones, plans
+from ensemble.members import backbones, plans, probe_cache
 from ensemble.members.plans import KINDS, Plan
 from ensemble.members.probe import PROBE_PAYS, Probe, choose_plan, probe
 
@@ -230,15 +231,67 @@ def test_what_cannot_be_compiled_is_not(
     cache: Path, monkeypatch: pytest.MonkeyPatch, compiled: Any, reason: str
 ) -> None:
     monkeypatch.setattr(backbones, "_compiled", lambda _: compiled)
-    with pytest.raises(
-        TheraError, match=f"member resnet10t: cannot be compiled here: {reason}; use --convolutions auto"
-    ):
+    remedy = f"use --convolutions auto, or remove {re.escape(str(cache))} and try again"
+    with pytest.raises(TheraError, match=f"member resnet10t: cannot be compiled here: {reason}; {remedy}"):
         choose_plan(member(convolutions="compiled"), CPU, 32, "train", PROBE_PAYS, 1)
     result = probe(member(), 32, (NATIVE, COMPILED), "train", 1)
     assert list(result.images_per_second) == [str(NATIVE)] and result.for_work(10**9) == NATIVE
     assert list(result.failed) == [str(COMPILED)] * (compiled is no_compiler) and not result.setup_seconds
-    if result.failed:
-        assert not cache.exists(), "with a compiler, it is found out anew"
+
+
+def test_a_network_that_could_not_be_compiled_is_not_tried_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By another command neither, until there is another compiler; then it is tried, and the failure is forgotten."""
+    tried: list[int] = []
+
+    def failing(model: Any, x: torch.Tensor, whole: bool) -> torch.Tensor:
+        tried.append(len(x))
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr(backbones, "_compiled", lambda _: failing)
+    config, forced = member(arch="lenet"), member(arch="lenet", convolutions="compiled")
+    first = probe(config, 32, (NATIVE, COMPILED), "train", 1)
+    assert tried and first.failed == {str(COMPILED): "No working C++ compiler found"}
+    for _ in range(2):
+        with pytest.raises(TheraError, match="cannot be compiled here: No working"):
+            choose_plan(forced, CPU, 32, "train", PROBE_PAYS, 1)
+    assert len(tried) == 2 and probe(config, 32, (NATIVE, COMPILED), "train", 1) == first and len(tried) == 2
+    monkeypatch.setenv("CXX", "/opt/another/g++")
+    assert probe(config, 32, (NATIVE, COMPILED), "train", 1).failed == first.failed and len(tried) == 3
+
+
+def test_a_plan_that_needs_no_compiler_does_not_depend_on_it(
+    cache: Path, measured: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in ("/a/g++", "/b/g++"):
+        monkeypatch.setenv("CXX", path)
+        probe(member(), 32, EVERY, "train", 1)
+        probe(member(), 32, (NATIVE, COMPILED), "train", 1)
+    assert len(measured) == 3
+
+
+@pytest.mark.parametrize("fits", [4, 0])
+def test_a_batch_that_does_not_fit_into_a_gpu_is_halved(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, fits: int
+) -> None:
+    """Also where it is the compiled network that does not fit: that is no failure of the compiler."""
+    tried: list[int] = []
+
+    def limited(model: Any, x: torch.Tensor, whole: bool) -> torch.Tensor:
+        tried.append(len(x))
+        if len(x) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return backbones._features(model, x, whole)
+
+    monkeypatch.setattr(backbones, "_compiled", lambda _: limited)
+    config = member(arch="lenet", batch_size=16)
+    if fits:
+        result = probe(config, 32, (NATIVE, COMPILED), "train", 1)
+        assert not result.failed and str(COMPILED) in result.images_per_second
+        assert list(dict.fromkeys(tried)) == [16, 8, 4]
+    else:
+        with pytest.raises(torch.OutOfMemoryError):
+            probe(config, 32, (NATIVE, COMPILED), "train", 1)
+        assert tried == [16, 8, 4, 2, 1] and not cache.exists()
 
 
 # --- what is kept -----------------------------------------------------------------------------------------------------
@@ -273,7 +326,7 @@ def test_what_a_probe_depends_on_is_measured_anew(
     assert [call[-1] for call in measured] == [1] * (len(others) - 1) + [2, 1], "the threads that it is measured with"
     monkeypatch.setattr(torch, "__version__", "9.9")
     probe(*plain)
-    monkeypatch.setattr(probing.platform, "node", lambda: "elsewhere")
+    monkeypatch.setattr(probe_cache.platform, "node", lambda: "elsewhere")
     probe(*plain)
     assert len(measured) == 3 + len(others) == len(json.loads(cache.read_text()))
     for given in (plain, plain):

@@ -29,7 +29,8 @@ from ensemble.machine import available_cores
 from ensemble.members import processes
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import default_workers
-from ensemble.members.processes import PROCESS_PAYS, MappedPixels, Workers, at_once, interrupts_blocked, shares
+from ensemble.members.process_start import interrupts_blocked
+from ensemble.members.processes import PROCESS_PAYS, MappedPixels, Workers, at_once, shares
 from ensemble.members.sampling import batches_of
 from ensemble.progress import progress, stoppable
 

@@ -12,12 +12,12 @@ import torch
 from ensemble.config import MemberConfig
 from ensemble.members.backbones import build
 from ensemble.members.fold_job import FoldJob
+from ensemble.members.learner import Learner
 from ensemble.members.losses import classification_loss
 from ensemble.members.plans import Plan
 from ensemble.members.processes import MappedPixels
 from ensemble.members.resident import ResidentEpochs
 from ensemble.members.sampling import batches_of, order
-from ensemble.members.training import Learner
 
 CPU, N = torch.device("cpu"), 48
 PIXELS = np.random.default_rng(0).integers(0, 256, (N, 16, 16, 3), dtype=np.uint8)

@@ -22,12 +22,13 @@ from ensemble.members import inference
 from ensemble.members.backbones import Backbone, build, check
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import FoldModels, NetworkSpec, cost_per_image, predict_logits
+from ensemble.members.learner import Learner
 from ensemble.members.parallel import Resources, Task, train_together
 from ensemble.members.plans import CPU_KINDS, REFERENCE, Plan, prepare
 from ensemble.members.precision import onednn_computes
 from ensemble.members.predictor import FoldModel, Predictor
 from ensemble.members.processes import MappedPixels
-from ensemble.members.training import FoldResult, Learner, Watch, train_and_predict
+from ensemble.members.training import FoldResult, Watch, train_and_predict
 from ensemble.progress import progress
 
 CPU, C, N, SIDE = torch.device("cpu"), 3, 90, 32

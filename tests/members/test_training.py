@@ -18,10 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ensemble.config import VIEWS, MemberConfig
 from ensemble.errors import TheraError
-from ensemble.members import optimiser, training
+from ensemble.members import learner, optimiser, training
+from ensemble.members.backbones import build
 from ensemble.members.devices import choose_device
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.inference import predict_logits
+from ensemble.members.learner import Learner
 from ensemble.members.plans import Plan
 from ensemble.members.processes import MappedPixels
 from ensemble.members.sampling import order
@@ -91,9 +93,9 @@ class Lines:
 
 def train(fold_job: FoldJob, checkpoint: Memory, workers: int = 0, plan: Plan = PLAIN) -> dict[str, torch.Tensor]:
     with progress(1, "test") as bar:
-        network, history = train_fold(fold_job, checkpoint, plan, CPU, workers, bar)
-    assert [epoch["epoch"] for epoch in history] == list(range(1, fold_job.config.epochs + 1))
-    return network.state_dict()
+        training = train_fold(fold_job, checkpoint, plan, CPU, workers, bar)
+    assert [epoch["epoch"] for epoch in training.history] == list(range(1, fold_job.config.epochs + 1))
+    return training.average.state_dict()
 
 
 def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
@@ -145,10 +147,10 @@ def test_restored_state_has_the_strides_of_the_parameters(images: Any) -> None:
     """Fused AdamW on a GPU refuses moments that are laid out otherwise than their parameter."""
     fold_job, checkpoint = job(images, epochs=1), Memory()
     train(fold_job, checkpoint)
-    network = training.build(fold_job.config, 16).to(memory_format=torch.channels_last)
-    learner = training.Learner(fold_job, network, PLAIN, CPU)
-    learner.restore(checkpoint.saved[0])
-    moments = learner.optimizer.state
+    network = build(fold_job.config, 16).to(memory_format=torch.channels_last)
+    one = Learner(fold_job, network, PLAIN, CPU)
+    one.restore(checkpoint.saved[0])
+    moments = one.optimizer.state
     assert len(moments) == len(list(network.parameters()))
     assert all(slots["exp_avg"].stride() == parameter.stride() for parameter, slots in moments.items())
     assert not network.model.conv1[0].weight.is_contiguous(), "channels last"
@@ -187,7 +189,8 @@ def test_held_out_rows_are_not_looked_at(images: Any, undisturbed: Any) -> None:
 def test_it_learns_and_scores_each_view(images: Any) -> None:
     fold_job = job(images, epochs=12, augment="light")
     with progress(1, "test") as bar:
-        network, history = train_fold(fold_job, Memory(), PLAIN, CPU, 0, bar)
+        trained = train_fold(fold_job, Memory(), PLAIN, CPU, 0, bar)
+        network, history = trained.average, trained.history
         held_out = np.arange(0, 72, 3)
         logits = predict_logits(network, images[0], held_out, VIEWS, "fp32", CPU, bar)
     assert history[-1]["loss"] < history[0]["loss"] / 2
@@ -246,7 +249,8 @@ def test_a_watch_sees_each_epoch_and_changes_nothing(images: Any) -> None:
     watch = training.Watch(np.arange(0, 72, 3)[:9], lambda logits, labels: seen.append((logits, labels)) or 0.5)
     unwatched = train(fold_job, Memory())
     with progress(1, "test") as bar:
-        network, history = train_fold(fold_job, Memory(), PLAIN, CPU, 0, bar, watch)
+        trained = train_fold(fold_job, Memory(), PLAIN, CPU, 0, bar, watch)
+        network, history = trained.average, trained.history
         last = predict_logits(network, images[0], watch.rows, VIEWS[:1], "fp32", CPU, bar)
     assert same(unwatched, network.state_dict())
     assert [epoch["hter"] for epoch in history] == [0.5] * 3 and len(seen) == 3
@@ -255,7 +259,7 @@ def test_a_watch_sees_each_epoch_and_changes_nothing(images: Any) -> None:
 
 def test_the_state_of_before_there_were_rate_factors_fits(images: Any) -> None:
     """Without a factor, the optimiser's parameters stand in timm's own order."""
-    network = training.build(job(images).config, 16)
+    network = build(job(images).config, 16)
     own = optimiser.parameter_groups(network, job(images).config)
     timms = create_optimizer_v2(network, "adamw", lr=1e-3, weight_decay=0.05).param_groups
     assert [[id(each) for each in group["params"]] for group in own] == [
@@ -267,18 +271,18 @@ def test_an_update_is_that_of_a_plain_loop(images: Any) -> None:
     """Without clipping and average, and with everything decayed: AdamW on the focal loss, written out."""
     fold_job = job(images, epochs=4, warmup_epochs=0, clip_norm=1e9, ema_decay=0.0)
     torch.manual_seed(0)  # whatever tests ran before
-    network = training.build(fold_job.config, 16).train()
+    network = build(fold_job.config, 16).train()
     model: Any = deepcopy(network.model)
-    learner = training.Learner(fold_job, network, PLAIN, CPU)
-    for group in learner.optimizer.param_groups:
+    one = Learner(fold_job, network, PLAIN, CPU)
+    for group in one.optimizer.param_groups:
         group["weight_decay"] = fold_job.config.weight_decay
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=fold_job.config.weight_decay)
     mean, std = (torch.tensor(model.pretrained_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     for update in range(4):
         rows = slice(16 * update, 16 * update + 16)
         pixels, labels = torch.from_numpy(images[0][rows]), torch.from_numpy(images[1][rows].astype(np.float32))
-        ours = float(learner.update(update, pixels, labels))
-        optimizer.param_groups[0]["lr"] = learner.lr
+        ours = float(one.update(update, pixels, labels))
+        optimizer.param_groups[0]["lr"] = one.lr
         probability = torch.sigmoid(model((pixels.permute(0, 3, 1, 2) / 255 - mean) / std).squeeze(1))
         of_label = torch.where(labels == 1, probability, 1 - probability)
         loss = (-((1 - of_label) ** 2) * of_label.log()).mean()
@@ -286,18 +290,18 @@ def test_an_update_is_that_of_a_plain_loop(images: Any) -> None:
         loss.backward()
         optimizer.step()
         assert ours == pytest.approx(loss.item(), rel=1e-3)
-    averaged, plain = (each.get_classifier().weight.detach() for each in (learner.ema.module.model, model))
+    averaged, plain = (each.get_classifier().weight.detach() for each in (one.ema.module.model, model))
     assert torch.allclose(averaged, plain, atol=1e-3)
 
 
 def test_schedule_warms_up_and_falls_to_nothing(images: Any) -> None:
     fold_job = job(images, epochs=10, warmup_epochs=2)
-    network = training.build(fold_job.config, 16)
-    learner = training.Learner(fold_job, network, PLAIN, CPU)
+    network = build(fold_job.config, 16)
+    one = Learner(fold_job, network, PLAIN, CPU)
     rates = []
     for update in range(10 * fold_job.updates_per_epoch):
-        learner.schedule.step_update(update)
-        rates.append(learner.lr)
+        one.schedule.step_update(update)
+        rates.append(one.lr)
     assert rates[0] == pytest.approx(fold_job.config.lr / 100)
     assert np.argmax(rates) == 2 * fold_job.updates_per_epoch
     assert max(rates) <= fold_job.config.lr and max(rates) > 0.85 * fold_job.config.lr
@@ -306,26 +310,26 @@ def test_schedule_warms_up_and_falls_to_nothing(images: Any) -> None:
 
 def test_the_step_schedule_multiplies_every_so_many_epochs(images: Any) -> None:
     fold_job = job(images, epochs=7, schedule="step", step_epochs=3, step_factor=0.7, warmup_epochs=0)
-    learner = training.Learner(fold_job, training.build(fold_job.config, 16), PLAIN, CPU)
+    one = Learner(fold_job, build(fold_job.config, 16), PLAIN, CPU)
     rates = []
     for update in range(7 * fold_job.updates_per_epoch):
-        learner.schedule.step_update(update)
-        rates.append(learner.lr)
+        one.schedule.step_update(update)
+        rates.append(one.lr)
     steps = np.arange(7 * fold_job.updates_per_epoch) // (3 * fold_job.updates_per_epoch)
     np.testing.assert_allclose(rates, fold_job.config.lr * 0.7**steps)
 
 
 def test_the_rate_factor_reaches_all_but_the_last_layer(images: Any) -> None:
     fold_job = job(images, backbone_lr_factor=0.1, warmup_epochs=0, epochs=4)
-    network = training.build(fold_job.config, 16)
-    learner = training.Learner(fold_job, network, PLAIN, CPU)
-    learner.schedule.step_update(0)
-    rate = {id(each): group["lr"] for group in learner.optimizer.param_groups for each in group["params"]}
+    network = build(fold_job.config, 16)
+    one = Learner(fold_job, network, PLAIN, CPU)
+    one.schedule.step_update(0)
+    rate = {id(each): group["lr"] for group in one.optimizer.param_groups for each in group["params"]}
     assert len(rate) == len(list(network.parameters()))
     for name, parameter in network.named_parameters():
         factor = 1 if name.startswith("model.fc") else 0.1
         assert rate[id(parameter)] == pytest.approx(fold_job.config.lr * factor), name
-    decays = {id(each): group["weight_decay"] for group in learner.optimizer.param_groups for each in group["params"]}
+    decays = {id(each): group["weight_decay"] for group in one.optimizer.param_groups for each in group["params"]}
     expected = {id(each): 0.05 if each.ndim > 1 else 0.0 for each in network.parameters()}
     assert decays == expected, "timm's split of what decays"
 
@@ -335,7 +339,7 @@ def test_a_frozen_backbone_stays_as_it_was_and_the_head_learns(images: Any, kind
     """Its batch-norm statistics too."""
     fold_job = job(images, freeze=True, epochs=3, input_size=32, ema_decay=0.0)
     torch.manual_seed(fold_job.random_seed("weights"))
-    before = training.build(fold_job.config, 16).state_dict()
+    before = build(fold_job.config, 16).state_dict()
     checkpoint = Memory(stop_after=2)
     with pytest.raises(InterruptedError):
         train(fold_job, checkpoint, plan=Plan("fp32", kind))
@@ -350,7 +354,7 @@ def test_a_loss_that_is_not_finite_names_its_batch(images: Any) -> None:
     fold_job = job(images, epochs=1)
     poisoned = {
         key: torch.full_like(value, 1e30) if value.is_floating_point() else value
-        for key, value in training.build(fold_job.config, 16).state_dict().items()
+        for key, value in build(fold_job.config, 16).state_dict().items()
     }
     poisoned = {key: value.numpy() for key, value in poisoned.items()}
     broken = replace(fold_job, weights=poisoned)
@@ -367,8 +371,8 @@ def test_device_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_device("auto") == CPU
     with pytest.raises(TheraError, match="torch sees 0 CUDA devices; use --device cpu"):
         choose_device("cuda")
-    with pytest.raises(TheraError, match="must be auto, cpu, cuda or cuda:N; got mps"):
-        choose_device("mps")
+    with pytest.raises(TheraError, match="must be auto, cpu, mps, cuda or cuda:N; got tpu"):
+        choose_device("tpu")
 
 
 READS_BACK = ("_local_scalar_dense", "nonzero", "scalar_tensor", "lift_fresh", "where.Scalar")
@@ -397,13 +401,33 @@ def test_an_update_reads_nothing_back(
 ) -> None:
     """With the fused optimiser, as on a GPU: so that it has the next update while it computes this one."""
     fused = {"fused": True}
-    monkeypatch.setattr(training, "create_optimizer_v2", lambda *given, **kw: create_optimizer_v2(*given, **kw | fused))
+    monkeypatch.setattr(learner, "create_optimizer_v2", lambda *given, **kw: create_optimizer_v2(*given, **kw | fused))
     fold_job = job(images, input_size=32, label_smoothing=0.1, drop_rate=0.5, **loss)
-    network = training.build(fold_job.config, 16).train()
-    learner = training.Learner(fold_job, network, Plan(precision), CPU)
+    network = build(fold_job.config, 16).train()
+    one = Learner(fold_job, network, Plan(precision), CPU)
     pixels, labels = torch.from_numpy(images[0][:16]), torch.from_numpy(images[1][:16].astype(np.float32))
-    learner.update(0, pixels, labels)
+    one.update(0, pixels, labels)
     with _ReadBack() as counted:
-        losses = [learner.update(number, pixels, labels) for number in (1, 2)]
+        losses = [one.update(number, pixels, labels) for number in (1, 2)]
         assert counted.seen == []
         assert float(losses[0]) > 0 and counted.seen == ["aten._local_scalar_dense.default"], "that it would be seen"
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_cudnn_times_its_algorithms_in_a_training_on_cuda_alone(
+    images: Any, monkeypatch: pytest.MonkeyPatch, deterministic: bool
+) -> None:
+    """Unless the user requires deterministic algorithms; afterwards it is as it was."""
+    seen, update, timed = [], Learner.update, training.algorithms_timed
+
+    def noted(*given: Any) -> torch.Tensor:
+        seen.append(torch.backends.cudnn.benchmark)
+        return update(*given)
+
+    monkeypatch.setattr(Learner, "update", noted)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
+    fold_job = job(images, arch="lenet", epochs=1)
+    train(fold_job, Memory())
+    monkeypatch.setattr(training, "algorithms_timed", lambda _: timed(torch.device("cuda")))
+    train(fold_job, Memory())
+    assert seen == [False] * 3 + [not deterministic] * 3 and not torch.backends.cudnn.benchmark

@@ -29,6 +29,7 @@ import torch
 from torch import nn
 
 from ensemble.members.cpu import winograd
+from ensemble.members.small_cnns import ReplicatedConv2d
 
 FEW = 4
 """The largest output, in positions, that is computed by one product for each position: maps of up to 2 × 2 pixels."""
@@ -71,11 +72,11 @@ class LoweredConv2d(nn.Conv2d):
 def lower(network: nn.Module) -> None:
     """Turn the plain convolutions of a network into `LoweredConv2d`, in place.
 
-    Subclasses are not changed, because they may compute anything. Dilated convolutions, grouped ones that are not
+    Other subclasses are not changed, because they may compute anything. Dilated convolutions, grouped ones that are not
     depthwise, and those with a padding given by name are not changed either.
     """
     for module in network.modules():
-        if type(module) is nn.Conv2d and module.dilation == (1, 1):
+        if type(module) in (nn.Conv2d, ReplicatedConv2d) and module.dilation == (1, 1):
             depthwise = module.groups == module.in_channels == module.out_channels
             if not isinstance(module.padding, str) and (module.groups == 1 or depthwise):
                 module.__class__ = LoweredConv2d

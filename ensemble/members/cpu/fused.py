@@ -26,6 +26,7 @@ from ensemble.members.cpu import winograd
 from ensemble.members.cpu.convolutions import FEW, output_size, pair, suits_winograd, windows
 from ensemble.members.precision import onednn_computes
 from ensemble.members.safe_convolutions import SampledConv2d
+from ensemble.members.small_cnns import ReplicatedConv2d
 
 Activation: TypeAlias = tuple[str, list[float], str]
 """An activation in oneDNN's terms: name, parameters, algorithm."""
@@ -306,7 +307,7 @@ def _activation(module: nn.Module | None) -> Activation | None:
 
 def _is_plain(layer: nn.Conv2d | nn.Linear) -> bool:
     """Return whether a layer computes what its class says; a subclass may compute anything."""
-    plain = type(layer) in (nn.Conv2d, SampledConv2d, nn.Linear)
+    plain = type(layer) in (nn.Conv2d, SampledConv2d, ReplicatedConv2d, nn.Linear)
     return plain and not (isinstance(layer, nn.Conv2d) and isinstance(layer.padding, str))
 
 

@@ -1,0 +1,97 @@
+"""What the results of a machine depend on: versions and the CPU; machines of a cluster are compared by it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import platform
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from ensemble.errors import ResourceError
+
+PACKAGES = ("torch", "timm", "albumentations", "opencv-python-headless", "numpy")
+"""The packages whose versions results depend on."""
+
+
+@dataclass(frozen=True)
+class MachineFacts:
+    """What the results of a machine depend on.
+
+    Attributes
+    ----------
+    host : str
+        The name of the machine, for messages.
+    software : mapping
+        The version of Python, thera and each package by its name.
+    hardware : mapping
+        The CPU's model, and the instructions that torch uses on it.
+    """
+
+    host: str
+    software: Mapping[str, str]
+    hardware: Mapping[str, str]
+
+
+@functools.cache
+def facts_of_this_machine() -> MachineFacts:
+    """Return the facts of the machine that this process runs on."""
+    import torch
+
+    software = {"python": platform.python_version(), "thera": _version_of_thera()}
+    software |= {name: metadata.version(name) for name in PACKAGES}
+    hardware = {"CPU": _cpu_model(), "CPU capability": torch.backends.cpu.get_cpu_capability()}
+    return MachineFacts(socket.gethostname(), software, hardware)
+
+
+def _version_of_thera() -> str:
+    """Return the version and the beginning of a hash of the source, which may differ within a version."""
+    from ensemble import __version__
+
+    digest, package = hashlib.sha256(), Path(__file__).parents[1]
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
+    return f"{__version__} ({digest.hexdigest()[:8]})"
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())
+
+
+def refuse_unequal(machines: Sequence[MachineFacts], driver: MachineFacts | None = None) -> None:
+    """Refuse machines that differ from the first one, so that a member is not computed in two ways.
+
+    Parameters
+    ----------
+    machines : sequence of MachineFacts
+        Those that compute.
+    driver : MachineFacts, optional
+        The machine that writes the results; only its versions have to be the same.
+
+    Raises
+    ------
+    ResourceError
+        Some value differs; all differences between two machines are named.
+    """
+    if not machines:
+        return
+    first = machines[0]
+    others = [(each, {**each.software, **each.hardware}) for each in machines[1:]]
+    if driver is not None:
+        others.insert(0, (driver, {**first.hardware, **driver.software}))
+    expected = {**first.software, **first.hardware}
+    for machine, values in others:
+        changed = [name for name in expected if values.get(name) != expected[name]]
+        if changed:
+            found = ", ".join(f"{name} is {expected[name]} and {values.get(name, 'missing')}" for name in changed)
+            software = set(changed) & set(first.software)
+            remedy = "install the same versions on all nodes" if software else "use nodes of one kind"
+            raise ResourceError("--cluster", f"nodes {first.host} and {machine.host} differ: {found}", remedy)

@@ -1,0 +1,277 @@
+"""A pool that runs each job as a task of a Ray cluster, and begins it again where it is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from ensemble.cluster.display import Display, Report, Subject
+from ensemble.cluster.nodes import Cluster
+from ensemble.cluster.tasks import Ticket, answer, work
+from ensemble.cluster.travel import Luggage
+from ensemble.errors import ResourceError, printable
+from ensemble.members.parallel import Task
+from ensemble.members.predictor import FoldModel
+from ensemble.members.processes import Job, Results
+from ensemble.progress import Bar
+
+if TYPE_CHECKING:
+    import torch
+
+POLL_S = 0.5
+"""Seconds between two looks at the progress, and at a signal."""
+
+SILENT_S = 40.0
+"""Seconds without an answer after which the cluster counts as lost. Ray itself ends the process after 60."""
+
+LOST_LIMIT = 10
+"""How often in succession a job may be lost without having come further."""
+
+LEAST_BATCHES = 16
+"""The least batches of a part of a prediction: 4,096 images. A task begins with building its network, which takes as
+long as some batches."""
+
+REASONS = {
+    "OutOfMemoryError": "its node had no memory left",
+    "NodeDiedError": "its node has ended",
+    "WorkerCrashedError": "its process has ended",
+}
+"""What Ray's errors by which a task is lost mean, by their names."""
+
+
+class ClusterPool:
+    """Runs calls as tasks of a Ray cluster; it has the contract of `members.processes.Pool`.
+
+    Parameters
+    ----------
+    cluster : Cluster
+    cores : int
+        Cores of each task. A network on a CPU is computed by as many threads.
+    gpu : float
+        Share of a GPU of each task.
+    at_once : int, optional
+        The most tasks at once; by default as many as the nodes have room for.
+    """
+
+    shares_a_gpu, least_batches = False, LEAST_BATCHES
+
+    def __init__(self, cluster: Cluster, cores: int, gpu: float, at_once: int | None) -> None:
+        self._cluster, self._cores, self._gpu, self._at_once = cluster, cores, gpu, at_once
+        self._luggage = Luggage(cluster.relay)
+        self._running: dict[Any, int] = {}
+
+    def __enter__(self) -> ClusterPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancel the tasks that run."""
+        for ref in self._running:
+            with contextlib.suppress(Exception):  # the cluster may be lost
+                ray.cancel(ref, force=True)
+        self._running = {}
+        self._luggage.clear()
+
+    @property
+    def _room(self) -> int:
+        """The number of tasks for which the nodes have room."""
+        nodes = self._cluster.nodes
+        fits = sum(int(node.gpus / self._gpu) if self._gpu else node.cores // self._cores for node in nodes)
+        return max(1, min(fits, self._at_once or fits))
+
+    def cores(
+        self, jobs: int, batches: int, device: torch.device, requested: int | None, copied_bytes: int = 0
+    ) -> list[list[int]]:
+        """Return the cores of each job, of which only the number counts: it is that of a task."""
+        return [list(range(self._cores))] * jobs
+
+    def slots(
+        self, batches: int, device: torch.device, requested: int | None, copied_bytes: int = 0
+    ) -> list[list[int]]:
+        """Return the cores of as many tasks as the nodes have room for."""
+        return [list(range(self._cores))] * self._room
+
+    def call(self, function: Job, *arguments: Any) -> Any:
+        """Return `function(*arguments)`, computed by a task."""
+        self._luggage.register()
+        ref = self._task(answer).options(max_retries=3).remote(function, arguments)
+        try:
+            kind, value = ray.get(ref)
+        except ray.exceptions.RayError as error:
+            raise _lost_cluster(f"{function.__name__} could not be computed ({_reason(error)})") from None
+        if kind == "failed":
+            raise value
+        return value
+
+    def run(self, function: Job, calls: Sequence[tuple[Any, ...]], cores: Sequence[list[int]], bar: Bar) -> Results:
+        """Run `function(*call, bar)` for every call, and yield (index, result) in the order in which they finish.
+
+        A task that is lost with its process or node is begun again, and goes on from what it has saved.
+
+        Parameters
+        ----------
+        function : callable
+            A function of a module, which is installed on all nodes.
+        calls : sequence of tuples
+            The arguments of each call.
+        cores : sequence of lists of int
+            Their number is the number of threads of a call.
+        bar : Bar
+            Advanced by the progress of all calls together; each step counts once.
+
+        Raises
+        ------
+        TheraError
+            The error that a call raised.
+        ResourceError
+            A call was lost `LOST_LIMIT` times without having come further, or the cluster was lost.
+        Stopped
+            A signal has arrived.
+        """
+        self._luggage.register()
+        subjects, token, reports = [_subject(call) for call in calls], secrets.token_hex(8), None
+        display, losses, waiting = Display(subjects, bar), _Losses(subjects, bar), deque(range(len(calls)))
+        most = self._at_once or 2 * self._room  # the next ones are there when a node becomes free
+        with _Watch() as watch, contextlib.closing(display):
+            while waiting or self._running:
+                while waiting and len(self._running) < most:
+                    index = waiting.popleft()
+                    ticket = Ticket(
+                        self._cluster.relay,
+                        self._cluster.facts,
+                        token,
+                        index,
+                        losses.attempts.get(index, 0),
+                        len(cores[index]),
+                    )
+                    self._running[self._task(work).remote(ticket, function, calls[index])] = index
+                ready, _ = ray.wait(list(self._running), timeout=POLL_S)
+                watch.check(bar)
+                reports = self._show(token, display, reports)
+                for ref in ready:
+                    index = self._running.pop(ref)
+                    try:
+                        kind, value, report = _received(ref, subjects[index])
+                    except _Lost as lost:
+                        losses.add(index, str(lost), display.end(index), display.done[index])
+                        waiting.appendleft(index)
+                        continue
+                    display.take(index, report)
+                    display.end(index)
+                    if kind == "failed":
+                        raise value
+                    yield index, value
+
+    def _task(self, function: Any) -> Any:
+        return ray.remote(function).options(num_cpus=self._cores, num_gpus=self._gpu, max_retries=0)
+
+    def _show(self, token: str, display: Display, requested: Any) -> Any:
+        """Show the reports that were requested, if they are there, and return the next request."""
+        display.refresh()
+        if requested is not None:
+            if not ray.wait([requested], timeout=0)[0]:
+                return requested
+            with contextlib.suppress(ray.exceptions.RayError):  # the relay starts again, and the next reports have all
+                arrived: dict[int, Report] = ray.get(requested)
+                for index in set(arrived) & set(self._running.values()):
+                    display.take(index, arrived[index])
+        return self._cluster.relay.collect.remote(token)
+
+
+class _Lost(Exception):
+    """A task has ended with its process or node; the message says how."""
+
+
+class _Losses:
+    """Counts how often jobs are lost, and gives up one that is lost again and again without having come further."""
+
+    def __init__(self, subjects: Sequence[Subject], bar: Bar) -> None:
+        self._subjects, self._bar = subjects, bar
+        self.attempts: dict[int, int] = {}
+        self._in_vain: dict[int, int] = {}
+        self._done: dict[int, int] = {}
+
+    def add(self, index: int, reason: str, place: str, done: int) -> None:
+        """Note that a job was lost on a node after so many steps."""
+        self.attempts[index] = self.attempts.get(index, 0) + 1
+        further = done > self._done.get(index, 0)
+        self._in_vain[index] = 0 if further else self._in_vain.get(index, 0) + 1
+        self._done[index] = done
+        if self._in_vain[index] >= LOST_LIMIT:
+            problem = f"was lost {LOST_LIMIT} times without coming further ({reason})"
+            remedy = "give each task more of a node by --task-cores, or use larger nodes"
+            raise ResourceError(self._subjects[index], problem, f"{remedy}; the same command goes on")
+        self._bar.say(f"warning: {self._subjects[index]} was lost on {place} ({reason}); it goes on elsewhere")
+
+
+class _Watch:
+    """Asks the cluster in a thread whether it is there, because a question is not answered while it is not."""
+
+    def __init__(self) -> None:
+        self._answered, self._ended = time.monotonic(), threading.Event()
+        self._computes, self._said = True, False
+
+    def __enter__(self) -> _Watch:
+        threading.Thread(target=self._ask, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+
+    def _ask(self) -> None:
+        while not self._ended.wait(SILENT_S / 10):
+            with contextlib.suppress(Exception):  # whatever it is, there was no answer
+                self._computes = any(node["Alive"] and node["Resources"].get("CPU") for node in ray.nodes())
+                self._answered = time.monotonic()
+
+    def check(self, bar: Bar) -> None:
+        """Say where no node is left to compute, and raise `ResourceError` where nothing answered for too long."""
+        if time.monotonic() - self._answered > SILENT_S:
+            raise _lost_cluster(f"the cluster has not answered for {SILENT_S:.0f} s")
+        if not self._computes and not self._said:
+            bar.say("warning: no node of the cluster has a core; the work waits until one joins")
+        self._said = not self._computes
+
+
+def _received(ref: Any, subject: Subject) -> tuple[str, Any, Report]:
+    """Return the result of a task, or raise `_Lost` where its process or node has ended."""
+    try:
+        received: tuple[str, Any, Report] = ray.get(ref)
+        return received
+    except ray.exceptions.LocalRayletDiedError:
+        raise _lost_cluster("Ray has ended on this node") from None
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ray.exceptions.RayError):  # the relay or the store did not answer it
+            raise _Lost(_reason(error.cause)) from None
+        raise RuntimeError(f"{subject} in a task of the cluster: {error}") from None
+    except ray.exceptions.RayError as error:
+        raise _Lost(_reason(error)) from None
+
+
+def _reason(error: Exception) -> str:
+    return REASONS.get(type(error).__name__, type(error).__name__)
+
+
+def _lost_cluster(problem: str) -> ResourceError:
+    return ResourceError("--cluster", problem, "the same command goes on once the cluster runs")
+
+
+def _subject(call: tuple[Any, ...]) -> Subject:
+    """Return what a call is about: the training of a fold, a part of a prediction, or another function."""
+    match call:
+        case [FoldModel() as model, _, rows, views]:
+            return Subject(model.name, f"fold {model.fold}", len(rows) * len(views))
+        case [[Task() as task, *_], *_]:
+            job = task.job
+            what = f"fold {job.fold}" + ("" if job.part is None else f" part {job.part}")
+            return Subject(job.config.name, what, job.images + len(task.held_out) * len(task.views))
+    return Subject("job", printable(str(call))[:40], 1)

@@ -1,0 +1,172 @@
+"""How images, weights and training states reach a task: by files that its node sees, or through the object store."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.util.serialization import register_serializer
+
+from ensemble.cluster.relay import Arrays, arrays_of, tensors_of
+from ensemble.config import MemberConfig
+from ensemble.members.backbones import build
+from ensemble.members.fold_job import FoldJob
+from ensemble.members.predictor import FoldModel
+from ensemble.members.processes import MappedPixels
+from ensemble.runs.training_state import StateFolder
+
+SAMPLES, SAMPLE_BYTES = 64, 4096
+"""Places of a file, and bytes at each, by which a node sees that a file at the same path is that of the driver."""
+
+
+class Luggage:
+    """Prepares the arguments of calls for their way to a task; the object store keeps what several tasks read.
+
+    Parameters
+    ----------
+    relay : Any
+        The handle of the relay, which a task asks for what its node does not see.
+    """
+
+    def __init__(self, relay: Any) -> None:
+        self._relay = relay
+        self._arrays: dict[int, tuple[np.ndarray, Any]] = {}
+        self._pretrained: dict[str, Any] = {}
+        self._model: tuple[FoldModel | None, Any] = None, None
+
+    def clear(self) -> None:
+        """Let the object store remove what it keeps for tasks."""
+        self._arrays, self._pretrained, self._model = {}, {}, (None, None)
+
+    def register(self) -> None:
+        """Let Ray send arguments of these types in this way from now on."""
+        register_serializer(MappedPixels, serializer=self._pixels, deserializer=_unpacked)
+        register_serializer(StateFolder, serializer=self._states, deserializer=_unpacked)
+        register_serializer(FoldJob, serializer=self._job, deserializer=_unpacked)
+        register_serializer(FoldModel, serializer=self._fold_model, deserializer=_unpacked)
+
+    def _pixels(self, pixels: MappedPixels) -> tuple[Any, ...]:
+        if pixels.is_mapped:
+            path = os.path.abspath(pixels.array.filename)  # type: ignore[attr-defined]
+            return open_pixels, path, digest_of(path), self._relay
+        key = id(pixels.array)
+        if key not in self._arrays:
+            self._arrays[key] = pixels.array, ray.put(np.asarray(pixels.array))
+        return stored_pixels, self._arrays[key][1]
+
+    def _states(self, states: StateFolder) -> tuple[Any, ...]:
+        return open_states, os.path.abspath(states.folder), states.save_every, self._relay
+
+    def _job(self, job: FoldJob) -> tuple[Any, ...]:
+        """Send the pretrained weights with a job, so that no other node downloads them."""
+        weights: Any = job.weights
+        if weights is None and job.config.pretrained:
+            key = f"{job.config.timm_name} {job.config.drop_rate} {job.config.drop_path_rate}"
+            if key not in self._pretrained:
+                self._pretrained[key] = ray.put(pretrained_weights(job.config, job.pixels.shape[1]))
+            weights = self._pretrained[key]
+        values = {field.name: getattr(job, field.name) for field in fields(job)}
+        return unpacked_job, values | {"weights": weights}
+
+    def _fold_model(self, model: FoldModel) -> tuple[Any, ...]:
+        """Read the weights here, where the run is, once for all parts of the images."""
+        if self._model[0] is not model:
+            self._model = model, ray.put(arrays_of(model.read_weights()))
+        return unpacked_model, model.name, model.fold, model.spec, [self._model[1]]
+
+
+def _unpacked(packed: tuple[Any, ...]) -> Any:
+    function, *arguments = packed
+    return function(*arguments)
+
+
+def pretrained_weights(config: MemberConfig, image_size: int) -> Arrays:
+    """Return timm's pretrained weights without the last layers, which each job draws by its own seed."""
+    from ensemble.members.backbones import last_layers
+
+    model = build(config.model_copy(update={"stem": "standard"}), image_size).model
+    of_head = {id(parameter) for parameter in last_layers(model).parameters()}
+    drawn = {name for name, parameter in model.named_parameters() if id(parameter) in of_head}
+    return arrays_of({name: value for name, value in model.state_dict().items() if name not in drawn})
+
+
+# --- on the node of the task ------------------------------------------------------------------------------------------
+
+
+def unpacked_job(values: Mapping[str, Any]) -> FoldJob:
+    """Return a job with its weights, if they are in the object store."""
+    weights = values["weights"]
+    return FoldJob(**{**values, "weights": ray.get(weights) if isinstance(weights, ray.ObjectRef) else weights})
+
+
+def unpacked_model(name: str, fold: int, spec: Any, weights: Sequence[Any]) -> FoldModel:
+    """Return a fold model whose weights are read from the object store."""
+    return FoldModel(name, fold, spec, partial(_weights_of, weights))
+
+
+def _weights_of(weights: Sequence[Any]) -> dict[str, Any]:
+    return tensors_of(ray.get(weights[0]))
+
+
+def stored_pixels(reference: Any) -> MappedPixels:
+    """Return images of the object store, which all tasks of a node read without a copy."""
+    return MappedPixels(ray.get(reference))
+
+
+@cache
+def open_pixels(path: str, digest: str, relay: Any) -> MappedPixels:
+    """Return the images of a file: the file itself if this node sees it, else what the relay puts into the store."""
+    try:
+        if digest_of(path) == digest:
+            return MappedPixels(np.load(path, mmap_mode="r"))
+    except OSError:
+        pass
+    return stored_pixels(ray.get(relay.pixels.remote(path))[0])
+
+
+def digest_of(path: str) -> str:
+    """Return a hash of a file's size and of samples of its content, evenly spaced over the file."""
+    digest, size = hashlib.sha256(), os.path.getsize(path)
+    digest.update(str(size).encode())
+    with open(path, "rb") as file:
+        for start in np.linspace(0, max(0, size - SAMPLE_BYTES), SAMPLES).astype(int).tolist():
+            file.seek(start)
+            digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def open_states(folder: str, save_every: float, relay: Any) -> StateFolder | RelayedStates:
+    """Return the training states of a folder: the folder itself if this node shares it with the driver's."""
+    mark = ray.get(relay.mark.remote(folder))
+    shared = Path(mark).exists()
+    relay.unmark.remote(mark)
+    return StateFolder(Path(folder), save_every) if shared else RelayedStates(folder, save_every, relay)
+
+
+class RelayedStates:
+    """The training states of a folder on the driver's node, as `StateFolder`; the relay reads and writes them."""
+
+    def __init__(self, folder: str, save_every: float, relay: Any) -> None:
+        self._folder, self.save_every, self._relay = folder, save_every, relay
+        self.warnings: list[str] = []
+
+    def save(self, tensors: Mapping[str, Any], history: Sequence[Mapping[str, Any]], updates: int = 0) -> None:
+        """Save a state; it is on the driver's disk when this returns."""
+        ray.get(self._relay.save.remote(self._folder, arrays_of(tensors), [dict(each) for each in history], updates))
+
+    def load(self) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+        """Return the newest undamaged state, or None."""
+        loaded, warnings = ray.get(self._relay.load.remote(self._folder))
+        self.warnings += warnings
+        return None if loaded is None else (tensors_of(loaded[0]), loaded[1])
+
+    def write_not_finite(self, facts: Mapping[str, Any]) -> Path:
+        """Write what is known of a loss that is not finite, and return the path on the driver's node."""
+        return Path(ray.get(self._relay.write_not_finite.remote(self._folder, dict(facts))))

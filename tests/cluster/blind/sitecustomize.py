@@ -1,0 +1,22 @@
+"""Loaded by the processes of a node that simulates one without a shared folder: it does not see files of the driver."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+_getsize, _exists = os.path.getsize, pathlib.Path.exists
+
+
+def _getsize_without_images(path: str) -> int:
+    if str(path).endswith(".npy"):
+        raise FileNotFoundError(path)
+    return _getsize(path)
+
+
+def _exists_without_marks(path: pathlib.Path) -> bool:
+    return not path.name.startswith(".shared.") and _exists(path)
+
+
+os.path.getsize = _getsize_without_images
+pathlib.Path.exists = _exists_without_marks

@@ -1,0 +1,162 @@
+"""A Ray cluster of one-core nodes on this machine, jobs for it, and what its tests measure by."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).parent
+SETTINGS = {
+    "health_check_period_ms": 1000,
+    "health_check_failure_threshold": 10,
+    "health_check_timeout_ms": 60_000,
+}
+"""Ray's settings by which a node that has ended is noticed within seconds, and one that is slow is not."""
+
+PATIENCE = 20
+"""The factor by which time passes more slowly for the start of a node, which Ray gives up after 30 s."""
+
+
+class Simulated:
+    """A head without cores, on which the driver and the relay run, and nodes of one core each.
+
+    A blind node does not see the files of the driver, as one without a shared folder.
+    """
+
+    def __init__(self) -> None:
+        from ray._private import node
+        from ray.cluster_utils import Cluster
+
+        if node.time is time:
+            node.time = SimpleNamespace(monotonic=lambda: time.monotonic() / PATIENCE, sleep=time.sleep, time=time.time)
+        # nothing that only serves people: less to start
+        lean = {"include_log_monitor": False, "no_monitor": True, "include_dashboard": False}
+        store = {"object_store_memory": 150 * 2**20}
+        with environment(RAY_USAGE_STATS_ENABLED="0", OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE"):
+            self._cluster = Cluster(
+                initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": SETTINGS} | lean | store
+            )
+        self.address: str = self._cluster.address
+        self.nodes: list[Any] = []
+
+    def add(self, blind: bool = False) -> Any:
+        """Start a node of one core; those that see the files come first in `nodes`."""
+        folders = [str(HERE / "blind") if blind else "", str(HERE), os.environ.get("PYTHONPATH", "")]
+        path = os.pathsep.join(filter(None, folders))
+        with environment(PYTHONPATH=path, OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE"):
+            node = self._cluster.add_node(wait=False, num_cpus=1, object_store_memory=100 * 2**20)
+        self.nodes.insert(len(self.nodes) if blind else 0, node)
+        return node
+
+    def kill(self, node: Any) -> None:
+        """End a node and its processes without a warning."""
+        self.nodes.remove(node)
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def close(self) -> None:
+        import ray
+
+        ray.shutdown()
+        self._cluster.shutdown()
+
+
+@contextmanager
+def environment(**values: str) -> Iterator[None]:
+    """Set environment variables, for the processes that are started in the block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def when(condition: Callable[[], Any], act: Callable[[], None]) -> Iterator[list[Any]]:
+    """Act in a thread once a condition holds while the block runs; the list then holds what the condition returned."""
+    ended, held = threading.Event(), list[Any]()
+
+    def wait() -> None:
+        while not ended.wait(0.02):
+            if value := condition():
+                held.append(value)
+                act()
+                return
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    try:
+        yield held
+    finally:
+        ended.set()
+        thread.join()
+
+
+def processes_of_ray(title: str) -> list[int]:
+    """Return the processes that Ray has given a title that begins so, such as ``ray::work``."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if path.read_bytes().startswith(title.encode()):
+                found.append(int(path.parent.name))
+        except OSError:
+            continue  # it has ended
+    return found
+
+
+def place_of(node: Any) -> str:
+    """Return the end of a node's name in the display."""
+    return str(node.node_id)[:4]
+
+
+# --- jobs -------------------------------------------------------------------------------------------------------------
+
+
+def nothing(number: int, bar: Any) -> int:
+    return number
+
+
+def squares(number: int, steps: int, seconds: float, bar: Any) -> tuple[int, int]:
+    """Take so many steps, and return the square of the number and the process."""
+    for step in range(steps):
+        time.sleep(seconds)
+        bar.advance(1)
+        bar.note(f"{number} step {step}")
+    return number**2, os.getpid()
+
+
+def total(mapped: Any, bar: Any) -> tuple[int, bool, int]:
+    """Return the sum of images, whether they are a memory map, and torch's threads."""
+    import torch
+
+    return int(mapped.array.sum(dtype=np.int64)), isinstance(mapped.array, np.memmap), torch.get_num_threads()
+
+
+def once(folder: str, number: int, bar: Any) -> int:
+    """End the process the first time; the second time, return the number."""
+    mark = Path(folder, str(number))
+    if not mark.exists():
+        mark.touch()
+        os._exit(1)
+    return number
+
+
+def always(bar: Any) -> None:
+    """End the process."""
+    os._exit(1)
+
+
+def wrong(bar: Any) -> None:
+    raise ZeroDivisionError("of nothing")

@@ -1,0 +1,252 @@
+"""Runs and predictions on a cluster of two nodes have the bytes of one machine, also where nodes and drivers are lost.
+
+One of the nodes is blind: it does not see the driver's files, so that images and training states travel.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from simulated import Simulated, always, once, place_of, squares, total, when, wrong
+from tiny import listing, write_tiny
+
+from ensemble.cli import main
+from ensemble.cluster.resources import resources_of
+from ensemble.config import ComputeConfig, MemberConfig
+from ensemble.errors import ConfigError, ResourceError
+from ensemble.progress import progress
+
+pytest.importorskip("ray")
+
+EPOCHS = 12
+"""Enough for a node to end before the last one."""
+
+TIMES = ("member.json", "run.json", "report.md", "report.json", "README.md", "report.html", "history.jsonl", ".png")
+"""Ends of the names of files that hold times or dates, or hashes of such files."""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Simulated]:
+    simulated = Simulated()
+    try:
+        simulated.add()
+        simulated.add(blind=True)
+        yield simulated
+    finally:
+        simulated.close()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_tiny(folder / "train", 48)
+    write_tiny(folder / "new", 24, seed=1)
+    (folder / "c.yaml").write_text(
+        f"run: {folder}/local\nfolds: 2\ndata: {{images: {folder}/train/img, labels: {folder}/train/labels.txt}}\n"
+        "members:\n"
+        f"  - {{arch: test_resnet, pretrained: false, epochs: {EPOCHS}, batch_size: 8, lr: 0.005}}\n"
+        f"predict: {{images: [{folder}/new/img]}}\n"
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def local(data: Path) -> dict[str, bytes]:
+    """The files of the run on one core of this machine, without those that hold times."""
+    with one_core():
+        main(["run", str(data / "c.yaml"), "--device", "cpu"])
+    return results(data / "local")
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Let this process compute as on a machine of one core, as the nodes have."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ensemble.members.processes.available_cores", lambda: [0])
+        patch.setattr("ensemble.members.predictor.available_cores", lambda: [0])
+        yield
+
+
+def results(run: Path) -> dict[str, bytes]:
+    files = {name: content for name, content in listing(run).items() if not name.startswith("pixels/")}
+    kept = {name: content for name, content in files.items() if not name.endswith(TIMES) and ".lock" not in name}
+    assert {name.rpartition("/")[2] for name in kept} >= {"label_val.txt", "predictions.csv", "weights.safetensors"}
+    return {name: content for name, content in kept.items() if not name.endswith(("decision.json", "predictions.json"))}
+
+
+def compute(cluster: Simulated, **values: Any) -> ComputeConfig:
+    return ComputeConfig(cluster=cluster.address, device="cpu", **values)
+
+
+def running(run: Path, epoch: int = 2) -> list[Path]:
+    return sorted(run.glob(f"members/*/fold-*/state/epoch-{epoch:04d}.json"))
+
+
+def test_a_run_and_a_prediction_have_the_bytes_of_one_machine(
+    cluster: Simulated, data: Path, local: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["run", str(data / "c.yaml"), "--run", str(tmp_path / "run"), "--device", "cpu", "--cluster", cluster.address])
+    said = capsys.readouterr().err
+    assert "note: a cluster of 2 nodes with 2 cores computes" in said
+    assert all(f"test_resnet fold {fold} epoch {EPOCHS}/{EPOCHS}" in said for fold in range(2))
+    assert all(f"-{place_of(node)}" in said for node in cluster.nodes), "both nodes have trained"
+    assert results(tmp_path / "run") == local
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
+def test_a_node_is_lost_in_training(
+    cluster: Simulated, data: Path, local: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The node that sees the folder ends; the blind one goes on from the state that it has written."""
+    run, node = tmp_path / "run", cluster.nodes[0]
+    with when(lambda: len(running(run)) == 2, partial(cluster.kill, node)) as killed:
+        main(["run", str(data / "c.yaml"), "--run", str(run), "--device", "cpu", "--cluster", cluster.address])
+    said = capsys.readouterr().err
+    cluster.add()
+    assert killed and "was lost on" in said and "goes on at epoch" in said
+    assert results(run) == local
+
+
+def test_the_driver_is_killed_and_started_again(
+    cluster: Simulated, data: Path, local: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    given = ["run", str(data / "c.yaml"), "--run", str(run), "--device", "cpu", "--cluster", cluster.address]
+    driver = subprocess.Popen([sys.executable, "-m", "ensemble", *given], stderr=subprocess.DEVNULL)
+    try:
+        while not running(run):
+            assert driver.poll() is None
+            time.sleep(0.02)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    assert not (run / "predictions").exists()
+    main(given)
+    assert "goes on at epoch" in capsys.readouterr().err
+    assert results(run) == local
+
+
+def test_a_node_is_lost_in_prediction(cluster: Simulated, capsys: pytest.CaptureFixture[str]) -> None:
+    from ensemble.members.backbones import build
+    from ensemble.members.inference import NetworkSpec
+    from ensemble.members.plans import Plan
+    from ensemble.members.predictor import FoldModel, Predictor
+
+    images = np.random.default_rng(0).integers(0, 256, (2 * 4096, 16, 16, 3), dtype=np.uint8)
+    config = MemberConfig(arch="test_resnet", pretrained=False, input_size=32)
+    weights = build(config, 16).state_dict()
+    resources = resources_of(compute(cluster))
+    spec = NetworkSpec(config, 16, Plan("fp32"), resources.device)
+    models = [FoldModel("test_resnet", fold, spec, partial(dict, weights)) for fold in range(2)]
+    node = cluster.nodes[0]
+
+    def predicted(pool_of: Any, act: Any) -> dict[int, np.ndarray]:
+        with (
+            Predictor(images, 4, pool_of) as predictor,
+            progress(4 * len(images), "predict", "views") as bar,
+            when(lambda: bar.done > 256, act),
+        ):
+            return {i: values for i, values, _ in predictor.predict(models, ("identity", "hflip"), bar)}
+
+    logits = predicted(resources, partial(cluster.kill, node))
+    cluster.add()
+    assert "was lost on" in capsys.readouterr().err
+    with one_core():
+        alone = predicted(resources_of(ComputeConfig(device="cpu")), lambda: None)
+    assert all((logits[i] == alone[i]).all() for i in range(2))
+
+
+def test_the_relay_is_lost(cluster: Simulated) -> None:
+    """It starts again, and the counts are complete."""
+    import ray
+
+    from ensemble.cluster.nodes import join
+
+    relay = join(cluster.address, "cpu", print).relay
+    with (
+        resources_of(compute(cluster)).pool() as pool,
+        progress(40, "test") as bar,
+        when(lambda: bar.done > 4, lambda: ray.kill(relay, no_restart=False)) as killed,
+    ):
+        found = dict(pool.run(squares, [(number, 20, 0.1) for number in range(2)], [[0]] * 2, bar))
+    assert killed and [found[number][0] for number in range(2)] == [0, 1] and bar.done == 40
+    assert join(cluster.address, "cpu", print).relay is relay
+    ray.get(relay.collect.remote("any"), timeout=60)
+
+
+def test_lost_tasks_and_errors(cluster: Simulated, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pool = resources_of(compute(cluster)).pool()
+    with pool, progress(3, "test") as bar:
+        assert dict(pool.run(once, [(str(tmp_path), number) for number in range(3)], [[0]] * 3, bar)) == {
+            0: 0,
+            1: 1,
+            2: 2,
+        }
+        assert capsys.readouterr().err.count("was lost on") == 3
+        with pytest.raises(
+            ResourceError, match=r"was lost 10 times without coming further \(its process has ended\); "
+        ):
+            list(pool.run(always, [()], [[0]], bar))
+        with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+            list(pool.run(wrong, [()], [[0]], bar))
+        images = np.full((4, 2, 2, 3), 7, np.uint8)
+        np.save(tmp_path / "p.npy", images)
+        from ensemble.members.processes import MappedPixels
+
+        mapped, kept = MappedPixels(np.load(tmp_path / "p.npy", mmap_mode="r")), MappedPixels(images)
+        calls = [(mapped,)] * 4 + [(kept,)] * 2
+        found = dict(pool.run(total, calls, [[0, 1]] * 6, bar))
+        assert {found[i][0] for i in range(6)} == {7 * 48} and {found[i][2] for i in range(6)} == {2}
+
+
+def test_what_a_cluster_refuses(cluster: Simulated, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match=r"^--task-cores: no node has 2 cores; use at most 1"):
+        resources_of(compute(cluster, task_cores=2))
+    with pytest.raises(ConfigError, match=r"^--device: cuda: no node of the cluster has a GPU"):
+        resources_of(ComputeConfig(cluster=cluster.address, device="cuda"))
+
+
+def test_unequal_nodes_are_not_joined(cluster: Simulated, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    from ensemble.cluster import nodes
+    from ensemble.cluster.facts import facts_of_this_machine
+
+    here = facts_of_this_machine()
+    there = replace(here, host="b", hardware={**here.hardware, "CPU capability": "NEON"})
+    monkeypatch.setattr(nodes, "_joined", {})
+    monkeypatch.setattr(nodes, "_facts_of", lambda nodes: [here, there])
+    with pytest.raises(ResourceError, match=r"differ: CPU capability is \w+ and NEON; use nodes of one kind"):
+        resources_of(compute(cluster))
+
+
+def test_stopped_it_cancels_its_tasks(cluster: Simulated) -> None:
+    import ray
+
+    from ensemble.errors import Stopped
+    from ensemble.progress import stoppable
+
+    pool = resources_of(compute(cluster)).pool()
+    with (
+        pytest.raises(Stopped),
+        stoppable(),
+        progress(10**6, "test") as bar,
+        pool,
+        when(lambda: bar.done > 2, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+    ):
+        list(pool.run(squares, [(number, 10**6, 0.1) for number in range(2)], [[0]] * 2, bar))
+    ends = time.monotonic() + 60
+    while ray.available_resources().get("CPU", 0) < 2:
+        assert time.monotonic() < ends, "tasks still run"
+        time.sleep(0.1)

@@ -1,0 +1,70 @@
+"""Fifty kills, of tasks, nodes, relays and drivers at random, and then the bytes of one machine; on request only.
+
+THERA_CLUSTER_KILLS=50 python -m pytest tests/cluster/test_cluster_soak.py -s
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from simulated import Simulated, processes_of_ray
+from test_cluster import data as data
+from test_cluster import local as local
+from test_cluster import results
+
+KILLS = int(os.environ.get("THERA_CLUSTER_KILLS", "0"))
+
+pytestmark = pytest.mark.skipif(not KILLS, reason="set THERA_CLUSTER_KILLS to a number of kills")
+
+
+def test_many_kills(data: Path, local: dict[str, bytes], tmp_path: Path) -> None:
+    """Four nodes, one of them blind. A run that is finished is compared, and the next one begins."""
+    rng, done, runs = random.Random(0), Counter[str](), 0
+    cluster = Simulated()
+    for number in range(4):
+        cluster.add(blind=number == 3)
+    try:
+        while sum(done.values()) < KILLS:
+            run = tmp_path / f"run-{runs}"
+            given = ["run", str(data / "c.yaml"), "--run", str(run), "--device", "cpu", "--cluster", cluster.address]
+            command = [sys.executable, "-m", "ensemble", *given]
+            while True:
+                with (tmp_path / "said.txt").open("a") as said:
+                    driver = subprocess.Popen(command, stderr=said, stdout=said)
+                while driver.poll() is None and sum(done.values()) < KILLS:
+                    time.sleep(rng.uniform(1, 8))
+                    done[_kill(rng, cluster, driver)] += 1
+                if (status := driver.wait()) == 0:
+                    break
+                assert status == -signal.SIGKILL, (tmp_path / "said.txt").read_text()[-2000:]
+            assert results(run) == local
+            runs += 1
+            print(f"{runs} runs, {dict(done)}", flush=True)
+    finally:
+        cluster.close()
+
+
+def _kill(rng: random.Random, cluster: Simulated, driver: subprocess.Popen[bytes]) -> str:
+    """End something at random, and return what."""
+    kind = rng.choice(["task", "task", "node", "node", "relay", "driver"])
+    if kind == "driver":
+        driver.kill()
+    elif kind == "node":
+        node = rng.choice(cluster.nodes)
+        blind = node is cluster.nodes[-1]
+        cluster.kill(node)
+        cluster.add(blind)
+    else:
+        found = processes_of_ray("ray::work" if kind == "task" else "ray::Relay")
+        if not found:
+            return "nothing"
+        os.kill(rng.choice(found), signal.SIGKILL)
+    return kind
