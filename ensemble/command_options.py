@@ -147,14 +147,10 @@ PARTS: dict[str, tuple[Part, ...]] = {
     "predict": (
         _part(LabelledBy, key="by"),
         _part(PredictConfig, key="config"),
-<<<<<<< HEAD
         _part(ShardConfig),
-        _part(ComputeConfig, "device", "jobs", key="compute"),  # prediction has no data workers
-=======
         _part(
             ComputeConfig, "device", "jobs", "cluster", "task_cores", key="compute"
         ),  # prediction has no data workers
->>>>>>> main
         _SCREEN,
     ),
     "distil": (

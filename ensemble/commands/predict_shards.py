@@ -82,7 +82,8 @@ def predict_shards(
     """
     refuse_missing("train", "thera predict --shards")
     refuse_missing("parquet", "thera predict --shards")
-    run, compute, started = _checked(by, config), compute or ComputeConfig(), time.time()
+    compute, started = compute or ComputeConfig(), time.time()
+    run = _checked(by, config, compute)
     facts, decisions = run.read(), read_decisions(run, say)
     check_options(config, facts)
     check_compute(compute.device)
@@ -93,9 +94,9 @@ def predict_shards(
     out = config.out
     if out is not None:
         out = checked_path(run, out, LINES if plan.numbered else TABLE, config.force)
-    from ensemble.members.parallel import Resources
+    from ensemble.cluster.resources import resources_of
 
-    resources = Resources.of(compute)
+    resources = resources_of(compute, say)
     request = _requested(folder, run, facts, decision, plan, config, resources)
     logits = _logits(folder, run, plan, request, config.on_bad, resources, say)
     _say_traits(logits, facts, say)
@@ -120,12 +121,15 @@ def predict_shards(
     return ShardsResult(set_name(config.images), shards, decided, plan.shards, out if written else None, left_out)
 
 
-def _checked(by: LabelledBy, config: PredictConfig) -> Run:
+def _checked(by: LabelledBy, config: PredictConfig, compute: ComputeConfig) -> Run:
     """Return the run, if nothing is requested that shards do not have."""
     if by.run is None:
         raise ConfigError("--shards", "needs --run; a model labels one set of images at a time", "leave one out")
     if config.cascade is not None:
         raise ConfigError("--cascade", "is not for --shards", "leave one of them out")
+    if compute.cluster is not None:
+        remedy = "give the same command on each machine, which share the folder"
+        raise ConfigError("--cluster", "is not for --shards", remedy)
     run = Run(by.run)
     run.refuse_targets()
     return run
@@ -243,23 +247,20 @@ def _logits(
     """Compute the logits of all shards that are missing, and return the notes of all."""
     from ensemble.machine import available_cores
     from ensemble.members.inference import BATCH
-    from ensemble.members.processes import Workers, at_once
 
     def note(index: int, tell: Say = silent) -> PartNote | None:
         return folder.logits.note(index, logits_made_from(plan, request, index), tell)
 
     passes = sum(len(member.weights_sha256) for member in request.members) * len(request.views)
-    cores, device = available_cores(), resources.device
-    batches = plan.n * passes // BATCH // len(cores)
-    side_by_side = at_once(plan.shards, batches, device, resources.jobs)
+    batches = plan.n * passes // BATCH // len(available_cores())
 
     def compute(indices: Sequence[int], bar: Bar) -> list[int]:
-        arguments = (run.folder, str(device), on_bad)
+        arguments = (run.folder, resources.device, on_bad)
         calls = [(predict_shard, logits_done, folder.folder, index, *arguments) for index in indices]
-        in_process = device.type != "cpu" or side_by_side == 1
-        of_calls = [cores if in_process else [cores[i % side_by_side]] for i in range(len(calls))]
-        with Workers() as workers:
-            done = dict(workers.run(claimed, calls, of_calls, bar))
+        with resources.pool() as pool:
+            slots = pool.slots(batches, resources.device, resources.jobs)
+            cores = [slots[position % len(slots)] for position in range(len(calls))]
+            done = dict(pool.run(claimed, calls, cores, bar))
         return [index for position, index in enumerate(indices) if not done[position]]
 
     return _all_done(folder, plan, "predict", "views", passes, note, compute, say)

@@ -24,6 +24,7 @@ from ensemble.runs.shards import PartNote, ShardFolder, ShardPlan, content_sha25
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
+    import torch
 
     from ensemble.data.form import Form
     from ensemble.members.inference import NetworkSpec
@@ -120,7 +121,7 @@ def logits_made_from(plan: ShardPlan, request: LogitsRequest, index: int) -> str
     return content_sha256(plan.lists[index], plan.root, plan.from_manifest, plan.follow_links, request.sha256)
 
 
-def predict_shard(shards: Path, index: int, run: Path, device: str, on_bad: str, bar: Progress) -> PartNote:
+def predict_shard(shards: Path, index: int, run: Path, device: torch.device, on_bad: str, bar: Progress) -> PartNote:
     """Write the logits of every fold model on the images of a shard, and return the note of the part.
 
     Parameters
@@ -131,8 +132,8 @@ def predict_shard(shards: Path, index: int, run: Path, device: str, on_bad: str,
         The number of the shard.
     run : Path
         The folder of the run.
-    device : str
-        cpu, cuda or cuda:N, of the kind in the request. A CPU computes with one thread, so that no result depends on
+    device : torch.device
+        Of the kind in the request. A CPU computes with one thread, so that no result depends on
         the number of its cores.
     on_bad : {"error", "skip"}
         What to do with images that cannot be used: raise an error, or leave them out and list them in the note.
@@ -156,7 +157,7 @@ def predict_shard(shards: Path, index: int, run: Path, device: str, on_bad: str,
     plan, request = folder.plan(), folder.read_request(LogitsRequest)
     assert plan is not None and request is not None, "the command writes both before it computes shards"
     facts, entries = members.read(), folder.read_list(plan, index)
-    form, threads = Form(facts.resize, facts.exif == "apply"), 1 if device == "cpu" else len(available_cores())
+    form, threads = Form(facts.resize, facts.exif == "apply"), 1 if device.type == "cpu" else len(available_cores())
     models = [FoldModels(_spec(members, member, request, device)) for member in request.members]
     passes = sum(len(member.weights_sha256) for member in request.members) * len(request.views)
     step = max(1, CHUNK_BYTES // (request.size[0] * request.size[1] * 3))
@@ -237,9 +238,8 @@ def _decode(
     return _Decoded(rows, pixels, digests, traits, bad)
 
 
-def _spec(run: Run, member: MemberRequest, request: LogitsRequest, device: str) -> NetworkSpec:
+def _spec(run: Run, member: MemberRequest, request: LogitsRequest, device: torch.device) -> NetworkSpec:
     from ensemble.config import MemberConfig
-    from ensemble.members.devices import choose_device
     from ensemble.members.inference import NetworkSpec
     from ensemble.members.plans import Plan
 
@@ -247,7 +247,7 @@ def _spec(run: Run, member: MemberRequest, request: LogitsRequest, device: str) 
     folder.check_config()
     config = MemberConfig.model_validate({**folder.read().current_config, "pretrained": False, "weights": None})
     plan = Plan(member.precision, member.convolutions)
-    return NetworkSpec(config, request.size[0], plan, choose_device(device), request.classes)
+    return NetworkSpec(config, request.size[0], plan, device, request.classes)
 
 
 def _last_axis(facts: RunFacts) -> tuple[int, ...]:

@@ -209,24 +209,6 @@ def _cuda_devices() -> tuple[int, str]:
         return 0, f"there is a GPU driver, but torch {torch.__version__} is built for CPUs alone; {_build_to_get()}"
     said = [printable(str(each.message).splitlines()[0]) for each in caught if "CUDA" in str(each.message)]
     built = f"torch {torch.__version__} for CUDA {torch.version.cuda}"
-<<<<<<< HEAD
-    return 0, f"there is a GPU driver, but {built} sees no GPU{f' ({said[0][:200]})' if said else ''}; {GET_TORCH}"
-
-
-def capability_of(device: torch.device) -> tuple[str, str]:
-    """Return what two machines must have in common to compute the same logits, as far as torch tells.
-
-    Returns
-    -------
-    str
-        The vector instructions of the CPU, or the name of the GPU.
-    str
-        The version of torch.
-    """
-    if device.type == "cpu":
-        return torch.backends.cpu.get_cpu_capability(), torch.__version__
-    return torch.cuda.get_device_name(device), torch.__version__
-=======
     of_torch = f" ({said[0][:200]})" if said else ""
     return 0, f"there is a GPU driver, but {built} sees no GPU{of_torch}; {_build_to_get()}"
 
@@ -282,4 +264,19 @@ def _mps_or_cpu(say: Say) -> torch.device:
     except ResourceError as error:
         say(f"warning: Apple's GPU is not used: {error.found}; the CPU computes")
         return CPU
->>>>>>> main
+
+
+def capability_of(device: torch.device) -> tuple[str, str]:
+    """Return what two machines must have in common to compute the same logits, as far as torch tells.
+
+    Returns
+    -------
+    str
+        The vector instructions of the CPU, or the name of the GPU.
+    str
+        The version of torch.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device), torch.__version__
+    capability = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else device.type
+    return capability, torch.__version__

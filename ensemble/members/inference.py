@@ -165,11 +165,7 @@ def predict_logits(
     # copied to the host once, at the end, so that a GPU never waits
     logits = torch.empty((len(rows), len(views), *network.logit_shape), device=device)
     for start in range(0, len(rows), BATCH):
-<<<<<<< HEAD
-        batch = torch.from_numpy(read_rows(pixels, rows[start : start + BATCH])).to(device, non_blocking=True)
-=======
-        batch = copied(torch.from_numpy(pixels[rows[start : start + BATCH]]), device)
->>>>>>> main
+        batch = copied(torch.from_numpy(read_rows(pixels, rows[start : start + BATCH])), device)
         for column, name in enumerate(views):
             logits[start : start + BATCH, column] = network(view(batch, name), PRECISIONS[precision])
             bar.advance(len(batch))

@@ -100,23 +100,10 @@ class Predictor:
         classes : int
             The number of classes that it was trained for.
         """
-<<<<<<< HEAD
         device, (n, size) = self._resources.device, self._pixels.array.shape[:2]
-        return choose_spec(config, as_trained, n * folds, self.threads, device, size, classes, self.requested)
-=======
-        device, size, n = self._resources.device, self._pixels.array.shape[1], len(self._pixels.array)
-        member = MemberConfig.model_validate({**config, "pretrained": False, "weights": None})
-        # The config is not validated again: "fused" exists only for prediction, and the config of a training rejects
-        # it.
-        member = member.model_copy(update=self.requested)
-        limits = member.precision, member.convolutions, device, member.input_size or size, "predict"
-        possible = self._pool.call(possible_plans, *limits)
-        batches = n * folds // BATCH
-        if batches < PROBE_PAYS and as_trained in possible:
-            return NetworkSpec(member, size, as_trained, device, classes)
-        plan = self._pool.call(choose_plan, member, device, size, "predict", batches, self.threads, classes)
-        return NetworkSpec(member, size, plan, device, classes)
->>>>>>> main
+        work = (config, as_trained, n * folds, self.threads, device, size, classes, self.requested)
+        spec: NetworkSpec = self._pool.call(choose_spec, *work)
+        return spec
 
     def cost_per_image(self, spec: NetworkSpec) -> float:
         """Return the cost of an image under one view, as `inference.cost_per_image`."""
@@ -160,7 +147,6 @@ class Predictor:
                 yield index, whole, plan
 
 
-<<<<<<< HEAD
 def choose_spec(
     config: Mapping[str, Any],
     as_trained: Plan,
@@ -196,7 +182,8 @@ def choose_spec(
         return NetworkSpec(member, size, as_trained, device, classes)
     plan = choose_plan(member, device, size, "predict", batches, threads, classes)
     return NetworkSpec(member, size, plan, device, classes)
-=======
+
+
 def whole_batches(rows: np.ndarray, parts: int, least: int = 1) -> list[np.ndarray]:
     """Split rows (r,) into at most so many parts of whole batches, so that no logit depends on the number of parts.
 
@@ -217,7 +204,6 @@ def whole_batches(rows: np.ndarray, parts: int, least: int = 1) -> list[np.ndarr
     batches = -(-len(rows) // BATCH)
     n = max(1, min(parts, batches // least))
     return [rows[i * batches // n * BATCH : (i + 1) * batches // n * BATCH] for i in range(n)] if batches else []
->>>>>>> main
 
 
 def predict_part(

@@ -20,12 +20,8 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import torch
 
-<<<<<<< HEAD
 from ensemble.data.mapped import open_pixels
-from ensemble.errors import ResourceError, TheraError, out_of_memory, printable
-=======
 from ensemble.errors import ResourceError, TheraError, out_of_memory
->>>>>>> main
 from ensemble.machine import available_cores, available_memory
 from ensemble.members.devices import use
 from ensemble.members.process_start import starting_processes
