@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def open_pixels(path: Path) -> NDArray[np.uint8]:
+def open_pixels(path: Path | str) -> NDArray[np.uint8]:
     """Return an array on disk as a memory map that is read page by page; `read_rows` announces what is to be read.
 
     Raises

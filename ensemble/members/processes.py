@@ -81,7 +81,7 @@ class MappedPixels:
 
 
 def _open(path: str) -> MappedPixels:
-    return MappedPixels(open_pixels(Path(path)))
+    return MappedPixels(open_pixels(path))
 
 
 def shares(jobs: int, at_once: int) -> list[list[int]]:
