@@ -86,7 +86,7 @@ def predict_shards(
     run = _checked(by, config, compute)
     facts, decisions = run.read(), read_decisions(run, say)
     check_options(config, facts)
-    check_compute(compute.device)
+    check_compute(compute)
     decision = decisions.tta if config.tta else decisions.plain
     folder = ShardFolder(shards)
     folder.check()
@@ -127,9 +127,6 @@ def _checked(by: LabelledBy, config: PredictConfig, compute: ComputeConfig) -> R
         raise ConfigError("--shards", "needs --run; a model labels one set of images at a time", "leave one out")
     if config.cascade is not None:
         raise ConfigError("--cascade", "is not for --shards", "leave one of them out")
-    if compute.cluster is not None:
-        remedy = "give the same command on each machine, which share the folder"
-        raise ConfigError("--cluster", "is not for --shards", remedy)
     run = Run(by.run)
     run.refuse_targets()
     return run
@@ -169,9 +166,9 @@ def _requested(
     from ensemble.members.plans import Plan
     from ensemble.members.predictor import choose_spec
 
-    device, names, passes = resources.device, decision.stacker.members, plan.n * facts.folds
+    device, names, passes, pool = resources.device, decision.stacker.members, plan.n * facts.folds, resources.pool()
     forced = {"precision": config.precision, "convolutions": config.convolutions}
-    capability, torch_version = capability_of(device)
+    capability, torch_version = pool.call(capability_of, device)
 
     def request(plans: Sequence[Plan]) -> LogitsRequest:
         members = tuple(
@@ -208,8 +205,8 @@ def _requested(
                 member.check_config()
                 of_member = member.read()
                 config_of, as_trained = of_member.current_config, Plan(of_member.precision, of_member.convolutions)
-                spec = choose_spec(config_of, as_trained, passes, 1, device, facts.size[0], facts.class_count, forced)
-                plans.append(spec.plan)
+                given = (config_of, as_trained, passes, 1, device, facts.size[0], facts.class_count, forced)
+                plans.append(pool.call(choose_spec, *given).plan)
         now = request(plans)
         if stored is None:
             folder.write_request(now)
@@ -255,8 +252,8 @@ def _logits(
     batches = plan.n * passes // BATCH // len(available_cores())
 
     def compute(indices: Sequence[int], bar: Bar) -> list[int]:
-        arguments = (run.folder, resources.device, on_bad)
-        calls = [(predict_shard, logits_done, folder.folder, index, *arguments) for index in indices]
+        arguments = (run.folder.absolute(), resources.device, on_bad)  # of a cluster, another process has another cwd
+        calls = [(predict_shard, logits_done, folder.folder.absolute(), index, *arguments) for index in indices]
         with resources.pool() as pool:
             slots = pool.slots(batches, resources.device, resources.jobs)
             cores = [slots[position % len(slots)] for position in range(len(calls))]

@@ -36,11 +36,12 @@ def read_rows(pixels: NDArray[np.uint8], rows: NDArray[np.integer]) -> NDArray[n
     pixels : uint8 array (n, H, W, 3)
     rows : int array (r,)
     """
-    pages = pixels.base
+    pages = pixels.base if isinstance(pixels, np.memmap) else None
     if isinstance(pixels, np.memmap) and isinstance(pages, mmap.mmap) and hasattr(mmap, "MADV_WILLNEED"):
         offset, size = int(pixels.offset), pixels[:1].nbytes
         for row in rows.tolist():
             begin = offset + (row % len(pixels)) * size
             page = begin // mmap.PAGESIZE * mmap.PAGESIZE
             pages.madvise(mmap.MADV_WILLNEED, page, begin + size - page)
-    return pixels[rows]
+    taken: NDArray[np.uint8] = pixels[rows]
+    return taken

@@ -435,8 +435,6 @@ def test_other_refusals(world: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "--cascade: is not for --shards" in fails(
         capsys, 2, *start, images, "--shards", tmp_path / "s", "--cascade", 0.9
     )
-    line = fails(capsys, 2, *start, images, "--shards", tmp_path / "s", "--cluster", "local")
-    assert "--cluster: is not for --shards; give the same command on each machine" in line
     line = fails(capsys, 2, "predict", "--model", "m.onnx", images, "--shards", tmp_path / "s")
     assert "--shards: needs --run" in line
     predict(world, images, tmp_path / "s")
