@@ -29,6 +29,14 @@ SETTINGS = {
 PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
 """Ports of a node that its agents write down; a node that does not find them within 15 s ends."""
 
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+"""The environment of Ray's processes: nothing is sent, and tasks have the priority of the tests."""
+
 PATIENCE = 20
 """The factor by which time passes more slowly for the start of a node, which Ray gives up after 30 s."""
 
@@ -46,7 +54,7 @@ class Simulated:
         # nothing that only serves people: less to start
         lean = {"include_log_monitor": False, "no_monitor": True, "include_dashboard": False}
         store = {"object_store_memory": 150 * 2**20}
-        with environment(RAY_USAGE_STATS_ENABLED="0", OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE"):
+        with environment(**QUIET):
             self._cluster = Cluster(
                 initialize_head=True,
                 head_node_args={"num_cpus": 0, "_system_config": SETTINGS} | lean | store | ports(),
@@ -58,7 +66,7 @@ class Simulated:
         """Start a node of one core; those that see the files come first in `nodes`."""
         folders = [str(HERE / "blind") if blind else "", str(HERE), os.environ.get("PYTHONPATH", "")]
         path = os.pathsep.join(filter(None, folders))
-        with environment(PYTHONPATH=path, OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE"):
+        with environment(PYTHONPATH=path, **QUIET):
             node = self._cluster.add_node(wait=False, num_cpus=1, object_store_memory=100 * 2**20, **ports())
         self.nodes.insert(len(self.nodes) if blind else 0, node)
         return node
