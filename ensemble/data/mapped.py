@@ -43,4 +43,5 @@ def read_rows(pixels: NDArray[np.uint8], rows: NDArray[np.integer]) -> NDArray[n
             begin = offset + (row % len(pixels)) * size
             page = begin // mmap.PAGESIZE * mmap.PAGESIZE
             pages.madvise(mmap.MADV_WILLNEED, page, begin + size - page)
-    return pixels[rows]
+    chosen: NDArray[np.uint8] = pixels[rows]
+    return chosen
