@@ -86,7 +86,7 @@ def predict_shards(
     run = _checked(by, config, compute)
     facts, decisions = run.read(), read_decisions(run, say)
     check_options(config, facts)
-    check_compute(compute.device)
+    check_compute(compute)
     decision = decisions.tta if config.tta else decisions.plain
     folder = ShardFolder(shards)
     folder.check()
