@@ -68,7 +68,10 @@ def _fit_stacker(file: Any, /, run: Path, config: DecisionConfig) -> Any:
     return file.fit_stacker(run, config, _say)
 
 
-def _predict(file: Any, /, by: LabelledBy, config: PredictConfig, compute: ComputeConfig) -> Any:
+def _predict(file: Any, /, by: LabelledBy, config: PredictConfig, shards: Path | None, compute: ComputeConfig) -> Any:
+    if shards is not None:
+        in_shards = import_module("ensemble.commands.predict_shards")
+        return in_shards.predict_shards(by, shards, config, compute, _say)
     if by.run is None:
         with_model = import_module("ensemble.commands.predict_model").predict_with_model
         return with_model(by.model, config, compute, _say)
@@ -185,7 +188,8 @@ COMMANDS = {
         "Label a set of images with a fitted run, or a model.",
         "The HTER to expect is printed, with its 95 % interval. With --model, a file of thera export is used in "
         "place of a run: it needs neither torch nor the run, and writes label file and predictions.csv into the "
-        "current folder, or beside --out.",
+        "current folder, or beside --out. With --shards, neither images nor labels are in memory as a whole; "
+        "interrupted, the same command goes on.",
         _predict,
     ),
     "distil": Command(

@@ -31,7 +31,7 @@ from ensemble.distil_config import NOT_OF_STUDENTS, DistilConfig, StudentConfig
 from ensemble.explore_config import ExploreConfig
 from ensemble.export_config import ExportConfig, LabelledBy
 from ensemble.fit_config import FitConfig
-from ensemble.predict_config import PredictConfig
+from ensemble.predict_config import PredictConfig, ShardConfig
 from ensemble.push_config import PushConfig
 from ensemble.report_config import ReportConfig
 from ensemble.serve_config import ServeConfig
@@ -147,6 +147,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
     "predict": (
         _part(LabelledBy, key="by"),
         _part(PredictConfig, key="config"),
+        _part(ShardConfig),
         _part(
             ComputeConfig, "device", "jobs", "cluster", "task_cores", key="compute"
         ),  # prediction has no data workers

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
 from pydantic import field_validator, model_validator
 
 from ensemble.config_fields import (
+    DATA,
     DECISION,
     SPEED,
     BadLabel,
@@ -66,6 +68,19 @@ class PredictOptions(Frozen):
         if self.combine == "vote" and self.prior is not None:
             raise ValueError("prior moves the threshold of a mean, and combine: vote has none: leave one out")
         return self
+
+
+class ShardConfig(Frozen):
+    """Where a prediction in shards is written."""
+
+    shards: Annotated[
+        Path | None,
+        option(
+            DATA,
+            "Write Parquet files of 65,536 labels each into this folder, from any number of images in bounded memory.",
+            unset="no shards",
+        ),
+    ] = None
 
 
 class PredictConfig(PredictOptions):

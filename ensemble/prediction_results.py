@@ -212,3 +212,30 @@ class PredictResult:
     probabilities: np.ndarray
     out: Path | None = None
     incomplete: DataError | None = None
+
+
+@dataclass(frozen=True)
+class ShardsResult:
+    """A set of images that was labelled in shards; its labels are in the Parquet files of `folder`.
+
+    Attributes
+    ----------
+    name : str
+        Name of the set.
+    folder : Path
+    facts : PredictionFacts or ClassPredictionFacts
+        Rates and share check are those of a pilot where there are more images than `commands.shard_labels.PILOT`.
+    shards : int
+        The number of parts.
+    out : Path or None
+        The label file; None where none was written.
+    incomplete : DataError or None
+        What the command reports last, and exits with, where images were left out.
+    """
+
+    name: str
+    folder: Path
+    facts: PredictionFacts | ClassPredictionFacts
+    shards: int
+    out: Path | None = None
+    incomplete: DataError | None = None

@@ -78,7 +78,7 @@ class Bar:
         self._tqdm = None
         if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not self._hidden:
             self._tqdm = tqdm(
-                total=total,
+                total=total or None,
                 desc=what if len(what) <= DESCRIPTION else f"{what[: DESCRIPTION - 1]}…",
                 unit=f" {unit}",
                 position=level,
@@ -153,7 +153,8 @@ class Bar:
             say(f"{note} at {_clock(spent)}{left}")
         else:
             self._printed_at = self.done
-            say(f"{self.what}: {self.done} of {self.total} {self.unit} in {_clock(spent)}{left}")
+            of_all = f" of {self.total}" if self.total else ""
+            say(f"{self.what}: {self.done}{of_all} {self.unit} in {_clock(spent)}{left}")
 
 
 def say(line: str) -> None:
@@ -183,7 +184,7 @@ def progress(total: int, what: str, unit: str = "images") -> Iterator[Bar]:
     Parameters
     ----------
     total : int
-        Number of steps of the whole work.
+        Number of steps of the whole work; 0 where it is not known.
     what : str
         The work in a few words: ``"decode"``, ``"resnet18, 3 folds"``.
     unit : str

@@ -19,7 +19,7 @@ from ensemble.errors import ConfigError
 from ensemble.explore_config import ExploreConfig
 from ensemble.export_config import ExportConfig, LabelledBy
 from ensemble.fit_config import FitConfig
-from ensemble.predict_config import PredictConfig
+from ensemble.predict_config import PredictConfig, ShardConfig
 from ensemble.push_config import PushConfig
 
 MODELS = (
@@ -37,6 +37,7 @@ MODELS = (
     PredictConfig,
     PushConfig,
     RunConfig,
+    ShardConfig,
 )
 PARTS_OF_A_RUN = {"RunConfig.data", "RunConfig.members", "RunConfig.decision", "RunConfig.predict"}
 """Fields that are models themselves."""

@@ -15,6 +15,9 @@ fit_stacker.py  fit-stacker: the decision
 remove_member.py  remove-member: a member and all that it has trained
 predict.py      predict: compute, decide, write (the label file --out too)
 prediction_files.py  the label file, table and facts of a prediction, written and read
+predict_shards.py  predict --shards: any number of images, in shards
+shard_jobs.py   the logits and the labels of one shard, which any machine can compute
+shard_labels.py the labels of all shards: the threshold, and the label file
 predict_model.py  predict --model: labels of an exported model, without torch
 distil.py       distil: one small network that answers like the stack
 export.py       export: the whole decision as one ONNX file

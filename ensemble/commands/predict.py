@@ -90,7 +90,7 @@ def predict(run: Path, config: PredictConfig, compute: ComputeConfig | None = No
         return result
     listed = result.folder / BAD_IMAGES
     written = result.out is not None
-    left_out = incomplete(source, len(dataset.bad), listed, out, written, facts.class_count)
+    left_out = incomplete(source.where, len(source), len(dataset.bad), listed, out, written, facts.class_count)
     return replace(result, incomplete=left_out)
 
 

@@ -95,7 +95,7 @@ def predict_with_model(
         say(f"warning: {printable(result.name)}: {warning}")
     if not dataset.bad:
         return result
-    left_out = incomplete(source, len(dataset.bad), bad, out, written, facts.class_count)
+    left_out = incomplete(source.where, len(source), len(dataset.bad), bad, out, written, facts.class_count)
     return ModelPrediction(**{**result.__dict__, "incomplete": left_out})
 
 

@@ -5,6 +5,8 @@ source.py      recognises a folder, a zip, a manifest or a list, and joins each 
 folders.py     images in a folder or a zip: numbered, of any names, or in a folder for each class
 listing.py     images that are named one by one: files, globs, lists of paths
 manifest.py    tables of images, with labels and groups
+shard_lists.py lists and reads any number of images one by one: trees of folders, manifests, tars and zips
+tars.py        lists the images of tar files, and reads them in place
 tables.py      reads CSV and Parquet tables and finds their columns
 labels.py      reads labels: 0 and 1, other spellings of these, the names of two classes, or those of more
 classes.py     the names of classes, and which label each stands for
@@ -14,6 +16,7 @@ files.py       lists and reads files in folders and zips, and refuses unsafe or 
 pixels.py      decodes a file to RGB pixels under one image policy
 form.py        the form of images in a store: resized or not, EXIF orientations applied or not
 store.py       decodes every image once, into a memory map on disk
+mapped.py      opens decoded images as a memory map, and reads rows of it
 stored.py      finds the decoded images of a run without its image files
 arrays.py      images that Python code passes: paths or pixels
 blocks.py      walks over decoded images in blocks, in threads

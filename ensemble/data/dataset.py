@@ -125,8 +125,8 @@ class Dataset:
         return self.pixels.shape[1], self.pixels.shape[2]
 
 
-def is_numbered(ids: NDArray[np.str_]) -> bool:
-    """Return whether the names of n images, without folder and suffix, are the numbers 1 to n in this order.
+def is_numbered(ids: NDArray[np.str_], first: int = 1) -> bool:
+    """Return whether the names of n images, without folder and suffix, are the numbers `first` onwards in this order.
 
     Line i of a label file can only then say which image it labels.
 
@@ -134,4 +134,4 @@ def is_numbered(ids: NDArray[np.str_]) -> bool:
     (True, False)
     """
     stems = (PurePosixPath(name).stem for name in ids.tolist())
-    return all(stem.isdecimal() and stem.isascii() and int(stem) == i for i, stem in enumerate(stems, 1))
+    return all(stem.isdecimal() and stem.isascii() and int(stem) == i for i, stem in enumerate(stems, first))

@@ -82,18 +82,34 @@ def _rows(path: Path) -> Rows:
 
 def _completed(where: str, root: str, lines: Sequence[int], paths: Sequence[str]) -> tuple[str, ...]:
     """Return the paths with the suffix of the image file where a path lacks one, and with / in place of backslashes."""
-    suffixes = sorted(IMAGE_SUFFIXES | {suffix.upper() for suffix in IMAGE_SUFFIXES})
     completed = []
     for line, path in zip(lines, paths, strict=True):
-        if "\\" in path and not os.path.lexists(os.path.join(root, path)):
-            path = path.replace("\\", "/")
-        names = [path]
-        if path and not is_image(path) and not os.path.lexists(os.path.join(root, path)):
-            names = [path + suffix for suffix in suffixes if os.path.isfile(os.path.join(root, path + suffix))] or names
-        if len(names) > 1:
-            raise DataError(f"{where}: line {line}", f"may be {listed(names)}", "write the suffix")
-        completed.append(names[0])
+        try:
+            completed.append(completed_path(root, path))
+        except DataError as error:
+            raise DataError(f"{where}: line {line}", error.found, error.remedy) from None
     return tuple(completed)
+
+
+def completed_path(root: str, path: str) -> str:
+    """Return a path with the suffix of the image file where it lacks one, and with / in place of backslashes.
+
+    Raises
+    ------
+    DataError
+        Several images have this name.
+    """
+    if "\\" in path and not os.path.lexists(os.path.join(root, path)):
+        path = path.replace("\\", "/")
+    if not path or is_image(path) or os.path.lexists(os.path.join(root, path)):
+        return path
+    names = [path + suffix for suffix in _SUFFIXES if os.path.isfile(os.path.join(root, path + suffix))] or [path]
+    if len(names) > 1:
+        raise DataError(printable(path), f"may be {listed(names)}", "write the suffix")
+    return names[0]
+
+
+_SUFFIXES = sorted(IMAGE_SUFFIXES | {suffix.upper() for suffix in IMAGE_SUFFIXES})
 
 
 def _missing(where: str, root: str, lines: Sequence[int], paths: Sequence[str], follow_links: bool) -> list[str]:

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from ensemble.data.dataset import BadImage, Dataset, Source
 from ensemble.data.files import SHOWN
 from ensemble.data.form import Form
-from ensemble.data.pixels import inspect
+from ensemble.data.mapped import open_pixels
+from ensemble.data.pixels import Header, inspect
 from ensemble.errors import ArtifactError, ConfigError, DataError, ResourceError, printable
 from ensemble.machine import available_cores
 from ensemble.progress import Say, progress, silent
@@ -244,7 +245,7 @@ def read_store(folder: Path, digests: NDArray[np.bytes_] | None = None) -> Store
         if file_sha256(folder / name) != sha256:
             raise ArtifactError(folder / name, "is not the file that thera wrote (its hash differs)", DECODE_AGAIN)
     try:
-        pixels = np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False)
+        pixels = open_pixels(folder / "pixels.npy")
         traits = np.load(folder / "traits.npy", allow_pickle=False)
         stored = (folder / "digests.txt").read_bytes()
     except (OSError, ValueError, EOFError, TypeError, KeyError, SyntaxError, OverflowError) as error:
@@ -283,10 +284,7 @@ def _write_store(
         name, data = printable(source.names[row]), _read_again(source, row, digests[row])
         own, header = form.pixels(data, name, (height, width))
         pixels[row] = own
-        constant = bool((own == own[0, 0]).all())
-        squashed = bool(resize) and header.width != header.height
-        found = {"constant": constant, "squashed": squashed}
-        traits[row] = [found[trait] if trait in found else getattr(header, trait) for trait in TRAITS]
+        traits[row] = traits_of(own, header, resize)
 
     partial = Path(tempfile.mkdtemp(prefix="decoding-", dir=folder.parent))
     try:
@@ -316,7 +314,15 @@ def _write_store(
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    return np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False), traits, bad
+    return open_pixels(folder / "pixels.npy"), traits, bad
+
+
+def traits_of(pixels: NDArray[np.uint8], header: Header, resize: int | None) -> list[bool]:
+    """Return which of `TRAITS` an image has, from its pixels (H, W, 3) and header."""
+    constant = bool((pixels == pixels[0, 0]).all())
+    squashed = bool(resize) and header.width != header.height
+    found = {"constant": constant, "squashed": squashed}
+    return [found[trait] if trait in found else getattr(header, trait) for trait in TRAITS]
 
 
 def _read_again(source: Source, row: int, digest: bytes) -> bytes:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import csv
 import difflib
 import io
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TextIO
 
-from ensemble.data.files import is_image
+from ensemble.data.files import is_image, reading
 from ensemble.errors import ConfigError, DataError, printable
 from ensemble.extras import refuse_missing
 
 PATH, LABEL, GROUP = "path", "label", "group"
+
+BATCH = 8192
+"""Rows of a Parquet table that are in memory at a time where it is read as a stream."""
 
 SPELLINGS = {
     PATH: ("path", "file", "filename", "file_name", "name", "image", "image_name", "image_id", "id"),
@@ -41,8 +46,11 @@ class Columns:
 BY_NAME = Columns()
 """No name is given: the columns are those in `SPELLINGS`."""
 
-Rows = list[tuple[int, list[str]]]
-"""The line number and the cells of each row; the first row is the header."""
+Numbered = tuple[int, list[str]]
+"""The line number and the cells of a row."""
+
+Rows = list[Numbered]
+"""The rows of a table; the first row is the header."""
 
 
 def read_columns(
@@ -99,16 +107,34 @@ def _chosen(header: Sequence[str], where: str, names: Columns) -> dict[str, int]
 
 def csv_rows(text: str, where: str) -> Rows:
     """Return the rows of a CSV table whose columns are separated by commas, semicolons or tabs."""
-    header = text.partition("\n")[0]
+    return list(_csv_lines(io.StringIO(text, newline=""), text.partition("\n")[0], where))
+
+
+def csv_stream(path: Path) -> Iterator[Numbered]:
+    """Yield the rows of a CSV file as `csv_rows` returns them; the file is never in memory as a whole."""
+    where = printable(path)
+    with reading(where), open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        header = file.readline()
+        file.seek(0)
+        yield from _csv_lines(file, header, where)
+
+
+def _csv_lines(file: TextIO, header: str, where: str) -> Iterator[Numbered]:
+    """Yield the line number and cells of each row; an empty last line is no row."""
     delimiter = next((mark for mark in ",;\t" if mark in header), ",")
     # Blanks after a delimiter are skipped where the header has them too; elsewhere they may begin a file name.
     skips = delimiter + " " in header
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=skips, strict=True)
+    reader = csv.reader(file, delimiter=delimiter, skipinitialspace=skips, strict=True)
+    last: Numbered | None = None
     try:
-        rows = [(reader.line_num, row) for row in reader]
+        for row in reader:
+            if last is not None:
+                yield last
+            last = reader.line_num, row
     except csv.Error as error:
         raise DataError(f"{where}: line {reader.line_num}", f"is not valid CSV: {error}") from error
-    return rows[:-1] if rows and not rows[-1][1] else rows
+    if last is not None and last[1]:
+        yield last
 
 
 def parquet_rows(path: Path) -> Rows:
@@ -120,7 +146,26 @@ def parquet_rows(path: Path) -> Rows:
         table = parquet.read_table(path)
     except (ArrowException, OSError) as error:
         raise DataError(printable(path), f"is not valid Parquet: {printable(error)}") from error
-    columns: Sequence[list[str]] = [
-        ["" if value is None else str(value) for value in column.to_pylist()] for column in table.columns
-    ]
-    return [(1, list(table.column_names))] + [(i, list(row)) for i, row in enumerate(zip(*columns, strict=True), 1)]
+    return [(1, list(table.column_names)), *((i, row) for i, row in enumerate(_texts(table.columns), 1))]
+
+
+def parquet_stream(path: Path) -> Iterator[Numbered]:
+    """Yield the rows of a Parquet table as `parquet_rows` returns them, one batch in memory at a time."""
+    refuse_missing("parquet", printable(path))
+    from pyarrow import ArrowException, parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            yield 1, list(file.schema_arrow.names)
+            numbers = itertools.count(1)
+            for batch in file.iter_batches(BATCH):
+                for row in _texts(batch.columns):
+                    yield next(numbers), row
+    except (ArrowException, OSError) as error:
+        raise DataError(printable(path), f"is not valid Parquet: {printable(error)}") from error
+
+
+def _texts(columns: Sequence[Any]) -> Iterator[list[str]]:
+    """Yield the cells of each row of Arrow columns as text; an empty cell is an empty text."""
+    texts = [["" if value is None else str(value) for value in column.to_pylist()] for column in columns]
+    yield from map(list, zip(*texts, strict=True))

@@ -143,6 +143,27 @@ class ClassDeployment:
     share_check: ClassShareCheck
 
 
+def class_label(
+    decision: Decided, fold_logits: Floats, logits: Floats, combine: str = "mean"
+) -> tuple[Labels, Floats, Labels]:
+    """Return the labels (n,) of images, their stacked logits (n, C), and the fold models' votes, (n, k) or (n, 0).
+
+    Each image's label depends on its own logits alone. The parameters are those of `class_deploy`.
+    """
+    offsets, stacked = decision.stacked.offsets, decision.stacker.apply(logits)
+    if combine == "vote":
+        y_pred, fold_votes = plurality_of_folds(decision.stacker, offsets, fold_logits)
+        return y_pred, stacked, fold_votes
+    return apply_offsets(stacked, offsets), stacked, np.empty((len(logits), 0), np.int8)
+
+
+def class_probabilities(stacked: Floats) -> Floats:
+    """Return the probabilities (n, C) of stacked logits (n, C), at the class shares of the OOF rows."""
+    from scipy.special import softmax
+
+    return np.asarray(softmax(stacked, axis=1))
+
+
 def class_deploy(
     decision: Decided,
     oof: OofLogits,
@@ -177,22 +198,16 @@ def class_deploy(
     ConfigError
         A correction or a prior is given that is for two classes alone.
     """
-    from scipy.special import softmax
-
     refuse_options_of_two_classes(correction, prior)
-    offsets, stacked = decision.stacked.offsets, decision.stacker.apply(logits)
     check = check_new_class_shares(decision, oof, fold_logits, is_new)
-    if combine == "vote":
-        y_pred, fold_votes = plurality_of_folds(decision.stacker, offsets, fold_logits)
-    else:
-        y_pred, fold_votes = apply_offsets(stacked, offsets), np.empty((len(logits), 0), np.int8)
+    y_pred, stacked, fold_votes = class_label(decision, fold_logits, logits, combine)
     member_votes, plurality = decision.votes(logits)
     return ClassDeployment(
         y_pred=y_pred,
         logits=logits,
         stacked_logits=stacked,
-        probabilities=np.asarray(softmax(stacked, axis=1)),
-        offsets=offsets,
+        probabilities=class_probabilities(stacked),
+        offsets=decision.stacked.offsets,
         member_votes=member_votes,
         plurality=plurality,
         fold_votes=fold_votes,

@@ -112,6 +112,48 @@ class Deployment:
     assumed_share_of_label_0: float | None
 
 
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Labels for images, as in `Deployment`: `y_pred`, `stacked_logits` and `probabilities` (n,), `fold_votes`."""
+
+    y_pred: Labels
+    stacked_logits: Floats
+    probabilities: Floats
+    fold_votes: Labels
+
+
+def label(
+    decision: Decision,
+    fold_logits: Floats,
+    logits: Floats,
+    threshold: float,
+    combine: str = "mean",
+    prior: float | None = None,
+) -> Labelled:
+    """Return labels for images at a threshold; each image's label depends on its own logits alone.
+
+    Parameters
+    ----------
+    decision : Decision
+    fold_logits : float64 array (n, m, k)
+        The logits of the images by member and fold model, averaged over the decision's views.
+    logits : float64 array (n, m)
+        The mean of `fold_logits` over the fold models, as it is stored.
+    threshold : float
+        Of the stacked logit. A vote of the fold models uses the decision's instead.
+    combine, prior
+        As in `deploy`.
+    """
+    stacked = decision.stacker.apply(logits)
+    if combine == "vote":
+        folds = decision.aligned_folds(fold_logits)
+        y_pred, fold_votes = majority_of_folds(decision.stacker, decision.threshold, folds)
+    else:
+        y_pred, fold_votes = apply_threshold(stacked, threshold), np.empty((len(logits), 0), np.int8)
+    shift = 0.0 if prior is None else at_prior(decision.nested, prior).logit_shift
+    return Labelled(y_pred, stacked, _probabilities(stacked + shift), fold_votes)
+
+
 def deploy(
     decision: Decision,
     oof: OofLogits,
@@ -149,30 +191,25 @@ def deploy(
     by_view : float64 array (n_oof, m, views), optional
         The OOF logits by view; with two or more views, they show how well the effect of averaging is known.
     """
-    stacked = decision.stacker.apply(logits)
     if combine == "vote":
         check = check_new_share(decision, oof, fold_logits, is_new)
         assumed, effect, threshold = None, None, decision.threshold
-        y_pred, fold_votes = majority_of_folds(
-            decision.stacker, decision.threshold, decision.aligned_folds(fold_logits)
-        )
     else:
         check, assumed, effect, threshold = corrected(
             decision, oof, fold_logits, correction, prior, seed, is_new, by_view
         )
-        y_pred, fold_votes = apply_threshold(stacked, threshold), np.empty((len(logits), 0), np.int8)
+    labelled = label(decision, fold_logits, logits, threshold, combine, prior)
     member_votes, majority = decision.votes(logits)
-    shift = 0.0 if prior is None else at_prior(decision.nested, prior).logit_shift
     return Deployment(
-        y_pred=y_pred,
+        y_pred=labelled.y_pred,
         logits=logits,
-        stacked_logits=stacked,
-        probabilities=_probabilities(stacked + shift),
+        stacked_logits=labelled.stacked_logits,
+        probabilities=labelled.probabilities,
         threshold=threshold,
         member_votes=member_votes,
         majority=majority,
-        fold_votes=fold_votes,
-        expectation=_expectation(decision, effect, y_pred, prior, check),
+        fold_votes=labelled.fold_votes,
+        expectation=_expectation(decision, effect, labelled.y_pred, prior, check),
         share_check=check,
         assumed_share_of_label_0=assumed,
     )

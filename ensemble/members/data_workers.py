@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from ensemble.data.mapped import read_rows
 from ensemble.errors import ResourceError, Stopped, printable
 from ensemble.members.augment import Augmentation
 from ensemble.members.fold_job import FoldJob
@@ -191,7 +192,7 @@ class _AugmentedRows(torch.utils.data.Dataset):  # type: ignore[type-arg]
 
     def __getitems__(self, draws: list[Draw]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rows = np.array([row for _, row, _ in draws])
-        pixels = self.mapped.array[rows]
+        pixels = read_rows(self.mapped.array, rows)
         if not self.augmentation.is_idle:
             for image, (epoch, row, time) in zip(pixels, draws, strict=True):
                 image[:] = self.augmentation(image, epoch, row, time)

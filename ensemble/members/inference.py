@@ -11,6 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ensemble.config import MemberConfig
+from ensemble.data.mapped import read_rows
 from ensemble.machine import available_cores, available_memory
 from ensemble.members.augment import view
 from ensemble.members.backbones import Backbone, build
@@ -164,7 +165,7 @@ def predict_logits(
     # copied to the host once, at the end, so that a GPU never waits
     logits = torch.empty((len(rows), len(views), *network.logit_shape), device=device)
     for start in range(0, len(rows), BATCH):
-        batch = copied(torch.from_numpy(pixels[rows[start : start + BATCH]]), device)
+        batch = copied(torch.from_numpy(read_rows(pixels, rows[start : start + BATCH])), device)
         for column, name in enumerate(views):
             logits[start : start + BATCH, column] = network(view(batch, name), PRECISIONS[precision])
             bar.advance(len(batch))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from ensemble.config import MemberConfig
 from ensemble.errors import TheraError
@@ -99,18 +100,10 @@ class Predictor:
         classes : int
             The number of classes that it was trained for.
         """
-        device, size, n = self._resources.device, self._pixels.array.shape[1], len(self._pixels.array)
-        member = MemberConfig.model_validate({**config, "pretrained": False, "weights": None})
-        # The config is not validated again: "fused" exists only for prediction, and the config of a training rejects
-        # it.
-        member = member.model_copy(update=self.requested)
-        limits = member.precision, member.convolutions, device, member.input_size or size, "predict"
-        possible = self._pool.call(possible_plans, *limits)
-        batches = n * folds // BATCH
-        if batches < PROBE_PAYS and as_trained in possible:
-            return NetworkSpec(member, size, as_trained, device, classes)
-        plan = self._pool.call(choose_plan, member, device, size, "predict", batches, self.threads, classes)
-        return NetworkSpec(member, size, plan, device, classes)
+        device, (n, size) = self._resources.device, self._pixels.array.shape[:2]
+        work = (config, as_trained, n * folds, self.threads, device, size, classes, self.requested)
+        spec: NetworkSpec = self._pool.call(choose_spec, *work)
+        return spec
 
     def cost_per_image(self, spec: NetworkSpec) -> float:
         """Return the cost of an image under one view, as `inference.cost_per_image`."""
@@ -152,6 +145,43 @@ class Predictor:
                 whole = np.concatenate([of_parts[i] for i in range(len(parts))])
                 _check_finite(whole, models[index], plan)
                 yield index, whole, plan
+
+
+def choose_spec(
+    config: Mapping[str, Any],
+    as_trained: Plan,
+    images: int,
+    threads: int,
+    device: torch.device,
+    size: int,
+    classes: int,
+    requested: Mapping[str, str],
+) -> NetworkSpec:
+    """Return the spec of a member's fold models; if there is enough work, a probe chooses the plan.
+
+    Parameters
+    ----------
+    config, as_trained, classes
+        As in `Predictor.spec`.
+    images : int
+        The images that all fold models together will compute.
+    threads : int
+        The threads that compute one model.
+    device : torch.device
+    size : int
+        Side of the images in pixels.
+    requested : mapping
+        The precision and the convolutions, as in `config.PredictOptions`.
+    """
+    member = MemberConfig.model_validate({**config, "pretrained": False, "weights": None})
+    # The config is not validated again: "fused" exists only for prediction, and the config of a training rejects it.
+    member = member.model_copy(update=dict(requested))
+    possible = possible_plans(member.precision, member.convolutions, device, member.input_size or size, "predict")
+    batches = images // BATCH
+    if batches < PROBE_PAYS and as_trained in possible:
+        return NetworkSpec(member, size, as_trained, device, classes)
+    plan = choose_plan(member, device, size, "predict", batches, threads, classes)
+    return NetworkSpec(member, size, plan, device, classes)
 
 
 def whole_batches(rows: np.ndarray, parts: int, least: int = 1) -> list[np.ndarray]:

@@ -20,6 +20,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import torch
 
+from ensemble.data.mapped import open_pixels
 from ensemble.errors import ResourceError, TheraError, out_of_memory
 from ensemble.machine import available_cores, available_memory
 from ensemble.members.devices import use
@@ -80,7 +81,7 @@ class MappedPixels:
 
 
 def _open(path: str) -> MappedPixels:
-    return MappedPixels(np.load(path, mmap_mode="r"))
+    return MappedPixels(open_pixels(path))
 
 
 def shares(jobs: int, at_once: int) -> list[list[int]]:
@@ -257,7 +258,7 @@ class Workers:
         if all(len(of_call) == len(available_cores()) for of_call in cores):
             keep_freed_memory()
             for index, call in enumerate(calls):
-                with _threads(len(available_cores())):
+                with torch_threads(len(available_cores())):
                     result = function(*call, bar)
                 yield index, result
             return
@@ -290,7 +291,7 @@ class Workers:
 
 
 @contextlib.contextmanager
-def _threads(n: int) -> Iterator[None]:
+def torch_threads(n: int) -> Iterator[None]:
     """Set torch's threads for a while. Sums round by their number, so it must be that of a pinned process."""
     before = torch.get_num_threads()
     torch.set_num_threads(n)

@@ -14,7 +14,7 @@ from ensemble.distil_results import DistilResult
 from ensemble.errors import printable
 from ensemble.explore_results import ExploreResult
 from ensemble.export_results import ExportResult, ModelPrediction
-from ensemble.prediction_results import PredictResult
+from ensemble.prediction_results import PredictResult, ShardsResult
 from ensemble.push_results import PushResult
 from ensemble.reports.bench_tables import bench_tables
 from ensemble.reports.clean_tables import clean_tables, review_table, reviewed_tables
@@ -134,7 +134,7 @@ def _(result: FitResult | ClassFitResult) -> list[Table]:
 
 
 @render.register
-def _(result: PredictResult) -> list[Table]:
+def _(result: PredictResult | ShardsResult) -> list[Table]:
     return [prediction_table({result.name: result.facts}), predict_summary(result)]
 
 

@@ -10,7 +10,7 @@ from ensemble.decision.class_decision import ClassDecision
 from ensemble.decision.decision import Decision
 from ensemble.errors import printable
 from ensemble.explore_results import ExploreResult
-from ensemble.prediction_results import ClassPredictionFacts, PredictResult
+from ensemble.prediction_results import ClassPredictionFacts, PredictResult, ShardsResult
 from ensemble.reports.clean_tables import reviewed_tables
 from ensemble.reports.comparison_tables import CLASS_RATES, comparison_tables, evaluation_tables
 from ensemble.reports.decision_tables import decision_warnings, objective_sentence, repeated_notes
@@ -88,7 +88,7 @@ def _(result: FitResult | ClassFitResult) -> list[Table]:
 
 
 @_short.register
-def _(result: PredictResult) -> list[Table]:
+def _(result: PredictResult | ShardsResult) -> list[Table]:
     return [_label_files_table({result.name: result.facts}), predict_summary(result)]
 
 

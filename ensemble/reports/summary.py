@@ -11,7 +11,7 @@ from ensemble.decision.comparison import Evaluation
 from ensemble.decision.decision import Decision
 from ensemble.decision.label_noise import noise_in_short
 from ensemble.errors import printable
-from ensemble.prediction_results import PredictionFacts, PredictResult
+from ensemble.prediction_results import PredictionFacts, PredictResult, ShardsResult
 from ensemble.reports.comparison_tables import verdict
 from ensemble.reports.measures import Rule, constant_error, error_text, figure, interval_text, is_better, loss
 from ensemble.reports.member_tables import measure_of_trial, trial_error
@@ -86,7 +86,7 @@ def trial_summary(result: TrialResult) -> Table:
     )
 
 
-def predict_summary(result: PredictResult) -> Table:
+def predict_summary(result: PredictResult | ShardsResult) -> Table:
     """Return the expected HTER of a label file, and what the share check says."""
     check, images = result.facts.share_check, result.facts.new_images
     if check.shifted:

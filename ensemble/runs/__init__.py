@@ -11,6 +11,7 @@ attribution.py  what a member looks at, as numbers
 predictions.py  one set of images: kept logits, label file, predictions.csv, facts
 distilled.py     the teacher of a distilled member, and the teacher's logits
 label_issues.py label_issues/: the doubtful labels, the page of their review, the overlay
+shards.py       a prediction in shards: lists of images, parts and their notes
 label_files.py  the two forms of a label file, and where it may be written
 migration.py    files of older versions -> the current form
 """

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ensemble.data.dataset import Source, is_numbered
+from ensemble.data.dataset import is_numbered
 from ensemble.errors import ConfigError, DataError, ResourceError, printable
 from ensemble.runs import files
 from ensemble.runs.run import LABEL_FILES, Run
@@ -75,28 +75,32 @@ def labels_of_all(
     return label_file(out.name, every, y_pred, classes), len(every)
 
 
-def incomplete(source: Source, count: int, listed: Path, out: Path, written: bool, classes: int) -> DataError:
+def incomplete(
+    where: str, n: int, count: int, listed: Path, out: Path | None, written: bool, classes: int
+) -> DataError:
     """Return what is reported last where `count` images were left out, which the file `listed` names.
 
     Parameters
     ----------
-    source : Source
-        All images.
+    where : str
+        Where the images are.
+    n : int
+        The number of all images.
     count : int
     listed : Path
-    out : Path
-        The label file.
+    out : Path or None
+        The label file; None where none is to be written.
     written : bool
         Whether it was written.
     classes : int
         The number of classes.
     """
-    found = f"{count} of {len(source)} images cannot be used and are listed in {printable(listed)}"
-    if written:
-        return DataError(source.where, found)
+    found = f"{count} of {n} images cannot be used and are listed in {printable(listed)}"
+    if written or out is None:
+        return DataError(where, found)
     remedy = f"{printable(out)} needs a line for each image and is not written"
     labels = "0 or 1" if classes == 2 else f"0 to {classes - 1}"
-    return DataError(source.where, found, f"{remedy}: give --bad-label {labels}, or --out FILE.csv for a table")
+    return DataError(where, found, f"{remedy}: give --bad-label {labels}, or --out FILE.csv for a table")
 
 
 def is_table(name: str | Path) -> bool:
@@ -105,15 +109,23 @@ def is_table(name: str | Path) -> bool:
 
 
 def checked_target(run: Run, out: Path | None, ids: np.ndarray, force: bool) -> Path:
-    """Return the path of the label file to write, if it may be written.
+    """Return the path of the label file to write for images of these ids (n,), if it may be written.
+
+    By default it is `label_val.txt` or `labels.csv` in the run's folder. The rest is as of `checked_path`.
+    """
+    name = label_file_name(ids)
+    return checked_path(run, run.folder / name if out is None else out, name, force)
+
+
+def checked_path(run: Run, path: Path, name: str, force: bool) -> Path:
+    """Return the path of a label file, if it may be written.
 
     Parameters
     ----------
     run : Run
-    out : Path, optional
-        By default `label_val.txt` or `labels.csv` in the run's folder.
-    ids : str array (n,)
-        The images to label.
+    path : Path
+    name : str
+        The name that `label_file_name` gives for the images to label.
     force : bool
         Whether a file that this run did not write is replaced.
 
@@ -125,8 +137,6 @@ def checked_target(run: Run, out: Path | None, ids: np.ndarray, force: bool) -> 
     ResourceError
         Its folder cannot be written.
     """
-    name = label_file_name(ids)
-    path = run.folder / name if out is None else out
     where, instead = f"--out {printable(path)}", "give the name of a new file"
     if path.is_symlink():
         raise ConfigError(where, "is a link, and the file that it names would stay as it is", instead)

@@ -169,6 +169,24 @@ def test_a_node_is_lost_in_prediction(cluster: Simulated, capsys: pytest.Capture
     assert all((logits[i] == alone[i]).all() for i in range(2))
 
 
+def test_a_node_is_lost_while_it_computes_a_shard(
+    cluster: Simulated, data: Path, local: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lock is free then, and the shard is computed elsewhere, with the bytes of one machine."""
+    monkeypatch.setattr("ensemble.runs.shards.ROWS", 4)
+    given = ["predict", "--run", str(data / "local"), str(data / "new/img"), "--device", "cpu", "--shards"]
+    with one_core():
+        main([*given, str(tmp_path / "here")])
+    claims, node = tmp_path / "there/_claims", cluster.nodes[0]
+    with when(lambda: list(claims.glob("*/.lock")), partial(cluster.kill, node)) as killed:
+        main([*given, str(tmp_path / "there"), "--cluster", cluster.address])
+    cluster.add()
+    here, there = listing(tmp_path / "here"), listing(tmp_path / "there")
+    parts = [name for name in here if name.endswith(".parquet") or "_done/" in name]
+    assert killed and len(parts) == 6 * 5  # of 6 shards the list, and part and note of logits and labels
+    assert {name: there[name] for name in parts} == {name: here[name] for name in parts}
+
+
 def test_the_relay_is_lost(cluster: Simulated) -> None:
     """It starts again, and the counts are complete."""
     import ray

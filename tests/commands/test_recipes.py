@@ -12,8 +12,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import safetensors.torch
 import timm
 import yaml
+from hub_server import Hub, served
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from tiny import write_tiny
 
@@ -52,16 +55,14 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let timm find no pretrained weights, at once."""
-    really = timm.create_model
+def no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the hub's client, which the tests keep offline, a cache without weights."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "no-cache"))
 
-    def create(name: str, pretrained: bool = False, **values: Any) -> Any:
-        if pretrained:
-            raise OSError("no route to host")
-        return really(name, **values)
 
-    monkeypatch.setattr(timm, "create_model", create)
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    yield from served(monkeypatch, tmp_path / "hub")
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[str, str]:
@@ -270,27 +271,20 @@ def member(folder: Path, **values: Any) -> Path:
 
 
 def test_available_weights_are_used_and_recorded(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, hub: Hub
 ) -> None:
-    really, requests = timm.create_model, []
-
-    def create(name: str, pretrained: bool = False, **values: Any) -> Any:
-        requests.append(pretrained)
-        return really(name, **values)
-
-    monkeypatch.setattr(timm, "create_model", create)
-    path = member(tmp_path, pretrained="if-possible")
+    file = safetensors.torch.save(timm.create_model("test_resnet").state_dict())
+    commit = hub.publish("timm/test_resnet.r160_in1k", {"model.safetensors": file})
+    path = member(tmp_path, pretrained="if-possible", epochs=1)
     run(capsys, "run", path, "--jobs", 1)
     facts = Run(tmp_path / "run").member("test_resnet").read()
-    assert facts.started_from == "timm's pretrained weights" and requests.count(True) == 3, "one try, two folds"
-    assert facts.config["pretrained"] == "if-possible"
-
-    def offline(name: str, pretrained: bool = False, **values: Any) -> Any:
-        if pretrained:
-            raise OSError("no route to host")
-        return really(name, **values)
-
-    monkeypatch.setattr(timm, "create_model", offline)
+    assert facts.started_from == "timm's pretrained weights" and facts.config["pretrained"] == "if-possible"
+    assert facts.pretrained_from is not None and facts.pretrained_from.commit == commit
+    assert [path for _, path, _ in hub.requests if path.startswith("/lfs/")] == [
+        f"/lfs/{facts.pretrained_from.sha256}"
+    ], "one download for two folds"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "no-cache"))
     (tmp_path / "run/members/test_resnet/fold-1/weights.safetensors").unlink()
     with pytest.raises(SystemExit) as stopped:  # the other fold started from them, and so does this
         main(["run", str(path), "--jobs", "1"])

@@ -230,3 +230,17 @@ def test_a_store_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "store").write_bytes(b"")
     with pytest.raises(ResourceError, match="cannot be written"):
         load(ten(tmp_path / "img"), tmp_path / "store")
+
+
+def test_rows_of_a_memory_map_are_those_of_the_array(tmp_path: Path) -> None:
+    from ensemble.data.mapped import open_pixels, read_rows
+
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 7, 7, 3), dtype=np.uint8)
+    np.save(tmp_path / "pixels.npy", pixels)
+    rows = np.array([49, 0, 3, 3, -1, 17])
+    for array in (open_pixels(tmp_path / "pixels.npy"), open_pixels(tmp_path / "pixels.npy")[10:], pixels):
+        assert np.array_equal(read_rows(array, rows[1:4]), array[rows[1:4]])
+    read = read_rows(open_pixels(tmp_path / "pixels.npy"), rows)
+    assert np.array_equal(read, pixels[rows])
+    read[:] = 0  # a copy
+    assert np.array_equal(np.load(tmp_path / "pixels.npy"), pixels)

@@ -117,7 +117,7 @@ def test_a_process_that_is_killed_within_an_epoch_goes_on(tmp_path: Path, monkey
         list(workers.run(train_together, [(killed, CPU, 0, 1.0)], [[core]], bar))
     names = sorted(path.name for path in (tmp_path / "run/fold-0/state").glob("*.json"))
     assert names == ["epoch-0001-update-00000001.json", "epoch-0001.json"]
-    with processes._threads(1):
+    with processes.torch_threads(1):
         assert_same(*(together([task(tmp_path / name)])[0] for name in ("run", "undisturbed")))
 
 

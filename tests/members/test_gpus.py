@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ def test_two_processes_train_the_folds_as_one_does(two_cores: list[int], monkeyp
     monkeypatch.setattr(parallel, "_groups", lambda cores, resources: groups)
     tasks = [task(fold, epochs=1) for fold in range(FOLDS)]
     tasks = [parallel.Task(each.job, each.checkpoint, each.plan, each.held_out, each.views, None) for each in tasks]
-    resources = Resources(torch.device("cpu"), 0, None, gpus=STANDINS)
+    resources = Resources(torch.device("cpu"), 0, None, gpus=STANDINS, pool=functools.partial(Workers, STANDINS))
     with progress(1, "test") as bar:
         found = dict(train_tasks(tasks, [two_cores] * FOLDS, resources, bar))
     assert started == [(two_cores[:1], STANDINS[0]), (two_cores[1:], STANDINS[1])]
@@ -173,11 +174,11 @@ def test_two_processes_predict_as_one_does(two_cores: list[int]) -> None:
     models = [FoldModel("lenet", 0, spec, Weights(trained.weights))]
     logits = []
     for resources in (
-        Resources(torch.device("cpu"), 0, 2, gpus=STANDINS),
+        Resources(torch.device("cpu"), 0, 2, gpus=STANDINS, pool=functools.partial(Workers, STANDINS)),
         Resources(torch.device("cpu"), 0, 1),
     ):
         with Predictor(PIXELS, 1, resources) as predictor, progress(1, "test") as bar:
-            assert len(predictor._cores) == (resources.jobs or 0)
+            assert len(predictor._slots) == (resources.jobs or 0)
             logits += [of_model for _, of_model, _ in predictor.predict(models, ["identity"], bar)]
     np.testing.assert_allclose(logits[0], logits[1], rtol=0, atol=1e-5)
 

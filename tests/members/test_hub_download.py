@@ -114,7 +114,7 @@ def test_the_command_records_the_commit_and_all_folds_start_from_it(
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0"}
     environment |= {"HF_HUB_CACHE": constants.HF_HUB_CACHE, "HF_HUB_DISABLE_XET": "1"}
     subprocess.run(
-        [sys.executable, "-m", "thera", *command(images, tmp_path / "run")], check=True, env=environment, timeout=300
+        [sys.executable, "-m", "thera", *command(images, tmp_path / "run")], check=True, env=environment, timeout=900
     )
     member = Run(tmp_path / "run").member("test_resnet")
     recorded = member.read().pretrained_from

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ensemble.bench_config import BenchConfig
 from ensemble.commands import bench
-from ensemble.commands.checks import check_compute
+from ensemble.commands.checks import check_device
 from ensemble.config import MemberConfig
 from ensemble.errors import ConfigError, ResourceError
 from ensemble.members import devices, mps_check
@@ -62,12 +62,12 @@ def test_it_is_not_used_where_it_does_not_agree(apple: Callable[..., None]) -> N
 def test_it_is_refused_before_torch_is_imported_on_another_system(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
     with pytest.raises(ConfigError, match="--device: mps is not there: it is the GPU of a Mac; use --device cpu"):
-        check_compute("mps")
+        check_device("mps")
 
 
 def test_a_benchmark_of_it_is_refused(apple: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     apple()
-    monkeypatch.setattr(bench, "check_compute", lambda device: None)
+    monkeypatch.setattr(bench, "check_device", lambda device: None)
     with pytest.raises(ConfigError, match="bench measures CPUs and CUDA devices; got mps; use --device cpu"):
         bench.bench(BenchConfig(device="mps", subjects=("train",)))
 

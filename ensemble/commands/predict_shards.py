@@ -1,0 +1,336 @@
+"""`thera predict --shards`: labels any number of images in bounded memory. List, logits, decision, labels.
+
+Several processes, also on several machines, may be given the same command: each shard is computed by one of them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ensemble.commands.checks import check_compute
+from ensemble.commands.fit_stacker import read_decisions
+from ensemble.commands.predict import check_options
+from ensemble.commands.shard_jobs import (
+    LogitsRequest,
+    MemberRequest,
+    claimed,
+    label_shard,
+    labels_made_from,
+    logits_made_from,
+    predict_shard,
+)
+from ensemble.commands.shard_labels import counted, decide, labels_request, write_bad_images, write_label_file
+from ensemble.config import ComputeConfig
+from ensemble.data.shard_lists import list_images
+from ensemble.data.source import set_name
+from ensemble.data.store import TRAITS, UPRIGHT
+from ensemble.decision.class_decision import ClassDecision
+from ensemble.decision.decision import Decision
+from ensemble.errors import ConfigError, LockedError, printable
+from ensemble.export_config import LabelledBy
+from ensemble.extras import refuse_missing
+from ensemble.predict_config import PredictConfig
+from ensemble.prediction_results import ShardsResult
+from ensemble.progress import Bar, Say, progress, silent
+from ensemble.reports.prediction_tables import label_file_warnings
+from ensemble.runs.files import refuse_differences, remove_orphans
+from ensemble.runs.label_files import LINES, TABLE, checked_path, incomplete, is_table
+from ensemble.runs.locks import locked
+from ensemble.runs.run import Run, RunFacts
+from ensemble.runs.shards import PartNote, ShardFolder, ShardPlan
+
+if TYPE_CHECKING:
+    from ensemble.members.parallel import Resources
+
+OTHERS_S = 2.0
+"""Seconds between two looks at shards that other processes compute."""
+
+
+def predict_shards(
+    by: LabelledBy, shards: Path, config: PredictConfig, compute: ComputeConfig | None = None, say: Say = silent
+) -> ShardsResult:
+    """Label any number of images in shards of 65,536, in Parquet files that are written one by one.
+
+    Memory does not grow with the number of images. Given again, the command goes on: finished shards are verified, and
+    missing or damaged ones are made again with the same bytes. Images are decoded once and their pixels kept nowhere.
+
+    Parameters
+    ----------
+    by : LabelledBy
+        The run that labels them; a model is refused.
+    shards : Path
+        A new folder, or that of the same prediction.
+    config : PredictConfig
+        Without `out`, no label file is written.
+    compute : ComputeConfig, optional
+    say : callable
+        Receives notes and warnings, a line each.
+
+    Raises
+    ------
+    ConfigError
+        An option does not go with shards, or the folder holds something else.
+    DataError
+        Images cannot be used or listed.
+    ArtifactError
+        The folder was made by another run or from other images, or a file of the run is missing or damaged.
+    """
+    refuse_missing("train", "thera predict --shards")
+    refuse_missing("parquet", "thera predict --shards")
+    compute, started = compute or ComputeConfig(), time.time()
+    run = _checked(by, config, compute)
+    facts, decisions = run.read(), read_decisions(run, say)
+    check_options(config, facts)
+    check_compute(compute)
+    decision = decisions.tta if config.tta else decisions.plain
+    folder = ShardFolder(shards)
+    folder.check()
+    plan = _planned(folder, config, facts, say)
+    out = config.out
+    if out is not None:
+        out = checked_path(run, out, LINES if plan.numbered else TABLE, config.force)
+    from ensemble.cluster.resources import resources_of
+
+    resources = resources_of(compute, say)
+    request = _requested(folder, run, facts, decision, plan, config, resources)
+    logits = _logits(folder, run, plan, request, config.on_bad, resources, say)
+    _say_traits(logits, facts, say)
+    with locked(folder.folder, wait=True, say=say):
+        decided = decide(folder, run, plan, request, logits, config)
+    labels = _labels(folder, run, plan, logits, decided, say)
+    with locked(folder.folder, wait=True, say=say):
+        decided = counted(folder, decided, labels)
+        bad = write_bad_images(folder, plan, logits)
+        written = out is not None and (not bad or is_table(out) or config.bad_label is not None)
+        if out is not None and written:
+            count = write_label_file(folder, run, plan, out, facts.classes, config.bad_label)
+            say(f"{count} labels written to {printable(out)}")
+        shutil.rmtree(folder.claims, ignore_errors=True)  # locks of shards, all of which are done
+    say(f"{decided.images} labels are in {plan.shards} part{'s' * (plan.shards > 1)} in {printable(shards)}")
+    run.record(f"predict --shards {shards}", started)
+    for warning in label_file_warnings(decided):
+        say(f"warning: {printable(set_name(config.images))}: {warning}")
+    left_out = None
+    if bad:
+        left_out = incomplete(plan.where, plan.n, bad, folder.bad_images, out, written, facts.class_count)
+    return ShardsResult(set_name(config.images), shards, decided, plan.shards, out if written else None, left_out)
+
+
+def _checked(by: LabelledBy, config: PredictConfig, compute: ComputeConfig) -> Run:
+    """Return the run, if nothing is requested that shards do not have."""
+    if by.run is None:
+        raise ConfigError("--shards", "needs --run; a model labels one set of images at a time", "leave one out")
+    if config.cascade is not None:
+        raise ConfigError("--cascade", "is not for --shards", "leave one of them out")
+    run = Run(by.run)
+    run.refuse_targets()
+    return run
+
+
+def _planned(folder: ShardFolder, config: PredictConfig, facts: RunFacts, say: Say) -> ShardPlan:
+    """Return the plan of the folder; list the images where there is none yet."""
+    images = tuple(os.path.abspath(path) for path in config.images)
+    with locked(folder.folder, wait=True, say=say):
+        plan = folder.plan()
+        if plan is None:
+            remove_orphans(folder.folder / "_plan")
+            say(f"listing the images of {', '.join(map(printable, config.images[:3]))}")
+            listed = list_images(config, facts.class_count)
+            with progress(0, "list") as bar:
+                plan = folder.write_plan(images, listed, config.follow_links, bar)
+    given = {"images": list(images), "follow-links": config.follow_links}
+    stored = {"images": list(plan.images), "follow-links": plan.follow_links}
+    refuse_differences(folder.folder, stored, given, "give another folder as --shards")
+    for note in plan.notes:
+        say(f"note: {plan.where}: {note}")
+    say(f"{plan.n} images in {plan.shards} shard{'s' * (plan.shards > 1)} from {plan.where}")
+    return plan
+
+
+def _requested(
+    folder: ShardFolder,
+    run: Run,
+    facts: RunFacts,
+    decision: Decision | ClassDecision,
+    plan: ShardPlan,
+    config: PredictConfig,
+    resources: Resources,
+) -> LogitsRequest:
+    """Return what the logits are made from; the plans of the networks are chosen once, for all machines."""
+    from ensemble.members.devices import capability_of
+    from ensemble.members.plans import Plan
+    from ensemble.members.predictor import choose_spec
+
+    device, names, passes, pool = resources.device, decision.stacker.members, plan.n * facts.folds, resources.pool()
+    forced = {"precision": config.precision, "convolutions": config.convolutions}
+    capability, torch_version = pool.call(capability_of, device)
+
+    def request(plans: Sequence[Plan]) -> LogitsRequest:
+        members = tuple(
+            MemberRequest(
+                name,
+                tuple(run.member(name).weights_sha256(fold) for fold in range(facts.folds)),
+                plan.precision,
+                plan.convolutions,
+            )
+            for name, plan in zip(names, plans, strict=True)
+        )
+        return LogitsRequest(
+            run=str(run.folder),
+            members=members,
+            views=decision.views,
+            size=(facts.size[0], facts.size[1]),
+            resize=facts.resize,
+            exif=facts.exif,
+            classes=facts.class_count,
+            **forced,
+            device=device.type,
+            capability=capability,
+            torch=torch_version,
+        )
+
+    with locked(folder.folder, wait=True):
+        stored = folder.read_request(LogitsRequest)
+        if stored is not None and tuple(member.name for member in stored.members) == names:
+            plans = [Plan(member.precision, member.convolutions) for member in stored.members]
+        else:
+            plans = []
+            for name in names:
+                member = run.member(name)
+                member.check_config()
+                of_member = member.read()
+                config_of, as_trained = of_member.current_config, Plan(of_member.precision, of_member.convolutions)
+                given = (config_of, as_trained, passes, 1, device, facts.size[0], facts.class_count, forced)
+                plans.append(pool.call(choose_spec, *given).plan)
+        now = request(plans)
+        if stored is None:
+            folder.write_request(now)
+            return now
+    before, after = ({**_plain(each), "run": ""} for each in (stored, now))
+    refuse_differences(folder.folder, before, after, "give another folder as --shards")
+    return stored
+
+
+def _plain(request: LogitsRequest) -> dict[str, Any]:
+    members = {f"member {each.name}": list(each.weights_sha256) for each in request.members}
+    others = {name: getattr(request, name) for name in LogitsRequest.__dataclass_fields__ if name != "members"}
+    return {**others, **members}
+
+
+# --- the work ---------------------------------------------------------------------------------------------------------
+
+
+def logits_done(folder: ShardFolder, index: int) -> bool:
+    """Return whether the logits of a shard are there and unchanged."""
+    plan, request = folder.plan(), folder.read_request(LogitsRequest)
+    assert plan is not None and request is not None
+    return folder.logits.note(index, logits_made_from(plan, request, index)) is not None
+
+
+def _logits(
+    folder: ShardFolder,
+    run: Run,
+    plan: ShardPlan,
+    request: LogitsRequest,
+    on_bad: str,
+    resources: Resources,
+    say: Say,
+) -> list[PartNote]:
+    """Compute the logits of all shards that are missing, and return the notes of all."""
+    from ensemble.machine import available_cores
+    from ensemble.members.inference import BATCH
+
+    def note(index: int, tell: Say = silent) -> PartNote | None:
+        return folder.logits.note(index, logits_made_from(plan, request, index), tell)
+
+    passes = sum(len(member.weights_sha256) for member in request.members) * len(request.views)
+    batches = plan.n * passes // BATCH // len(available_cores())
+
+    def compute(indices: Sequence[int], bar: Bar) -> list[int]:
+        arguments = (run.folder.absolute(), resources.device, on_bad)  # of a cluster, another process has another cwd
+        calls = [(predict_shard, logits_done, folder.folder.absolute(), index, *arguments) for index in indices]
+        with resources.pool() as pool:
+            slots = pool.slots(batches, resources.device, resources.jobs)
+            cores = [slots[position % len(slots)] for position in range(len(calls))]
+            done = dict(pool.run(claimed, calls, cores, bar))
+        return [index for position, index in enumerate(indices) if not done[position]]
+
+    return _all_done(folder, plan, "predict", "views", passes, note, compute, say)
+
+
+def _labels(
+    folder: ShardFolder, run: Run, plan: ShardPlan, logits: Sequence[PartNote], decided: Any, say: Say
+) -> list[PartNote]:
+    """Write the labels of all shards that are missing, and return the notes of all."""
+    request = labels_request(decided)
+
+    def note(index: int, tell: Say = silent) -> PartNote | None:
+        return folder.labels.note(index, labels_made_from(logits[index], request), tell)
+
+    def compute(indices: Sequence[int], bar: Bar) -> list[int]:
+        left = []
+        for index in indices:
+            arguments = (run.folder, logits[index], request)
+            is_done = claimed(label_shard, lambda _, at: note(at) is not None, folder.folder, index, *arguments)
+            left += [] if is_done else [index]
+            bar.advance(len(plan.images_in(index)))
+        return left
+
+    return _all_done(folder, plan, "label", "images", 1, note, compute, say)
+
+
+def _all_done(
+    folder: ShardFolder,
+    plan: ShardPlan,
+    what: str,
+    unit: str,
+    passes: int,
+    note: Callable[..., PartNote | None],
+    compute: Callable[[Sequence[int], Bar], list[int]],
+    say: Say,
+) -> list[PartNote]:
+    """Compute shards until all are done, by this process or by others, and return their notes.
+
+    `note` returns the note of a finished shard, and `compute` the shards among some that others compute.
+    """
+    missing = [index for index in range(plan.shards) if note(index, say) is None]
+    with progress(plan.n * passes, what, unit) as bar:
+        bar.skip(passes * (plan.n - sum(len(plan.images_in(index)) for index in missing)))
+        while missing:
+            elsewhere = compute(missing, bar)
+            if elsewhere:
+                bar.say(f"note: waiting for {len(elsewhere)} shards that other processes compute")
+            missing = elsewhere
+            while missing:
+                bar.advance(0)
+                time.sleep(OTHERS_S)
+                left = [index for index in missing if note(index) is None]
+                if any(not _is_held(folder, index) for index in left):
+                    missing = left  # their process has ended without finishing them
+                    break
+                missing = left
+    notes = [note(index) for index in range(plan.shards)]
+    if any(each is None for each in notes):  # removed or damaged while the others were computed
+        return _all_done(folder, plan, what, unit, passes, note, compute, say)
+    return [each for each in notes if each is not None]
+
+
+def _is_held(folder: ShardFolder, index: int) -> bool:
+    """Return whether a process works on a shard."""
+    try:
+        with locked(folder.claim(index)):
+            return False
+    except LockedError:
+        return True
+
+
+def _say_traits(notes: Sequence[PartNote], facts: RunFacts, say: Say) -> None:
+    """Say how many images have each trait of their files, such as grey ones."""
+    for trait, what in (TRAITS | (UPRIGHT if facts.exif == "apply" else {})).items():
+        if count := sum(note.traits.get(trait, 0) for note in notes):
+            say(f"note: {count} {what}")
