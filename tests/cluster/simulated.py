@@ -66,7 +66,7 @@ class Simulated:
         """Start a node of one core; those that see the files come first in `nodes`."""
         folders = [str(HERE / "blind") if blind else "", str(HERE), os.environ.get("PYTHONPATH", "")]
         path = os.pathsep.join(filter(None, folders))
-        with environment(PYTHONPATH=path, **QUIET):
+        with environment(PYTHONPATH=path, THERA_TEST_BLIND="1" if blind else "", **QUIET):
             node = self._cluster.add_node(wait=False, num_cpus=1, object_store_memory=100 * 2**20, **ports())
         self.nodes.insert(len(self.nodes) if blind else 0, node)
         return node
