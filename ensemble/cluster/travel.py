@@ -16,6 +16,7 @@ from ray.util.serialization import register_serializer
 
 from ensemble.cluster.relay import Arrays, arrays_of, tensors_of
 from ensemble.config import MemberConfig
+from ensemble.data import mapped
 from ensemble.members.backbones import build, last_layers
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.predictor import FoldModel
@@ -123,7 +124,7 @@ def open_pixels(path: str, digest: str, relay: Any) -> MappedPixels:
     """Return the images of a file: the file itself if this node sees it, else what the relay puts into the store."""
     try:
         if digest_of(path) == digest:
-            return MappedPixels(np.load(path, mmap_mode="r"))
+            return MappedPixels(mapped.open_pixels(path))
     except OSError:
         pass
     return stored_pixels(ray.get(relay.pixels.remote(path))[0])

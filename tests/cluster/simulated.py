@@ -66,7 +66,7 @@ class Simulated:
         """Start a node of one core; those that see the files come first in `nodes`."""
         folders = [str(HERE / "blind") if blind else "", str(HERE), os.environ.get("PYTHONPATH", "")]
         path = os.pathsep.join(filter(None, folders))
-        with environment(PYTHONPATH=path, **QUIET):
+        with environment(PYTHONPATH=path, THERA_TEST_BLIND="1" if blind else "", **QUIET):
             node = self._cluster.add_node(wait=False, num_cpus=1, object_store_memory=100 * 2**20, **ports())
         self.nodes.insert(len(self.nodes) if blind else 0, node)
         return node
@@ -75,6 +75,20 @@ class Simulated:
         """End a node and its processes without a warning."""
         self.nodes.remove(node)
         self._cluster.remove_node(node, allow_graceful=False)
+
+    def processes(self, title: str) -> list[int]:
+        """Return the processes of this cluster that Ray has given a title that begins so, such as ``ray::work``."""
+        nodes = [self._cluster.head_node, *self.nodes]
+        raylets = {each.process.pid for node in nodes for each in node.all_processes.get("raylet", [])}
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+                if parent in raylets and (path / "cmdline").read_bytes().startswith(title.encode()):
+                    found.append(int(path.name))
+            except OSError:
+                continue  # it has ended
+        return found
 
     def close(self) -> None:
         import ray
@@ -146,18 +160,6 @@ def when(condition: Callable[[], Any], act: Callable[[], None]) -> Iterator[list
     finally:
         ended.set()
         thread.join()
-
-
-def processes_of_ray(title: str) -> list[int]:
-    """Return the processes that Ray has given a title that begins so, such as ``ray::work``."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if path.read_bytes().startswith(title.encode()):
-                found.append(int(path.parent.name))
-        except OSError:
-            continue  # it has ended
-    return found
 
 
 def place_of(node: Any) -> str:

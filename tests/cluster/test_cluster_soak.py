@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from simulated import Simulated, processes_of_ray
+from simulated import Simulated
 from test_cluster import data as data
 from test_cluster import local as local
 from test_cluster import results
@@ -63,7 +63,7 @@ def _kill(rng: random.Random, cluster: Simulated, driver: subprocess.Popen[bytes
         cluster.kill(node)
         cluster.add(blind)
     else:
-        found = processes_of_ray("ray::work" if kind == "task" else "ray::Relay")
+        found = cluster.processes("ray::work" if kind == "task" else "ray::Relay")
         if not found:
             return "nothing"
         os.kill(rng.choice(found), signal.SIGKILL)

@@ -18,5 +18,6 @@ def _exists_without_marks(path: pathlib.Path) -> bool:
     return not path.name.startswith(".shared.") and _exists(path)
 
 
-os.path.getsize = _getsize_without_images
-pathlib.Path.exists = _exists_without_marks
+if os.environ.get("THERA_TEST_BLIND"):  # where the tests are collected, this module is imported, too
+    os.path.getsize = _getsize_without_images
+    pathlib.Path.exists = _exists_without_marks
