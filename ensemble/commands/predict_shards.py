@@ -38,7 +38,7 @@ from ensemble.predict_config import PredictConfig
 from ensemble.prediction_results import ShardsResult
 from ensemble.progress import Bar, Say, progress, silent
 from ensemble.reports.prediction_tables import label_file_warnings
-from ensemble.runs.files import refuse_differences, remove_orphans
+from ensemble.runs.files import refuse_differences
 from ensemble.runs.label_files import LINES, TABLE, checked_path, incomplete, is_table
 from ensemble.runs.locks import locked
 from ensemble.runs.run import Run, RunFacts
@@ -136,9 +136,9 @@ def _planned(folder: ShardFolder, config: PredictConfig, facts: RunFacts, say: S
     """Return the plan of the folder; list the images where there is none yet."""
     images = tuple(os.path.abspath(path) for path in config.images)
     with locked(folder.folder, wait=True, say=say):
+        folder.remove_orphans()
         plan = folder.plan()
         if plan is None:
-            remove_orphans(folder.folder / "_plan")
             say(f"listing the images of {', '.join(map(printable, config.images[:3]))}")
             listed = list_images(config, facts.class_count)
             with progress(0, "list") as bar:

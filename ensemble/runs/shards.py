@@ -195,6 +195,13 @@ class ShardFolder:
         if self.folder.is_dir() and any(self.folder.iterdir()) and not any(path.exists() for path in ours):
             raise ConfigError(where, "holds other files", "give a new folder")
 
+    def remove_orphans(self) -> None:
+        """Remove the temporary files of processes of this machine that were killed."""
+        for parts in (self.labels, self.logits):
+            files.remove_orphans(parts.folder)
+            files.remove_orphans(parts.folder / "_done")
+        files.remove_orphans(self._plan)
+
     # --- the plan -----------------------------------------------------------------------------------------------------
 
     def plan(self) -> ShardPlan | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import socket
 import tarfile
 import tracemalloc
 import zipfile
@@ -256,6 +257,8 @@ def test_only_damaged_and_missing_parts_are_made_again(
     (folder / "_logits/part-000002.parquet").unlink()
     (folder / "part-000000.parquet").write_bytes(b"damaged")
     (folder / "_done/000003.json").write_text("{")
+    orphan = folder / f"_logits/.part-000001.parquet.{socket.gethostname()}.{2**22 + 1}.ab.tmp"
+    orphan.write_bytes(b"of a killed process")
     made: list[str] = []
     for name in ("predict_shard", "label_shard"):
         job = getattr(predict_shards, name)
@@ -269,6 +272,7 @@ def test_only_damaged_and_missing_parts_are_made_again(
     assert made == ["predict_shard 1", "predict_shard 2", "label_shard 0", "label_shard 3"]
     assert "is not the file that thera wrote (its hash differs); it is made again" in capsys.readouterr().err
     assert parts(folder) == before
+    assert not orphan.exists()
 
 
 def test_a_shard_that_another_process_computes_is_waited_for(
