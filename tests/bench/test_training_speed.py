@@ -67,7 +67,7 @@ def test_folds_side_by_side_count_once_and_the_last_ones_for_themselves(
 def test_training_is_measured_and_no_weights_are_fetched(pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     from ensemble.members import backbones
 
-    monkeypatch.setattr(backbones, "_hub_answers", lambda: pytest.fail("looks for weights"))
+    monkeypatch.setattr(backbones, "fetched", lambda *_: pytest.fail("looks for weights"))
     one_at_a_time = Resources(torch.device("cpu"), 0, 1)
     plan, per_row, start = training_speed(
         member(arch="resnet10t", pretrained="if-possible", epochs=1), pixels, LABELS, 2, one_at_a_time
