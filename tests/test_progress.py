@@ -110,7 +110,7 @@ def test_a_bar_that_never_moved_and_one_that_failed_say_where_they_are(
         bar.advance()
         raise ZeroDivisionError
     assert capsys.readouterr().err.splitlines() == [
-        "nothing: 0 of 0 images in 0:00",
+        "nothing: 0 images in 0:00",
         "broken: 1 of 4 images in 0:00, 0:00 left",
     ]
     assert module._open == []

@@ -59,7 +59,7 @@ class Cuts:
     ----------
     thresholds : float64 array (c,)
         In ascending order; the first predicts all fitted rows as 1, the last predicts them all as 0.
-    code : int32 array (n,)
+    code : int64 array (n,)
         The bin of each row in the tables that `counts` returns: set of rows (fitted or evaluated), label, and number of
         thresholds that predict the row as 1.
     """
@@ -79,8 +79,7 @@ class Cuts:
         self._tables = 1 if fitted is None else 2
         table = np.zeros(labels.size, np.int64) if fitted is None else np.where(fitted, 0, 1)
         segment = np.searchsorted(self.thresholds, scores, "right")  # how many thresholds predict the row as 1
-        # Below 2^31 for up to a billion rows. It is kept for every fold of every rule, in half the memory of int64.
-        self.code = ((table * 2 + labels) * (self.thresholds.size + 1) + segment).astype(np.int32)
+        self.code = (table * 2 + labels) * (self.thresholds.size + 1) + segment
         self._left_out = False, False  # whether `near_best` has left out cuts below these, and above
 
     @property
@@ -156,12 +155,12 @@ class Cuts:
         return near
 
 
-def _merged(all_cuts: Sequence[Cuts]) -> tuple[NDArray[np.int32], list[Cuts]]:
+def _merged(all_cuts: Sequence[Cuts]) -> tuple[NDArray[np.int64], list[Cuts]]:
     """Merge rows that have the same code in each of the cuts, since they need to be counted only once.
 
     Returns
     -------
-    int32 array (n,)
+    int64 array (n,)
         The merged row that each row belongs to.
     list of Cuts
         The cuts with the codes of the merged rows.
@@ -174,7 +173,7 @@ def _merged(all_cuts: Sequence[Cuts]) -> tuple[NDArray[np.int32], list[Cuts]]:
     for cuts in all_cuts:
         merged.append(copy(cuts))
         merged[-1].code = cuts.code[first]
-    return merged_row.astype(np.int32), merged
+    return merged_row, merged
 
 
 class RefitRule:
