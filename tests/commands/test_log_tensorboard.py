@@ -195,6 +195,6 @@ def test_without_the_package_it_is_refused_at_once(command: str, data: DataConfi
 
 def test_the_package_is_looked_for_where_a_log_is_requested_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ensemble.extras.find_spec", lambda _: None)
-    checks.check_compute("cpu")
+    checks.check_compute(ComputeConfig(device="cpu"))
     with pytest.raises(ResourceError, match="tensorboard"):
-        checks.check_compute("cpu", "tensorboard")
+        checks.check_compute(ComputeConfig(device="cpu", log="tensorboard"))
