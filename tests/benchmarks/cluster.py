@@ -21,7 +21,7 @@ sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "cl
 
 import numpy as np
 import torch
-from simulated import Simulated, nothing
+from simulated import Forgotten, Simulated, nothing
 
 from ensemble.cluster.resources import resources_of
 from ensemble.config import VIEWS, ComputeConfig, MemberConfig
@@ -34,18 +34,6 @@ from ensemble.progress import progress
 TASKS, FOLDS = 500, 4
 
 
-class Kept:
-    """A checkpoint that keeps nothing."""
-
-    save_every = math.inf
-
-    def load(self) -> None:
-        return None
-
-    def save(self, tensors: Any, history: Any, updates: int = 0) -> None:
-        pass
-
-
 def tasks(images: int, epochs: int) -> list[Task]:
     """Return the trainings of four folds of small_cnn on drawn pixels."""
     rng, rows = np.random.default_rng(0), np.arange(images)
@@ -54,7 +42,7 @@ def tasks(images: int, epochs: int) -> list[Task]:
     mapped, found = MappedPixels(pixels), []
     for fold in range(FOLDS):
         job = FoldJob(config, mapped, labels, rows.astype(str), rows[rows % FOLDS != fold], fold, 0)
-        found.append(Task(job, Kept(), Plan("fp32"), rows[rows % FOLDS == fold], VIEWS, None))
+        found.append(Task(job, Forgotten(), Plan("fp32"), rows[rows % FOLDS == fold], VIEWS, None))
     return found
 
 
