@@ -3,14 +3,13 @@
 python tests/benchmarks/cluster.py [--rounds 2] [--images 2000] [--epochs 2]
 
 It prints tasks a second; the seconds of the same four trainings, with their held-out predictions, in both pools, in
-turn (processes, cluster, processes, cluster, …) and after both have started; the resident memory of each kind of
-process.
+turn (processes, cluster, processes, cluster, …) and after both have started, with the CPU seconds of their processes;
+the resident memory of each kind of process.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
 from collections import defaultdict
@@ -21,12 +20,12 @@ sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "cl
 
 import numpy as np
 import torch
-from simulated import Forgotten, Simulated, nothing
+from simulated import Forgotten, Simulated, cpu_seconds, nothing
 
 from ensemble.cluster.resources import resources_of
 from ensemble.config import VIEWS, ComputeConfig, MemberConfig
 from ensemble.members.fold_job import FoldJob
-from ensemble.members.parallel import Task, train_together
+from ensemble.members.parallel import Task
 from ensemble.members.plans import Plan
 from ensemble.members.processes import MappedPixels, Workers
 from ensemble.progress import progress
@@ -46,14 +45,14 @@ def tasks(images: int, epochs: int) -> list[Task]:
     return found
 
 
-def seconds(pool: Any, work: list[Task]) -> float:
-    """Return the seconds in which a pool of two trains and predicts the folds."""
+def seconds(pool: Any, work: list[Task]) -> tuple[float, float]:
+    """Return the seconds in which a pool of two trains and predicts the folds, and the CPU seconds of its processes."""
     calls = [([task], torch.device("cpu"), 0, 1.0) for task in work]
     cores = [[index % 2] for index in range(len(calls))]
     started = time.perf_counter()
     with progress(1, "train") as bar:
-        assert len(list(pool.run(train_together, calls, cores, bar))) == len(calls)
-    return time.perf_counter() - started
+        used = sum(of_call for _, of_call in pool.run(cpu_seconds, calls, cores, bar))
+    return time.perf_counter() - started, used
 
 
 def memory() -> dict[str, list[float]]:
@@ -100,10 +99,12 @@ def main() -> None:
             print(f"{TASKS / (time.perf_counter() - started):.0f} tasks a second")
             ratios = []
             for number in range(options.rounds):
-                one, two = seconds(processes, work), seconds(cluster, work)
-                ratios.append(two / one)
-                print(f"round {number}: processes {one:.1f} s, cluster {two:.1f} s, ratio {two / one:.3f}", flush=True)
-            print(f"ratio, geometric mean: {math.exp(float(np.mean(np.log(ratios)))):.3f}")
+                (one, cpu_of_one), (two, cpu_of_two) = seconds(processes, work), seconds(cluster, work)
+                ratios.append((two / one, cpu_of_two / cpu_of_one))
+                times = f"processes {one:.1f} s ({cpu_of_one:.1f} s of CPU), cluster {two:.1f} s ({cpu_of_two:.1f} s)"
+                print(f"round {number}: {times}", flush=True)
+            wall, cpu = np.exp(np.log(ratios).mean(0))
+            print(f"cluster / processes, geometric mean: {wall:.3f} of the time, {cpu:.3f} of the CPU seconds")
             for kind, sizes in memory().items():
                 print(f"{kind}: {', '.join(f'{size:.0f}' for size in sorted(sizes))} MiB")
     finally:
