@@ -107,7 +107,7 @@ def test_own_data_of_the_readme_runs(tmp_path: Path) -> None:
     assert len(lines) == 4
     for line in lines:
         _, *arguments = shlex.split(line)
-        small = ["--folds", "2", "--device", "cpu", "--jobs", "1", "--time", "1m"]
+        small = ["--folds", "2", "--device", "cpu", "--jobs", "1", "--time", "40s"]
         done = run_thera(*arguments, *(small if arguments[0] == "fit" else []), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     labelled = (tmp_path / "checkpoints" / "photos" / "labels.csv").read_text().splitlines()

@@ -160,3 +160,27 @@ def test_a_member_trains_on_real_images(data: Path, tmp_path: Path) -> None:
     report = json.loads((tmp_path / "run/members/resnet10t/member.json").read_text())["oof"]
     assert report["nested"]["n_neg"] + report["nested"]["n_pos"] == 2500
     assert report["auc"] > 0.6
+
+
+def test_the_exported_student_is_that_of_the_record() -> None:
+    """Loading it also compares its logits on drawn images with those that it states."""
+    pytest.importorskip("onnxruntime", reason="the extra thera[runtime] is not installed")
+    from ensemble import OnnxClassifier
+    from ensemble.runs.distilled import read_distilled
+
+    facts, student = OnnxClassifier(RUN.folder / "faces.onnx").facts, RUN.member("distilled")
+    (member,) = facts.members
+    assert member.weights_sha256 == (student.weights_sha256(0),) and facts.fingerprint == RUN.read().fingerprint
+    assert read_distilled(student).teachers == read_decisions(RUN).tta.stacker.members
+    assert (RUN.folder / "faces.onnx").stat().st_size < 2e6 and facts.caveats
+
+
+@needs_data
+def test_the_exported_student_labels_as_the_stack_does(data: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="the extra thera[runtime] is not installed")
+    from ensemble import OnnxClassifier
+
+    paths = [data / "val_img" / f"{row:06d}.jpg" for row in range(1, 1001)]
+    y_pred = OnnxClassifier(RUN.folder / "faces.onnx").predict(paths)
+    labels = [int(line) for line in (PREDICTED / "label_val.txt").read_text().splitlines()[:1000]]
+    assert np.mean(y_pred == labels) > 0.95

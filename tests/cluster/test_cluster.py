@@ -205,7 +205,10 @@ def test_the_relay_is_lost(cluster: Simulated) -> None:
     ray.get(relay.collect.remote("any"), timeout=60)
 
 
-def test_lost_tasks_and_errors(cluster: Simulated, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lost_tasks_and_errors(
+    cluster: Simulated, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ensemble.cluster.pool.LOST_LIMIT", 3)
     pool = resources_of(compute(cluster)).pool()
     with pool, progress(3, "test") as bar:
         assert dict(pool.run(once, [(str(tmp_path), number) for number in range(3)], [[0]] * 3, bar)) == {
@@ -214,9 +217,7 @@ def test_lost_tasks_and_errors(cluster: Simulated, tmp_path: Path, capsys: pytes
             2: 2,
         }
         assert capsys.readouterr().err.count("was lost on") == 3
-        with pytest.raises(
-            ResourceError, match=r"was lost 10 times without coming further \(its process has ended\); "
-        ):
+        with pytest.raises(ResourceError, match=r"was lost 3 times without coming further \(its process has ended\); "):
             list(pool.run(always, [()], [[0]], bar))
         with pytest.raises(RuntimeError, match="ZeroDivisionError"):
             list(pool.run(wrong, [()], [[0]], bar))

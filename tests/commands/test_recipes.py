@@ -454,7 +454,7 @@ def test_stopped_while_looking_for_doubtful_labels_it_goes_on(
         assert (again / "members/clean" / name).read_bytes() == (folder / "run/members/clean" / name).read_bytes()
 
 
-@pytest.mark.parametrize("interrupted_at", [4, 5])
+@pytest.mark.parametrize("interrupted_at", [5])
 def test_stopped_after_the_doubtful_labels_it_does_not_look_again(
     flipped: tuple[Path, np.ndarray],
     tmp_path: Path,
