@@ -19,6 +19,13 @@ from ensemble.errors import ConfigError, ResourceError, printable
 from ensemble.machine import available_cores
 from ensemble.progress import Say
 
+ENDED = (
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.TaskUnschedulableError,
+)
+"""What Ray raises for a task on a node that has ended, or ends before the task begins."""
+
 START_S = 300.0
 """Seconds in which a node must have started a process and imported torch."""
 
@@ -159,7 +166,7 @@ def _facts_of(nodes: Sequence[Node]) -> list[MachineFacts]:
     for node, ref in zip(nodes, refs, strict=True):
         try:
             machines.append(ray.get(ref, timeout=1))
-        except (ray.exceptions.NodeDiedError, ray.exceptions.WorkerCrashedError):
+        except ENDED:
             continue
         except (ray.exceptions.RayError, TimeoutError) as error:
             last = printable((str(error).strip() or "no answer").splitlines()[-1][:200])

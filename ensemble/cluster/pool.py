@@ -103,7 +103,7 @@ class ClusterPool:
     def call(self, function: Job, *arguments: Any) -> Any:
         """Return `function(*arguments)`, computed by a task."""
         self._luggage.register()
-        ref = self._task(answer, retries=3).remote(function, arguments)
+        ref = self._task(answer, retries=LOST_LIMIT).remote(function, arguments)
         try:
             kind, value = ray.get(ref)
         except ray.exceptions.RayError as error:

@@ -41,7 +41,7 @@ def test_many_kills(data: Path, local: dict[str, bytes], tmp_path: Path) -> None
                     driver = subprocess.Popen(command, stderr=said, stdout=said)
                 while driver.poll() is None and sum(done.values()) < KILLS:
                     time.sleep(rng.uniform(1, 8))
-                    done[_kill(rng, cluster, driver)] += 1
+                    done.update(_kill(rng, cluster, driver))
                 if (status := driver.wait()) == 0:
                     break
                 assert status == -signal.SIGKILL, (tmp_path / "said.txt").read_text()[-2000:]
@@ -52,8 +52,8 @@ def test_many_kills(data: Path, local: dict[str, bytes], tmp_path: Path) -> None
         cluster.close()
 
 
-def _kill(rng: random.Random, cluster: Simulated, driver: subprocess.Popen[bytes]) -> str:
-    """End something at random, and return what."""
+def _kill(rng: random.Random, cluster: Simulated, driver: subprocess.Popen[bytes]) -> list[str]:
+    """End something at random, and return what, or nothing where none of the kind runs."""
     kind = rng.choice(["task", "task", "node", "node", "relay", "driver"])
     if kind == "driver":
         driver.kill()
@@ -65,6 +65,6 @@ def _kill(rng: random.Random, cluster: Simulated, driver: subprocess.Popen[bytes
     else:
         found = cluster.processes("ray::work" if kind == "task" else "ray::Relay")
         if not found:
-            return "nothing"
+            return []
         os.kill(rng.choice(found), signal.SIGKILL)
-    return kind
+    return [kind]
