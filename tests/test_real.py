@@ -41,7 +41,7 @@ def test_decision_follows_from_the_oof_logits(key: str) -> None:
     The stored nested figures were made by a version that chose the kind of stacker without each fold, among all kinds.
     """
     decision, views = getattr(read_decisions(RUN), key), VIEW_SETS[key]
-    oof = averaged_oof(RUN, [member.name for member in RUN.members()], views)
+    oof = averaged_oof(RUN, decision.stacker.members, views)
     anew = fit_decision(oof, views, RUN.read().seed, decision.objective, decision.kind)
     assert anew.kind == decision.kind
     np.testing.assert_allclose(anew.stacker.weights, decision.stacker.weights, rtol=1e-6)
