@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import secrets
 import threading
 import time
@@ -137,6 +138,16 @@ class ClusterPool:
         Stopped
             A signal has arrived.
         """
+        try:
+            yield from self._run(function, calls, cores, bar)
+        except _Failed as failed:
+            raise failed.error from None
+        except OSError as error:
+            if error.errno not in (None, errno.EPIPE, errno.ECONNRESET):  # Ray's own errors have no number
+                raise
+            raise _lost_cluster("Ray has ended on this node") from None
+
+    def _run(self, function: Job, calls: Sequence[tuple[Any, ...]], cores: Sequence[list[int]], bar: Bar) -> Results:
         self._luggage.register()
         subjects, token, reports = [_subject(call) for call in calls], secrets.token_hex(8), None
         display, losses, waiting = Display(subjects, bar), _Losses(subjects, bar), deque(range(len(calls)))
@@ -168,7 +179,7 @@ class ClusterPool:
                     display.take(index, report)
                     display.end(index)
                     if kind == "failed":
-                        raise value
+                        raise _Failed(value)
                     yield index, value
 
     def _task(self, function: Any, retries: int = 0) -> Any:
@@ -189,6 +200,14 @@ class ClusterPool:
 
 class _Lost(Exception):
     """A task has ended with its process or node; the message says how."""
+
+
+class _Failed(Exception):
+    """A call has raised an error."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
 
 
 class _Losses:

@@ -77,6 +77,10 @@ class Simulated:
         self.nodes.remove(node)
         self._cluster.remove_node(node, allow_graceful=False)
 
+    def kill_head(self, process: str) -> None:
+        """End a process of the head, by the name that Ray gives its kind: ``gcs_server`` or ``raylet``."""
+        self._cluster.head_node.all_processes[process][0].process.kill()
+
     def processes(self, title: str) -> list[int]:
         """Return the processes of this cluster that Ray has given a title that begins so, such as ``ray::work``."""
         nodes = [self._cluster.head_node, *self.nodes]

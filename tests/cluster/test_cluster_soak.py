@@ -18,7 +18,7 @@ import pytest
 from simulated import Simulated
 from test_cluster import data as data
 from test_cluster import local as local
-from test_cluster import results
+from test_cluster import results, running
 
 KILLS = int(os.environ.get("THERA_CLUSTER_KILLS", "0"))
 
@@ -50,6 +50,28 @@ def test_many_kills(data: Path, local: dict[str, bytes], tmp_path: Path) -> None
             print(f"{runs} runs, {dict(done)}", flush=True)
     finally:
         cluster.close()
+
+
+@pytest.mark.parametrize("lost", ["gcs_server", "raylet"])
+def test_a_lost_cluster_is_exit_status_6(lost: str, data: Path, tmp_path: Path) -> None:
+    """What the whole cluster is lost with ends: the head's server, or Ray on the node of the driver."""
+    cluster = Simulated()
+    cluster.add()
+    command = ["run", str(data / "c.yaml"), "--run", str(tmp_path / "run"), "--device", "cpu"]
+    try:
+        with (tmp_path / "said.txt").open("w") as said:
+            driver = subprocess.Popen(
+                [sys.executable, "-m", "ensemble", *command, "--cluster", cluster.address], stderr=said, stdout=said
+            )
+            while not running(tmp_path / "run"):
+                assert driver.poll() is None
+                time.sleep(0.02)
+            cluster.kill_head(lost)
+            assert driver.wait(timeout=120) == 6
+    finally:
+        cluster.close()
+    (line,) = [each for each in (tmp_path / "said.txt").read_text().splitlines() if each.startswith("error: ")]
+    assert line.startswith("error: --cluster: ") and line.endswith("; the same command goes on once the cluster runs")
 
 
 def _kill(rng: random.Random, cluster: Simulated, driver: subprocess.Popen[bytes]) -> list[str]:
