@@ -8,13 +8,12 @@ import platform
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
-from ensemble.errors import ResourceError
+import torch
 
-PACKAGES = ("torch", "timm", "albumentations", "opencv-python-headless", "numpy")
-"""The packages whose versions results depend on."""
+from ensemble.errors import ResourceError
+from ensemble.members.machine_facts import hardware_of, package_versions
 
 
 @dataclass(frozen=True)
@@ -39,12 +38,8 @@ class MachineFacts:
 @functools.cache
 def facts_of_this_machine() -> MachineFacts:
     """Return the facts of the machine that this process runs on."""
-    import torch
-
-    software = {"python": platform.python_version(), "thera": _version_of_thera()}
-    software |= {name: metadata.version(name) for name in PACKAGES}
-    hardware = {"CPU": _cpu_model(), "CPU capability": torch.backends.cpu.get_cpu_capability()}
-    return MachineFacts(socket.gethostname(), software, hardware)
+    software = {"python": platform.python_version(), "thera": _version_of_thera(), **package_versions()}
+    return MachineFacts(socket.gethostname(), software, hardware_of(torch.device("cpu")))
 
 
 def _version_of_thera() -> str:
@@ -55,15 +50,6 @@ def _version_of_thera() -> str:
     for path in sorted(package.rglob("*.py")):
         digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
     return f"{__version__} ({digest.hexdigest()[:8]})"
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.processor() or platform.machine())
 
 
 def refuse_unequal(machines: Sequence[MachineFacts], driver: MachineFacts | None = None) -> None:

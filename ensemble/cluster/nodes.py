@@ -26,6 +26,12 @@ ENDED = (
 )
 """What Ray raises for a task on a node that has ended, or ends before the task begins."""
 
+REMEDIES = {
+    "auto": "start one by: ray start --head, or use --cluster local",
+    "local": "run the same command again; Ray gives up a start that takes longer than 15 s",
+}
+"""What to do if a cluster cannot be joined, by the address that was given."""
+
 START_S = 300.0
 """Seconds in which a node must have started a process and imported torch."""
 
@@ -45,8 +51,8 @@ class Cluster:
 
     Attributes
     ----------
-    job : str
-        Ray's id of this process's connection.
+    connection : str
+        The address of the cluster, and Ray's id of this process in it.
     relay : Any
         The handle of the actor on this node.
     nodes : tuple of Node
@@ -55,7 +61,7 @@ class Cluster:
         Those of the nodes, which are all equal.
     """
 
-    job: str
+    connection: str
     relay: Any
     nodes: tuple[Node, ...]
     facts: MachineFacts
@@ -87,21 +93,26 @@ def join(address: str, device: str, say: Say) -> Cluster:
     """
     if not ray.is_initialized():
         _connect(address)
-    job = str(ray.get_runtime_context().get_job_id())
-    if (known := _joined.get(device)) and known.job == job:
+    context = ray.get_runtime_context()
+    connection = f"{context.gcs_address} {context.get_job_id()}"  # the first process of each cluster has the same id
+    if (known := _joined.get(device)) and known.connection == connection:
         return known
     nodes = _nodes(device)
     machines = _facts_of(nodes)
     refuse_unequal(machines, facts_of_this_machine())
     # elsewhere it would end with its node, and could not write the files of this one
-    pinned = _on_node(ray.get_runtime_context().get_node_id())
+    pinned = _on_node(context.get_node_id())
     options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 8, "max_restarts": -1, "max_task_retries": -1}
     relay = ray.remote(Relay).options(**options, scheduling_strategy=pinned).remote()
-    _joined[device] = Cluster(job, relay, nodes, machines[0])
+    _joined[device] = Cluster(connection, relay, nodes, machines[0])
     gpus = sum(node.gpus for node in nodes)
-    what = f"{gpus} GPUs" if gpus else f"{sum(node.cores for node in nodes)} cores"
-    say(f"note: a cluster of {len(nodes)} nodes with {what} computes")
+    what = _counted(gpus, "GPU") if gpus else _counted(sum(node.cores for node in nodes), "core")
+    say(f"note: a cluster of {_counted(len(nodes), 'node')} with {what} computes")
     return _joined[device]
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def _connect(address: str) -> None:
@@ -119,7 +130,7 @@ def _connect(address: str) -> None:
         ray.init(**given)
     except Exception as error:  # Ray raises bare exceptions, too
         first = printable((str(error).strip() or type(error).__name__).splitlines()[0][:200])
-        remedy = "start one by: ray start --head, or use --cluster local" if address == "auto" else "check the address"
+        remedy = REMEDIES.get(address, "check the address")
         raise ResourceError(where, f"cannot be joined ({first})", remedy) from None
     finally:
         if threading.current_thread() is threading.main_thread():

@@ -61,7 +61,7 @@ class ClusterPool:
         The most tasks at once; by default as many as the nodes have room for.
     """
 
-    shares_a_gpu, least_batches = False, LEAST_BATCHES
+    least_batches = LEAST_BATCHES
 
     def __init__(self, cluster: Cluster, cores: int, gpu: float, at_once: int | None) -> None:
         self._cluster, self._cores, self._gpu, self._at_once = cluster, cores, gpu, at_once

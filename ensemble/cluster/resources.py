@@ -49,4 +49,5 @@ def resources_of(compute: ComputeConfig, say: Say = silent) -> Resources:
     if cores > (most := max(node.cores for node in cluster.nodes)):
         raise ConfigError("--task-cores", f"no node has {cores} cores", f"use at most {most}, and fewer --workers")
     pool = functools.partial(ClusterPool, cluster, cores, 1 / share if gpu else 0.0, None if gpu else compute.jobs)
-    return Resources(torch.device("cuda" if gpu else "cpu"), workers, compute.jobs, compute.save_every, pool=pool)
+    device = torch.device("cuda" if gpu else "cpu")
+    return Resources(device, workers, compute.jobs, compute.save_every, pool=pool, shares_a_gpu=False)
