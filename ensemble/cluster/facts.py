@@ -1,4 +1,4 @@
-"""What the results of a machine depend on: versions and the CPU; machines of a cluster are compared by it."""
+"""Compare the software and hardware of the nodes of a cluster, and refuse nodes that differ."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ensemble.members.machine_facts import hardware_of, package_versions
 
 @dataclass(frozen=True)
 class MachineFacts:
-    """What the results of a machine depend on.
+    """The software and hardware that decide the bits of a result.
 
     Attributes
     ----------
@@ -27,7 +27,7 @@ class MachineFacts:
     software : mapping
         The version of Python, thera and each package by its name.
     hardware : mapping
-        The CPU's model, and the instructions that torch uses on it.
+        The CPU's model and instructions, as `members.machine_facts.hardware_of` returns them.
     """
 
     host: str
@@ -53,19 +53,19 @@ def _version_of_thera() -> str:
 
 
 def refuse_unequal(machines: Sequence[MachineFacts], driver: MachineFacts | None = None) -> None:
-    """Refuse machines that differ from the first one, so that a member is not computed in two ways.
+    """Refuse machines that differ from the first one, because a member must have the same bits on all of them.
 
     Parameters
     ----------
     machines : sequence of MachineFacts
-        Those that compute.
+        The machines that compute.
     driver : MachineFacts, optional
         The machine that writes the results; only its versions have to be the same.
 
     Raises
     ------
     ResourceError
-        Some value differs; all differences between two machines are named.
+        A value differs. The message names all differences between two machines.
     """
     if not machines:
         return

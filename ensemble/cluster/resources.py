@@ -1,4 +1,4 @@
-"""Give a command the device and the pool that compute its jobs."""
+"""Choose the device and the pool that compute the jobs of a command."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ensemble.members.parallel import Resources
 
 WORKERS_OF_A_GPU = 8
-"""The most data workers of a task with a GPU, as `members.inference.default_workers` has on one machine."""
+"""The largest number of data workers of a task with a GPU, as in `members.inference.default_workers`."""
 
 
 def resources_of(compute: ComputeConfig, say: Say = silent) -> Resources:
@@ -23,7 +23,7 @@ def resources_of(compute: ComputeConfig, say: Say = silent) -> Resources:
     ----------
     compute : ComputeConfig
     say : callable
-        Receives what computes, or why a GPU cannot be used.
+        Receives lines that say what computes, or why a GPU cannot be used.
 
     Raises
     ------

@@ -217,7 +217,7 @@ def test_lost_tasks_and_errors(
             2: 2,
         }
         assert capsys.readouterr().err.count("was lost on") == 3
-        with pytest.raises(ResourceError, match=r"was lost 3 times without coming further \(its process has ended\); "):
+        with pytest.raises(ResourceError, match=r"was lost 3 times without progress \(its process has ended\); "):
             list(pool.run(always, [()], [[0]], bar))
         with pytest.raises(RuntimeError, match="ZeroDivisionError"):
             list(pool.run(wrong, [()], [[0]], bar))
@@ -236,6 +236,12 @@ def test_what_a_cluster_refuses(cluster: Simulated, data: Path, capsys: pytest.C
         resources_of(compute(cluster, task_cores=2))
     with pytest.raises(ConfigError, match=r"^--device: cuda: no node of the cluster has a GPU"):
         resources_of(ComputeConfig(cluster=cluster.address, device="cuda"))
+
+
+def test_another_version_of_ray_is_refused_by_these_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.__version__", "3.0.0")
+    with pytest.raises(RuntimeError, match=r"nodes of Ray 2\.60\.0 .*; got 3\.0\.0; check how"):
+        Simulated()
 
 
 def test_unequal_nodes_are_not_joined(cluster: Simulated, monkeypatch: pytest.MonkeyPatch) -> None:
