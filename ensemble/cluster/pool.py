@@ -253,7 +253,7 @@ class _Watch:
                 self._answered = time.monotonic()
 
     def check(self, bar: Bar) -> None:
-        """Warn if no node is left to compute, and raise `ResourceError` if the cluster has not answered for too long."""
+        """Warn if no node is left to compute, and raise `ResourceError` if the cluster does not answer."""
         if time.monotonic() - self._answered > SILENT_S:
             raise _lost_cluster(f"the cluster has not answered for {SILENT_S:.0f} s")
         if not self._computes and not self._said:
@@ -270,7 +270,7 @@ def _received(ref: Any, subject: Subject) -> tuple[str, Any, Report]:
         raise _lost_cluster("Ray has ended on this node") from None
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
-        # The relay or the object store did not answer the task. Ray raises the base class for an error that it cannot send.
+        # The relay or the object store did not answer. Ray raises the base class for an error that it cannot send.
         if isinstance(cause, ray.exceptions.RayError) and type(cause) is not ray.exceptions.RayError:
             raise _Lost(_reason(cause)) from None
         raise RuntimeError(f"{subject} in a task of the cluster: {error}") from None

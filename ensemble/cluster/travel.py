@@ -121,7 +121,7 @@ def stored_pixels(reference: Any) -> MappedPixels:
 
 @cache
 def open_pixels(path: str, digest: str, relay: Any) -> MappedPixels:
-    """Return the images of a file, mapped if this node sees the file, else from the object store by way of the relay."""
+    """Return the images of a file, mapped if this node sees the file, else from the object store by the relay."""
     try:
         if digest_of(path) == digest:
             return MappedPixels(mapped.open_pixels(path))
