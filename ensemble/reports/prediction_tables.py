@@ -154,6 +154,12 @@ def label_file_warnings(facts: Facts) -> tuple[str, ...]:
     return (*one_label, *shift, *(_contradictions(facts) if isinstance(facts, PredictionFacts) else ()))
 
 
+def remarks(name: str, facts: Facts) -> Iterator[str]:
+    """Yield the lines that a command prints about the labels of the set `name`: caveats, then warnings."""
+    yield from (f"note: {caveat}" for caveat in facts.caveats)
+    yield from (f"warning: {printable(name)}: {warning}" for warning in label_file_warnings(facts))
+
+
 def shares_note(facts: ClassPredictionFacts) -> str:
     """Return the share of the images that a label file gives each class."""
     names = class_names(facts.classes, len(facts.shares))
