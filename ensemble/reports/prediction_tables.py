@@ -35,7 +35,7 @@ def prediction_table(predictions: Mapping[str, Facts]) -> Table:
     two = all(isinstance(facts, PredictionFacts) for facts in predictions.values())
     rows = tuple(
         (
-            label_file_name(name, facts),
+            marked_name(name, facts),
             str(facts.images),
             " + ".join(facts.request.views),
             *expected_cells(facts),
@@ -108,7 +108,7 @@ def is_known(facts: Facts) -> bool:
     return facts.expectation.averaging_measured or is_constant(facts)
 
 
-def label_file_name(name: str, facts: Facts) -> str:
+def marked_name(name: str, facts: Facts) -> str:
     """Return the name of a set, marked by * where the rates are those of one fold model; a note explains it."""
     return printable(name) + ("" if is_known(facts) else " *")
 
