@@ -57,6 +57,15 @@ def cluster(started: Simulated) -> Simulated:
     return started
 
 
+@pytest.fixture
+def blind(started: Simulated) -> Simulated:
+    """A cluster of one node, which does not see the driver's files."""
+    started.add_up_to(1)
+    for node in started.nodes[:-1]:
+        started.kill(node)
+    return started
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
@@ -117,6 +126,10 @@ def test_a_node_of_four_is_lost_in_a_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each node trains a fold. The one that ends has saved an epoch, and another node goes on from there."""
+    import ray
+
+    from ensemble.cluster.nodes import join
+
     started.add_up_to(4)
     run, nodes, folds = tmp_path / "run", list(started.nodes), dict[str, Path]()
     take = Display.take
@@ -126,10 +139,11 @@ def test_a_node_of_four_is_lost_in_a_run(
         folds[report.place.rpartition("-")[2]] = run / f"members/{'ab'[index // 2]}/fold-{index % 2}"
 
     monkeypatch.setattr(Display, "take", taken)
+    ray.get(join(started.address, "cpu", print).relay.collect.remote("any"))  # its process starts, or reports come late
     with when(lambda: folds.get(place_of(nodes[0])) in running(run), partial(started.kill, nodes[0])) as killed:
         main(["run", str(data / "c.yaml"), "--run", str(run), "--device", "cpu", "--cluster", started.address])
-    said = capsys.readouterr().err
-    assert "note: a cluster of 4 nodes with 4 cores computes" in said
+    said, note = capsys.readouterr()[::-1]
+    assert note == "note: a cluster of 4 nodes with 4 cores computes\n"
     assert killed and "was lost on" in said and "goes on at epoch" in said
     assert all(f"{name} fold {fold} epoch {EPOCHS}/{EPOCHS}" in said for name in "ab" for fold in range(2))
     assert all(f"-{place_of(node)}" in said for node in nodes), "all four nodes have trained"
@@ -274,42 +288,6 @@ def test_stopped_it_cancels_its_tasks(cluster: Simulated) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("command", ["train-member", "distil", "fit"])
-def test_other_commands_have_the_bytes_of_one_machine(
-    command: str,
-    cluster: Simulated,
-    data: Path,
-    local: dict[str, bytes],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The run's folder is given relative to the working directory, which that of a task is not."""
-    network = {"arch": "test_resnet", "pretrained": False, "epochs": 2, "batch_size": 8}
-    monkeypatch.setattr(
-        "ensemble.commands.fit.members_for", lambda *_: [MemberConfig(name=name, **network) for name in "ab"]
-    )
-    student = ["--arch", "test_resnet", "--pretrained", "no", "--epochs", "2", "--batch-size", "8"]
-    labelled = [str(data / "train/img"), "--labels", str(data / "train/labels.txt"), "--folds", "2"]
-    given = {
-        "train-member": [*student, "--cleaning", "flip", "--images", *labelled],
-        "distil": [*student, "--unlabelled", str(data / "new/img")],
-        "fit": [*labelled, "--predict", str(data / "new/img")],
-    }[command]
-    files = {}
-    for place, address in (("here", None), ("there", cluster.address)):
-        (tmp_path / place).mkdir()
-        monkeypatch.chdir(tmp_path / place)
-        if command == "distil":
-            shutil.copytree(data / "local", "run")
-        with one_core() if address is None else nullcontext():
-            main([command, *given, "--run", "run", "--device", "cpu", *(["--cluster", address] if address else [])])
-        files[place] = without_times(Path("run"))
-    said = capsys.readouterr().err
-    assert all(f"-{place_of(node)}" in said for node in cluster.nodes), "both nodes have computed"
-    assert any(name.endswith("weights.safetensors") for name in files["here"]) and files["there"] == files["here"]
-
-
 def test_a_node_is_lost_while_it_computes_a_shard(
     cluster: Simulated, data: Path, local: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,6 +303,42 @@ def test_a_node_is_lost_while_it_computes_a_shard(
     parts = [name for name in here if name.endswith(".parquet") or "_done/" in name]
     assert killed and len(parts) == 6 * 5  # of 6 shards the list, and part and note of logits and labels
     assert {name: there[name] for name in parts} == {name: here[name] for name in parts}
+
+
+@pytest.mark.parametrize("command", ["train-member", "distil", "fit"])
+def test_other_commands_have_the_bytes_of_one_machine(
+    command: str,
+    blind: Simulated,
+    data: Path,
+    local: dict[str, bytes],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All that is read and written travels. The run's folder is relative to a directory in which no task runs."""
+    network = {"arch": "test_resnet", "pretrained": False, "epochs": 2, "batch_size": 8}
+    monkeypatch.setattr(
+        "ensemble.commands.fit.members_for", lambda *_: [MemberConfig(name=name, **network) for name in "ab"]
+    )
+    student = ["--arch", "test_resnet", "--pretrained", "no", "--epochs", "2", "--batch-size", "8"]
+    labelled = [str(data / "train/img"), "--labels", str(data / "train/labels.txt"), "--folds", "2"]
+    given = {
+        "train-member": [*student, "--cleaning", "flip", "--images", *labelled],
+        "distil": [*student, "--unlabelled", str(data / "new/img")],
+        "fit": [*labelled, "--predict", str(data / "new/img")],
+    }[command]
+    files = {}
+    for place, address in (("here", None), ("there", blind.address)):
+        (tmp_path / place).mkdir()
+        monkeypatch.chdir(tmp_path / place)
+        if command == "distil":
+            shutil.copytree(data / "local", "run")
+        with one_core() if address is None else nullcontext():
+            main([command, *given, "--run", "run", "--device", "cpu", *(["--cluster", address] if address else [])])
+        files[place] = without_times(Path("run"))
+    said = capsys.readouterr().err
+    assert f"-{place_of(blind.nodes[0])}" in said
+    assert any(name.endswith("weights.safetensors") for name in files["here"]) and files["there"] == files["here"]
 
 
 def test_local_starts_a_cluster_on_this_machine(
