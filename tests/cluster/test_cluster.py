@@ -113,7 +113,7 @@ def compute(cluster: Simulated, **values: Any) -> ComputeConfig:
 
 
 def running(run: Path) -> set[Path]:
-    """Return the folders of the folds that have a training state."""
+    """Return the folders of training states that hold one."""
     return {path.parent for path in run.glob("members/*/fold-*/state/epoch-*.json")}
 
 
@@ -131,16 +131,16 @@ def test_a_node_of_four_is_lost_in_a_run(
     from ensemble.cluster.nodes import join
 
     started.add_up_to(4)
-    run, nodes, folds = tmp_path / "run", list(started.nodes), dict[str, Path]()
+    run, nodes, states = tmp_path / "run", list(started.nodes), dict[str, Path]()
     take = Display.take
 
     def taken(display: Display, index: int, report: Report) -> None:
         take(display, index, report)
-        folds[report.place.rpartition("-")[2]] = run / f"members/{'ab'[index // 2]}/fold-{index % 2}"
+        states[report.place.rpartition("-")[2]] = run / f"members/{'ab'[index // 2]}/fold-{index % 2}/state"
 
     monkeypatch.setattr(Display, "take", taken)
     ray.get(join(started.address, "cpu", print).relay.collect.remote("any"))  # its process starts, or reports come late
-    with when(lambda: folds.get(place_of(nodes[0])) in running(run), partial(started.kill, nodes[0])) as killed:
+    with when(lambda: states.get(place_of(nodes[0])) in running(run), partial(started.kill, nodes[0])) as killed:
         main(["run", str(data / "c.yaml"), "--run", str(run), "--device", "cpu", "--cluster", started.address])
     said, note = capsys.readouterr()[::-1]
     assert "note: a cluster of 4 nodes with 4 cores computes\n" in note
