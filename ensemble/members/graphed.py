@@ -309,7 +309,7 @@ def compared(before: State, of_graph: State, expected: State, loss_of_graph: flo
         apart, change = _distance(of_graph.tensors[name], values), _distance(before.tensors[name], values)
         if name == "counters" and apart:
             return "other counters"
-        if not apart <= STATE_TOLERANCE * change:  # also true for NaN
+        if apart and not apart <= STATE_TOLERANCE * change:  # also true for NaN
             return f"{name} that differ by {apart / max(change, 1e-30):.2g} of their change"
     return ""
 
