@@ -64,6 +64,11 @@ class Updates:
         Images in a batch.
     device : torch.device
     classes : int
+
+    Attributes
+    ----------
+    number : int
+        That of the next update.
     """
 
     def __init__(
@@ -79,14 +84,14 @@ class Updates:
         self.learner.network.train()
         self._pixels = torch.from_numpy(pixels.reshape(BATCHES, batch, *pixels.shape[1:])).to(device)
         self._labels = torch.from_numpy(labels.astype(np.float32).reshape(BATCHES, batch)).to(device)
-        self._number = 0
+        self.number = 0
 
     def step(self) -> torch.Tensor:
         """Make the next update; return its loss, on the device."""
-        torch.manual_seed(self._number)  # for dropout
-        part = self._number % BATCHES
-        loss = self.learner.update(self._number, self._pixels[part], self._labels[part])
-        self._number += 1
+        torch.manual_seed(self.number)  # for dropout
+        part = self.number % BATCHES
+        loss = self.learner.update(self.number, self._pixels[part], self._labels[part])
+        self.number += 1
         return loss
 
     @property
@@ -95,7 +100,7 @@ class Updates:
         graph = self.learner.graphed
         if graph is None or graph.is_ready:
             return ""
-        return graph.refusal or f"{self._number} updates did not suffice to check it"
+        return graph.refusal or f"{self.number} updates did not suffice to check it"
 
     def weights(self) -> torch.Tensor:
         """Return the parameters in one vector, on the CPU."""
