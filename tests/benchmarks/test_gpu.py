@@ -1,4 +1,4 @@
-"""`gpu.py` on a machine without a GPU: every part reports its rows, and one that fails or hangs does not stop the next."""
+"""`gpu.py` without a GPU: every part reports its rows, and one that fails or hangs does not stop the next."""
 
 from __future__ import annotations
 
@@ -116,7 +116,8 @@ def test_a_part_that_fails_or_hangs_is_a_result(monkeypatch: pytest.MonkeyPatch,
         "import json, pathlib, sys, time\n"
         "_, request, rows = sys.argv[1:]\n"
         "name = json.loads(pathlib.Path(request).read_text())['name']\n"
-        "pathlib.Path(rows).write_text(json.dumps({'rows': [{'images/s': 1234.5, 'note': 'a|b'}], 'machine': {'a': 1}}))\n"
+        "found = {'rows': [{'images/s': 1234.5, 'note': 'a|b'}], 'machine': {'a': 1}}\n"
+        "pathlib.Path(rows).write_text(json.dumps(found))\n"
         "time.sleep(60 if name == 'resume' else 0)\n"
         "sys.exit(name == 'graphs')\n"
     )
