@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import torch
 
 from ensemble.errors import printable
-from ensemble.members.memory import release_cache
+from ensemble.members.memory import release_cache, release_frames
 
 Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 """Pixels (b, H, W, 3) uint8, labels (b,) or targets (b,) or (b, C), and the factors of the losses (b,), on a device."""
@@ -118,7 +118,9 @@ class GraphedUpdates:
         try:
             return self._replayed(batch) if self.is_ready else self._compared(learner, batch)
         except Exception as error:  # of a replay: CUDA may raise anything. An error of the device itself comes again.
-            self._refuse(learner, f"a graph of its updates cannot be replayed ({_reason(error)})")
+            reason = _reason(error)
+            release_frames(error)
+            self._refuse(learner, f"a graph of its updates cannot be replayed ({reason})")
         return self._plainly(learner, batch)
 
     # --- an update in tensors -----------------------------------------------------------------------------------------
@@ -189,7 +191,9 @@ class GraphedUpdates:
         except Exception as error:  # what cannot be captured raises errors of many kinds
             if learner.scaler.is_enabled():
                 learner.scaler.update(learner.scaler.get_scale())  # forgets the update that was begun
-            self._refuse(learner, f"its updates cannot be captured as a CUDA graph ({_reason(error)})")
+            reason = _reason(error)
+            release_frames(error)  # they hold the activations
+            self._refuse(learner, f"its updates cannot be captured as a CUDA graph ({reason})")
             return
         self._inputs = inputs
         learner.optimizer.zero_grad(set_to_none=True)
@@ -276,9 +280,11 @@ def _side_stream_of(device: torch.device) -> Iterator[None]:
         return
     side, usual = _side_stream(device), torch.cuda.current_stream(device)
     side.wait_stream(usual)
-    with torch.cuda.stream(side):
-        yield
-    usual.wait_stream(side)
+    try:
+        with torch.cuda.stream(side):
+            yield
+    finally:
+        usual.wait_stream(side)
 
 
 # --- the state of a training, compared --------------------------------------------------------------------------------
