@@ -151,9 +151,9 @@ def settings_of(asked: dict[str, Any]) -> Any:
     from gpu_parts import Settings
 
     quick = asked["quick"]
-    archs = asked["arch"] or (["test_resnet"] if quick else ["resnet18", "mobilenetv2", "convnext_nano"])
+    archs = asked["arch"] or (["lenet"] if quick else ["resnet18", "mobilenetv2", "convnext_nano"])
     images, labels = (None if asked[key] in (None, "None") else Path(asked[key]) for key in ("images", "labels"))
-    sizes = {"limit": 256, "batch": 16, "rounds": 1} if quick else {"batch": 128}
+    sizes = {"limit": 96, "batch": 16, "rounds": 1} if quick else {"batch": 128}
     taken = {"limit": asked["limit"], "rounds": asked["rounds"], **sizes}
     return Settings(
         asked["device"],

@@ -96,16 +96,16 @@ def test_the_commands_are_run_for_their_time(settings: Any, monkeypatch: pytest.
     monkeypatch.setattr(gpu_parts.sys, "executable", "/bin/echo")
     rows = rows_of("bench", settings)
     assert [row["status"] for row in rows] == [0, 0]
-    assert rows[0]["printed"].startswith("-m thera bench --arch test_resnet --limit 256 --rounds 1 --device cpu")
-    assert "contest.py train predict --arch test_resnet" in rows[1]["printed"]
+    assert rows[0]["printed"].startswith("-m thera bench --arch lenet --limit 96 --rounds 1 --device cpu")
+    assert "contest.py train predict --arch lenet" in rows[1]["printed"]
     history = tmp_path / "run" / "members" / "resnet18" / "fold-0" / "history.jsonl"
     history.parent.mkdir(parents=True)
     history.write_text('{"epoch": 1, "seconds": 2.0}\n')
     rows = rows_of("run", settings)
     assert rows[0]["member"] == "resnet18" and rows[0]["epochs trained"] == 1 and rows[0]["of"] == 2
-    assert rows[0]["images/s"] == 128 / 2.0 and rows[0]["all epochs, hours"] == pytest.approx(4 / 3600)
+    assert rows[0]["images/s"] == 48 / 2.0 and rows[0]["all epochs, hours"] == pytest.approx(4 / 3600)
     assert rows[-1]["status"] == 0 and "run.yaml --device cpu" in rows[-1]["printed"]
-    found = gpu_parts.ran(["/bin/sh", "-c", "echo begun; sleep 30"], 0.5, gently=True)
+    found = gpu_parts.ran(["/bin/sh", "-c", "echo begun; exec sleep 30"], 0.5, gently=True)
     assert found["status"] == "stopped after 0 s" and found["printed"] == "begun\n"
 
 
