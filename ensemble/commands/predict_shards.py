@@ -37,7 +37,7 @@ from ensemble.extras import refuse_missing
 from ensemble.predict_config import PredictConfig
 from ensemble.prediction_results import ShardsResult
 from ensemble.progress import Bar, Say, progress, silent
-from ensemble.reports.prediction_tables import label_file_warnings
+from ensemble.reports.prediction_tables import remarks
 from ensemble.runs.files import refuse_differences
 from ensemble.runs.label_files import LINES, TABLE, checked_path, incomplete, is_table
 from ensemble.runs.locks import locked
@@ -113,8 +113,8 @@ def predict_shards(
         shutil.rmtree(folder.claims, ignore_errors=True)  # locks of shards, all of which are done
     say(f"{decided.images} labels are in {plan.shards} part{'s' * (plan.shards > 1)} in {printable(shards)}")
     run.record(f"predict --shards {shards}", started)
-    for warning in label_file_warnings(decided):
-        say(f"warning: {printable(set_name(config.images))}: {warning}")
+    for remark in remarks(set_name(config.images), decided):
+        say(remark)
     left_out = None
     if bad:
         left_out = incomplete(plan.where, plan.n, bad, folder.bad_images, out, written, facts.class_count)

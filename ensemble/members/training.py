@@ -202,8 +202,8 @@ class FoldTraining:
 
     A graph of updates is no part of the state: a training goes on with one or without it.
 
-    The `with` block of a training ends when everything is on disk. On a GPU, where not every epoch is saved, a signal
-    that ends the block lets the state be saved first.
+    The `with` block of a training ends when everything is on disk. A signal that ends the block lets the state be saved
+    first, so that no update is lost.
 
     Parameters
     ----------
@@ -238,7 +238,7 @@ class FoldTraining:
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
         unsaved = self._is_whole and (self.epoch, self.update) != self._saved
-        if unsaved and self._saves.in_background and isinstance(error, Stopped):
+        if unsaved and isinstance(error, Stopped):
             if self.update:
                 self._save_update()
             else:
