@@ -59,15 +59,16 @@ def main(arguments: list[str] | None = None) -> int:
     given.out.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"machine": {}, "arguments": arguments, "parts": {}}
     started = time.monotonic()
-    for index, name in enumerate(names):
-        left = 60 * given.minutes - (time.monotonic() - started)
-        shares = [SHARES[each] for each in names[index:]]
-        seconds = left * shares[0] / sum(shares)
-        print(f"{name}: up to {seconds:.0f} s", file=sys.stderr, flush=True)
-        result["parts"][name] = part_in_a_process(name, given, max(seconds, LEAST))
-        result["machine"] = result["parts"][name].pop("machine", None) or result["machine"]
-        write(given.out, result)
-        print(f"{name}: {result['parts'][name]['status']}", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory(prefix="thera-gpu-") as shared:
+        for index, name in enumerate(names):
+            left = 60 * given.minutes - (time.monotonic() - started)
+            shares = [SHARES[each] for each in names[index:]]
+            seconds = left * shares[0] / sum(shares)
+            print(f"{name}: up to {seconds:.0f} s", file=sys.stderr, flush=True)
+            result["parts"][name] = part_in_a_process(name, given, max(seconds, LEAST), shared)
+            result["machine"] = result["parts"][name].pop("machine", None) or result["machine"]
+            write(given.out, result)
+            print(f"{name}: {result['parts'][name]['status']}", file=sys.stderr, flush=True)
     return int(any(part["status"] == "failed" for part in result["parts"].values()))
 
 
@@ -78,7 +79,7 @@ def options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--images", type=Path)
     parser.add_argument("--labels", type=Path)
     parser.add_argument("--minutes", type=float, default=9.0)
-    parser.add_argument("--limit", type=int, default=4096)
+    parser.add_argument("--limit", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--arch", action="append")
     parser.add_argument("--part", action="append", choices=tuple(SHARES))
@@ -86,15 +87,19 @@ def options(arguments: list[str]) -> argparse.Namespace:
     given = parser.parse_args(arguments)
     if (given.images is None) != (given.labels is None):
         parser.error("--images and --labels go together")
+    if given.images is not None:
+        given.images, given.labels = given.images.resolve(), given.labels.resolve()
     return given
 
 
-def part_in_a_process(name: str, given: argparse.Namespace, seconds: float) -> dict[str, Any]:
+def part_in_a_process(name: str, given: argparse.Namespace, seconds: float, shared: str) -> dict[str, Any]:
     """Run a part in a process of its own; return its status, its seconds, its rows and its error."""
     with tempfile.TemporaryDirectory(prefix="thera-gpu-") as scratch:
         request, rows = Path(scratch, "request.json"), Path(scratch, "rows.json")
         asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}
-        request.write_text(json.dumps({**asked, "name": name, "seconds": seconds, "folder": scratch}))
+        request.write_text(
+            json.dumps({**asked, "name": name, "end": time.time() + seconds, "folder": scratch, "shared": shared})
+        )
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, FOLDERS))}
         command = [sys.executable, str(Path(__file__).resolve()), PART, str(request), str(rows)]
         started, status = time.monotonic(), "done"
@@ -153,6 +158,7 @@ def settings_of(asked: dict[str, Any]) -> Any:
     quick = asked["quick"]
     archs = asked["arch"] or (["lenet"] if quick else ["resnet18", "mobilenetv2", "convnext_nano"])
     images, labels = (None if asked[key] in (None, "None") else Path(asked[key]) for key in ("images", "labels"))
+    folders = {key: Path(asked[key]) for key in ("folder", "shared")}
     sizes = {"limit": 96, "batch": 16, "rounds": 1} if quick else {"batch": 128}
     taken = {"limit": asked["limit"], "rounds": asked["rounds"], **sizes}
     return Settings(
@@ -161,8 +167,8 @@ def settings_of(asked: dict[str, Any]) -> Any:
         images,
         labels,
         **taken,
-        seconds=asked["seconds"],
-        folder=Path(asked["folder"]),
+        seconds=max(1.0, asked["end"] - time.time()),  # without those of the imports
+        **folders,
         quick=quick,
     )
 
@@ -223,4 +229,5 @@ def cell(value: Any) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the part that runs is ended, too
     sys.exit(main())

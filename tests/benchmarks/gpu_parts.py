@@ -6,7 +6,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -58,9 +57,9 @@ class Settings:
     device : str
     archs : tuple of str
     images, labels : Path or None
-        Generated images where there are none.
+        The images of the run; drawn images where there are none. The other parts use drawn images, which are fewer.
     limit : int
-        The number of images.
+        The number of drawn images.
     batch : int
     rounds : int
         Of contests in turn.
@@ -68,6 +67,8 @@ class Settings:
         The time of this part; those that can stop by themselves do.
     folder : Path
         For files that the part writes.
+    shared : Path
+        For the drawn images, which all parts use.
     quick : bool
         Whether only to try the script out.
     """
@@ -81,6 +82,7 @@ class Settings:
     rounds: int
     seconds: float
     folder: Path
+    shared: Path
     quick: bool
 
     @property
@@ -109,9 +111,14 @@ class Settings:
         """The kinds of plans of a training; compiling takes too long where the script is only tried out."""
         return ("native", "graphed") if self.quick else ("native", "graphed", "compiled")
 
+    def drawn(self) -> tuple[Path, Path]:
+        """Return the folder of the drawn images and the file of their labels; they are drawn once."""
+        write_demo(self.shared / "drawn", self.limit, 2, seed=0)
+        return self.shared / "drawn" / "train_img", self.shared / "drawn" / "label_train.txt"
+
     @contextmanager
     def opened(self) -> Iterator[BenchImages]:
-        with open_images(self.images, self.labels, self.limit) as images:
+        with open_images(*self.drawn(), self.limit) as images:
             yield images
 
 
@@ -403,8 +410,9 @@ def rate_of_folds(
     """Return the images per second of some folds in this process from a time on, and whether it was late for it."""
     simulate_graphs_on_cpu(settings.on)
     torch.set_num_threads(1)
-    with open_images(None, None, settings.limit) as images:
-        work = TrainingOnGpu(settings.config(arch), plan, images.mapped, images.labels, max(2, n), 0, settings.on)
+    config = settings.config(arch, augment="none")  # so that the card does not wait for images
+    with settings.opened() as images:
+        work = TrainingOnGpu(config, plan, images.mapped, images.labels, max(2, n), 0, settings.on)
         del work._jobs[n:], work._learners[n:]
         work.run(Silent())
         synchronize(settings.on)
@@ -426,7 +434,8 @@ def bench(settings: Settings, report: Report) -> None:
     known = subprocess.run([*thera, "--help"], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     contest = [sys.executable, str(ROOT / "tests" / "benchmarks" / "peers" / "contest.py"), "train", "predict"]
     some = ["--arch", settings.archs[0], "--limit", str(settings.limit), "--rounds", str(settings.rounds)]
-    given = [] if settings.images is None else ["--images", str(settings.images), "--labels", str(settings.labels)]
+    images, labels = settings.drawn()
+    given = ["--images", str(images), "--labels", str(labels)]
     commands = [[*thera, *some, *given, "--device", settings.device, *(["--peers"] if "--peers" in known else [])]]
     if "--peers" not in known:
         commands.append([*contest, *some, *given, "--device", settings.device])
@@ -443,11 +452,7 @@ def run(settings: Settings, report: Report) -> None:
     Their updates are graphs, or launches where a member refuses graphs: a probe that compiles would take the time.
     """
     config = yaml.safe_load((ROOT / "configs" / "therapanacea.yaml").read_text("utf-8"))
-    images, labels = settings.images, settings.labels
-    if images is None:
-        demo = settings.folder / "demo"
-        write_demo(demo, settings.limit, 2, seed=0)
-        images, labels = demo / "train_img", demo / "label_train.txt"
+    images, labels = (settings.images, settings.labels) if settings.images is not None else settings.drawn()
     config.pop("predict", None)
     config |= {"run": str(settings.folder / "run"), "data": {"images": str(images), "labels": str(labels)}}
     for member in config["members"]:
@@ -490,7 +495,7 @@ def ran(command: list[str], seconds: float, gently: bool = False) -> dict[str, A
     """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **pipes) as process:
+    with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
         status: int | str
         try:
             printed, status = process.communicate(timeout=seconds)[0], process.returncode
@@ -500,7 +505,7 @@ def ran(command: list[str], seconds: float, gently: bool = False) -> dict[str, A
             try:
                 printed = process.communicate(timeout=20 if gently else 0.1)[0]
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+                process.kill()  # what it has started ends with it
                 printed = process.communicate()[0]
             status = f"stopped after {seconds:.0f} s"
     return {"command": " ".join(command[1:]), "status": status, "printed": printed[-6000:]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(graphed, "captured", graphed.captured)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     asked = {"device": "cpu", "arch": None, "images": None, "labels": None, "limit": 4096, "rounds": 3}
-    return gpu.settings_of(asked | {"seconds": 600.0, "folder": str(tmp_path), "quick": True})
+    return gpu.settings_of(
+        asked | {"end": time.time() + 600.0, "folder": str(tmp_path), "shared": str(tmp_path), "quick": True}
+    )
 
 
 def rows_of(name: str, settings: Any) -> list[dict[str, Any]]:
@@ -96,7 +99,7 @@ def test_the_commands_are_run_for_their_time(settings: Any, monkeypatch: pytest.
     monkeypatch.setattr(gpu_parts.sys, "executable", "/bin/echo")
     rows = rows_of("bench", settings)
     assert [row["status"] for row in rows] == [0, 0]
-    assert rows[0]["printed"].startswith("-m thera bench --arch lenet --limit 96 --rounds 1 --device cpu")
+    assert rows[0]["printed"].startswith("-m thera bench --arch lenet --limit 96 --rounds 1 --images ")
     assert "contest.py train predict --arch lenet" in rows[1]["printed"]
     history = tmp_path / "run" / "members" / "resnet18" / "fold-0" / "history.jsonl"
     history.parent.mkdir(parents=True)
@@ -143,7 +146,7 @@ def test_an_error_within_a_part_keeps_its_rows(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setitem(gpu_parts.PARTS, "logits", part)
     asked = vars(gpu.options(["--out", str(tmp_path), "--device", "cpu", "--quick"]))
     request = {key: str(value) if isinstance(value, Path) else value for key, value in asked.items()}
-    request |= {"name": "logits", "seconds": 1.0, "folder": str(tmp_path)}
+    request |= {"name": "logits", "end": 0.0, "folder": str(tmp_path), "shared": str(tmp_path)}
     (tmp_path / "request.json").write_text(json.dumps(request))
     assert gpu.run_part(str(tmp_path / "request.json"), str(tmp_path / "rows.json")) == 1
     found = json.loads((tmp_path / "rows.json").read_text())
