@@ -433,16 +433,18 @@ def bench(settings: Settings, report: Report) -> None:
     thera = [sys.executable, "-m", "thera", "bench"]
     known = subprocess.run([*thera, "--help"], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     contest = [sys.executable, str(ROOT / "tests" / "benchmarks" / "peers" / "contest.py"), "train", "predict"]
-    some = ["--arch", settings.archs[0], "--limit", str(settings.limit), "--rounds", str(settings.rounds)]
+    some = ["--arch", settings.archs[0], "--limit", str(max(256, settings.limit)), "--rounds", str(settings.rounds)]
     images, labels = settings.drawn()
     given = ["--images", str(images), "--labels", str(labels)]
     commands = [[*thera, *some, *given, "--device", settings.device, *(["--peers"] if "--peers" in known else [])]]
     if "--peers" not in known:
         commands.append([*contest, *some, *given, "--device", settings.device])
-    end = time.monotonic() + settings.seconds
+    end, outcomes = time.monotonic() + settings.seconds, []
     for command in commands:
         limit = max(1.0, end - time.monotonic()) if command is commands[-1] else settings.seconds / 2
-        report(**ran(command, limit))
+        outcomes.append(ran(command, limit))
+        report(**outcomes[-1])
+    refuse_failures(outcomes)
 
 
 def run(settings: Settings, report: Report) -> None:
@@ -486,6 +488,14 @@ def run(settings: Settings, report: Report) -> None:
             **{"images/s": epochs * of_epoch / seconds if seconds else None, "all epochs, hours": hours},
         )
     report(**{"member": "all", "all epochs, hours": total, **outcome})
+    refuse_failures([outcome])
+
+
+def refuse_failures(outcomes: list[dict[str, Any]]) -> None:
+    """Raise an error if a command failed; one that its time stopped did not."""
+    for outcome in outcomes:
+        if isinstance(outcome["status"], int) and outcome["status"]:
+            raise RuntimeError(f"exit status {outcome['status']} of {outcome['command']}")
 
 
 def ran(command: list[str], seconds: float, gently: bool = False) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,12 @@ def test_the_commands_are_run_for_their_time(settings: Any, monkeypatch: pytest.
     monkeypatch.setattr(gpu_parts.sys, "executable", "/bin/echo")
     rows = rows_of("bench", settings)
     assert [row["status"] for row in rows] == [0, 0]
-    assert rows[0]["printed"].startswith("-m thera bench --arch lenet --limit 96 --rounds 1 --images ")
+    assert rows[0]["printed"].startswith("-m thera bench --arch lenet --limit 256 --rounds 1 --images ")
     assert "contest.py train predict --arch lenet" in rows[1]["printed"]
+    monkeypatch.setattr(gpu_parts.sys, "executable", shutil.which("false"))
+    with pytest.raises(RuntimeError, match="exit status 1 of -m thera run"):
+        rows_of("run", settings)
+    monkeypatch.setattr(gpu_parts.sys, "executable", "/bin/echo")
     history = tmp_path / "run" / "members" / "resnet18" / "fold-0" / "history.jsonl"
     history.parent.mkdir(parents=True)
     history.write_text('{"epoch": 1, "seconds": 2.0}\n')
