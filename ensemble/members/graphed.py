@@ -5,8 +5,9 @@ with the addresses of their tensors, and launches them together. What changes fr
 in tensors that stay where they are: the batch, the learning rates, the share of the weights in their average.
 
 A graph is only used once it has been checked: in two updates it is replayed from the same state as the update without
-a graph, and losses, weights, average, statistics and the state of the optimiser are compared. Whatever fails, or
-differs, refuses the graph, and the training goes on without it. No part of this file has run on a GPU.
+a graph, and losses, weights, average, statistics and the state of the optimiser are compared; later a few more updates
+are. Whatever fails, or differs, refuses the graph, and the training goes on without it. No part of this file has run on
+a GPU.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ which is not possible during a capture; torch's documentation takes three iterat
 CHECKED_UPDATES = 2
 """Updates after the capture in which the graph is compared with an update without it. Their batches and rates differ
 from those of the capture, so that a value that the capture froze shows."""
+
+LATER_CHECKS = (100, 1000, 10_000)
+"""The numbers of replays after which a graph is compared again: memory that it reads or writes could be given to others
+by an error, which the first checks cannot show. A check takes as long as many replays, so that there are few."""
 
 STATE_TOLERANCE = 0.02
 """The largest difference between the changes that an update makes with a graph and without it, relative to the change
@@ -83,11 +88,13 @@ class GraphedUpdates:
     ----------
     refusal : str
         Why no graph is used; empty while one is used or may be.
+    was_trusted : bool
+        Whether the refused graph had been used, so that the weights may be wrong.
     """
 
     def __init__(self) -> None:
-        self.refusal = ""
-        self._made = self._checked = 0
+        self.refusal, self.was_trusted = "", False
+        self._made = self._checked = self._replays = 0
         self._captured: Captured | None = None
         self._inputs: Batch | None = None
         self._rates: list[torch.Tensor] = []
@@ -116,7 +123,8 @@ class GraphedUpdates:
         if not self._fits(batch):
             return self._plainly(learner, batch)
         try:
-            return self._replayed(batch) if self.is_ready else self._compared(learner, batch)
+            is_due = not self.is_ready or self._replays in LATER_CHECKS
+            return self._compared(learner, batch) if is_due else self._replayed(batch)
         except Exception as error:  # of a replay: CUDA may raise anything. An error of the device itself comes again.
             reason = _reason(error)
             release_frames(error)
@@ -204,6 +212,7 @@ class GraphedUpdates:
             if static is not None and given is not None:
                 static.copy_(given, non_blocking=True)
         self._captured.replay()
+        self._replays += 1
         return self._captured.loss.clone()  # the next replay writes over it
 
     def _refuse(self, learner: Updated, reason: str) -> None:
@@ -226,7 +235,9 @@ class GraphedUpdates:
         loss = self._plainly(learner, batch)
         expected = _state(learner)
         if difference := compared(before, of_graph, expected, loss_of_graph, float(loss)):
-            self._refuse(learner, f"a graph of its updates computes something else ({difference})")
+            self.was_trusted = self.is_ready
+            after = f" after {self._replays - 1} updates, so that its weights may be wrong" if self.was_trusted else ""
+            self._refuse(learner, f"a graph of its updates computes something else{after} ({difference})")
         elif _distance(before.tensors["weights"], expected.tensors["weights"]):  # in fp16 an overflow skips an update
             self._checked += 1
         return loss

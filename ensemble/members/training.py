@@ -385,7 +385,8 @@ class FoldTraining:
             self._is_whole = False
             losses.append(self._learner.update(number, pixels, labels, job.weights_of(rows)))
             if self._learner.graphed is not None and (news := self._learner.graphed.news()):
-                bar.say(f"note: member {job.config.name} fold {job.fold}: {news}")
+                kind = "warning" if self._learner.graphed.was_trusted else "note"
+                bar.say(f"{kind}: member {job.config.name} fold {job.fold}: {news}")
             last = self.update == job.updates_per_epoch
             if last or self.update % FINITE_CHECK_INTERVAL == 0:
                 self._check(losses.read())

@@ -241,6 +241,43 @@ def test_a_replay_that_fails_later_is_made_without_the_graph(
     same(made, trained(job(), GRAPHED)[1])
 
 
+def test_a_graph_that_goes_wrong_later_is_told_in_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory is overwritten after it has been checked, as by another user of the same memory."""
+    replay, state = RecordedGraph.replay, {"made": 0}
+
+    def overwritten(self: RecordedGraph) -> None:
+        state["made"] += 1
+        if state["made"] == CHECKED_UPDATES + 1:
+            self._calls = [call for call in self._calls if "_fused_adamw" not in str(call[0])]
+        replay(self)
+
+    monkeypatch.setattr(graphed, "captured", recorded)
+    monkeypatch.setattr(RecordedGraph, "replay", overwritten)
+    monkeypatch.setattr(graphed, "LATER_CHECKS", (CHECKED_UPDATES + 2,))
+    bar = Bar()
+    whole(job(epochs=2), GRAPHED, bar=bar)
+    assert state["made"] == CHECKED_UPDATES + 3 and bar.said == [
+        "warning: member test_resnet fold 0: a graph of its updates computes something else after 4 updates, so that "
+        "its weights may be wrong (weights that differ by 1 of their change); they are launched one by one"
+    ]
+
+
+def test_a_graph_is_compared_again_and_goes_on(graphs: list[RecordedGraph], monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, compared_at = trained(job(), GRAPHED), []
+    compare = GraphedUpdates._compared
+
+    def noted(self: GraphedUpdates, *given: Any) -> torch.Tensor:
+        compared_at.append(self._replays)
+        return compare(self, *given)
+
+    monkeypatch.setattr(GraphedUpdates, "_compared", noted)
+    monkeypatch.setattr(graphed, "LATER_CHECKS", (4, 6))
+    losses, made = trained(job(), GRAPHED)
+    assert compared_at == [0, 1, 4, 6] and made.graphed is not None and made.graphed.is_ready
+    assert losses == expected[0]
+    same(made, expected[1])
+
+
 def test_values_that_are_not_finite_in_both_are_equal() -> None:
     def state(*values: float, scale: float = 1.0) -> State:
         return State({"weights": [torch.tensor(values)]}, (scale, 0))
