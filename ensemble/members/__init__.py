@@ -22,6 +22,7 @@ training.py           one member, one fold: epochs, resuming from the last saved
 hub_cache.py          an architecture's files in the cache of the model hub, and whether they are undamaged
 hub_download.py       downloads them, with a clear answer within seconds where that fails
 devices.py            the devices that are used, and why a GPU is not; moves networks and data there
+machine_facts.py      what of a machine decides the bits of a result
 mps_check.py          compares a training step on Apple's GPU with the CPU
 watch.py              a measurement on held-out rows after each epoch
 inference.py          one network: pixels -> logits, one column a view
