@@ -218,8 +218,9 @@ def _requested(
 def _plain(request: LogitsRequest) -> dict[str, Any]:
     members = {f"member {each.name}": list(each.weights_sha256) for each in request.members}
     others = {name: getattr(request, name) for name in LogitsRequest.__dataclass_fields__}
+    machine = others.pop("machine")
     del others["members"]
-    return {**others, **others.pop("machine"), **members}
+    return {**others, **machine, **members}
 
 
 # --- the work ---------------------------------------------------------------------------------------------------------
