@@ -108,10 +108,10 @@ class Candidate:
 
     def reordered(self, order: NDArray[np.int64]) -> Candidate:
         """Return the same rule on the rows in another order (n,)."""
-        nested = self.nested
-        splits = (replace(each, inside=each.inside[order], scores=each.scores[order]) for each in nested.splits)
-        nested = CrossFit(nested.labels[order], nested.y_pred[order], nested.scores[order], tuple(splits))
-        return replace(self, logits=self.logits[order], nested=nested)
+        nested, logits = self.nested, self.logits[order]
+        fold_of = nested.splits[0].fold_of[order]
+        splits = (replace(each, fold_of=fold_of, logits=logits) for each in nested.splits)
+        return replace(self, logits=logits, nested=CrossFit(nested.labels[order], nested.y_pred[order], tuple(splits)))
 
     def for_refits(self) -> Refittable:
         """Return the rule as bootstrap replicates need it. The predictions of a vote are kept."""
@@ -124,7 +124,7 @@ class Candidate:
         if not self.fitted:
             return FixedRule(nested.y_pred, nested.labels)
         assert not isinstance(self.objective, ClassObjective), "fit_cut refuses it"
-        return RefitRule(self.deployed.score(self.logits), nested.labels, nested.splits, self.objective)
+        return RefitRule(lambda: self.deployed.score(self.logits), nested.labels, nested.splits, self.objective)
 
 
 Assessed = TypeVar("Assessed")
