@@ -41,7 +41,7 @@ class Cuts:
     ----------
     thresholds : float64 array (c,)
         In ascending order; the first predicts all fitted rows as 1, the last predicts them all as 0.
-    code : int64 array (n,)
+    code : int array (n,)
         The bin of each row in the tables that `counts` returns: set of rows (fitted or evaluated), label, and number of
         thresholds that predict the row as 1.
     """
@@ -68,7 +68,7 @@ class Cuts:
         self._left_out = False, False  # whether `near_best` has left out cuts below these, and above
 
     @cached_property
-    def code(self) -> Integers:
+    def code(self) -> NDArray[np.integer[Any]]:
         scores, labels, fitted = self._rows
         code = np.searchsorted(self.thresholds, scores, "right")  # how many thresholds predict the row as 1
         code += (labels if fitted is None else labels + 2 * ~fitted) * np.int64(self.thresholds.size + 1)
@@ -79,10 +79,12 @@ class Cuts:
         """The number of values that a row's code can have."""
         return self._tables * 2 * (self.thresholds.size + 1)
 
-    def of_merged(self, rows: Integers, code: Integers) -> Cuts:
+    def of_merged(self, rows: Integers, code: NDArray[np.integer[Any]]) -> Cuts:
         """Return a copy for merged rows: each of the rows (m,) stands for all that have its code."""
         merged = copy(self)
         merged.code, merged._rows = code[rows], (np.empty(0), np.empty(0, np.int8), None)
+        if merged.size < 2**31:
+            merged.code = merged.code.astype(np.int32, copy=False)
         return merged
 
     def counts(self, weights: Floats) -> tuple[Floats, Floats]:

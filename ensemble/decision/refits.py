@@ -39,15 +39,25 @@ CELLS_AT_ONCE = 2**19
 more rows, a batch has one replicate."""
 
 
-def _merged(row: Integers, code: NDArray[np.integer[Any]]) -> tuple[Integers, Integers]:
+def _merged(row: NDArray[np.integer[Any]], code: NDArray[np.integer[Any]]) -> tuple[NDArray[np.integer[Any]], Integers]:
     """Return the rows merged that agree in `row` and `code` (n,), and one row that stands for each merged row (m,)."""
-    both = row * (int(code.max(initial=0)) + 1)
+    both = row * np.int64(int(code.max(initial=0)) + 1)
     both += code
-    merged_row = np.unique(both, return_inverse=True)[1]
+    order = np.argsort(both)
+    both = both[order]
+    is_first = np.ones(both.size, bool)
+    np.not_equal(both[1:], both[:-1], out=is_first[1:])
     del both
-    first = np.empty(int(merged_row.max(initial=-1)) + 1, np.int64)
-    first[merged_row] = np.arange(merged_row.size)
-    return merged_row, first
+    number = np.cumsum(is_first, dtype=_integer_of(row.size))
+    number -= 1
+    merged_row = np.empty_like(number)
+    merged_row[order] = number
+    return merged_row, order[is_first]
+
+
+def _integer_of(most: int) -> type[np.signedinteger[Any]]:
+    """Return the type that takes the least memory for numbers up to this one."""
+    return np.int32 if most < 2**31 else np.int64
 
 
 class RefitRule:
@@ -68,7 +78,7 @@ class RefitRule:
 
     Attributes
     ----------
-    merged_row : int64 array (n,)
+    merged_row : int array (n,)
         The merged row that each row belongs to.
     """
 
@@ -80,9 +90,10 @@ class RefitRule:
         objective: Objective = HTER,
     ) -> None:
         self._scores, self._labels, self._splits, self._objective = scores, labels, splits, objective
-        self.merged_row, self._near = np.zeros(labels.size, np.int64), list[Cuts]()
+        self.merged_row, self._near = np.zeros(labels.size, np.int32), list[Cuts]()
         for cuts in self._every_cuts():
             near, before = cuts.near_best(), self.merged_row
+            del cuts
             code = near.code
             self.merged_row, first = _merged(before, code)
             self._near = [each.of_merged(before[first], each.code) for each in self._near]
@@ -217,7 +228,7 @@ class _Together:
     """Several rules on the same rows. Rows that none of them tells apart are counted together, once for all rules."""
 
     def __init__(self, rules: Iterable[Refittable], n: int) -> None:
-        self._row, first, self._rules = np.zeros(n, np.int64), np.zeros(min(n, 1), np.int64), list[Refittable]()
+        self._row, first, self._rules = np.zeros(n, np.int32), np.zeros(min(n, 1), np.int64), list[Refittable]()
         for rule in rules:
             if not isinstance(rule, RefitRule | FixedRule):
                 self._rules.append(rule)
