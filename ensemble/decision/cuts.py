@@ -13,7 +13,7 @@ from ensemble.decision.objective import HTER, TOLERANCE, Objective
 from ensemble.decision.rates import Floats, Labels
 from ensemble.decision.threshold import above_all, below_all, crossings, midpoint
 
-Integers: TypeAlias = NDArray[np.int64]
+Integers: TypeAlias = NDArray[np.integer[Any]]
 
 _ROOM = 3.0
 """The margin within which cuts count as near the best one: divided by the square root of the number of rows of the
@@ -68,7 +68,7 @@ class Cuts:
         self._left_out = False, False  # whether `near_best` has left out cuts below these, and above
 
     @cached_property
-    def code(self) -> NDArray[np.integer[Any]]:
+    def code(self) -> Integers:
         scores, labels, fitted = self._rows
         code = np.searchsorted(self.thresholds, scores, "right")  # how many thresholds predict the row as 1
         code += (labels if fitted is None else labels + 2 * ~fitted) * np.int64(self.thresholds.size + 1)
@@ -79,7 +79,7 @@ class Cuts:
         """The number of values that a row's code can have."""
         return self._tables * 2 * (self.thresholds.size + 1)
 
-    def of_merged(self, rows: Integers, code: NDArray[np.integer[Any]]) -> Cuts:
+    def of_merged(self, rows: Integers, code: Integers) -> Cuts:
         """Return a copy for merged rows: each of the rows (m,) stands for all that have its code."""
         merged = copy(self)
         merged.code, merged._rows = code[rows], (np.empty(0), np.empty(0, np.int8), None)
@@ -161,7 +161,7 @@ def _rates(below: Floats, totals: Floats) -> tuple[Floats, Floats]:
     return fpr, below[..., 1, :] / np.maximum(n_pos, 1)
 
 
-def summed(place: NDArray[np.integer[Any]], places: int, weights: Floats) -> Floats:
+def summed(place: Integers, places: int, weights: Floats) -> Floats:
     """Return the sums (b, places) of weights (b, n) over the rows of each place (n,)."""
     if len(weights) == 1:
         return np.asarray(np.bincount(place, weights[0], places), np.float64)[None]

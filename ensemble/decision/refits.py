@@ -39,7 +39,7 @@ CELLS_AT_ONCE = 2**19
 more rows, a batch has one replicate."""
 
 
-def _merged(row: NDArray[np.integer[Any]], code: NDArray[np.integer[Any]]) -> tuple[NDArray[np.integer[Any]], Integers]:
+def _merged(row: Integers, code: Integers) -> tuple[Integers, Integers]:
     """Return the rows merged that agree in `row` and `code` (n,), and one row that stands for each merged row (m,)."""
     both = row * np.int64(int(code.max(initial=0)) + 1)
     both += code
@@ -48,14 +48,14 @@ def _merged(row: NDArray[np.integer[Any]], code: NDArray[np.integer[Any]]) -> tu
     is_first = np.ones(both.size, bool)
     np.not_equal(both[1:], both[:-1], out=is_first[1:])
     del both
-    number = np.cumsum(is_first, dtype=_integer_of(row.size))
+    number: Integers = np.cumsum(is_first, dtype=_integer_of(row.size))
     number -= 1
     merged_row = np.empty_like(number)
     merged_row[order] = number
     return merged_row, order[is_first]
 
 
-def _integer_of(most: int) -> type[np.signedinteger[Any]]:
+def _integer_of(most: int) -> type[np.int32] | type[np.int64]:
     """Return the type that takes the least memory for numbers up to this one."""
     return np.int32 if most < 2**31 else np.int64
 
@@ -90,7 +90,8 @@ class RefitRule:
         objective: Objective = HTER,
     ) -> None:
         self._scores, self._labels, self._splits, self._objective = scores, labels, splits, objective
-        self.merged_row, self._near = np.zeros(labels.size, np.int32), list[Cuts]()
+        self.merged_row: Integers = np.zeros(labels.size, np.int32)
+        self._near = list[Cuts]()
         for cuts in self._every_cuts():
             near, before = cuts.near_best(), self.merged_row
             del cuts
@@ -228,7 +229,9 @@ class _Together:
     """Several rules on the same rows. Rows that none of them tells apart are counted together, once for all rules."""
 
     def __init__(self, rules: Iterable[Refittable], n: int) -> None:
-        self._row, first, self._rules = np.zeros(n, np.int32), np.zeros(min(n, 1), np.int64), list[Refittable]()
+        self._row: Integers = np.zeros(n, np.int32)
+        first: Integers = np.zeros(min(n, 1), np.int64)
+        self._rules = list[Refittable]()
         for rule in rules:
             if not isinstance(rule, RefitRule | FixedRule):
                 self._rules.append(rule)
