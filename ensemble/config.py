@@ -205,9 +205,11 @@ class MemberConfig(Frozen):
     ] = "standard"
     precision: Annotated[Precision, option(SPEED, "Compute in this number format; auto measures the fastest.")] = "auto"
     convolutions: Annotated[
-        Literal["auto", "native", "lowered", "compiled"],
+        Literal["auto", "native", "lowered", "compiled", "graphed"],
         option(
-            SPEED, "Compute convolutions natively, as matrix products or by torch.compile; auto measures the fastest."
+            SPEED,
+            "Compute convolutions natively, as matrix products, by torch.compile, or each update as one CUDA graph; "
+            "auto measures the fastest.",
         ),
     ] = "auto"
 

@@ -1,4 +1,4 @@
-"""Find the cores, the memory and the cache folder that this process may use.
+"""Find the cores, the memory and the cache folder that this process may use, and the model of the CPU.
 
 Cores and memory are those of its affinity, cgroup quota and cgroup limit.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import platform
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ CGROUP = Path("/sys/fs/cgroup")
 
 MEMBERSHIP = Path("/proc/self/cgroup")
 """The file that lists the control group of this process in each hierarchy, one in a line: `number:controllers:path`."""
+
+CPUINFO = Path("/proc/cpuinfo")
+"""The file in which Linux describes each core of the CPU."""
 
 
 def available_cores() -> list[int]:
@@ -79,6 +83,12 @@ def _read(path: Path) -> str:
         return path.read_text().strip()
     except OSError:
         return ""
+
+
+def cpu_model() -> str:
+    """Return the name of the CPU's model, as far as the system tells it."""
+    names = (line.partition(":")[2].strip() for line in _read(CPUINFO).splitlines() if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def cache_folder() -> Path:

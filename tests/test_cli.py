@@ -238,7 +238,7 @@ def test_every_command_is_in_the_readme() -> None:
         ([*TRAIN, "--batch-size", "many"], "thera train-member: --batch-size must be a valid integer; got many"),
         (
             [*TRAIN, "--convolutions", "fast"],
-            "thera train-member: --convolutions must be 'auto', 'native', 'lowered' or 'compiled'; got fast",
+            "thera train-member: --convolutions must be 'auto', 'native', 'lowered', 'compiled' or 'graphed'; got fast",
         ),
         (
             [*TRAIN, "--pretrained", "maybe"],

@@ -64,3 +64,13 @@ def test_a_quota_of_version_1_limits_the_cores(tmp_path: Path, quota: str, cores
 def test_a_group_namespace_that_starts_above_the_root_ends(tmp_path: Path) -> None:
     write(tmp_path / "membership", "0::/../other")
     assert machine.available_cores() == CORES
+
+
+def test_the_model_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(machine.platform, "processor", lambda: "")
+    monkeypatch.setattr(machine.platform, "machine", lambda: "arm64")
+    assert machine.cpu_model() == "arm64"
+    core = "processor\t: {}\nmodel\t\t: 17\nmodel name\t: AMD EPYC 9R14\n"
+    write(tmp_path / "cpuinfo", core.format(0) + core.format(1))
+    assert machine.cpu_model() == "AMD EPYC 9R14"

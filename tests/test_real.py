@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from ensemble.commands.fit_stacker import averaged_oof, read_decisions
+from ensemble.commands.verify import verify
 from ensemble.config import VIEW_SETS
 from ensemble.decision.decision import fit_decision
 from ensemble.decision.rates import error_rates
@@ -160,6 +161,14 @@ def test_a_member_trains_on_real_images(data: Path, tmp_path: Path) -> None:
     report = json.loads((tmp_path / "run/members/resnet10t/member.json").read_text())["oof"]
     assert report["nested"]["n_neg"] + report["nested"]["n_pos"] == 2500
     assert report["auc"] > 0.6
+
+
+def test_the_record_is_verified_and_its_card_names_the_members_of_the_stack() -> None:
+    lines: list[str] = []
+    assert verify(RUN.folder, lines.append).checked
+    assert all(line.startswith("note: ") for line in lines)
+    card = (RUN.folder / "model-card.md").read_text()
+    assert "8 networks" in card and "do not influence its answers: distilled." in card
 
 
 def test_the_exported_student_is_that_of_the_record() -> None:

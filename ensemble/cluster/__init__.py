@@ -1,13 +1,14 @@
-"""The same jobs on a Ray cluster. Only this wing imports ray; the rest of thera knows a pool that computes jobs.
+"""Computes jobs on a Ray cluster. Only this wing imports ray; the rest of thera uses a pool that computes jobs.
 
 Files in reading order:
 
-resources.py   the device and the pool of a command: of this machine or of a cluster; it does not need ray
-nodes.py       join a cluster, and check that its nodes are equal
-pool.py        the pool: each job is a task, which is begun again where it is lost
-relay.py       the actor on the driver's node: progress, and files for nodes that do not see the run's folder
-travel.py      how images, weights and training states reach a task
-tasks.py       what a task does on its node
-display.py     the progress by member, with what runs where
-facts.py       what the results of a machine depend on; nodes that differ are refused
+resources.py   chooses the device and the pool of a command, on this machine or on a cluster; it does not need ray
+nodes.py       joins a cluster, and checks that its nodes are equal
+pool.py        the pool, which runs each job as a task and starts a lost task again
+relay.py       the actor on the driver's node, which collects progress and reads and writes files for the nodes that do
+               not see the run's folder
+travel.py      sends images, weights and training states to a task
+tasks.py       the function that a task runs on its node
+display.py     shows the progress of each member, and which node computes which fold
+facts.py       compares the software and hardware of nodes, and refuses nodes that differ
 """

@@ -1,4 +1,4 @@
-"""The progress of jobs on a cluster: counted once whatever is repeated, by member, with what runs where."""
+"""Show the progress of jobs on a cluster by member, with the node of each job. A repeated step counts once."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from ensemble.progress import PLAIN_INTERVAL_S, Bar, progress
 
 LISTED = 6
-"""The most jobs of a member whose place is shown, so that a line stays readable."""
+"""The largest number of jobs of a member whose node is shown, so that a line stays readable."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a job is about.
+    """The member and the fold that a job computes, for messages.
 
     Attributes
     ----------
     member : str
     what : str
-        The part of the member: a fold.
+        The fold of the member, or a part of it.
     steps : int
-        The steps of the job, as it counts them in its bar.
+        The number of steps by which the job advances its bar.
     """
 
     member: str
@@ -36,18 +36,18 @@ class Subject:
 
 @dataclass(frozen=True)
 class Report:
-    """How far a job is: absolute counts since its attempt began, so that a lost report changes nothing.
+    """The progress of a job. The counts are those since its attempt began, so that a lost report changes nothing.
 
     Attributes
     ----------
     attempt : int
-        How often the job was begun before.
+        The number of earlier attempts.
     place : str
-        The node that it runs on.
+        The name of the node that computes the job.
     advanced, skipped : int
-        Steps that it has made, and that an earlier attempt had made.
+        The number of steps that this attempt has computed, and of those that an earlier attempt had computed.
     messages : tuple of (str, str)
-        All so far: the method of the bar ("note" or "say"), and the text.
+        All messages of this attempt: the method of the bar ("note" or "say"), and the text.
     """
 
     attempt: int
@@ -62,16 +62,16 @@ class Report:
 
 
 class Display:
-    """Shows the reports of jobs: the bar of all steps, and for each member its share and where its jobs run.
+    """Shows the reports of jobs: the steps of all jobs in a bar, and the share and the nodes of each member.
 
-    On a terminal each member has a line below the bar. Elsewhere one line a minute has them all.
+    On a terminal each member has a line below the bar. Elsewhere one line a minute describes all members.
 
     Parameters
     ----------
     subjects : sequence of Subject
         One for each job.
     bar : Bar
-        Advanced by the steps of all jobs; steps that an attempt repeats are not counted again.
+        It is advanced by the steps of all jobs. Steps that an attempt repeats are not counted again.
     """
 
     def __init__(self, subjects: Sequence[Subject], bar: Bar) -> None:
@@ -110,11 +110,11 @@ class Display:
         self._shown[of_attempt] = max(self._shown.get(of_attempt, 0), len(report.messages))  # reports may overtake
 
     def end(self, index: int) -> str:
-        """Show that a job runs nowhere now, and return where it ran."""
+        """Show that a job no longer runs, and return the name of its node."""
         return self._places.pop(index, "a node")
 
     def refresh(self) -> None:
-        """Show where the jobs run, if that is due, and let the bar handle a signal."""
+        """Show the nodes of the jobs if they have changed or a minute has passed, and let the bar handle a signal."""
         self._bar.advance(0)
         for member, bar in self._bars.items():
             if (text := f"{member}: {self._where(member)}") != self._texts.get(member):

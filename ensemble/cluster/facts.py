@@ -1,4 +1,4 @@
-"""What the results of a machine depend on: versions and the CPU; machines of a cluster are compared by it."""
+"""Compare the software and hardware of the nodes of a cluster, and refuse nodes that differ."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ import platform
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
-from ensemble.errors import ResourceError
+import torch
 
-PACKAGES = ("torch", "timm", "albumentations", "opencv-python-headless", "numpy")
-"""The packages whose versions results depend on."""
+from ensemble.errors import ResourceError
+from ensemble.members.machine_facts import hardware_of, package_versions
 
 
 @dataclass(frozen=True)
 class MachineFacts:
-    """What the results of a machine depend on.
+    """The software and hardware that decide the bits of a result.
 
     Attributes
     ----------
@@ -28,7 +27,7 @@ class MachineFacts:
     software : mapping
         The version of Python, thera and each package by its name.
     hardware : mapping
-        The CPU's model, and the instructions that torch uses on it.
+        The CPU's model and instructions, as `members.machine_facts.hardware_of` returns them.
     """
 
     host: str
@@ -39,12 +38,8 @@ class MachineFacts:
 @functools.cache
 def facts_of_this_machine() -> MachineFacts:
     """Return the facts of the machine that this process runs on."""
-    import torch
-
-    software = {"python": platform.python_version(), "thera": _version_of_thera()}
-    software |= {name: metadata.version(name) for name in PACKAGES}
-    hardware = {"CPU": _cpu_model(), "CPU capability": torch.backends.cpu.get_cpu_capability()}
-    return MachineFacts(socket.gethostname(), software, hardware)
+    software = {"python": platform.python_version(), "thera": _version_of_thera(), **package_versions()}
+    return MachineFacts(socket.gethostname(), software, hardware_of(torch.device("cpu")))
 
 
 def _version_of_thera() -> str:
@@ -57,29 +52,20 @@ def _version_of_thera() -> str:
     return f"{__version__} ({digest.hexdigest()[:8]})"
 
 
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.processor() or platform.machine())
-
-
 def refuse_unequal(machines: Sequence[MachineFacts], driver: MachineFacts | None = None) -> None:
-    """Refuse machines that differ from the first one, so that a member is not computed in two ways.
+    """Refuse machines that differ from the first one, because a member must have the same bits on all of them.
 
     Parameters
     ----------
     machines : sequence of MachineFacts
-        Those that compute.
+        The machines that compute.
     driver : MachineFacts, optional
         The machine that writes the results; only its versions have to be the same.
 
     Raises
     ------
     ResourceError
-        Some value differs; all differences between two machines are named.
+        A value differs. The message names all differences between two machines.
     """
     if not machines:
         return

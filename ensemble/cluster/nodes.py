@@ -24,10 +24,16 @@ ENDED = (
     ray.exceptions.WorkerCrashedError,
     ray.exceptions.TaskUnschedulableError,
 )
-"""What Ray raises for a task on a node that has ended, or ends before the task begins."""
+"""The errors that Ray raises for a task whose node has ended, or ends before the task begins."""
+
+REMEDIES = {
+    "auto": "start one by: ray start --head, or use --cluster local",
+    "local": "run the same command again; Ray gives up a start that takes longer than 15 s",
+}
+"""What to do if a cluster cannot be joined, by the address that was given."""
 
 START_S = 300.0
-"""Seconds in which a node must have started a process and imported torch."""
+"""The number of seconds in which a node must have started a process and imported torch."""
 
 
 @dataclass(frozen=True)
@@ -45,30 +51,30 @@ class Cluster:
 
     Attributes
     ----------
-    job : str
-        Ray's id of this process's connection.
+    connection : str
+        The address of the cluster, and Ray's id of this process in it.
     relay : Any
         The handle of the actor on this node.
     nodes : tuple of Node
-        Those that compute.
+        The nodes that compute.
     facts : MachineFacts
-        Those of the nodes, which are all equal.
+        The software and hardware of the nodes, which are all equal.
     """
 
-    job: str
+    connection: str
     relay: Any
     nodes: tuple[Node, ...]
     facts: MachineFacts
 
 
 _joined: dict[str, Cluster] = {}
-"""The cluster that this process is in, by the device that was requested; it stays there until it ends."""
+"""The cluster that this process has joined, by the device that was requested. The process stays connected to it."""
 
 
 def join(address: str, device: str, say: Say) -> Cluster:
     """Join a cluster, unless this process has, and start the relay on this node.
 
-    A process that Python code has connected to Ray already uses this connection, whatever the address.
+    If Python code has connected this process to Ray before, that connection is used and the address is ignored.
 
     Parameters
     ----------
@@ -76,7 +82,7 @@ def join(address: str, device: str, say: Say) -> Cluster:
         ``auto``, ``local`` or HOST:PORT.
     device : {"auto", "cpu", "cuda"}
     say : callable
-        Receives what computes.
+        Receives a line that says how many nodes, cores or GPUs compute.
 
     Raises
     ------
@@ -87,25 +93,30 @@ def join(address: str, device: str, say: Say) -> Cluster:
     """
     if not ray.is_initialized():
         _connect(address)
-    job = str(ray.get_runtime_context().get_job_id())
-    if (known := _joined.get(device)) and known.job == job:
+    context = ray.get_runtime_context()
+    connection = f"{context.gcs_address} {context.get_job_id()}"  # the first process of each cluster has the same id
+    if (known := _joined.get(device)) and known.connection == connection:
         return known
     nodes = _nodes(device)
     machines = _facts_of(nodes)
     refuse_unequal(machines, facts_of_this_machine())
-    # elsewhere it would end with its node, and could not write the files of this one
-    pinned = _on_node(ray.get_runtime_context().get_node_id())
+    # a relay on another node would end with that node, and could not write files on this one
+    pinned = _on_node(context.get_node_id())
     options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 8, "max_restarts": -1, "max_task_retries": -1}
     relay = ray.remote(Relay).options(**options, scheduling_strategy=pinned).remote()
-    _joined[device] = Cluster(job, relay, nodes, machines[0])
+    _joined[device] = Cluster(connection, relay, nodes, machines[0])
     gpus = sum(node.gpus for node in nodes)
-    what = f"{gpus} GPUs" if gpus else f"{sum(node.cores for node in nodes)} cores"
-    say(f"note: a cluster of {len(nodes)} nodes with {what} computes")
+    what = _counted(gpus, "GPU") if gpus else _counted(sum(node.cores for node in nodes), "core")
+    say(f"note: a cluster of {_counted(len(nodes), 'node')} with {what} computes")
     return _joined[device]
 
 
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
 def _connect(address: str) -> None:
-    """Connect this process to Ray, and keep the handlers of signals, which Ray replaces."""
+    """Connect this process to Ray, and restore the signal handlers, which Ray replaces."""
     where = f"--cluster {printable(address)}"
     if address.startswith("ray://"):
         remedy = "run thera on a node of the cluster, such as its head, and give auto"
@@ -119,7 +130,7 @@ def _connect(address: str) -> None:
         ray.init(**given)
     except Exception as error:  # Ray raises bare exceptions, too
         first = printable((str(error).strip() or type(error).__name__).splitlines()[0][:200])
-        remedy = "start one by: ray start --head, or use --cluster local" if address == "auto" else "check the address"
+        remedy = REMEDIES.get(address, "check the address")
         raise ResourceError(where, f"cannot be joined ({first})", remedy) from None
     finally:
         if threading.current_thread() is threading.main_thread():
@@ -132,7 +143,7 @@ def _on_node(node: str) -> Any:
 
 
 def _nodes(device: str) -> tuple[Node, ...]:
-    """Return the nodes that compute: those with GPUs, or all with cores if there are no GPUs or the CPU is requested.
+    """Return the nodes that compute: the nodes with GPUs, or without GPUs or for `--device cpu` all nodes with cores.
 
     Raises
     ------
@@ -154,11 +165,11 @@ def _nodes(device: str) -> tuple[Node, ...]:
 
 
 def _facts_there() -> MachineFacts:
-    return facts_of_this_machine()  # Ray takes a function, which one with a cache is not
+    return facts_of_this_machine()  # `ray.remote` refuses a function that `functools.cache` has wrapped
 
 
 def _facts_of(nodes: Sequence[Node]) -> list[MachineFacts]:
-    """Return the facts of the nodes, each read by a process there; nodes that end meanwhile are left out."""
+    """Return the facts of the nodes, which a task on each node reads; nodes that end meanwhile are left out."""
     task, options = ray.remote(_facts_there), {"num_cpus": 0, "max_retries": 0}
     refs = [task.options(**options, scheduling_strategy=_on_node(node.id)).remote() for node in nodes]
     ray.wait(refs, num_returns=len(refs), timeout=START_S)

@@ -1,4 +1,4 @@
-"""A pool that runs each job as a task of a Ray cluster, and begins it again where it is lost."""
+"""A pool that runs each job as a task of a Ray cluster, and starts a lost task again."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ if TYPE_CHECKING:
     import torch
 
 POLL_S = 0.5
-"""Seconds between two looks at the progress, and at a signal."""
+"""The number of seconds between two checks for progress and for a signal."""
 
 SILENT_S = 40.0
-"""Seconds without an answer after which the cluster counts as lost. Ray itself ends the process after 60."""
+"""The number of seconds without an answer after which the cluster counts as lost. Ray ends the process after 60."""
 
 LOST_LIMIT = 10
-"""How often in succession a job may be lost without having come further."""
+"""The number of times in succession that a job may be lost without progress."""
 
 LEAST_BATCHES = 16
-"""The least batches of a part of a prediction: 4,096 images. A task begins with building its network, which takes as
-long as some batches."""
+"""The smallest number of batches in a part of a prediction: 4,096 images. A task first builds its network, which takes
+as long as some batches."""
 
 REASONS = {
     "OutOfMemoryError": "its node had no memory left",
     "NodeDiedError": "its node has ended",
     "WorkerCrashedError": "its process has ended",
 }
-"""What Ray's errors by which a task is lost mean, by their names."""
+"""The reason for which a task was lost, by the name of Ray's error."""
 
 
 class ClusterPool:
@@ -54,14 +54,14 @@ class ClusterPool:
     ----------
     cluster : Cluster
     cores : int
-        Cores of each task. A network on a CPU is computed by as many threads.
+        The number of cores of each task. On a CPU as many threads compute a network.
     gpu : float
-        Share of a GPU of each task.
+        The share of a GPU that each task has.
     at_once : int, optional
-        The most tasks at once; by default as many as the nodes have room for.
+        The largest number of tasks at a time; by default as many as the nodes have room for.
     """
 
-    shares_a_gpu, least_batches = False, LEAST_BATCHES
+    least_batches = LEAST_BATCHES
 
     def __init__(self, cluster: Cluster, cores: int, gpu: float, at_once: int | None) -> None:
         self._cluster, self._cores, self._gpu, self._at_once = cluster, cores, gpu, at_once
@@ -92,7 +92,7 @@ class ClusterPool:
     def cores(
         self, jobs: int, batches: int, device: torch.device, requested: int | None, copied_bytes: int = 0
     ) -> list[list[int]]:
-        """Return the cores of each job, of which only the number counts: it is that of a task."""
+        """Return the cores of each job. Only their number is used: it is the number of cores of a task."""
         return [list(range(self._cores))] * jobs
 
     def slots(
@@ -116,25 +116,25 @@ class ClusterPool:
     def run(self, function: Job, calls: Sequence[tuple[Any, ...]], cores: Sequence[list[int]], bar: Bar) -> Results:
         """Run `function(*call, bar)` for every call, and yield (index, result) in the order in which they finish.
 
-        A task that is lost with its process or node is begun again, and goes on from what it has saved.
+        If a process or node ends, its task is started again on another one, and goes on from the last saved state.
 
         Parameters
         ----------
         function : callable
-            A function of a module, which is installed on all nodes.
+            A function of a module that is installed on all nodes.
         calls : sequence of tuples
             The arguments of each call.
         cores : sequence of lists of int
-            Their number is the number of threads of a call.
+            The number of cores is the number of threads that compute a call.
         bar : Bar
-            Advanced by the progress of all calls together; each step counts once.
+            It is advanced by the progress of all calls together. A repeated step counts once.
 
         Raises
         ------
         TheraError
             The error that a call raised.
         ResourceError
-            A call was lost `LOST_LIMIT` times without having come further, or the cluster was lost.
+            A call was lost `LOST_LIMIT` times without progress, or the cluster was lost.
         Stopped
             A signal has arrived.
         """
@@ -186,7 +186,7 @@ class ClusterPool:
         return ray.remote(function).options(num_cpus=self._cores, num_gpus=self._gpu, max_retries=retries)
 
     def _show(self, token: str, display: Display, requested: Any) -> Any:
-        """Show the reports that were requested, if they are there, and return the next request."""
+        """Show the reports that were requested, if they have arrived, and return the next request."""
         display.refresh()
         if requested is not None:
             if not ray.wait([requested], timeout=0)[0]:
@@ -199,7 +199,7 @@ class ClusterPool:
 
 
 class _Lost(Exception):
-    """A task has ended with its process or node; the message says how."""
+    """A task was lost because its process or node has ended; the message is the reason."""
 
 
 class _Failed(Exception):
@@ -211,7 +211,7 @@ class _Failed(Exception):
 
 
 class _Losses:
-    """Counts how often jobs are lost, and gives up one that is lost again and again without having come further."""
+    """Counts how often jobs are lost, and refuses to repeat a job that is lost `LOST_LIMIT` times without progress."""
 
     def __init__(self, subjects: Sequence[Subject], bar: Bar) -> None:
         self._subjects, self._bar = subjects, bar
@@ -220,20 +220,20 @@ class _Losses:
         self._done: dict[int, int] = {}
 
     def add(self, index: int, reason: str, place: str, done: int) -> None:
-        """Note that a job was lost on a node after so many steps."""
+        """Record that a job was lost on a node after a number of steps."""
         self.attempts[index] = self.attempts.get(index, 0) + 1
         further = done > self._done.get(index, 0)
         self._in_vain[index] = 0 if further else self._in_vain.get(index, 0) + 1
         self._done[index] = done
         if self._in_vain[index] >= LOST_LIMIT:
-            problem = f"was lost {LOST_LIMIT} times without coming further ({reason})"
+            problem = f"was lost {LOST_LIMIT} times without progress ({reason})"
             remedy = "give each task more of a node by --task-cores, or use larger nodes"
             raise ResourceError(self._subjects[index], problem, f"{remedy}; the same command goes on")
         self._bar.say(f"warning: {self._subjects[index]} was lost on {place} ({reason}); it goes on elsewhere")
 
 
 class _Watch:
-    """Asks the cluster in a thread whether it is there, because a question is not answered while it is not."""
+    """Asks the cluster at intervals whether it runs, in a thread, because the call blocks while it does not."""
 
     def __init__(self) -> None:
         self._answered, self._ended = time.monotonic(), threading.Event()
@@ -253,7 +253,7 @@ class _Watch:
                 self._answered = time.monotonic()
 
     def check(self, bar: Bar) -> None:
-        """Say where no node is left to compute, and raise `ResourceError` where nothing answered for too long."""
+        """Warn if no node is left to compute, and raise `ResourceError` if the cluster does not answer."""
         if time.monotonic() - self._answered > SILENT_S:
             raise _lost_cluster(f"the cluster has not answered for {SILENT_S:.0f} s")
         if not self._computes and not self._said:
@@ -262,7 +262,7 @@ class _Watch:
 
 
 def _received(ref: Any, subject: Subject) -> tuple[str, Any, Report]:
-    """Return the result of a task, or raise `_Lost` where its process or node has ended."""
+    """Return the result of a task, or raise `_Lost` if its process or node has ended."""
     try:
         received: tuple[str, Any, Report] = ray.get(ref)
         return received
@@ -270,7 +270,7 @@ def _received(ref: Any, subject: Subject) -> tuple[str, Any, Report]:
         raise _lost_cluster("Ray has ended on this node") from None
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
-        # the relay or the store did not answer it; a bare RayError stands for an error that cannot be sent
+        # The relay or the object store did not answer. Ray raises the base class for an error that it cannot send.
         if isinstance(cause, ray.exceptions.RayError) and type(cause) is not ray.exceptions.RayError:
             raise _Lost(_reason(cause)) from None
         raise RuntimeError(f"{subject} in a task of the cluster: {error}") from None
@@ -287,7 +287,7 @@ def _lost_cluster(problem: str) -> ResourceError:
 
 
 def _subject(call: tuple[Any, ...]) -> Subject:
-    """Return what a call is about: the training of a fold, a part of a prediction, or another function."""
+    """Return what a call computes: the training of a fold, a part of a prediction, or another function."""
     match call:
         case [FoldModel() as model, _, rows, views]:
             return Subject(model.name, f"fold {model.fold}", len(rows) * len(views))

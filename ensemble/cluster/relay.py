@@ -1,4 +1,4 @@
-"""The actor on the driver's node: it collects progress, and reads and writes files for nodes that do not see them."""
+"""The actor on the driver's node, which collects progress and reads and writes files for nodes that do not see them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Arrays: TypeAlias = dict[str, np.ndarray]
 
 
 class Relay:
-    """Runs on the driver's node as an actor, and ends with the driver. It may be started again at any time.
+    """Runs on the driver's node as an actor, and ends with the driver. Ray may start it again at any time.
 
-    All its answers come from files and from reports that are sent again, so that nothing is lost with it.
+    It keeps nothing that would be lost then: its answers come from files, and from reports that tasks send again.
     """
 
     def __init__(self) -> None:
@@ -31,12 +31,12 @@ class Relay:
     # --- progress
 
     def report(self, token: str, index: int, report: Report) -> None:
-        """Keep the last report of a job; `token` names the work that the job is part of."""
+        """Keep the last report of a job; `token` is the name of the run of the pool that the job is part of."""
         with self._lock:
             self._reports.setdefault(token, {})[index] = report
 
     def collect(self, token: str) -> dict[int, Report]:
-        """Return the reports that have arrived since the last call, by job, and forget those of other work."""
+        """Return the reports that have arrived since the last call, by job, and remove those of other tokens."""
         with self._lock:
             new = self._reports.pop(token, {})
             self._reports = {}
@@ -80,7 +80,7 @@ class Relay:
         with self._lock:
             if path not in self._pixels:
                 self._pixels[path] = ray.put(np.asarray(np.load(path, mmap_mode="r")))
-            return [self._pixels[path]]  # a bare reference would be replaced by its content
+            return [self._pixels[path]]  # Ray would replace a reference outside a list by its content
 
 
 def arrays_of(tensors: Mapping[str, Any]) -> Arrays:

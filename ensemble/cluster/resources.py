@@ -1,4 +1,4 @@
-"""Give a command the device and the pool that compute its jobs."""
+"""Choose the device and the pool that compute the jobs of a command."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ensemble.members.parallel import Resources
 
 WORKERS_OF_A_GPU = 8
-"""The most data workers of a task with a GPU, as `members.inference.default_workers` has on one machine."""
+"""The largest number of data workers of a task with a GPU, as in `members.inference.default_workers`."""
 
 
 def resources_of(compute: ComputeConfig, say: Say = silent) -> Resources:
@@ -23,7 +23,7 @@ def resources_of(compute: ComputeConfig, say: Say = silent) -> Resources:
     ----------
     compute : ComputeConfig
     say : callable
-        Receives what computes, or why a GPU cannot be used.
+        Receives lines that say what computes, or why a GPU cannot be used.
 
     Raises
     ------
@@ -49,4 +49,5 @@ def resources_of(compute: ComputeConfig, say: Say = silent) -> Resources:
     if cores > (most := max(node.cores for node in cluster.nodes)):
         raise ConfigError("--task-cores", f"no node has {cores} cores", f"use at most {most}, and fewer --workers")
     pool = functools.partial(ClusterPool, cluster, cores, 1 / share if gpu else 0.0, None if gpu else compute.jobs)
-    return Resources(torch.device("cuda" if gpu else "cpu"), workers, compute.jobs, compute.save_every, pool=pool)
+    device = torch.device("cuda" if gpu else "cpu")
+    return Resources(device, workers, compute.jobs, compute.save_every, pool=pool, shares_a_gpu=False)

@@ -1,4 +1,4 @@
-"""What a task does on its node: it computes one call as a process of one machine does, and reports its progress."""
+"""Compute one call in a task on a node, as a process of one machine computes it, and report the progress."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ REPORT_S = 0.5
 
 @dataclass(frozen=True)
 class Ticket:
-    """What a task is told beside its call.
+    """The parameters of a task, in addition to its function and the function's arguments.
 
     Attributes
     ----------
     relay : Any
         The handle of the relay.
     facts : MachineFacts
-        Those that the node must have.
+        The software and hardware that the node must have.
     token : str
-        The name of the work that the call is part of.
+        The name of the run of the pool that the call is part of.
     index, attempt : int
-        The number of the call, and how often it was begun before.
+        The index of the call, and the number of its earlier attempts.
     threads : int
-        The threads that compute it.
+        The number of threads that compute the call.
     """
 
     relay: Any
@@ -52,7 +52,7 @@ def work(ticket: Ticket, function: Any, call: tuple[Any, ...]) -> tuple[str, Any
     from ensemble.members.processes import keep_freed_memory, outcome
 
     bar = ReportingBar(ticket)
-    try:  # of a node that has joined later
+    try:  # the node may have joined after the driver compared all nodes
         refuse_unequal([ticket.facts, facts_of_this_machine()])
     except TheraError as error:
         return "failed", error, bar.report
@@ -76,7 +76,7 @@ def _without_bar(function: Any, arguments: tuple[Any, ...], _: None) -> Any:
 
 
 class ReportingBar:
-    """Counts the progress of a job, and sends it to the relay from time to time; `members.processes.Progress`."""
+    """Counts the progress of a job, and sends it to the relay at intervals; it has `members.processes.Progress`."""
 
     def __init__(self, ticket: Ticket) -> None:
         self._ticket, self._sent = ticket, 0.0
@@ -107,7 +107,7 @@ class ReportingBar:
         )
 
     def _send(self) -> None:
-        """Send the report without waiting. One that is lost does not matter: each has all that came before."""
+        """Send the report without waiting. A lost report does not matter, because the next one has all its counts."""
         self._sent = time.monotonic()
         with contextlib.suppress(ray.exceptions.RayError):
             self._ticket.relay.report.remote(self._ticket.token, self._ticket.index, self.report)

@@ -1,4 +1,4 @@
-"""How images, weights and training states reach a task: by files that its node sees, or through the object store."""
+"""Send images, weights and training states to a task, by files that its node sees or through the object store."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from ensemble.members.processes import MappedPixels
 from ensemble.runs.training_state import StateFolder
 
 SAMPLES, SAMPLE_BYTES = 64, 4096
-"""Places of a file, and bytes at each, by which a node sees that a file at the same path is that of the driver."""
+"""The number of samples of a file, and the bytes of each. By their hash a node recognises the driver's file."""
 
 
 class Luggage:
-    """Prepares the arguments of calls for their way to a task; the object store keeps what several tasks read.
+    """Serializes the arguments of calls for a task, and puts what several tasks read into the object store once.
 
     Parameters
     ----------
     relay : Any
-        The handle of the relay, which a task asks for what its node does not see.
+        The handle of the relay, from which a task requests files that its node does not see.
     """
 
     def __init__(self, relay: Any) -> None:
@@ -43,11 +43,11 @@ class Luggage:
         self._model: tuple[FoldModel | None, Any] = None, None
 
     def clear(self) -> None:
-        """Let the object store remove what it keeps for tasks."""
+        """Drop the references, so that the object store frees the memory."""
         self._arrays, self._pretrained, self._model = {}, {}, (None, None)
 
     def register(self) -> None:
-        """Let Ray send arguments of these types in this way from now on."""
+        """Let Ray serialize arguments of these types by the methods of this object."""
         register_serializer(MappedPixels, serializer=self._pixels, deserializer=_unpacked)
         register_serializer(StateFolder, serializer=self._states, deserializer=_unpacked)
         register_serializer(FoldJob, serializer=self._job, deserializer=_unpacked)
@@ -66,7 +66,7 @@ class Luggage:
         return open_states, os.path.abspath(states.folder), states.save_every, self._relay
 
     def _job(self, job: FoldJob) -> tuple[Any, ...]:
-        """Send the pretrained weights with a job, so that no other node downloads them."""
+        """Send pretrained weights with a job, so that the driver alone downloads them."""
         weights: Any = job.weights
         if weights is None and job.config.pretrained:
             key = f"{job.config.timm_name} {job.address}"
@@ -77,7 +77,7 @@ class Luggage:
         return unpacked_job, values | {"weights": weights}
 
     def _fold_model(self, model: FoldModel) -> tuple[Any, ...]:
-        """Read the weights here, where the run is, once for all parts of the images."""
+        """Read the weights on the driver, once for all parts of the images."""
         if self._model[0] is not model:
             self._model = model, ray.put(arrays_of(model.read_weights()))
         return unpacked_model, model.name, model.fold, model.spec, [self._model[1]]
@@ -121,7 +121,7 @@ def stored_pixels(reference: Any) -> MappedPixels:
 
 @cache
 def open_pixels(path: str, digest: str, relay: Any) -> MappedPixels:
-    """Return the images of a file: the file itself if this node sees it, else what the relay puts into the store."""
+    """Return the images of a file, mapped if this node sees the file, else from the object store by the relay."""
     try:
         if digest_of(path) == digest:
             return MappedPixels(mapped.open_pixels(path))
@@ -142,7 +142,7 @@ def digest_of(path: str) -> str:
 
 
 def open_states(folder: str, save_every: float, relay: Any) -> StateFolder | RelayedStates:
-    """Return the training states of a folder: the folder itself if this node shares it with the driver's."""
+    """Return the training states of a folder, which are read and written directly if this node sees the folder."""
     mark = ray.get(relay.mark.remote(folder))
     shared = Path(mark).exists()
     relay.unmark.remote(mark)

@@ -198,7 +198,7 @@ def read_decisions(run: Run, say: Say = silent) -> FitResult | ClassFitResult:
         There is no decision, or the members' OOF logits have changed since.
     """
     remedy = f"run: thera fit-stacker --run {run.folder}"
-    classes, stored = run.read().classes, _stored(run, remedy)
+    classes, stored = run.read().classes, stored_decisions(run, remedy)
     members = [member.name for member in run.members()]
     if removed := [name for name in stored.parents if name not in members]:
         raise ArtifactError(run.decision, f"uses {', '.join(removed)}, which the run no longer has", remedy)
@@ -210,7 +210,14 @@ def read_decisions(run: Run, say: Say = silent) -> FitResult | ClassFitResult:
     return _result(stored, classes)
 
 
-def _stored(run: Run, remedy: str) -> DecisionsOfChosen | StoredClassDecisions:
+def stored_decisions(run: Run, remedy: str) -> DecisionsOfChosen | StoredClassDecisions:
+    """Return `decision.json` of a run; its parents are not verified.
+
+    Raises
+    ------
+    ArtifactError
+        It is missing or damaged; `remedy` says what to do.
+    """
     if run.read().class_count > 2:
         return read_recorded(run.folder, run.decision, StoredClassDecisions, remedy)
     return read_recorded(run.folder, run.decision, DecisionsOfChosen, remedy)

@@ -26,7 +26,7 @@ from ensemble.extras import refuse_missing
 from ensemble.predict_config import PredictConfig, PredictOptions
 from ensemble.prediction_results import PredictionRequest, PredictResult
 from ensemble.progress import Say, silent
-from ensemble.reports.prediction_tables import label_file_warnings, seen_note
+from ensemble.reports.prediction_tables import remarks, seen_note
 from ensemble.runs import files
 from ensemble.runs.distilled import caveats
 from ensemble.runs.label_files import checked_target, incomplete, is_table, labels_of_all, write_label_file
@@ -166,10 +166,8 @@ def predict_dataset(
             write_prediction(target, dataset.ids, facts, deployment, logits, request, decision, bad, len(seen), learned)
     folder.record(f"predict {target.name}", started)
     result = read_prediction(target, facts.class_count)
-    for caveat in result.facts.caveats:
-        say(f"note: {caveat}")
-    for warning in label_file_warnings(result.facts):
-        say(f"warning: {printable(result.name)}: {warning}")
+    for remark in remarks(result.name, result.facts):
+        say(remark)
     return result
 
 

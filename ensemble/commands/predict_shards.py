@@ -37,7 +37,7 @@ from ensemble.extras import refuse_missing
 from ensemble.predict_config import PredictConfig
 from ensemble.prediction_results import ShardsResult
 from ensemble.progress import Bar, Say, progress, silent
-from ensemble.reports.prediction_tables import label_file_warnings
+from ensemble.reports.prediction_tables import remarks
 from ensemble.runs.files import refuse_differences
 from ensemble.runs.label_files import LINES, TABLE, checked_path, incomplete, is_table
 from ensemble.runs.locks import locked
@@ -113,8 +113,8 @@ def predict_shards(
         shutil.rmtree(folder.claims, ignore_errors=True)  # locks of shards, all of which are done
     say(f"{decided.images} labels are in {plan.shards} part{'s' * (plan.shards > 1)} in {printable(shards)}")
     run.record(f"predict --shards {shards}", started)
-    for warning in label_file_warnings(decided):
-        say(f"warning: {printable(set_name(config.images))}: {warning}")
+    for remark in remarks(set_name(config.images), decided):
+        say(remark)
     left_out = None
     if bad:
         left_out = incomplete(plan.where, plan.n, bad, folder.bad_images, out, written, facts.class_count)
@@ -162,13 +162,13 @@ def _requested(
     resources: Resources,
 ) -> LogitsRequest:
     """Return what the logits are made from; the plans of the networks are chosen once, for all machines."""
-    from ensemble.members.devices import capability_of
+    from ensemble.members.machine_facts import deciding_facts
     from ensemble.members.plans import Plan
     from ensemble.members.predictor import choose_spec
 
     device, names, passes, pool = resources.device, decision.stacker.members, plan.n * facts.folds, resources.pool()
     forced = {"precision": config.precision, "convolutions": config.convolutions}
-    capability, torch_version = pool.call(capability_of, device)
+    machine = pool.call(deciding_facts, device)
 
     def request(plans: Sequence[Plan]) -> LogitsRequest:
         members = tuple(
@@ -190,8 +190,7 @@ def _requested(
             classes=facts.class_count,
             **forced,
             device=device.type,
-            capability=capability,
-            torch=torch_version,
+            machine=machine,
         )
 
     with locked(folder.folder, wait=True):
@@ -218,8 +217,9 @@ def _requested(
 
 def _plain(request: LogitsRequest) -> dict[str, Any]:
     members = {f"member {each.name}": list(each.weights_sha256) for each in request.members}
-    others = {name: getattr(request, name) for name in LogitsRequest.__dataclass_fields__ if name != "members"}
-    return {**others, **members}
+    others = {name: getattr(request, name) for name in LogitsRequest.__dataclass_fields__}
+    del others["members"]
+    return {**others, **others.pop("machine"), **members}
 
 
 # --- the work ---------------------------------------------------------------------------------------------------------

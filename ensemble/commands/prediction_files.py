@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,50 +35,62 @@ def write_prediction(
     decision: Decision | ClassDecision,
     bad: bytes | None,
     seen: int,
-    caveats: tuple[str, ...],
+    learned: tuple[str, ...],
 ) -> None:
-    """Write the label file, the table and the facts of a prediction, and the list of the images that were left out."""
+    """Write the label file, the table and the facts of a prediction, and the list of the images that were left out.
+
+    `seen` images were in training, and `learned` are the caveats of distilled members.
+    """
     name = label_file_name(ids) if bad is None else TABLE  # a line would not say which image it labels
     content = label_file(name, ids, deployment.y_pred, run.classes)
     table_of = _class_table if isinstance(deployment, ClassDeployment) else _table
     hashes = write_labels(folder, name, content, table_of(ids, deployment, logits))  # type: ignore[arg-type]
     if bad is not None:
         hashes[BAD_IMAGES] = files.write_whole(folder / BAD_IMAGES, bad)
-    facts: PredictionFacts | ClassPredictionFacts
+    facts = prediction_facts(run, decision, deployment, request, len(ids), seen, learned)
+    if isinstance(facts, PredictionFacts):
+        facts = replace(facts, cascade=logits.cascade)
+    write_facts(folder, replace(facts, files=hashes))
+
+
+def prediction_facts(
+    run: RunFacts,
+    decision: Decision | ClassDecision,
+    deployment: Deployment | ClassDeployment,
+    request: PredictionRequest,
+    images: int,
+    seen: int,
+    learned: tuple[str, ...],
+) -> PredictionFacts | ClassPredictionFacts:
+    """Return the facts about the labels of so many images, without those of a cascade and without files.
+
+    `seen` images were in training, and `learned` are the caveats of distilled members. The shares of the labels are
+    those of the images of the deployment.
+    """
+    common: dict[str, Any] = {
+        "request": request,
+        "images": images,
+        "objective": decision.objective.text,
+        "expectation": deployment.expectation,
+        "share_check": deployment.share_check,
+        "files": {},
+        "seen_in_training": seen,
+        "caveats": learned,
+    }
     if isinstance(deployment, Deployment):
         assert isinstance(decision, Decision)
-        facts = PredictionFacts(
-            request=request,
-            images=len(ids),
-            objective=decision.objective.text,
+        return PredictionFacts(
+            **common,
             threshold=deployment.threshold,
             share_of_label_0=float(np.mean(deployment.y_pred == 0)),
             nested_hter=decision.nested.hter,
-            expectation=deployment.expectation,
-            share_check=deployment.share_check,
             assumed_share_of_label_0=deployment.assumed_share_of_label_0,
-            cascade=logits.cascade,
-            files=hashes,
-            seen_in_training=seen,
-            caveats=caveats,
+            cascade=None,
         )
-    else:
-        assert isinstance(decision, ClassDecision) and run.classes is not None
-        counts = np.bincount(deployment.y_pred, minlength=len(run.classes))
-        facts = ClassPredictionFacts(
-            request=request,
-            images=len(ids),
-            classes=run.classes,
-            objective=decision.objective.text,
-            offsets=deployment.offsets,
-            shares=tuple((counts / len(ids)).tolist()),
-            expectation=deployment.expectation,
-            share_check=deployment.share_check,
-            files=hashes,
-            seen_in_training=seen,
-            caveats=caveats,
-        )
-    write_facts(folder, facts)
+    assert run.classes is not None
+    counts = np.bincount(deployment.y_pred, minlength=len(run.classes))
+    shares = tuple((counts / counts.sum()).tolist())
+    return ClassPredictionFacts(**common, classes=run.classes, offsets=deployment.offsets, shares=shares)
 
 
 def _table(ids: np.ndarray, deployment: Deployment, logits: FoldLogits) -> pd.DataFrame:

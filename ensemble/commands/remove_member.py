@@ -7,11 +7,10 @@ import shutil
 import time
 from pathlib import Path
 
-from ensemble.commands.fit_stacker import StoredDecisions
+from ensemble.commands.fit_stacker import stored_decisions
 from ensemble.errors import ArtifactError, ConfigError, printable
 from ensemble.progress import Say, silent
 from ensemble.results import RemoveResult
-from ensemble.runs import files
 from ensemble.runs.artifacts import forget_below
 from ensemble.runs.attribution import maps_path
 from ensemble.runs.locks import locked
@@ -73,6 +72,6 @@ def remove_member(run: Path, name: str, yes: bool = False, say: Say = silent) ->
 def _uses(run: Run, name: str) -> bool:
     """Return whether the run's decision uses a member; one that cannot be read uses none."""
     try:
-        return name in files.read_json(run.decision, StoredDecisions, "").parents
+        return name in stored_decisions(run, "").parents
     except ArtifactError:
         return False

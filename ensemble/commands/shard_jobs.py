@@ -64,8 +64,8 @@ class LogitsRequest:
         As in `PredictOptions`; the plans are those of the members.
     device : str
         cpu or cuda.
-    capability, torch : str
-        The instructions of the CPU, or the kind of the GPU; the version of torch.
+    machine : mapping of str to str
+        What `members.machine_facts.deciding_facts` says of each machine that computes.
     """
 
     run: str
@@ -78,8 +78,7 @@ class LogitsRequest:
     precision: str
     convolutions: str
     device: str
-    capability: str
-    torch: str
+    machine: Mapping[str, str]
 
     @property
     def sha256(self) -> str:

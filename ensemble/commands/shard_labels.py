@@ -14,15 +14,17 @@ from pathlib import Path
 import numpy as np
 
 from ensemble.commands.fit_stacker import averaged_oof, read_decisions
+from ensemble.commands.prediction_files import prediction_facts
 from ensemble.commands.shard_jobs import LabelsRequest, LogitsRequest, logits_of, member_means
 from ensemble.config import seed_sequence
 from ensemble.decision.class_decision import ClassDecision
-from ensemble.decision.class_deploy import class_deploy
-from ensemble.decision.deploy import deploy
+from ensemble.decision.class_deploy import ClassDeployment, class_deploy
+from ensemble.decision.deploy import Deployment, deploy
 from ensemble.errors import DataError
 from ensemble.predict_config import PredictOptions
 from ensemble.prediction_results import ClassPredictionFacts, PredictionFacts, PredictionRequest
 from ensemble.runs import files
+from ensemble.runs.distilled import caveats
 from ensemble.runs.label_files import is_table, label_file
 from ensemble.runs.run import Run, bad_images_table
 from ensemble.runs.shards import PartNote, ShardFolder, ShardPlan
@@ -74,42 +76,15 @@ def decide(
         raise DataError(plan.where, f"none of {plan.n} images can be used", "replace them")
     mean, images = member_means(by_fold), sum(note.rows for note in notes)
     oof = averaged_oof(run, decision.stacker.members, decision.views)
+    combine, correction, prior = options.combine, options.correction, options.prior
+    deployment: Deployment | ClassDeployment
     if isinstance(decision, ClassDecision):
-        assert facts.classes is not None
-        of_classes = class_deploy(
-            decision, oof, by_fold, mean, options.combine, options.correction, options.prior, ~seen
-        )
-        counts = np.bincount(of_classes.y_pred, minlength=len(facts.classes))
-        decided: Facts = ClassPredictionFacts(
-            request=made_for,
-            images=images,
-            classes=facts.classes,
-            objective=decision.objective.text,
-            offsets=of_classes.offsets,
-            shares=tuple((counts / counts.sum()).tolist()),
-            expectation=of_classes.expectation,
-            share_check=of_classes.share_check,
-            files={},
-            seen_in_training=int(seen.sum()),
-        )
+        deployment = class_deploy(decision, oof, by_fold, mean, combine, correction, prior, ~seen)
     else:
         by_view = run.oof_logits(decision.stacker.members)[:, :, : len(decision.views)]
-        combine, correction, prior = options.combine, options.correction, options.prior
-        deployed = deploy(decision, oof, by_fold, mean, combine, correction, prior, facts.seed, ~seen, by_view)
-        decided = PredictionFacts(
-            request=made_for,
-            images=images,
-            objective=decision.objective.text,
-            threshold=deployed.threshold,
-            share_of_label_0=float(np.mean(deployed.y_pred == 0)),
-            nested_hter=decision.nested.hter,
-            expectation=deployed.expectation,
-            share_check=deployed.share_check,
-            assumed_share_of_label_0=deployed.assumed_share_of_label_0,
-            cascade=None,
-            files={},
-            seen_in_training=int(seen.sum()),
-        )
+        deployment = deploy(decision, oof, by_fold, mean, combine, correction, prior, facts.seed, ~seen, by_view)
+    learned = caveats([run.member(name) for name in decision.stacker.members])
+    decided = prediction_facts(facts, decision, deployment, made_for, images, int(seen.sum()), learned)
     folder.write_facts(decided)
     return decided
 

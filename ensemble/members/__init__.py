@@ -15,12 +15,14 @@ sampling.py           the rows of each batch
 data_workers.py       the augmented batches, made in the training process or by data workers
 optimiser.py          parameter groups, and the schedule of the learning rate
 position.py           the position of a training within an epoch
+graphed.py            the update as one CUDA graph, which is checked before it is used
 learner.py            a network in training: the update, the EMA of the weights, the state
 saving.py             when the state of a training is saved; on a GPU in a thread
 training.py           one member, one fold: epochs, resuming from the last saved state
 hub_cache.py          an architecture's files in the cache of the model hub, and whether they are undamaged
 hub_download.py       downloads them, with a clear answer within seconds where that fails
 devices.py            the devices that are used, and why a GPU is not; moves networks and data there
+machine_facts.py      what of a machine decides the bits of a result
 mps_check.py          compares a training step on Apple's GPU with the CPU
 watch.py              a measurement on held-out rows after each epoch
 inference.py          one network: pixels -> logits, one column a view
@@ -38,6 +40,7 @@ attribution.py        what a network looks at: the change of its logit where a s
 precision.py          number formats, and which of them a device computes correctly
 plans.py              the plans (precision and kind of convolutions) that a device can compute
 probe.py              measures and checks the plans, and chooses and caches the fastest
+probe_updates.py      whole updates in a probe on a GPU: their speed, and whether a graph trains as launches do
 probe_cache.py        the cache of the probe's results
 cpu/                  optional kernels that are faster on a CPU; without this folder everything still runs
 """

@@ -91,8 +91,15 @@ def group_sizes(jobs: Sequence[tuple[FoldJob, Plan]], device: torch.device, room
     return sizes
 
 
+MOST_UPDATES = 20
+"""The updates after which a graph is taken as it is. One is ready after seven, unless updates in fp16 overflow."""
+
+
 def measure(job: FoldJob, plan: Plan, device: torch.device) -> TrainingMemory:
     """Return the memory of a training on a GPU, from one update on a batch of the job and one batch of prediction.
+
+    Where updates are a CUDA graph, there are as many as it needs to be captured, checked and replayed. The memory of
+    its activations stays reserved, for the graphs of all folds together, beside that of a prediction.
 
     Raises
     ------
@@ -105,13 +112,20 @@ def measure(job: FoldJob, plan: Plan, device: torch.device) -> TrainingMemory:
     with memory_errors(job):
         learner, rows = begin(job, plan, device, pretrained=False), order(job, 0)[0]
         learner.network.train()
-        labels = torch.from_numpy(job.learned[rows].astype(np.float32))
-        learner.update(0, torch.from_numpy(job.pixels[rows]), labels, job.weights_of(rows))
+        batch = torch.from_numpy(job.pixels[rows]), torch.from_numpy(job.learned[rows].astype(np.float32))
+        for number in range(MOST_UPDATES):
+            settled = learner.graphed is None or learner.graphed.is_ready or bool(learner.graphed.refusal)
+            learner.update(number, *batch, job.weights_of(rows))
+            if settled:
+                break
         kept = torch.cuda.memory_allocated(device) - before
         average, views = learner.ema.module.eval(), VIEWS[:1]
         predict_logits(average, job.pixels, job.rows[:BATCH], views, plan.precision, device, Silent())
-        peak = torch.cuda.max_memory_allocated(device) - before
-    return TrainingMemory(kept, peak - kept)
+        peak, of_graph = torch.cuda.max_memory_allocated(device) - before, 0
+        if learner.graphed is not None and learner.graphed.is_ready:
+            release_cache(device)
+            of_graph = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return TrainingMemory(kept, peak - kept + of_graph)
 
 
 def free_bytes(device: torch.device) -> float:

@@ -264,19 +264,3 @@ def _mps_or_cpu(say: Say) -> torch.device:
     except ResourceError as error:
         say(f"warning: Apple's GPU is not used: {error.found}; the CPU computes")
         return CPU
-
-
-def capability_of(device: torch.device) -> tuple[str, str]:
-    """Return what two machines must have in common to compute the same logits, as far as torch tells.
-
-    Returns
-    -------
-    str
-        The vector instructions of the CPU, or the name of the GPU.
-    str
-        The version of torch.
-    """
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device), torch.__version__
-    capability = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else device.type
-    return capability, torch.__version__

@@ -11,6 +11,7 @@ from ensemble.errors import ArtifactError
 from ensemble.members.backbones import Backbone, build
 from ensemble.members.devices import copied, moved
 from ensemble.members.fold_job import FoldJob
+from ensemble.members.graphed import Batch, GraphedUpdates
 from ensemble.members.losses import class_weights, classification_loss, soft_cross_entropy
 from ensemble.members.optimiser import learning_rates, parameter_groups
 from ensemble.members.plans import Plan, prepare
@@ -21,8 +22,8 @@ Tensors = dict[str, torch.Tensor]
 def begin(job: FoldJob, plan: Plan, device: torch.device, micro_batches: int = 1, pretrained: bool = True) -> Learner:
     """Return a learner before its first update; the job's seed draws the parameters that are not loaded.
 
-    With several micro-batches the network is not compiled, because CUDA graphs do not add up gradients. Without
-    `pretrained`, no weights of the model hub are loaded.
+    With several micro-batches the network is not compiled, because CUDA graphs do not add up gradients, and its updates
+    are no graph, which would need more memory. Without `pretrained`, no weights of the model hub are loaded.
     """
     config = job.config if pretrained else job.config.model_copy(update={"pretrained": False})
     torch.manual_seed(job.random_seed("weights"))
@@ -30,7 +31,7 @@ def begin(job: FoldJob, plan: Plan, device: torch.device, micro_batches: int = 1
     if job.weights is not None:
         weights = {key: torch.from_numpy(value) for key, value in job.weights.items()}
     network = moved(build(config, job.pixels.shape[1], weights, classes=job.classes, address=job.address), device)
-    if micro_batches > 1 and plan.convolutions == "compiled":
+    if micro_batches > 1 and plan.convolutions in ("compiled", "graphed"):
         plan = Plan(plan.precision)
     return Learner(job, prepare(network, plan), plan, device, micro_batches)
 
@@ -61,9 +62,12 @@ class Learner:
             network.freeze()
         self.class_weights = class_weights(config.loss, job.labels[job.rows], job.classes)
         self.ema = ModelEmaV3(network, decay=config.ema_decay, use_warmup=True)
+        graphed = plan.convolutions == "graphed"
+        fused = graphed or device.type == "cuda"
         self.optimizer = create_optimizer_v2(
-            parameter_groups(network, config), "adamw", lr=config.lr, fused=device.type == "cuda"
+            parameter_groups(network, config), "adamw", lr=config.lr, fused=fused, capturable=graphed
         )
+        self.graphed = GraphedUpdates() if graphed else None
         self.schedule = learning_rates(self.optimizer, job)
         self.scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")
 
@@ -86,23 +90,36 @@ class Learner:
         mean of weight times loss. Nothing is read back, so that a GPU never waits.
         """
         self.schedule.step_update(number)
+        batch = self._on_device(pixels, labels, weights)
+        if self.graphed is not None:
+            return self.graphed.update(self, number, batch)
+        loss = self.apply(batch)
+        self.ema.update(self.network, step=number)
+        return loss
+
+    def apply(self, batch: Batch) -> torch.Tensor:
+        """Change the weights by the gradient of the mean loss of a batch; return this loss.
+
+        It is an update except for the rates and the average. It reads nothing back, so that it can be captured as a
+        CUDA graph.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         before = self._buffers() if self.scaler.is_enabled() else {}
-        loss = self._add_gradients(pixels, labels, weights)
+        loss = self._add_gradients(batch)
         self._restore_buffers(before, loss)
         self.scaler.unscale_(self.optimizer)  # before clipping, which needs the true norm
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.job.config.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.ema.update(self.network, step=number)
         return loss
 
-    def _add_gradients(
-        self, pixels: torch.Tensor, labels: torch.Tensor, weights: np.ndarray | None = None
-    ) -> torch.Tensor:
-        """Compute the gradients of the mean loss of a batch, one micro-batch after the other; return this loss."""
-        pixels, labels = (copied(each, self.device) for each in (pixels, labels))
+    def _on_device(self, pixels: torch.Tensor, labels: torch.Tensor, weights: np.ndarray | None) -> Batch:
         of_rows = None if weights is None else torch.from_numpy(weights).to(self.device)
+        return copied(pixels, self.device), copied(labels, self.device), of_rows
+
+    def _add_gradients(self, batch: Batch) -> torch.Tensor:
+        """Compute the gradients of the mean loss of a batch, one micro-batch after the other; return this loss."""
+        pixels, labels, of_rows = batch
         of_parts = []
         for rows in np.array_split(np.arange(len(labels)), self.micro_batches):
             part = slice(int(rows[0]), int(rows[-1]) + 1)  # a view of the batch, not a copy
@@ -160,6 +177,8 @@ class Learner:
 
     def restore(self, tensors: Tensors) -> None:
         """Go on from a state; it is an `ArtifactError` if the training has another number of classes."""
+        if self.graphed is not None:
+            self.graphed = GraphedUpdates()  # a graph has the addresses of the optimiser's former state
         classes = int(tensors["classes"]) if "classes" in tensors else 2
         if classes != self.job.classes:
             problem = f"was begun with {classes} classes, not {self.job.classes}"

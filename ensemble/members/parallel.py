@@ -58,6 +58,8 @@ class Resources:
         The CUDA devices, with their indices, that processes of this machine are distributed to; else empty.
     pool : callable
         Returns the pool that computes; it is used as a context. By default, the processes of this machine.
+    shares_a_gpu : bool
+        Whether all folds on a GPU are one job that shares the augmented images, or each fold is a job of its own.
     """
 
     device: torch.device
@@ -66,6 +68,7 @@ class Resources:
     save_every: float = math.inf
     gpus: tuple[torch.device, ...] = ()
     pool: Callable[[], Pool] = Workers
+    shares_a_gpu: bool = True
 
     @classmethod
     def of(cls, compute: ComputeConfig, say: Say = silent) -> Resources:
@@ -279,12 +282,12 @@ def train_tasks(
     TheraError
         The error of a task. If tasks are trained together, it is raised once the others have been yielded.
     """
-    groups, pool = _groups(cores, resources), resources.pool()
-    of_one_gpu = -(-len(groups) // max(1, len(resources.gpus))) if pool.shares_a_gpu else resources.jobs or 1
+    groups = _groups(cores, resources)
+    of_one_gpu = -(-len(groups) // max(1, len(resources.gpus))) if resources.shares_a_gpu else resources.jobs or 1
     share = 1 / of_one_gpu if groups else 1.0  # of the memory of one device
     calls = [([tasks[index] for index in group], resources.device, resources.workers, share) for group, _ in groups]
     failed = []
-    with pool:
+    with resources.pool() as pool:
         for group, results in pool.run(train_together, calls, [of_group for _, of_group in groups], bar):
             for index, result in zip(groups[group][0], results, strict=True):
                 if isinstance(result, TheraError):
@@ -299,9 +302,9 @@ def _groups(cores: Sequence[list[int]], resources: Resources) -> list[tuple[list
     """Return the groups of tasks that one process trains, as (indices, cores).
 
     On a CPU each task is a group with its own cores. There is one group for each GPU, or one for each of `--jobs`,
-    unless the pool computes each task on its own.
+    unless each fold is a job of its own.
     """
-    if resources.device.type == "cpu" or not resources.pool().shares_a_gpu:
+    if resources.device.type == "cpu" or not resources.shares_a_gpu:
         return [([index], of_task) for index, of_task in enumerate(cores)]
     n = at_once(len(cores), 0, resources.device, resources.processes_on_gpus)
     return [(list(range(first, len(cores), n)), of_group) for first, of_group in enumerate(shares(n, n)) if cores]

@@ -34,10 +34,10 @@ class Plan:
     Attributes
     ----------
     precision : {"fp32", "bf16", "fp16"}
-    convolutions : {"native", "lowered", "fused", "compiled"}
+    convolutions : {"native", "lowered", "fused", "compiled", "graphed"}
         native: the library's convolutions. lowered: convolutions as matrix products. fused: convolutions with norms and
         activations fused into them, for prediction only. compiled: the whole network by torch.compile, for training
-        only.
+        only. graphed: the library's convolutions, and each update of a training is one CUDA graph.
     """
 
     precision: str
@@ -60,7 +60,7 @@ KINDS: dict[Phase, tuple[str, ...]] = {
 }
 """The kinds of convolutions that a probe compares on a CPU. It does not compare compiling, which takes some 30 s."""
 
-KINDS_ON_GPU: dict[Phase, tuple[str, ...]] = {"train": ("native", "compiled"), "predict": ("native",)}
+KINDS_ON_GPU: dict[Phase, tuple[str, ...]] = {"train": ("native", "compiled", "graphed"), "predict": ("native",)}
 """The kinds of convolutions that a probe compares on a GPU."""
 
 
@@ -69,11 +69,11 @@ def possible_plans(
 ) -> tuple[Plan, ...]:
     """Return the plans that a device can compute and that the request allows, the simplest one first.
 
-    On a GPU, ``auto`` is bf16 from compute capability 8.0 and fp16 below it, compiled or not; on a CPU it is fp32 and
-    bf16 with all kinds of convolutions. A probe chooses among several plans. Formats that a device only emulates are
-    replaced: on a CPU fp16 by fp32, and bf16 by fp32 if oneDNN has no layers for it (without AVX-512 resnet18 took
-    13 times as long); on a GPU below compute capability 8.0 bf16 by fp16, and fp16 by fp32 where a small network in
-    fp16 is not finite (GTX 16xx).
+    On a GPU, ``auto`` is bf16 from compute capability 8.0 and fp16 below it, as it is, compiled or graphed; on a CPU it
+    is fp32 and bf16 with all kinds of convolutions. A probe chooses among several plans. Formats that a device only
+    emulates are replaced: on a CPU fp16 by fp32, and bf16 by fp32 if oneDNN has no layers for it (without AVX-512
+    resnet18 took 13 times as long); on a GPU below compute capability 8.0 bf16 by fp16, and fp16 by fp32 where a small
+    network in fp16 is not finite (GTX 16xx).
 
     On MPS (Apple's GPU) the only plan is float32 with the library's convolutions; nothing else was tried there.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from ensemble.members.losses import focal_loss
 from ensemble.members.memory import release_cache, release_frames
 from ensemble.members.plans import REFERENCE, Phase, Plan, is_followed, possible_plans, prepare
 from ensemble.members.probe_cache import cache_file, compiler, machine, read_cache, write_cache
+from ensemble.members.probe_updates import FIRST_STEPS, Updates, graphed_updates, warmed_up
 from ensemble.progress import Bar, progress
 
 PROBE_VERSION = 6
@@ -35,8 +36,8 @@ PROBED_IMAGES = 128
 PROBE_ROUNDS = 3
 """The number of timed batches of each plan; the median time is used."""
 
-FIRST_STEPS = 3
-"""Steps of a compiled network that are not timed: the first compiles it, the next ones record a GPU's graphs."""
+PREPARED = {"compiled": "compiled", "graphed": "captured as a CUDA graph"}
+"""The kinds of convolutions that need time before the first update, and what is done then."""
 
 LEAST_SPEEDUP = 1.05
 """Images per second that another plan must reach to be chosen, as a multiple of those of the simplest plan. A smaller
@@ -82,7 +83,7 @@ class Probe:
     images_per_second : dict
         For each plan that passed the parity check.
     setup_seconds : dict
-        Seconds of compiling, for each compiled plan.
+        Seconds of compiling, for each compiled plan, and of capturing and checking for a graph.
     failed : dict
         The reason, for each plan that could not be computed.
     """
@@ -132,19 +133,18 @@ def choose_plan(
     Raises
     ------
     ConfigError
-        A compiled network is requested, and it cannot be compiled or fails the parity check.
+        A compiled network or a graph is requested, and it is not possible or fails the parity check.
     """
     plans = possible_plans(config.precision, config.convolutions, device, config.input_size or image_size, phase)
     if config.freeze:  # only the head is trained, which is one layer
-        plans = tuple(
-            dict.fromkeys(Plan(plan.precision) if plan.convolutions == "compiled" else plan for plan in plans)
-        )
-    if plans[0].convolutions == "compiled":
+        plans = tuple(dict.fromkeys(Plan(plan.precision) if plan.convolutions in PREPARED else plan for plan in plans))
+    if plans[0].convolutions in PREPARED:
         result = probe(config, image_size, plans, phase, threads, device, classes)
         if not result.images_per_second:
             reason = next(iter(result.failed.values()), "it computes something else than the library")
             remedy = f"use --convolutions auto, or remove {printable(cache_file())} and try again"
-            raise ConfigError(f"member {config.name}", f"cannot be compiled here: {reason}", remedy)
+            done = PREPARED[plans[0].convolutions]
+            raise ConfigError(f"member {config.name}", f"cannot be {done} here: {reason}", remedy)
         return result.for_work(batches * config.batch_size)
     if len(plans) == 1 or batches < PROBE_PAYS:
         return plans[0]
@@ -164,7 +164,8 @@ def probe(
 
     A plan other than the simplest is only chosen if it passes the parity check and is at least `LEAST_SPEEDUP` times
     as fast. The network's parameters are drawn at random; torch's global generator is left as it is. A plan that could
-    not be compiled is cached as such, until another compiler is installed.
+    not be compiled is cached as such, until another compiler is installed. On a GPU whole updates are timed, so that a
+    graph of them can be compared; a graph that fails or differs is named in a note.
     """
     batch = probed_batch(config.batch_size, phase, device)
     work = "train head" if config.freeze and phase == "train" else phase
@@ -202,6 +203,9 @@ def speed(
     torch.set_num_threads(threads)
     try:
         with _isolated_random_state(device):
+            if phase == "train" and device.type == "cuda":
+                updates = warmed_up(Updates(config, image_size, plan, batch, device))
+                return batch / float(np.median([_seconds(updates) for _ in range(PROBE_ROUNDS)]))
             subject = _subject(config, image_size, plan, phase, batch, device)
             for _ in range(FIRST_STEPS if plan.convolutions == "compiled" else 1):
                 subject.step()
@@ -252,7 +256,9 @@ def _measured(
     device: torch.device,
     classes: int,
 ) -> Probe:
-    compared = [REFERENCE, *(Plan(plan.precision) for plan in plans), *plans]
+    graphs = [plan for plan in plans if plan.convolutions == "graphed"]
+    apart = [plan for plan in plans if plan not in graphs]  # a graph is compared by whole updates
+    compared = [REFERENCE, *(Plan(plan.precision) for plan in plans), *apart]
     given = phase, batch, device, classes
     subjects = {plan: _subject(config, image_size, plan, *given) for plan in dict.fromkeys(compared)}
     steps = len(subjects) + (phase == "train") + PROBE_ROUNDS * len(plans)
@@ -263,9 +269,25 @@ def _measured(
             subjects[REFERENCE].round_parameters()
             rounding = deviation(subjects[REFERENCE].step(), results[REFERENCE])
             bar.advance()
-        able = [plan for plan in plans if plan in results and is_followed(subjects[plan].network, plan)]
+        able = [plan for plan in apart if plan in results and is_followed(subjects[plan].network, plan)]
         sound = [plan for plan in able if _agrees(plan, results, TOLERANCES[phase], rounding)]
-        seconds = _timed({plan: subjects[plan] for plan in sound}, bar)
+        timed: dict[Plan, _Step] = {plan: subjects[plan] for plan in sound}
+        if phase == "train" and (graphs or device.type == "cuda"):
+            subjects.clear()
+            results.clear()
+            updates = {plan: warmed_up(Updates(config, image_size, plan, *given[1:])) for plan in sound}
+            for plan in graphs:
+                updates[plan], setup[str(plan)], failed[str(plan)] = graphed_updates(
+                    config, image_size, plan, *given[1:]
+                )
+            timed = {plan: each for plan, each in updates.items() if not failed.get(str(plan))}
+        seconds = _timed(timed, bar)
+        for plan in graphs:
+            if not (fault := failed.pop(str(plan)) or updates[plan].fault):  # it may also fail while it is timed
+                continue
+            failed[str(plan)] = fault
+            seconds.pop(plan, None)
+            bar.say(f"note: {config.timm_name}: no CUDA graph: {fault}")
     speeds = {plan: batch / float(np.median(spent)) for plan, spent in seconds.items()}
     by_name = {str(plan): round(value, 1) for plan, value in speeds.items()}
     setup_seconds = {name: round(value, 1) for name, value in setup.items() if name in by_name}
@@ -298,7 +320,7 @@ def _first_steps(
     return results, setup, failed
 
 
-def _timed(subjects: dict[Plan, _Subject], bar: Bar) -> dict[Plan, list[float]]:
+def _timed(subjects: dict[Plan, _Step], bar: Bar) -> dict[Plan, list[float]]:
     """Return the seconds of each plan's steps, taken in turn, so that other work slows all plans equally."""
     seconds: dict[Plan, list[float]] = {plan: [] for plan in subjects}
     too_slow: set[Plan] = set()
@@ -309,6 +331,12 @@ def _timed(subjects: dict[Plan, _Subject], bar: Bar) -> dict[Plan, list[float]]:
         fastest = min((of_plan[0] for of_plan in seconds.values()), default=0.0)
         too_slow = {plan for plan in subjects if seconds[plan][0] > TOO_SLOW * fastest}
     return seconds
+
+
+class _Step(Protocol):
+    """Work of which each step takes as long as the others."""
+
+    def step(self) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -372,7 +400,7 @@ def _subject(
     return _Subject(prepare(network, plan), plan.dtype, pixels.to(device), labels, phase)
 
 
-def _seconds(subject: _Subject) -> float:
+def _seconds(subject: _Step) -> float:
     started = time.perf_counter()
     synchronize(subject.step().device)
     return time.perf_counter() - started

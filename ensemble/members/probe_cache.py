@@ -15,20 +15,13 @@ import timm
 import torch
 
 from ensemble.errors import ResourceError
-from ensemble.machine import cache_folder
+from ensemble.machine import cache_folder, cpu_model
 from ensemble.runs import files
 
 
 def machine() -> tuple[str, ...]:
     """Return the names of this machine and the versions of torch and timm."""
-    model = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        parts = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "cpu family"))]
-        model = " ".join(dict.fromkeys(parts)) or model
-    except OSError:
-        pass
-    return platform.node(), model, f"torch {torch.__version__}", f"timm {timm.__version__}"
+    return platform.node(), cpu_model(), f"torch {torch.__version__}", f"timm {timm.__version__}"
 
 
 def compiler() -> str:

@@ -149,14 +149,9 @@ class Pool(Protocol):
 
     Attributes
     ----------
-    shares_a_gpu : bool
-        Whether all folds on a GPU are one job that shares the augmented images, or each fold is a job of its own.
     least_batches : int
         The least batches for which a part of the images of a prediction is a job of its own.
     """
-
-    @property
-    def shares_a_gpu(self) -> bool: ...
 
     @property
     def least_batches(self) -> int: ...
@@ -194,7 +189,7 @@ class Workers:
         processes as the others, or of one more. What is computed on `torch.device("cuda")` is computed there.
     """
 
-    shares_a_gpu, least_batches = True, 1
+    least_batches = 1
 
     def __init__(self, gpus: Sequence[torch.device] = ()) -> None:
         self._gpus = tuple(gpus)

@@ -198,10 +198,12 @@ class FoldTraining:
     micro-batches, that is, each half as large. The batch of an update stays the same, and so does its gradient except
     for batch norm, whose statistics then come from a micro-batch, and for the draws of dropout. The number of
     micro-batches is part of the state, so that a resumed training uses the same. A compiled network is not compiled
-    then, because CUDA graphs do not add up gradients.
+    then, because CUDA graphs do not add up gradients, and updates are not launched as a graph.
 
-    The `with` block of a training ends when everything is on disk. On a GPU, where not every epoch is saved, a signal
-    that ends the block lets the state be saved first.
+    A graph of updates is no part of the state: a training goes on with one or without it.
+
+    The `with` block of a training ends when everything is on disk. A signal that ends the block lets the state be saved
+    first, so that no update is lost.
 
     Parameters
     ----------
@@ -236,7 +238,7 @@ class FoldTraining:
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
         unsaved = self._is_whole and (self.epoch, self.update) != self._saved
-        if unsaved and self._saves.in_background and isinstance(error, Stopped):
+        if unsaved and isinstance(error, Stopped):
             if self.update:
                 self._save_update()
             else:
@@ -382,6 +384,9 @@ class FoldTraining:
             number = self.epoch * job.updates_per_epoch + self.update
             self._is_whole = False
             losses.append(self._learner.update(number, pixels, labels, job.weights_of(rows)))
+            if self._learner.graphed is not None and (news := self._learner.graphed.news()):
+                kind = "warning" if self._learner.graphed.was_trusted else "note"
+                bar.say(f"{kind}: member {job.config.name} fold {job.fold}: {news}")
             last = self.update == job.updates_per_epoch
             if last or self.update % FINITE_CHECK_INTERVAL == 0:
                 self._check(losses.read())

@@ -94,7 +94,7 @@ def _rules(result: ReportResult) -> list[tuple[str, Rule]]:
 
 
 def _sections(result: ReportResult, evidence: Evidence) -> Iterator[list[str]]:
-    yield [in_markdown(verdict(result)), *_kind(result, evidence)]
+    yield [in_markdown(verdict(result)), *_kind(result)]
     yield ["## Intended use", *_use(result, evidence)]
     yield ["## Data", *_data(result, evidence)]
     yield ["## How good it is", *_measures(result)]
@@ -103,23 +103,25 @@ def _sections(result: ReportResult, evidence: Evidence) -> Iterator[list[str]]:
     yield ["## Where it comes from", *_provenance(result, evidence)]
 
 
-def _kind(result: ReportResult, evidence: Evidence) -> Iterator[str]:
-    count, folds = len(result.members), result.folds
-    names = ", ".join(in_markdown(member.name) for member in result.members)
+def _kind(result: ReportResult) -> Iterator[str]:
+    every, folds = [member.name for member in result.members], result.folds
+    names = every if result.decisions is None else list(result.decisions.tta.stacker.members)
+    count, further = len(names), [name for name in every if name not in names]
     yield (
-        f"An image classifier of thera: {count} network{'s' * (count > 1)} ({names}), each trained on {folds} folds, "
-        f"so that there are {count * folds} sets of weights. Their logits are averaged over the folds and combined by "
-        "a linear stacker."
+        f"An image classifier of thera: {count} network{'s' * (count > 1)} ({_listed(names)}), each trained on {folds} "
+        f"folds, so that there are {count * folds} sets of weights. The logits of each network are averaged over its "
+        f"folds{'' if result.decisions is None or count == 1 else ' and combined by a linear stacker'}."
     )
+    if further:
+        yield f"The folder holds further members, which do not influence its answers: {_listed(further)}."
 
 
 def _use(result: ReportResult, evidence: Evidence) -> Iterator[str]:
     names = class_names(result.classes, len(evidence.counts))
-    listed = ", ".join(map(in_markdown, names))
     height, width = evidence.facts.size
     yield (
-        f"It labels images of {width} × {height} pixels with one of {len(names)} classes: {listed}. It is meant for "
-        "images that were taken and cropped like the training images."
+        f"It labels images of {width} × {height} pixels with one of {len(names)} classes: {_listed(names)}. It is "
+        "meant for images that were taken and cropped like the training images."
     )
     if result.decisions is not None:
         objective = result.decisions.tta.objective
@@ -180,7 +182,7 @@ def _limits(result: ReportResult) -> Iterator[str]:
         yield in_markdown(_noise(decision, result.classes))
         yield from map(in_markdown, decision.notes)
     for name, facts in result.predictions.items():
-        yield from (in_markdown(f"{name}: {warning}") for warning in label_file_warnings(facts))
+        yield from (in_markdown(f"{name}: {warning}") for warning in (*facts.caveats, *label_file_warnings(facts)))
         yield in_markdown(f"{name}: {_share_check(facts)}")
     yield "Groups of images that the labels do not name, such as people of one age, were not measured."
 
@@ -216,6 +218,10 @@ def _provenance(result: ReportResult, evidence: Evidence) -> Iterator[str]:
     yield "SHA-256:"
     yield _list(hashes)
     yield "`report.html` has the figures, and `report.md` all tables."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(in_markdown, names))
 
 
 def _list(lines: Iterator[str] | Sequence[str] | map[str]) -> str:

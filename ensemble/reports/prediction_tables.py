@@ -35,7 +35,7 @@ def prediction_table(predictions: Mapping[str, Facts]) -> Table:
     two = all(isinstance(facts, PredictionFacts) for facts in predictions.values())
     rows = tuple(
         (
-            label_file_name(name, facts),
+            marked_name(name, facts),
             str(facts.images),
             " + ".join(facts.request.views),
             *expected_cells(facts),
@@ -108,7 +108,7 @@ def is_known(facts: Facts) -> bool:
     return facts.expectation.averaging_measured or is_constant(facts)
 
 
-def label_file_name(name: str, facts: Facts) -> str:
+def marked_name(name: str, facts: Facts) -> str:
     """Return the name of a set, marked by * where the rates are those of one fold model; a note explains it."""
     return printable(name) + ("" if is_known(facts) else " *")
 
@@ -152,6 +152,12 @@ def label_file_warnings(facts: Facts) -> tuple[str, ...]:
     one_label = (one_label_note(facts),) if is_constant(facts) else ()
     shift = (_share_check_note(facts),) if facts.share_check.shifted else ()
     return (*one_label, *shift, *(_contradictions(facts) if isinstance(facts, PredictionFacts) else ()))
+
+
+def remarks(name: str, facts: Facts) -> Iterator[str]:
+    """Yield the lines that a command prints about the labels of the set `name`: caveats, then warnings."""
+    yield from (f"note: {caveat}" for caveat in facts.caveats)
+    yield from (f"warning: {printable(name)}: {warning}" for warning in label_file_warnings(facts))
 
 
 def shares_note(facts: ClassPredictionFacts) -> str:

@@ -22,8 +22,8 @@ from ensemble.reports.prediction_tables import (
     expected_cells,
     expected_columns,
     expected_measure,
-    label_file_name,
     label_file_warnings,
+    marked_name,
     shares_note,
     unmeasured_notes,
 )
@@ -194,8 +194,7 @@ def _label_files_table(predictions: Mapping[str, Facts]) -> Table:
         f"Label files: expected {expected_measure(predictions)}",
         ("set", "images", *expected_columns(predictions)),
         tuple(
-            (label_file_name(name, facts), str(facts.images), *expected_cells(facts))
-            for name, facts in predictions.items()
+            (marked_name(name, facts), str(facts.images), *expected_cells(facts)) for name, facts in predictions.items()
         ),
         (*unmeasured_notes(predictions), *shares, *warnings),
     )

@@ -183,10 +183,10 @@ def read_teacher_logits(member: MemberFolder, fold: int, ids: np.ndarray) -> np.
     return logits[:, 0] if np.array_equal(stored, ids) else None
 
 
-def teacher_files(member: MemberFolder) -> Sequence[tuple[str, str]]:
-    """Return name and recorded SHA-256 of each file of a student's teacher, for verification."""
-    logits = read_distilled(member).logits
-    return [(teacher_path(member, int(fold)).name, sha256) for fold, sha256 in sorted(logits.items())]
+def teacher_files(member: MemberFolder) -> list[tuple[int, Path, str]]:
+    """Return fold, path and recorded SHA-256 of each file of a student's teacher, for verification."""
+    logits = sorted((int(fold), sha256) for fold, sha256 in read_distilled(member).logits.items())
+    return [(fold, teacher_path(member, fold), sha256) for fold, sha256 in logits]
 
 
 def teacher_path(member: MemberFolder, fold: int) -> Path:

@@ -1,9 +1,9 @@
 """Measure what a student loses against its teacher, out of fold and elsewhere: python tests/benchmarks/distil.py
 
 For each seed, heads are drawn (`data/synthetic.py`), 5 % of whose labels are flipped. Two `small_cnn` are trained and
-stacked, and `thera distil` trains a `small_cnn` on the answers of the stack: once with the held-out images of each
-fold, without their labels, and once without them (`--no-held-out`). Printed are, as means over the seeds with 95 %
-intervals (Student's t), the HTER of the student less that of the teacher,
+stacked, and `thera distil` trains a `small_cnn` on the answers of the stack: with the held-out images of each fold,
+without their labels; without them (`--no-held-out`); and with them and the OOF logits (`--from-oof`). Printed are, as
+means over the seeds with 95 % intervals (Student's t), the HTER of the student less that of the teacher,
 
 - out of fold: the nested HTER, which `thera distil` prints,
 - on fresh images, which neither was given: each fold's student and teacher at the thresholds of the nested HTER,
@@ -39,7 +39,11 @@ from ensemble.distil_config import DistilConfig, StudentConfig
 from ensemble.predict_config import PredictOptions
 from ensemble.runs.run import Run
 
-WAYS = {"with held-out images": True, "without": False}
+WAYS: dict[str, dict[str, bool]] = {
+    "with held-out images": {"held_out": True},
+    "without": {"held_out": False},
+    "with held-out images, from OOF logits": {"held_out": True, "from_oof": True},
+}
 TEACHERS = ("one", "two")
 COMPUTE = ComputeConfig(device="cpu", jobs=1)
 
@@ -66,9 +70,9 @@ def of_seed(seed: int, folder: Path, options: argparse.Namespace) -> dict[str, n
     train_members(run.folder, teachers, data, options.folds, seed, COMPUTE)
     fit_stacker(run.folder)
     rates = {"teacher": hters(run, TEACHERS, folder)}
-    for number, (way, held_out) in enumerate(WAYS.items()):
+    for number, (way, settings) in enumerate(WAYS.items()):
         student = StudentConfig(**base, name=f"student{number}", epochs=options.student_epochs)
-        distil(run.folder, DistilConfig(held_out=held_out), student, COMPUTE)
+        distil(run.folder, DistilConfig(**settings), student, COMPUTE)
         rates[way] = hters(run, (student.name,), folder)
     return rates
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import math
 import os
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,7 +26,14 @@ SETTINGS = {
 """Ray's settings by which a node that has ended is noticed within seconds, and one that is slow is waited for."""
 
 PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
-"""Ports of a node that its agents write down; a node that does not find them within 15 s ends."""
+"""Ports of a node that Ray's agents write to files once they have started. Ray ends a node whose files are not there
+after 15 s, which is a constant, so that on a busy machine they are written before the agents start."""
+
+SESSION = "session"
+"""The name of the folder in which the processes of a cluster write files."""
+
+RAY = "2.60.0"
+"""The version of Ray whose files of ports, arguments of nodes and variables of the environment are used here."""
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -38,8 +43,8 @@ QUIET = {
 }
 """The environment of Ray's processes: nothing is sent, and tasks have the priority of the tests."""
 
-PATIENCE = 20
-"""The factor by which time passes more slowly for the start of a node, which Ray gives up after 30 s."""
+# Ray reads it when it is imported. A node that has not registered after so many seconds is given up.
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "600")
 
 
 class Simulated:
@@ -49,17 +54,19 @@ class Simulated:
     """
 
     def __init__(self) -> None:
+        import ray
         from ray.cluster_utils import Cluster
 
-        _make_ray_patient()
+        if ray.__version__ != RAY:
+            problem = f"it starts nodes of Ray {RAY} by details that other versions may not have; got {ray.__version__}"
+            raise RuntimeError(f"{__file__}: {problem}; check how nodes start and change RAY")
+        self._folder = tempfile.TemporaryDirectory(prefix="ray-")  # paths of sockets must be short
+        self._cluster = Cluster()
         # nothing that only serves people: less to start
         lean = {"include_log_monitor": False, "no_monitor": True, "include_dashboard": False}
-        store = {"object_store_memory": 150 * 2**20}
+        place = {"temp_dir": self._folder.name, "session_name": SESSION}
         with environment(**QUIET):
-            self._cluster = Cluster(
-                initialize_head=True,
-                head_node_args={"num_cpus": 0, "_system_config": SETTINGS} | lean | store | ports(),
-            )
+            self._start(num_cpus=0, object_store_memory=150 * 2**20, _system_config=SETTINGS, **lean, **place)
         self.address: str = self._cluster.address
         self.nodes: list[Any] = []
 
@@ -68,9 +75,29 @@ class Simulated:
         folders = [str(HERE / "blind") if blind else "", str(HERE), os.environ.get("PYTHONPATH", "")]
         path = os.pathsep.join(filter(None, folders))
         with environment(PYTHONPATH=path, THERA_TEST_BLIND="1" if blind else "", **QUIET):
-            node = self._cluster.add_node(wait=False, num_cpus=1, object_store_memory=100 * 2**20, **ports())
+            node = self._start(num_cpus=1, object_store_memory=100 * 2**20)
         self.nodes.insert(len(self.nodes) if blind else 0, node)
         return node
+
+    def add_up_to(self, n: int) -> None:
+        """Start nodes that see the files until there are n, of which the last one is blind."""
+        if not self.nodes:
+            self.add(blind=True)
+        while len(self.nodes) < n:
+            self.add()
+
+    def _start(self, **options: Any) -> Any:
+        """Start a node, with an id by which its files of ports are found."""
+        from ray import NodeID
+        from ray._raylet import persist_port
+
+        node, given = NodeID.from_random().hex(), ports()
+        session = Path(self._folder.name, SESSION)
+        session.mkdir(exist_ok=True)
+        for name, port in given.items():
+            persist_port(str(session), node, name, port)
+        with environment(RAY_OVERRIDE_NODE_ID_FOR_TESTING=node):
+            return self._cluster.add_node(wait=False, **options, **given)
 
     def kill(self, node: Any) -> None:
         """End a node and its processes without a warning."""
@@ -100,26 +127,7 @@ class Simulated:
 
         ray.shutdown()
         self._cluster.shutdown()
-
-
-def _make_ray_patient() -> None:
-    """Let Ray wait for nodes and their agents, which start slowly on a busy machine; its own limits are constants."""
-    from ray._private import node, services
-    from ray._raylet import persist_port
-
-    if node.time is not time:
-        return
-    node.time = SimpleNamespace(monotonic=lambda: time.monotonic() / PATIENCE, sleep=time.sleep, time=time.time)
-    start, signature = services.start_raylet, inspect.signature(services.start_raylet)
-
-    @functools.wraps(start)
-    def start_with_ports(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(*args, **kwargs).arguments
-        for name, port in ports().items():
-            persist_port(given["session_dir"], given["node_id"], name, given.get(name) or port)
-        return start(*args, **kwargs)
-
-    services.start_raylet = start_with_ports
+        self._folder.cleanup()
 
 
 def ports() -> dict[str, int]:

@@ -1,17 +1,19 @@
-"""Runs and predictions on a cluster of two nodes have the bytes of one machine, also where nodes and drivers are lost.
+"""Runs and predictions on a cluster of four nodes have the bytes of one machine, also where nodes and drivers are lost.
 
-One of the nodes is blind: it does not see the driver's files, so that images and training states travel.
+One of the nodes is blind: it does not see the driver's files, so that images and training states travel. The tests
+share the nodes, and a node that a test ends is replaced only where a later test needs it.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from simulated import Simulated, always, once, place_of, squares, total, when, w
 from tiny import listing, write_tiny
 
 from ensemble.cli import main
+from ensemble.cluster.display import Display, Report
 from ensemble.cluster.resources import resources_of
 from ensemble.config import ComputeConfig, MemberConfig
 from ensemble.errors import ConfigError, ResourceError
@@ -29,22 +32,29 @@ from ensemble.progress import progress
 
 pytest.importorskip("ray")
 
-EPOCHS = 40
+EPOCHS = 20
 """Enough for a node to end before the last one."""
+
+MEMBER = "arch: test_resnet, pretrained: false, batch_size: 8, lr: 0.005"
 
 TIMES = ("member.json", "run.json", "report.md", "README.md", "report.html", "history.jsonl")
 """Names of files that hold times or dates, or hashes of such files."""
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Simulated]:
+def started() -> Iterator[Simulated]:
     simulated = Simulated()
     try:
-        simulated.add()
-        simulated.add(blind=True)
         yield simulated
     finally:
         simulated.close()
+
+
+@pytest.fixture
+def cluster(started: Simulated) -> Simulated:
+    """A cluster of at least two nodes."""
+    started.add_up_to(2)
+    return started
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +64,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tiny(folder / "new", 24, seed=1)
     (folder / "c.yaml").write_text(
         f"run: {folder}/local\nfolds: 2\ndata: {{images: {folder}/train/img, labels: {folder}/train/labels.txt}}\n"
-        "members:\n"
-        f"  - {{arch: test_resnet, pretrained: false, epochs: {EPOCHS}, batch_size: 8, lr: 0.005}}\n"
+        f"members:\n  - {{{MEMBER}, name: a, epochs: {EPOCHS}}}\n  - {{{MEMBER}, name: b, epochs: {EPOCHS}}}\n"
         f"predict: {{images: [{folder}/new/img]}}\n"
     )
     return folder
@@ -73,17 +82,21 @@ def local(data: Path) -> dict[str, bytes]:
 def one_core() -> Iterator[None]:
     """Let this process compute as on a machine of one core, as the nodes have."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ensemble.members.processes.available_cores", lambda: [0])
-        patch.setattr("ensemble.members.predictor.available_cores", lambda: [0])
+        for module in ("members.processes", "members.predictor", "cluster.nodes"):
+            patch.setattr(f"ensemble.{module}.available_cores", lambda: [0])
         yield
 
 
 def results(run: Path) -> dict[str, bytes]:
-    """Return the files of a run without those that hold times."""
-    kept = {name: content for name, content in listing(run).items() if not name.endswith(TIMES)}
+    """Return the files of a run with a prediction, without those that hold times."""
+    kept = without_times(run)
     named = {name.rpartition("/")[2] for name in kept}
     assert named >= {"label_val.txt", "predictions.csv", "predictions.json", "weights.safetensors", "oof.csv"}
     return kept
+
+
+def without_times(run: Path) -> dict[str, bytes]:
+    return {name: content for name, content in listing(run).items() if not name.endswith(TIMES)}
 
 
 def compute(cluster: Simulated, **values: Any) -> ComputeConfig:
@@ -95,29 +108,63 @@ def running(run: Path) -> set[Path]:
     return {path.parent for path in run.glob("members/*/fold-*/state/epoch-*.json")}
 
 
-def test_a_run_and_a_prediction_have_the_bytes_of_one_machine(
-    cluster: Simulated, data: Path, local: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_node_of_four_is_lost_in_a_run(
+    started: Simulated,
+    data: Path,
+    local: dict[str, bytes],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    main(["run", str(data / "c.yaml"), "--run", str(tmp_path / "run"), "--device", "cpu", "--cluster", cluster.address])
-    said = capsys.readouterr().err
-    assert "note: a cluster of 2 nodes with 2 cores computes" in said
-    assert all(f"test_resnet fold {fold} epoch {EPOCHS}/{EPOCHS}" in said for fold in range(2))
-    assert all(f"-{place_of(node)}" in said for node in cluster.nodes), "both nodes have trained"
-    assert results(tmp_path / "run") == local
-    assert not list((tmp_path / "run").rglob("*.tmp"))
+    """Each node trains a fold. The one that ends has saved an epoch, and another node goes on from there."""
+    started.add_up_to(4)
+    run, nodes, folds = tmp_path / "run", list(started.nodes), dict[str, Path]()
+    take = Display.take
 
+    def taken(display: Display, index: int, report: Report) -> None:
+        take(display, index, report)
+        folds[report.place.rpartition("-")[2]] = run / f"members/{'ab'[index // 2]}/fold-{index % 2}"
 
-def test_a_node_is_lost_in_training(
-    cluster: Simulated, data: Path, local: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The node that sees the folder ends; the blind one goes on from the state that it has written."""
-    run, node = tmp_path / "run", cluster.nodes[0]
-    with when(lambda: len(running(run)) == 2, partial(cluster.kill, node)) as killed:
-        main(["run", str(data / "c.yaml"), "--run", str(run), "--device", "cpu", "--cluster", cluster.address])
+    monkeypatch.setattr(Display, "take", taken)
+    with when(lambda: folds.get(place_of(nodes[0])) in running(run), partial(started.kill, nodes[0])) as killed:
+        main(["run", str(data / "c.yaml"), "--run", str(run), "--device", "cpu", "--cluster", started.address])
     said = capsys.readouterr().err
-    cluster.add()
+    assert "note: a cluster of 4 nodes with 4 cores computes" in said
     assert killed and "was lost on" in said and "goes on at epoch" in said
+    assert all(f"{name} fold {fold} epoch {EPOCHS}/{EPOCHS}" in said for name in "ab" for fold in range(2))
+    assert all(f"-{place_of(node)}" in said for node in nodes), "all four nodes have trained"
     assert results(run) == local
+    assert not list(run.rglob("*.tmp"))
+
+
+def test_a_node_is_lost_in_prediction(cluster: Simulated, capsys: pytest.CaptureFixture[str]) -> None:
+    from ensemble.members.backbones import build
+    from ensemble.members.inference import NetworkSpec
+    from ensemble.members.plans import Plan
+    from ensemble.members.predictor import FoldModel, Predictor
+
+    images = np.random.default_rng(0).integers(0, 256, (2 * 4096, 16, 16, 3), dtype=np.uint8)
+    config = MemberConfig(arch="test_resnet", pretrained=False, input_size=32)
+    weights = build(config, 16).state_dict()
+    resources = resources_of(compute(cluster))
+    spec = NetworkSpec(config, 16, Plan("fp32"), resources.device)
+    models = [FoldModel("test_resnet", fold, spec, partial(dict, weights)) for fold in range(2)]
+    cluster.add_up_to(3)  # one of them ends, and the next test needs two
+    node = cluster.nodes[0]
+
+    def predicted(pool_of: Any, act: Any) -> dict[int, np.ndarray]:
+        with (
+            Predictor(images, 4, pool_of) as predictor,
+            progress(4 * len(images), "predict", "views") as bar,
+            when(lambda: bar.done > 256, act),
+        ):
+            return {i: values for i, values, _ in predictor.predict(models, ("identity", "hflip"), bar)}
+
+    logits = predicted(resources, partial(cluster.kill, node))
+    assert "was lost on" in capsys.readouterr().err
+    with one_core():
+        alone = predicted(resources_of(ComputeConfig(device="cpu")), lambda: None)
+    assert all((logits[i] == alone[i]).all() for i in range(2))
 
 
 def test_the_driver_is_killed_and_started_again(
@@ -137,54 +184,6 @@ def test_the_driver_is_killed_and_started_again(
     main(given)
     assert "goes on at epoch" in capsys.readouterr().err
     assert results(run) == local
-
-
-def test_a_node_is_lost_in_prediction(cluster: Simulated, capsys: pytest.CaptureFixture[str]) -> None:
-    from ensemble.members.backbones import build
-    from ensemble.members.inference import NetworkSpec
-    from ensemble.members.plans import Plan
-    from ensemble.members.predictor import FoldModel, Predictor
-
-    images = np.random.default_rng(0).integers(0, 256, (2 * 4096, 16, 16, 3), dtype=np.uint8)
-    config = MemberConfig(arch="test_resnet", pretrained=False, input_size=32)
-    weights = build(config, 16).state_dict()
-    resources = resources_of(compute(cluster))
-    spec = NetworkSpec(config, 16, Plan("fp32"), resources.device)
-    models = [FoldModel("test_resnet", fold, spec, partial(dict, weights)) for fold in range(2)]
-    node = cluster.nodes[0]
-
-    def predicted(pool_of: Any, act: Any) -> dict[int, np.ndarray]:
-        with (
-            Predictor(images, 4, pool_of) as predictor,
-            progress(4 * len(images), "predict", "views") as bar,
-            when(lambda: bar.done > 256, act),
-        ):
-            return {i: values for i, values, _ in predictor.predict(models, ("identity", "hflip"), bar)}
-
-    logits = predicted(resources, partial(cluster.kill, node))
-    cluster.add()
-    assert "was lost on" in capsys.readouterr().err
-    with one_core():
-        alone = predicted(resources_of(ComputeConfig(device="cpu")), lambda: None)
-    assert all((logits[i] == alone[i]).all() for i in range(2))
-
-
-def test_a_node_is_lost_while_it_computes_a_shard(
-    cluster: Simulated, data: Path, local: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its lock is free then, and the shard is computed elsewhere, with the bytes of one machine."""
-    monkeypatch.setattr("ensemble.runs.shards.ROWS", 4)
-    given = ["predict", "--run", str(data / "local"), str(data / "new/img"), "--device", "cpu", "--shards"]
-    with one_core():
-        main([*given, str(tmp_path / "here")])
-    claims, node = tmp_path / "there/_claims", cluster.nodes[0]
-    with when(lambda: list(claims.glob("*/.lock")), partial(cluster.kill, node)) as killed:
-        main([*given, str(tmp_path / "there"), "--cluster", cluster.address])
-    cluster.add()
-    here, there = listing(tmp_path / "here"), listing(tmp_path / "there")
-    parts = [name for name in here if name.endswith(".parquet") or "_done/" in name]
-    assert killed and len(parts) == 6 * 5  # of 6 shards the list, and part and note of logits and labels
-    assert {name: there[name] for name in parts} == {name: here[name] for name in parts}
 
 
 def test_the_relay_is_lost(cluster: Simulated) -> None:
@@ -208,16 +207,12 @@ def test_the_relay_is_lost(cluster: Simulated) -> None:
 def test_lost_tasks_and_errors(
     cluster: Simulated, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ensemble.cluster.pool.LOST_LIMIT", 3)
+    monkeypatch.setattr("ensemble.cluster.pool.LOST_LIMIT", 2)
     pool = resources_of(compute(cluster)).pool()
-    with pool, progress(3, "test") as bar:
-        assert dict(pool.run(once, [(str(tmp_path), number) for number in range(3)], [[0]] * 3, bar)) == {
-            0: 0,
-            1: 1,
-            2: 2,
-        }
-        assert capsys.readouterr().err.count("was lost on") == 3
-        with pytest.raises(ResourceError, match=r"was lost 3 times without coming further \(its process has ended\); "):
+    with pool, progress(2, "test") as bar:
+        assert dict(pool.run(once, [(str(tmp_path), number) for number in range(2)], [[0]] * 2, bar)) == {0: 0, 1: 1}
+        assert capsys.readouterr().err.count("was lost on") == 2
+        with pytest.raises(ResourceError, match=r"was lost 2 times without progress \(its process has ended\); "):
             list(pool.run(always, [()], [[0]], bar))
         with pytest.raises(RuntimeError, match="ZeroDivisionError"):
             list(pool.run(wrong, [()], [[0]], bar))
@@ -236,6 +231,12 @@ def test_what_a_cluster_refuses(cluster: Simulated, data: Path, capsys: pytest.C
         resources_of(compute(cluster, task_cores=2))
     with pytest.raises(ConfigError, match=r"^--device: cuda: no node of the cluster has a GPU"):
         resources_of(ComputeConfig(cluster=cluster.address, device="cuda"))
+
+
+def test_another_version_of_ray_is_refused_by_these_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.__version__", "3.0.0")
+    with pytest.raises(RuntimeError, match=r"nodes of Ray 2\.60\.0 .*; got 3\.0\.0; check how"):
+        Simulated()
 
 
 def test_unequal_nodes_are_not_joined(cluster: Simulated, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,3 +272,78 @@ def test_stopped_it_cancels_its_tasks(cluster: Simulated) -> None:
     while ray.available_resources().get("CPU", 0) < 2:
         assert time.monotonic() < ends, "tasks still run"
         time.sleep(0.1)
+
+
+@pytest.mark.parametrize("command", ["train-member", "distil", "fit"])
+def test_other_commands_have_the_bytes_of_one_machine(
+    command: str,
+    cluster: Simulated,
+    data: Path,
+    local: dict[str, bytes],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The run's folder is given relative to the working directory, which that of a task is not."""
+    network = {"arch": "test_resnet", "pretrained": False, "epochs": 2, "batch_size": 8}
+    monkeypatch.setattr(
+        "ensemble.commands.fit.members_for", lambda *_: [MemberConfig(name=name, **network) for name in "ab"]
+    )
+    student = ["--arch", "test_resnet", "--pretrained", "no", "--epochs", "2", "--batch-size", "8"]
+    labelled = [str(data / "train/img"), "--labels", str(data / "train/labels.txt"), "--folds", "2"]
+    given = {
+        "train-member": [*student, "--cleaning", "flip", "--images", *labelled],
+        "distil": [*student, "--unlabelled", str(data / "new/img")],
+        "fit": [*labelled, "--predict", str(data / "new/img")],
+    }[command]
+    files = {}
+    for place, address in (("here", None), ("there", cluster.address)):
+        (tmp_path / place).mkdir()
+        monkeypatch.chdir(tmp_path / place)
+        if command == "distil":
+            shutil.copytree(data / "local", "run")
+        with one_core() if address is None else nullcontext():
+            main([command, *given, "--run", "run", "--device", "cpu", *(["--cluster", address] if address else [])])
+        files[place] = without_times(Path("run"))
+    said = capsys.readouterr().err
+    assert all(f"-{place_of(node)}" in said for node in cluster.nodes), "both nodes have computed"
+    assert any(name.endswith("weights.safetensors") for name in files["here"]) and files["there"] == files["here"]
+
+
+def test_a_node_is_lost_while_it_computes_a_shard(
+    cluster: Simulated, data: Path, local: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lock is free then, and the shard is computed elsewhere, with the bytes of one machine."""
+    monkeypatch.setattr("ensemble.runs.shards.ROWS", 4)
+    given = ["predict", "--run", str(data / "local"), str(data / "new/img"), "--device", "cpu", "--shards"]
+    with one_core():
+        main([*given, str(tmp_path / "here")])
+    claims, node = tmp_path / "there/_claims", cluster.nodes[0]
+    with when(lambda: list(claims.glob("*/.lock")), partial(cluster.kill, node)) as killed:
+        main([*given, str(tmp_path / "there"), "--cluster", cluster.address])
+    here, there = listing(tmp_path / "here"), listing(tmp_path / "there")
+    parts = [name for name in here if name.endswith(".parquet") or "_done/" in name]
+    assert killed and len(parts) == 6 * 5  # of 6 shards the list, and part and note of logits and labels
+    assert {name: there[name] for name in parts} == {name: here[name] for name in parts}
+
+
+def test_local_starts_a_cluster_on_this_machine(
+    data: Path, local: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A start is tried three times, because Ray gives it up after 15 s, which do not suffice on a busy machine."""
+    import ray
+
+    given = ["run", str(data / "c.yaml"), "--run", str(tmp_path / "run"), "--device", "cpu", "--cluster", "local"]
+    ray.shutdown()  # or the cluster that this process has joined would compute
+    try:
+        with one_core():
+            for attempt in range(3):
+                try:
+                    main(given)
+                    break
+                except SystemExit as ended:
+                    assert ended.code == 6 and attempt < 2, capsys.readouterr().err
+    finally:
+        ray.shutdown()
+    assert "note: a cluster of 1 node with 1 core computes" in capsys.readouterr().err
+    assert results(tmp_path / "run") == local

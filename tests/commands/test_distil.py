@@ -31,10 +31,14 @@ from ensemble import (
 )
 from ensemble.commands import distil as command
 from ensemble.commands.fit_stacker import averaged_oof
+from ensemble.commands.model_card_file import CARD
+from ensemble.commands.predict_shards import predict_shards
 from ensemble.commands.remove_member import remove_member
+from ensemble.commands.report import report
 from ensemble.commands.verify import verify
 from ensemble.config import VIEWS
 from ensemble.errors import ArtifactError, ConfigError, DataError, ResourceError, Stopped
+from ensemble.export_config import LabelledBy
 from ensemble.predict_config import PredictConfig
 from ensemble.reports.render import render
 from ensemble.runs import files
@@ -177,6 +181,7 @@ def test_each_option_changes_the_student(
 
 
 def test_a_student_is_in_a_stack_only_where_named(distilled: tuple[Path, Any], base: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="the extra thera[parquet] is not installed")
     run = Path(shutil.copytree(distilled[0], tmp_path / "run"))
     lines: list[str] = []
     assert fit_stacker(run, say=lines.append).tta.stacker.members == ("a", "b")
@@ -194,6 +199,14 @@ def test_a_student_is_in_a_stack_only_where_named(distilled: tuple[Path, Any], b
     )
     assert result.facts.caveats == (caveat,) and f"note: {caveat}" in lines
     assert caveat in "".join(table.text(10**4) for table in render(result))
+    lines.clear()
+    new = PredictConfig(images=base / "new/img")
+    labelled = predict_shards(LabelledBy(run=run), tmp_path / "shards", new, COMPUTE, lines.append)
+    assert labelled.facts.caveats == (caveat,) and f"note: {caveat}" in lines
+    report(run)
+    card = (run / CARD).read_text()
+    assert "1 network (distilled), each trained on 2 folds, so that there are 2 sets of weights" in card
+    assert "further members, which do not influence its answers: a, b." in card and caveat in card
     with pytest.raises(ConfigError, match="distilled is in the stack that would be its teacher"):
         distil(run, None, STUDENT, COMPUTE)
 
@@ -207,6 +220,20 @@ def test_a_damaged_file_of_the_teacher_is_found(distilled: tuple[Path, Any], tmp
     with pytest.raises(ArtifactError, match="1 of"):
         verify(run, lines.append)
     assert "teacher-1.csv" in lines[0] and "thera distil" in lines[0]
+
+
+def test_finished_folds_do_not_need_the_files_of_the_teacher(distilled: tuple[Path, Any], tmp_path: Path) -> None:
+    run = Path(shutil.copytree(distilled[0], tmp_path / "run"))
+    (run / "members/distilled/teacher-1.csv").unlink()
+    lines: list[str] = []
+    checked = verify(run, lines.append).checked
+    assert "members/distilled/teacher-0.csv" in checked and "members/distilled/teacher-1.csv" not in checked
+    assert lines == ["note: member distilled lacks teacher-1.csv; its finished fold does not need it"]
+    unfinished = Run(run).member("distilled")
+    unfinished.update(folds={fold: facts for fold, facts in unfinished.read().folds.items() if fold != "1"})
+    with pytest.raises(ArtifactError, match="1 of"):
+        verify(run, lines.append)
+    assert "teacher-1.csv: is not there" in lines[1]
 
 
 def test_logits_of_a_teacher_that_are_damaged_are_computed_again_and_it_is_said(

@@ -179,6 +179,8 @@ def test_a_member_outside_the_decision_leaves_it_valid(run: Path, capsys: pytest
     assert "stale" not in capsys.readouterr().err
     main(["report", "--run", str(run)])
     assert "warning" not in capsys.readouterr().err
+    main(["remove-member", "--run", str(run), "c", "--yes"])
+    assert "the decision used c and is stale" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -429,7 +429,9 @@ def test_images_that_cannot_be_listed_are_refused(
     assert message in fails(capsys, 3, "predict", "--run", world / "run", given, "--shards", tmp_path / "s")
 
 
-def test_other_refusals(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_refusals(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     start, images = ["predict", "--run", world / "run"], world / "new/img"
     (tmp_path / "full").mkdir()
     (tmp_path / "full/x").write_text("")
@@ -448,6 +450,10 @@ def test_other_refusals(world: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "was made differently: views was" in line
     line = fails(capsys, 4, *start, images, "--shards", tmp_path / "s", "--precision", "fp32")
     assert "was made differently: precision was auto and is fp32" in line
+    with monkeypatch.context() as patch:
+        patch.setattr("ensemble.members.machine_facts.cpu_model", lambda: "another model")
+        line = fails(capsys, 4, *start, images, "--shards", tmp_path / "s")
+    assert "was made differently: CPU was " in line and " and is another model; give another folder" in line
     table = as_csv(tmp_path / "data", sorted(images.iterdir())[::-1])
     line = fails(capsys, 2, *start, *table, "--shards", tmp_path / "t", "--out", tmp_path / "l.txt")
     assert "would hold a label in each line, but these images are not numbered 1 to n" in line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -183,6 +184,14 @@ def test_a_run_does_not_go_on_with_other_classes(
     given = ("--labels", made / "tiny/labels.csv", "--classes", 3, "--run", of_two)
     line = fails(capsys, 4, "train-member", *TRAIN, "--images", images, *given)
     assert "its classes are 0, 1, not low, mid, top; restore them" in line
+
+
+def test_a_removed_member_makes_the_decision_stale(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(made / "run", tmp_path / "run"))
+    thera("remove-member", "--run", run, "b", "--yes")
+    assert "the decision used b and is stale" in capsys.readouterr().err
 
 
 def test_objectives_of_two_classes_are_refused(made: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -115,7 +115,7 @@ def test_the_gradient_is_that_of_the_whole_batch(tmp_path: Path) -> None:
                 job = task(tmp_path, arch=arch).job
                 network = build(job.config, 16).train()
                 one = Learner(job, network, PLAIN, CPU, parts)
-                losses.append(float(one._add_gradients(pixels, labels, weights)))
+                losses.append(float(one._add_gradients(one._on_device(pixels, labels, weights))))
                 gradients.append(torch.cat([each.grad.flatten() for each in network.parameters()]))
             close = torch.allclose(*gradients, rtol=1e-3, atol=1e-6)
             assert close == alike and (losses[0] == pytest.approx(losses[1], rel=1e-5)) == alike

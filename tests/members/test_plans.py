@@ -44,9 +44,11 @@ def test_precisions_by_device_and_capability(has_bf16: None, monkeypatch: pytest
                 "the GPU's own convolutions"
             )
         assert possible_plans("auto", "lowered", CUDA, 64, "train") == (Plan(expected),)
-        compiled = Plan(expected, "compiled")
-        assert possible_plans("auto", "auto", CUDA, 64, "train") == (Plan(expected), compiled)
+        compiled, graphed = Plan(expected, "compiled"), Plan(expected, "graphed")
+        assert possible_plans("auto", "auto", CUDA, 64, "train") == (Plan(expected), compiled, graphed)
         assert possible_plans("auto", "compiled", CUDA, 64, "train") == (compiled,)
+        assert possible_plans("auto", "graphed", CUDA, 64, "train") == (graphed,)
+        assert possible_plans("auto", "graphed", CUDA, 64, "predict") == (Plan(expected),)
 
 
 def test_fp16_that_is_not_finite_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,6 +107,13 @@ def test_a_cpu_that_would_emulate_bfloat16_has_float32(monkeypatch: pytest.Monke
             "goes on with native convolutions; it was begun with lowered ones",
         ),
         (Plan("fp32", "compiled"), None, Plan("fp32", "compiled"), ""),
+        (Plan("bf16", "graphed"), (8, 0), Plan("bf16", "graphed"), ""),
+        (
+            Plan("fp32", "graphed"),
+            None,
+            Plan("fp32"),
+            "goes on with native convolutions; it was begun with graphed ones",
+        ),
     ],
 )
 def test_a_training_goes_on_on_another_device(

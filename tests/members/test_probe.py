@@ -208,8 +208,9 @@ def test_where_it_is_forced_the_precision_that_is_faster_is_taken(cache: Path, m
 
 
 def test_a_head_alone_is_not_compiled(cache: Path, measured: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    frozen = member(freeze=True, convolutions="compiled")
-    assert choose_plan(frozen, CPU, 32, "train", 10**6, 1) == NATIVE
+    for kind in ("compiled", "graphed"):
+        frozen = member(freeze=True, convolutions=kind)
+        assert choose_plan(frozen, CPU, 32, "train", 10**6, 1) == NATIVE
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     assert choose_plan(member(freeze=True, precision="auto"), CUDA, 32, "train", 10**6, 1) == Plan("bf16")
     assert not measured
