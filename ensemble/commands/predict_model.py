@@ -11,9 +11,9 @@ import numpy as np
 from ensemble.commands.checks import announce
 from ensemble.config import ComputeConfig
 from ensemble.data.source import open_unlabelled, set_name
-from ensemble.decision.cross_fitting import plurality, vote_share
 from ensemble.decision.rates import apply_offsets
 from ensemble.decision.usual_shares import unusual_class
+from ensemble.decision.votes import plurality, vote_share
 from ensemble.errors import ConfigError, printable
 from ensemble.export_results import ModelPrediction
 from ensemble.predict_config import PredictConfig

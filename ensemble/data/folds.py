@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 MAX_FOLDS = 127
 """The largest number of folds: a fold number is stored as int8."""
 
+BLOCK = 2**16
+"""The number of units that are assigned at a time as Python objects, which bounds the memory of these objects."""
+
 
 @dataclass(frozen=True)
 class Folds:
@@ -107,7 +110,7 @@ def assign_folds(
     sizes = np.bincount(unit)
     rng = np.random.default_rng(seed_sequence(seed, "folds"))
     order = np.lexsort((rng.random(len(sizes)), -sizes))
-    composition, rows_of_strata = _composition(labels if strata is None else strata, unit)
+    kind_of_unit, kinds, rows_of_strata = _kinds_of_unit(labels if strata is None else strata, unit)
 
     # The rows of a stratum count in inverse proportion to the square of its frequency, so that all are balanced alike.
     # The weights are integers, so that equal loads are equal exactly.
@@ -116,15 +119,23 @@ def assign_folds(
     rows_in_folds = [[0] * k for _ in weights]  # (strata, k)
     rows_of_fold = [0] * k
     fold_of_unit = np.empty(len(sizes), np.int8)
-    for u, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
-        loads = [0] * k
-        for stratum, rows in composition[u]:
-            weight = rows * weights[stratum]
-            loads = [load + weight * there for load, there in zip(loads, rows_in_folds[stratum], strict=True)]
-        fold_of_unit[u] = fold = min(zip(loads, rows_of_fold, range(k), strict=True))[2]
-        rows_of_fold[fold] += size
-        for stratum, rows in composition[u]:
-            rows_in_folds[stratum][fold] += rows
+    for start in range(0, order.size, BLOCK):
+        units_now = order[start : start + BLOCK]
+        folds_now = []
+        for kind, size in zip(kind_of_unit[units_now].tolist(), sizes[units_now].tolist(), strict=True):
+            if len(kinds[kind]) == 1:  # a common factor of all loads changes no order
+                loads = rows_in_folds[kinds[kind][0][0]]
+            else:
+                loads = [0] * k
+                for stratum, rows in kinds[kind]:
+                    weight = rows * weights[stratum]
+                    loads = [load + weight * there for load, there in zip(loads, rows_in_folds[stratum], strict=True)]
+            fold = min(zip(loads, rows_of_fold, range(k), strict=True))[2]
+            rows_of_fold[fold] += size
+            for stratum, rows in kinds[kind]:
+                rows_in_folds[stratum][fold] += rows
+            folds_now.append(fold)
+        fold_of_unit[units_now] = folds_now
     return Folds(fold_of_unit[unit], k, seed)
 
 
@@ -154,26 +165,46 @@ def refuse_small_classes(
             raise DataError(where, f"{images} of class {name}{same} cannot fill {k} folds", remedy)
 
 
-def _composition(
+def _kinds_of_unit(
     strata: NDArray[np.integer[Any]], unit: NDArray[np.int64]
-) -> tuple[list[list[tuple[int, int]]], list[int]]:
-    """Return the strata of each unit, with its number of rows of each, and the number of rows of each stratum.
+) -> tuple[NDArray[np.int32], list[tuple[tuple[int, int], ...]], list[int]]:
+    """Return the kind of each unit, the strata of each kind with its rows of each, and the rows of each stratum.
 
-    `strata` (n,) or (n, t) are any integers, and numbered from 0 in the result; `unit` (n,) is numbered from 0.
+    Units of one kind have equally many rows of each stratum. `strata` (n,) or (n, t) are any integers, and numbered
+    from 0 in the result; `unit` (n,) is numbered from 0.
     """
-    columns = strata.reshape(len(strata), -1).T
-    numbered: list[NDArray[np.int64]] = []
     rows_of_strata: list[int] = []
+    pairs_of_columns = []
+    columns = strata.reshape(len(strata), -1).T
+    most = sum(np.unique(column).size for column in columns)
     for column in columns:
         _, stratum, rows = np.unique(column, return_inverse=True, return_counts=True)
-        numbered.append(stratum + len(rows_of_strata))
+        stratum += unit * most + len(rows_of_strata)
+        pairs_of_columns.append(stratum)
         rows_of_strata += rows.tolist()
-    n = len(rows_of_strata)
-    pairs, counts = np.unique(np.concatenate([unit * n + stratum for stratum in numbered]), return_counts=True)
-    composition: list[list[tuple[int, int]]] = [[] for _ in range(int(unit.max(initial=-1)) + 1)]
-    for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
-        composition[pair // n].append((pair % n, count))
-    return composition, rows_of_strata
+    pairs, counts = np.unique(np.concatenate(pairs_of_columns), return_counts=True)
+    del pairs_of_columns, stratum
+    strata_of_unit = np.bincount(pairs // most)
+    pairs %= most
+    pairs += counts * most  # a stratum and its rows in the unit, as one number
+    stops = np.cumsum(strata_of_unit)
+    kind_of_unit = np.empty(stops.size, np.int32)
+    alone = strata_of_unit == 1
+    numbers, kind_of_unit[alone] = np.unique(pairs[stops[alone] - 1], return_inverse=True)
+    kinds = {(number,): kind for kind, number in enumerate(numbers.tolist())}
+    for u in np.flatnonzero(~alone).tolist():
+        mixed = tuple(pairs[stops[u] - strata_of_unit[u] : stops[u]].tolist())
+        kind_of_unit[u] = kinds.setdefault(mixed, len(kinds))
+    strata_of_kinds = [tuple((number % most, number // most) for number in kind) for kind in kinds]
+    return kind_of_unit, strata_of_kinds, rows_of_strata
+
+
+def _are_distinct(ids: NDArray[Any]) -> bool:
+    if ids.dtype.hasobject:
+        return len(set(ids.tolist())) == ids.size
+    if not (ids[1:] > ids[:-1]).all():  # most ids rise, which needs no sorting
+        ids = np.sort(ids)
+    return not (ids[1:] == ids[:-1]).any()
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,7 +248,7 @@ class FoldTable:
                 raise DataError("fold table", f"{name} must have shape ({n},); got {array.shape}")
             array.flags.writeable = False
             object.__setattr__(self, name, array)
-        if len(set(self.ids.tolist())) < n:
+        if not _are_distinct(self.ids):
             raise DataError("fold table", f"{n} ids must be distinct")
         if not np.isin(self.labels, (0, 1)).all():
             # More than two classes are known only by their labels, so a gap in them would be a class without images.

@@ -7,6 +7,7 @@ class_objective.py what the offsets of more than two classes minimise: mean clas
 class_offsets.py   the offsets of the classes that are best for an objective, by exact sweeps over one at a time
 stacker.py         linear combinations of member logits
 class_stacker.py   the same for the logits of more than two classes
+votes.py           votes of the members as scores
 cross_fitting.py   rules from member logits to predictions, and their nested cross-fitting
 fold_offsets.py    offsets between the logits of fold models
 bootstrap.py       stratified resampling of rows or groups
@@ -14,6 +15,7 @@ intervals.py       intervals of error rates: Jeffreys, percentile, and for a new
 class_intervals.py intervals of the error rates of several classes and of their mean
 comparison.py      error rates of fixed predictions, and the comparison of two sets of predictions
 class_comparison.py the same for more than two classes
+cuts.py            the cuts among which a replicate looks for the best one
 refits.py          the bootstrap that refits the threshold in every replicate; the interval of the nested HTER
 class_refits.py    the same for the offsets of more than two classes
 assessment.py      apparent and nested error rates of a rule, with intervals

@@ -108,10 +108,22 @@ class Candidate:
 
     def reordered(self, order: NDArray[np.int64]) -> Candidate:
         """Return the same rule on the rows in another order (n,)."""
-        nested = self.nested
-        splits = (replace(each, inside=each.inside[order], scores=each.scores[order]) for each in nested.splits)
-        nested = CrossFit(nested.labels[order], nested.y_pred[order], nested.scores[order], tuple(splits))
-        return replace(self, logits=self.logits[order], nested=nested)
+        nested, logits = self.nested, self.logits[order]
+        fold_of = nested.splits[0].fold_of[order]
+        splits = (replace(each, fold_of=fold_of, logits=logits) for each in nested.splits)
+        return replace(self, logits=logits, nested=CrossFit(nested.labels[order], nested.y_pred[order], tuple(splits)))
+
+    def is_same(self, other: Candidate) -> bool:
+        """Return whether the other is known to have the same scores and cuts, on all rows and without each fold.
+
+        Two kinds of stacker that agree are the same stacker; see `Rows.any_stacker`.
+        """
+        return (
+            (self.fitted, self.objective, self.deployed) == (other.fitted, other.objective, other.deployed)
+            and self.logits is other.logits
+            and self.nested.splits[0].fold_of is other.nested.splits[0].fold_of
+            and [each.fitted for each in self.nested.splits] == [each.fitted for each in other.nested.splits]
+        )
 
     def for_refits(self) -> Refittable:
         """Return the rule as bootstrap replicates need it. The predictions of a vote are kept."""
@@ -124,7 +136,7 @@ class Candidate:
         if not self.fitted:
             return FixedRule(nested.y_pred, nested.labels)
         assert not isinstance(self.objective, ClassObjective), "fit_cut refuses it"
-        return RefitRule(self.deployed.score(self.logits), nested.labels, nested.splits, self.objective)
+        return RefitRule(lambda: self.deployed.score(self.logits), nested.labels, nested.splits, self.objective)
 
 
 Assessed = TypeVar("Assessed")
@@ -232,8 +244,8 @@ def assess(candidates: Sequence[Candidate], groups: ArrayLike | None = None, see
     seed : int
         The seed of the bootstrap.
     """
-    labels = candidates[0].nested.labels
-    errors = refit_errors([each.for_refits() for each in candidates], labels, groups, seed, REPLICATES)
+    labels, (distinct, which) = candidates[0].nested.labels, _distinct(candidates)
+    errors = refit_errors((each.for_refits() for each in distinct), labels, groups, seed, REPLICATES)[which]
     reference = error_rates(labels, candidates[0].nested.y_pred)
     assessments = []
     for j, candidate in enumerate(candidates):
@@ -258,6 +270,16 @@ def assess(candidates: Sequence[Candidate], groups: ArrayLike | None = None, see
     return assessments
 
 
+def _distinct(candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[int]]:
+    """Return the candidates without repetitions, and for each candidate which of these it is."""
+    distinct, which = list[Candidate](), list[int]()
+    for candidate in candidates:
+        same = [j for j, other in enumerate(distinct) if candidate.is_same(other)]
+        which.append(same[0] if same else len(distinct))
+        distinct += [] if same else [candidate]
+    return distinct, which
+
+
 def compare_nested(a: Candidate, b: Candidate, groups: ArrayLike | None = None, seed: int = 0) -> Comparison:
     """Compare two rules by their nested predictions on the same rows, with intervals as in `assess`.
 
@@ -276,7 +298,7 @@ def compare_nested(a: Candidate, b: Candidate, groups: ArrayLike | None = None, 
         Differences are B minus A; a negative difference favours B.
     """
     y_true = a.nested.labels
-    errors = refit_errors([a.for_refits(), b.for_refits()], y_true, groups, seed, REPLICATES)
+    errors = refit_errors((each.for_refits() for each in (a, b)), y_true, groups, seed, REPLICATES)
     of_a, of_b = (
         Measured(error_rates(y_true, each.nested.y_pred), *nested_intervals(each.nested, of_one, groups))
         for each, of_one in zip((a, b), errors, strict=True)

@@ -18,7 +18,6 @@ from ensemble.decision.cross_fitting import (
     Rule,
     member_logit,
     of_score,
-    plurality,
     plurality_vote,
     stack,
 )
@@ -26,6 +25,7 @@ from ensemble.decision.intervals import Interval
 from ensemble.decision.label_issues import CALIBRATION_FOLDS, confident_joint
 from ensemble.decision.label_noise import ClassNoise, class_noise
 from ensemble.decision.rates import ClassRates, Labels, apply_offsets, class_rates
+from ensemble.decision.votes import plurality
 from ensemble.errors import printable
 
 SHOWN = 5

@@ -17,10 +17,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
-from typing import TypeAlias
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from ensemble.config import seed_sequence
 from ensemble.data.folds import FoldTable
@@ -35,7 +35,6 @@ from ensemble.decision.rates import (
     Floats,
     Labels,
     apply_cut,
-    apply_offsets,
     auc,
     check_logits,
     class_offsets,
@@ -44,6 +43,7 @@ from ensemble.decision.rates import (
     one_threshold,
 )
 from ensemble.decision.stacker import STACKERS, Stacker
+from ensemble.decision.votes import Score, plurality, vote_share
 from ensemble.errors import ArtifactError, DataError
 
 
@@ -154,23 +154,39 @@ class Rows:
 
     Rules and stackers that are fitted on these rows are cached with them. Subsets without some folds are cached too and
     shared between all subsets: leaving out fold 1 and then fold 2 gives the same object as the other order, so nothing
-    is fitted on the same rows again.
+    is fitted on the same rows again. A subset stores no rows: they are selected from all rows each time.
     """
 
-    logits: Floats  # (n, m) or (n, m, C)
-    labels: Labels  # (n,)
-    fold_of: Labels  # (n,), the fold that each row comes from
+    all_logits: Floats  # (n, m) or (n, m, C)
+    all_labels: Labels  # (n,)
+    all_folds_of: Labels  # (n,), the fold that each row comes from
     members: tuple[str, ...]  # m names
+    left_out: frozenset[int] = frozenset()  # the folds whose rows do not belong to the subset
     fitted: dict[tuple[Rule, Objective | ClassObjective], FittedRule] = field(
         default_factory=dict, init=False, repr=False
     )
     _stackers: dict[str, Stacker | ClassStacker] = field(default_factory=dict, init=False, repr=False)
-    _subsets: dict[tuple[int, ...], Rows] = field(default_factory=dict, init=False, repr=False)  # keyed by their folds
+    _subsets: dict[frozenset[int], Rows] = field(default_factory=dict, init=False, repr=False)  # keyed by `left_out`
+
+    @property
+    def logits(self) -> Floats:
+        """The logits of these rows, (n, m) or (n, m, C)."""
+        return self._selected(self.all_logits)
+
+    @property
+    def labels(self) -> Labels:
+        """The labels of these rows (n,)."""
+        return self._selected(self.all_labels)
+
+    @property
+    def fold_of(self) -> Labels:
+        """The fold that each of these rows comes from (n,)."""
+        return self._selected(self.all_folds_of)
 
     @cached_property
     def folds(self) -> tuple[int, ...]:
         """The distinct folds in ascending order."""
-        return tuple(np.unique(self.fold_of).tolist())
+        return tuple(fold for fold in np.unique(self.all_folds_of).tolist() if fold not in self.left_out)
 
     def where(self, chosen: NDArray[np.bool_]) -> Rows:
         """Return the rows where `chosen` (n,) is true."""
@@ -178,12 +194,17 @@ class Rows:
 
     def without(self, fold: int) -> Rows:
         """Return the rows of the other folds."""
-        others = tuple(other for other in self.folds if other != fold)
-        if others not in self._subsets:
-            subset = self.where(self.fold_of != fold)
+        left_out = self.left_out | {fold}
+        if left_out not in self._subsets:
+            subset = replace(self, left_out=left_out)
             object.__setattr__(subset, "_subsets", self._subsets)
-            self._subsets[others] = subset
-        return self._subsets[others]
+            self._subsets[left_out] = subset
+        return self._subsets[left_out]
+
+    def _selected(self, of_all: NDArray[Any]) -> NDArray[Any]:
+        if not self.left_out:
+            return of_all
+        return of_all[~np.isin(self.all_folds_of, list(self.left_out))]
 
     def stacker(self, kind: str) -> Stacker:
         """Return the stacker that is fitted on these rows; `kind` is a key of `STACKERS`.
@@ -206,10 +227,6 @@ class Rows:
             else:
                 self._stackers[kind] = logistic
         return self._stackers[kind]
-
-
-Score: TypeAlias = Callable[[Floats], Floats]
-"""A function from member logits (n, m) to scores (n,), or from (n, m, C) to (n, C)."""
 
 
 @dataclass(frozen=True)
@@ -245,50 +262,6 @@ class Rule:
 def member_logit(column: int) -> Score:
     """Return the score that is one member's logit, or its logits (n, C)."""
     return lambda logits: logits[:, column]
-
-
-def vote_share(thresholds: ArrayLike) -> Score:
-    """Return the score that is the share of members whose logit is at or above that member's threshold.
-
-    With the threshold 1/2 it is the majority vote. An even split is predicted as 1, by the tie rule of rates.py.
-
-    Parameters
-    ----------
-    thresholds : array (m,)
-        One threshold for each member, in logits.
-
-    Examples
-    --------
-
-    >>> vote_share([0.0, 1.0])(np.array([[0.5, 0.5], [-1.0, 0.0]]))
-    array([0.5, 0. ])
-    """
-    cuts = np.asarray(thresholds, np.float64)
-    return lambda logits: np.asarray((logits >= cuts).mean(axis=1))
-
-
-def plurality(offsets: ArrayLike) -> Score:
-    """Return the score that is the number of members that predict each class, at their offsets (m, C).
-
-    Among classes with equally many votes, the one with the greatest mean of the members' logits plus offsets wins: the
-    score has the rank of this mean among the classes, divided by C + 1, added.
-
-    Examples
-    --------
-    >>> vote = plurality(np.zeros((2, 3)))
-    >>> vote(np.array([[[0.0, 1.0, 2.0], [0.0, 3.0, 1.0]]]))
-    array([[0.  , 1.5 , 1.25]])
-    """
-    added = np.asarray(offsets, np.float64)
-    classes = added.shape[1]
-
-    def score(logits: Floats) -> Floats:
-        votes = (apply_offsets(logits, added)[:, :, None] == np.arange(classes)).sum(axis=1)
-        # The second sort gives ranks; a stable sort ranks the higher of two equal classes higher.
-        ranks = (logits + added).mean(axis=1).argsort(axis=1, kind="stable").argsort(axis=1)
-        return np.asarray(votes + ranks / (classes + 1))
-
-    return score
 
 
 def of_score(score: Score, threshold: Cut | None = None) -> Rule:
@@ -356,12 +329,27 @@ class ClassFoldRow:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """A rule that was fitted without one fold, and its scores."""
+    """A rule that was fitted without one fold. Its scores are not stored but computed each time, to save memory."""
 
     fold: int
-    inside: NDArray[np.bool_]  # (n,), true for the rows of the fold
-    scores: Floats  # (n,) or (n, C), of all rows
-    threshold: Cut  # fitted without the fold; offsets of the classes if the scores are (n, C)
+    fold_of: Labels  # (n,)
+    logits: Floats  # (n, m) or (n, m, C), of all rows
+    fitted: FittedRule  # without the fold
+
+    @property
+    def inside(self) -> NDArray[np.bool_]:
+        """Which rows are in the fold (n,)."""
+        return np.asarray(self.fold_of == self.fold)
+
+    @property
+    def scores(self) -> Floats:
+        """The scores of all rows, (n,) or (n, C)."""
+        return self.fitted.score(self.logits)
+
+    @property
+    def threshold(self) -> Cut:
+        """The threshold that was fitted without the fold; offsets of the classes if the scores are (n, C)."""
+        return self.fitted.threshold
 
 
 @dataclass(frozen=True, eq=False)
@@ -370,8 +358,17 @@ class CrossFit:
 
     labels: Labels  # (n,)
     y_pred: Labels  # (n,)
-    scores: Floats  # (n,) or (n, C); those of different folds may have different scales
     splits: tuple[Split, ...]  # one for each fold
+
+    @property
+    def scores(self) -> Floats:
+        """The nested scores, (n,) or (n, C); those of different folds may have different scales."""
+        logits = self.splits[0].logits
+        scores = np.empty((len(logits), *logits.shape[2:]))
+        for split in self.splits:
+            inside = split.inside
+            scores[inside] = split.scores[inside]
+        return scores
 
     @property
     def margins(self) -> Floats:
@@ -379,9 +376,9 @@ class CrossFit:
 
         Of more than two classes, they are the scores plus the offsets of their fold's rule (n, C).
         """
-        margins = self.scores.copy()
+        margins = self.scores
         for split in self.splits:
-            margins[split.inside] -= -np.asarray(split.threshold) if self.scores.ndim > 1 else split.threshold
+            margins[split.inside] -= -np.asarray(split.threshold) if margins.ndim > 1 else split.threshold
         return margins
 
     @property
@@ -395,8 +392,9 @@ class CrossFit:
         """The performance on each fold."""
         rows = []
         for split in self.splits:
-            y_true, scores = self.labels[split.inside], self.scores[split.inside]
-            rates = error_rates(y_true, self.y_pred[split.inside])
+            inside = split.inside
+            y_true, scores = self.labels[inside], split.scores[inside]
+            rates = error_rates(y_true, self.y_pred[inside])
             rows.append(FoldRow(split.fold, one_threshold(split.threshold), rates, auc(scores, y_true)))
         return tuple(rows)
 
@@ -406,7 +404,7 @@ class CrossFit:
         rows = []
         for split in self.splits:
             y_true, y_pred = self.labels[split.inside], self.y_pred[split.inside]
-            rates = class_rates(y_true, y_pred, self.scores.shape[1])
+            rates = class_rates(y_true, y_pred, split.logits.shape[2])
             rows.append(ClassFoldRow(split.fold, class_offsets(split.threshold), rates))
         return tuple(rows)
 
@@ -430,13 +428,11 @@ def cross_fit(rows: Rows, rule: Rule, objective: Objective | ClassObjective = HT
     >>> nested.y_pred, [row.threshold for row in nested.folds]
     (array([0, 1, 0, 1], dtype=int8), [1.5, 0.5])
     """
-    y_pred, scores = np.empty(rows.labels.size, np.int8), np.empty((rows.labels.size, *rows.logits.shape[2:]))
-    splits = []
+    labels, fold_of, logits = rows.labels, rows.fold_of, rows.logits
+    y_pred, splits = np.empty(labels.size, np.int8), []
     for fold in rows.folds:
-        inside = rows.fold_of == fold
-        fitted = rule(rows.without(fold), objective)
-        split = Split(fold, inside, fitted.score(rows.logits), fitted.threshold)
-        scores[inside] = split.scores[inside]
-        y_pred[inside] = apply_cut(scores[inside], split.threshold)
+        split = Split(fold, fold_of, logits, rule(rows.without(fold), objective))
+        inside = split.inside
+        y_pred[inside] = apply_cut(split.scores[inside], split.threshold)
         splits.append(split)
-    return CrossFit(rows.labels, y_pred, scores, tuple(splits))
+    return CrossFit(labels, y_pred, tuple(splits))

@@ -29,7 +29,6 @@ from ensemble.decision.cross_fitting import (
     member_logit,
     of_score,
     stack,
-    vote_share,
 )
 from ensemble.decision.fold_offsets import FoldOffset, aligned, find_fold_offsets, offsets_of
 from ensemble.decision.intervals import Interval
@@ -39,6 +38,7 @@ from ensemble.decision.rates import ErrorRates, Floats, Labels, auc, error_rates
 from ensemble.decision.refits import RefitRule, Replicate, refit_replicates
 from ensemble.decision.stacker import STACKERS, Stacker
 from ensemble.decision.threshold import fit_thresholds
+from ensemble.decision.votes import vote_share
 from ensemble.errors import DataError
 
 COSTS = tuple(WeightedError(cost, 10 - cost) for cost in range(1, 10))

@@ -7,14 +7,18 @@ two such cuts form a segment, so a replicate costs a weighted count over segment
 Most of these cuts are far too bad to be best in any replicate. A replicate therefore first searches the cuts near the
 best one, with the rows beyond them counted together. If that cannot exclude that another cut is better, it searches all
 cuts.
+
+Rows that no cut near the best one tells apart are merged: a rule stores only which merged row each row belongs to, and
+its cuts store what is theirs for the merged rows. Several rules on the same rows share one such merging, so a replicate
+passes over all rows only once, and what is stored for a row hardly grows with the number of rules.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,158 +26,38 @@ from numpy.typing import ArrayLike, NDArray
 from ensemble.config import seed_sequence
 from ensemble.decision.bootstrap import Resampler
 from ensemble.decision.cross_fitting import Split
+from ensemble.decision.cuts import Cuts, Integers, summed
 from ensemble.decision.intervals import Interval
-from ensemble.decision.objective import HTER, TOLERANCE, Objective
+from ensemble.decision.objective import HTER, Objective
 from ensemble.decision.rates import Floats, Labels
-from ensemble.decision.threshold import above_all, below_all, crossings, midpoint
 
 Pair = tuple[float, float]
 """An FPR and an FNR, or a difference in each."""
 
-_ROOM = 3.0
-"""The margin within which cuts count as near the best one: divided by the square root of the number of rows of the
-rarer label, it is a difference in error rate. The standard deviation of a resampled rate is at most 0.5 in this unit
-for independent rows, so the margin is at least six of them. A smaller value would only cost time, since a replicate
-that needs more cuts searches all of them."""
-
 CELLS_AT_ONCE = 2**19
-"""The number of row weights that are drawn in one batch of replicates. They take 4 MiB, which stays in the cache."""
+"""The number of row weights that are drawn in one batch of replicates. They take 4 MiB, which stays in the cache. Of
+more rows, a batch has one replicate."""
 
 
-class Cuts:
-    """The cuts of one score that can be best for some weights of the rows.
-
-    Parameters
-    ----------
-    scores : float64 array (n,)
-        Finite.
-    labels : int8 array (n,)
-        0 or 1.
-    objective : Objective
-        What a threshold minimises.
-    fitted : bool array (n,), optional
-        The rows that the threshold is fitted on; it is evaluated on the others. If None, it is fitted and evaluated on
-        all rows.
-
-    Attributes
-    ----------
-    thresholds : float64 array (c,)
-        In ascending order; the first predicts all fitted rows as 1, the last predicts them all as 0.
-    code : int64 array (n,)
-        The bin of each row in the tables that `counts` returns: set of rows (fitted or evaluated), label, and number of
-        thresholds that predict the row as 1.
-    """
-
-    def __init__(
-        self, scores: Floats, labels: Labels, objective: Objective = HTER, fitted: NDArray[np.bool_] | None = None
-    ) -> None:
-        selected = slice(None) if fitted is None else fitted
-        x, y = scores[selected], labels[selected]
-        n_neg, n_pos = np.bincount(y, minlength=2).tolist()
-        self._objective = objective.on_rows(n_neg, n_pos)
-        order = np.argsort(x)
-        x, y = x[order], y[order]
-        cuts = crossings(x, y)
-        midpoints = midpoint(x[cuts - 1], x[cuts])
-        self.thresholds: Floats = np.concatenate(([below_all(x[0])], midpoints, [above_all(x[-1])]))
-        self._tables = 1 if fitted is None else 2
-        table = np.zeros(labels.size, np.int64) if fitted is None else np.where(fitted, 0, 1)
-        segment = np.searchsorted(self.thresholds, scores, "right")  # how many thresholds predict the row as 1
-        self.code = (table * 2 + labels) * (self.thresholds.size + 1) + segment
-        self._left_out = False, False  # whether `near_best` has left out cuts below these, and above
-
-    @property
-    def size(self) -> int:
-        """The number of values that a row's code can have."""
-        return self._tables * 2 * (self.thresholds.size + 1)
-
-    def counts(self, weights: Floats) -> tuple[Floats, Floats]:
-        """Return two tables of weighted counts: of the fitted rows, and of the evaluated rows.
-
-        Entry (y, i) is the total weight of the rows of label y whose score is at or above exactly i thresholds.
-
-        Parameters
-        ----------
-        weights : float64 array (..., n)
-            Of one replicate or of several.
-
-        Returns
-        -------
-        float64 arrays (..., 2, c + 1)
-        """
-        rows = weights.reshape(-1, self.code.size)
-        bins = self.code + self.size * np.arange(len(rows))[:, None]
-        flat = np.asarray(np.bincount(bins.ravel(), rows.ravel(), self.size * len(rows)), np.float64)
-        tables = flat.reshape(*weights.shape[:-1], self._tables, 2, -1)
-        return tables[..., 0, :, :], tables[..., -1, :, :]
-
-    def best(self, table: Floats) -> NDArray[np.int64]:
-        """Return the index of the threshold that is best for each table of counts (..., 2, c + 1).
-
-        Among equally good cuts, the one with the smallest |FPR - FNR| is preferred, as in `fit_threshold` (where the
-        objective bounds a rate: with the smallest value of that rate), then the lowest. If no row was drawn between
-        that cut and the next ones, the middle of these is returned. The error rate of a class without drawn rows is 0.
-
-        The index is -1 if `near_best` has left out a cut that may be as good.
-        """
-        fpr, fnr = self.rates(table)
-        at_or_below, at_or_above = self._objective.one_sided_losses(fpr, fnr)
-        cost = at_or_below + at_or_above
-        least = cost.min(axis=-1) + TOLERANCE
-        tie = np.where(cost <= least[..., None], self._objective.tie(fpr, fnr), np.inf)
-        first = np.argmax(tie <= tie.min(axis=-1, keepdims=True) + TOLERANCE, axis=-1)
-        segment, size = np.arange(self.thresholds.size + 1), self.thresholds.size
-        drawn_above = table.any(axis=-2) & (segment > first[..., None])
-        last = np.where(drawn_above, segment, size).min(axis=-1) - 1  # no row was drawn between the first and this cut
-        below_left_out, above_left_out = self._left_out
-        left_out = (below_left_out & (at_or_below[..., 0] <= least)) | (
-            above_left_out & (at_or_above[..., -1] <= least)
-        )
-        return np.where(left_out, -1, (first + last) // 2)
-
-    def rates(self, table: Floats) -> tuple[Floats, Floats]:
-        """Return the FPR and FNR at each cut, (..., c) each, of tables of counts (..., 2, c + 1)."""
-        # Column i: the rows that threshold i predicts as 0; the last column: all rows.
-        below = np.cumsum(table, axis=-1)
-        n_neg, n_pos = np.moveaxis(below[..., -1:], -2, 0)
-        fpr = np.minimum(n_neg, 1) - below[..., 0, :-1] / np.maximum(n_neg, 1)
-        return fpr, below[..., 1, :-1] / np.maximum(n_pos, 1)
-
-    def near_best(self) -> Cuts:
-        """Return a copy with only the range of cuts whose loss on the unweighted rows is near the least."""
-        table, _ = self.counts(np.ones(self.code.size))
-        fpr, fnr = self.rates(table)
-        least = np.add(*self._objective.one_sided_losses(fpr, fnr)).min()
-        room = _ROOM / np.sqrt(max(table.sum(axis=1).min(), 1))
-        at_or_below, at_or_above = self._objective.one_sided_losses(fpr - room, fnr - room)
-        low = max(int(np.count_nonzero(at_or_below > least)) - 1, 0)
-        high = min(int(np.count_nonzero(at_or_above <= least)) + 1, self.thresholds.size)
-        near = copy(self)
-        near.thresholds, near._left_out = self.thresholds[low:high], (low > 0, high < self.thresholds.size)
-        table_and_label, segment = np.divmod(self.code, self.thresholds.size + 1)
-        near.code = table_and_label * (high - low + 1) + np.clip(segment - low, 0, high - low)
-        return near
+def _merged(row: Integers, code: Integers) -> tuple[Integers, Integers]:
+    """Return the rows merged that agree in `row` and `code` (n,), and one row that stands for each merged row (m,)."""
+    both = row * np.int64(int(code.max(initial=0)) + 1)
+    both += code
+    order = np.argsort(both)
+    both = both[order]
+    is_first = np.ones(both.size, bool)
+    np.not_equal(both[1:], both[:-1], out=is_first[1:])
+    del both
+    number: Integers = np.cumsum(is_first, dtype=_integer_of(row.size))
+    number -= 1
+    merged_row = np.empty_like(number)
+    merged_row[order] = number
+    return merged_row, order[is_first]
 
 
-def _merged(all_cuts: Sequence[Cuts]) -> tuple[NDArray[np.int64], list[Cuts]]:
-    """Merge rows that have the same code in each of the cuts, since they need to be counted only once.
-
-    Returns
-    -------
-    int64 array (n,)
-        The merged row that each row belongs to.
-    list of Cuts
-        The cuts with the codes of the merged rows.
-    """
-    merged_row = np.zeros(all_cuts[0].code.size, np.int64)
-    first = merged_row[:0]
-    for cuts in all_cuts:
-        _, first, merged_row = np.unique(merged_row * cuts.size + cuts.code, return_index=True, return_inverse=True)
-    merged = []
-    for cuts in all_cuts:
-        merged.append(copy(cuts))
-        merged[-1].code = cuts.code[first]
-    return merged_row, merged
+def _integer_of(most: int) -> type[np.int32] | type[np.int64]:
+    """Return the type that takes the least memory for numbers up to this one."""
+    return np.int32 if most < 2**31 else np.int64
 
 
 class RefitRule:
@@ -181,8 +65,9 @@ class RefitRule:
 
     Parameters
     ----------
-    scores : float64 array (n,)
-        The scores of the deployed rule, which was fitted on all rows.
+    scores : float64 array (n,), or a function that returns it
+        The scores of the deployed rule, which was fitted on all rows. A function is called again if a replicate needs
+        all cuts, so that the scores need not be stored.
     labels : int8 array (n,)
         0 or 1.
     splits : sequence of Split
@@ -190,23 +75,53 @@ class RefitRule:
         apparent estimate takes the place of the nested one.
     objective : Objective
         What the thresholds minimise.
+
+    Attributes
+    ----------
+    merged_row : int array (n,)
+        The merged row that each row belongs to.
     """
 
-    def __init__(self, scores: Floats, labels: Labels, splits: Sequence[Split], objective: Objective = HTER) -> None:
-        deployed = Cuts(scores, labels, objective)
-        self._all_cuts = [deployed, *(Cuts(split.scores, labels, objective, ~split.inside) for split in splits)]
-        self._merged_row, self._near = _merged([cuts.near_best() for cuts in self._all_cuts])
-        self._merged_rows = self._near[0].code.size
-        self._thresholds = deployed.thresholds
-        self._true = np.stack(deployed.rates(deployed.counts(np.ones(labels.size))[0]), axis=1)  # (c, 2)
+    def __init__(
+        self,
+        scores: Floats | Callable[[], Floats],
+        labels: Labels,
+        splits: Sequence[Split],
+        objective: Objective = HTER,
+    ) -> None:
+        self._scores, self._labels, self._splits, self._objective = scores, labels, splits, objective
+        self.merged_row: Integers = np.zeros(labels.size, np.int32)
+        self._near = list[Cuts]()
+        for cuts in self._every_cuts():
+            near, before = cuts.near_best(), self.merged_row
+            del cuts
+            code = near.code
+            self.merged_row, first = _merged(before, code)
+            self._near = [each.of_merged(before[first], each.code) for each in self._near]
+            self._near.append(near.of_merged(first, code))
+        self._complete = list[Cuts]()  # with all cuts, once a replicate has needed them
 
-    def refit(self, weights: Floats) -> tuple[Floats, Floats, Floats]:
+    def _every_cuts(self) -> Iterator[Cuts]:
+        """Yield all cuts of the deployed score, then those of the rule without each fold."""
+        yield Cuts(self._scores() if callable(self._scores) else self._scores, self._labels, self._objective)
+        for split in self._splits:
+            yield Cuts(split.scores, self._labels, self._objective, ~split.inside)
+
+    def on(self, rows: Integers) -> RefitRule:
+        """Return the rule with only these rows (j,), each of which stands for all rows of its merged row."""
+        rule = copy(self)
+        rule.merged_row = self.merged_row[rows]
+        return rule
+
+    def refit(self, weights: Floats, of_all_rows: Floats | None = None) -> tuple[Floats, Floats, Floats]:
         """Refit the thresholds on replicates of the rows.
 
         Parameters
         ----------
         weights : float64 array (b, n)
-            How often each row was drawn.
+            How often each row was drawn; after `on`, (b, j) of the rows that stand for others.
+        of_all_rows : float64 array (b, n), optional
+            The weights of all rows, where `weights` are of the rows of `on`.
 
         Returns
         -------
@@ -214,16 +129,18 @@ class RefitRule:
             The deployed threshold, the nested FPR and FNR on the drawn rows, and the FPR and FNR of that threshold on
             the unweighted rows.
         """
-        bins = self._merged_row + self._merged_rows * np.arange(len(weights))[:, None]
-        merged = np.asarray(np.bincount(bins.ravel(), weights.ravel(), self._merged_rows * len(weights)), np.float64)
-        threshold, nested, complete = _refitted(self._near, merged.reshape(len(weights), -1))
+        merged = summed(self.merged_row, self._near[0].code.size, weights)
+        threshold, nested, true, complete = _refitted(self._near, merged)
         if not complete.all():
-            threshold[~complete], nested[~complete], _ = _refitted(self._all_cuts, weights[~complete])
-        return threshold, nested, self._true[np.searchsorted(self._thresholds, threshold)]
+            if not self._complete:
+                self._complete += self._every_cuts()
+            others = (weights if of_all_rows is None else of_all_rows)[~complete]
+            threshold[~complete], nested[~complete], true[~complete], _ = _refitted(self._complete, others)
+        return threshold, nested, true
 
-    def errors(self, weights: Floats) -> Floats:
-        """Return the errors of the nested estimate, (b, 2), in replicates with row weights (b, n)."""
-        _, nested, true = self.refit(weights)
+    def errors(self, weights: Floats, of_all_rows: Floats | None = None) -> Floats:
+        """Return the errors of the nested estimate, (b, 2), in replicates with row weights as for `refit`."""
+        _, nested, true = self.refit(weights, of_all_rows)
         return nested - true
 
 
@@ -234,20 +151,31 @@ class FixedRule:
     ----------
     y_pred, labels : int8 array (n,)
         0 or 1; the labels contain both classes.
+
+    Attributes
+    ----------
+    merged_row : int8 array (n,)
+        The merged row that each row belongs to: one for each label and prediction.
     """
 
     def __init__(self, y_pred: Labels, labels: Labels) -> None:
-        wrong, is_pos = labels != y_pred, labels == 1
-        self._sums = np.stack([wrong & ~is_pos, ~is_pos, wrong & is_pos, is_pos], axis=1).astype(np.float64)  # (n, 4)
-        self._rates = self._rates_at(np.ones((1, labels.size)))
+        self.merged_row: Labels = labels * 2 + y_pred
+        self._rates = self._rates_of(np.bincount(self.merged_row, minlength=4)[None])
 
-    def errors(self, weights: Floats) -> Floats:
+    def on(self, rows: Integers) -> FixedRule:
+        """Return the rule with only these rows (j,), each of which stands for all rows of its merged row."""
+        rule = copy(self)
+        rule.merged_row = self.merged_row[rows]
+        return rule
+
+    def errors(self, weights: Floats, of_all_rows: Floats | None = None) -> Floats:
         """Return FPR and FNR, (b, 2), on rows with weights (b, n), less those on the unweighted rows."""
-        return self._rates_at(weights) - self._rates
+        return self._rates_of(summed(self.merged_row, 4, weights)) - self._rates
 
-    def _rates_at(self, weights: Floats) -> Floats:
-        sums = weights @ self._sums  # integers, hence exact in any order
-        return np.stack([sums[:, 0] / np.maximum(sums[:, 1], 1), sums[:, 2] / np.maximum(sums[:, 3], 1)], axis=1)
+    def _rates_of(self, counts: NDArray[Any]) -> Floats:
+        true_neg, false_pos, false_neg, true_pos = counts.T
+        rates = false_pos / np.maximum(true_neg + false_pos, 1), false_neg / np.maximum(false_neg + true_pos, 1)
+        return np.stack(rates, axis=1)
 
 
 @dataclass(frozen=True)
@@ -297,8 +225,37 @@ class Refittable(Protocol):
         """Return the errors of its estimates, (b, e), in replicates with row weights (b, n)."""
 
 
+class _Together:
+    """Several rules on the same rows. Rows that none of them tells apart are counted together, once for all rules."""
+
+    def __init__(self, rules: Iterable[Refittable], n: int) -> None:
+        self._row: Integers = np.zeros(n, np.int32)
+        first: Integers = np.zeros(min(n, 1), np.int64)
+        self._rules = list[Refittable]()
+        for rule in rules:
+            if not isinstance(rule, RefitRule | FixedRule):
+                self._rules.append(rule)
+                continue
+            before = self._row
+            self._row, first = _merged(before, rule.merged_row)
+            of_first = before[first]
+            self._rules = [
+                each.on(of_first) if isinstance(each, RefitRule | FixedRule) else each for each in self._rules
+            ]
+            self._rules.append(rule.on(first))
+        self._size = first.size
+
+    def errors(self, weights: Floats) -> list[Floats]:
+        """Return the errors of each rule in replicates with row weights (b, n)."""
+        merged = summed(self._row, self._size, weights)
+        return [
+            rule.errors(merged, weights) if isinstance(rule, RefitRule | FixedRule) else rule.errors(weights)
+            for rule in self._rules
+        ]
+
+
 def refit_errors(
-    rules: Sequence[Refittable],
+    rules: Iterable[Refittable],
     labels: Labels,
     groups: ArrayLike | None = None,
     seed: int = 0,
@@ -311,8 +268,9 @@ def refit_errors(
 
     Parameters
     ----------
-    rules : sequence of Refittable
-        Of the same rows: each a `RefitRule` or `FixedRule`, or those of more than two classes (class_refits.py).
+    rules : iterable of Refittable
+        Of the same rows: each a `RefitRule` or `FixedRule`, or those of more than two classes (class_refits.py). Little
+        memory is needed if each is made when it is taken.
     labels, groups, seed, replicates
         As in `refit_replicates`.
 
@@ -321,8 +279,9 @@ def refit_errors(
     float64 array (rules, replicates, e)
         The errors, nested minus true, in FPR and in FNR; of more than two classes, in the measures of class_refits.py.
     """
+    together = _Together(rules, labels.size)
     batches = _draws(labels, groups, seed, replicates)
-    return np.concatenate([[rule.errors(batch) for rule in rules] for batch in batches], axis=1)
+    return np.concatenate([together.errors(batch) for batch in batches], axis=1)
 
 
 def _draws(labels: Labels, groups: ArrayLike | None, seed: int, replicates: int) -> Iterator[Floats]:
@@ -330,14 +289,15 @@ def _draws(labels: Labels, groups: ArrayLike | None, seed: int, replicates: int)
     weights_of = Resampler(labels, groups).weights_of(np.random.default_rng(seed_sequence(seed, "refit")))
     step = max(1, CELLS_AT_ONCE // labels.size)
     for start in range(0, replicates, step):
-        yield np.stack([weights_of.draw() for _ in range(min(step, replicates - start))])
+        drawn = [weights_of.draw() for _ in range(min(step, replicates - start))]
+        yield np.stack(drawn) if len(drawn) > 1 else drawn[0][None]
 
 
-def _refitted(all_cuts: Sequence[Cuts], weights: Floats) -> tuple[Floats, Floats, NDArray[np.bool_]]:
-    """Return the deployed thresholds (b,) and the nested FPR and FNR (b, 2) of weighted rows (b, n).
+def _refitted(all_cuts: Sequence[Cuts], weights: Floats) -> tuple[Floats, Floats, Floats, NDArray[np.bool_]]:
+    """Return what `RefitRule.refit` returns, of weighted rows (b, n).
 
-    The first of `all_cuts` is that of the deployed score; the others are those of the rule without each fold. The third
-    array (b,) is false where a cut that `near_best` has left out may be the best; the others are then undefined.
+    The first of `all_cuts` is that of the deployed score; the others are those of the rule without each fold. The
+    fourth array (b,) is false where a cut that `near_best` has left out may be the best; the others are then undefined.
     """
     deployed, *without = all_cuts
     table, _ = deployed.counts(weights)
@@ -349,7 +309,8 @@ def _refitted(all_cuts: Sequence[Cuts], weights: Floats) -> tuple[Floats, Floats
         complete &= fold_cut >= 0
         below = np.take_along_axis(np.cumsum(held_out, axis=-1), fold_cut[:, None, None], axis=-1)[..., 0]
         errors += np.stack([held_out[:, 0].sum(axis=-1) - below[:, 0], below[:, 1]], axis=1)
-    return deployed.thresholds[cut], errors / table.sum(axis=-1), complete
+    true = np.stack([rates[cut] for rates in deployed.rates_of_rows()], axis=1)
+    return deployed.thresholds[cut], errors / table.sum(axis=-1), true, complete
 
 
 def refit_interval(

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ensemble.decision.refits import Cuts
+from ensemble.decision.cuts import Cuts
 
 
 def weighted_rates(y_pred, y, weights):

@@ -533,7 +533,7 @@ def test_repeats_are_nested_estimates_over_other_partitions(make_oof, quick):
     for fold_of, hter in zip(partitions[1:], decision.repeated, strict=True):
         assert len(np.unique(fold_of)) == len(oof.folds)
         assert all(len(np.unique(fold_of[groups == group])) == 1 for group in range(150))
-        y_pred = cross_fit(replace(oof.rows, fold_of=fold_of), stack("mean")).y_pred
+        y_pred = cross_fit(replace(oof.rows, all_folds_of=fold_of), stack("mean")).y_pred
         assert hter == error_rates(oof.labels, y_pred).hter
     assert np.mean(decision.repeated) == pytest.approx(decision.nested.hter, abs=0.03)
     assert fit_decision(oof, (), stacker="mean", repeats=4, seed=8) == decision

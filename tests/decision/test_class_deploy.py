@@ -11,11 +11,12 @@ from ensemble.decision.class_deploy import class_deploy, plurality_of_folds, sha
 from ensemble.decision.class_intervals import class_new_set_interval
 from ensemble.decision.class_objective import ClassObjective
 from ensemble.decision.class_stacker import ClassStacker
-from ensemble.decision.cross_fitting import OofLogits, plurality
+from ensemble.decision.cross_fitting import OofLogits
 from ensemble.decision.decision import fit_decision
 from ensemble.decision.intervals import Interval
 from ensemble.decision.rates import apply_offsets, class_rates
 from ensemble.decision.shift import check_class_shares
+from ensemble.decision.votes import plurality
 from ensemble.errors import ConfigError
 
 OFFSETS = (0.0, 0.5, -0.3)

@@ -12,12 +12,12 @@ from ensemble.decision.cross_fitting import (
     member_logit,
     of_score,
     stack,
-    vote_share,
 )
 from ensemble.decision.objective import HTER, Objective
 from ensemble.decision.rates import apply_threshold, auc, error_rates
 from ensemble.decision.stacker import STACKERS
 from ensemble.decision.threshold import fit_threshold
+from ensemble.decision.votes import vote_share
 from ensemble.errors import ArtifactError, DataError
 
 RULES = {
@@ -154,7 +154,7 @@ def test_nothing_is_fitted_twice_on_the_same_rows(make_oof, monkeypatch):
 def test_what_is_kept_with_rows_is_of_these_rows_alone(make_oof):
     rows = make_oof(1000).rows
     stack("logistic")(rows.without(0))
-    other = replace(rows, labels=1 - rows.labels)
+    other = replace(rows, all_labels=1 - rows.labels)
     np.testing.assert_array_equal(other.without(0).labels, 1 - rows.without(0).labels)
     assert other.stacker("logistic") != rows.stacker("logistic")
 

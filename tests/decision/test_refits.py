@@ -11,11 +11,11 @@ from ensemble.data.folds import FoldTable
 from ensemble.decision.bootstrap import Resampler
 from ensemble.decision.comparison import measure_predictions
 from ensemble.decision.cross_fitting import OofLogits, cross_fit, member_logit, of_score, stack
+from ensemble.decision.cuts import Cuts
 from ensemble.decision.objective import HTER, BoundedFnr, BoundedFpr, Objective, WeightedError
 from ensemble.decision.rates import apply_threshold, error_rates
 from ensemble.decision.refits import (
     CELLS_AT_ONCE,
-    Cuts,
     FixedRule,
     RefitRule,
     Replicate,
@@ -160,7 +160,7 @@ def test_a_batch_of_tables_has_the_best_cuts_of_each_table_alone(rng, objective)
 def test_near_the_best_the_best_is_found_or_it_is_said_that_it_may_not_be_there(rng, objective, monkeypatch):
     found = fewer = unknown = 0
     for n, room in ((60, 3.0), (3000, 3.0), (3000, 0.2)):  # with little room, the best cut is often left out
-        monkeypatch.setattr("ensemble.decision.refits._ROOM", room)
+        monkeypatch.setattr("ensemble.decision.cuts._ROOM", room)
         y = (rng.random(n) < 0.7).astype(np.int8)
         x = (rng.normal(size=n) + 2 * y).round(2)
         cuts = Cuts(x, y, objective, rng.random(n) < 0.8)
@@ -189,7 +189,7 @@ def test_a_replicate_is_the_same_whether_few_cuts_are_looked_at_or_all(rng, monk
     oof = OofLogits(FoldTable(np.arange(2000), y, np.arange(2000) % 4), ("a", "b"), logits)
     drawn_with = []
     for room in (3.0, 0.0, 0.3, np.inf):  # with no room, many replicates must look at all; with a little, some must
-        monkeypatch.setattr("ensemble.decision.refits._ROOM", room)
+        monkeypatch.setattr("ensemble.decision.cuts._ROOM", room)
         drawn = refit_replicates(prepared(oof, stack("logistic")), y, np.arange(2000) // 2, replicates=50)
         drawn_with.append([(each.threshold, each.nested, each.true) for each in drawn])
     assert drawn_with[0] == drawn_with[1] == drawn_with[2] == drawn_with[3]
