@@ -162,7 +162,7 @@ class ClusterPool:
                         token,
                         index,
                         losses.attempts.get(index, 0),
-                        len(cores[index]),
+                        len(cores[index % len(cores)]),
                     )
                     self._running[self._task(work).remote(ticket, function, calls[index])] = index
                 ready, _ = ray.wait(list(self._running), timeout=POLL_S)

@@ -35,14 +35,15 @@ import cv2
 import numpy as np
 
 from ensemble.commands.fit_stacker import fit_stacker
+from ensemble.commands.shard_listing import planned
 from ensemble.commands.train import train_members
-from ensemble.config import DataConfig, MemberConfig
-from ensemble.data.shard_lists import list_images
+from ensemble.config import ComputeConfig, DataConfig, MemberConfig
 from ensemble.data.synthetic import write_demo
+from ensemble.members.parallel import Resources
 from ensemble.predict_config import PredictConfig
-from ensemble.progress import progress
 from ensemble.reports.table import Table
-from ensemble.runs.shards import ROWS, Parts, ShardFolder
+from ensemble.runs.run import Run
+from ensemble.runs.shards import Parts, ShardFolder
 
 SAMPLED_S = 2.0
 """Seconds between two looks at the memory of the processes."""
@@ -162,7 +163,6 @@ def main() -> None:
     options.add_argument("--distinct", type=int, default=2000)
     options.add_argument("--in-a-tar", type=int, default=100_000)
     options.add_argument("--arch", default="lenet")
-    options.add_argument("--rows", type=int, default=ROWS, help="images of a shard")
     options.add_argument("--kills", type=int, default=10)
     options.add_argument("--seconds", type=float, nargs=2, default=(30, 150), help="before each kill")
     given = options.parse_args()
@@ -174,14 +174,10 @@ def main() -> None:
     print(f"tars written in {time.perf_counter() - began:.0f} s", flush=True)
 
     rng, kills, folder = random.Random(0), 0, ShardFolder(out)
-    wall, cpu = time.perf_counter(), time.process_time()
-    if folder.plan() is None:
-        listed = list_images(PredictConfig(images=(tars,)))
-        with progress(0, "list") as bar:
-            folder.write_plan((str(tars.absolute()),), listed, False, bar, given.rows)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    print(f"images listed in {wall:.1f} s, {cpu:.1f} s of processor time", flush=True)
-    shards, samples = -(-given.images // given.rows), list[Sample]()
+    wall, config = time.perf_counter(), PredictConfig(images=(tars.absolute(),))
+    plan = planned(folder, config, Run(run).read(), Resources.of(ComputeConfig()), lambda line: None)
+    print(f"images listed in {time.perf_counter() - wall:.1f} s", flush=True)
+    shards, samples = plan.shards, list[Sample]()
 
     def parts() -> int:
         return len(list((out / "_logits/_done").glob("*.json")))
@@ -211,7 +207,7 @@ def main() -> None:
     lines = [f"{each.seconds:.1f},{each.parts},{each.command:.1f},{each.worker:.1f}\n" for each in samples]
     (given.work / "memory.csv").write_text("seconds,parts,command_mib,worker_mib\n" + "".join(lines))
     notes = (path.stat().st_mtime for path in (out / "_logits/_done").glob("*.json"))
-    logits_s, last = max(notes) - last_start_at, given.images - begun_with * given.rows
+    logits_s, last = max(notes) - last_start_at, given.images - begun_with * plan.rows
 
     began = time.perf_counter()
     again = start(run, tars, out, given.work / "log.txt").wait()
