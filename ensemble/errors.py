@@ -121,7 +121,10 @@ def is_out_of_device_memory(error: BaseException) -> bool:
 
 def printable(text: object) -> str:
     """Return `text` with control characters and bytes that are not UTF-8 escaped, so that it is one harmless line."""
-    return "".join(c if c.isprintable() and not "\ud800" <= c <= "\udfff" else ascii(c)[1:-1] for c in str(text))
+    text = str(text)
+    if text.isprintable():  # no character of it is a surrogate: they count as not printable
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def some(ids: list[str]) -> str:

@@ -15,7 +15,7 @@ import ray
 
 from ensemble.cluster.display import Display, Report, Subject
 from ensemble.cluster.nodes import Cluster
-from ensemble.cluster.tasks import Ticket, answer, work
+from ensemble.cluster.tasks import Ticket, answer, report_interval, work
 from ensemble.cluster.travel import Luggage
 from ensemble.errors import ResourceError, printable
 from ensemble.members.parallel import Task
@@ -162,7 +162,8 @@ class ClusterPool:
                         token,
                         index,
                         losses.attempts.get(index, 0),
-                        len(cores[index]),
+                        len(cores[index % len(cores)]),
+                        report_interval(min(self._room, len(calls))),
                     )
                     self._running[self._task(work).remote(ticket, function, calls[index])] = index
                 ready, _ = ray.wait(list(self._running), timeout=POLL_S)

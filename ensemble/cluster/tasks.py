@@ -15,8 +15,14 @@ from ensemble.cluster.facts import MachineFacts, facts_of_this_machine, refuse_u
 from ensemble.errors import TheraError
 from ensemble.progress import hidden
 
-REPORT_S = 0.5
-"""Seconds between two reports of a job."""
+REPORT_S, REPORTS_PER_S = 0.5, 500
+"""The least seconds between two reports of a job, and the most reports a second of all jobs together. The relay takes
+more (tests/benchmarks/hundred_nodes.py), and has to answer other questions meanwhile."""
+
+
+def report_interval(jobs: int) -> float:
+    """Return the seconds between two reports of each of so many jobs that run at once."""
+    return max(REPORT_S, jobs / REPORTS_PER_S)
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class Ticket:
         The index of the call, and the number of its earlier attempts.
     threads : int
         The number of threads that compute the call.
+    interval : float
+        Seconds between two reports.
     """
 
     relay: Any
@@ -43,6 +51,7 @@ class Ticket:
     index: int
     attempt: int
     threads: int
+    interval: float
 
 
 def work(ticket: Ticket, function: Any, call: tuple[Any, ...]) -> tuple[str, Any, Report]:
@@ -86,7 +95,7 @@ class ReportingBar:
 
     def advance(self, n: int = 1) -> None:
         self._change(n, 0)
-        if time.monotonic() - self._sent >= REPORT_S:
+        if time.monotonic() - self._sent >= self._ticket.interval:
             self._send()
 
     def skip(self, n: int) -> None:

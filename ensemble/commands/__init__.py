@@ -16,6 +16,7 @@ remove_member.py  remove-member: a member and all that it has trained
 predict.py      predict: compute, decide, write (the label file --out too)
 prediction_files.py  the label file, table and facts of a prediction, written and read
 predict_shards.py  predict --shards: any number of images, in shards
+shard_listing.py  the list of the images of all shards
 shard_jobs.py   the logits and the labels of one shard, which any machine can compute
 shard_labels.py the labels of all shards: the threshold, and the label file
 predict_model.py  predict --model: labels of an exported model, without torch

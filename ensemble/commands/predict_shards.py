@@ -5,7 +5,6 @@ Several processes, also on several machines, may be given the same command: each
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -25,8 +24,8 @@ from ensemble.commands.shard_jobs import (
     predict_shard,
 )
 from ensemble.commands.shard_labels import counted, decide, labels_request, write_bad_images, write_label_file
+from ensemble.commands.shard_listing import planned
 from ensemble.config import ComputeConfig
-from ensemble.data.shard_lists import list_images
 from ensemble.data.source import set_name
 from ensemble.data.store import TRAITS, UPRIGHT
 from ensemble.decision.class_decision import ClassDecision
@@ -90,13 +89,13 @@ def predict_shards(
     decision = decisions.tta if config.tta else decisions.plain
     folder = ShardFolder(shards)
     folder.check()
-    plan = _planned(folder, config, facts, say)
-    out = config.out
-    if out is not None:
-        out = checked_path(run, out, LINES if plan.numbered else TABLE, config.force)
     from ensemble.cluster.resources import resources_of
 
     resources = resources_of(compute, say)
+    plan = planned(folder, config, facts, resources, say)
+    out = config.out
+    if out is not None:
+        out = checked_path(run, out, LINES if plan.numbered else TABLE, config.force)
     request = _requested(folder, run, facts, decision, plan, config, resources)
     logits = _logits(folder, run, plan, request, config.on_bad, resources, say)
     _say_traits(logits, facts, say)
@@ -130,26 +129,6 @@ def _checked(by: LabelledBy, config: PredictConfig, compute: ComputeConfig) -> R
     run = Run(by.run)
     run.refuse_targets()
     return run
-
-
-def _planned(folder: ShardFolder, config: PredictConfig, facts: RunFacts, say: Say) -> ShardPlan:
-    """Return the plan of the folder; list the images where there is none yet."""
-    images = tuple(os.path.abspath(path) for path in config.images)
-    with locked(folder.folder, wait=True, say=say):
-        folder.remove_orphans()
-        plan = folder.plan()
-        if plan is None:
-            say(f"listing the images of {', '.join(map(printable, config.images[:3]))}")
-            listed = list_images(config, facts.class_count)
-            with progress(0, "list") as bar:
-                plan = folder.write_plan(images, listed, config.follow_links, bar)
-    given = {"images": list(images), "follow-links": config.follow_links}
-    stored = {"images": list(plan.images), "follow-links": plan.follow_links}
-    refuse_differences(folder.folder, stored, given, "give another folder as --shards")
-    for note in plan.notes:
-        say(f"note: {plan.where}: {note}")
-    say(f"{plan.n} images in {plan.shards} shard{'s' * (plan.shards > 1)} from {plan.where}")
-    return plan
 
 
 def _requested(
@@ -256,9 +235,7 @@ def _logits(
         arguments = (run.folder.absolute(), resources.device, on_bad)  # of a cluster, another process has another cwd
         calls = [(predict_shard, logits_done, folder.folder.absolute(), index, *arguments) for index in indices]
         with resources.pool() as pool:
-            slots = pool.slots(batches, resources.device, resources.jobs)
-            cores = [slots[position % len(slots)] for position in range(len(calls))]
-            done = dict(pool.run(claimed, calls, cores, bar))
+            done = dict(pool.run(claimed, calls, pool.slots(batches, resources.device, resources.jobs), bar))
         return [index for position, index in enumerate(indices) if not done[position]]
 
     return _all_done(folder, plan, "predict", "views", passes, note, compute, say)

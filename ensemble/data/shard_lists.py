@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path, PurePosixPath
+from typing import TypeAlias
 
 from ensemble.data.files import (
     MAX_FILE_BYTES,
@@ -39,6 +40,9 @@ OPEN_ARCHIVES = 4
 ROWS_AT_ONCE = 8192
 """Rows of a manifest that are checked together."""
 
+ImagesOf: TypeAlias = Callable[[Path], Iterator[TarImage]]
+"""What lists a tar: `images_of_tar`, or what reads a list that was made before."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -61,6 +65,15 @@ class Entry:
     archive: str = ""
     offset: int = -1
     size: int = -1
+
+
+@dataclass(frozen=True)
+class _Archive:
+    """A tar or zip in a list: its path, its path in the list, and the beginning of the ids of its images."""
+
+    path: Path
+    name: str
+    prefix: str
 
 
 @dataclass
@@ -90,11 +103,19 @@ class ImageList:
 # --- listing ----------------------------------------------------------------------------------------------------------
 
 
-def list_images(config: PredictConfig, n_classes: int | None = None) -> ImageList:
+def list_images(config: PredictConfig, n_classes: int | None = None, images_of: ImagesOf = images_of_tar) -> ImageList:
     """Return the list of the images to label.
 
     A folder whose images are in subfolders is read with all of them, and with the tars and zips in them. Tars, several
     zips and manifests are read as streams. Anything else is listed as `open_unlabelled` does, with the same ids.
+
+    Parameters
+    ----------
+    config : PredictConfig
+    n_classes : int, optional
+        As in `open_unlabelled`.
+    images_of : callable
+        Lists a tar.
 
     Raises
     ------
@@ -102,11 +123,14 @@ def list_images(config: PredictConfig, n_classes: int | None = None) -> ImageLis
         There are no images, or they cannot be listed; of streams, this may be raised by an entry.
     """
     paths = _expanded(config.images)
-    path, *others = paths
-    if all(map(_is_archive, paths)) and (others or not _is_zip(path)):
-        return _of_archives(paths)
-    if not others and path.is_dir() and not _has_images(path):
-        return _of_tree(path, config.follow_links)
+    path = paths[0]
+    if _are_archives(paths):
+        where = ", ".join(map(printable, paths[:3])) + (" …" if len(paths) > 3 else "")
+        return ImageList(where, "/", _unpacked(map(_named, paths), images_of))
+    if _is_tree(paths):
+        notes = list[str]()
+        entries = _unpacked(_walk(path, config.follow_links, notes), images_of)
+        return ImageList(printable(path), os.path.abspath(path), entries, notes=notes)
     if is_manifest(config.images):
         return _of_manifest(path, Columns(image=config.image_column))
     source = open_unlabelled(config, n_classes)
@@ -121,6 +145,27 @@ def list_images(config: PredictConfig, n_classes: int | None = None) -> ImageLis
     root = os.path.realpath(path.parent) if path.is_file() and not is_image(path.name) else os.getcwd()
     files = (Entry(id_, os.path.join(root, name)) for id_, name in pairs)
     return ImageList(source.where, "/", files, notes=list(source.notes))
+
+
+def tars_of(config: PredictConfig) -> list[Path]:
+    """Return the tars, each once, that `list_images` lists in their order. A tree of folders is searched for them."""
+    paths = _expanded(config.images)
+    if _are_archives(paths):
+        found: Iterator[Entry | _Archive] = map(_named, paths)
+    elif _is_tree(paths):
+        found = _walk(paths[0], config.follow_links, [])
+    else:
+        return []
+    archives = (each.path for each in found if isinstance(each, _Archive))
+    return list(dict.fromkeys(path for path in archives if not _is_zip(path)))
+
+
+def _are_archives(paths: Sequence[Path]) -> bool:
+    return all(map(_is_archive, paths)) and (len(paths) > 1 or not _is_zip(paths[0]))
+
+
+def _is_tree(paths: Sequence[Path]) -> bool:
+    return len(paths) == 1 and paths[0].is_dir() and not _has_images(paths[0])
 
 
 def _expanded(images: Sequence[Path]) -> list[Path]:
@@ -149,16 +194,23 @@ def _has_images(folder: Path) -> bool:
         return any(is_image(entry.name) and not is_hidden(entry.name) and not entry.is_dir() for entry in entries)
 
 
-def _of_archives(paths: Sequence[Path]) -> ImageList:
-    where = ", ".join(map(printable, paths[:3])) + (" …" if len(paths) > 3 else "")
-    found = (entry for path in paths for entry in _in_archive(path, os.path.abspath(path), str(path)))
-    return ImageList(where, "/", found)
+def _named(path: Path) -> _Archive:
+    return _Archive(path, os.path.abspath(path), str(path))
 
 
-def _in_archive(path: Path, name: str, prefix: str) -> Iterator[Entry]:
-    """Yield the images of a tar or zip; `name` is its path in the list, and `prefix` begins the ids."""
+def _unpacked(found: Iterator[Entry | _Archive], images_of: ImagesOf) -> Iterator[Entry]:
+    """Yield the entries, with the images of archives in place of the archives."""
+    for each in found:
+        if isinstance(each, Entry):
+            yield each
+        else:
+            yield from _in_archive(each, images_of)
+
+
+def _in_archive(found: _Archive, images_of: ImagesOf) -> Iterator[Entry]:
+    path, name, prefix = found.path, found.name, found.prefix
     if not _is_zip(path):
-        for image in images_of_tar(path):
+        for image in images_of(path):
             yield Entry(f"{prefix}/{image.name}", image.name, name, image.offset, image.size)
         return
     with reading(printable(path)):
@@ -169,14 +221,8 @@ def _in_archive(path: Path, name: str, prefix: str) -> Iterator[Entry]:
                 yield Entry(f"{prefix}/{inside}", inside, name)
 
 
-def _of_tree(folder: Path, follow_links: bool) -> ImageList:
-    listed = ImageList(printable(folder), os.path.abspath(folder), iter(()))
-    listed.entries = _walk(folder, follow_links, listed.notes)
-    return listed
-
-
-def _walk(folder: Path, follow_links: bool, notes: list[str]) -> Iterator[Entry]:
-    """Yield the images below a folder, each folder in the order of its names; only one folder's names are in memory."""
+def _walk(folder: Path, follow_links: bool, notes: list[str]) -> Iterator[Entry | _Archive]:
+    """Yield the images and archives below a folder, each folder in the order of its names, one in memory at a time."""
     root, searched, others = os.path.realpath(folder), {os.path.realpath(folder)}, list[str]()
     count, way = 0, [_inside(folder, "")]  # the rest of each folder on the way down
     while way:
@@ -196,7 +242,7 @@ def _walk(folder: Path, follow_links: bool, notes: list[str]) -> Iterator[Entry]
         elif is_image(name) and not is_hidden(path.name):
             yield Entry(name, name)
         elif not is_hidden(path.name) and _is_archive(path):
-            yield from _in_archive(path, name, name)
+            yield _Archive(path, name, name)
         else:
             count += 1
             others += [name] if count <= SHOWN else []

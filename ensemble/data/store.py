@@ -319,7 +319,8 @@ def _write_store(
 
 def traits_of(pixels: NDArray[np.uint8], header: Header, resize: int | None) -> list[bool]:
     """Return which of `TRAITS` an image has, from its pixels (H, W, 3) and header."""
-    constant = bool((pixels == pixels[0, 0]).all())
+    first = pixels[0, 0]
+    constant = bool((pixels[0] == first).all() and (pixels == first).all())  # the first row of most images differs
     squashed = bool(resize) and header.width != header.height
     found = {"constant": constant, "squashed": squashed}
     return [found[trait] if trait in found else getattr(header, trait) for trait in TRAITS]

@@ -173,7 +173,10 @@ class Pool(Protocol):
         """Return the cores of as many jobs as are computed at once where there are enough; parameters as `at_once`."""
 
     def run(self, function: Job, calls: Sequence[tuple[Any, ...]], cores: Sequence[list[int]], bar: Bar) -> Results:
-        """Run `function(*call, bar)` for every call, and yield (index, result) in the order in which they finish."""
+        """Run `function(*call, bar)` for every call, and yield (index, result) in the order in which they finish.
+
+        `cores` has the cores of each call, or fewer entries: those of the calls that run at once, as from `slots`.
+        """
 
     def call(self, function: Job, *arguments: Any) -> Any:
         """Return `function(*arguments)`, computed on a machine that computes the jobs: a probe, or what it supports."""
@@ -236,8 +239,9 @@ class Workers:
         calls : sequence of tuples
             The arguments of each call.
         cores : sequence of lists of int
-            The cores of each call. Calls whose cores overlap run one after the other, in order. Where every call has
-            all cores, nothing is pinned and they run in this process.
+            The cores of each call. Calls whose cores overlap run one after the other, in order. If there are fewer than
+            calls, each call gets the first ones that are free. Where every call has all cores, nothing is pinned and
+            they run in this process.
         bar : Bar
             Advanced by the progress of all calls together.
 
@@ -259,14 +263,10 @@ class Workers:
             return
         waiting = list(range(len(calls)))
         while waiting or self._running:
-            busy = {core for worker in self._running.values() for core in worker.cores}
-            begun: list[int] = []
-            for index in waiting:
-                if busy.isdisjoint(cores[index]):
-                    idle = self._idle.pop(tuple(cores[index]), None)
-                    self._running[index] = idle or _Worker(cores[index], self._free_gpu())
-                    begun.append(index)
-                busy |= set(cores[index])  # a later call does not overtake one that waits for the same core
+            begun = self._begun(waiting, cores, fixed=len(cores) == len(calls))
+            for index, of_call in begun.items():
+                idle = self._idle.pop(tuple(of_call), None)
+                self._running[index] = idle or _Worker(of_call, self._free_gpu())
             # Only when all processes are starting: sending blocks until the receiver has imported torch.
             for index in begun:
                 self._running[index].begin(function, calls[index])
@@ -278,6 +278,21 @@ class Workers:
                     del self._running[index]
                     self._idle[tuple(worker.cores)] = worker
                     yield index, worker.result
+
+    def _begun(self, waiting: Sequence[int], cores: Sequence[list[int]], fixed: bool) -> dict[int, list[int]]:
+        """Return the calls that can begin now, and their cores."""
+        busy = {core for worker in self._running.values() for core in worker.cores}
+        begun: dict[int, list[int]] = {}
+        pairs = ((index, cores[index]) for index in waiting) if fixed else zip(waiting, self._free(cores), strict=False)
+        for index, of_call in pairs:
+            if busy.isdisjoint(of_call):
+                begun[index] = of_call
+            busy |= set(of_call)  # a later call does not overtake one that waits for the same core
+        return begun
+
+    def _free(self, slots: Sequence[list[int]]) -> list[list[int]]:
+        taken = [worker.cores for worker in self._running.values()]
+        return [slot for slot in slots if slot not in taken]
 
     def _free_gpu(self) -> torch.device | None:
         """Return the GPU that the fewest processes have; None if there are no GPUs."""

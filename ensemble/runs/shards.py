@@ -4,6 +4,7 @@
     _done/000000.json        its note: hash, rows, and what it was made from; written after the part
     _logits/                 the same for the logits of the fold models
     _plan/                   plan.json, request.json, facts.json, and list-000000.parquet: the images of a shard
+    _plan/tars/              the images of each tar, while the images are listed
     _claims/                 the locks of shards that are being computed
 
 Names that begin with `_` are passed over by readers of Parquet folders. Every file is written whole. A part is a pure
@@ -14,7 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -24,6 +27,7 @@ import numpy as np
 
 from ensemble.data.dataset import is_numbered
 from ensemble.data.shard_lists import Entry, ImageList
+from ensemble.data.tars import TarImage
 from ensemble.errors import ArtifactError, ConfigError, DataError, printable
 from ensemble.progress import Bar, Say, silent
 from ensemble.runs import files
@@ -236,7 +240,14 @@ class ShardFolder:
             images, where, listed.root, listed.from_manifest, follow_links, n, rows, numbered, tuple(hashes), notes
         )
         files.write_json(self._plan / "plan.json", plan)
+        shutil.rmtree(self._plan / "tars", ignore_errors=True)
         return plan
+
+    def tar_list(self, tar: Path) -> Path:
+        """Return where the images of a tar are listed; a tar that was changed has another list."""
+        facts = tar.stat()
+        name = content_sha256(os.path.abspath(tar), facts.st_size, facts.st_mtime_ns)
+        return self._plan / "tars" / f"{name}.parquet"
 
     def read_list(self, plan: ShardPlan, index: int) -> list[Entry]:
         """Return the images of a shard, once the hash of their list is verified."""
@@ -297,6 +308,33 @@ def write_parquet(path: Path, columns: Mapping[str, Any]) -> str:
     with files.replacing(path) as temporary:
         parquet.write_table(pa.table(dict(columns)), temporary, compression="zstd", row_group_size=ROWS)
         return files.file_sha256(temporary)
+
+
+def write_tar_list(path: Path, images: Iterator[TarImage], advance: Callable[[int], object]) -> None:
+    """Write the images of a tar as a Parquet file atomically, `ROWS` of them in memory at a time.
+
+    Names are stored as bytes, because those in a tar need not be UTF-8.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    schema = pa.schema([("name", pa.binary()), ("offset", pa.int64()), ("size", pa.int64())])
+    with files.replacing(path) as temporary, parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        while chunk := list(islice(images, ROWS)):
+            names = [os.fsencode(image.name) for image in chunk]
+            columns = [names, [image.offset for image in chunk], [image.size for image in chunk]]
+            writer.write_table(pa.table(columns, schema=schema))
+            advance(len(chunk))
+
+
+def read_tar_list(path: Path) -> Iterator[TarImage]:
+    """Yield the images of a tar from its list."""
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(ROWS):
+            names, offsets, sizes = (column.to_pylist() for column in batch.columns)
+            yield from map(TarImage, map(os.fsdecode, names), offsets, sizes)
 
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:

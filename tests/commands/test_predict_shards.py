@@ -20,9 +20,10 @@ from pyarrow import parquet
 from tiny import fails, listing, write_three, write_tiny
 
 from ensemble.cli import main
-from ensemble.commands import predict_shards, shard_jobs, shard_labels
+from ensemble.commands import predict_shards, shard_jobs, shard_labels, shard_listing
 from ensemble.data import shard_lists
 from ensemble.data.shard_lists import Entry, ImageList
+from ensemble.data.tars import TarImage
 from ensemble.errors import DataError
 from ensemble.progress import progress
 from ensemble.runs import files, shards
@@ -216,6 +217,26 @@ def test_files_that_are_not_read_are_noted(world: Path, tmp_path: Path, capsys: 
     assert "1 files in it are not read: readme.txt" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", [as_glob, as_tree], ids=lambda kind: kind.__name__)
+def test_tars_that_several_processes_list_give_the_same_plan(
+    world: Path,
+    tmp_path: Path,
+    kind: Callable[[Path, list[Path]], list[Path]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = kind(tmp_path / "data", sorted((world / "new/img").iterdir()))
+    if kind is as_tree:
+        tar_of(tmp_path / "data/tree/c.tar", [world / "known/img/002.png"])
+    columns = predict(world, given, tmp_path / "one")
+    assert "read tars" not in capsys.readouterr().err
+    monkeypatch.setattr(shard_listing, "PROCESSES_PAY", 0)
+    assert predict(world, given, tmp_path / "several", "--jobs", 2) == columns
+    assert f"read tars: {11 if kind is as_tree else 30} images" in capsys.readouterr().err
+    lists = [listing(tmp_path / name / "_plan") for name in ("one", "several")]
+    assert [name for name in lists[0] if name.startswith("list-")] and lists[0] == lists[1]
+
+
 # --- kills and damage -------------------------------------------------------------------------------------------------
 
 
@@ -308,6 +329,32 @@ def test_another_decision_labels_anew_from_the_same_logits(
     predict(world, world / "new/img", tmp_path / "s", "--combine", "vote")
     assert listing(tmp_path / "s/_logits") == before
     assert json.loads((tmp_path / "s/_plan/facts.json").read_text())["request"]["combine"] == "vote"
+
+
+def test_a_killed_listing_goes_on_with_the_tars_that_are_missing_or_changed(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = sorted((world / "new/img").iterdir())
+    given, killed, listed, kills = as_glob(tmp_path / "data", images), tmp_path / "killed", list[str](), [True]
+    monkeypatch.setattr(shard_listing, "PROCESSES_PAY", 0)
+
+    def images_of_tar(tar: Path, _images: Callable[[Path], Iterator[TarImage]] = shard_listing.images_of_tar) -> Any:
+        if tar.name == "2.tar" and kills:
+            raise Killed
+        listed.append(tar.name)
+        return _images(tar)
+
+    monkeypatch.setattr(shard_listing, "images_of_tar", images_of_tar)
+    with pytest.raises(Killed):
+        predict(world, given, killed, "--jobs", 1)
+    assert listed == ["0.tar", "1.tar"]
+    tar_of(tmp_path / "data/1.tar", images[10:19])
+    kills.clear()
+    listed.clear()
+    columns = predict(world, given, killed, "--jobs", 1)
+    assert listed == ["1.tar", "2.tar"]
+    assert columns == predict(world, given, tmp_path / "whole", "--jobs", 1)
+    assert len(columns["id"]) == N - 1 and not (killed / "_plan/tars").exists()
 
 
 # --- images that cannot be used ---------------------------------------------------------------------------------------

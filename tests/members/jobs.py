@@ -41,6 +41,14 @@ def wrong(kind: str, bar: Any) -> None:
     raise ZeroDivisionError("of nothing")
 
 
+def wait_for(path: str, others: int, bar: Any) -> int:
+    """Return the process once the folder of `path` has so many files, and make this one."""
+    while len(os.listdir(os.path.dirname(path))) < others:
+        time.sleep(0.01)
+    with open(path, "w"):
+        return os.getpid()
+
+
 def slow(bar: Any) -> None:
     """Report progress for ever."""
     while True:

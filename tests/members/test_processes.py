@@ -180,6 +180,17 @@ def test_in_processes_of_their_own(two: list[int], tmp_path: Path) -> None:
     assert sorted(again) == [(0, (7 * 48, True)), (1, (7 * 48, True))]
 
 
+def test_a_free_process_takes_the_next_call(two: list[int], tmp_path: Path) -> None:
+    """The first call ends after all others, which the other process computes; on one core it would wait for ever."""
+    if two[0] == two[1]:
+        pytest.skip("needs two cores")
+    calls = [(str(tmp_path / str(i)), 0 if i else 4) for i in range(5)]
+    with Workers() as workers:
+        found = list(workers.run(jobs.wait_for, calls, [[two[0]], [two[1]]], CountingBar()))  # type: ignore[arg-type]
+    assert [index for index, _ in found] == [1, 2, 3, 4, 0]
+    assert len({pid for _, pid in found[:4]}) == 1 and found[4][1] != found[0][1]
+
+
 def test_what_goes_wrong_there_arrives_here(two: list[int]) -> None:
     """One process for all but the killed one."""
     with Workers() as workers:
