@@ -103,11 +103,14 @@ CPU_MEMORY_MESSAGES = ("DefaultCPUAllocator: ", "std::bad_alloc", "Insufficient 
 """Parts of the messages by which torch, C++ libraries, OpenCV and the system say that memory is exhausted."""
 
 
+OUT_OF_DEVICE_MEMORY = "out of device memory"
+
+
 def out_of_memory(error: BaseException, where: str = "thera") -> ResourceError | None:
     """Return an error of Python, numpy, torch or OpenCV as a ResourceError if it says that memory is exhausted."""
     remedy = "close other programs, or use --jobs 1 or a smaller --batch-size"
     if is_out_of_device_memory(error):
-        return OutOfDeviceMemory(where, "out of device memory", remedy)
+        return OutOfDeviceMemory(where, OUT_OF_DEVICE_MEMORY, remedy)
     if isinstance(error, MemoryError) or any(part in str(error) for part in CPU_MEMORY_MESSAGES):
         return ResourceError(where, "out of memory", remedy)
     return None
@@ -117,6 +120,11 @@ def is_out_of_device_memory(error: BaseException) -> bool:
     """Return whether an error of torch or of a library of the GPU says that the memory of the GPU is exhausted."""
     named = type(error).__name__ == "OutOfMemoryError"  # torch's
     return named or any(part in str(error) for part in DEVICE_MEMORY_MESSAGES)
+
+
+def first_line(error: BaseException, length: int = 100) -> str:
+    """Return the first line of another library's error, for a message of one line; its type where it has no text."""
+    return printable((str(error).strip() or type(error).__name__).splitlines()[0][:length])
 
 
 def printable(text: object) -> str:

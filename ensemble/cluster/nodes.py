@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ensemble.cluster.facts import MachineFacts, facts_of_this_machine, refuse_unequal
 from ensemble.cluster.relay import Relay
-from ensemble.errors import ConfigError, ResourceError, printable
+from ensemble.errors import ConfigError, ResourceError, first_line, printable
 from ensemble.machine import available_cores
 from ensemble.progress import Say
 
@@ -129,9 +129,8 @@ def _connect(address: str) -> None:
     try:
         ray.init(**given)
     except Exception as error:  # Ray raises bare exceptions, too
-        first = printable((str(error).strip() or type(error).__name__).splitlines()[0][:200])
         remedy = REMEDIES.get(address, "check the address")
-        raise ResourceError(where, f"cannot be joined ({first})", remedy) from None
+        raise ResourceError(where, f"cannot be joined ({first_line(error, 200)})", remedy) from None
     finally:
         if threading.current_thread() is threading.main_thread():
             for number, handler in before.items():

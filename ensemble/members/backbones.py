@@ -13,7 +13,7 @@ from timm.layers import ClassifierHead
 from torch import nn
 
 from ensemble.config import MemberConfig
-from ensemble.errors import ArtifactError, ConfigError, ResourceError, TheraError, printable
+from ensemble.errors import ArtifactError, ConfigError, ResourceError, TheraError, first_line
 from ensemble.members import small_cnns as small_cnns  # registers them
 from ensemble.members.devices import memory_format
 from ensemble.members.hub_cache import HubSource, hub_source
@@ -259,7 +259,7 @@ def _unusable(error: Exception, config: MemberConfig, source: HubSource | None) 
         source.refuse_damaged()
     if path is not None and (differences := misfit(error)):
         return ArtifactError(path, differences, f"take another architecture, or {alternatives(config.from_hub)}")
-    message = printable((str(error) or type(error).__name__).splitlines()[0][:100])
+    message = first_line(error)
     if config.from_hub:
         problem = f"names no repository of a timm network ({message})"
         return ConfigError(f"architecture {config.timm_name}", problem, "give it as hf-hub:OWNER/NAME")
@@ -312,7 +312,7 @@ def _refusal(network: Backbone) -> str:
     try:
         shape = tuple(network(torch.zeros((1, network.input_size, network.input_size, 3), dtype=torch.uint8)).shape)
     except Exception as error:  # a network's code may raise anything
-        return printable((str(error) or type(error).__name__).splitlines()[0][:100])
+        return first_line(error)
     return "" if shape == (1, *network.logit_shape) else f"its result has the shape {shape}"
 
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 
-from ensemble.errors import printable
+from ensemble.errors import OUT_OF_DEVICE_MEMORY, first_line, is_out_of_device_memory
 from ensemble.members.memory import release_cache, release_frames
 
 Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
@@ -44,6 +44,10 @@ STATE_TOLERANCE = 0.02
 """The largest difference between the changes that an update makes with a graph and without it, relative to the change
 (root mean square). Both compute the same kernels on the same values; only sums by atomic additions differ, by rounding.
 A wrong batch, rate or share differs by more. The value is an estimate, because no GPU was available."""
+
+ROUNDING = 1e-7
+"""The relative difference of values that is always allowed, because float32 has no more digits. At the end of a
+schedule an update changes the weights by little more."""
 
 LOSS_TOLERANCE = 1e-3
 """The largest relative difference between the losses with a graph and without it."""
@@ -118,17 +122,17 @@ class GraphedUpdates:
         if self.refusal or self._made < FIRST_UPDATES:
             return self._plainly(learner, batch)
         if self._captured is None:
+            before, random = _state(learner), _random_state(learner.device)
             self._capture(learner, batch)
-            return self._plainly(learner, batch)
+            return self._beside(learner, batch, before, random)
         if not self._fits(batch):
             return self._plainly(learner, batch)
+        if not self.is_ready or self._replays in LATER_CHECKS:
+            return self._compared(learner, batch)
         try:
-            is_due = not self.is_ready or self._replays in LATER_CHECKS
-            return self._compared(learner, batch) if is_due else self._replayed(batch)
-        except Exception as error:  # of a replay: CUDA may raise anything. An error of the device itself comes again.
-            reason = _reason(error)
-            release_frames(error)
-            self._refuse(learner, f"a graph of its updates cannot be replayed ({reason})")
+            return self._replayed(batch)
+        except Exception as error:  # CUDA may raise anything. An error of the device itself comes again.
+            self._refuse_replay(learner, error)
         return self._plainly(learner, batch)
 
     # --- an update in tensors -----------------------------------------------------------------------------------------
@@ -151,6 +155,21 @@ class GraphedUpdates:
         if self._captured is not None:  # the gradients of a graph are in its own memory
             learner.optimizer.zero_grad(set_to_none=True)
         return loss
+
+    def _beside(self, learner: Updated, batch: Batch, before: State, random: torch.Tensor) -> torch.Tensor:
+        """Make an update launch by launch while a graph holds memory; if it fails, make it again without the graph."""
+        if self._captured is None:
+            return self._plainly(learner, batch)
+        try:
+            return self._plainly(learner, batch)
+        except Exception as error:  # it is raised again where the memory of the graph is not the reason
+            reason = _reason(error)
+            release_frames(error)  # they hold the activations
+        self._refuse(learner, f"an update beside a graph of its updates fails ({reason})")
+        _forget_begun(learner)
+        _put_back(learner, before)
+        _set_random_state(random, learner.device)
+        return self._plainly(learner, batch)
 
     def _body(self, learner: Updated, batch: Batch) -> torch.Tensor:
         """Make an update in which no number of the host changes from update to update; return its loss."""
@@ -197,8 +216,7 @@ class GraphedUpdates:
         try:
             self._captured = captured(lambda: self._body(learner, inputs), learner.device)
         except Exception as error:  # what cannot be captured raises errors of many kinds
-            if learner.scaler.is_enabled():
-                learner.scaler.update(learner.scaler.get_scale())  # forgets the update that was begun
+            _forget_begun(learner)
             reason = _reason(error)
             release_frames(error)  # they hold the activations
             self._refuse(learner, f"its updates cannot be captured as a CUDA graph ({reason})")
@@ -215,6 +233,11 @@ class GraphedUpdates:
         self._replays += 1
         return self._captured.loss.clone()  # the next replay writes over it
 
+    def _refuse_replay(self, learner: Updated, error: Exception) -> None:
+        reason = _reason(error)
+        release_frames(error)
+        self._refuse(learner, f"a graph of its updates cannot be replayed ({reason})")
+
     def _refuse(self, learner: Updated, reason: str) -> None:
         self.refusal, self._untold = f"{reason}; they are launched one by one", True
         self._captured = self._inputs = None
@@ -229,10 +252,13 @@ class GraphedUpdates:
         try:
             loss_of_graph = float(self._replayed(batch))
             of_graph = _state(learner)
-        finally:
-            _put_back(learner, before)
-            _set_random_state(random, learner.device)
-        loss = self._plainly(learner, batch)
+        except Exception as error:  # CUDA may raise anything
+            self._refuse_replay(learner, error)
+        _put_back(learner, before)
+        _set_random_state(random, learner.device)
+        loss = self._beside(learner, batch, before, random)
+        if self.refusal:  # of the replay, or of the memory that it needs
+            return loss
         expected = _state(learner)
         if difference := compared(before, of_graph, expected, loss_of_graph, float(loss)):
             self.was_trusted = self.is_ready
@@ -326,7 +352,8 @@ def compared(before: State, of_graph: State, expected: State, loss_of_graph: flo
         apart, change = _distance(of_graph.tensors[name], values), _distance(before.tensors[name], values)
         if name == "counters" and apart:
             return "other counters"
-        if apart and not apart <= STATE_TOLERANCE * change:  # also true for NaN
+        rounding = ROUNDING * _norm(values)
+        if apart and not apart <= STATE_TOLERANCE * change + rounding:  # also true for NaN
             return f"{name} that differ by {apart / max(change, 1e-30):.2g} of their change"
     return ""
 
@@ -343,6 +370,11 @@ def _distance(some: list[torch.Tensor], others: list[torch.Tensor]) -> float:
         apart[~(one.isfinite() | other.isfinite())] = 0
         lengths.append(float(torch.linalg.vector_norm(apart)))
     return math.hypot(*lengths)
+
+
+def _norm(values: list[torch.Tensor]) -> float:
+    """Return the Euclidean norm of the finite values of tensors."""
+    return math.hypot(*(float(torch.linalg.vector_norm(each.float().nan_to_num(0, 0, 0))) for each in values))
 
 
 def _live(learner: Updated) -> dict[str, list[torch.Tensor]]:
@@ -399,8 +431,14 @@ def _form(tensor: torch.Tensor | None) -> object:
     return None if tensor is None else (tensor.shape, tensor.dtype)
 
 
+def _forget_begun(learner: Updated) -> None:
+    """Let the scaler forget an update that began and failed; else it refuses the next one."""
+    if learner.scaler.is_enabled():
+        learner.scaler.update(learner.scaler.get_scale())
+
+
 def _reason(error: BaseException) -> str:
     """Return the first line of the error that came first: ending a capture that failed raises another one."""
     while error.__context__ is not None:
         error = error.__context__
-    return printable((str(error) or type(error).__name__).splitlines()[0][:120])
+    return OUT_OF_DEVICE_MEMORY if is_out_of_device_memory(error) else first_line(error, 120)

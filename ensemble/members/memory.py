@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ensemble.errors import OutOfDeviceMemory, is_out_of_device_memory
+from ensemble.errors import OUT_OF_DEVICE_MEMORY, OutOfDeviceMemory, is_out_of_device_memory
 from ensemble.members.fold_job import FoldJob
 
 LEAST_MICRO_BATCH = 8
@@ -36,7 +36,7 @@ def memory_errors(job: FoldJob) -> Iterator[None]:
             "or train with a smaller --batch-size under another --name"
         )
         where = f"training {job.config.name} fold {job.fold}"
-        raise OutOfDeviceMemory(where, "out of device memory", remedy) from error
+        raise OutOfDeviceMemory(where, OUT_OF_DEVICE_MEMORY, remedy) from error
 
 
 def release_frames(error: BaseException) -> None:

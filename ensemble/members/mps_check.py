@@ -12,6 +12,8 @@ import functools
 import torch
 from torch import nn
 
+from ensemble.errors import first_line
+
 TOLERANCE = 1e-2
 """The largest difference of a tensor from that of the CPU, relative to its norm. A relative change of all parameters by
 2**-20 changes them by at most 1e-5; the known faults of MPS change them by more than 1."""
@@ -31,7 +33,7 @@ def mps_fault(device: torch.device) -> str:
         try:
             computed = _step(network, images, device)
         except (RuntimeError, NotImplementedError, TypeError) as error:
-            return f"a training step on it fails ({str(error).splitlines()[0][:200]})"
+            return f"a training step on it fails ({first_line(error, 200)})"
     for name, value in expected.items():
         difference = float((computed[name] - value).norm() / value.norm().clamp_min(1e-12))
         if not difference <= TOLERANCE:  # also true for NaN

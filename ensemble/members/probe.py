@@ -15,14 +15,14 @@ import numpy as np
 import torch
 
 from ensemble.config import MemberConfig
-from ensemble.errors import ConfigError, is_out_of_device_memory, printable
+from ensemble.errors import OUT_OF_DEVICE_MEMORY, ConfigError, first_line, is_out_of_device_memory, printable
 from ensemble.members.backbones import Backbone, build
 from ensemble.members.devices import moved, synchronize
 from ensemble.members.losses import focal_loss
 from ensemble.members.memory import release_cache, release_frames
 from ensemble.members.plans import REFERENCE, Phase, Plan, is_followed, possible_plans, prepare
 from ensemble.members.probe_cache import cache_file, compiler, machine, read_cache, write_cache
-from ensemble.members.probe_updates import FIRST_STEPS, Updates, graphed_updates, warmed_up
+from ensemble.members.probe_updates import FIRST_STEPS, Updates, timed_updates, warmed_up
 from ensemble.progress import Bar, progress
 
 PROBE_VERSION = 6
@@ -185,7 +185,8 @@ def probe(
     finally:
         torch.set_num_threads(before)
         release_cache(device)  # the processes that train have their own
-    write_cache({**read_cache(), key: asdict(result)})
+    if not any(OUT_OF_DEVICE_MEMORY in fault for fault in result.failed.values()):  # others may have held the memory
+        write_cache({**read_cache(), key: asdict(result)})
     return result
 
 
@@ -275,19 +276,16 @@ def _measured(
         if phase == "train" and (graphs or device.type == "cuda"):
             subjects.clear()
             results.clear()
-            updates = {plan: warmed_up(Updates(config, image_size, plan, *given[1:])) for plan in sound}
-            for plan in graphs:
-                updates[plan], setup[str(plan)], failed[str(plan)] = graphed_updates(
-                    config, image_size, plan, *given[1:]
-                )
-            timed = {plan: each for plan, each in updates.items() if not failed.get(str(plan))}
+            updates, of_graphs, in_updates = timed_updates([*sound, *graphs], config, image_size, *given[1:])
+            setup, failed, timed = setup | of_graphs, failed | in_updates, dict(updates)
+            sound = [plan for plan in sound if plan in updates]
         seconds = _timed(timed, bar)
         for plan in graphs:
-            if not (fault := failed.pop(str(plan)) or updates[plan].fault):  # it may also fail while it is timed
-                continue
-            failed[str(plan)] = fault
-            seconds.pop(plan, None)
-            bar.say(f"note: {config.timm_name}: no CUDA graph: {fault}")
+            if plan in updates and (fault := updates[plan].fault):  # it may also fail while it is timed
+                failed[str(plan)] = fault
+                del seconds[plan]
+            if fault := failed.get(str(plan), ""):
+                bar.say(f"note: {config.timm_name}: no CUDA graph: {fault}")
     speeds = {plan: batch / float(np.median(spent)) for plan, spent in seconds.items()}
     by_name = {str(plan): round(value, 1) for plan, value in speeds.items()}
     setup_seconds = {name: round(value, 1) for name, value in setup.items() if name in by_name}
@@ -312,7 +310,7 @@ def _first_steps(
             except Exception as error:  # a compiler may raise anything, and it may be missing
                 if is_out_of_device_memory(error):
                     raise
-                failed[str(plan)] = printable((str(error) or type(error).__name__).splitlines()[0][:100])
+                failed[str(plan)] = first_line(error)
                 bar.advance()
                 continue
         results[plan] = subject.step()

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 
 from ensemble.config import MemberConfig
-from ensemble.errors import is_out_of_device_memory, printable
+from ensemble.errors import OUT_OF_DEVICE_MEMORY, first_line, is_out_of_device_memory
 from ensemble.members.devices import synchronize
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.graphed import CHECKED_UPDATES, FIRST_UPDATES
 from ensemble.members.learner import begin
+from ensemble.members.memory import release_frames
 from ensemble.members.plans import Plan
 from ensemble.members.processes import MappedPixels
 
@@ -107,6 +108,49 @@ class Updates:
         return torch.cat([each.detach().flatten().float().cpu() for each in self.learner.network.parameters()])
 
 
+def timed_updates(
+    plans: list[Plan], config: MemberConfig, image_size: int, batch: int, device: torch.device, classes: int = 2
+) -> tuple[dict[Plan, Updates], dict[str, float], dict[str, str]]:
+    """Return updates of several plans that are ready to be timed.
+
+    A graph is made before the others, so that none of these holds memory that it lacks.
+
+    Parameters
+    ----------
+    plans : list of Plan
+    config, image_size, batch, device, classes
+        As in `Updates`.
+
+    Returns
+    -------
+    updates : dict
+        By plan, without those that failed.
+    seconds : dict
+        By the text of a plan with a graph, the seconds until it was ready.
+    failed : dict
+        By the text of a plan with a graph or with a compiled network, why it is not to be used.
+    """
+    given = batch, device, classes
+    updates, seconds, failed = dict[Plan, Updates](), dict[str, float](), dict[str, str]()
+    for plan in sorted(plans, key=lambda plan: plan.convolutions != "graphed"):
+        name = str(plan)
+        if plan.convolutions == "graphed":
+            made, seconds[name], fault = graphed_updates(config, image_size, plan, *given)
+            if fault:
+                failed[name] = fault
+            else:
+                updates[plan] = made
+            continue
+        try:
+            updates[plan] = warmed_up(Updates(config, image_size, plan, *given))
+        except Exception as error:  # a compiler may raise anything
+            if plan.convolutions != "compiled" or is_out_of_device_memory(error):
+                raise
+            failed[name] = first_line(error)
+            release_frames(error)
+    return updates, seconds, failed
+
+
 def graphed_updates(
     config: MemberConfig, image_size: int, plan: Plan, batch: int, device: torch.device, classes: int = 2
 ) -> tuple[Updates, float, str]:
@@ -145,10 +189,7 @@ def graphed_updates(
         seconds = time.perf_counter() - started
         fault = warmed_up(updates).fault or _difference((losses, weights), plain, begun)
     except Exception as error:  # CUDA may raise anything; what fails without a graph too has failed above
-        if is_out_of_device_memory(error):
-            fault = "out of device memory"
-        else:
-            fault = printable((str(error) or type(error).__name__).splitlines()[0][:100])
+        fault = OUT_OF_DEVICE_MEMORY if is_out_of_device_memory(error) else first_line(error)
     return updates, seconds, fault
 
 

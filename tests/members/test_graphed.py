@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ from recorded_graph import RecordedGraph, recorded
 
 import ensemble.members.probe as probing
 from ensemble.config import MemberConfig
-from ensemble.members import budget, graphed, learner, probe_updates
+from ensemble.members import backbones, budget, graphed, learner, probe_cache, probe_updates
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.graphed import CHECKED_UPDATES, FIRST_UPDATES, GraphedUpdates, State, compared
 from ensemble.members.learner import Learner, begin
@@ -241,6 +242,50 @@ def test_a_replay_that_fails_later_is_made_without_the_graph(
     same(made, trained(job(), GRAPHED)[1])
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("call", [FIRST_UPDATES + 2, FIRST_UPDATES + 3])
+def test_an_update_that_fails_beside_a_graph_is_made_again_without_it(
+    graphs: list[RecordedGraph], monkeypatch: pytest.MonkeyPatch, call: int, precision: Any
+) -> None:
+    """After the capture and in a check, where the memory does not suffice for both. Statistics, random numbers and the
+    gradient scaler are those of before the update."""
+    fused(monkeypatch)
+    clip, calls = torch.nn.utils.clip_grad_norm_, [0]
+
+    def failing(*given: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == call:
+            raise RuntimeError("CUDA out of memory")
+        return clip(*given)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", failing)
+    losses, made = trained(job(), Plan(precision, "graphed"))
+    assert "an update beside a graph of its updates fails (out of device memory)" in refused(made)
+    assert made.graphed is not None and not made.graphed.was_trusted
+    monkeypatch.setattr(graphed, "FIRST_UPDATES", math.inf)
+    calls[0] = call
+    without, expected = trained(job(), Plan(precision, "graphed"))
+    same(made, expected)
+    assert losses == without
+
+
+def test_an_update_that_fails_with_and_without_a_graph_is_an_error(
+    graphs: list[RecordedGraph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip, calls = torch.nn.utils.clip_grad_norm_, [0]
+
+    def failing(*given: Any) -> Any:
+        calls[0] += 1
+        if calls[0] >= FIRST_UPDATES + 3:
+            raise RuntimeError("CUDA out of memory")
+        return clip(*given)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", failing)
+    with pytest.raises(RuntimeError, match="CUDA out of memory"):
+        trained(job(), GRAPHED)
+    assert calls[0] == FIRST_UPDATES + 4
+
+
 def test_a_graph_that_goes_wrong_later_is_told_in_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its memory is overwritten after it has been checked, as by another user of the same memory."""
     replay, state = RecordedGraph.replay, {"made": 0}
@@ -287,6 +332,18 @@ def test_values_that_are_not_finite_in_both_are_equal() -> None:
     assert compared(before, state(1.5, nan), state(1.5, 2.5), 1.0, 1.0).startswith("weights that differ")
     assert compared(before, before, before, 1.0, nan).startswith("a loss of 1 instead of nan")
     assert compared(before, before, state(1.0, 2.0, scale=2.0), 1.0, 1.0) == "a scale of 1 instead of 2"
+
+
+def test_rounding_at_the_end_of_a_schedule_is_no_difference() -> None:
+    """The change is then as small as the digits of float32; where it is larger, nothing is forgiven."""
+
+    def state(value: float) -> State:
+        return State({"weights": [torch.full((1000,), value)]}, (1.0, 0))
+
+    digit = 2.0**-24  # half the distance of 1 to the next number
+    assert compared(state(1.0), state(1 - digit), state(1 + 2 * digit), 1.0, 1.0).startswith("weights that differ")
+    assert compared(state(1.0), state(1 - digit), state(1.0), 1.0, 1.0) == ""
+    assert compared(state(1.0), state(1.01), state(1.001), 1.0, 1.0).startswith("weights that differ")
 
 
 # --- a whole training -------------------------------------------------------------------------------------------------
@@ -434,6 +491,50 @@ def test_a_probe_that_cannot_use_a_graph_says_why(
     assert expected in result.failed[str(GRAPHED)]
 
 
+def test_a_graph_is_made_before_other_plans_hold_memory(
+    graphs: list[RecordedGraph], cache: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fake GPU has memory for one training. A result that lacked memory is not kept for the next command."""
+    made, capture, alive = probe_updates.Updates.__init__, graphed.captured, weakref.WeakSet[Any]()
+
+    def noted(self: Any, *given: Any) -> None:
+        alive.add(self)
+        made(self, *given)
+
+    def limited(*given: Any) -> graphed.Captured:
+        if len(alive) > 1:
+            raise RuntimeError("CUDA out of memory")
+        return capture(*given)
+
+    monkeypatch.setattr(probe_updates.Updates, "__init__", noted)
+    monkeypatch.setattr(graphed, "captured", limited)
+    assert probe(member(), 16, (EAGER, GRAPHED), "train", 1).failed == {}
+    probe_cache.cache_file().unlink()
+    other = probe_updates.Updates(member(), 16, EAGER, BATCH, CPU)
+    first = probe(member(), 16, (EAGER, GRAPHED), "train", 1)
+    assert "(out of device memory)" in first.failed[str(GRAPHED)] and list(first.images_per_second) == [str(EAGER)]
+    del other
+    assert probe(member(), 16, (EAGER, GRAPHED), "train", 1).failed == {}
+
+
+def test_a_compiled_network_that_fails_in_whole_updates_is_left_out(
+    graphs: list[RecordedGraph], cache: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled, made = Plan("fp32", "compiled"), probe_updates.Updates.__init__
+
+    def failing(self: Any, config: Any, size: int, plan: Plan, *given: Any) -> None:
+        if plan == compiled:
+            raise RuntimeError("no kernel for this\nmore")
+        made(self, config, size, plan, *given)
+
+    monkeypatch.setattr(backbones, "_compiled", lambda _: backbones._features)
+    monkeypatch.setattr(probe_updates.Updates, "__init__", failing)
+    result = probe(member(), 16, (EAGER, compiled, GRAPHED), "train", 1)
+    assert result.failed == {str(compiled): "no kernel for this"}
+    assert result.images_per_second.keys() == {str(EAGER), str(GRAPHED)} and str(compiled) not in result.setup_seconds
+    assert probe(member(), 16, (EAGER, compiled, GRAPHED), "train", 1) == result, "from the cache"
+
+
 def test_a_graph_that_is_forced_and_impossible_is_refused(cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from ensemble.errors import ConfigError
 
@@ -459,7 +560,6 @@ def test_the_memory_of_a_graph_counts_beside_that_of_a_prediction(
 
 def test_a_learner_and_its_graph_are_freed_at_once(graphs: list[RecordedGraph]) -> None:
     import gc
-    import weakref
 
     _, made = trained(replace(job()), GRAPHED)
     assert made.graphed is not None
