@@ -9,8 +9,8 @@ Printed are images a second, the bytes that the disk read for each byte of an im
 process grew.
 
 After that it trains `--arch` with one thread for `--seconds` in a process of its own: from the first `--small` images,
-which the page cache holds; from all images without the cache; and from all images while the page cache is full, after
-the whole file was read once. Printed are images a second after the first tenth of the time, the processor time of an
+which the page cache can hold; from all images, with an empty page cache; from all images, with a page cache that is
+full, after the whole file was read once; and from the few again. Printed are images a second after the first tenth of the time, the processor time of an
 image, the greatest anonymous and mapped memory of the process (mapped files: more than at the first update), and the
 size of the page cache at the end.
 """
@@ -207,10 +207,10 @@ def main() -> None:
             forget(file.fileno())
 
     trainings: dict[str, tuple[int, Callable[[], None]]] = {
-        "from few images, in the page cache": (given.small, lambda: None),
-        "from all, without the page cache": (given.images, without_cache),
-        "from all, with a full page cache": (given.images, lambda: read_whole(path)),
-        "from few images, again": (given.small, lambda: None),
+        f"from {given.small} images": (given.small, lambda: None),
+        "from all, page cache empty": (given.images, without_cache),
+        "from all, page cache full": (given.images, lambda: read_whole(path)),
+        f"from {given.small} images, again": (given.small, lambda: None),
     }
     found = list[tuple[str, ...]]()
     for name, (images, prepare) in trainings.items():
