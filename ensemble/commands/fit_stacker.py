@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,6 +104,7 @@ def fit_stacker(run: Path, config: DecisionConfig | None = None, say: Say = sile
         files.remove_temporary_files(folder.decision.parent)
         for key, views in VIEW_SETS.items():
             oof = OofLogits(table, names, averages.pop(key))
+            gc.collect()  # rows refer to each other, so those of the former decision are still in memory
             decisions[key] = fit_decision(
                 oof,
                 views,
