@@ -292,14 +292,6 @@ def _cells(column: Any) -> list[Any]:
     return [None if isinstance(value, float) and value != value else value for value in values]
 
 
-def read_table(path: Path, columns: Columns | None, remedy: str, sha256: str | None = None) -> pd.DataFrame:
-    """Read a table as `read_columns` does, with texts as Python objects."""
-    import pandas as pd
-
-    arrays = read_columns(path, columns, remedy, sha256)
-    return pd.DataFrame({name: _text_column(a.tolist()) if a.dtype.kind == "U" else a for name, a in arrays.items()})
-
-
 def read_columns(
     path: Path, columns: Columns | None, remedy: str, sha256: str | None = None
 ) -> dict[str, NDArray[Any]]:
@@ -362,12 +354,6 @@ def _columns_of_block(block: pd.DataFrame, columns: Columns | None) -> dict[str,
     return {name: np.array(texts[name], np.str_).astype(type_, copy=False) for name, type_ in columns.items()}
 
 
-def _text_column(values: Sequence[str]) -> pd.Series[Any]:
-    import pandas as pd
-
-    return pd.Series(list(values), dtype=object)  # pandas' own text type refuses names that are no UTF-8
-
-
 def write_logits(path: Path, ids: np.ndarray, logits: np.ndarray, views: Sequence[str]) -> str:
     """Write logits as a CSV file keyed by id, rounded to `LOGIT_DECIMALS`, and return its SHA-256.
 
@@ -378,13 +364,10 @@ def write_logits(path: Path, ids: np.ndarray, logits: np.ndarray, views: Sequenc
     logits : float array (n, views), or (n, views, C) of more than two classes
     views : sequence of str
     """
-    import pandas as pd
-
     values = np.asarray(logits)
     names = _logit_columns(views, values.shape[2] if values.ndim == 3 else 2)
     by_column = zip(names, values.reshape(len(values), -1).T, strict=True)
-    columns = {name: _text_column(decimals(column)) for name, column in by_column}
-    return write_table(path, pd.DataFrame({"id": _text_column(ids.tolist()), **columns}))
+    return write_table(path, {"id": ids, **{name: decimals(column) for name, column in by_column}})
 
 
 def decimals(logits: Iterable[float]) -> list[str]:

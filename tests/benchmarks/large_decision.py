@@ -79,7 +79,9 @@ def write_run(folder: Path, n: int) -> None:
     for member in members:
         member.begin({"arch": member.name}, MemberIdentity("f", 0, "fp32"))
     folds = HashedFile(folder / "folds.csv")
-    oof = {(member.name, fold): HashedFile(member.fold(fold) / "oof.csv") for member in members for fold in range(FOLDS)}
+    oof = {
+        (member.name, fold): HashedFile(member.fold(fold) / "oof.csv") for member in members for fold in range(FOLDS)
+    }
     for start in range(0, n, BLOCK):
         rows = np.arange(start, min(start + BLOCK, n))
         rng = np.random.default_rng((0, start))
@@ -151,7 +153,9 @@ def measure_command(work: Path, n: int) -> None:
             started = time.process_time()
             write_run(folder, rows)
             size = sum(path.stat().st_size for path in folder.rglob("*.csv"))
-            print(f"{folder}: {size / 2**20:.0f} MiB written in {time.process_time() - started:.1f} s of processor time")
+            print(
+                f"{folder}: {size / 2**20:.0f} MiB written in {time.process_time() - started:.1f} s of processor time"
+            )
     fit_stacker.fit_stacker(small)  # imports and caches are no part of the measurement
     fit: Callable[..., Any] = fit_stacker.fit_decision
     kinds = iter(fit_stacker.VIEW_SETS)
