@@ -7,9 +7,9 @@ The script draws logits of three members in five folds, and fits one decision on
 prints the peak of the resident memory over what the process had with the logits and the fold table in memory, in MiB
 and in bytes a row, the processor time, and the processor time of the parts. The peak is the kernel's own.
 
-With `--files`, it first writes the fold table and the OOF files of such a run, with two views, into `WORK/run-ROWS`, unless
-they are there. It then fits the stacker on them, and prints the peak of the memory over what the process had before it
-read them, and the processor time: of reading, and of each decision.
+With `--files`, it first writes the fold table and the OOF files of such a run, with two views, into `WORK/run-ROWS`,
+unless they are there. It then fits the stacker on them, and prints the peak of the memory over what the process had
+before it read them, and the processor time: of reading, and of each decision.
 """
 
 from __future__ import annotations

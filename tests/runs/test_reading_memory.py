@@ -16,8 +16,8 @@ from ensemble.runs.run import Run, RunFacts
 FOLDS, MEMBERS = 5, ("a", "b", "c")
 
 MOST = 160
-"""Bytes a row of three members, five folds and two views. Ids of eight characters and the rest of the fold table take 34,
-and the logits 48; one member and one of its folds are in memory twice while they are read."""
+"""Bytes a row of three members, five folds and two views. Ids of eight characters and the rest of the fold table take
+34, and the logits 48; one member and one of its folds are in memory twice while they are read."""
 
 
 def write_run(folder: Path, n: int) -> Run:

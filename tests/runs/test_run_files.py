@@ -306,7 +306,7 @@ def test_a_table_that_is_damaged_is_refused(tmp_path: Path, text: bytes) -> None
         (b"9,999", "out of bounds for int8"),
         (b"9", "invalid literal for int"),
         (b"9,1,2", "Expected 2 fields in line 11, saw 3"),
-        (b'"9,1', "EOF inside string starting at row 9"),
+        (b'"9,1', "EOF inside string starting at row 10"),
     ],
 )
 def test_damage_in_the_last_of_several_blocks_is_refused(
