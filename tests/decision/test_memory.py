@@ -10,8 +10,8 @@ from ensemble.decision.cross_fitting import OofLogits
 from ensemble.decision.decision import fit_decision
 
 MOST = {2: 220, 3: 240}
-"""Bytes a row beyond the logits and the fold table, of three members and five folds, by the number of classes. At so few
-rows, most rows are near a threshold and are stored for every rule; of many rows, fewer are."""
+"""Bytes a row beyond the logits and the fold table, of three members and five folds, by the number of classes. At so
+few rows, most rows are near a threshold and are stored for every rule; of many rows, fewer are."""
 
 
 def drawn(n, classes):
