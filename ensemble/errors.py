@@ -102,8 +102,8 @@ exhausted, where the error has no type of its own."""
 CPU_MEMORY_MESSAGES = ("DefaultCPUAllocator: ", "std::bad_alloc", "Insufficient memory", "Cannot allocate memory")
 """Parts of the messages by which torch, C++ libraries, OpenCV and the system say that memory is exhausted."""
 
-
 OUT_OF_DEVICE_MEMORY = "out of device memory"
+"""How messages say it, whatever torch and the libraries of the GPU say."""
 
 
 def out_of_memory(error: BaseException, where: str = "thera") -> ResourceError | None:

@@ -21,7 +21,13 @@ more (tests/benchmarks/hundred_nodes.py), and has to answer other questions mean
 
 
 def report_interval(jobs: int) -> float:
-    """Return the seconds between two reports of each of so many jobs that run at once."""
+    """Return the seconds between two reports of each of so many jobs that run at once.
+
+    Examples
+    --------
+    >>> report_interval(1), report_interval(250), report_interval(1600)
+    (0.5, 0.5, 3.2)
+    """
     return max(REPORT_S, jobs / REPORTS_PER_S)
 
 

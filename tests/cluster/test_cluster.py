@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -25,6 +26,7 @@ from tiny import listing, write_tiny
 
 from ensemble.cli import main
 from ensemble.cluster.display import Display, Report
+from ensemble.cluster.pool import ClusterPool
 from ensemble.cluster.resources import resources_of
 from ensemble.config import ComputeConfig, MemberConfig
 from ensemble.errors import ConfigError, ResourceError
@@ -303,6 +305,30 @@ def test_a_node_is_lost_while_it_computes_a_shard(
     parts = [name for name in here if name.endswith(".parquet") or "_done/" in name]
     assert killed and len(parts) == 6 * 5  # of 6 shards the list, and part and note of logits and labels
     assert {name: there[name] for name in parts} == {name: here[name] for name in parts}
+
+
+def test_tars_are_listed_by_tasks(
+    cluster: Simulated, data: Path, local: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lists are the same as those of one process, and nothing else is left."""
+    images = sorted((data / "new/img").iterdir())
+    for number in range(3):
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as tar:
+            for image in images[number::3]:
+                tar.add(image, image.name)
+    given = ["predict", "--run", str(data / "local"), str(tmp_path / "*.tar"), "--device", "cpu", "--shards"]
+    with one_core():
+        main([*given, str(tmp_path / "here")])
+    monkeypatch.setattr("ensemble.commands.shard_listing.PROCESSES_PAY", 0)
+    ran, run = list[str](), ClusterPool.run
+    monkeypatch.setattr(
+        ClusterPool, "run", lambda self, work, *rest: ran.append(work.__name__) or run(self, work, *rest)
+    )
+    main([*given, str(tmp_path / "there"), "--cluster", cluster.address])
+    here, there = listing(tmp_path / "here"), listing(tmp_path / "there")
+    assert ran[0] == "list_tar"
+    plans = [{name: each[name] for name in each if name.startswith("_plan/")} for each in (here, there)]
+    assert plans[0] == plans[1] and any(name.endswith(".parquet") for name in plans[0])
 
 
 @pytest.mark.parametrize("command", ["train-member", "distil", "fit"])
