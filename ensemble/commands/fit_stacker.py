@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,12 +96,15 @@ def fit_stacker(run: Path, config: DecisionConfig | None = None, say: Say = sile
     objective = parse_objective(config.objective, facts.class_count)
     names, left_out = _chosen_members(folder, table, config, say)
     forced = config.force_members or ()
-    logits = folder.oof_logits(names)  # (n, m, views[, C])
+    logits = folder.oof_logits(names, table)  # (n, m, views[, C])
+    averages = {key: logits[:, :, : len(views)].mean(axis=2) for key, views in VIEW_SETS.items()}
+    del logits  # the decisions need the memory
     parents, decisions = _parents(folder, names), dict[str, Any]()
     with locked(folder.decision.parent):
         files.remove_temporary_files(folder.decision.parent)
         for key, views in VIEW_SETS.items():
-            oof = OofLogits(table, names, logits[:, :, : len(views)].mean(axis=2))
+            oof = OofLogits(table, names, averages.pop(key))
+            gc.collect()  # rows refer to each other, so those of the former decision are still in memory
             decisions[key] = fit_decision(
                 oof,
                 views,
@@ -180,7 +184,8 @@ def _folds(missing: Sequence[int], k: int) -> str:
 
 def averaged_oof(run: Run, members: Sequence[str], views: Sequence[str]) -> OofLogits:
     """Return the OOF logits of several members, averaged over the first views."""
-    return OofLogits(run.read_folds(), tuple(members), run.oof_logits(members)[:, :, : len(views)].mean(axis=2))
+    table = run.read_folds()
+    return OofLogits(table, tuple(members), run.oof_logits(members, table)[:, :, : len(views)].mean(axis=2))
 
 
 def _parents(run: Run, members: Sequence[str]) -> dict[str, dict[str, str]]:

@@ -137,7 +137,8 @@ class _Chosen:
 def _choose(run: Run, members: Sequence[MemberFolder], table: FoldTable, facts: RunFacts, images: int) -> _Chosen:
     from ensemble.members.attribution import class_logits
 
-    logits = run.oof_logits([member.name for member in members])[:, :, 0]  # (n, m[, C]), without the mirror image
+    by_view = run.oof_logits([member.name for member in members], table)
+    logits = by_view[:, :, 0]  # (n, m[, C]), without the mirror image
     labels, classes = table.labels, facts.class_count
     every = np.arange(len(labels))
     support = np.zeros((len(labels), classes))  # mean over members; the greatest gives the class

@@ -156,8 +156,9 @@ def predict_dataset(
     request = _request(options, dataset.fingerprint, files.file_sha256(folder.decision), decision.views, bad)
     with locked(target):
         if not is_predicted(target, request, say):
-            by_view = folder.oof_logits(decision.stacker.members)[:, :, : len(decision.views)]
-            oof = OofLogits(folder.read_folds(), decision.stacker.members, by_view.mean(axis=2))
+            table, members = folder.read_folds(), decision.stacker.members
+            by_view = folder.oof_logits(members, table)[:, :, : len(decision.views)]
+            oof = OofLogits(table, members, by_view.mean(axis=2))
             logits = fold_logits(
                 folder, decision, oof, by_view, dataset, [target, with_tta], options, compute or ComputeConfig(), say
             )

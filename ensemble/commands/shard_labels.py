@@ -81,7 +81,7 @@ def decide(
     if isinstance(decision, ClassDecision):
         deployment = class_deploy(decision, oof, by_fold, mean, combine, correction, prior, ~seen)
     else:
-        by_view = run.oof_logits(decision.stacker.members)[:, :, : len(decision.views)]
+        by_view = run.oof_logits(decision.stacker.members, oof.table)[:, :, : len(decision.views)]
         deployment = deploy(decision, oof, by_fold, mean, combine, correction, prior, facts.seed, ~seen, by_view)
     learned = caveats([run.member(name) for name in decision.stacker.members])
     decided = prediction_facts(facts, decision, deployment, made_for, images, int(seen.sum()), learned)

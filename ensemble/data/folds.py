@@ -283,9 +283,3 @@ class FoldTable:
         columns: dict[str, Any] = {"id": pd.Series(self.ids.tolist(), dtype=object)}
         columns |= {"label": self.labels, "fold": self.fold_of}
         return pd.DataFrame(columns if self.groups is None else columns | {"group": self.groups})
-
-    @classmethod
-    def from_pandas(cls, table: pd.DataFrame) -> FoldTable:
-        """Read the columns that `to_pandas` gives."""
-        groups = table["group"].to_numpy() if "group" in table else None
-        return cls(np.array(table["id"].tolist(), np.str_), table["label"].to_numpy(), table["fold"].to_numpy(), groups)

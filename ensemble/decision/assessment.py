@@ -128,15 +128,19 @@ class Candidate:
     def for_refits(self) -> Refittable:
         """Return the rule as bootstrap replicates need it. The predictions of a vote are kept."""
         nested = self.nested
+
+        def scores() -> Floats:
+            return self.deployed.score(self.logits)
+
         if self.logits.ndim > 2:
             if not self.fitted:
                 return ClassFixedRule(nested.y_pred, nested.labels, self.logits.shape[2])
             offsets, objective = class_offsets(self.deployed.threshold), class_objective(self.objective)
-            return ClassRefitRule(self.deployed.score(self.logits), nested.labels, offsets, nested.splits, objective)
+            return ClassRefitRule(scores, nested.labels, offsets, nested.splits, objective)
         if not self.fitted:
             return FixedRule(nested.y_pred, nested.labels)
         assert not isinstance(self.objective, ClassObjective), "fit_cut refuses it"
-        return RefitRule(lambda: self.deployed.score(self.logits), nested.labels, nested.splits, self.objective)
+        return RefitRule(scores, nested.labels, nested.splits, self.objective)
 
 
 Assessed = TypeVar("Assessed")

@@ -142,7 +142,7 @@ class OffsetRefit:
     A replicate moves the best cut by about n^(2/3) rows (Kim and Pollard 1990, Cube root asymptotics). A visit of a
     class therefore sweeps only the cuts among the rows within a radius of the present one, which is the radius that
     holds three times as many rows, and at least `LEAST_ROWS`, at the offsets of all rows. The next visit begins at the
-    new cut.
+    new cut. The rows are not stored.
 
     Parameters
     ----------
@@ -156,14 +156,17 @@ class OffsetRefit:
     """
 
     def __init__(self, scores: Floats, labels: Labels, objective: ClassObjective, offsets: tuple[float, ...]) -> None:
-        self._scores, self._labels, self._objective, self._offsets = scores, labels, objective, offsets
+        self._objective, self._offsets = objective, offsets
         sweeps = _Sweeps(scores, labels, np.ones(labels.size), objective, np.array(offsets))
         self._radii = sweeps.radii(max(LEAST_ROWS, math.ceil(3 * labels.size ** (2 / 3))))
 
-    def refit(self, weights: Floats) -> tuple[float, ...]:
-        """Return the offsets (C,) of weighted rows (n,); the first is 0."""
+    def refit(self, scores: Floats, labels: Labels, weights: Floats) -> tuple[float, ...]:
+        """Return the offsets (C,) of rows with scores (n, C), labels (n,) and weights (n,); the first is 0.
+
+        Rows with the weight 0 need not be those that the radius was measured on.
+        """
         drawn = weights > 0
-        x, y, w = self._scores[drawn], self._labels[drawn], weights[drawn]
+        x, y, w = scores[drawn], labels[drawn], weights[drawn]
         return _Sweeps(x, y, w, self._objective, np.array(self._offsets), self._radii).run(False, REFIT_ROUNDS)
 
 

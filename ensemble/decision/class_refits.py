@@ -6,7 +6,7 @@ rows among those predicted as each class, the mean class error, 1 - macro F1 and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,8 +54,9 @@ class ClassRefitRule:
 
     Parameters
     ----------
-    scores : float64 array (n, C)
-        The scores of the deployed rule, which was fitted on all rows.
+    scores : function that returns a float64 array (n, C)
+        The scores of the deployed rule, which was fitted on all rows. They are computed again in each replicate, so
+        that they need not be stored.
     labels : int8 array (n,)
         0 to C - 1.
     offsets : tuple of C floats
@@ -68,14 +69,14 @@ class ClassRefitRule:
 
     def __init__(
         self,
-        scores: Floats,
+        scores: Callable[[], Floats],
         labels: Labels,
         offsets: tuple[float, ...],
         splits: Sequence[Split],
         objective: ClassObjective,
     ) -> None:
         self._scores, self._labels, self._splits = scores, labels, splits
-        self._deployed = OffsetRefit(scores, labels, objective, offsets)
+        self._deployed = OffsetRefit(scores(), labels, objective, offsets)
         self._without = [
             OffsetRefit(each.scores[~each.inside], labels[~each.inside], objective, class_offsets(each.threshold))
             for each in splits
@@ -95,10 +96,13 @@ class ClassRefitRule:
             The deployed offsets, the measures of the nested predictions of the drawn rows, and those of the deployed
             offsets on the unweighted rows.
         """
-        offsets, y_pred = self._deployed.refit(weights), np.empty(self._labels.size, np.int8)
+        labels, y_pred = self._labels, np.empty(self._labels.size, np.int8)
         for split, refit in zip(self._splits, self._without, strict=True):
-            y_pred[split.inside] = apply_offsets(split.scores[split.inside], refit.refit(weights[~split.inside]))
-        deployed, once = apply_offsets(self._scores, offsets), np.ones((1, weights.size))
+            inside, scores = split.inside, split.scores
+            y_pred[inside] = apply_offsets(scores[inside], refit.refit(scores, labels, np.where(inside, 0, weights)))
+        scores = self._scores()
+        offsets = self._deployed.refit(scores, labels, weights)
+        deployed, once = apply_offsets(scores, offsets), np.ones((1, weights.size))
         nested, true = (
             measures(confusions(self._labels, predicted, len(offsets), each))[0]
             for predicted, each in ((y_pred, weights[None]), (deployed, once))

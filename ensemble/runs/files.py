@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ensemble.errors import ArtifactError, ResourceError, printable
 
@@ -45,6 +46,12 @@ Table: TypeAlias = "pd.DataFrame | Mapping[str, Sequence[object] | np.ndarray]"
 """Columns of equal length by their names, in their order."""
 
 Tensors: TypeAlias = "dict[str, torch.Tensor]"
+
+Columns: TypeAlias = Mapping[str, "type | np.dtype[Any]"]
+"""The columns of a table by their names, in their order, and their types: `str`, bytes, integers or `np.float64`."""
+
+BLOCK = 2**14
+"""The rows of a table that are Python objects at a time while it is read."""
 
 T = TypeVar("T")
 
@@ -285,15 +292,17 @@ def _cells(column: Any) -> list[Any]:
     return [None if isinstance(value, float) and value != value else value for value in values]
 
 
-def read_table(path: Path, columns: Mapping[str, type] | None, remedy: str, sha256: str | None = None) -> pd.DataFrame:
-    """Read back a table that `write_table` wrote.
+def read_columns(
+    path: Path, columns: Columns | None, remedy: str, sha256: str | None = None
+) -> dict[str, NDArray[Any]]:
+    """Read a table that `table_bytes` made. Beyond the file and the columns it takes the memory of a block of rows.
 
     Parameters
     ----------
     path : Path
     columns : mapping of str to type, or None
-        The names in their order, and the types: `str`, a numpy integer type or `np.float64`. None reads any columns as
-        text.
+        The names in their order, and the types: `str`, a numpy type of bytes or integers, or `np.float64`. None reads
+        any columns as text.
     remedy : str
         What the user can do if the file is missing or damaged.
     sha256 : str, optional
@@ -301,8 +310,9 @@ def read_table(path: Path, columns: Mapping[str, type] | None, remedy: str, sha2
 
     Returns
     -------
-    DataFrame
-        The first column, the ids, is text without the escapes of `table_bytes`.
+    dict of str to array (n,)
+        Texts are numpy strings of a fixed width. The first column, the ids, is text without the escapes of
+        `table_bytes`.
 
     Raises
     ------
@@ -315,7 +325,7 @@ def read_table(path: Path, columns: Mapping[str, type] | None, remedy: str, sha2
         data = path.read_bytes()
         if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
             raise ArtifactError(path, "is not the file that thera wrote (its hash differs)", remedy)
-        table = pd.read_csv(
+        with pd.read_csv(
             io.BytesIO(data),
             dtype=object,
             na_filter=False,
@@ -323,29 +333,25 @@ def read_table(path: Path, columns: Mapping[str, type] | None, remedy: str, sha2
             encoding_errors="surrogateescape",
             skip_blank_lines=False,
             index_col=False,
-        )
-        if columns is not None:
-            if list(table.columns) != list(columns):
-                raise ValueError(f"columns are not {','.join(columns)}")
-            for name, type_ in columns.items():
-                if type_ is not str:
-                    table[name] = _numbers(table[name].to_numpy(object), type_)
+            chunksize=BLOCK,
+        ) as blocks:
+            of_blocks = [_columns_of_block(block, columns) for block in blocks]
     except FileNotFoundError:
         raise ArtifactError(path, "is not there", remedy) from None
     except (OSError, ValueError, OverflowError, pd.errors.ParserError, pd.errors.ParserWarning) as error:
         raise ArtifactError(path, f"is damaged ({printable(error)})", remedy) from None
-    name = table.columns[0]
-    return table.assign(**{name: _text_column([id_[1:] if id_[:1] == "'" else id_ for id_ in table[name]])})
+    return {name: np.concatenate([block.pop(name) for block in of_blocks]) for name in list(of_blocks[0])}
 
 
-def _text_column(values: Sequence[str]) -> pd.Series[Any]:
-    import pandas as pd
-
-    return pd.Series(list(values), dtype=object)  # pandas' own text type refuses names that are no UTF-8
-
-
-def _numbers(texts: np.ndarray, type_: type) -> np.ndarray:
-    return np.array(texts.tolist(), str).astype(type_) if texts.size else np.empty(0, type_)
+def _columns_of_block(block: pd.DataFrame, columns: Columns | None) -> dict[str, NDArray[Any]]:
+    if columns is None:
+        columns = dict.fromkeys(block.columns, str)
+    if list(block.columns) != list(columns):
+        raise ValueError(f"columns are not {','.join(columns)}")
+    texts = {name: block[name].tolist() for name in columns}
+    ids = block.columns[0]
+    texts[ids] = [id_[1:] if id_[:1] == "'" else id_ for id_ in texts[ids]]
+    return {name: np.array(texts[name], np.str_).astype(type_, copy=False) for name, type_ in columns.items()}
 
 
 def write_logits(path: Path, ids: np.ndarray, logits: np.ndarray, views: Sequence[str]) -> str:
@@ -358,13 +364,10 @@ def write_logits(path: Path, ids: np.ndarray, logits: np.ndarray, views: Sequenc
     logits : float array (n, views), or (n, views, C) of more than two classes
     views : sequence of str
     """
-    import pandas as pd
-
     values = np.asarray(logits)
     names = _logit_columns(views, values.shape[2] if values.ndim == 3 else 2)
     by_column = zip(names, values.reshape(len(values), -1).T, strict=True)
-    columns = {name: _text_column(decimals(column)) for name, column in by_column}
-    return write_table(path, pd.DataFrame({"id": _text_column(ids.tolist()), **columns}))
+    return write_table(path, {"id": ids, **{name: decimals(column) for name, column in by_column}})
 
 
 def decimals(logits: Iterable[float]) -> list[str]:
@@ -376,9 +379,9 @@ def read_logits(path: Path, views: Sequence[str], sha256: str, remedy: str) -> t
     """Return the ids (n,) and the float64 logits that `write_logits` wrote, once the file's hash is verified."""
     classes = _classes_in(path, views[0])
     names = _logit_columns(views, classes)
-    table = read_table(path, {"id": str} | dict.fromkeys(names, np.float64), remedy, sha256)
-    logits = table[list(names)].to_numpy(np.float64)
-    return np.array(table["id"].tolist(), np.str_), logits.reshape(-1, len(views), *([classes] if classes > 2 else []))
+    table = read_columns(path, {"id": str} | dict.fromkeys(names, np.float64), remedy, sha256)
+    logits = np.stack([table[name] for name in names], axis=1)
+    return table["id"], logits.reshape(-1, len(views), *([classes] if classes > 2 else []))
 
 
 def _classes_in(path: Path, view: str) -> int:

@@ -20,8 +20,8 @@ from ensemble.runs.artifacts import read_recorded, write_recorded
 from ensemble.runs.files import (
     Tensors,
     file_sha256,
+    read_columns,
     read_logits,
-    read_table,
     read_tensors,
     refuse_differences,
     remove_temporary_files,
@@ -307,9 +307,10 @@ class MemberFolder:
         ArtifactError
             A fold is missing or damaged, or its ids are not those of the table.
         """
-        of_folds = [self.read_oof(fold, views) for fold in range(table.k)]
-        logits = np.full((len(table.ids), *of_folds[0][1].shape[1:]), np.nan)
-        for fold, (ids, values) in enumerate(of_folds):
+        for fold in range(table.k):
+            ids, values = self.read_oof(fold, views)
+            if fold == 0:
+                logits = np.full((len(table.ids), *values.shape[1:]), np.nan)
             rows = np.flatnonzero(table.fold_of == fold)
             if not np.array_equal(ids, table.ids[rows]):
                 problem = f"OOF ids of fold {fold} are not those of folds.csv ({len(ids)} rows for {len(rows)})"
@@ -380,5 +381,4 @@ class MemberFolder:
         facts = self.read().left_out.get(str(fold))
         if facts is None:
             return None
-        ids = read_table(self.fold(fold) / "left_out.csv", {"id": str}, "restore it", facts.sha256)["id"]
-        return np.array(ids.tolist(), np.str_)
+        return read_columns(self.fold(fold) / "left_out.csv", {"id": str}, "restore it", facts.sha256)["id"]

@@ -218,7 +218,11 @@ def read_facts(folder: Path, type_: type[T], migrate: files.Migrate | None = Non
 
 def read_table(folder: Path, hashes: Mapping[str, str]) -> pd.DataFrame:
     """Return `predictions.csv` with all cells as text, once its hash among those of `predictions.json` is verified."""
-    return files.read_table(folder / "predictions.csv", None, PREDICT_AGAIN, hashes.get("predictions.csv"))
+    import pandas as pd
+
+    columns = files.read_columns(folder / "predictions.csv", None, PREDICT_AGAIN, hashes.get("predictions.csv"))
+    # pandas' own text type refuses names that are no UTF-8
+    return pd.DataFrame({name: pd.Series(texts.tolist(), dtype=object) for name, texts in columns.items()})
 
 
 @dataclass(frozen=True)

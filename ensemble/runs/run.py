@@ -26,8 +26,8 @@ from ensemble.runs.attribution import MemberMaps, read_maps
 from ensemble.runs.distilled import has_teacher_logits
 from ensemble.runs.files import (
     file_sha256,
+    read_columns,
     read_json,
-    read_table,
     refuse_differences,
     remove_orphans,
     table_bytes,
@@ -307,7 +307,8 @@ class Run:
             if file.readline().rstrip().endswith(",group"):
                 columns["group"] = np.int64
         recorded = self.read().folds_sha256 if path.exists() else None
-        return FoldTable.from_pandas(read_table(path, columns, TRAIN_FIRST, recorded))
+        stored = read_columns(path, columns, TRAIN_FIRST, recorded)
+        return FoldTable(stored["id"], stored["label"], stored["fold"], stored.get("group"))
 
     # --- the image files ----------------------------------------------------------------------------------------------
 
@@ -336,8 +337,8 @@ class Run:
         recorded = self.read().images_sha256
         if recorded is None:
             return None
-        table = read_table(self.images, {"id": str, "sha256": str}, RECORD_AGAIN, recorded)
-        return np.array(table["sha256"].tolist(), "S64")
+        columns = {"id": np.dtype(np.str_), "sha256": np.dtype("S64")}
+        return read_columns(self.images, columns, RECORD_AGAIN, recorded)["sha256"]
 
     def is_new(self, digests: np.ndarray) -> np.ndarray:
         """Return of which image files, bool (n,), the SHA-256 (S64, n) is that of no training image.
@@ -368,16 +369,28 @@ class Run:
         folds = self.member(name).read().folds
         return read_maps(self.folder, name, {fold: facts.weights_sha256 for fold, facts in folds.items()})
 
-    def oof_logits(self, members: Sequence[str]) -> np.ndarray:
+    def oof_logits(self, members: Sequence[str], table: FoldTable | None = None) -> np.ndarray:
         """Return the OOF logits of several members, (n, m, views[, C]), in the order of the fold table.
+
+        Parameters
+        ----------
+        members : sequence of m str
+            At least one.
+        table : FoldTable, optional
+            The run's fold table, where it is in memory already.
 
         Raises
         ------
         ArtifactError
             A member lacks a fold, or something is damaged.
         """
-        table = self.read_folds()
-        return np.stack([self.member(name).oof_logits(table, VIEWS) for name in members], axis=1)
+        table = self.read_folds() if table is None else table
+        for column, name in enumerate(members):
+            of_member = self.member(name).oof_logits(table, VIEWS)
+            if column == 0:
+                logits = np.empty((len(of_member), len(members), *of_member.shape[1:]))
+            logits[:, column] = of_member
+        return logits
 
     def predictions(self, set_name: str, fingerprint: str, tta: bool) -> Path:
         """Return the folder for the predictions on a set of images, named after the set.

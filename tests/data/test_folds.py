@@ -279,7 +279,8 @@ def test_a_fold_table_that_contradicts_itself_is_refused(change: dict[str, np.nd
 @pytest.mark.parametrize("groups", [None, np.arange(6) // 2])
 def test_a_fold_table_goes_through_pandas_and_can_be_reordered(groups: np.ndarray | None) -> None:
     table = FoldTable(np.array(list("abcdef")), np.arange(6) % 2, np.arange(6) // 2, groups)
-    again = FoldTable.from_pandas(table.to_pandas())
+    columns = table.to_pandas()
+    again = FoldTable(columns["id"], columns["label"], columns["fold"], columns.get("group"))
     backwards = table.reordered(np.arange(6)[::-1])
     for name in ("ids", "labels", "fold_of", "groups"):
         expected = getattr(table, name)

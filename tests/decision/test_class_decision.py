@@ -135,7 +135,7 @@ def test_a_refit_is_that_of_the_drawn_rows_by_hand(make, rng, objective, monkeyp
     scores = oof.logits[:, 0]
     offsets = fit_offsets(scores, oof.labels, objective)
     nested = cross_fit(oof.rows, of_score(member_logit(0)), objective)
-    rule = ClassRefitRule(scores, oof.labels, offsets, nested.splits, objective)
+    rule = ClassRefitRule(lambda: scores, oof.labels, offsets, nested.splits, objective)
     fixed = ClassFixedRule(nested.y_pred, oof.labels, 3)
     for _ in range(8):
         weights = rng.poisson(1.0, 120)

@@ -157,7 +157,7 @@ def test_a_refit_near_the_offsets_brings_most_of_what_all_cuts_bring(rng, object
     refit, gains = OffsetRefit(x, y, objective, offsets), []
     for _ in range(40):
         weights = np.bincount(rng.integers(0, 600, 600), minlength=600).astype(float)
-        near, everywhere = refit.refit(weights), fit_offsets(x, y, objective, offsets, weights)
+        near, everywhere = refit.refit(x, y, weights), fit_offsets(x, y, objective, offsets, weights)
         rows = np.repeat(np.arange(600), weights.astype(int))
         losses = [reached(objective, x[rows], y[rows], each) for each in (near, everywhere, offsets)]
         gains.append((losses[2] - losses[0], losses[2] - losses[1]))

@@ -235,12 +235,13 @@ def test_json_that_is_missing_names_the_remedy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ids", [ODD_IDS, *([id_] for id_ in ODD_IDS)], ids=lambda ids: repr(ids)[:20])
-def test_a_table_goes_round_whatever_the_ids(tmp_path: Path, ids: list[str]) -> None:
+def test_a_table_goes_round_whatever_the_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ids: list[str]) -> None:
     path = tmp_path / "t.csv"
     table = pd.DataFrame({"id": pd.Series(ids, dtype=object), "x": range(len(ids))})
     sha256 = files.write_table(path, table)
     assert sha256 == files.file_sha256(path)
-    stored = files.read_table(path, {"id": str, "x": np.int64}, "")
+    monkeypatch.setattr(files, "BLOCK", 3)
+    stored = files.read_columns(path, {"id": str, "x": np.int64}, "")
     assert stored["id"].tolist() == ids
     assert stored["x"].tolist() == list(range(len(ids)))
     assert files.table_bytes(stored) == path.read_bytes()
@@ -262,8 +263,8 @@ def test_the_bytes_are_those_of_the_csv_module(tmp_path: Path) -> None:
 def test_floats_keep_every_digit(tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(size=1000) * 10.0 ** np.arange(-300, 300, 0.6)
     files.write_table(tmp_path / "t.csv", pd.DataFrame({"id": pd.Series(map(str, range(1000)), dtype=object), "x": x}))
-    stored = files.read_table(tmp_path / "t.csv", {"id": str, "x": np.float64}, "")
-    np.testing.assert_array_equal(stored["x"].to_numpy(), x)
+    stored = files.read_columns(tmp_path / "t.csv", {"id": str, "x": np.float64}, "")
+    np.testing.assert_array_equal(stored["x"], x)
 
 
 RECORD = Path(__file__).parents[2] / "checkpoints" / "therapanacea"
@@ -275,7 +276,7 @@ RECORD = Path(__file__).parents[2] / "checkpoints" / "therapanacea"
     ids=lambda path: path.relative_to(RECORD).as_posix(),
 )
 def test_the_tables_of_the_record_are_read_and_written_to_the_same_bytes(path: Path) -> None:
-    assert files.table_bytes(files.read_table(path, None, "")) == path.read_bytes()
+    assert files.table_bytes(files.read_columns(path, None, "")) == path.read_bytes()
 
 
 def test_a_spreadsheet_runs_no_formula(tmp_path: Path) -> None:
@@ -286,20 +287,40 @@ def test_a_spreadsheet_runs_no_formula(tmp_path: Path) -> None:
 
 def test_an_empty_table_has_its_columns(tmp_path: Path) -> None:
     files.write_table(tmp_path / "t.csv", pd.DataFrame({"id": pd.Series(dtype=object), "x": []}))
-    stored = files.read_table(tmp_path / "t.csv", {"id": str, "x": np.float64}, "")
-    assert list(stored.columns) == ["id", "x"] and stored.empty and stored["x"].dtype == np.float64
+    stored = files.read_columns(tmp_path / "t.csv", {"id": str, "x": np.float64}, "")
+    assert list(stored) == ["id", "x"] and stored["id"].size == stored["x"].size == 0
+    assert stored["id"].dtype.kind == "U" and stored["x"].dtype == np.float64
 
 
 @pytest.mark.parametrize("text", [b"", b"id\n1\n", b"x,id\n1,2\n", b"id,x\n1\n", b"id,x\n1,2,3\n", b'id,x\n"1,2\n'])
 def test_a_table_that_is_damaged_is_refused(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "t.csv").write_bytes(text)
     with pytest.raises(ArtifactError, match=r"t\.csv: is damaged"):
-        files.read_table(tmp_path / "t.csv", {"id": str, "x": np.int64}, "again")
+        files.read_columns(tmp_path / "t.csv", {"id": str, "x": np.int64}, "again")
+
+
+@pytest.mark.parametrize(
+    "last, says",
+    [
+        (b"9,x", "invalid literal for int"),
+        (b"9,999", "out of bounds for int8"),
+        (b"9", "invalid literal for int"),
+        (b"9,1,2", "Expected 2 fields in line 11, saw 3"),
+        (b'"9,1', "EOF inside string starting at row 10"),
+    ],
+)
+def test_damage_in_the_last_of_several_blocks_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: bytes, says: str
+) -> None:
+    monkeypatch.setattr(files, "BLOCK", 4)
+    (tmp_path / "t.csv").write_bytes(b"id,x\n" + b"".join(b"%d,1\n" % row for row in range(9)) + last + b"\n")
+    with pytest.raises(ArtifactError, match=rf"t\.csv: is damaged \(.*{says}.*\); again"):
+        files.read_columns(tmp_path / "t.csv", {"id": str, "x": np.int8}, "again")
 
 
 def test_a_table_or_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"t\.csv: is not there; again"):
-        files.read_table(tmp_path / "t.csv", {"id": str}, "again")
+        files.read_columns(tmp_path / "t.csv", {"id": str}, "again")
     with pytest.raises(ArtifactError, match=r"w: cannot be read \(No such file or directory\)"):
         files.file_sha256(tmp_path / "w")
 
