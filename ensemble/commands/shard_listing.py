@@ -70,8 +70,11 @@ def _refuse_changed_inputs(folder: ShardFolder, plan: ShardPlan, config: Predict
     would take as long as to list it.
     """
     inputs = folder.read_inputs(plan)
-    for file in inputs:
-        file.check()
+    if inputs:
+        with progress(len(inputs), "check", "files") as bar:
+            for file in inputs:
+                file.check()
+                bar.advance()
     if not plan.plain_files and (added := first_added(config, {file.path for file in inputs})):
         problem = f"was added after the images of {printable(folder.folder)} were listed"
         raise ArtifactError(printable(added), problem, "move it elsewhere, or give another folder as --shards")

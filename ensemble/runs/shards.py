@@ -21,6 +21,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -262,7 +263,7 @@ class ShardFolder:
             hashes.append(write_parquet(self._list(len(hashes)), columns))
             numbered = numbered and is_numbered(np.array(columns["id"]), n + 1)
             n += len(shard)
-            plain_files += sum(not entry.archive for entry in shard)
+            plain_files += columns["archive"].count("")
             bar.advance(len(shard))
         if not n:
             raise DataError(listed.where, "holds no images", "name the folder that does")
@@ -334,7 +335,7 @@ class ShardFolder:
 
 
 def _columns(rows: Sequence[Entry | InputFile], type_: type[Entry | InputFile]) -> dict[str, list[Any]]:
-    return {name: [getattr(row, name) for row in rows] for name in type_.__dataclass_fields__}
+    return {name: list(map(attrgetter(name), rows)) for name in type_.__dataclass_fields__}
 
 
 def _read_rows(path: Path, sha256: str, type_: type[T]) -> list[T]:
