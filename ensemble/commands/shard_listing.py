@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ensemble.data.input_files import InputFile
 from ensemble.data.shard_lists import ListedArchive, first_added, found_in, list_images
 from ensemble.data.tars import TarImage, images_of_tar
 from ensemble.errors import ArtifactError, printable
@@ -53,9 +54,8 @@ def planned(folder: ShardFolder, config: PredictConfig, facts: RunFacts, resourc
     refuse_differences(folder.folder, stored, given, "give another folder as --shards")
     _refuse_changed_inputs(folder, plan, config)
     if not is_new:
-        later = (
-            "" if not plan.plain_files or plan.from_manifest else "; files that were added later are not in the list"
-        )
+        is_searched_once = plan.plain_files and not plan.from_manifest
+        later = "; files that were added later are not in the list" if is_searched_once else ""
         say(f"note: the images were listed at {folder.listed_at()}{later}")
     for note in plan.notes:
         say(f"note: {plan.where}: {note}")
@@ -102,27 +102,28 @@ def _list_tars(folder: ShardFolder, config: PredictConfig, resources: Resources)
     found = found_in(config, [])
     if found is None:
         return set()
-    tars = dict[Path, ListedArchive]()
+    tars = dict[Path, InputFile]()
     with progress(0, "search", "files") as bar:
         for each in found:
             bar.advance()
             if isinstance(each, ListedArchive) and not each.is_zip:
-                tars[folder.tar_list(each.file).absolute()] = each
-    if len(tars) < 2 or sum(tar.file.size for tar in tars.values()) < PROCESSES_PAY:
+                tars[folder.tar_list(each.file).absolute()] = each.file
+    if len(tars) < 2 or sum(tar.size for tar in tars.values()) < PROCESSES_PAY:
         return set()
-    calls = [(tar.path.absolute(), path) for path, tar in tars.items() if not has_tar_list(path)]
+    calls = [(tar, path) for path, tar in tars.items() if not has_tar_list(path)]
     with resources.pool() as pool, progress(0, "read tars") as bar:
         for _ in pool.run(list_tar, calls, pool.slots(PROCESS_PAYS, CPU, resources.jobs), bar):
             pass
     return set(tars)
 
 
-def list_tar(tar: Path, path: Path, bar: Progress) -> None:
+def list_tar(tar: InputFile, path: Path, bar: Progress) -> None:
     """Write the images of a tar to a file.
 
     Parameters
     ----------
-    tar, path : Path
+    tar : InputFile
+    path : Path
     bar : Progress
         Advanced by one for each image.
 
@@ -130,5 +131,12 @@ def list_tar(tar: Path, path: Path, bar: Progress) -> None:
     ------
     DataError
         As `images_of_tar`.
+    ArtifactError
+        The tar is changed while it is listed. Nothing is written, because `path` stands for the tar as it was.
     """
-    write_tar_list(path, images_of_tar(tar), bar.advance)
+
+    def images() -> Iterator[TarImage]:
+        yield from images_of_tar(Path(tar.path))
+        tar.check()
+
+    write_tar_list(path, images(), bar.advance)

@@ -9,7 +9,7 @@ import shutil
 import socket
 import tarfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +20,7 @@ from tiny import listing, rewrite_json
 from ensemble.commands import shard_listing
 from ensemble.config import ComputeConfig
 from ensemble.data.shard_lists import EntryReader
+from ensemble.data.tars import TarImage
 from ensemble.errors import ArtifactError
 from ensemble.members.parallel import Resources
 from ensemble.predict_config import PredictConfig
@@ -267,10 +268,25 @@ def test_a_list_of_a_tar_without_a_hash_is_made_again(tmp_path: Path, monkeypatc
             started(shards, images)
     next((shards / "_plan/tars").glob("*.sha256")).unlink()
     list_tar = shard_listing.list_tar
-    monkeypatch.setattr(shard_listing, "list_tar", lambda tar, *rest: listed.append(tar.name) or list_tar(tar, *rest))
+    monkeypatch.setattr(shard_listing, "list_tar", lambda tar, *rest: listed.append(tar.path) or list_tar(tar, *rest))
     plan, said = started(shards, images)
     assert len(listed) == 1 and plan.n == 6
     assert not any(line.startswith("warning") for line in said)
+
+
+def test_a_tar_that_is_changed_while_it_is_listed_has_no_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a start after the tar was restored would take the list of the other tar for that of this one."""
+    images, images_of_tar = write_tars(tmp_path / "data"), shard_listing.images_of_tar
+
+    def changing(tar: Path) -> Iterator[TarImage]:
+        write_tar(tar, {"other.png": bytes(20_000)})
+        return images_of_tar(tar)
+
+    monkeypatch.setattr(shard_listing, "PROCESSES_PAY", 0)
+    monkeypatch.setattr(shard_listing, "images_of_tar", changing)
+    with pytest.raises(ArtifactError, match=r"0\.tar: was changed after it was listed: it had 10240 bytes and has"):
+        started(tmp_path / "s", images)
+    assert not list((tmp_path / "s/_plan").rglob("*.*"))
 
 
 def test_nothing_is_left_of_the_lists_of_tars(tmp_path: Path) -> None:
