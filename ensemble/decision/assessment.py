@@ -128,7 +128,7 @@ class Candidate:
     def for_refits(self, groups: ArrayLike | None = None) -> Refittable:
         """Return the rule as bootstrap replicates of the rows, or of groups (n,), need it.
 
-        The predictions of a vote are kept. The groups change no result, but without them more is computed (`RefitRule`).
+        The predictions of a vote are kept. The groups change no result, only how fast it is computed (`RefitRule`).
         """
         nested = self.nested
 

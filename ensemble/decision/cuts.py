@@ -18,9 +18,9 @@ Integers: TypeAlias = NDArray[np.integer[Any]]
 _ROOM = 3.0
 """The margin within which cuts count as near the best one: divided by the square root of the number of rows of the
 rarer label, it is a difference in error rate. The standard deviation of a resampled rate is at most 0.5 in this unit
-for independent rows, so the margin is at least six of them. Where whole groups are resampled, rows count as many as they
-weigh (`design_effects`). A smaller value would only cost time, since a replicate that needs more cuts searches all of
-them."""
+for independent rows, so the margin is at least six of them. Where whole groups are resampled, the number of rows is
+divided by their design effect. A smaller value would only cost time, since a replicate that needs more cuts searches
+all of them."""
 
 
 class Cuts:
