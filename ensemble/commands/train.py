@@ -144,7 +144,8 @@ def _trial_rows(members: Sequence[MemberFolder], table: FoldTable, fold: int, se
     if logits[0].ndim == 1:
         rates = [error_rates(labels, apply_threshold(each, fit_threshold(each, labels))) for each in logits]
         areas: list[float | None] = [auc(each, labels) for each in logits]
-        errors = refit_errors([RefitRule(each, labels, ()) for each in logits], labels, groups, seed)
+        rules = [RefitRule(each, labels, (), groups=groups) for each in logits]
+        errors = refit_errors(rules, labels, groups, seed)
         differences = [
             refit_differences(rates[0], of, each - errors[0])[2] for of, each in zip(rates, errors, strict=True)
         ]

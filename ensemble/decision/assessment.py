@@ -125,8 +125,11 @@ class Candidate:
             and [each.fitted for each in self.nested.splits] == [each.fitted for each in other.nested.splits]
         )
 
-    def for_refits(self) -> Refittable:
-        """Return the rule as bootstrap replicates need it. The predictions of a vote are kept."""
+    def for_refits(self, groups: ArrayLike | None = None) -> Refittable:
+        """Return the rule as bootstrap replicates of the rows, or of groups (n,), need it.
+
+        The predictions of a vote are kept. The groups change no result, only how fast it is computed (`RefitRule`).
+        """
         nested = self.nested
 
         def scores() -> Floats:
@@ -140,7 +143,7 @@ class Candidate:
         if not self.fitted:
             return FixedRule(nested.y_pred, nested.labels)
         assert not isinstance(self.objective, ClassObjective), "fit_cut refuses it"
-        return RefitRule(scores, nested.labels, nested.splits, self.objective)
+        return RefitRule(scores, nested.labels, nested.splits, self.objective, groups)
 
 
 Assessed = TypeVar("Assessed")
@@ -249,7 +252,7 @@ def assess(candidates: Sequence[Candidate], groups: ArrayLike | None = None, see
         The seed of the bootstrap.
     """
     labels, (distinct, which) = candidates[0].nested.labels, _distinct(candidates)
-    errors = refit_errors((each.for_refits() for each in distinct), labels, groups, seed, REPLICATES)[which]
+    errors = refit_errors((each.for_refits(groups) for each in distinct), labels, groups, seed, REPLICATES)[which]
     reference = error_rates(labels, candidates[0].nested.y_pred)
     assessments = []
     for j, candidate in enumerate(candidates):
@@ -302,7 +305,7 @@ def compare_nested(a: Candidate, b: Candidate, groups: ArrayLike | None = None, 
         Differences are B minus A; a negative difference favours B.
     """
     y_true = a.nested.labels
-    errors = refit_errors((each.for_refits() for each in (a, b)), y_true, groups, seed, REPLICATES)
+    errors = refit_errors((each.for_refits(groups) for each in (a, b)), y_true, groups, seed, REPLICATES)
     of_a, of_b = (
         Measured(error_rates(y_true, each.nested.y_pred), *nested_intervals(each.nested, of_one, groups))
         for each, of_one in zip((a, b), errors, strict=True)

@@ -222,7 +222,7 @@ class Rows:
             # A logistic fit without negative weights is the nonnegative fit as well, so it is not fitted again.
             logistic = self.any_stacker("logistic") if kind == "nonnegative" else None
             if logistic is None or min(logistic.weights) < 0:
-                fit = CLASS_STACKERS[kind] if self.logits.ndim > 2 else STACKERS[kind]
+                fit = CLASS_STACKERS[kind] if self.all_logits.ndim > 2 else STACKERS[kind]
                 self._stackers[kind] = fit(self.logits, self.labels, self.members)
             else:
                 self._stackers[kind] = logistic
@@ -270,8 +270,9 @@ def of_score(score: Score, threshold: Cut | None = None) -> Rule:
 
 
 def _fit_votes(rows: Rows, objective: Objective | ClassObjective) -> Score:
-    cuts = [fit_cut(logits, rows.labels, objective) for logits in np.moveaxis(rows.logits, 1, 0)]
-    return vote_share(cuts) if rows.logits.ndim == 2 else plurality(cuts)
+    labels = rows.labels
+    cuts = [fit_cut(logits, labels, objective) for logits in np.moveaxis(rows.logits, 1, 0)]
+    return vote_share(cuts) if rows.all_logits.ndim == 2 else plurality(cuts)
 
 
 MAJORITY_VOTE = Rule(_fit_votes, 0.5)

@@ -18,8 +18,9 @@ Integers: TypeAlias = NDArray[np.integer[Any]]
 _ROOM = 3.0
 """The margin within which cuts count as near the best one: divided by the square root of the number of rows of the
 rarer label, it is a difference in error rate. The standard deviation of a resampled rate is at most 0.5 in this unit
-for independent rows, so the margin is at least six of them. A smaller value would only cost time, since a replicate
-that needs more cuts searches all of them."""
+for independent rows, so the margin is at least six of them. Where whole groups are resampled, the number of rows is
+divided by their design effect. A smaller value would only cost time, since a replicate that needs more cuts searches
+all of them."""
 
 
 class Cuts:
@@ -135,15 +136,24 @@ class Cuts:
         below = np.cumsum(table, axis=-1)
         return _rates(below[..., :-1], below[..., -1:])
 
-    def rates_of_rows(self) -> tuple[Floats, Floats]:
-        """Return the FPR and FNR at each cut, (c,) each, of the fitted rows, each counted once."""
-        return _rates(self._below, self._totals)
+    def rates_of_rows(self, cut: slice | NDArray[np.int64] = slice(None)) -> tuple[Floats, Floats]:
+        """Return the FPR and FNR at these cuts, (c,) each, of the fitted rows, each counted once."""
+        return _rates(self._below[:, cut], self._totals)
 
-    def near_best(self) -> Cuts:
-        """Return a copy with only the range of cuts whose loss on the unweighted rows is near the least."""
+    def best_of_rows(self) -> tuple[int, float]:
+        """Return the lowest cut with the least loss on the fitted rows, each counted once, and this loss."""
+        loss = np.add(*self._objective.one_sided_losses(*self.rates_of_rows()))
+        cut = int(loss.argmin())
+        return cut, float(loss[cut])
+
+    def near_best(self, effects: tuple[float, float] = (1.0, 1.0)) -> Cuts:
+        """Return a copy with only the range of cuts whose loss on the unweighted rows is near the least.
+
+        `effects` are the design effects of the groups that are resampled, on FPR and on FNR.
+        """
         fpr, fnr = self.rates_of_rows()
-        least = np.add(*self._objective.one_sided_losses(fpr, fnr)).min()
-        room = _ROOM / np.sqrt(max(self._totals.min(), 1))
+        _, least = self.best_of_rows()
+        room = _ROOM / np.sqrt(max((self._totals[:, 0] / effects).min(), 1))
         at_or_below, at_or_above = self._objective.one_sided_losses(fpr - room, fnr - room)
         low = max(int(np.count_nonzero(at_or_below > least)) - 1, 0)
         high = min(int(np.count_nonzero(at_or_above <= least)) + 1, self.thresholds.size)

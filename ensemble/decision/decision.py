@@ -336,5 +336,6 @@ def stack_replicates(decision: Decision, oof: OofLogits, seed: int, replicates: 
     Offsets between fold models have been subtracted from the rows (`Decision.aligned`).
     """
     nested = cross_fit(oof.rows, stack(decision.kind), decision.objective)
-    rule = RefitRule(decision.stacker.apply(oof.logits), oof.labels, nested.splits, decision.objective)
+    scores = decision.stacker.apply(oof.logits)
+    rule = RefitRule(scores, oof.labels, nested.splits, decision.objective, oof.groups)
     return refit_replicates(rule, oof.labels, oof.groups, seed, replicates)

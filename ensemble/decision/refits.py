@@ -6,7 +6,8 @@ two such cuts form a segment, so a replicate costs a weighted count over segment
 
 Most of these cuts are far too bad to be best in any replicate. A replicate therefore first searches the cuts near the
 best one, with the rows beyond them counted together. If that cannot exclude that another cut is better, it searches all
-cuts.
+cuts. These are prepared again each time, for one score at a time, since they would take much more memory than the rest.
+Whole groups that are drawn together make the rates vary more, so more cuts count as near.
 
 Rows that no cut near the best one tells apart are merged: a rule stores only which merged row each row belongs to, and
 its cuts store what is theirs for the merged rows. Several rules on the same rows share one such merging, so a replicate
@@ -24,12 +25,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ensemble.config import seed_sequence
-from ensemble.decision.bootstrap import Resampler
+from ensemble.decision.bootstrap import Resampler, design_effects
 from ensemble.decision.cross_fitting import Split
 from ensemble.decision.cuts import Cuts, Integers, summed
 from ensemble.decision.intervals import Interval
 from ensemble.decision.objective import HTER, Objective
-from ensemble.decision.rates import Floats, Labels
+from ensemble.decision.rates import Floats, Labels, apply_threshold
 
 Pair = tuple[float, float]
 """An FPR and an FNR, or a difference in each."""
@@ -75,6 +76,8 @@ class RefitRule:
         apparent estimate takes the place of the nested one.
     objective : Objective
         What the thresholds minimise.
+    groups : int64 array (n,), optional
+        The groups of rows that are drawn together. They change no result, only how many cuts count as near.
 
     Attributes
     ----------
@@ -88,24 +91,35 @@ class RefitRule:
         labels: Labels,
         splits: Sequence[Split],
         objective: Objective = HTER,
+        groups: ArrayLike | None = None,
     ) -> None:
         self._scores, self._labels, self._splits, self._objective = scores, labels, splits, objective
         self.merged_row: Integers = np.zeros(labels.size, np.int32)
         self._near = list[Cuts]()
-        for cuts in self._every_cuts():
-            near, before = cuts.near_best(), self.merged_row
+        effects = (1.0, 1.0)
+        for j in range(len(splits) + 1):
+            cuts = self._every_cut(j)
+            if j == 0 and groups is not None:
+                effects = self._design_effects(cuts, groups)
+            near, before = cuts.near_best(effects), self.merged_row
             del cuts
             code = near.code
             self.merged_row, first = _merged(before, code)
             self._near = [each.of_merged(before[first], each.code) for each in self._near]
             self._near.append(near.of_merged(first, code))
-        self._complete = list[Cuts]()  # with all cuts, once a replicate has needed them
 
-    def _every_cuts(self) -> Iterator[Cuts]:
-        """Yield all cuts of the deployed score, then those of the rule without each fold."""
-        yield Cuts(self._scores() if callable(self._scores) else self._scores, self._labels, self._objective)
-        for split in self._splits:
-            yield Cuts(split.scores, self._labels, self._objective, ~split.inside)
+    def _every_cut(self, j: int) -> Cuts:
+        """Return all cuts of the deployed score if j is 0, otherwise those of the rule without the fold of split j."""
+        if j == 0:
+            return Cuts(self._scores() if callable(self._scores) else self._scores, self._labels, self._objective)
+        split = self._splits[j - 1]
+        return Cuts(split.scores, self._labels, self._objective, ~split.inside)
+
+    def _design_effects(self, deployed: Cuts, groups: ArrayLike) -> Pair:
+        """Return the design effects of groups on FPR and FNR at the best cut of the deployed score."""
+        scores = self._scores() if callable(self._scores) else self._scores
+        y_pred = apply_threshold(scores, float(deployed.thresholds[deployed.best_of_rows()[0]]))
+        return design_effects(self._labels, y_pred, groups)
 
     def on(self, rows: Integers) -> RefitRule:
         """Return the rule with only these rows (j,), each of which stands for all rows of its merged row."""
@@ -130,13 +144,21 @@ class RefitRule:
             the unweighted rows.
         """
         merged = summed(self.merged_row, self._near[0].code.size, weights)
-        threshold, nested, true, complete = _refitted(self._near, merged)
-        if not complete.all():
-            if not self._complete:
-                self._complete += self._every_cuts()
-            others = (weights if of_all_rows is None else of_all_rows)[~complete]
-            threshold[~complete], nested[~complete], true[~complete], _ = _refitted(self._complete, others)
-        return threshold, nested, true
+        of_all_rows = weights if of_all_rows is None else of_all_rows
+        found = self._at_best(0, merged, of_all_rows)
+        threshold, true, errors, drawn = found[:, 0], found[:, 1:3], found[:, 3:5], found[:, 5:]
+        if self._splits:
+            errors = np.zeros_like(errors)
+        for j in range(len(self._splits)):
+            errors += self._at_best(j + 1, merged, of_all_rows)[:, 3:5]
+        return threshold, errors / drawn, true
+
+    def _at_best(self, j: int, merged: Floats, of_all_rows: Floats) -> Floats:
+        """Return what `_at_best` returns of the cuts j; see `_every_cut`."""
+        found, unknown = _at_best(self._near[j], merged)
+        if unknown.any():
+            found[unknown], _ = _at_best(self._every_cut(j), of_all_rows[unknown])
+        return found
 
     def errors(self, weights: Floats, of_all_rows: Floats | None = None) -> Floats:
         """Return the errors of the nested estimate, (b, 2), in replicates with row weights as for `refit`."""
@@ -243,11 +265,11 @@ class _Together:
                 each.on(of_first) if isinstance(each, RefitRule | FixedRule) else each for each in self._rules
             ]
             self._rules.append(rule.on(first))
-        self._size = first.size
+        self._size = first.size if any(isinstance(each, RefitRule | FixedRule) for each in self._rules) else 0
 
     def errors(self, weights: Floats) -> list[Floats]:
         """Return the errors of each rule in replicates with row weights (b, n)."""
-        merged = summed(self._row, self._size, weights)
+        merged = summed(self._row, self._size, weights) if self._size else weights
         return [
             rule.errors(merged, weights) if isinstance(rule, RefitRule | FixedRule) else rule.errors(weights)
             for rule in self._rules
@@ -293,24 +315,19 @@ def _draws(labels: Labels, groups: ArrayLike | None, seed: int, replicates: int)
         yield np.stack(drawn) if len(drawn) > 1 else drawn[0][None]
 
 
-def _refitted(all_cuts: Sequence[Cuts], weights: Floats) -> tuple[Floats, Floats, Floats, NDArray[np.bool_]]:
-    """Return what `RefitRule.refit` returns, of weighted rows (b, n).
+def _at_best(cuts: Cuts, weights: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+    """Return what the best cuts of weighted rows (b, n) give, (b, 7), and where the best cut is unknown, (b,).
 
-    The first of `all_cuts` is that of the deployed score; the others are those of the rule without each fold. The
-    fourth array (b,) is false where a cut that `near_best` has left out may be the best; the others are then undefined.
+    The columns are the threshold, the FPR and FNR of it on the unweighted fitted rows, the weights of the evaluated
+    rows that it predicts wrongly, by label, and the weights of the fitted rows by label. Where `near_best` has left out
+    a cut that may be the best, they are undefined.
     """
-    deployed, *without = all_cuts
-    table, _ = deployed.counts(weights)
-    cut = deployed.best(table)
-    complete, errors = cut >= 0, np.zeros((len(weights), 2))
-    for cuts in without or (deployed,):
-        fitted, held_out = cuts.counts(weights)
-        fold_cut = cuts.best(fitted)
-        complete &= fold_cut >= 0
-        below = np.take_along_axis(np.cumsum(held_out, axis=-1), fold_cut[:, None, None], axis=-1)[..., 0]
-        errors += np.stack([held_out[:, 0].sum(axis=-1) - below[:, 0], below[:, 1]], axis=1)
-    true = np.stack([rates[cut] for rates in deployed.rates_of_rows()], axis=1)
-    return deployed.thresholds[cut], errors / table.sum(axis=-1), true, complete
+    fitted, evaluated = cuts.counts(weights)
+    cut = cuts.best(fitted)
+    below = np.take_along_axis(np.cumsum(evaluated, axis=-1), cut[:, None, None], axis=-1)[..., 0]
+    wrong = evaluated[:, 0].sum(axis=-1) - below[:, 0], below[:, 1]
+    found = np.column_stack([cuts.thresholds[cut], *cuts.rates_of_rows(cut), *wrong, fitted.sum(axis=-1)])
+    return found, cut < 0
 
 
 def refit_interval(

@@ -41,15 +41,22 @@ BLOCK = 100_000
 """The rows that are drawn and written at a time; a multiple of the folds."""
 
 
-def drawn(n: int) -> OofLogits:
-    """Return logits of which 5 % have a flipped label, rounded as OOF files hold them."""
+def drawn(n: int, groups: int = 0) -> OofLogits:
+    """Return logits of which 5 % have a flipped label, rounded as OOF files hold them.
+
+    The logits of the rows of a group have a part in common, with the variance that a member adds to a row.
+    """
     rng = np.random.default_rng(0)
     truth = (rng.random(n) < 0.88).astype(np.int8)
     labels = np.where(rng.random(n) < 0.05, 1 - truth, truth).astype(np.int8)
     logits, shared = np.empty((n, len(STRENGTHS))), rng.normal(size=n)
+    group_of = np.arange(n) % groups if groups else None
+    if group_of is not None:
+        shared += 2 * rng.normal(size=groups)[group_of]
     for j, strength in enumerate(STRENGTHS):
         logits[:, j] = ((2.0 * truth - 1) * strength + 0.5 * shared + rng.normal(size=n)).round(5)
-    table = FoldTable(np.arange(n), labels, (np.arange(n) % FOLDS).astype(np.int8))
+    fold_of = np.arange(n) % FOLDS if group_of is None else group_of % FOLDS
+    table = FoldTable(np.arange(n), labels, fold_of.astype(np.int8), group_of)
     return OofLogits(table, tuple("abc"), logits)
 
 
@@ -179,13 +186,14 @@ def main() -> None:
     options.add_argument("--rows", type=int, default=300_000)
     options.add_argument("--files", type=Path, metavar="WORK")
     options.add_argument("--replicates", type=int, default=assessment.REPLICATES, help="of the bootstrap")
+    options.add_argument("--groups", type=int, default=0, help="that the rows of a decision belong to; 0 for none")
     given = options.parse_args()
     n, assessment.REPLICATES = given.rows, given.replicates
     if given.files is not None:
         measure_command(given.files, n)
         return
     decision.fit_decision(drawn(2000), ("image",))  # imports and caches are no part of the measurement
-    oof, seconds = drawn(n), dict[str, float]()
+    oof, seconds = drawn(n, given.groups), dict[str, float]()
     for module, name in (
         (decision, "find_fold_offsets"),
         (decision.CandidateSet, "of"),
