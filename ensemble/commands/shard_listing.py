@@ -87,4 +87,5 @@ def list_tar(tar: Path, path: Path, bar: Progress) -> None:
     DataError
         As `images_of_tar`.
     """
+    ShardFolder(path.parents[2]).refuse_unshared()
     write_tar_list(path, images_of_tar(tar), bar.advance)

@@ -5,7 +5,7 @@
     _logits/                 the same for the logits of the fold models
     _plan/                   plan.json, request.json, facts.json, and list-000000.parquet: the images of a shard
     _plan/tars/              the images of each tar, while the images are listed
-    _claims/                 the locks of shards that are being computed
+    _claims/                 a lock for each shard; they stay, because another process may work there
 
 Names that begin with `_` are passed over by readers of Parquet folders. Every file is written whole. A part is a pure
 function of its list and of what its note says that it was made from, so that to compute one twice is harmless.
@@ -16,8 +16,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
+import socket
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -28,9 +31,10 @@ import numpy as np
 from ensemble.data.dataset import is_numbered
 from ensemble.data.shard_lists import Entry, ImageList
 from ensemble.data.tars import TarImage
-from ensemble.errors import ArtifactError, ConfigError, DataError, printable
+from ensemble.errors import ArtifactError, ConfigError, DataError, ResourceError, printable
 from ensemble.progress import Bar, Say, silent
 from ensemble.runs import files
+from ensemble.runs.locks import HOLDER
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
@@ -40,6 +44,9 @@ ROWS = 65_536
 
 LIST_AGAIN = "remove the folder and give the command again"
 """The remedy where the plan of a folder is damaged."""
+
+OTHER_VERSION = "finish it with that version, or give another folder as --shards"
+"""The remedy where another version of thera has begun a folder."""
 
 T = TypeVar("T")
 
@@ -102,6 +109,8 @@ class PartNote:
         How many images have each of `data.store.TRAITS`.
     labels : tuple of C ints
         How many images have each label; empty in a part of logits.
+    seen : int or None
+        How many images were in training; None in a part of labels, and in notes of former versions.
     """
 
     sha256: str
@@ -110,6 +119,7 @@ class PartNote:
     bad: dict[int, str] = field(default_factory=dict)
     traits: dict[str, int] = field(default_factory=dict)
     labels: tuple[int, ...] = ()
+    seen: int | None = None
 
 
 class Parts:
@@ -264,8 +274,22 @@ class ShardFolder:
     # --- what the parts are made from ---------------------------------------------------------------------------------
 
     def read_request(self, type_: type[T]) -> T | None:
-        """Return `_plan/request.json`; None where there is none."""
-        return self._read("request.json", type_)
+        """Return `_plan/request.json`; None where there is none.
+
+        Raises
+        ------
+        ArtifactError
+            It is damaged, or has other fields than `type_`: another version wrote it, whose logits may differ.
+        """
+
+        def of_this_version(content: dict[str, Any]) -> dict[str, Any]:
+            expected = {*type_.__dataclass_fields__}  # type: ignore[attr-defined]
+            if names := {*content} - {"schema", files.CONTENT_SHA256} ^ expected:
+                found = "was begun by another version of thera; fields of request.json that only one of both has are "
+                raise ArtifactError(self.folder, found + ", ".join(map(printable, sorted(names))), OTHER_VERSION)
+            return content
+
+        return self._read("request.json", type_, of_this_version)
 
     def write_request(self, request: object) -> None:
         files.write_json(self._plan / "request.json", request)
@@ -277,9 +301,36 @@ class ShardFolder:
     def write_facts(self, facts: object) -> None:
         files.write_json(self._plan / "facts.json", facts)
 
-    def _read(self, name: str, type_: type[T]) -> T | None:
+    def _read(self, name: str, type_: type[T], migrate: files.Migrate | None = None) -> T | None:
         path = self._plan / name
-        return files.read_json(path, type_, LIST_AGAIN) if path.exists() else None
+        return files.read_json(path, type_, LIST_AGAIN, migrate) if path.exists() else None
+
+    # --- the processes that compute -----------------------------------------------------------------------------------
+
+    @contextmanager
+    def mark(self) -> Iterator[Path]:
+        """Yield the path of a file that is in the folder for a while: a machine that sees it shares the folder."""
+        # named as a temporary file of this process, so that `remove_orphans` finds that of a killed one
+        name = f".shared.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+        path = self.folder.absolute() / name
+        files.write_whole(path, b"")
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    def refuse_unshared(self, mark: Path | None = None) -> None:
+        """Raise `ResourceError` where this machine does not see the folder of the process that gave the command.
+
+        Parameters
+        ----------
+        mark : Path, optional
+            Of `mark`. Without it, that process must hold the lock of the folder, which a file says.
+        """
+        if not (mark or self.folder / HOLDER).exists():
+            where, node = f"--shards {printable(self.folder)}", socket.gethostname()
+            remedy = "put it on storage that all nodes share, or leave out --cluster"
+            raise ResourceError(where, f"is not visible on node {node}", remedy)
 
     def claim(self, index: int) -> Path:
         """Return the folder whose lock is held by the process that computes a shard."""
