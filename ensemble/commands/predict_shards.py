@@ -41,7 +41,7 @@ from ensemble.progress import Bar, Say, progress, silent
 from ensemble.reports.prediction_tables import remarks
 from ensemble.runs.files import refuse_differences
 from ensemble.runs.label_files import LINES, TABLE, checked_path, incomplete, is_table
-from ensemble.runs.locks import locked
+from ensemble.runs.locks import locked, marked
 from ensemble.runs.run import Run, RunFacts
 from ensemble.runs.shards import PartNote, Parts, ShardFolder, ShardPlan
 
@@ -237,7 +237,7 @@ def _logits(
 
     def compute(indices: Sequence[int], bar: Bar) -> list[int]:
         arguments = (run.folder.absolute(), resources.device, on_bad)  # of a cluster, another process has another cwd
-        with resources.pool() as pool, folder.mark() as mark:
+        with resources.pool() as pool, marked(folder.folder) as mark:
             common = (mark, predict_shard, logits_done, folder.folder.absolute())
             calls = [(*common, index, *arguments) for index in indices]
             done = dict(pool.run(claimed_by_task, calls, pool.slots(batches, resources.device, resources.jobs), bar))

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ensemble.data.shard_lists import Entry, EntryReader
-from ensemble.errors import ArtifactError, DataError, LockedError, TheraError, printable
+from ensemble.errors import ArtifactError, DataError, LockedError, ResourceError, TheraError, printable
 from ensemble.runs.files import LOGIT_DECIMALS, refuse_differences
-from ensemble.runs.locks import locked
+from ensemble.runs.locks import HOLDER, locked
 from ensemble.runs.run import Run, RunFacts
 from ensemble.runs.shards import PartNote, ShardFolder, ShardPlan, content_sha256
 
@@ -87,6 +87,21 @@ class LogitsRequest:
         return content_sha256({**asdict(self), "run": ""})
 
 
+def refuse_unshared(shards: Path, mark: Path | None = None) -> None:
+    """Raise `ResourceError` where this machine does not see the folder of the process that gave the command.
+
+    Parameters
+    ----------
+    shards : Path
+    mark : Path, optional
+        A file that the process has made there (`runs.locks.marked`). Without one, the process holds the folder's lock,
+        so that the file which names the holder is the mark.
+    """
+    if not (mark or shards / HOLDER).exists():
+        where, found = f"--shards {printable(shards)}", f"is not visible on node {socket.gethostname()}"
+        raise ResourceError(where, found, "put it on storage that all nodes share, or leave out --cluster")
+
+
 def claimed(
     job: Callable[..., PartNote],
     is_done: Callable[[ShardFolder, int], bool],
@@ -119,7 +134,7 @@ def claimed_by_task(mark: Path, job: Callable[..., PartNote], is_done: Any, shar
     Parameters
     ----------
     mark : Path
-        A file in the folder that its process has made for this call (`ShardFolder.mark`).
+        A file in the folder that its process has made for this call (`runs.locks.marked`).
     job, is_done, shards, *arguments
         As in `claimed`.
 
@@ -128,7 +143,7 @@ def claimed_by_task(mark: Path, job: Callable[..., PartNote], is_done: Any, shar
     ResourceError
         This machine does not see the mark. Nothing is written then.
     """
-    ShardFolder(shards).refuse_unshared(mark)
+    refuse_unshared(shards, mark)
     return claimed(job, is_done, shards, *arguments)
 
 

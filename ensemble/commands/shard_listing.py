@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ensemble.commands.shard_jobs import refuse_unshared
 from ensemble.data.files import reading
 from ensemble.data.shard_lists import list_images, tars_of
 from ensemble.data.source import set_name
@@ -87,5 +88,5 @@ def list_tar(tar: Path, path: Path, bar: Progress) -> None:
     DataError
         As `images_of_tar`.
     """
-    ShardFolder(path.parents[2]).refuse_unshared()
+    refuse_unshared(path.parents[2])  # the command holds that folder while images are listed
     write_tar_list(path, images_of_tar(tar), bar.advance)

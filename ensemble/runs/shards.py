@@ -16,11 +16,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import shutil
-import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -31,10 +28,9 @@ import numpy as np
 from ensemble.data.dataset import is_numbered
 from ensemble.data.shard_lists import Entry, ImageList
 from ensemble.data.tars import TarImage
-from ensemble.errors import ArtifactError, ConfigError, DataError, ResourceError, printable
+from ensemble.errors import ArtifactError, ConfigError, DataError, printable
 from ensemble.progress import Bar, Say, silent
 from ensemble.runs import files
-from ensemble.runs.locks import HOLDER
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
@@ -304,33 +300,6 @@ class ShardFolder:
     def _read(self, name: str, type_: type[T], migrate: files.Migrate | None = None) -> T | None:
         path = self._plan / name
         return files.read_json(path, type_, LIST_AGAIN, migrate) if path.exists() else None
-
-    # --- the processes that compute -----------------------------------------------------------------------------------
-
-    @contextmanager
-    def mark(self) -> Iterator[Path]:
-        """Yield the path of a file that is in the folder for a while: a machine that sees it shares the folder."""
-        # named as a temporary file of this process, so that `remove_orphans` finds that of a killed one
-        name = f".shared.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
-        path = self.folder.absolute() / name
-        files.write_whole(path, b"")
-        try:
-            yield path
-        finally:
-            path.unlink(missing_ok=True)
-
-    def refuse_unshared(self, mark: Path | None = None) -> None:
-        """Raise `ResourceError` where this machine does not see the folder of the process that gave the command.
-
-        Parameters
-        ----------
-        mark : Path, optional
-            Of `mark`. Without it, that process must hold the lock of the folder, which a file says.
-        """
-        if not (mark or self.folder / HOLDER).exists():
-            where, node = f"--shards {printable(self.folder)}", socket.gethostname()
-            remedy = "put it on storage that all nodes share, or leave out --cluster"
-            raise ResourceError(where, f"is not visible on node {node}", remedy)
 
     def claim(self, index: int) -> Path:
         """Return the folder whose lock is held by the process that computes a shard."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import pytest
 from simulated import Simulated, always, once, place_of, squares, total, when, wrong
-from tiny import listing, write_tiny
+from tiny import fails, listing, write_tiny
 
 from ensemble.cli import main
 from ensemble.cluster.display import Display, Report
@@ -329,6 +330,35 @@ def test_tars_are_listed_by_tasks(
     assert ran[0] == "list_tar"
     plans = [{name: each[name] for name in each if name.startswith("_plan/")} for each in (here, there)]
     assert plans[0] == plans[1] and any(name.endswith(".parquet") for name in plans[0])
+
+
+@pytest.mark.parametrize("what", ["list_tar", "predict_shard"])
+def test_a_node_that_does_not_see_the_shards_is_refused(
+    what: str,
+    blind: Simulated,
+    data: Path,
+    local: dict[str, bytes],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It makes no folder and no lock there."""
+    images = [data / "new/img"]
+    if what == "list_tar":
+        images = [tmp_path / "0.tar", tmp_path / "1.tar"]
+        for path in images:
+            with tarfile.open(path, "w") as tar:
+                tar.add(data / "new/img/001.png", "001.png")
+        monkeypatch.setattr("ensemble.commands.shard_listing.PROCESSES_PAY", 0)
+    shards = tmp_path / "shards"
+    given = ["--run", data / "local", *images, "--device", "cpu", "--shards", shards, "--cluster", blind.address]
+    line = fails(capsys, 6, "predict", *given)
+    assert line == (
+        f"error: --shards {shards}: is not visible on node {socket.gethostname()}; put it on storage that all nodes "
+        "share, or leave out --cluster"
+    )
+    left = {name for name in listing(shards) if not name.startswith("_plan/list-")}
+    assert left == {".lock"} | ({"_plan/plan.json", "_plan/request.json"} if what == "predict_shard" else set())
 
 
 @pytest.mark.parametrize("command", ["train-member", "distil", "fit"])

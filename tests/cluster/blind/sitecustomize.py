@@ -15,7 +15,7 @@ def _getsize_without_images(path: str) -> int:
 
 
 def _exists_without_marks(path: pathlib.Path) -> bool:
-    return not path.name.startswith(".shared.") and _exists(path)
+    return not path.name.startswith((".shared.", ".lock.holder")) and _exists(path)
 
 
 if os.environ.get("THERA_TEST_BLIND"):  # where the tests are collected, this module is imported, too
