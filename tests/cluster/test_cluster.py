@@ -299,10 +299,10 @@ def test_a_node_is_lost_while_it_computes_a_shard(
     given = ["predict", "--run", str(data / "local"), str(data / "new/img"), "--device", "cpu", "--shards"]
     with one_core():
         main([*given, str(tmp_path / "here")])
-    claims, node = tmp_path / "there/_claims", cluster.nodes[0]
+    claims, node = tmp_path / "shared/there/_claims", cluster.nodes[0]
     with when(lambda: list(claims.glob("*/.lock")), partial(cluster.kill, node)) as killed:
-        main([*given, str(tmp_path / "there"), "--cluster", cluster.address])
-    here, there = listing(tmp_path / "here"), listing(tmp_path / "there")
+        main([*given, str(tmp_path / "shared/there"), "--cluster", cluster.address])
+    here, there = listing(tmp_path / "here"), listing(tmp_path / "shared/there")
     parts = [name for name in here if name.endswith(".parquet") or "_done/" in name]
     assert killed and len(parts) == 6 * 5  # of 6 shards the list, and part and note of logits and labels
     assert {name: there[name] for name in parts} == {name: here[name] for name in parts}
@@ -325,8 +325,8 @@ def test_tars_are_listed_by_tasks(
     monkeypatch.setattr(
         ClusterPool, "run", lambda self, work, *rest: ran.append(work.__name__) or run(self, work, *rest)
     )
-    main([*given, str(tmp_path / "there"), "--cluster", cluster.address])
-    here, there = listing(tmp_path / "here"), listing(tmp_path / "there")
+    main([*given, str(tmp_path / "shared/there"), "--cluster", cluster.address])
+    here, there = listing(tmp_path / "here"), listing(tmp_path / "shared/there")
     assert ran[0] == "list_tar"
     plans = [{name: each[name] for name in each if name.startswith("_plan/")} for each in (here, there)]
     assert plans[0] == plans[1] and any(name.endswith(".parquet") for name in plans[0])
