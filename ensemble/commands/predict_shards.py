@@ -293,9 +293,9 @@ def _all_done(
         missing = [index for index, of_shard in enumerate(notes) if of_shard is None]
         if not missing:
             return [of_shard for of_shard in notes if of_shard is not None]
-        if (twice := computed.most_common(1)) and twice[0][1] == COMPUTED_AT_MOST:
+        if failed := [index for index in missing if computed[index] == COMPUTED_AT_MOST]:
             problem = f"was computed {COMPUTED_AT_MOST} times, and is not what was written when it is read"
-            raise ResourceError(parts.path(twice[0][0]), problem, "check the storage; the same command goes on")
+            raise ResourceError(parts.path(failed[0]), problem, "check the storage; the same command goes on")
         with progress(plan.n * passes, what, unit) as bar:
             bar.skip(passes * (plan.n - sum(len(plan.images_in(index)) for index in missing)))
             _compute_missing(folder, missing, note, compute, bar)
@@ -315,7 +315,8 @@ def _compute_missing(
         if missing:
             holders = (_holder(folder, index) for index in missing)
             holder = next((f": {each}" for each in holders if each is not None), "")
-            bar.say(f"note: waiting for {len(missing)} shards that other processes compute{holder}")
+            what = f"{len(missing)} shard{'s' * (len(missing) > 1)}"
+            bar.say(f"note: waiting for {what} that other processes compute{holder}")
         while missing:
             bar.advance(0)
             time.sleep(OTHERS_S)

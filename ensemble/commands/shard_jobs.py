@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ensemble.data.shard_lists import Entry, EntryReader
-from ensemble.errors import ArtifactError, DataError, LockedError, ResourceError, TheraError, printable
+from ensemble.errors import ArtifactError, DataError, LockedError, TheraError, printable
 from ensemble.runs.files import LOGIT_DECIMALS, refuse_differences
-from ensemble.runs.locks import HOLDER, locked
+from ensemble.runs.locks import locked, refuse_unshared
 from ensemble.runs.run import Run, RunFacts
 from ensemble.runs.shards import PartNote, ShardFolder, ShardPlan, content_sha256
 
@@ -85,21 +85,6 @@ class LogitsRequest:
     def sha256(self) -> str:
         """The hash of all fields but `run`, which may be another path on another machine."""
         return content_sha256({**asdict(self), "run": ""})
-
-
-def refuse_unshared(shards: Path, mark: Path | None = None) -> None:
-    """Raise `ResourceError` where this machine does not see the folder of the process that gave the command.
-
-    Parameters
-    ----------
-    shards : Path
-    mark : Path, optional
-        A file that the process has made there (`runs.locks.marked`). Without one, the process holds the folder's lock,
-        so that the file which names the holder is the mark.
-    """
-    if not (mark or shards / HOLDER).exists():
-        where, found = f"--shards {printable(shards)}", f"is not visible on node {socket.gethostname()}"
-        raise ResourceError(where, found, "put it on storage that all nodes share, or leave out --cluster")
 
 
 def claimed(
@@ -199,10 +184,7 @@ def predict_shard(shards: Path, index: int, run: Path, device: torch.device, on_
 
     folder, members = ShardFolder(shards), Run(run)
     plan, request = plan_and_request(folder)
-    here, remedy = (
-        f"{folder.folder} on {socket.gethostname()}",
-        "use machines of one kind, or give another folder as --shards",
-    )
+    here, remedy = f"{shards} on {socket.gethostname()}", "use machines of one kind, or another folder as --shards"
     refuse_differences(here, request.machine, deciding_facts(device), remedy)
     facts, entries = members.read(), folder.read_list(plan, index)
     form, threads = Form(facts.resize, facts.exif == "apply"), 1 if device.type == "cpu" else len(available_cores())

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ensemble.commands.shard_jobs import refuse_unshared
 from ensemble.data.files import reading
 from ensemble.data.shard_lists import list_images, tars_of
 from ensemble.data.source import set_name
@@ -16,7 +15,7 @@ from ensemble.errors import printable
 from ensemble.predict_config import PredictConfig
 from ensemble.progress import Say, progress
 from ensemble.runs.files import refuse_differences
-from ensemble.runs.locks import locked
+from ensemble.runs.locks import locked, refuse_unshared
 from ensemble.runs.run import RunFacts
 from ensemble.runs.shards import ShardFolder, ShardPlan, read_tar_list, write_tar_list
 

@@ -134,3 +134,18 @@ def marked(folder: Path) -> Iterator[Path]:
         yield mark
     finally:
         mark.unlink(missing_ok=True)
+
+
+def refuse_unshared(shards: Path, mark: Path | None = None) -> None:
+    """Raise `ResourceError` where this machine does not see the folder of the process that gave a command.
+
+    Parameters
+    ----------
+    shards : Path
+    mark : Path, optional
+        A file that the process has made there by `marked`. Without one, the process holds the folder's lock, so that
+        the file which names the holder is the mark.
+    """
+    if not (mark or shards / HOLDER).exists():
+        where, found = f"--shards {printable(shards)}", f"is not visible on node {socket.gethostname()}"
+        raise ResourceError(where, found, "put it on storage that all nodes share, or leave out --cluster")

@@ -5,10 +5,11 @@
     _logits/                 the same for the logits of the fold models
     _plan/                   plan.json, request.json, facts.json, and list-000000.parquet: the images of a shard
     _plan/tars/              the images of each tar, while the images are listed
-    _claims/                 a lock for each shard; they stay, because another process may work there
+    _claims/                 the locks of shards that are being computed
 
 Names that begin with `_` are passed over by readers of Parquet folders. Every file is written whole. A part is a pure
 function of its list and of what its note says that it was made from, so that to compute one twice is harmless.
+The locks stay when all is done, because another process may still lock a shard.
 """
 
 from __future__ import annotations
@@ -281,8 +282,9 @@ class ShardFolder:
         def of_this_version(content: dict[str, Any]) -> dict[str, Any]:
             expected = {*type_.__dataclass_fields__}  # type: ignore[attr-defined]
             if names := {*content} - {"schema", files.CONTENT_SHA256} ^ expected:
-                found = "was begun by another version of thera; fields of request.json that only one of both has are "
-                raise ArtifactError(self.folder, found + ", ".join(map(printable, sorted(names))), OTHER_VERSION)
+                fields = ", ".join(map(printable, sorted(names)))
+                found = f"was begun by another version of thera (request.json differs in the fields {fields})"
+                raise ArtifactError(self.folder, found, OTHER_VERSION)
             return content
 
         return self._read("request.json", type_, of_this_version)

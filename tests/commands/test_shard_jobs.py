@@ -128,7 +128,7 @@ def test_a_marker_of_a_dead_host_is_named_with_what_to_do(
     monkeypatch.setattr(predict_shards.time, "sleep", lambda _: (claim / MARKER).unlink(missing_ok=True))
     predict(world, folder)
     assert (
-        f"note: waiting for 1 shards that other processes compute: {claim}: pid 7 on dead-host works here; "
+        f"note: waiting for 1 shard that other processes compute: {claim}: pid 7 on dead-host works here; "
         f"wait for it, or stop it first; if it no longer runs, remove {claim / MARKER}\n"
     ) in capsys.readouterr().err
     assert labels(folder) == labels(world / "done")
@@ -165,8 +165,8 @@ def test_a_folder_of_another_version_is_kept(world: Path, done: Path, capsys: py
     before = listing(done / "_logits")
     line = fails(capsys, 4, *command(world, done))
     assert line == (
-        f"error: {done}: was begun by another version of thera; fields of request.json that only one of both has are "
-        "machine, torch; finish it with that version, or give another folder as --shards"
+        f"error: {done}: was begun by another version of thera (request.json differs in the fields "
+        "machine, torch); finish it with that version, or give another folder as --shards"
     )
     assert listing(done / "_logits") == before
 
@@ -182,7 +182,7 @@ def test_a_machine_that_does_not_see_the_folder_writes_nothing(world: Path, done
         assert shard_jobs.claimed_by_task(mark, *given[1:3], done, 0, world / "run")
     assert not mark.exists() and not elsewhere.exists()
     with pytest.raises(ResourceError, match=message):
-        shard_jobs.refuse_unshared(elsewhere)
+        locks.refuse_unshared(elsewhere)
     elsewhere.mkdir()
     with pytest.raises(ArtifactError, match=r"elsewhere: holds no plan of thera predict --shards; give the folder"):
         shard_jobs.claimed(*given[1:])
