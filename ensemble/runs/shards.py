@@ -282,8 +282,8 @@ class ShardFolder:
         def of_this_version(content: dict[str, Any]) -> dict[str, Any]:
             expected = {*type_.__dataclass_fields__}  # type: ignore[attr-defined]
             if names := {*content} - {"schema", files.CONTENT_SHA256} ^ expected:
-                fields = ", ".join(map(printable, sorted(names)))
-                found = f"was begun by another version of thera (request.json differs in the fields {fields})"
+                differing = ", ".join(map(printable, sorted(names)))
+                found = f"was begun by another version of thera (request.json differs in the fields {differing})"
                 raise ArtifactError(self.folder, found, OTHER_VERSION)
             return content
 
