@@ -7,6 +7,7 @@ listing.py     images that are named one by one: files, globs, lists of paths
 manifest.py    tables of images, with labels and groups
 shard_lists.py lists and reads any number of images one by one: trees of folders, manifests, tars and zips
 tars.py        lists the images of tar files, and reads them in place
+input_files.py archives and manifests as they were listed, and whether one was changed since then
 tables.py      reads CSV and Parquet tables and finds their columns
 labels.py      reads labels: 0 and 1, other spellings of these, the names of two classes, or those of more
 classes.py     the names of classes, and which label each stands for

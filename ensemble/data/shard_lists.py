@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import glob
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -27,6 +27,7 @@ from ensemble.data.files import (
     reading,
     split_zip,
 )
+from ensemble.data.input_files import InputFile, check_unchanged
 from ensemble.data.manifest import completed_path
 from ensemble.data.source import is_manifest, open_unlabelled
 from ensemble.data.tables import PATH, Columns, Numbered, csv_stream, parquet_stream, read_columns
@@ -39,9 +40,6 @@ OPEN_ARCHIVES = 4
 
 ROWS_AT_ONCE = 8192
 """Rows of a manifest that are checked together."""
-
-ImagesOf: TypeAlias = Callable[[Path], Iterator[TarImage]]
-"""What lists a tar: `images_of_tar`, or what reads a list that was made before."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +56,8 @@ class Entry:
         The path of the tar or zip below the root; empty where the image is a file.
     offset, size : int
         Where the image is in a tar, in bytes; -1 otherwise.
+    archive_size, archive_mtime_ns : int
+        As in `InputFile`: the tar or zip when it was listed; -1 where the image is a file.
     """
 
     id: str
@@ -65,15 +65,42 @@ class Entry:
     archive: str = ""
     offset: int = -1
     size: int = -1
+    archive_size: int = -1
+    archive_mtime_ns: int = -1
 
 
 @dataclass(frozen=True)
-class _Archive:
-    """A tar or zip in a list: its path, its path in the list, and the beginning of the ids of its images."""
+class ListedArchive:
+    """A tar or zip in a list.
+
+    Attributes
+    ----------
+    path : Path
+    name : str
+        Its path below the root of the list.
+    prefix : str
+        The beginning of the ids of its images.
+    file : InputFile
+        What it is before its images are listed.
+    """
 
     path: Path
     name: str
     prefix: str
+    file: InputFile
+
+    @classmethod
+    def of(cls, path: Path, name: str, prefix: str) -> ListedArchive:
+        with reading(printable(path)):
+            return cls(path, name, prefix, InputFile.of(path))
+
+    @property
+    def is_zip(self) -> bool:
+        return _is_zip(self.path)
+
+
+ImagesOf: TypeAlias = Callable[[ListedArchive], Iterator[TarImage]]
+"""A function that yields the images of a tar, from the tar or from a stored list."""
 
 
 @dataclass
@@ -91,6 +118,8 @@ class ImageList:
         Whether the files are those of a manifest: they are looked for when they are read.
     notes : list of str
         Remarks, a line each; complete once all entries are read.
+    inputs : list of InputFile
+        The archives, the manifest or the list of paths that the entries come from; complete once all are read.
     """
 
     where: str
@@ -98,12 +127,17 @@ class ImageList:
     entries: Iterator[Entry]
     from_manifest: bool = False
     notes: list[str] = field(default_factory=list)
+    inputs: list[InputFile] = field(default_factory=list)
 
 
 # --- listing ----------------------------------------------------------------------------------------------------------
 
 
-def list_images(config: PredictConfig, n_classes: int | None = None, images_of: ImagesOf = images_of_tar) -> ImageList:
+def _from_tar(tar: ListedArchive) -> Iterator[TarImage]:
+    return images_of_tar(tar.path)
+
+
+def list_images(config: PredictConfig, n_classes: int | None = None, images_of: ImagesOf = _from_tar) -> ImageList:
     """Return the list of the images to label.
 
     A folder whose images are in subfolders is read with all of them, and with the tars and zips in them. Tars, several
@@ -115,70 +149,96 @@ def list_images(config: PredictConfig, n_classes: int | None = None, images_of: 
     n_classes : int, optional
         As in `open_unlabelled`.
     images_of : callable
-        Lists a tar.
+        Yields the images of a tar.
 
     Raises
     ------
     DataError
         There are no images, or they cannot be listed; of streams, this may be raised by an entry.
     """
-    paths = _expanded(config.images)
-    path = paths[0]
-    if _are_archives(paths):
+    paths, notes = _expanded(config.images), list[str]()
+    path, found = paths[0], found_in(config, notes)
+    if found is not None:
         where = ", ".join(map(printable, paths[:3])) + (" …" if len(paths) > 3 else "")
-        return ImageList(where, "/", _unpacked(map(_named, paths), images_of))
-    if _is_tree(paths):
-        notes = list[str]()
-        entries = _unpacked(_walk(path, config.follow_links, notes), images_of)
-        return ImageList(printable(path), os.path.abspath(path), entries, notes=notes)
+        listed = ImageList(where, os.path.abspath(path) if path.is_dir() else "/", iter(()), notes=notes)
+        listed.entries = _unpacked(found, images_of, listed.inputs)
+        return listed
     if is_manifest(config.images):
         return _of_manifest(path, Columns(image=config.image_column))
+    archive = split_zip(path)
+    is_list = not archive and path.is_file() and not is_image(path.name)
+    with reading(printable(path)):
+        inputs = [InputFile.of(path, hashed=True)] if is_list else [InputFile.of(archive[0])] if archive else []
     source = open_unlabelled(config, n_classes)
+    listed = ImageList(source.where, "/", iter(()), notes=list(source.notes), inputs=inputs)
     pairs = zip(source.ids.tolist(), source.names, strict=True)
-    if archive := split_zip(path):
-        inside = os.path.abspath(archive[0])
-        entries = (Entry(id_, name, inside) for id_, name in pairs)
-        return ImageList(source.where, "/", entries, notes=list(source.notes))
-    if path.is_dir():
-        files = (Entry(id_, name) for id_, name in pairs)
-        return ImageList(source.where, os.path.abspath(path), files, notes=list(source.notes))
-    root = os.path.realpath(path.parent) if path.is_file() and not is_image(path.name) else os.getcwd()
-    files = (Entry(id_, os.path.join(root, name)) for id_, name in pairs)
-    return ImageList(source.where, "/", files, notes=list(source.notes))
-
-
-def tars_of(config: PredictConfig) -> list[Path]:
-    """Return the tars, each once, that `list_images` lists in their order. A tree of folders is searched for them."""
-    paths = _expanded(config.images)
-    if _are_archives(paths):
-        found: Iterator[Entry | _Archive] = map(_named, paths)
-    elif _is_tree(paths):
-        found = _walk(paths[0], config.follow_links, [])
+    if archive:
+        file = inputs[0]
+        in_zip = (file.path, -1, -1, file.size, file.mtime_ns)
+        listed.entries = (Entry(id_, name, *in_zip) for id_, name in pairs)
+    elif path.is_dir():
+        listed.root = os.path.abspath(path)
+        listed.entries = (Entry(id_, name) for id_, name in pairs)
     else:
-        return []
-    archives = (each.path for each in found if isinstance(each, _Archive))
-    return list(dict.fromkeys(path for path in archives if not _is_zip(path)))
+        root = os.path.realpath(path.parent) if is_list else os.getcwd()
+        listed.entries = (Entry(id_, os.path.join(root, name)) for id_, name in pairs)
+    return listed
 
 
-def _are_archives(paths: Sequence[Path]) -> bool:
-    return all(map(_is_archive, paths)) and (len(paths) > 1 or not _is_zip(paths[0]))
+def found_in(config: PredictConfig, notes: list[str]) -> Iterator[Entry | ListedArchive] | None:
+    """Return the images and archives of a folder tree, or the given archives; None where there is neither.
+
+    They are in the order of `list_images`, and found while they are read, each time anew.
+
+    Parameters
+    ----------
+    config : PredictConfig
+    notes : list of str
+        Receives remarks, a line each, while they are read.
+    """
+    paths = _expanded(config.images)
+    if all(map(_is_archive, paths)) and (len(paths) > 1 or not _is_zip(paths[0])):
+        return map(_named, paths)
+    if len(paths) == 1 and paths[0].is_dir() and not _has_images(paths[0]):
+        return _walk(paths[0], config.follow_links, notes)
+    return None
 
 
-def _is_tree(paths: Sequence[Path]) -> bool:
-    return len(paths) == 1 and paths[0].is_dir() and not _has_images(paths[0])
+def first_added(config: PredictConfig, listed: Collection[str]) -> str | None:
+    """Return the first archive or image that globs or folders now name and that is not among listed paths.
+
+    Parameters
+    ----------
+    config : PredictConfig
+    listed : collection of str
+        Absolute paths.
+    """
+    for path in config.images:
+        if path.is_dir():
+            found = (each.name for each in _walk(path, config.follow_links, []))
+            now = (os.path.abspath(path / name) for name in found)
+        else:
+            now = (os.path.abspath(name) for name in (_matches(path) if _is_glob(path) else []))
+        if added := next((name for name in now if name not in listed), None):
+            return added
+    return None
 
 
 def _expanded(images: Sequence[Path]) -> list[Path]:
     """Return the paths, with the archives that globs name in place of the globs."""
     paths = list[Path]()
     for path in images:
-        named = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))] if _is_glob(path) else []
+        named = _matches(path) if _is_glob(path) else []
         paths += named if named and all(map(_is_archive, named)) else [path]
     return paths
 
 
 def _is_glob(path: Path) -> bool:
     return glob.has_magic(str(path)) and not os.path.lexists(path)
+
+
+def _matches(pattern: Path) -> list[Path]:
+    return [Path(name) for name in sorted(glob.glob(str(pattern), recursive=True))]
 
 
 def _is_zip(path: Path) -> bool:
@@ -194,34 +254,35 @@ def _has_images(folder: Path) -> bool:
         return any(is_image(entry.name) and not is_hidden(entry.name) and not entry.is_dir() for entry in entries)
 
 
-def _named(path: Path) -> _Archive:
-    return _Archive(path, os.path.abspath(path), str(path))
+def _named(path: Path) -> ListedArchive:
+    return ListedArchive.of(path, os.path.abspath(path), str(path))
 
 
-def _unpacked(found: Iterator[Entry | _Archive], images_of: ImagesOf) -> Iterator[Entry]:
-    """Yield the entries, with the images of archives in place of the archives."""
+def _unpacked(found: Iterator[Entry | ListedArchive], images_of: ImagesOf, inputs: list[InputFile]) -> Iterator[Entry]:
+    """Yield the entries, with the images of archives in place of the archives, which are added to `inputs`."""
     for each in found:
         if isinstance(each, Entry):
             yield each
         else:
+            inputs.append(each.file)
             yield from _in_archive(each, images_of)
 
 
-def _in_archive(found: _Archive, images_of: ImagesOf) -> Iterator[Entry]:
-    path, name, prefix = found.path, found.name, found.prefix
-    if not _is_zip(path):
-        for image in images_of(path):
-            yield Entry(f"{prefix}/{image.name}", image.name, name, image.offset, image.size)
+def _in_archive(found: ListedArchive, images_of: ImagesOf) -> Iterator[Entry]:
+    name, prefix, state = found.name, found.prefix, (found.file.size, found.file.mtime_ns)
+    if not found.is_zip:
+        for image in images_of(found):
+            yield Entry(f"{prefix}/{image.name}", image.name, name, image.offset, image.size, *state)
         return
-    with reading(printable(path)):
-        archive = open_archive(path)
+    with reading(printable(found.path)):
+        archive = open_archive(found.path)
     with archive.file:
         for inside in sorted(archive.entries):
             if is_image(inside) and not is_hidden(inside):
-                yield Entry(f"{prefix}/{inside}", inside, name)
+                yield Entry(f"{prefix}/{inside}", inside, name, -1, -1, *state)
 
 
-def _walk(folder: Path, follow_links: bool, notes: list[str]) -> Iterator[Entry | _Archive]:
+def _walk(folder: Path, follow_links: bool, notes: list[str]) -> Iterator[Entry | ListedArchive]:
     """Yield the images and archives below a folder, each folder in the order of its names, one in memory at a time."""
     root, searched, others = os.path.realpath(folder), {os.path.realpath(folder)}, list[str]()
     count, way = 0, [_inside(folder, "")]  # the rest of each folder on the way down
@@ -242,12 +303,13 @@ def _walk(folder: Path, follow_links: bool, notes: list[str]) -> Iterator[Entry 
         elif is_image(name) and not is_hidden(path.name):
             yield Entry(name, name)
         elif not is_hidden(path.name) and _is_archive(path):
-            yield _Archive(path, name, name)
+            yield ListedArchive.of(path, name, name)
         else:
             count += 1
             others += [name] if count <= SHOWN else []
     if count:
-        notes.append(f"{count} files in it are not read: {some(others)}")
+        are = "file in it is" if count == 1 else "files in it are"
+        notes.append(f"{count} {are} not read: {some(others)}")
 
 
 def _inside(folder: Path, name: str) -> Iterator[tuple[str, bool, bool]]:
@@ -259,6 +321,8 @@ def _inside(folder: Path, name: str) -> Iterator[tuple[str, bool, bool]]:
 
 def _of_manifest(path: Path, columns: Columns) -> ImageList:
     listed = ImageList(printable(path), os.path.realpath(path.parent), iter(()), from_manifest=True)
+    with reading(printable(path)):
+        listed.inputs.append(InputFile.of(path, hashed=True))
     rows = csv_stream(path) if path.suffix.lower() == ".csv" else parquet_stream(path)
     listed.entries = _rows_of_manifest(rows, listed, columns)
     return listed
@@ -344,9 +408,25 @@ class _OpenArchive:
         self._where = printable(path)
         with reading(self._where):
             self._zip: Archive | None = open_archive(path) if _is_zip(path) else None
-            self._file = -1 if self._zip is not None else os.open(path, os.O_RDONLY)
+            if self._zip is None:
+                self._file = os.open(path, os.O_RDONLY)
+            else:
+                self._file = self._zip.file.fp.fileno()  # type: ignore[union-attr]  # None once it is closed
 
     def read(self, entry: Entry) -> bytes:
+        """Return the bytes of an image; raise `ArtifactError` where the archive is not the one that was listed.
+
+        The archive is checked after it is read, so that a file which is being written over gives no other image.
+        """
+        try:
+            return self._read(entry)
+        finally:
+            with reading(self._where):
+                facts = os.fstat(self._file)
+                before = (entry.archive_size, entry.archive_mtime_ns)
+                check_unchanged(self._where, before, (facts.st_size, facts.st_mtime_ns))
+
+    def _read(self, entry: Entry) -> bytes:
         if self._zip is not None:
             return self._zip.read(entry.name)
         where = f"{self._where}: {printable(entry.name)}"

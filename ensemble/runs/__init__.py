@@ -12,6 +12,7 @@ predictions.py  one set of images: kept logits, label file, predictions.csv, fac
 distilled.py     the teacher of a distilled member, and the teacher's logits
 label_issues.py label_issues/: the doubtful labels, the page of their review, the overlay
 shards.py       a prediction in shards: lists of images, parts and their notes
+tar_lists.py    the list of the images of one tar, and its hash
 label_files.py  the two forms of a label file, and where it may be written
 migration.py    files of older versions -> the current form
 """

@@ -4,7 +4,8 @@
     _done/000000.json        its note: hash, rows, and what it was made from; written after the part
     _logits/                 the same for the logits of the fold models
     _plan/                   plan.json, request.json, facts.json, and list-000000.parquet: the images of a shard
-    _plan/tars/              the images of each tar, while the images are listed
+    _plan/inputs.parquet     the archives and the manifest that they come from
+    _plan/tars/              the images of each tar, and their hash, while the images are listed
     _claims/                 the locks of shards that are being computed
 
 Names that begin with `_` are passed over by readers of Parquet folders. Every file is written whole. A part is a pure
@@ -14,21 +15,22 @@ The locks stay when all is done, because another process may still lock a shard.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from ensemble.data.dataset import is_numbered
+from ensemble.data.input_files import InputFile
 from ensemble.data.shard_lists import Entry, ImageList
-from ensemble.data.tars import TarImage
 from ensemble.errors import ArtifactError, ConfigError, DataError, printable
 from ensemble.progress import Bar, Say, silent
 from ensemble.runs import files
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
 
 ROWS = 65_536
 """The images of a shard. A part of so many rows has a few megabytes, and a billion images have 15,259 parts."""
+
+PLAN_SCHEMA = 2
+"""Schema of `plan.json` and of the lists. A folder of another one was begun by another version; 1 had no mark."""
 
 LIST_AGAIN = "remove the folder and give the command again"
 """The remedy where the plan of a folder is damaged."""
@@ -65,7 +70,13 @@ class ShardPlan:
         Whether they are numbered 1 to n in this order.
     lists : tuple of str
         SHA-256 of the list of each shard.
+    inputs : str
+        SHA-256 of the list of the files that the images come from.
+    plain_files : int
+        The number of images that are not in an archive.
     notes : tuple of str
+    plan_schema : int
+        `PLAN_SCHEMA`.
     """
 
     images: tuple[str, ...]
@@ -77,7 +88,10 @@ class ShardPlan:
     rows: int
     numbered: bool
     lists: tuple[str, ...]
+    inputs: str
+    plain_files: int
     notes: tuple[str, ...] = ()
+    plan_schema: int = PLAN_SCHEMA
 
     @property
     def shards(self) -> int:
@@ -196,6 +210,7 @@ class ShardFolder:
         self.claims = folder / "_claims"
         self.bad_images = folder / "_bad_images.csv"
         self._plan = folder / "_plan"
+        self._tar_lists = self._plan / "tars"
 
     def check(self) -> None:
         """Raise `ConfigError` where the folder is a file, or holds something else than shards."""
@@ -212,13 +227,31 @@ class ShardFolder:
             files.remove_orphans(parts.folder)
             files.remove_orphans(parts.folder / "_done")
         files.remove_orphans(self._plan)
+        files.remove_orphans(self._tar_lists)
 
     # --- the plan -----------------------------------------------------------------------------------------------------
 
     def plan(self) -> ShardPlan | None:
-        """Return the plan; None where the images were not listed to their end yet."""
+        """Return the plan; None where the images were not listed to their end yet.
+
+        Raises
+        ------
+        ArtifactError
+            It is damaged, or another version of thera has written it.
+        """
         path = self._plan / "plan.json"
-        return files.read_json(path, ShardPlan, LIST_AGAIN) if path.exists() else None
+        return files.read_json(path, ShardPlan, LIST_AGAIN, self._checked_schema) if path.exists() else None
+
+    def _checked_schema(self, content: dict[str, Any]) -> dict[str, Any]:
+        if content.get("plan_schema") != PLAN_SCHEMA:
+            remedy = "give another folder as --shards, or finish it with that version"
+            raise ArtifactError(printable(self.folder), "was begun by another version of thera", remedy)
+        return content
+
+    def listed_at(self) -> str:
+        """Return when the plan was written, in UTC: the time of the file, so that equal plans have equal bytes."""
+        seconds = (self._plan / "plan.json").stat().st_mtime
+        return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M} UTC"
 
     def write_plan(
         self, images: tuple[str, ...], listed: ImageList, follow_links: bool, bar: Bar, rows: int | None = None
@@ -230,43 +263,58 @@ class ShardFolder:
         DataError
             There are no images, they cannot be listed, or a name is not UTF-8, as names in Parquet files must be.
         """
-        hashes, n, numbered, rows = list[str](), 0, True, rows or ROWS
+        hashes, n, plain_files, numbered, rows = list[str](), 0, 0, True, rows or ROWS
         while shard := list(islice(listed.entries, rows)):
-            columns = {name: [getattr(entry, name) for entry in shard] for name in Entry.__dataclass_fields__}
-            for name in columns["id"]:
-                if not _is_utf8(name):
-                    raise DataError(printable(name), "is a name that is not UTF-8", "rename the file")
+            columns = _columns(shard, Entry)
+            _refuse_other_than_utf8(columns["id"])
             hashes.append(write_parquet(self._list(len(hashes)), columns))
             numbered = numbered and is_numbered(np.array(columns["id"]), n + 1)
             n += len(shard)
+            plain_files += columns["archive"].count("")
             bar.advance(len(shard))
         if not n:
             raise DataError(listed.where, "holds no images", "name the folder that does")
-        where, notes = listed.where, tuple(listed.notes)
+        inputs = _columns(list(dict.fromkeys(listed.inputs)), InputFile)
+        _refuse_other_than_utf8(inputs["path"])
         plan = ShardPlan(
-            images, where, listed.root, listed.from_manifest, follow_links, n, rows, numbered, tuple(hashes), notes
+            images=images,
+            where=listed.where,
+            root=listed.root,
+            from_manifest=listed.from_manifest,
+            follow_links=follow_links,
+            n=n,
+            rows=rows,
+            numbered=numbered,
+            lists=tuple(hashes),
+            inputs=write_parquet(self._inputs, inputs),
+            plain_files=plain_files,
+            notes=tuple(listed.notes),
         )
         files.write_json(self._plan / "plan.json", plan)
-        shutil.rmtree(self._plan / "tars", ignore_errors=True)
         return plan
 
-    def tar_list(self, tar: Path) -> Path:
+    def tar_list(self, tar: InputFile) -> Path:
         """Return where the images of a tar are listed; a tar that was changed has another list."""
-        facts = tar.stat()
-        name = content_sha256(os.path.abspath(tar), facts.st_size, facts.st_mtime_ns)
-        return self._plan / "tars" / f"{name}.parquet"
+        return self._tar_lists / f"{content_sha256(tar)}.parquet"
+
+    def remove_tar_lists(self) -> None:
+        """Remove the lists of single tars, once there is a plan."""
+        shutil.rmtree(self._tar_lists, ignore_errors=True)
+
+    def read_inputs(self, plan: ShardPlan) -> list[InputFile]:
+        """Return the files that the images come from, once the hash of their list is verified."""
+        return _read_rows(self._inputs, plan.inputs, InputFile)
 
     def read_list(self, plan: ShardPlan, index: int) -> list[Entry]:
         """Return the images of a shard, once the hash of their list is verified."""
-        path = self._list(index)
-        if files.file_sha256(path) != plan.lists[index]:
-            raise ArtifactError(path, "is not the file that thera wrote (its hash differs)", LIST_AGAIN)
-        table = read_parquet(path)
-        columns = [table.column(name).to_pylist() for name in Entry.__dataclass_fields__]
-        return [Entry(*cells) for cells in zip(*columns, strict=True)]
+        return _read_rows(self._list(index), plan.lists[index], Entry)
 
     def _list(self, index: int) -> Path:
         return self._plan / f"list-{index:06d}.parquet"
+
+    @property
+    def _inputs(self) -> Path:
+        return self._plan / "inputs.parquet"
 
     # --- what the parts are made from ---------------------------------------------------------------------------------
 
@@ -308,12 +356,25 @@ class ShardFolder:
         return self.claims / f"{index:06d}"
 
 
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _columns(rows: Sequence[Entry | InputFile], type_: type[Entry | InputFile]) -> dict[str, list[Any]]:
+    return {name: list(map(attrgetter(name), rows)) for name in type_.__dataclass_fields__}
+
+
+def _read_rows(path: Path, sha256: str, type_: type[T]) -> list[T]:
+    """Return the rows of a list as dataclasses, once the hash of the file is verified."""
+    if files.file_sha256(path) != sha256:
+        raise ArtifactError(path, "is not the file that thera wrote (its hash differs)", LIST_AGAIN)
+    table = read_parquet(path)
+    columns = [table.column(field.name).to_pylist() for field in fields(type_)]  # type: ignore[arg-type]
+    return [type_(*cells) for cells in zip(*columns, strict=True)]
+
+
+def _refuse_other_than_utf8(names: Sequence[str]) -> None:
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise DataError(printable(name), "is a name that is not UTF-8", "rename the file") from None
 
 
 def content_sha256(*values: object) -> str:
@@ -330,33 +391,6 @@ def write_parquet(path: Path, columns: Mapping[str, Any]) -> str:
     with files.replacing(path) as temporary:
         parquet.write_table(pa.table(dict(columns)), temporary, compression="zstd", row_group_size=ROWS)
         return files.file_sha256(temporary)
-
-
-def write_tar_list(path: Path, images: Iterator[TarImage], advance: Callable[[int], object]) -> None:
-    """Write the images of a tar as a Parquet file atomically, `ROWS` of them in memory at a time.
-
-    Names are stored as bytes, because those in a tar need not be UTF-8.
-    """
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    schema = pa.schema([("name", pa.binary()), ("offset", pa.int64()), ("size", pa.int64())])
-    with files.replacing(path) as temporary, parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
-        while chunk := list(islice(images, ROWS)):
-            names = [os.fsencode(image.name) for image in chunk]
-            columns = [names, [image.offset for image in chunk], [image.size for image in chunk]]
-            writer.write_table(pa.table(columns, schema=schema))
-            advance(len(chunk))
-
-
-def read_tar_list(path: Path) -> Iterator[TarImage]:
-    """Yield the images of a tar from its list."""
-    from pyarrow import parquet
-
-    with parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(ROWS):
-            names, offsets, sizes = (column.to_pylist() for column in batch.columns)
-            yield from map(TarImage, map(os.fsdecode, names), offsets, sizes)
 
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:

@@ -214,7 +214,7 @@ def test_a_single_zip_of_numbered_images_is_as_without_shards(world: Path, tmp_p
 
 def test_files_that_are_not_read_are_noted(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     predict(world, as_tree(tmp_path / "data", sorted((world / "new/img").iterdir())), tmp_path / "s")
-    assert "1 files in it are not read: readme.txt" in capsys.readouterr().err
+    assert "1 file in it is not read: readme.txt" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", [as_glob, as_tree], ids=lambda kind: kind.__name__)
@@ -543,3 +543,30 @@ def test_a_list_with_names_that_are_no_utf8_is_refused(tmp_path: Path) -> None:
     listed = ImageList("a", "/", iter([Entry("\udcff.jpg", "\udcff.jpg")]))
     with progress(0, "list") as bar, pytest.raises(DataError, match=r"is a name that is not UTF-8; rename the file"):
         ShardFolder(tmp_path).write_plan(("a",), listed, False, bar)
+
+
+# --- input that was changed -------------------------------------------------------------------------------------------
+
+
+def test_a_tar_that_was_packed_again_is_refused(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the next start, and if it is changed between plan and reading; --on-bad skip leaves no image of it out."""
+    images = sorted((world / "new/img").iterdir())
+    tar = tar_of(tmp_path / "x.tar", images[:3])
+    arguments = ["predict", "--run", world / "run", tar, "--on-bad", "skip", "--shards"]
+    planned = predict_shards.planned
+
+    def changed(*given: Any) -> Any:
+        plan = planned(*given)
+        tar_of(tar, images[3:5])
+        return plan
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predict_shards, "planned", changed)
+        line = fails(capsys, 4, *arguments, tmp_path / "s")
+    assert f"{tar}: was changed after it was listed: it had" in line
+    assert not (tmp_path / "s/_logits").exists()
+    line = fails(capsys, 4, *arguments, tmp_path / "s")
+    assert f"{tar}: was changed after it was listed: it had" in line
+    predict(world, tar, tmp_path / "t")
