@@ -16,8 +16,8 @@ from ensemble.errors import TheraError
 from ensemble.progress import hidden
 
 REPORT_S, REPORTS_PER_S = 0.5, 500
-"""The least seconds between two reports of a job, and the most reports a second of all jobs together. The relay takes
-more (tests/benchmarks/hundred_nodes.py), and has to answer other questions meanwhile."""
+"""The minimum number of seconds between two reports of a job, and the maximum number of reports a second of all jobs
+together. The relay takes more (tests/benchmarks/hundred_nodes.py), and has to answer other questions meanwhile."""
 
 
 def report_interval(jobs: int) -> float:

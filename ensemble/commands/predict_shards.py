@@ -5,8 +5,8 @@ Several processes, also on several machines, may be given the same command: each
 
 from __future__ import annotations
 
-import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,11 @@ from ensemble.commands.shard_jobs import (
     LogitsRequest,
     MemberRequest,
     claimed,
+    claimed_by_task,
     label_shard,
     labels_made_from,
     logits_made_from,
+    plan_and_request,
     predict_shard,
 )
 from ensemble.commands.shard_labels import counted, decide, labels_request, write_bad_images, write_label_file
@@ -30,7 +32,7 @@ from ensemble.data.source import set_name
 from ensemble.data.store import TRAITS, UPRIGHT
 from ensemble.decision.class_decision import ClassDecision
 from ensemble.decision.decision import Decision
-from ensemble.errors import ConfigError, LockedError, printable
+from ensemble.errors import ConfigError, LockedError, ResourceError, printable
 from ensemble.export_config import LabelledBy
 from ensemble.extras import refuse_missing
 from ensemble.predict_config import PredictConfig
@@ -39,15 +41,19 @@ from ensemble.progress import Bar, Say, progress, silent
 from ensemble.reports.prediction_tables import remarks
 from ensemble.runs.files import refuse_differences
 from ensemble.runs.label_files import LINES, TABLE, checked_path, incomplete, is_table
-from ensemble.runs.locks import locked
+from ensemble.runs.locks import locked, marked
 from ensemble.runs.run import Run, RunFacts
-from ensemble.runs.shards import PartNote, ShardFolder, ShardPlan
+from ensemble.runs.shards import PartNote, Parts, ShardFolder, ShardPlan
 
 if TYPE_CHECKING:
     from ensemble.members.parallel import Resources
 
 OTHERS_S = 2.0
 """Seconds between two looks at shards that other processes compute."""
+
+COMPUTED_AT_MOST = 2
+"""How often a shard is computed. A part that another process removes or damages is made again; where the second one is
+not what was written either, the storage fails."""
 
 
 def predict_shards(
@@ -103,13 +109,12 @@ def predict_shards(
         decided = decide(folder, run, plan, request, logits, config)
     labels = _labels(folder, run, plan, logits, decided, say)
     with locked(folder.folder, wait=True, say=say):
-        decided = counted(folder, decided, labels)
+        decided = counted(folder, decided, logits, labels)
         bad = write_bad_images(folder, plan, logits)
         written = out is not None and (not bad or is_table(out) or config.bad_label is not None)
         if out is not None and written:
             count = write_label_file(folder, run, plan, out, facts.classes, config.bad_label)
             say(f"{count} labels written to {printable(out)}")
-        shutil.rmtree(folder.claims, ignore_errors=True)  # locks of shards, all of which are done
     say(f"{decided.images} labels are in {plan.shards} part{'s' * (plan.shards > 1)} in {printable(shards)}")
     run.record(f"predict --shards {shards}", started)
     for remark in remarks(set_name(config.images), decided):
@@ -207,8 +212,7 @@ def _plain(request: LogitsRequest) -> dict[str, Any]:
 
 def logits_done(folder: ShardFolder, index: int) -> bool:
     """Return whether the logits of a shard are there and unchanged."""
-    plan, request = folder.plan(), folder.read_request(LogitsRequest)
-    assert plan is not None and request is not None
+    plan, request = plan_and_request(folder)
     return folder.logits.note(index, logits_made_from(plan, request, index)) is not None
 
 
@@ -233,12 +237,13 @@ def _logits(
 
     def compute(indices: Sequence[int], bar: Bar) -> list[int]:
         arguments = (run.folder.absolute(), resources.device, on_bad)  # of a cluster, another process has another cwd
-        calls = [(predict_shard, logits_done, folder.folder.absolute(), index, *arguments) for index in indices]
-        with resources.pool() as pool:
-            done = dict(pool.run(claimed, calls, pool.slots(batches, resources.device, resources.jobs), bar))
+        with resources.pool() as pool, marked(folder.folder) as mark:
+            common = (mark, predict_shard, logits_done, folder.folder.absolute())
+            calls = [(*common, index, *arguments) for index in indices]
+            done = dict(pool.run(claimed_by_task, calls, pool.slots(batches, resources.device, resources.jobs), bar))
         return [index for position, index in enumerate(indices) if not done[position]]
 
-    return _all_done(folder, plan, "predict", "views", passes, note, compute, say)
+    return _all_done(folder, folder.logits, plan, "predict", "views", passes, note, compute, say)
 
 
 def _labels(
@@ -259,11 +264,12 @@ def _labels(
             bar.advance(len(plan.images_in(index)))
         return left
 
-    return _all_done(folder, plan, "label", "images", 1, note, compute, say)
+    return _all_done(folder, folder.labels, plan, "label", "images", 1, note, compute, say)
 
 
 def _all_done(
     folder: ShardFolder,
+    parts: Parts,
     plan: ShardPlan,
     what: str,
     unit: str,
@@ -275,36 +281,57 @@ def _all_done(
     """Compute shards until all are done, by this process or by others, and return their notes.
 
     `note` returns the note of a finished shard, and `compute` the shards among some that others compute.
+
+    Raises
+    ------
+    ResourceError
+        A part was computed twice, and both times it was missing or another file when it was read.
     """
-    missing = [index for index in range(plan.shards) if note(index, say) is None]
-    with progress(plan.n * passes, what, unit) as bar:
-        bar.skip(passes * (plan.n - sum(len(plan.images_in(index)) for index in missing)))
+    computed = Counter[int]()
+    while True:
+        notes = [note(index, say) for index in range(plan.shards)]
+        missing = [index for index, of_shard in enumerate(notes) if of_shard is None]
+        if not missing:
+            return [of_shard for of_shard in notes if of_shard is not None]
+        if failed := [index for index in missing if computed[index] == COMPUTED_AT_MOST]:
+            problem = f"was computed {COMPUTED_AT_MOST} times, and is not what was written when it is read"
+            raise ResourceError(parts.path(failed[0]), problem, "check the storage; the same command goes on")
+        with progress(plan.n * passes, what, unit) as bar:
+            bar.skip(passes * (plan.n - sum(len(plan.images_in(index)) for index in missing)))
+            _compute_missing(folder, missing, note, compute, bar)
+        computed.update(missing)
+
+
+def _compute_missing(
+    folder: ShardFolder,
+    missing: Sequence[int],
+    note: Callable[..., PartNote | None],
+    compute: Callable[[Sequence[int], Bar], list[int]],
+    bar: Bar,
+) -> None:
+    """Compute shards, and wait for those that other processes compute; their parts are not verified."""
+    while missing:
+        missing = compute(missing, bar)
+        if missing:
+            holders = (_holder(folder, index) for index in missing)
+            holder = next((f": {each}" for each in holders if each is not None), "")
+            what = f"{len(missing)} shard{'s' * (len(missing) > 1)}"
+            bar.say(f"note: waiting for {what} that other processes compute{holder}")
         while missing:
-            elsewhere = compute(missing, bar)
-            if elsewhere:
-                bar.say(f"note: waiting for {len(elsewhere)} shards that other processes compute")
-            missing = elsewhere
-            while missing:
-                bar.advance(0)
-                time.sleep(OTHERS_S)
-                left = [index for index in missing if note(index) is None]
-                if any(not _is_held(folder, index) for index in left):
-                    missing = left  # their process has ended without finishing them
-                    break
-                missing = left
-    notes = [note(index) for index in range(plan.shards)]
-    if any(each is None for each in notes):  # removed or damaged while the others were computed
-        return _all_done(folder, plan, what, unit, passes, note, compute, say)
-    return [each for each in notes if each is not None]
+            bar.advance(0)
+            time.sleep(OTHERS_S)
+            missing = [index for index in missing if note(index) is None]
+            if any(_holder(folder, index) is None for index in missing):
+                break  # their process has ended without finishing them
 
 
-def _is_held(folder: ShardFolder, index: int) -> bool:
-    """Return whether a process works on a shard."""
+def _holder(folder: ShardFolder, index: int) -> LockedError | None:
+    """Return which process works on a shard, and what to do if it has died; None where no process does."""
     try:
         with locked(folder.claim(index)):
-            return False
-    except LockedError:
-        return True
+            return None
+    except LockedError as error:
+        return error
 
 
 def _say_traits(notes: Sequence[PartNote], facts: RunFacts, say: Say) -> None:

@@ -7,6 +7,7 @@ is a function of the shard's list, the run and the request alone.
 from __future__ import annotations
 
 import hashlib
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -16,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ensemble.data.shard_lists import Entry, EntryReader
-from ensemble.errors import DataError, LockedError, TheraError, printable
-from ensemble.runs.files import LOGIT_DECIMALS
-from ensemble.runs.locks import locked
+from ensemble.errors import ArtifactError, DataError, LockedError, TheraError, printable
+from ensemble.runs.files import LOGIT_DECIMALS, refuse_differences
+from ensemble.runs.locks import locked, refuse_unshared
 from ensemble.runs.run import Run, RunFacts
 from ensemble.runs.shards import PartNote, ShardFolder, ShardPlan, content_sha256
 
@@ -112,12 +113,39 @@ def claimed(
     return True
 
 
+def claimed_by_task(mark: Path, job: Callable[..., PartNote], is_done: Any, shards: Path, *arguments: Any) -> bool:
+    """Return what `claimed` returns, on a machine that sees the folder of the shards.
+
+    Parameters
+    ----------
+    mark : Path
+        A file in the folder that its process has made for this call (`runs.locks.marked`).
+    job, is_done, shards, *arguments
+        As in `claimed`.
+
+    Raises
+    ------
+    ResourceError
+        This machine does not see the mark. Nothing is written then.
+    """
+    refuse_unshared(shards, mark)
+    return claimed(job, is_done, shards, *arguments)
+
+
 # --- logits -----------------------------------------------------------------------------------------------------------
 
 
 def logits_made_from(plan: ShardPlan, request: LogitsRequest, index: int) -> str:
     """Return the hash of everything that the logits of a shard are a function of."""
     return content_sha256(plan.lists[index], plan.root, plan.from_manifest, plan.follow_links, request.sha256)
+
+
+def plan_and_request(folder: ShardFolder) -> tuple[ShardPlan, LogitsRequest]:
+    """Return what the command has written before shards are computed, or raise an ArtifactError where it is missing."""
+    plan, request = folder.plan(), folder.read_request(LogitsRequest)
+    if plan is None or request is None:
+        raise ArtifactError(folder.folder, "holds no plan of thera predict --shards", "give the folder of that command")
+    return plan, request
 
 
 def predict_shard(shards: Path, index: int, run: Path, device: torch.device, on_bad: str, bar: Progress) -> PartNote:
@@ -144,17 +172,20 @@ def predict_shard(shards: Path, index: int, run: Path, device: torch.device, on_
     DataError
         Images cannot be used, with "error".
     ArtifactError
-        The list or the weights are missing or damaged.
+        The list or the weights are missing or damaged, or this machine has other packages, another CPU or another GPU
+        than the request names.
     """
     from ensemble.data.form import Form
     from ensemble.data.store import TRAITS
     from ensemble.machine import available_cores
     from ensemble.members.inference import FoldModels
+    from ensemble.members.machine_facts import deciding_facts
     from ensemble.members.processes import torch_threads
 
     folder, members = ShardFolder(shards), Run(run)
-    plan, request = folder.plan(), folder.read_request(LogitsRequest)
-    assert plan is not None and request is not None, "the command writes both before it computes shards"
+    plan, request = plan_and_request(folder)
+    here, remedy = f"{shards} on {socket.gethostname()}", "use machines of one kind, or another folder as --shards"
+    refuse_differences(here, request.machine, deciding_facts(device), remedy)
     facts, entries = members.read(), folder.read_list(plan, index)
     form, threads = Form(facts.resize, facts.exif == "apply"), 1 if device.type == "cpu" else len(available_cores())
     models = [FoldModels(_spec(members, member, request, device)) for member in request.members]
@@ -188,7 +219,8 @@ def predict_shard(shards: Path, index: int, run: Path, device: torch.device, on_
             )
     columns = _joined(parts, members, request, facts)
     counts = {name: int(count) for name, count in zip(TRAITS, traits, strict=True) if count}
-    return folder.logits.write(index, columns, logits_made_from(plan, request, index), bad=bad, traits=counts)
+    made_from, seen = logits_made_from(plan, request, index), int(columns["seen"].sum())
+    return folder.logits.write(index, columns, made_from, bad=bad, traits=counts, seen=seen)
 
 
 @dataclass(frozen=True)

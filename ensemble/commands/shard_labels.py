@@ -95,10 +95,7 @@ def _pilot(folder: ShardFolder, run: Run, plan: ShardPlan, request: LogitsReques
     The images are drawn with the seed of the run; those that cannot be used are missing.
     """
     facts, logits, seen = run.read(), list[np.ndarray](), list[np.ndarray]()
-    rows = np.arange(plan.n)
-    if plan.n > PILOT:  # memory does not grow with n: so few of many are drawn without a permutation
-        rng = np.random.default_rng(seed_sequence(facts.seed, "shards"))
-        rows = np.sort(rng.choice(plan.n, PILOT, replace=False))
+    rows = pilot_rows(plan.n, facts.seed)
     for index in range(plan.shards):
         of_shard = plan.images_in(index)
         first, last = np.searchsorted(rows, [of_shard.start, of_shard.stop])
@@ -110,6 +107,18 @@ def _pilot(folder: ShardFolder, run: Run, plan: ShardPlan, request: LogitsReques
     return np.concatenate(logits), np.concatenate(seen)
 
 
+def pilot_rows(n: int, seed: int) -> np.ndarray:
+    """Return the rows of the pilot among n images, in ascending order: all rows up to `PILOT`, or so many drawn ones.
+
+    Memory does not grow with n: numpy draws by Floyd's algorithm where it permutes no array of n numbers, which it does
+    only below 50 numbers for each drawn one.
+    """
+    if n <= PILOT:
+        return np.arange(n)
+    rng = np.random.default_rng(seed_sequence(seed, "shards"))
+    return np.sort(rng.choice(n, PILOT, replace=False))
+
+
 def labels_request(facts: Facts) -> LabelsRequest:
     """Return what the labels of each shard are a function of."""
     cut = facts.threshold if isinstance(facts, PredictionFacts) else facts.offsets
@@ -117,16 +126,30 @@ def labels_request(facts: Facts) -> LabelsRequest:
     return LabelsRequest(request.decision_sha256, request.views, cut, request.combine, request.prior)
 
 
-def counted(folder: ShardFolder, facts: Facts, notes: Sequence[PartNote]) -> Facts:
-    """Return the facts with the shares of all labels, from the notes of the labels, and store them."""
-    counts = np.sum([note.labels for note in notes], axis=0)
+def counted(folder: ShardFolder, facts: Facts, logits: Sequence[PartNote], labels: Sequence[PartNote]) -> Facts:
+    """Return the facts with the shares of all labels and the count of all images seen in training, and store them.
+
+    Parameters
+    ----------
+    folder : ShardFolder
+    facts : PredictionFacts or ClassPredictionFacts
+    logits, labels : sequence of PartNote
+        The notes of all parts.
+    """
+    counts = np.sum([note.labels for note in labels], axis=0)
     shares = (counts / counts.sum()).tolist()
+    seen = sum(_seen(folder, index) if note.seen is None else note.seen for index, note in enumerate(logits))
     if isinstance(facts, PredictionFacts):
-        facts = replace(facts, share_of_label_0=shares[0])
+        facts = replace(facts, share_of_label_0=shares[0], seen_in_training=seen)
     else:
-        facts = replace(facts, shares=tuple(shares))
+        facts = replace(facts, shares=tuple(shares), seen_in_training=seen)
     folder.write_facts(facts)
     return facts
+
+
+def _seen(folder: ShardFolder, index: int) -> int:
+    """Return how many images of a shard were seen in training, from its logits: former versions noted no count."""
+    return int(np.count_nonzero(folder.logits.read(index, ["seen"]).column("seen").to_numpy()))
 
 
 # --- the label file ---------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from ensemble.errors import ArtifactError, printable
 from ensemble.predict_config import PredictConfig
 from ensemble.progress import Say, progress
 from ensemble.runs.files import refuse_differences
-from ensemble.runs.locks import locked
+from ensemble.runs.locks import locked, refuse_unshared
 from ensemble.runs.run import RunFacts
 from ensemble.runs.shards import ShardFolder, ShardPlan
 from ensemble.runs.tar_lists import has_tar_list, read_tar_list, write_tar_list
@@ -134,6 +134,7 @@ def list_tar(tar: InputFile, path: Path, bar: Progress) -> None:
     ArtifactError
         The tar is changed while it is listed. Nothing is written, because `path` stands for the tar as it was.
     """
+    refuse_unshared(path.parents[2])  # the command holds that folder while images are listed
 
     def images() -> Iterator[TarImage]:
         yield from images_of_tar(Path(tar.path))

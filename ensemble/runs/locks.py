@@ -1,10 +1,11 @@
-"""Locks: a folder is held by one process at a time."""
+"""Locks: a folder is held by one process at a time. Marks: other machines find out whether they share a folder."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -120,3 +121,31 @@ def _holder(folder: Path) -> str:
                 return name
         time.sleep(0.01)
     return "another process"
+
+
+@contextlib.contextmanager
+def marked(folder: Path) -> Iterator[Path]:
+    """Yield the absolute path of a file that is in a folder for a while: a machine that sees it shares the folder."""
+    # named as a temporary file of this process, so that `remove_orphans` finds that of a killed one
+    name = f".shared.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    mark = folder.absolute() / name
+    write_whole(mark, b"")
+    try:
+        yield mark
+    finally:
+        mark.unlink(missing_ok=True)
+
+
+def refuse_unshared(shards: Path, mark: Path | None = None) -> None:
+    """Raise `ResourceError` where this machine does not see the folder of the process that gave a command.
+
+    Parameters
+    ----------
+    shards : Path
+    mark : Path, optional
+        A file that the process has made there by `marked`. Without one, the process holds the folder's lock, so that
+        the file which names the holder is the mark.
+    """
+    if not (mark or shards / HOLDER).exists():
+        where, found = f"--shards {printable(shards)}", f"is not visible on node {socket.gethostname()}"
+        raise ResourceError(where, found, "put it on storage that all nodes share, or leave out --cluster")

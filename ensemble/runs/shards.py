@@ -10,6 +10,7 @@
 
 Names that begin with `_` are passed over by readers of Parquet folders. Every file is written whole. A part is a pure
 function of its list and of what its note says that it was made from, so that to compute one twice is harmless.
+The locks stay when all is done, because another process may still lock a shard.
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ PLAN_SCHEMA = 2
 
 LIST_AGAIN = "remove the folder and give the command again"
 """The remedy where the plan of a folder is damaged."""
+
+OTHER_VERSION = "finish it with that version, or give another folder as --shards"
+"""The remedy where another version of thera has begun a folder."""
 
 T = TypeVar("T")
 
@@ -116,6 +120,8 @@ class PartNote:
         How many images have each of `data.store.TRAITS`.
     labels : tuple of C ints
         How many images have each label; empty in a part of logits.
+    seen : int or None
+        How many images were in training; None in a part of labels, and in notes of former versions.
     """
 
     sha256: str
@@ -124,6 +130,7 @@ class PartNote:
     bad: dict[int, str] = field(default_factory=dict)
     traits: dict[str, int] = field(default_factory=dict)
     labels: tuple[int, ...] = ()
+    seen: int | None = None
 
 
 class Parts:
@@ -312,8 +319,23 @@ class ShardFolder:
     # --- what the parts are made from ---------------------------------------------------------------------------------
 
     def read_request(self, type_: type[T]) -> T | None:
-        """Return `_plan/request.json`; None where there is none."""
-        return self._read("request.json", type_)
+        """Return `_plan/request.json`; None where there is none.
+
+        Raises
+        ------
+        ArtifactError
+            It is damaged, or has other fields than `type_`: another version wrote it, whose logits may differ.
+        """
+
+        def of_this_version(content: dict[str, Any]) -> dict[str, Any]:
+            expected = {*type_.__dataclass_fields__}  # type: ignore[attr-defined]
+            if names := {*content} - {"schema", files.CONTENT_SHA256} ^ expected:
+                differing = ", ".join(map(printable, sorted(names)))
+                found = f"was begun by another version of thera (request.json differs in the fields {differing})"
+                raise ArtifactError(self.folder, found, OTHER_VERSION)
+            return content
+
+        return self._read("request.json", type_, of_this_version)
 
     def write_request(self, request: object) -> None:
         files.write_json(self._plan / "request.json", request)
@@ -325,9 +347,9 @@ class ShardFolder:
     def write_facts(self, facts: object) -> None:
         files.write_json(self._plan / "facts.json", facts)
 
-    def _read(self, name: str, type_: type[T]) -> T | None:
+    def _read(self, name: str, type_: type[T], migrate: files.Migrate | None = None) -> T | None:
         path = self._plan / name
-        return files.read_json(path, type_, LIST_AGAIN) if path.exists() else None
+        return files.read_json(path, type_, LIST_AGAIN, migrate) if path.exists() else None
 
     def claim(self, index: int) -> Path:
         """Return the folder whose lock is held by the process that computes a shard."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import pytest
 from simulated import Simulated, always, once, place_of, squares, total, when, wrong
-from tiny import listing, write_tiny
+from tiny import fails, listing, write_tiny
 
 from ensemble.cli import main
 from ensemble.cluster.display import Display, Report
@@ -298,10 +299,10 @@ def test_a_node_is_lost_while_it_computes_a_shard(
     given = ["predict", "--run", str(data / "local"), str(data / "new/img"), "--device", "cpu", "--shards"]
     with one_core():
         main([*given, str(tmp_path / "here")])
-    claims, node = tmp_path / "there/_claims", cluster.nodes[0]
+    claims, node = tmp_path / "shared/there/_claims", cluster.nodes[0]
     with when(lambda: list(claims.glob("*/.lock")), partial(cluster.kill, node)) as killed:
-        main([*given, str(tmp_path / "there"), "--cluster", cluster.address])
-    here, there = listing(tmp_path / "here"), listing(tmp_path / "there")
+        main([*given, str(tmp_path / "shared/there"), "--cluster", cluster.address])
+    here, there = listing(tmp_path / "here"), listing(tmp_path / "shared/there")
     parts = [name for name in here if name.endswith(".parquet") or "_done/" in name]
     assert killed and len(parts) == 6 * 5  # of 6 shards the list, and part and note of logits and labels
     assert {name: there[name] for name in parts} == {name: here[name] for name in parts}
@@ -324,11 +325,40 @@ def test_tars_are_listed_by_tasks(
     monkeypatch.setattr(
         ClusterPool, "run", lambda self, work, *rest: ran.append(work.__name__) or run(self, work, *rest)
     )
-    main([*given, str(tmp_path / "there"), "--cluster", cluster.address])
-    here, there = listing(tmp_path / "here"), listing(tmp_path / "there")
+    main([*given, str(tmp_path / "shared/there"), "--cluster", cluster.address])
+    here, there = listing(tmp_path / "here"), listing(tmp_path / "shared/there")
     assert ran[0] == "list_tar"
     plans = [{name: each[name] for name in each if name.startswith("_plan/")} for each in (here, there)]
     assert plans[0] == plans[1] and any(name.endswith(".parquet") for name in plans[0])
+
+
+@pytest.mark.parametrize("what", ["list_tar", "predict_shard"])
+def test_a_node_that_does_not_see_the_shards_is_refused(
+    what: str,
+    blind: Simulated,
+    data: Path,
+    local: dict[str, bytes],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It makes no folder and no lock there."""
+    images = [data / "new/img"]
+    if what == "list_tar":
+        images = [tmp_path / "0.tar", tmp_path / "1.tar"]
+        for path in images:
+            with tarfile.open(path, "w") as tar:
+                tar.add(data / "new/img/001.png", "001.png")
+        monkeypatch.setattr("ensemble.commands.shard_listing.PROCESSES_PAY", 0)
+    shards = tmp_path / "shards"
+    given = ["--run", data / "local", *images, "--device", "cpu", "--shards", shards, "--cluster", blind.address]
+    line = fails(capsys, 6, "predict", *given)
+    assert line == (
+        f"error: --shards {shards}: is not visible on node {socket.gethostname()}; put it on storage that all nodes "
+        "share, or leave out --cluster"
+    )
+    left = {name for name in listing(shards) if not name.startswith("_plan/list-")}
+    assert left == {".lock"} | ({"_plan/plan.json", "_plan/request.json"} if what == "predict_shard" else set())
 
 
 @pytest.mark.parametrize("command", ["train-member", "distil", "fit"])

@@ -1,4 +1,7 @@
-"""Loaded by the processes of a node that simulates one without a shared folder: it does not see files of the driver."""
+"""Loaded by the processes of a node that simulates one without a shared folder: it does not see files of the driver.
+
+The marks in a folder that is named `shared`, or below it, are visible: it stands for storage that this node does share.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ def _getsize_without_images(path: str) -> int:
 
 
 def _exists_without_marks(path: pathlib.Path) -> bool:
-    return not path.name.startswith(".shared.") and _exists(path)
+    is_mark = path.name.startswith((".shared.", ".lock.holder"))
+    return not (is_mark and "shared" not in path.parts) and _exists(path)
 
 
 if os.environ.get("THERA_TEST_BLIND"):  # where the tests are collected, this module is imported, too
