@@ -244,8 +244,7 @@ class ShardFolder:
 
     def _checked_schema(self, content: dict[str, Any]) -> dict[str, Any]:
         if content.get("plan_schema") != PLAN_SCHEMA:
-            remedy = "give another folder as --shards, or finish it with that version"
-            raise ArtifactError(printable(self.folder), "was begun by another version of thera", remedy)
+            raise ArtifactError(self.folder, "was begun by another version of thera", OTHER_VERSION)
         return content
 
     def listed_at(self) -> str:

@@ -10,9 +10,9 @@ process grew.
 
 After that it trains `--arch` with one thread for `--seconds` in a process of its own: from the first `--small` images,
 which the page cache can hold; from all images, with an empty page cache; from all images, with a page cache that is
-full, after the whole file was read once; and from the few again. Printed are images a second after the first tenth of the time, the processor time of an
-image, the greatest anonymous and mapped memory of the process (mapped files: more than at the first update), and the
-size of the page cache at the end.
+full, after the whole file was read once; and from the few again. Printed are images a second after the first tenth of
+the time, the processor time of an image, the greatest anonymous and mapped memory of the process (mapped files: more
+than at the first update), and the size of the page cache at the end.
 """
 
 from __future__ import annotations

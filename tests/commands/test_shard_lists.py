@@ -199,8 +199,8 @@ def test_a_folder_of_another_version_is_named_as_such(tmp_path: Path) -> None:
         del stored[name]
     rewrite_json(path, stored)
     assert refusal(tmp_path / "s", tmp_path / "data") == (
-        f"{tmp_path}/s: was begun by another version of thera; give another folder as --shards, or finish it with that "
-        "version"
+        f"{tmp_path}/s: was begun by another version of thera; finish it with that version, or give another folder as "
+        "--shards"
     )
 
 
