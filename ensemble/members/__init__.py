@@ -41,6 +41,7 @@ precision.py          number formats, and which of them a device computes correc
 plans.py              the plans (precision and kind of convolutions) that a device can compute
 probe.py              measures and checks the plans, and chooses and caches the fastest
 probe_updates.py      whole updates in a probe on a GPU: their speed, and whether a graph trains as launches do
+probe_timing.py       the timing of a probe: steps of several plans in turn
 probe_cache.py        the cache of the probe's results
 cpu/                  optional kernels that are faster on a CPU; without this folder everything still runs
 """

@@ -129,10 +129,12 @@ class GraphedUpdates:
             return self._plainly(learner, batch)
         if not self.is_ready or self._replays in LATER_CHECKS:
             return self._compared(learner, batch)
+        random = _random_state(learner.device)
         try:
             return self._replayed(batch)
         except Exception as error:  # CUDA may raise anything. An error of the device itself comes again.
             self._refuse_replay(learner, error)
+        _set_random_state(random, learner.device)  # also a launch that fails has moved it
         return self._plainly(learner, batch)
 
     # --- an update in tensors -----------------------------------------------------------------------------------------
@@ -226,12 +228,13 @@ class GraphedUpdates:
 
     def _replayed(self, batch: Batch) -> torch.Tensor:
         assert self._captured is not None and self._inputs is not None
+        loss = torch.empty_like(self._captured.loss)  # now: where something fails after the replay, it is made twice
         for static, given in zip(self._inputs, batch, strict=True):
             if static is not None and given is not None:
                 static.copy_(given, non_blocking=True)
         self._captured.replay()
         self._replays += 1
-        return self._captured.loss.clone()  # the next replay writes over it
+        return loss.copy_(self._captured.loss)  # the next replay writes over it
 
     def _refuse_replay(self, learner: Updated, error: Exception) -> None:
         reason = _reason(error)
@@ -439,6 +442,8 @@ def _forget_begun(learner: Updated) -> None:
 
 def _reason(error: BaseException) -> str:
     """Return the first line of the error that came first: ending a capture that failed raises another one."""
+    lacks_memory = is_out_of_device_memory(error)
     while error.__context__ is not None:
         error = error.__context__
-    return OUT_OF_DEVICE_MEMORY if is_out_of_device_memory(error) else first_line(error, 120)
+        lacks_memory |= is_out_of_device_memory(error)
+    return OUT_OF_DEVICE_MEMORY if lacks_memory else first_line(error, 120)

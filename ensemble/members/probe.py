@@ -6,22 +6,29 @@ in the same way again. `--precision` and `--convolutions` choose a plan without 
 
 from __future__ import annotations
 
-import time
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from ensemble.config import MemberConfig
-from ensemble.errors import OUT_OF_DEVICE_MEMORY, ConfigError, first_line, is_out_of_device_memory, printable
+from ensemble.errors import (
+    OUT_OF_DEVICE_MEMORY,
+    ConfigError,
+    OutOfDeviceMemory,
+    first_line,
+    is_out_of_device_memory,
+    printable,
+)
 from ensemble.members.backbones import Backbone, build
-from ensemble.members.devices import moved, synchronize
+from ensemble.members.devices import moved
 from ensemble.members.losses import focal_loss
 from ensemble.members.memory import release_cache, release_frames
 from ensemble.members.plans import REFERENCE, Phase, Plan, is_followed, possible_plans, prepare
 from ensemble.members.probe_cache import cache_file, compiler, machine, read_cache, write_cache
+from ensemble.members.probe_timing import ROUNDS, seconds_of, time_in_turn
 from ensemble.members.probe_updates import FIRST_STEPS, Updates, timed_updates, warmed_up
 from ensemble.progress import Bar, progress
 
@@ -33,18 +40,12 @@ CPU = torch.device("cpu")
 PROBED_IMAGES = 128
 """The largest batch that is timed, in images."""
 
-PROBE_ROUNDS = 3
-"""The number of timed batches of each plan; the median time is used."""
-
 PREPARED = {"compiled": "compiled", "graphed": "captured as a CUDA graph"}
 """The kinds of convolutions that need time before the first update, and what is done then."""
 
 LEAST_SPEEDUP = 1.05
 """Images per second that another plan must reach to be chosen, as a multiple of those of the simplest plan. A smaller
 difference is within the noise of a probe."""
-
-TOO_SLOW = 5.0
-"""A plan whose first timed batch takes this many times as long as the fastest plan's is not timed further."""
 
 PROBE_PAYS = 150
 """Batches of work from which a probe is made. A probe itself takes up to 24 batches; less work uses the simplest
@@ -143,8 +144,10 @@ def choose_plan(
         if not result.images_per_second:
             reason = next(iter(result.failed.values()), "it computes something else than the library")
             remedy = f"use --convolutions auto, or remove {printable(cache_file())} and try again"
-            done = PREPARED[plans[0].convolutions]
-            raise ConfigError(f"member {config.name}", f"cannot be {done} here: {reason}", remedy)
+            where, found = f"member {config.name}", f"cannot be {PREPARED[plans[0].convolutions]} here: {reason}"
+            if OUT_OF_DEVICE_MEMORY in reason:
+                raise OutOfDeviceMemory(where, found, "end other programs on the GPU, or use --convolutions auto")
+            raise ConfigError(where, found, remedy)
         return result.for_work(batches * config.batch_size)
     if len(plans) == 1 or batches < PROBE_PAYS:
         return plans[0]
@@ -199,18 +202,18 @@ def speed(
     threads: int,
     device: torch.device = CPU,
 ) -> float:
-    """Return the images per second of a network with one batch size: the median of `PROBE_ROUNDS`, after a warm-up."""
+    """Return the images per second of a network with one batch size: the median of `ROUNDS`, after a warm-up."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         with _isolated_random_state(device):
             if phase == "train" and device.type == "cuda":
                 updates = warmed_up(Updates(config, image_size, plan, batch, device))
-                return batch / float(np.median([_seconds(updates) for _ in range(PROBE_ROUNDS)]))
+                return batch / float(np.median([seconds_of(updates) for _ in range(ROUNDS)]))
             subject = _subject(config, image_size, plan, phase, batch, device)
             for _ in range(FIRST_STEPS if plan.convolutions == "compiled" else 1):
                 subject.step()
-            return batch / float(np.median([_seconds(subject) for _ in range(PROBE_ROUNDS)]))
+            return batch / float(np.median([seconds_of(subject) for _ in range(ROUNDS)]))
     finally:
         torch.set_num_threads(before)
 
@@ -262,7 +265,7 @@ def _measured(
     compared = [REFERENCE, *(Plan(plan.precision) for plan in plans), *apart]
     given = phase, batch, device, classes
     subjects = {plan: _subject(config, image_size, plan, *given) for plan in dict.fromkeys(compared)}
-    steps = len(subjects) + (phase == "train") + PROBE_ROUNDS * len(plans)
+    steps = len(subjects) + (phase == "train") + ROUNDS * len(plans)
     with progress(steps, f"probe {config.timm_name}", "batches") as bar:
         results, setup, failed = _first_steps(subjects, config.timm_name, bar)
         rounding = 0.0
@@ -272,20 +275,17 @@ def _measured(
             bar.advance()
         able = [plan for plan in apart if plan in results and is_followed(subjects[plan].network, plan)]
         sound = [plan for plan in able if _agrees(plan, results, TOLERANCES[phase], rounding)]
-        timed: dict[Plan, _Step] = {plan: subjects[plan] for plan in sound}
         if phase == "train" and (graphs or device.type == "cuda"):
             subjects.clear()
             results.clear()
-            updates, of_graphs, in_updates = timed_updates([*sound, *graphs], config, image_size, *given[1:])
-            setup, failed, timed = setup | of_graphs, failed | in_updates, dict(updates)
-            sound = [plan for plan in sound if plan in updates]
-        seconds = _timed(timed, bar)
-        for plan in graphs:
-            if plan in updates and (fault := updates[plan].fault):  # it may also fail while it is timed
-                failed[str(plan)] = fault
-                del seconds[plan]
-            if fault := failed.get(str(plan), ""):
-                bar.say(f"note: {config.timm_name}: no CUDA graph: {fault}")
+            seconds, of_graphs, in_updates = timed_updates([*sound, *graphs], config, image_size, *given[1:], bar)
+            setup, failed = setup | of_graphs, failed | in_updates
+            for name in map(str, graphs):
+                if name in in_updates:
+                    bar.say(f"note: {config.timm_name}: no CUDA graph: {in_updates[name]}")
+            sound = [plan for plan in sound if plan in seconds]
+        else:
+            seconds = time_in_turn({plan: subjects[plan] for plan in sound}, bar)
     speeds = {plan: batch / float(np.median(spent)) for plan, spent in seconds.items()}
     by_name = {str(plan): round(value, 1) for plan, value in speeds.items()}
     setup_seconds = {name: round(value, 1) for name, value in setup.items() if name in by_name}
@@ -306,7 +306,7 @@ def _first_steps(
         if plan.convolutions == "compiled":
             bar.note(f"compiling {name}")
             try:
-                setup[str(plan)] = sum(_seconds(subject) for _ in range(FIRST_STEPS))
+                setup[str(plan)] = sum(seconds_of(subject) for _ in range(FIRST_STEPS))
             except Exception as error:  # a compiler may raise anything, and it may be missing
                 if is_out_of_device_memory(error):
                     raise
@@ -316,25 +316,6 @@ def _first_steps(
         results[plan] = subject.step()
         bar.advance()
     return results, setup, failed
-
-
-def _timed(subjects: dict[Plan, _Step], bar: Bar) -> dict[Plan, list[float]]:
-    """Return the seconds of each plan's steps, taken in turn, so that other work slows all plans equally."""
-    seconds: dict[Plan, list[float]] = {plan: [] for plan in subjects}
-    too_slow: set[Plan] = set()
-    for _ in range(PROBE_ROUNDS):
-        for plan in (each for each in subjects if each not in too_slow):
-            seconds[plan].append(_seconds(subjects[plan]))
-            bar.advance()
-        fastest = min((of_plan[0] for of_plan in seconds.values()), default=0.0)
-        too_slow = {plan for plan in subjects if seconds[plan][0] > TOO_SLOW * fastest}
-    return seconds
-
-
-class _Step(Protocol):
-    """Work of which each step takes as long as the others."""
-
-    def step(self) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -396,12 +377,6 @@ def _subject(
     numbers = torch.arange(batch, device=device)
     labels = numbers % 8 > 0 if classes == 2 else numbers % classes
     return _Subject(prepare(network, plan), plan.dtype, pixels.to(device), labels, phase)
-
-
-def _seconds(subject: _Step) -> float:
-    started = time.perf_counter()
-    synchronize(subject.step().device)
-    return time.perf_counter() - started
 
 
 def _agrees(plan: Plan, results: dict[Plan, torch.Tensor], tolerance: float, rounding: float) -> bool:

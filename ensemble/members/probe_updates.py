@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,9 +19,11 @@ from ensemble.members.devices import synchronize
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.graphed import CHECKED_UPDATES, FIRST_UPDATES
 from ensemble.members.learner import begin
-from ensemble.members.memory import release_frames
+from ensemble.members.memory import release_cache, release_frames
 from ensemble.members.plans import Plan
+from ensemble.members.probe_timing import time_in_turn
 from ensemble.members.processes import MappedPixels
+from ensemble.progress import Bar
 
 FIRST_STEPS = 3
 """Steps of a compiled network that are not timed: the first compiles it, the next ones record a GPU's graphs."""
@@ -109,46 +112,68 @@ class Updates:
 
 
 def timed_updates(
-    plans: list[Plan], config: MemberConfig, image_size: int, batch: int, device: torch.device, classes: int = 2
-) -> tuple[dict[Plan, Updates], dict[str, float], dict[str, str]]:
-    """Return updates of several plans that are ready to be timed.
-
-    A graph is made before the others, so that none of these holds memory that it lacks.
+    plans: Sequence[Plan],
+    config: MemberConfig,
+    image_size: int,
+    batch: int,
+    device: torch.device,
+    classes: int,
+    bar: Bar,
+) -> tuple[dict[Plan, list[float]], dict[str, float], dict[str, str]]:
+    """Time whole updates of each plan, one plan after the other, so that none holds memory that another needs.
 
     Parameters
     ----------
-    plans : list of Plan
+    plans : sequence of Plan
     config, image_size, batch, device, classes
         As in `Updates`.
+    bar : Bar
+        Advanced by one for each timed update.
 
     Returns
     -------
-    updates : dict
-        By plan, without those that failed.
     seconds : dict
-        By the text of a plan with a graph, the seconds until it was ready.
+        By plan, those of its timed updates; without plans that failed.
+    setup : dict
+        By the text of a plan with a graph, the seconds until the graph was ready.
     failed : dict
         By the text of a plan with a graph or with a compiled network, why it is not to be used.
+
+    Raises
+    ------
+    Exception
+        The memory of the device does not suffice for updates without a graph.
     """
-    given = batch, device, classes
-    updates, seconds, failed = dict[Plan, Updates](), dict[str, float](), dict[str, str]()
-    for plan in sorted(plans, key=lambda plan: plan.convolutions != "graphed"):
-        name = str(plan)
+    seconds, setup, failed = dict[Plan, list[float]](), dict[str, float](), dict[str, str]()
+    for plan in plans:
+        release_cache(device)
+        updates, took, fault = _ready_updates(config, image_size, plan, batch, device, classes)
+        if updates is not None and not fault:
+            seconds |= time_in_turn({plan: updates}, bar)
+            fault = updates.fault  # a graph may also fail while it is timed
+        del updates
         if plan.convolutions == "graphed":
-            made, seconds[name], fault = graphed_updates(config, image_size, plan, *given)
-            if fault:
-                failed[name] = fault
-            else:
-                updates[plan] = made
-            continue
-        try:
-            updates[plan] = warmed_up(Updates(config, image_size, plan, *given))
-        except Exception as error:  # a compiler may raise anything
-            if plan.convolutions != "compiled" or is_out_of_device_memory(error):
-                raise
-            failed[name] = first_line(error)
-            release_frames(error)
-    return updates, seconds, failed
+            setup[str(plan)] = took
+        if fault:
+            failed[str(plan)] = fault
+            seconds.pop(plan, None)
+    return seconds, setup, failed
+
+
+def _ready_updates(
+    config: MemberConfig, image_size: int, plan: Plan, batch: int, device: torch.device, classes: int
+) -> tuple[Updates | None, float, str]:
+    """Return updates that are ready to be timed, the seconds that a graph took, and why the plan is not to be used."""
+    given = config, image_size, plan, batch, device, classes
+    if plan.convolutions == "graphed":
+        return graphed_updates(*given)
+    try:
+        return warmed_up(Updates(*given)), 0.0, ""
+    except Exception as error:  # a compiler may raise anything
+        if plan.convolutions != "compiled" or is_out_of_device_memory(error):
+            raise
+        release_frames(error)
+        return None, 0.0, first_line(error)
 
 
 def graphed_updates(

@@ -16,6 +16,7 @@ from recorded_graph import RecordedGraph, recorded
 
 import ensemble.members.probe as probing
 from ensemble.config import MemberConfig
+from ensemble.errors import ConfigError, OutOfDeviceMemory
 from ensemble.members import backbones, budget, graphed, learner, probe_cache, probe_updates
 from ensemble.members.fold_job import FoldJob
 from ensemble.members.graphed import CHECKED_UPDATES, FIRST_UPDATES, GraphedUpdates, State, compared
@@ -286,6 +287,38 @@ def test_an_update_that_fails_with_and_without_a_graph_is_an_error(
     assert calls[0] == FIRST_UPDATES + 4
 
 
+@pytest.mark.parametrize("moved", [True, False])
+def test_a_launch_that_fails_leaves_the_random_numbers(
+    graphs: list[RecordedGraph], monkeypatch: pytest.MonkeyPatch, moved: bool
+) -> None:
+    """A launch advances the generator before it can fail. Nothing is allocated between a replay and its end."""
+    replay = RecordedGraph.replay
+
+    def failing(self: RecordedGraph) -> None:
+        if self.replays == CHECKED_UPDATES + 2:
+            if moved:
+                torch.rand(1)
+            raise RuntimeError("CUDA error: launch failed")
+        replay(self)
+        monkeypatch.setattr(torch.Tensor, "clone", lambda *_: pytest.fail("allocates after a replay"))
+        monkeypatch.setattr(torch, "empty_like", lambda *_: pytest.fail("allocates after a replay"))
+
+    monkeypatch.setattr(RecordedGraph, "replay", failing)
+    clone, empty, replayed = torch.Tensor.clone, torch.empty_like, GraphedUpdates._replayed
+
+    def allowed_before(self: GraphedUpdates, batch: graphed.Batch) -> torch.Tensor:
+        loss = replayed(self, batch)
+        monkeypatch.setattr(torch.Tensor, "clone", clone)
+        monkeypatch.setattr(torch, "empty_like", empty)
+        return loss
+
+    monkeypatch.setattr(GraphedUpdates, "_replayed", allowed_before)
+    _, made = trained(job(), GRAPHED)
+    assert "cannot be replayed (CUDA error: launch failed)" in refused(made)
+    monkeypatch.setattr(graphed, "FIRST_UPDATES", math.inf)
+    same(made, trained(job(), GRAPHED)[1])
+
+
 def test_a_graph_that_goes_wrong_later_is_told_in_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its memory is overwritten after it has been checked, as by another user of the same memory."""
     replay, state = RecordedGraph.replay, {"made": 0}
@@ -442,7 +475,7 @@ def test_a_probe_takes_a_graph_that_agrees_and_is_faster(
 ) -> None:
     timed = dict(zip((EAGER, GRAPHED), seconds, strict=True))
     monkeypatch.setattr(
-        probing, "_timed", lambda subjects, bar: {plan: [timed[plan] for _ in range(3)] for plan in subjects}
+        probe_updates, "time_in_turn", lambda subjects, _: {plan: [timed[plan] for _ in range(3)] for plan in subjects}
     )
     before = torch.get_rng_state()
     result = probe(member(), 16, (EAGER, GRAPHED), "train", 1)
@@ -471,13 +504,14 @@ def test_a_probe_that_cannot_use_a_graph_says_why(
     if way == "training":
         monkeypatch.setattr(probe_updates.Updates, "weights", lambda self: torch.from_numpy(RNG.random(100)))
     if way == "timing":
-        timed = probing._timed
+        timed = probe_updates.time_in_turn
 
         def broken(subjects: Any, bar: Any) -> Any:
-            monkeypatch.setattr(RecordedGraph, "replay", failing)
+            if GRAPHED in subjects:
+                monkeypatch.setattr(RecordedGraph, "replay", failing)
             return timed(subjects, bar)
 
-        monkeypatch.setattr(probing, "_timed", broken)
+        monkeypatch.setattr(probe_updates, "time_in_turn", broken)
     result = probe(member(), 16, (EAGER, GRAPHED), "train", 1)
     assert list(result.images_per_second) == [str(EAGER)] and result.for_work(10**9) == EAGER
     expected = {
@@ -491,22 +525,29 @@ def test_a_probe_that_cannot_use_a_graph_says_why(
     assert expected in result.failed[str(GRAPHED)]
 
 
-def test_a_graph_is_made_before_other_plans_hold_memory(
+def test_no_plan_holds_memory_that_another_needs(
     graphs: list[RecordedGraph], cache: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fake GPU has memory for one training. A result that lacked memory is not kept for the next command."""
-    made, capture, alive = probe_updates.Updates.__init__, graphed.captured, weakref.WeakSet[Any]()
+    made, capture, alive = Learner.__init__, graphed.captured, weakref.WeakSet[Any]()
+    subject = probing._subject
 
     def noted(self: Any, *given: Any) -> None:
         alive.add(self)
         made(self, *given)
+
+    def kept(*given: Any) -> Any:
+        result = subject(*given)
+        alive.add(result.network)
+        return result
 
     def limited(*given: Any) -> graphed.Captured:
         if len(alive) > 1:
             raise RuntimeError("CUDA out of memory")
         return capture(*given)
 
-    monkeypatch.setattr(probe_updates.Updates, "__init__", noted)
+    monkeypatch.setattr(Learner, "__init__", noted)
+    monkeypatch.setattr(probing, "_subject", kept)
     monkeypatch.setattr(graphed, "captured", limited)
     assert probe(member(), 16, (EAGER, GRAPHED), "train", 1).failed == {}
     probe_cache.cache_file().unlink()
@@ -536,12 +577,26 @@ def test_a_compiled_network_that_fails_in_whole_updates_is_left_out(
 
 
 def test_a_graph_that_is_forced_and_impossible_is_refused(cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ensemble.errors import ConfigError
-
     monkeypatch.setattr(probing, "possible_plans", lambda *_: (GRAPHED,))
     monkeypatch.setattr(graphed, "captured", lambda *_: 1 / 0)
     with pytest.raises(ConfigError, match="member test_resnet: cannot be captured as a CUDA graph here: its updates"):
         probing.choose_plan(member(), CPU, 16, "train", 1, 1)
+
+
+def test_a_graph_that_is_forced_and_lacks_memory_is_an_error_of_memory(
+    cache: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(*_: Any) -> Any:
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        except torch.OutOfMemoryError:
+            raise KeyError("pool") from None
+
+    monkeypatch.setattr(probing, "possible_plans", lambda *_: (GRAPHED,))
+    monkeypatch.setattr(graphed, "captured", lacking)
+    with pytest.raises(OutOfDeviceMemory, match=r"here: its updates .* \(out of device memory\).*; end other programs"):
+        probing.choose_plan(member(), CPU, 16, "train", 1, 1)
+    assert not probe_cache.cache_file().exists()
 
 
 def test_the_memory_of_a_graph_counts_beside_that_of_a_prediction(

@@ -15,7 +15,7 @@ import torch
 import ensemble.members.probe as probing
 from ensemble.config import MemberConfig
 from ensemble.errors import TheraError
-from ensemble.members import backbones, plans, probe_cache
+from ensemble.members import backbones, plans, probe_cache, probe_timing
 from ensemble.members.plans import KINDS, Plan
 from ensemble.members.probe import PROBE_PAYS, Probe, choose_plan, probe
 
@@ -149,8 +149,8 @@ def test_another_plan_must_be_worth_it(
 ) -> None:
     """104 images a second are 1.04 times 100: the clock is a fake."""
     monkeypatch.setattr(probing, "LEAST_SPEEDUP", worth)
-    ticks = iter([0.0, 0.16, 0.0, 0.16 / 1.04] * probing.PROBE_ROUNDS)
-    monkeypatch.setattr(probing.time, "perf_counter", lambda: next(ticks))
+    ticks = iter([0.0, 0.16, 0.0, 0.16 / 1.04] * probe_timing.ROUNDS)
+    monkeypatch.setattr(probe_timing.time, "perf_counter", lambda: next(ticks))
     result = probe(member(), 32, (NATIVE, HALF), "predict", 1)
     assert result == Probe(chosen, {"fp32 native": 100.0, "bf16 native": 104.0})
 
@@ -161,9 +161,9 @@ def test_a_plan_that_takes_many_times_as_long_is_clocked_once(
 ) -> None:
     """Five times 0.16 s are 0.8: above, one batch is all that is known of it; below, the later ones count."""
     later = [0.16, 0.08] if first < 0.8 else [0.16]
-    spent = [0.16, first, *later * (probing.PROBE_ROUNDS - 1)]
+    spent = [0.16, first, *later * (probe_timing.ROUNDS - 1)]
     ticks = iter([tick for seconds in spent for tick in (0.0, seconds)])
-    monkeypatch.setattr(probing.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(probe_timing.time, "perf_counter", lambda: next(ticks))
     result = probe(member(), 32, (NATIVE, HALF), "predict", 1)
     assert result == Probe(
         chosen, {"fp32 native": 100.0, "bf16 native": 200.0 if first < 0.8 else round(16 / first, 1)}
