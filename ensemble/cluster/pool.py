@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -296,4 +297,6 @@ def _subject(call: tuple[Any, ...]) -> Subject:
             job = task.job
             what = f"fold {job.fold}" + ("" if job.part is None else f" part {job.part}")
             return Subject(job.config.name, what, job.images + len(task.held_out) * len(task.views))
+        case [Path(), _, _, Path() as shards, int() as index, *_]:
+            return Subject(printable(shards.name), f"shard {index}", 1)
     return Subject("job", printable(str(call))[:40], 1)

@@ -51,9 +51,13 @@ if TYPE_CHECKING:
 OTHERS_S = 2.0
 """Seconds between two looks at shards that other processes compute."""
 
-COMPUTED_AT_MOST = 2
+ATTEMPTS = 2
 """How often a shard is computed. A part that another process removes or damages is made again; where the second one is
 not what was written either, the storage fails."""
+
+VISIBLE_WITHIN_S = 60.0
+"""How long a shared folder may hide the last part that another machine has written: an NFS client asks the server again
+after at most so long."""
 
 
 def predict_shards(
@@ -98,6 +102,7 @@ def predict_shards(
     from ensemble.cluster.resources import resources_of
 
     resources = resources_of(compute, say)
+    _refuse_unlike_gpus(resources)
     plan = planned(folder, config, facts, resources, say)
     out = config.out
     if out is not None:
@@ -134,6 +139,16 @@ def _checked(by: LabelledBy, config: PredictConfig, compute: ComputeConfig) -> R
     run = Run(by.run)
     run.refuse_targets()
     return run
+
+
+def _refuse_unlike_gpus(resources: Resources) -> None:
+    from ensemble.members.machine_facts import hardware_of
+
+    models = {hardware_of(gpu)["GPU"]: gpu for gpu in reversed(resources.gpus)}
+    if len(models) > 1:
+        named = ", ".join(f"{gpu} is {printable(model)}" for model, gpu in models.items())
+        problem = f"names GPUs of several models ({named}), whose logits differ in their last digits"
+        raise ConfigError("--device", problem, f"give one, such as --device {resources.gpus[0]}")
 
 
 def _requested(
@@ -285,7 +300,7 @@ def _all_done(
     Raises
     ------
     ResourceError
-        A part was computed twice, and both times it was missing or another file when it was read.
+        A part was to be computed twice, and then it was missing or another file when it was read.
     """
     computed = Counter[int]()
     while True:
@@ -293,13 +308,25 @@ def _all_done(
         missing = [index for index, of_shard in enumerate(notes) if of_shard is None]
         if not missing:
             return [of_shard for of_shard in notes if of_shard is not None]
-        if failed := [index for index in missing if computed[index] == COMPUTED_AT_MOST]:
-            problem = f"was computed {COMPUTED_AT_MOST} times, and is not what was written when it is read"
+        failed = [index for index in missing if computed[index] == ATTEMPTS]
+        if failed and not _is_seen(failed, note):
+            problem = f"is missing, or not what was written, after {ATTEMPTS} attempts"
             raise ResourceError(parts.path(failed[0]), problem, "check the storage; the same command goes on")
         with progress(plan.n * passes, what, unit) as bar:
             bar.skip(passes * (plan.n - sum(len(plan.images_in(index)) for index in missing)))
             _compute_missing(folder, missing, note, compute, bar)
         computed.update(missing)
+
+
+def _is_seen(indices: Sequence[int], note: Callable[..., PartNote | None]) -> bool:
+    """Return whether the parts of all these shards appear within `VISIBLE_WITHIN_S`."""
+    until = time.monotonic() + VISIBLE_WITHIN_S
+    while missing := [index for index in indices if note(index) is None]:
+        if time.monotonic() > until:
+            return False
+        indices = missing
+        time.sleep(OTHERS_S)
+    return True
 
 
 def _compute_missing(

@@ -138,18 +138,13 @@ def counted(folder: ShardFolder, facts: Facts, logits: Sequence[PartNote], label
     """
     counts = np.sum([note.labels for note in labels], axis=0)
     shares = (counts / counts.sum()).tolist()
-    seen = sum(_seen(folder, index) if note.seen is None else note.seen for index, note in enumerate(logits))
+    seen = sum(note.seen or 0 for note in logits)
     if isinstance(facts, PredictionFacts):
         facts = replace(facts, share_of_label_0=shares[0], seen_in_training=seen)
     else:
         facts = replace(facts, shares=tuple(shares), seen_in_training=seen)
     folder.write_facts(facts)
     return facts
-
-
-def _seen(folder: ShardFolder, index: int) -> int:
-    """Return how many images of a shard were seen in training, from its logits: former versions noted no count."""
-    return int(np.count_nonzero(folder.logits.read(index, ["seen"]).column("seen").to_numpy()))
 
 
 # --- the label file ---------------------------------------------------------------------------------------------------

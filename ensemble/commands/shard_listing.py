@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ensemble.data.input_files import InputFile
+from ensemble.data.input_files import LIST_WHEN_COMPLETE, InputFile
 from ensemble.data.shard_lists import ListedArchive, first_added, found_in, list_images
 from ensemble.data.tars import TarImage, images_of_tar
 from ensemble.errors import ArtifactError, printable
@@ -52,8 +52,8 @@ def planned(folder: ShardFolder, config: PredictConfig, facts: RunFacts, resourc
     given = {"images": list(images), "follow-links": config.follow_links}
     stored = {"images": list(plan.images), "follow-links": plan.follow_links}
     refuse_differences(folder.folder, stored, given, "give another folder as --shards")
-    _refuse_changed_inputs(folder, plan, config)
     if not is_new:
+        _refuse_changed_inputs(folder, plan, config)
         is_searched_once = plan.plain_files and not plan.from_manifest
         later = "; files that were added later are not in the list" if is_searched_once else ""
         say(f"note: the images were listed at {folder.listed_at()}{later}")
@@ -138,6 +138,6 @@ def list_tar(tar: InputFile, path: Path, bar: Progress) -> None:
 
     def images() -> Iterator[TarImage]:
         yield from images_of_tar(Path(tar.path))
-        tar.check()
+        tar.check(LIST_WHEN_COMPLETE)
 
     write_tar_list(path, images(), bar.advance)

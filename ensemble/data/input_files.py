@@ -17,6 +17,10 @@ RESTORE_CONTENT = "restore it, or give another folder as --shards"
 """The remedy where a file is missing, or a manifest has another content than the listed one."""
 
 
+LIST_WHEN_COMPLETE = "give the same command again once the file is complete"
+"""The remedy where a file is changed while it is listed."""
+
+
 @dataclass(frozen=True)
 class InputFile:
     """An archive or a manifest as it was when its images were listed.
@@ -47,21 +51,24 @@ class InputFile:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return cls(os.path.abspath(path), facts.st_size, facts.st_mtime_ns, sha256)
 
-    def check(self) -> None:
-        """Raise `ArtifactError` unless the file is there and has the hash, or else the size and time, that it had."""
+    def check(self, remedy: str = "") -> None:
+        """Raise `ArtifactError` unless the file is there and has the hash, or else the size and time, that it had.
+
+        The remedy is by default to restore it.
+        """
         where = printable(self.path)
         try:
             now = InputFile.of(Path(self.path), hashed=bool(self.sha256))
         except OSError as error:
             problem = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-            raise ArtifactError(where, f"{problem}, but was listed", RESTORE_CONTENT) from None
+            raise ArtifactError(where, f"{problem}, but was listed", remedy or RESTORE_CONTENT) from None
         if now.sha256 != self.sha256:
-            raise ArtifactError(where, "was changed after it was listed (its hash differs)", RESTORE_CONTENT)
+            raise ArtifactError(where, "was changed after it was listed (its hash differs)", remedy or RESTORE_CONTENT)
         if not self.sha256:
-            check_unchanged(where, (self.size, self.mtime_ns), (now.size, now.mtime_ns))
+            check_unchanged(where, (self.size, self.mtime_ns), (now.size, now.mtime_ns), remedy)
 
 
-def check_unchanged(where: str, before: tuple[int, int], now: tuple[int, int]) -> None:
+def check_unchanged(where: str, before: tuple[int, int], now: tuple[int, int], remedy: str = "") -> None:
     """Raise `ArtifactError` unless an archive has the size and the time of modification that it had when listed.
 
     Parameters
@@ -70,13 +77,15 @@ def check_unchanged(where: str, before: tuple[int, int], now: tuple[int, int]) -
         The archive, for messages.
     before, now : (int, int)
         Its size and time, as in `InputFile`.
+    remedy : str
+        By default, to restore it.
     """
     problem = "was changed after it was listed"
     if now[0] != before[0]:
-        raise ArtifactError(where, f"{problem}: it had {before[0]} bytes and has {now[0]}", RESTORE)
+        raise ArtifactError(where, f"{problem}: it had {before[0]} bytes and has {now[0]}", remedy or RESTORE)
     if now[1] != before[1]:
         times = f"it was modified at {_time(before[1])} and then at {_time(now[1])}"
-        raise ArtifactError(where, f"{problem}: {times}", RESTORE)
+        raise ArtifactError(where, f"{problem}: {times}", remedy or RESTORE)
 
 
 def _time(ns: int) -> str:

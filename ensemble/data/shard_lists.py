@@ -32,7 +32,7 @@ from ensemble.data.manifest import completed_path
 from ensemble.data.source import is_manifest, open_unlabelled
 from ensemble.data.tables import PATH, Columns, Numbered, csv_stream, parquet_stream, read_columns
 from ensemble.data.tars import TarImage, images_of_tar, is_compressed_tar, read_tar_image
-from ensemble.errors import DataError, printable, some
+from ensemble.errors import DataError, ResourceError, printable, some
 from ensemble.predict_config import PredictConfig
 
 OPEN_ARCHIVES = 4
@@ -218,7 +218,8 @@ def first_added(config: PredictConfig, listed: Collection[str]) -> str | None:
             found = (each.name for each in _walk(path, config.follow_links, []))
             now = (os.path.abspath(path / name) for name in found)
         else:
-            now = (os.path.abspath(name) for name in (_matches(path) if _is_glob(path) else []))
+            named = _matches(path) if _is_glob(path) else []
+            now = (os.path.abspath(each) for each in named if _is_archive(each) or is_image(each.name))
         if added := next((name for name in now if name not in listed), None):
             return added
     return None
@@ -378,13 +379,15 @@ class EntryReader:
         ------
         DataError
             An archive cannot be opened.
+        ArtifactError
+            An archive is missing or is not the one that was listed.
         """
-        needed = dict.fromkeys(entry.archive for entry in entries if entry.archive)
+        needed = {entry.archive: entry for entry in entries if entry.archive}
         for name in [name for name in self._archives if name not in needed]:
             self._archives.pop(name).close()
         for name in needed:
             if name not in self._archives:
-                self._archives[name] = _OpenArchive(Path(os.path.join(self._root, name)))
+                self._archives[name] = _OpenArchive(Path(os.path.join(self._root, name)), needed[name])
         return [functools.partial(self._read, entry) for entry in entries]
 
     def _read(self, entry: Entry) -> bytes:
@@ -402,10 +405,11 @@ class EntryReader:
 
 
 class _OpenArchive:
-    """A tar or zip that is open for reading."""
+    """A tar or zip that is open for reading; one of its entries says what it was when it was listed."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, entry: Entry) -> None:
         self._where = printable(path)
+        InputFile(str(path), entry.archive_size, entry.archive_mtime_ns).check()
         with reading(self._where):
             self._zip: Archive | None = open_archive(path) if _is_zip(path) else None
             if self._zip is None:
@@ -421,10 +425,13 @@ class _OpenArchive:
         try:
             return self._read(entry)
         finally:
-            with reading(self._where):
+            try:
                 facts = os.fstat(self._file)
-                before = (entry.archive_size, entry.archive_mtime_ns)
-                check_unchanged(self._where, before, (facts.st_size, facts.st_mtime_ns))
+            except OSError as error:  # that of a file on a server may be gone; it says nothing about the image
+                problem = f"cannot be read ({error.strerror})"
+                raise ResourceError(self._where, problem, "the same command goes on once it can") from None
+            before = (entry.archive_size, entry.archive_mtime_ns)
+            check_unchanged(self._where, before, (facts.st_size, facts.st_mtime_ns))
 
     def _read(self, entry: Entry) -> bytes:
         if self._zip is not None:

@@ -126,8 +126,8 @@ def _holder(folder: Path) -> str:
 @contextlib.contextmanager
 def marked(folder: Path) -> Iterator[Path]:
     """Yield the absolute path of a file that is in a folder for a while: a machine that sees it shares the folder."""
-    # named as a temporary file of this process, so that `remove_orphans` finds that of a killed one
-    name = f".shared.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    # `remove_orphans` must not take it for that of a killed process: containers may share a host name, but no pids
+    name = f".shared.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
     mark = folder.absolute() / name
     write_whole(mark, b"")
     try:
@@ -146,6 +146,6 @@ def refuse_unshared(shards: Path, mark: Path | None = None) -> None:
         A file that the process has made there by `marked`. Without one, the process holds the folder's lock, so that
         the file which names the holder is the mark.
     """
-    if not (mark or shards / HOLDER).exists():
+    if not os.path.exists(mark or shards / HOLDER):
         where, found = f"--shards {printable(shards)}", f"is not visible on node {socket.gethostname()}"
         raise ResourceError(where, found, "put it on storage that all nodes share, or leave out --cluster")

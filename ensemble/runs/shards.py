@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from ensemble.data.dataset import is_numbered
-from ensemble.data.input_files import InputFile
+from ensemble.data.input_files import LIST_WHEN_COMPLETE, InputFile
 from ensemble.data.shard_lists import Entry, ImageList
 from ensemble.errors import ArtifactError, ConfigError, DataError, printable
 from ensemble.progress import Bar, Say, silent
@@ -121,7 +121,7 @@ class PartNote:
     labels : tuple of C ints
         How many images have each label; empty in a part of logits.
     seen : int or None
-        How many images were in training; None in a part of labels, and in notes of former versions.
+        How many images were in training; None in a part of labels.
     """
 
     sha256: str
@@ -261,6 +261,8 @@ class ShardFolder:
         ------
         DataError
             There are no images, they cannot be listed, or a name is not UTF-8, as names in Parquet files must be.
+        ArtifactError
+            An archive or the manifest is changed meanwhile. There is no plan then.
         """
         hashes, n, plain_files, numbered, rows = list[str](), 0, 0, True, rows or ROWS
         while shard := list(islice(listed.entries, rows)):
@@ -273,6 +275,8 @@ class ShardFolder:
             bar.advance(len(shard))
         if not n:
             raise DataError(listed.where, "holds no images", "name the folder that does")
+        for file in listed.inputs:
+            file.check(LIST_WHEN_COMPLETE)
         inputs = _columns(list(dict.fromkeys(listed.inputs)), InputFile)
         _refuse_other_than_utf8(inputs["path"])
         plan = ShardPlan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -21,7 +22,7 @@ from ensemble.commands import shard_listing
 from ensemble.config import ComputeConfig
 from ensemble.data.shard_lists import EntryReader
 from ensemble.data.tars import TarImage
-from ensemble.errors import ArtifactError
+from ensemble.errors import ArtifactError, ResourceError
 from ensemble.members.parallel import Resources
 from ensemble.predict_config import PredictConfig
 from ensemble.runs.shards import ShardFolder, ShardPlan
@@ -185,10 +186,55 @@ def test_an_archive_that_is_changed_while_it_is_read_gives_no_image(tmp_path: Pa
         facts = path.stat()
         write(path, {"1.png": b"two", "2.png": b"one"})
         os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns + 1))
-        reads = reads or reader.prepare(entries)
         with pytest.raises(ArtifactError, match=rf"a\.{kind}: was changed after it was listed"):
-            reads[0]()
-        assert reads[2]() == b"one"
+            (reads or reader.prepare(entries))[0]()
+        assert not reads or reads[2]() == b"one"
+    path.unlink()
+    with EntryReader(plan.root) as reader, pytest.raises(ArtifactError, match=rf"a\.{kind}: is missing, but was"):
+        reader.prepare(entries)
+
+
+def test_an_archive_that_cannot_be_read_is_no_image_that_cannot_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system's error of a file on a server that was replaced there: `--on-bad skip` must not leave images out."""
+    plan, _ = started(tmp_path / "s", write_tars(tmp_path / "data"))
+
+    def stale(*_: Any) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with EntryReader(plan.root) as reader:
+        read, *_ = reader.prepare(ShardFolder(tmp_path / "s").read_list(plan, 0))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pread", stale)
+            patch.setattr(os, "fstat", stale)
+            with pytest.raises(ResourceError, match=r"0\.tar: cannot be read \(Stale file handle\); the same command"):
+                read()
+
+
+def test_an_archive_that_is_changed_while_it_is_listed_leaves_no_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, images_of_tar = write_tars(tmp_path / "data"), shard_listing.images_of_tar
+
+    def growing(tar: Path) -> Iterator[TarImage]:
+        yield from images_of_tar(tar)
+        if tar.name == "1.tar":
+            write_tar(tar, {"other.png": bytes(20_000)})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_listing, "images_of_tar", growing)
+        with pytest.raises(ArtifactError, match=r"1\.tar: was changed .*; give the same command again once the file"):
+            started(tmp_path / "s", images)
+    assert started(tmp_path / "s", images)[0].n == 5
+
+
+def test_files_that_are_no_images_may_be_added_to_what_a_glob_names(tmp_path: Path) -> None:
+    write_tars(tmp_path / "data")
+    plan, _ = started(tmp_path / "s", tmp_path / "data/*")
+    for name in ("label_val.txt", "0.tar.idx"):
+        (tmp_path / "data" / name).write_text("1\n")
+    assert started(tmp_path / "s", tmp_path / "data/*")[0] == plan
 
 
 def test_a_folder_of_another_version_is_named_as_such(tmp_path: Path) -> None:
