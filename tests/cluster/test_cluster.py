@@ -304,7 +304,7 @@ def test_a_node_is_lost_while_it_computes_a_shard(
         main([*given, str(tmp_path / "shared/there"), "--cluster", cluster.address])
     here, there = listing(tmp_path / "here"), listing(tmp_path / "shared/there")
     parts = [name for name in here if name.endswith(".parquet") or "_done/" in name]
-    assert killed and len(parts) == 6 * 5  # of 6 shards the list, and part and note of logits and labels
+    assert killed and len(parts) == 6 * 5 + 1  # of 6 shards the list, and part and note of logits and labels; inputs
     assert {name: there[name] for name in parts} == {name: here[name] for name in parts}
 
 
