@@ -145,16 +145,16 @@ class RefitRule:
         """
         merged = summed(self.merged_row, self._near[0].code.size, weights)
         of_all_rows = weights if of_all_rows is None else of_all_rows
-        found = self._at_best(0, merged, of_all_rows)
+        found = self._found(0, merged, of_all_rows)
         threshold, true, errors, drawn = found[:, 0], found[:, 1:3], found[:, 3:5], found[:, 5:]
         if self._splits:
             errors = np.zeros_like(errors)
         for j in range(len(self._splits)):
-            errors += self._at_best(j + 1, merged, of_all_rows)[:, 3:5]
+            errors += self._found(j + 1, merged, of_all_rows)[:, 3:5]
         return threshold, errors / drawn, true
 
-    def _at_best(self, j: int, merged: Floats, of_all_rows: Floats) -> Floats:
-        """Return what `_at_best` returns of the cuts j; see `_every_cut`."""
+    def _found(self, j: int, merged: Floats, of_all_rows: Floats) -> Floats:
+        """Return the columns of `_at_best`, (b, 7), of score j (as in `_every_cut`), from all cuts where needed."""
         found, unknown = _at_best(self._near[j], merged)
         if unknown.any():
             found[unknown], _ = _at_best(self._every_cut(j), of_all_rows[unknown])

@@ -35,7 +35,7 @@ def stacked_logits(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.
     run = Run(folder)
     decision, table = fit_stacker_command.read_decisions(run).tta, run.read_folds()
     members, apply = decision.stacker.members, decision.stacker.apply
-    oof = fit_stacker_command.all_oof_logits(run, table, members).mean(axis=2)
+    oof = run.oof_logits(members, table).mean(axis=2)
 
     def of_fold(member: str, fold: int) -> np.ndarray:
         path = run.folder / "predictions" / name / "logits" / member / f"fold-{fold}.csv"

@@ -275,8 +275,8 @@ def test_all_images_that_were_seen_in_training_are_counted(
     predict(world, done, "--combine", "vote")
     assert decided[0] < KNOWN, "the drawn images have fewer"
     assert seen_in(done) == KNOWN
-    told, said = capsys.readouterr()
-    assert f"whether they differ from the training images: {N}." in told and "made again" not in said
+    out, err = capsys.readouterr()
+    assert f"whether they differ from the training images: {N}." in out and "made again" not in err
 
 
 def test_the_pilot_is_drawn_without_a_number_for_each_image(monkeypatch: pytest.MonkeyPatch) -> None:
